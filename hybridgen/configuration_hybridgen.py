@@ -1,0 +1,213 @@
+"""Configurations: one class for the model, one for each path that needs its own. A path exists if its config exists.
+
+Nothing here switches on strings, and every check across fields stands here, so that an impossible model is refused
+before any weight is made. The fact a newcomer gets wrong: the VAE and the VQ tokenizer are not part of the model.
+`vq_config` and `diffusion_config` describe what the backbone reads and predicts; codecs are components of the pipeline.
+"""
+
+from typing import ClassVar
+
+from transformers import AutoConfig, PreTrainedConfig
+
+PREDICTION_TYPES = ("velocity", "epsilon", "sample", "v_prediction")
+NOISE_SCHEDULES = ("flow", "cosine", "linear")
+
+
+def _one_of(name: str, value, allowed: tuple) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, allowed))}")
+
+
+def _positive(config, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{type(config).__name__}.{name} is {value!r}; it must be an integer of at least 1")
+
+
+class HybridGenDiffusionConfig(PreTrainedConfig):
+    """The diffusion path: clean images read at t = 0, images written by denoising.
+
+    Args:
+        in_channels: channels of a latent (3 for pixels).
+        patch_size: side of a patch, in latents (pixels where there is no VAE).
+        sample_size: side of the default image, in latents.
+        prediction_type: what the head predicts: `velocity` (flow matching, noise - x0), `epsilon`, `sample` (x0), or
+            `v_prediction` (Salimans & Ho 2022, for cosine and linear schedules).
+        noise_schedule: `flow` (x = (1 - s) x0 + s noise, timestep = 1000 s), or the DDPM schedules `cosine`
+            (squaredcos_cap_v2) and `linear` (scaled as in DDPM), as diffusers numbers them.
+        num_train_timesteps: the range of the timestep that the model is told.
+        bidirectional: tokens of one image see each other (Transfusion) or only what came before (JanusFlow).
+        frequency_embedding_size: width of the sinusoid under the timestep MLP (DiT: 256).
+    """
+
+    model_type = "hybridgen_diffusion"
+    base_config_key = "diffusion_config"
+
+    in_channels: int = 3
+    patch_size: int = 2
+    sample_size: int = 32
+    prediction_type: str = "velocity"
+    noise_schedule: str = "flow"
+    num_train_timesteps: int = 1000
+    bidirectional: bool = True
+    frequency_embedding_size: int = 256
+
+    def __post_init__(self, **kwargs):
+        _positive(self, "in_channels", "patch_size", "sample_size", "num_train_timesteps", "frequency_embedding_size")
+        _one_of("diffusion_config.prediction_type", self.prediction_type, PREDICTION_TYPES)
+        _one_of("diffusion_config.noise_schedule", self.noise_schedule, NOISE_SCHEDULES)
+        if (self.noise_schedule == "flow") == (self.prediction_type == "v_prediction"):
+            if self.noise_schedule == "flow":
+                raise ValueError("v_prediction belongs to the cosine and linear schedules; with flow say 'velocity'")
+        if self.noise_schedule != "flow" and self.prediction_type == "velocity":
+            raise ValueError(f"velocity belongs to noise_schedule 'flow'; with {self.noise_schedule!r} say 'v_prediction'")
+        if self.sample_size % self.patch_size:
+            raise ValueError(
+                f"diffusion_config.sample_size {self.sample_size} is not divisible by patch_size {self.patch_size}"
+            )
+        super().__post_init__(**kwargs)
+
+
+class HybridGenVQConfig(PreTrainedConfig):
+    """The vq path, in Janus' shape and names: code embeddings -> aligner -> backbone -> head over the codebook.
+
+    Args:
+        num_embeddings: number of codes of the tokenizer.
+        embed_dim: width of the path's own embedding table (not the tokenizer's codebook).
+        projection_dim: width of the aligner and of the head's hidden layer; None = the backbone's.
+        num_hidden_layers: linear layers of the aligner.
+        hidden_act: activation between them.
+        image_token_embed_dim: width of the backbone; None = taken from `text_config`.
+        sample_size: codes along one side of the default image.
+    """
+
+    model_type = "hybridgen_vq"
+    base_config_key = "vq_config"
+
+    num_embeddings: int = 16384
+    embed_dim: int = 8
+    projection_dim: int | None = None
+    num_hidden_layers: int = 2
+    hidden_act: str = "gelu"
+    image_token_embed_dim: int | None = None
+    sample_size: int = 24
+
+    def __post_init__(self, **kwargs):
+        _positive(self, "num_embeddings", "embed_dim", "num_hidden_layers", "sample_size")
+        super().__post_init__(**kwargs)
+
+
+class HybridGenConfig(PreTrainedConfig):
+    """A hybrid model: one decoder of transformers, and the paths whose configs are given.
+
+    Args:
+        text_config: any decoder that `AutoModel` knows (Qwen3, Llama, Qwen3-MoE, Llama 4 text, ...).
+        vision_config: the understanding path's tower (SigLIP, SigLIP 2, Janus' vision model); None = no such path.
+        diffusion_config: see `HybridGenDiffusionConfig`; None = no such path.
+        vq_config: see `HybridGenVQConfig`; None = no such path.
+        image_token_id, diffusion_token_id, vq_token_id: placeholders, one a path, where image tokens stand.
+        begin_image_token_id, end_image_token_id: frame every image.
+        understanding_bidirectional: tokens of an image on the understanding path see each other (Janus: no).
+        aligner_depth, aligner_hidden_act: the understanding aligner's linear layers and activation (Janus: 2, gelu).
+        tie_word_embeddings: one matrix for text embeddings and head; None = as `text_config` says.
+    """
+
+    model_type = "hybridgen"
+    sub_configs: ClassVar[dict] = {
+        "text_config": AutoConfig,
+        "vision_config": AutoConfig,
+        "diffusion_config": HybridGenDiffusionConfig,
+        "vq_config": HybridGenVQConfig,
+    }
+
+    text_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | PreTrainedConfig | None = None
+    diffusion_config: dict | PreTrainedConfig | None = None
+    vq_config: dict | PreTrainedConfig | None = None
+    image_token_id: int | None = None
+    diffusion_token_id: int | None = None
+    vq_token_id: int | None = None
+    begin_image_token_id: int | None = None
+    end_image_token_id: int | None = None
+    understanding_bidirectional: bool = False
+    aligner_depth: int = 2
+    aligner_hidden_act: str = "gelu"
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool | None = None
+
+    def __post_init__(self, **kwargs):
+        self.text_config = _sub_config(self.text_config or {}, "qwen3")
+        self.vision_config = _sub_config(self.vision_config, "siglip_vision_model")
+        self.diffusion_config = _own_config(self.diffusion_config, HybridGenDiffusionConfig)
+        self.vq_config = _own_config(self.vq_config, HybridGenVQConfig)
+        if self.vq_config is not None:
+            self.vq_config.image_token_embed_dim = self.vq_config.image_token_embed_dim or self.text_config.hidden_size
+            self.vq_config.projection_dim = self.vq_config.projection_dim or self.text_config.hidden_size
+        if self.tie_word_embeddings is None:
+            self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
+        self._check()
+        super().__post_init__(**kwargs)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths this model has, in the order of `layout.PATHS`."""
+        given = {"understanding": self.vision_config, "diffusion": self.diffusion_config, "vq": self.vq_config}
+        return tuple(name for name, config in given.items() if config is not None)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.text_config.vocab_size
+
+    def placeholder(self, path: str) -> int:
+        """The placeholder id of a path. Raises ValueError if the model does not have it."""
+        require_path(self.paths, path)
+        return {
+            "understanding": self.image_token_id,
+            "diffusion": self.diffusion_token_id,
+            "vq": self.vq_token_id,
+        }[path]
+
+    def is_bidirectional(self, path: str) -> bool:
+        """Whether the tokens of an image on this path see each other."""
+        if path == "understanding":
+            return self.understanding_bidirectional
+        return path == "diffusion" and self.diffusion_config.bidirectional
+
+    def _check(self) -> None:
+        _positive(self, "aligner_depth")
+        width = self.text_config.hidden_size
+        if self.vq_config is not None and self.vq_config.image_token_embed_dim != width:
+            raise ValueError(
+                f"vq_config.image_token_embed_dim {self.vq_config.image_token_embed_dim} is not the backbone's "
+                f"hidden_size {width}; leave it out to follow the backbone"
+            )
+        if self.vq_config is not None and self.vq_config.projection_dim != width:
+            raise ValueError(
+                f"vq_config.projection_dim {self.vq_config.projection_dim} is not the backbone's hidden_size {width}: "
+                "the aligner writes into the backbone; leave it out to follow it"
+            )
+        if self.diffusion_config is not None and width % 4:
+            raise ValueError(f"the diffusion path's position table needs a hidden_size divisible by 4, not {width}")
+        names = ("image_token_id", "diffusion_token_id", "vq_token_id")
+        ids = [getattr(self, name) for name in names if getattr(self, name) is not None]
+        if len(ids) != len(set(ids)):
+            shown = ", ".join(f"{name} {getattr(self, name)}" for name in names)
+            raise ValueError(f"each path needs a placeholder of its own, but the ids repeat: {shown}")
+
+
+def require_path(paths: tuple[str, ...], path: str) -> None:
+    """Raises ValueError, naming the paths there are, when `path` is not among them."""
+    if path not in paths:
+        raise ValueError(f"no path {path!r} here; this model has: {', '.join(paths) or 'none'}")
+
+
+def _sub_config(config: dict | PreTrainedConfig | None, default_type: str) -> PreTrainedConfig | None:
+    if config is None or isinstance(config, PreTrainedConfig):
+        return config
+    config = dict(config)
+    return AutoConfig.for_model(config.pop("model_type", default_type), **config)
+
+
+def _own_config(config: dict | PreTrainedConfig | None, config_class: type[PreTrainedConfig]) -> PreTrainedConfig | None:
+    return config_class(**config) if isinstance(config, dict) else config

@@ -1,0 +1,137 @@
+"""Words about the figures of the dolls world: captions (and the way back), questions and their exact answers.
+
+No pixels here, and no free prose: `parse_caption` reads the captions that `caption` writes, with the parts in any order. What newcomers get
+wrong: a caption names every part that is there and is silent about the rest, so "a man, black background" is a man with empty hands.
+"""
+
+import re
+from functools import cache
+
+import numpy as np
+
+from hybridgen.data.worlds.dolls_figures import LAYER_SLOTS, Spec, backgrounds, draw_spec, layers
+from hybridgen.data.worlds.questions import Question
+
+_WORN = ("body", "cloak", "head")  # the order in which a caption names them
+_HELD = ("hand1", "hand2")
+_NAMED_COLOURS = {"robe": "body", "cloak": "cloak", "book": "hand2", "hood": "head", "wizard hat": "head"}  # kind -> slot
+CATEGORIES = ("creature", "background", "worn", "head", "right_hand", "left_hand", "hands", "yes_no") + tuple(
+    f"{kind.split()[-1]}_colour" for kind in _NAMED_COLOURS
+)
+
+
+def caption(spec: Spec) -> str:
+    """Say what the picture shows, for example
+
+    "a minotaur wearing a gray robe and a white wizard hat, holding a gold tower shield, black background"
+    """
+    worn, held = (_join([_with_article(_phrase(spec, slot)) for slot in group if _phrase(spec, slot)]) for group in (_WORN, _HELD))
+    figure = _with_article(_phrase(spec, "base")) + (f" wearing {worn}" if worn else "")
+    return ", ".join([figure] + ([f"holding {held}"] if held else []) + [f"{spec.background} background"])
+
+
+def parse_caption(text: str) -> Spec:
+    """Read a caption back: the inverse of `caption`; case and the order of the parts do not matter, nor does a missing article.
+
+    Raises ValueError that quotes the words which are not understood.
+    """
+    words = " ".join(text.lower().replace(".", " ").split())
+    found = re.fullmatch(r"(?P<base>.+?)(?: wearing (?P<worn>.+?))?,? (?:holding (?P<held>.+?),? )?(?P<background>\S+) background", words)
+    if found is None:
+        raise ValueError(
+            f'cannot read the caption {text!r}: say "a CREATURE wearing THINGS, holding THINGS, COLOUR background", '
+            "the wearing and holding parts as needed"
+        )
+    if found["background"] not in backgrounds():
+        raise ValueError(f"unknown background {found['background']!r} in {text!r}: it is one of {', '.join(backgrounds())}")
+    parts = dict.fromkeys(LAYER_SLOTS)
+    for group, allowed in (("base", ("base",)), ("worn", _WORN), ("held", _HELD)):
+        for item in re.split(r",? and |, ", found[group]) if found[group] else ():
+            slot, index = _look_up(item, allowed, text)
+            if parts[slot] is not None:
+                raise ValueError(f"{item!r} in {text!r} is one {slot} too many: a figure has one of each")
+            parts[slot] = index
+    return Spec(**parts, background=found["background"])
+
+
+def questions(spec: Spec, rng: np.random.Generator) -> list[Question]:
+    """Every question with an exact answer about this figure; `rng` decides the yes/no question, the rest follow from the spec.
+
+    An empty slot answers "nothing". A thing is answered by its kind ("robe"); the colours of robe, cloak, book, hood and hat are questions
+    of their own, asked when there is one.
+    """
+    asked = [
+        Question("creature", "what creature is this?", _phrase(spec, "base")),
+        Question("background", "what colour is the background?", spec.background),
+        Question("worn", "what is worn on the body?", _kind(spec, "body") or "nothing"),
+        Question("head", "what is on the head?", _kind(spec, "head") or "nothing"),
+        Question("right_hand", "what is in the right hand?", _kind(spec, "hand1") or "nothing"),
+        Question("left_hand", "what is in the left hand?", _kind(spec, "hand2") or "nothing"),
+        Question("hands", "how many hands hold something?", _how_many_hands(spec)),
+        _yes_no(spec, rng),
+    ]
+    for kind, slot in _NAMED_COLOURS.items():
+        if _kind(spec, slot) == kind:
+            name = kind.split()[-1]
+            asked.append(Question(f"{name}_colour", f"what colour is the {name}?", layers()[slot][getattr(spec, slot)].colour))
+    return asked
+
+
+def _yes_no(spec: Spec, rng: np.random.Generator) -> Question:
+    """Yes or no with equal chance. A "no" names a part of another random figure, so the wording alone gives nothing away."""
+    present = [slot for slot in LAYER_SLOTS if getattr(spec, slot) is not None]
+    truth = bool(rng.random() < 0.5)
+    if truth:
+        phrase = _phrase(spec, present[rng.integers(len(present))])
+    else:
+        phrase = _absent_phrase(spec, rng)
+    return Question("yes_no", f"is there {_with_article(phrase)}?", "yes" if truth else "no")
+
+
+def _absent_phrase(spec: Spec, rng: np.random.Generator) -> str:
+    ours = [f" {_phrase(spec, slot)}" for slot in LAYER_SLOTS]
+    while True:
+        other = draw_spec(rng)
+        present = [slot for slot in LAYER_SLOTS if getattr(other, slot) is not None]
+        phrase = _phrase(other, present[rng.integers(len(present))])
+        # by its end: "is there a man?" has no plain answer about a bird man
+        if not any(mine.endswith(f" {phrase}") for mine in ours):
+            return phrase
+
+
+def _how_many_hands(spec: Spec) -> str:
+    return ("zero", "one", "two")[sum(getattr(spec, slot) is not None for slot in _HELD)]
+
+
+def _phrase(spec: Spec, slot: str) -> str | None:
+    index = getattr(spec, slot)
+    return None if index is None else layers()[slot][index].phrase
+
+
+def _kind(spec: Spec, slot: str) -> str | None:
+    index = getattr(spec, slot)
+    return None if index is None else layers()[slot][index].kind
+
+
+def _with_article(phrase: str) -> str:
+    if phrase.split()[-1] in ("armour", "mail"):  # not countable
+        return phrase
+    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+
+
+def _join(items: list[str]) -> str:
+    return " and ".join([", ".join(items[:-1])] * bool(items[:-1]) + items[-1:])
+
+
+@cache
+def _phrases() -> dict[str, tuple[str, int]]:
+    return {layer.phrase: (slot, index) for slot in LAYER_SLOTS for index, layer in enumerate(layers()[slot])}
+
+
+def _look_up(item: str, allowed: tuple[str, ...], text: str) -> tuple[str, int]:
+    phrase = re.sub(r"^(an?|the) ", "", item)
+    slot, index = _phrases().get(phrase, (None, None))
+    if slot not in allowed:
+        choices = "; ".join(f"{name}: {', '.join(layer.phrase for layer in layers()[name])}" for name in allowed)
+        raise ValueError(f"{item!r} in {text!r} cannot stand there: choose from {choices}")
+    return slot, index

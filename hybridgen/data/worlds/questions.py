@@ -1,0 +1,56 @@
+"""Questions with exact answers, and counting who got them right: shared by the worlds.
+
+Not a metric for free prose: an answer is right when it equals the expected one after `normalise_answer`. What newcomers get wrong: a share
+means little without the share of the best constant answer; `majority_shares` gives that for the same questions.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+Tally = dict[str, float]  # {"right": int, "n": int, "share": float}
+
+
+class Question(NamedTuple):
+    """A question about one picture: its category (the name its score carries), its wording and the one right answer."""
+
+    category: str
+    question: str
+    answer: str
+
+
+def normalise_answer(text: str) -> str:
+    """Lower case, outer whitespace and trailing periods removed, inner whitespace single: the form in which answers are compared."""
+    return " ".join(text.lower().split()).rstrip(".").rstrip()
+
+
+def tally(right: int, n: int) -> Tally:
+    """Counts first (an interval needs them), the share beside them; the share of nothing is 0."""
+    return {"right": int(right), "n": int(n), "share": float(right / n) if n else 0.0}
+
+
+def score_answers(given: Sequence[str], asked: Sequence[Question]) -> dict[str, Tally]:
+    """Exact match of `given[i]` with `asked[i].answer`, a tally for each category met and one named "all".
+
+    Raises ValueError when the two differ in length.
+    """
+    if len(given) != len(asked):
+        raise ValueError(f"{len(given)} answers were given to {len(asked)} questions: pass one answer for each question, in order")
+    right, n = Counter(), Counter()
+    for text, question in zip(given, asked, strict=True):
+        hit = normalise_answer(text) == normalise_answer(question.answer)
+        for name in (question.category, "all"):
+            right[name] += hit
+            n[name] += 1
+    return {name: tally(right[name], n[name]) for name in n}
+
+
+def majority_shares(asked: Iterable[Question]) -> dict[str, float]:
+    """For each category the share of its most frequent answer, and under "all" what answering so everywhere would score."""
+    answers = defaultdict(Counter)
+    for question in asked:
+        answers[question.category][normalise_answer(question.answer)] += 1
+    best = {name: counts.most_common(1)[0][1] for name, counts in answers.items()}
+    total = sum(counts.total() for counts in answers.values())
+    shares = {name: best[name] / answers[name].total() for name in best}
+    return shares | {"all": sum(best.values()) / total if total else 0.0}

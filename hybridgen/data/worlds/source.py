@@ -1,0 +1,110 @@
+"""What all worlds' sources share: record number i, computed from (seed, split, i) alone, as a chat record.
+
+The pictures and the words come from the world that inherits; reading files of your own is `hybridgen.data.sources`. What newcomers get
+wrong: one index is one picture. Record 7 of the draw task and record 7 of the answer task show the same one (give the two tasks different
+seeds where that matters), and `picture(7)` is it as well.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+from PIL import Image
+
+from hybridgen.data.worlds.questions import Question
+
+TASKS = ("draw", "answer")
+LENGTH = 2**31  # records in a source: in effect endless, and an index fits every integer type
+
+
+class IndexedSource:
+    """An indexable, deterministic, in effect endless source of chat records.
+
+    The position of an interrupted run is one integer, and workers need no coordination. Pictures stand inline in the messages as RGB images.
+
+    - task "draw": the user says the caption, the assistant answers with the picture;
+    - task "answer": the user shows the picture and asks, the assistant answers; `questions_per_picture` turns in random order, every
+      question that applies when it is None.
+
+    `record["meta"]` is plain JSON for scoring: {"world", "spec", "questions": [[category, question, answer], ...]} (the questions asked, in
+    order; none for "draw"); the world's `spec_of(record)` gives the spec back.
+    """
+
+    world: str
+    splits: tuple[str, ...]
+
+    def __init__(self, split: str, task: str, seed: int, questions_per_picture: int | None = None):
+        """Raises ValueError for an unknown split or task, a negative seed, or fewer than one question a picture."""
+        if split not in self.splits:
+            raise ValueError(f"unknown split {split!r} of {self.world}: it is one of {', '.join(self.splits)}")
+        if task not in TASKS:
+            raise ValueError(f"unknown task {task!r} of {self.world}: it is one of {', '.join(TASKS)}")
+        if seed < 0:
+            raise ValueError(f"the seed of a source must not be negative, and {seed} is: choose 0 or more")
+        if questions_per_picture is not None and questions_per_picture < 1:
+            raise ValueError(f"questions_per_picture is {questions_per_picture}: ask at least 1, or None for all that apply")
+        self.split, self.task, self.seed, self.questions_per_picture = split, task, seed, questions_per_picture
+
+    def __len__(self) -> int:
+        return LENGTH
+
+    def __getitem__(self, index: int) -> dict:
+        """Chat record number `index`; raises IndexError outside 0 to `LENGTH` - 1."""
+        spec, rng = self._spec_and_rng(index)
+        image, asked = self._render(spec), []
+        if self.task == "draw":
+            messages = [_turn("user", _text(self._caption(spec, rng))), _turn("assistant", _image(image))]
+        else:
+            asked = self._questions(spec, rng)
+            asked = [asked[i] for i in rng.permutation(len(asked))[: self.questions_per_picture]]
+            messages = conversation(image, asked)
+        meta = {"world": self.world, "spec": spec._asdict(), "questions": [list(question) for question in asked]}
+        return {"messages": messages, "meta": meta}
+
+    def spec(self, index: int):
+        """What record number `index` shows, as the world's `Spec`."""
+        return self._spec_and_rng(index)[0]
+
+    def picture(self, index: int) -> Image.Image:
+        """The picture of record number `index`, without words: what a codec trains on."""
+        return self._render(self.spec(index))
+
+    def _spec_and_rng(self, index: int):
+        if not 0 <= index < LENGTH:
+            raise IndexError(f"record {index} does not exist: a source of {self.world} has records 0 to {LENGTH - 1}")
+        rng = np.random.default_rng((self.seed, self.splits.index(self.split), index))
+        return self._draw(index, rng), rng
+
+    # A world fills these in. `rng` is the record's own stream, used in the order of the calls above.
+
+    def _draw(self, index: int, rng: np.random.Generator):
+        raise NotImplementedError
+
+    def _render(self, spec) -> Image.Image:
+        raise NotImplementedError
+
+    def _caption(self, spec, rng: np.random.Generator) -> str:
+        raise NotImplementedError
+
+    def _questions(self, spec, rng: np.random.Generator) -> list[Question]:
+        raise NotImplementedError
+
+
+def conversation(image: Image.Image, asked: Iterable[Question]) -> list[dict]:
+    """Chat messages: the picture with the first question, its answer, then the further questions and answers in turn."""
+    messages = []
+    for question in asked:
+        shown = [] if messages else [_image(image)]
+        messages += [_turn("user", *shown, _text(question.question)), _turn("assistant", _text(question.answer))]
+    return messages
+
+
+def _turn(role: str, *content: dict) -> dict:
+    return {"role": role, "content": list(content)}
+
+
+def _text(text: str) -> dict:
+    return {"type": "text", "text": text}
+
+
+def _image(image: Image.Image) -> dict:
+    return {"type": "image", "image": image}

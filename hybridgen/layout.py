@@ -1,0 +1,252 @@
+"""The layout: the integer vectors from which the backbone knows which token sees which, and where losses fall.
+
+This file is for sequences of tokens; it knows nothing of pixels, weights or files. The fact a newcomer gets wrong: the
+attention rule is not "causal plus an image mask". It is one comparison of one integer a token, its *block*:
+
+    attend(q, k) = document[q] == document[k]  and  block[k] <= block[q]  and  (not hidden[k] or block[k] == block[q])
+
+      text a b | image p q r | text c          a b p q r c
+      blocks   0 1   2 2 2     3            a  x . . . . .
+                                            b  x x . . . .
+      a text token and a code each are a    p  x x x x x .
+      block of their own (causal); the      q  x x x x x .
+      tokens of one bidirectional image     r  x x x x x .
+      share one.                            c  x x x x x x
+
+`hidden` marks the tokens of a noised image that later tokens must not see, because they read its clean twin (BAGEL,
+arXiv 2505.14683). Dense and flex masks are two renderings of the same `attend`.
+
+Shapes: B rows, N tokens of a row, K keys (N plus what a cache holds), Q queries (the last of the K keys).
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+IGNORE = -100  # no loss here, as everywhere in torch and transformers
+PADDING_DOCUMENT = -1
+
+Path = Literal["understanding", "diffusion", "vq"]
+PATHS: tuple[str, ...] = ("understanding", "diffusion", "vq")
+
+
+# ---------------------------------------------------------------------------------------------------- the rule
+
+
+def attend(document_q: Tensor, document_k: Tensor, block_q: Tensor, block_k: Tensor, hidden_k: Tensor) -> Tensor:
+    """The one predicate (module docstring). Works on any broadcastable integer tensors; `hidden_k` is boolean."""
+    same_document = document_q == document_k
+    return same_document & (block_k <= block_q) & (~hidden_k | (block_k == block_q))
+
+
+def dense_mask(document_ids: Tensor, block_ids: Tensor, hidden: Tensor | None = None, queries: int | None = None) -> Tensor:
+    """Boolean mask (B, 1, Q, K), true where attention is allowed; all arguments (B, K), the last `queries` of K ask."""
+    hidden = torch.zeros_like(document_ids, dtype=torch.bool) if hidden is None else hidden
+    start = 0 if queries is None else document_ids.shape[1] - queries
+    allowed = attend(
+        document_ids[:, start:, None], document_ids[:, None, :], block_ids[:, start:, None], block_ids[:, None, :],
+        hidden[:, None, :],
+    )  # fmt: skip
+    return allowed[:, None]
+
+
+def flex_mask(document_ids: Tensor, block_ids: Tensor, hidden: Tensor | None = None, queries: int | None = None):
+    """The same mask as a `BlockMask` of `torch.nn.attention.flex_attention`: what is empty is never computed."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    hidden = torch.zeros_like(document_ids, dtype=torch.bool) if hidden is None else hidden
+    rows, keys = document_ids.shape
+    start = 0 if queries is None else keys - queries
+
+    def rule(b, h, q, k):
+        q = q + start
+        return attend(document_ids[b, q], document_ids[b, k], block_ids[b, q], block_ids[b, k], hidden[b, k])
+
+    return create_block_mask(rule, rows, None, keys - start, keys, device=document_ids.device)
+
+
+def attention_mask(
+    implementation: str,
+    dtype: torch.dtype,
+    document_ids: Tensor,
+    block_ids: Tensor,
+    hidden: Tensor | None = None,
+    queries: int | None = None,
+):
+    """The mask in the form that an attention implementation of transformers takes.
+
+    Raises:
+        ValueError: the implementation cannot express the rule (flash attention knows causal and full, nothing between).
+    """
+    if implementation == "flex_attention":
+        return flex_mask(document_ids, block_ids, hidden, queries)
+    if implementation not in ("sdpa", "eager"):
+        raise ValueError(
+            f"attention implementation {implementation!r} cannot express a mask that is causal over text and "
+            "bidirectional inside images; use 'sdpa', 'eager' or 'flex_attention'"
+        )
+    allowed = dense_mask(document_ids, block_ids, hidden, queries)
+    if implementation == "sdpa":
+        return allowed
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
+
+
+def infer_block_ids(input_ids: Tensor, bidirectional_ids: tuple[int, ...]) -> Tensor:
+    """Blocks (B, N) of rows that came as ids alone: a run of one bidirectional placeholder is one block.
+
+    Two images stand apart by their begin and end tokens, so a run is an image.
+    """
+    same_as_before = torch.zeros_like(input_ids, dtype=torch.bool)
+    for placeholder in bidirectional_ids:
+        is_image = input_ids == placeholder
+        same_as_before[:, 1:] |= is_image[:, 1:] & is_image[:, :-1]
+    return torch.cumsum(~same_as_before, dim=1) - 1
+
+
+# ---------------------------------------------------------------------------------------------------- building
+
+
+@dataclass(frozen=True)
+class TextSegment:
+    """Token ids of a stretch of text; `loss` says whether the model is taught to write them."""
+
+    ids: list[int]
+    loss: bool = True
+
+
+@dataclass(frozen=True)
+class ImageSegment:
+    """The tokens of one image on one path.
+
+    Args:
+        path: which placeholder stands for them, and whose loss they can carry.
+        length: number of tokens.
+        bidirectional: whether they see each other (one block) or stand in causal order (a block each).
+        write: the model is taught to draw this image (noised on the diffusion path, codes as labels on vq).
+        twin: diffusion only: the noised tokens are hidden from what follows, which reads a clean copy instead.
+    """
+
+    path: Path
+    length: int
+    bidirectional: bool
+    write: bool = False
+    twin: bool = False
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Ids that frame and fill images: begin, end, and a placeholder a path."""
+
+    begin_image: int
+    end_image: int
+    pad: int
+    understanding: int | None = None
+    diffusion: int | None = None
+    vq: int | None = None
+
+    def placeholder(self, path: str) -> int:
+        placeholder = {"understanding": self.understanding, "diffusion": self.diffusion, "vq": self.vq}.get(path)
+        if placeholder is None:
+            known = [name for name in PATHS if getattr(self, name) is not None]
+            raise ValueError(f"no path {path!r} here; this model has: {', '.join(known) or 'none'}")
+        return placeholder
+
+
+@dataclass
+class SequenceLayout:
+    """One document or one packed row: parallel lists of length N (DESIGN.md, section 2).
+
+    `code_labels` marks where a code is to be predicted: 0 there, IGNORE elsewhere. The codes themselves are known only
+    once the codec has run; `objectives.place_codes` puts them in.
+    """
+
+    input_ids: list[int] = field(default_factory=list)
+    document_ids: list[int] = field(default_factory=list)
+    block_ids: list[int] = field(default_factory=list)
+    hidden: list[bool] = field(default_factory=list)
+    position_ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    code_labels: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The vectors as tensors of shape (N,), under the names that `forward` takes."""
+        return {f.name: torch.tensor(getattr(self, f.name)) for f in fields(self)}
+
+
+def lay_out(segments: list[TextSegment | ImageSegment], tokens: SpecialTokens) -> SequenceLayout:
+    """One document as a layout.
+
+    1. A text token gets the next block, the next position, and itself as label if its segment is taught.
+    2. An image is framed by begin and end tokens; the begin token is taught if the image is written (a model must
+       decide to draw), the end token never is (the size decides it).
+    3. A clean twin takes the positions of the noised tokens it replaces and a block after theirs.
+    4. The first token of a document has no label: nothing precedes it.
+    """
+    layout = SequenceLayout()
+    position = 0
+
+    def put(ids: list[int], *, shared_block: bool, start: int, hidden: bool = False, labels=None, code: bool = False):
+        block = layout.block_ids[-1] + 1 if layout.block_ids else 0
+        count = len(ids)
+        layout.input_ids += ids
+        layout.document_ids += [0] * count
+        layout.block_ids += [block] * count if shared_block else range(block, block + count)
+        layout.hidden += [hidden] * count
+        layout.position_ids += range(start, start + count)
+        layout.labels += labels if labels is not None else [IGNORE] * count
+        layout.code_labels += [0 if code else IGNORE] * count
+        return start + count
+
+    for segment in segments:
+        if isinstance(segment, TextSegment):
+            labels = list(segment.ids) if segment.loss else None
+            position = put(list(segment.ids), shared_block=False, start=position, labels=labels)
+            continue
+        begin_label = [tokens.begin_image] if segment.write else None
+        position = put([tokens.begin_image], shared_block=False, start=position, labels=begin_label)
+        ids = [tokens.placeholder(segment.path)] * segment.length
+        is_code = segment.path == "vq" and segment.write
+        start = position
+        position = put(ids, shared_block=segment.bidirectional, start=start, hidden=segment.twin, code=is_code)
+        if segment.twin:
+            put(ids, shared_block=segment.bidirectional, start=start)
+        position = put([tokens.end_image], shared_block=False, start=position)
+    if layout.labels:
+        layout.labels[0] = IGNORE
+    return layout
+
+
+def pack(documents: list[SequenceLayout], length: int, pad_token_id: int) -> SequenceLayout:
+    """One row of exactly `length` tokens: the documents one after another, then padding (a document of its own).
+
+    Raises:
+        ValueError: the documents are longer than the row.
+    """
+    total = sum(len(document) for document in documents)
+    if total > length:
+        raise ValueError(f"{len(documents)} documents of {total} tokens do not fit a row of {length}")
+    row = SequenceLayout()
+    for number, document in enumerate(documents):
+        offset = row.block_ids[-1] + 1 if row.block_ids else 0
+        row.input_ids += document.input_ids
+        row.document_ids += [number] * len(document)
+        row.block_ids += [block + offset for block in document.block_ids]
+        row.hidden += document.hidden
+        row.position_ids += document.position_ids
+        row.labels += document.labels
+        row.code_labels += document.code_labels
+    padding = length - total
+    first_block = row.block_ids[-1] + 1 if row.block_ids else 0
+    row.input_ids += [pad_token_id] * padding
+    row.document_ids += [PADDING_DOCUMENT] * padding
+    row.block_ids += range(first_block, first_block + padding)
+    row.hidden += [False] * padding
+    row.position_ids += range(padding)
+    row.labels += [IGNORE] * padding
+    row.code_labels += [IGNORE] * padding
+    return row

@@ -1,0 +1,42 @@
+"""The understanding path: pixels -> vision tower -> aligner -> embeddings of the backbone. It reads only.
+
+The tower is any vision model of transformers with one feature a patch (SigLIP, SigLIP 2 with fixed size, Janus' own).
+
+Shapes: I images, T tokens of an image, E the tower's width, H the backbone's width.
+"""
+
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedConfig
+from transformers.activations import ACT2FN
+from transformers.models.janus.modeling_janus import JanusVisionModel
+
+
+def build_vision_tower(config: PreTrainedConfig) -> nn.Module:
+    """The tower of a vision config. Janus' is the one that AutoModel does not know."""
+    if config.model_type == "janus_vision_model":
+        return JanusVisionModel._from_config(config)
+    return AutoModel.from_config(config)
+
+
+def tokens_per_image(config: PreTrainedConfig) -> int:
+    """How many tokens the tower makes of one image."""
+    return (config.image_size // config.patch_size) ** 2
+
+
+class Aligner(nn.Module):
+    """`depth` linear layers with an activation between them, named as transformers' Janus names them (Janus, sec. 2.2).
+
+    Serves both the understanding path (tower features) and the vq path (code embeddings).
+    """
+
+    def __init__(self, in_features: int, out_features: int, depth: int, hidden_act: str):
+        super().__init__()
+        self.fc1 = nn.Linear(in_features, out_features)
+        self.hidden_layers = nn.ModuleList(nn.Linear(out_features, out_features) for _ in range(1, depth))
+        self.activation_fn = ACT2FN[hidden_act]
+
+    def forward(self, features: Tensor) -> Tensor:
+        features = self.fc1(features)  # ..., H
+        for layer in self.hidden_layers:
+            features = layer(self.activation_fn(features))  # ..., H
+        return features

@@ -1,0 +1,23 @@
+"""The vq path: codes -> embeddings for the backbone; hidden states -> logits over the codebook (Janus, arXiv 2410.13848).
+
+The embedding table is the path's own: it is not the tokenizer's codebook, which only the decoder uses.
+"""
+
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from hybridgen.configuration_hybridgen import HybridGenVQConfig
+
+
+class GenerationHead(nn.Module):
+    """Hidden states (..., H) -> code logits (..., num_embeddings), named as transformers' Janus names it."""
+
+    def __init__(self, config: HybridGenVQConfig):
+        super().__init__()
+        self.proj_out = nn.Linear(config.image_token_embed_dim, config.projection_dim)
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.vision_head = nn.Linear(config.projection_dim, config.num_embeddings)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        hidden_states = self.activation_fn(self.proj_out(hidden_states))  # ..., projection_dim
+        return self.vision_head(hidden_states)  # ..., num_embeddings
