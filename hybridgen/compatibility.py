@@ -1,7 +1,7 @@
 """Mends torchvision beside a CPU build of torch, and only then.
 
-The wheels of torchvision on PyPI are linked against CUDA builds of torch. Beside a CPU build their compiled operators do
-not load, and the first `import torchvision` dies with `operator torchvision::nms does not exist`, which takes every
+The wheels of torchvision on PyPI are linked against CUDA builds of torch. Beside a CPU build their compiled operators
+do not load, and the first `import torchvision` dies with `operator torchvision::nms does not exist`, which takes every
 model of transformers with it. Only the *schemas* of two operators are missing; nothing in hybridgen calls them.
 """
 
@@ -17,7 +17,7 @@ _library: torch.library.Library | None = None  # the schemas live as long as thi
 
 
 def mend_torchvision() -> bool:
-    """Import torchvision, declaring its missing operator schemas if that is what stops it. Returns whether it had to."""
+    """Import torchvision, declaring its missing operator schemas if that stops it. Returns whether it had to."""
     global _library
     try:
         import torchvision  # noqa: F401

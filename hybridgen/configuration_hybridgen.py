@@ -35,7 +35,7 @@ class HybridGenDiffusionConfig(PreTrainedConfig):
         prediction_type: what the head predicts: `velocity` (flow matching, noise - x0), `epsilon`, `sample` (x0), or
             `v_prediction` (Salimans & Ho 2022, for cosine and linear schedules).
         noise_schedule: `flow` (x = (1 - s) x0 + s noise, timestep = 1000 s), or the DDPM schedules `cosine`
-            (squaredcos_cap_v2) and `linear` (scaled as in DDPM), as diffusers numbers them.
+            (squaredcos_cap_v2) and `linear`, with diffusers' tables.
         num_train_timesteps: the range of the timestep that the model is told.
         bidirectional: tokens of one image see each other (Transfusion) or only what came before (JanusFlow).
         frequency_embedding_size: width of the sinusoid under the timestep MLP (DiT: 256).
@@ -57,11 +57,12 @@ class HybridGenDiffusionConfig(PreTrainedConfig):
         _positive(self, "in_channels", "patch_size", "sample_size", "num_train_timesteps", "frequency_embedding_size")
         _one_of("diffusion_config.prediction_type", self.prediction_type, PREDICTION_TYPES)
         _one_of("diffusion_config.noise_schedule", self.noise_schedule, NOISE_SCHEDULES)
-        if (self.noise_schedule == "flow") == (self.prediction_type == "v_prediction"):
-            if self.noise_schedule == "flow":
-                raise ValueError("v_prediction belongs to the cosine and linear schedules; with flow say 'velocity'")
-        if self.noise_schedule != "flow" and self.prediction_type == "velocity":
-            raise ValueError(f"velocity belongs to noise_schedule 'flow'; with {self.noise_schedule!r} say 'v_prediction'")
+        wrong, right = ("v_prediction", "velocity") if self.noise_schedule == "flow" else ("velocity", "v_prediction")
+        if self.prediction_type == wrong:
+            raise ValueError(
+                f"diffusion_config.prediction_type {wrong!r} does not go with noise_schedule {self.noise_schedule!r}; "
+                f"say {right!r}"
+            )
         if self.sample_size % self.patch_size:
             raise ValueError(
                 f"diffusion_config.sample_size {self.sample_size} is not divisible by patch_size {self.patch_size}"
@@ -209,5 +210,7 @@ def _sub_config(config: dict | PreTrainedConfig | None, default_type: str) -> Pr
     return AutoConfig.for_model(config.pop("model_type", default_type), **config)
 
 
-def _own_config(config: dict | PreTrainedConfig | None, config_class: type[PreTrainedConfig]) -> PreTrainedConfig | None:
+def _own_config(
+    config: dict | PreTrainedConfig | None, config_class: type[PreTrainedConfig]
+) -> PreTrainedConfig | None:
     return config_class(**config) if isinstance(config, dict) else config

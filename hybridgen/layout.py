@@ -41,7 +41,9 @@ def attend(document_q: Tensor, document_k: Tensor, block_q: Tensor, block_k: Ten
     return same_document & (block_k <= block_q) & (~hidden_k | (block_k == block_q))
 
 
-def dense_mask(document_ids: Tensor, block_ids: Tensor, hidden: Tensor | None = None, queries: int | None = None) -> Tensor:
+def dense_mask(
+    document_ids: Tensor, block_ids: Tensor, hidden: Tensor | None = None, queries: int | None = None
+) -> Tensor:
     """Boolean mask (B, 1, Q, K), true where attention is allowed; all arguments (B, K), the last `queries` of K ask."""
     hidden = torch.zeros_like(document_ids, dtype=torch.bool) if hidden is None else hidden
     start = 0 if queries is None else document_ids.shape[1] - queries

@@ -2,9 +2,9 @@
 
 This file writes no transformer block (the backbone is any decoder of transformers), draws no noise (`objectives`) and
 holds no VAE or VQ tokenizer (`codecs`): the model is a pure function of its inputs. The fact a newcomer gets wrong:
-layout vectors cover the *keys*. With a cache of P positions and N new tokens they have length P + N, and the last N ask.
+layout vectors cover the *keys*. With P cached positions and N new tokens they have length P + N, and the last N ask.
 
-Shapes: B rows, N new tokens, K = P + N keys, H width, V vocabulary, I images, T tokens of all images of a path together.
+Shapes: B rows, N new tokens, K = P + N keys, H width, V vocabulary, I images, T tokens of all images of a path.
 """
 
 from dataclasses import dataclass
@@ -121,7 +121,7 @@ class HybridGenModel(HybridGenPreTrainedModel):
         return self.generation_aligner(self.generation_embeddings(codes))
 
     def embed_latents(self, latents: Latents, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """diffusion: I images and their timesteps (I,) -> embeddings (T, H) and conditioning (T, H), in reading order."""
+        """diffusion: I images, timesteps (I,) -> embeddings (T, H) and conditioning (T, H), in reading order."""
         p = self.config.diffusion_config.patch_size
         patches = [patchify(image, p) for image in latents]  # h * w, D each
         counts = torch.tensor([len(image) for image in patches], device=timesteps.device, dtype=torch.long)
@@ -199,7 +199,9 @@ class HybridGenModel(HybridGenPreTrainedModel):
         given = {"understanding": pixel_values, "diffusion": latents, "vq": codes}
         for path, value in given.items():
             if value is not None and path not in self.config.paths:
-                raise ValueError(f"input for the {path} path, but this model has: {', '.join(self.config.paths) or 'none'}")
+                raise ValueError(
+                    f"input for the {path} path, but this model has: {', '.join(self.config.paths) or 'none'}"
+                )
         if inputs_embeds is not None:
             return inputs_embeds, {}
         masks = {path: input_ids == self.config.placeholder(path) for path in self.config.paths if self._has(path)}

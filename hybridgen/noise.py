@@ -13,7 +13,6 @@ The DDPM tables are those of diffusers' `DDPMScheduler` (`squaredcos_cap_v2`, `l
 
 from dataclasses import dataclass
 
-import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
@@ -97,7 +96,9 @@ def clean_and_noise(
     return alpha * noisy - sigma * prediction, sigma * noisy + alpha * prediction  # alpha^2 + sigma^2 = 1
 
 
-def convert(prediction_type: str, wanted: str, prediction: Tensor, noisy: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+def convert(
+    prediction_type: str, wanted: str, prediction: Tensor, noisy: Tensor, alpha: Tensor, sigma: Tensor
+) -> Tensor:
     """A prediction of one kind as another kind, at x_t."""
     if prediction_type == wanted:
         return prediction

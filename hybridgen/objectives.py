@@ -2,8 +2,8 @@
 
 `corrupt` draws a timestep and noise for every image that is to be drawn, from one generator *a row*, seeded by the
 run's seed and the row's number: the draw depends on neither batch size, nor rank, nor what was drawn before.
-`losses` never divides: the trainer divides once, by counts summed over micro-batches and ranks, so a loss does not depend
-on packing, accumulation or world size. What the fact-checker gets wrong: text is counted per token, codes per code, but
+No loss divides: the trainer divides once, by counts summed over micro-batches and ranks, so a loss does not depend on
+packing, accumulation or world size. The fact a newcomer gets wrong: text is counted per token and codes per code, but
 the diffusion loss per image (Transfusion, arXiv 2408.11039, sec. 3.3), so its weight lambda does not change with size.
 
 Shapes: B rows, N tokens, I images of the diffusion path, T codes.
@@ -56,9 +56,13 @@ class ObjectiveConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"objective.{name} is {getattr(self, name)}; a weight cannot be negative")
         if self.timestep_sampling not in ("uniform", "logit_normal"):
-            raise ValueError(f"objective.timestep_sampling is {self.timestep_sampling!r}; use 'uniform' or 'logit_normal'")
+            raise ValueError(
+                f"objective.timestep_sampling is {self.timestep_sampling!r}; use 'uniform' or 'logit_normal'"
+            )
         if self.loss_weighting not in ("none", "velocity", "min_snr"):
-            raise ValueError(f"objective.loss_weighting is {self.loss_weighting!r}; use 'none', 'velocity' or 'min_snr'")
+            raise ValueError(
+                f"objective.loss_weighting is {self.loss_weighting!r}; use 'none', 'velocity' or 'min_snr'"
+            )
         if self.timestep_shift <= 0 or self.logit_std <= 0:
             raise ValueError("objective.timestep_shift and objective.logit_std must be above 0")
         if not 0 < self.image_first_max_timestep <= 1000:
@@ -68,7 +72,12 @@ class ObjectiveConfig:
 
     @property
     def weights(self) -> dict[str, float]:
-        return {"text": self.text_weight, "code": self.code_weight, "diffusion": self.diffusion_weight, "z": self.z_loss}
+        return {
+            "text": self.text_weight,
+            "code": self.code_weight,
+            "diffusion": self.diffusion_weight,
+            "z": self.z_loss,
+        }
 
 
 # ------------------------------------------------------------------------------------------------ drawing noise
@@ -164,7 +173,12 @@ def loss_weights(timesteps: Tensor, process: NoiseProcess, prediction_type: str,
     alpha, sigma = process.coefficients(timesteps)
     snr = (alpha / sigma.clamp(min=1e-6)) ** 2
     # d(x0) = sigma d(velocity) for flow (arXiv 2403.03206); d(x0) = (sigma / alpha) d(epsilon) = sigma d(v) for DDPM
-    to_x0 = {"sample": torch.ones_like(snr), "epsilon": 1 / snr.clamp(min=1e-12), "velocity": sigma**2, "v_prediction": sigma**2}
+    to_x0 = {
+        "sample": torch.ones_like(snr),
+        "epsilon": 1 / snr.clamp(min=1e-12),
+        "velocity": sigma**2,
+        "v_prediction": sigma**2,
+    }
     if config.loss_weighting == "velocity":
         weight = to_x0[prediction_type] / sigma.clamp(min=1e-6) ** 2
     else:

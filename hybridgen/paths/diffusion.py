@@ -1,7 +1,7 @@
 """The diffusion path: noisy patches and their timestep -> embeddings; hidden states -> a prediction for each patch.
 
 One conditioning vector an image, none for text. Named after DiT (arXiv 2212.09748): `patch_embed`,
-`timestep_embedder`, `final_layer`. What a prediction means (velocity, epsilon, x0) is no concern of this file: `noise.py`.
+`timestep_embedder`, `final_layer`. What a prediction means (velocity, epsilon, x0) is `noise.py`'s.
 
 Shapes: I images, T patches of all images together, D = p * p * C, H the backbone's width.
 """

@@ -50,7 +50,7 @@ def patch_positions(height: int, width: int, patch_size: int, device=None) -> Te
 
 
 def sincos_table(positions: Tensor, dim: int) -> Tensor:
-    """Fixed sine-cosine features (T, dim) of integer positions (T, 2): half for the row, half for the column (MAE, DiT).
+    """Fixed sine-cosine features (T, dim) of integer positions (T, 2): half for the row, half for the column (DiT).
 
     Raises:
         ValueError: `dim` is not divisible by 4.

@@ -1,4 +1,4 @@
-"""The vq path: codes -> embeddings for the backbone; hidden states -> logits over the codebook (Janus, arXiv 2410.13848).
+"""The vq path: codes -> embeddings for the backbone; hidden states -> logits over the codebook (Janus, 2410.13848).
 
 The embedding table is the path's own: it is not the tokenizer's codebook, which only the decoder uses.
 """
