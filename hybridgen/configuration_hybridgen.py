@@ -175,6 +175,14 @@ class HybridGenConfig(PreTrainedConfig):
             return self.understanding_bidirectional
         return path == "diffusion" and self.diffusion_config.bidirectional
 
+    def to_dict(self) -> dict:
+        """As everywhere, but the dtype is said once: loading writes it into every part, a new model has it in none."""
+        output = super().to_dict()
+        for name in self.sub_configs:
+            if output.get(name) is not None:
+                output[name].pop("dtype", None)
+        return output
+
     def _check(self) -> None:
         _positive(self, "aligner_depth")
         width = self.text_config.hidden_size

@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 
 from hybridgen import layout
 from hybridgen.configuration_hybridgen import HybridGenConfig
-from hybridgen.paths.diffusion import FinalLayer, PatchEmbed, TimestepEmbedder
+from hybridgen.paths.diffusion import FinalLayer, PatchEmbed, TimestepEmbedder, ZeroLinear
 from hybridgen.paths.patches import patch_positions, patchify, unpatchify
 from hybridgen.paths.understanding import Aligner, build_vision_tower
 from hybridgen.paths.vq import GenerationHead
@@ -76,8 +76,8 @@ class HybridGenPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, FinalLayer):
-            module.zero_init()
+        if isinstance(module, ZeroLinear):
+            nn.init.zeros_(module.weight)
 
 
 class HybridGenModel(HybridGenPreTrainedModel):

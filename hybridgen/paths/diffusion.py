@@ -6,7 +6,6 @@ One conditioning vector an image, none for text. Named after DiT (arXiv 2212.097
 Shapes: I images, T patches of all images together, D = p * p * C, H the backbone's width.
 """
 
-import torch
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
 from torch import Tensor, nn
 
@@ -41,6 +40,10 @@ class TimestepEmbedder(nn.Module):
         return self.mlp(frequencies.to(self.mlp.linear_1.weight.dtype))
 
 
+class ZeroLinear(nn.Linear):
+    """A linear layer that starts at zero. A class of its own because transformers initialises layer by layer, by class."""
+
+
 class FinalLayer(nn.Module):
     """Hidden states (T, H) and each patch's conditioning (T, H) -> predicted patches (T, D).
 
@@ -50,14 +53,9 @@ class FinalLayer(nn.Module):
     def __init__(self, config: HybridGenDiffusionConfig, hidden_size: int):
         super().__init__()
         self.norm = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
-        self.modulation = nn.Linear(hidden_size, 2 * hidden_size)
-        self.linear = nn.Linear(hidden_size, config.patch_size**2 * config.in_channels)
+        self.modulation = ZeroLinear(hidden_size, 2 * hidden_size)
+        self.linear = ZeroLinear(hidden_size, config.patch_size**2 * config.in_channels)
 
     def forward(self, hidden_states: Tensor, conditioning: Tensor) -> Tensor:
         shift, scale = self.modulation(nn.functional.silu(conditioning)).chunk(2, dim=-1)  # T, H each
         return self.linear(self.norm(hidden_states) * (1 + scale) + shift)
-
-    def zero_init(self) -> None:
-        for layer in (self.modulation, self.linear):
-            torch.nn.init.zeros_(layer.weight)
-            torch.nn.init.zeros_(layer.bias)

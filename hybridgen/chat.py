@@ -1,0 +1,221 @@
+"""Chat messages as pieces: the text and pictures of a conversation in reading order, each marked as taught or given.
+
+Templates and messages only: no tokens, no pixels, no files. The fact a newcomer gets wrong: a template is not rendered
+message by message (it may look at the whole conversation) but prefix by prefix, and what a longer prefix adds belongs
+to the turn that was added:
+
+    render(m[:1], generation prompt)   <|bos|><|user|>a red circle<|assistant|>          given
+    render(m[:2])                      ...                                     ###<|eos|>  the assistant's, taught
+
+So a training document begins with exactly the text of the prompt that the model will be given, whatever the template.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers.utils.chat_template_utils import render_jinja_template
+
+ROLES = ("system", "user", "assistant")
+
+# The assistant's turns end with the end-of-text token; user turns end where the next turn begins.
+DEFAULT_CHAT_TEMPLATE = """\
+{{- bos_token if bos_token else '' -}}
+{%- for message in messages -%}
+{{- '<|' + message['role'] + '|>' -}}
+{%- if message['content'] is string -%}
+{{- message['content'] -}}
+{%- else -%}
+{%- for part in message['content'] -%}
+{{- '<image_placeholder>' if part['type'] == 'image' else part['text'] -}}
+{%- endfor -%}
+{%- endif -%}
+{{- eos_token if message['role'] == 'assistant' else '' -}}
+{%- endfor -%}
+{{- '<|assistant|>' if add_generation_prompt else '' -}}
+"""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of text, or (`text` is None) a picture.
+
+    Args:
+        assistant: it stands in a turn of the assistant, after the template's generation prompt.
+        picture: whatever the message's image part held.
+        image_first: for a picture, that no text stands before it.
+    """
+
+    text: str | None
+    assistant: bool
+    picture: Any = None
+    image_first: bool = False
+
+
+def check_messages(messages: Any, where: str = "") -> list[dict]:
+    """The messages, if they are a conversation that a template can render.
+
+    Args:
+        where: said first in errors, such as `captions.jsonl:12`.
+
+    Raises:
+        ValueError: in one sentence, what is wrong with which message.
+    """
+    where = f"{where}: " if where else ""
+    if not isinstance(messages, list) or not messages:
+        raise ValueError(f"{where}messages must be a list of at least one message, not {_shown(messages)}")
+    for number, message in enumerate(messages):
+        here = f"{where}message {number}"
+        if not isinstance(message, dict):
+            raise ValueError(f"{here} must be an object with role and content, not {_shown(message)}")
+        if message.get("role") not in ROLES:
+            raise ValueError(f"{here} has role {_shown(message.get('role'))}; use one of {', '.join(ROLES)}")
+        content = message.get("content")
+        if isinstance(content, str):
+            continue
+        if not isinstance(content, list) or not content:
+            raise ValueError(f"{here} has content {_shown(content)}; use a text or a list of at least one part")
+        for part in content:
+            _check_part(part, here)
+    return messages
+
+
+def _check_part(part: Any, here: str) -> None:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind not in ("text", "image"):
+        raise ValueError(f"{here} has a part {_shown(part)}; a part is an object whose type is 'text' or 'image'")
+    if kind == "text" and not isinstance(part.get("text"), str):
+        raise ValueError(f"{here} has a text part without its text; give {{'type': 'text', 'text': ...}}")
+    if kind == "image" and (part.get("image") is None or part["image"] == ""):
+        raise ValueError(f"{here} has an image part without its image; give {{'type': 'image', 'image': a file}}")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def parts(message: dict) -> list[dict]:
+    """A message's content as a list of parts, also where it is a plain text."""
+    content = message["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def without_prompt(messages: list[dict]) -> list[dict]:
+    """The conversation with nothing said by the user: what guidance calls the unconditional prompt. Images stay."""
+
+    def silent(message: dict) -> dict:
+        images = [part for part in parts(message) if part["type"] == "image"]
+        return {**message, "content": images or ""}
+
+    return [silent(message) if message["role"] == "user" else message for message in messages]
+
+
+class ChatTemplate:
+    """A Jinja chat template, with the tokens it names and the token that stands for a picture.
+
+    Templates that only know plain texts as content (those of text models) are given the picture's token inside the
+    text; which kind a template is, one probe at construction tells.
+
+    Raises:
+        ValueError: the template renders no pictures either way.
+    """
+
+    def __init__(self, template: str, tokens: dict[str, str], image_token: str, reserved: tuple[str, ...] = ()):
+        self.template, self.tokens, self.image_token = template, tokens, image_token
+        self.reserved = (image_token, *reserved)
+        probe = [{"role": "user", "content": [{"type": "text", "text": "probe"}, {"type": "image", "image": 0}]}]
+        for self._flat in (False, True):
+            rendered = self._render([self._plain(message) for message in probe], False)
+            if "probe" in rendered and rendered.count(image_token) == 1:
+                return
+        raise ValueError(
+            f"the chat template does not write {image_token!r} for an image part, nor the text of a message; "
+            "give one that does as chat_template=..., or None for hybridgen's own"
+        )
+
+    def pieces(
+        self, messages: list[dict], generation_prompt: bool = False, prompt_dropout: bool = False
+    ) -> list[Piece]:
+        """The conversation as pieces; neighbouring texts are apart where a turn of the assistant begins or ends.
+
+        Raises:
+            ValueError: a text contains a token that stands for images, or the template is not incremental, or it does
+                not render every picture once.
+        """
+        image_first = iter(_image_first(messages, self.reserved))
+        if prompt_dropout:
+            messages = without_prompt(messages)
+        found: list[Piece] = []
+        for text, turns, assistant in self._spans(messages, generation_prompt):
+            pictures = [part["image"] for turn in turns for part in parts(turn) if part["type"] == "image"]
+            texts = text.split(self.image_token)
+            if len(texts) != len(pictures) + 1:
+                raise ValueError(
+                    f"the chat template wrote {len(texts) - 1} times {self.image_token!r} for {len(pictures)} images; "
+                    "give one that writes each image once, or None for hybridgen's own"
+                )
+            for stretch, picture in zip(texts, [*pictures, None], strict=True):
+                if stretch:
+                    found.append(Piece(stretch, assistant))
+                if picture is not None:
+                    found.append(Piece(None, assistant, picture, next(image_first)))
+        return found
+
+    def _spans(self, messages: list[dict], generation_prompt: bool) -> Iterator[tuple[str, list[dict], bool]]:
+        """(text, its messages, whether they are the assistant's), in reading order."""
+        plain = [self._plain(message) for message in messages]
+        text, done = "", 0
+        for k, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            opened = self._render(plain[:k], True)
+            yield self._added(text, opened, k), messages[done:k], False
+            text = self._render(plain[: k + 1], False)
+            yield self._added(opened, text, k + 1), [message], True
+            done = k + 1
+        if generation_prompt or done < len(messages):
+            whole = self._render(plain, generation_prompt)
+            yield self._added(text, whole, len(messages)), messages[done:], False
+
+    def _added(self, before: str, after: str, count: int) -> str:
+        if not after.startswith(before):
+            raise ValueError(
+                f"the chat template rewrites earlier turns: with {count} messages it does not begin with what it wrote "
+                "for fewer, so training and generation would differ; give another as chat_template=..., or None for "
+                "hybridgen's own"
+            )
+        return after[len(before) :]
+
+    def _plain(self, message: dict) -> dict:
+        """The message as the template sees it: no pictures, only where they are."""
+        if self._flat:
+            texts = [self.image_token if part["type"] == "image" else part["text"] for part in parts(message)]
+            return {**message, "content": "".join(texts)}
+        content = [{"type": "image"} if part["type"] == "image" else part for part in parts(message)]
+        return {**message, "content": content}
+
+    def _render(self, plain: list[dict], generation_prompt: bool) -> str:
+        try:
+            rendered, _ = render_jinja_template(
+                [plain], chat_template=self.template, add_generation_prompt=generation_prompt, **self.tokens
+            )
+        except TemplateError as error:
+            roles = " ".join(message["role"] for message in plain) or "no message"
+            raise ValueError(f"the chat template cannot render a conversation of {roles}: {error}") from error
+        return rendered[0]
+
+
+def _image_first(messages: list[dict], reserved: tuple[str, ...]) -> list[bool]:
+    """For each picture, whether no text stands before it. Refuses texts that would be taken for pictures."""
+    flags, spoken = [], False
+    for message in messages:
+        for part in parts(message):
+            if part["type"] == "image":
+                flags.append(not spoken)
+                continue
+            if inside := [token for token in reserved if token in part["text"]]:
+                raise ValueError(f"a text contains {inside[0]!r}, which stands for images; use a part of type 'image'")
+            spoken = spoken or bool(part["text"].strip())
+    return flags

@@ -1,0 +1,117 @@
+"""The image processor: pictures -> pixels as each path wants them, and pixels -> pictures.
+
+Pictures are PIL images, uint8 arrays (H, W, 3) or tensors (3, H, W); no files, no tokens. Two ways in: `understanding`
+keeps the whole picture (long side resized, the rest padded), `generation` fills the frame (short side resized, the rest
+cropped). The fact a newcomer gets wrong: the padded way computes the short side with `int()`, as DeepSeek's Janus does;
+transformers' Janus rounds, and so differs on half of all aspect ratios.
+
+Shapes: I images, S the understanding path's side, H x W pixels.
+"""
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+
+Picture = Image.Image | np.ndarray | Tensor
+
+
+class HybridGenImageProcessor(BaseImageProcessor):
+    """
+    Args:
+        image_size: side S of the understanding path's square input.
+        image_mean, image_std: of the understanding path; 0.5 maps pixels to [-1, 1].
+        pad_value: gray level beside pictures that are not square (127 is 0.5 of 255, rounded down, as in Janus).
+        min_size: the short side is resized to no fewer pixels than this (Janus: 14).
+    """
+
+    model_input_names = ["pixel_values"]
+
+    def __init__(
+        self,
+        image_size: int = 384,
+        image_mean: list[float] | None = None,
+        image_std: list[float] | None = None,
+        pad_value: int = 127,
+        min_size: int = 14,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if not isinstance(image_size, int) or image_size < 1:
+            raise ValueError(f"image_size is {image_size!r}; it must be an integer of at least 1")
+        self.image_size = image_size
+        self.image_mean = [0.5] * 3 if image_mean is None else list(image_mean)
+        self.image_std = [0.5] * 3 if image_std is None else list(image_std)
+        self.pad_value = pad_value
+        self.min_size = min_size
+
+    def preprocess(self, images: Picture | list[Picture], return_tensors: str | None = "pt", **kwargs) -> BatchFeature:
+        """The entry that transformers calls: `pixel_values` of the understanding path."""
+        images = images if isinstance(images, list | tuple) else [images]
+        return BatchFeature({"pixel_values": self.understanding(list(images))}, tensor_type=return_tensors)
+
+    def understanding(self, images: list[Picture]) -> Tensor:
+        """Pictures -> (I, 3, S, S): the whole picture, long side S, centred on gray."""
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.image_mean, self.image_std))
+        return torch.stack([(_pixels(self._letterbox(as_rgb(image))) / 255 - mean) / std for image in images])
+
+    def _letterbox(self, image: Image.Image) -> Image.Image:
+        side, long = self.image_size, max(image.size)
+        width, height = (max(int(length / long * side), min(self.min_size, side)) for length in image.size)
+        image = _resize(image, width, height)
+        if image.size == (side, side):
+            return image
+        square = Image.new("RGB", (side, side), (self.pad_value,) * 3)
+        square.paste(image, ((side - width) // 2, (side - height) // 2))
+        return square
+
+    def generation(self, image: Picture, height: int, width: int) -> Tensor:
+        """A picture -> (3, H, W) in [-1, 1]: the frame is filled, what sticks out is cropped on both sides alike."""
+        image = as_rgb(image)
+        scale = max(height / image.height, width / image.width)
+        image = _resize(image, max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        if image.size != (width, height):
+            image = image.crop((left, top, left + width, top + height))
+        return _pixels(image) / 127.5 - 1
+
+    def postprocess(self, pixels: Tensor | list[Tensor]) -> list[Image.Image]:
+        """(I, 3, H, W) in [-1, 1], or a list of (3, H, W) -> pictures; what lies outside the range is clipped."""
+        levels = [((image.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255) for image in pixels]
+        return [Image.fromarray(image.to(torch.uint8).permute(1, 2, 0).numpy()) for image in levels]
+
+
+def as_rgb(image: Picture) -> Image.Image:
+    """A picture in RGB; what is transparent shows white.
+
+    Raises:
+        ValueError: it is no picture, or an array of another shape or type.
+    """
+    if isinstance(image, Tensor) and image.ndim == 3:
+        image = image.detach().cpu().permute(1, 2, 0).numpy()
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4):
+            raise ValueError(
+                f"an image of shape {image.shape} and type {image.dtype} is no picture; give uint8 values, "
+                "an array (height, width, 3) or a tensor (3, height, width)"
+            )
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"an image must be a PIL image, an array or a tensor, not {type(image).__name__}: open it first")
+    if image.mode == "RGB":
+        return image
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
+    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    """(3, H, W) float32, 0 to 255."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
