@@ -10,12 +10,14 @@ to the turn that was added:
 So a training document begins with exactly the text of the prompt that the model will be given, whatever the template.
 """
 
+import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers.utils.chat_template_utils import render_jinja_template
+from transformers.utils.chat_template_utils import _compile_jinja_template
 
 ROLES = ("system", "user", "assistant")
 
@@ -123,13 +125,18 @@ class ChatTemplate:
     """
 
     def __init__(self, template: str, tokens: dict[str, str], image_token: str, reserved: tuple[str, ...] = ()):
-        self.template, self.tokens, self.image_token = template, tokens, image_token
-        self.reserved = (image_token, *reserved)
+        self.template, self.image_token = template, image_token
+        self._reserved = re.compile("|".join(map(re.escape, (image_token, *reserved))))
+        # `render_jinja_template` is the public face of this, at ten times the work: it copies the conversation and
+        # collects the global names anew on each call
+        self._compiled = _compile_jinja_template(template)
+        self._names = {**self._compiled.globals, **tokens}
         probe = [{"role": "user", "content": [{"type": "text", "text": "probe"}, {"type": "image", "image": 0}]}]
         for self._flat in (False, True):
-            rendered = self._render([self._plain(message) for message in probe], False)
-            if "probe" in rendered and rendered.count(image_token) == 1:
-                return
+            with contextlib.suppress(ValueError):  # most templates of text models cannot add a list to a text
+                rendered = self._render([self._plain(message) for message in probe], False)
+                if "probe" in rendered and rendered.count(image_token) == 1:
+                    return
         raise ValueError(
             f"the chat template does not write {image_token!r} for an image part, nor the text of a message; "
             "give one that does as chat_template=..., or None for hybridgen's own"
@@ -141,10 +148,10 @@ class ChatTemplate:
         """The conversation as pieces; neighbouring texts are apart where a turn of the assistant begins or ends.
 
         Raises:
-            ValueError: a text contains a token that stands for images, or the template is not incremental, or it does
-                not render every picture once.
+            ValueError: a text contains a token that stands for images, or the template is not incremental, or does
+                not write every picture once, or something of its own before one that opens a turn of the assistant.
         """
-        image_first = iter(_image_first(messages, self.reserved))
+        image_first = iter(_image_first(messages, self._reserved))
         if prompt_dropout:
             messages = without_prompt(messages)
         found: list[Piece] = []
@@ -155,6 +162,11 @@ class ChatTemplate:
                 raise ValueError(
                     f"the chat template wrote {len(texts) - 1} times {self.image_token!r} for {len(pictures)} images; "
                     "give one that writes each image once, or None for hybridgen's own"
+                )
+            if assistant and texts[0] and parts(turns[0])[0]["type"] == "image":
+                raise ValueError(
+                    f"the chat template writes {texts[0]!r} between its generation prompt and an image, but an image "
+                    "is drawn right after the prompt; write it only before texts"
                 )
             for stretch, picture in zip(texts, [*pictures, None], strict=True):
                 if stretch:
@@ -196,18 +208,19 @@ class ChatTemplate:
         content = [{"type": "image"} if part["type"] == "image" else part for part in parts(message)]
         return {**message, "content": content}
 
+    def __deepcopy__(self, memo) -> "ChatTemplate":
+        return self  # never changes, and compiled templates do not copy
+
     def _render(self, plain: list[dict], generation_prompt: bool) -> str:
         try:
-            rendered, _ = render_jinja_template(
-                [plain], chat_template=self.template, add_generation_prompt=generation_prompt, **self.tokens
-            )
-        except TemplateError as error:
+            given = {**self._names, "messages": plain, "add_generation_prompt": generation_prompt}
+            return "".join(self._compiled.root_render_func(self._compiled.new_context(given, shared=True)))
+        except (TemplateError, TypeError) as error:  # TypeError: a text and a list added in the template
             roles = " ".join(message["role"] for message in plain) or "no message"
             raise ValueError(f"the chat template cannot render a conversation of {roles}: {error}") from error
-        return rendered[0]
 
 
-def _image_first(messages: list[dict], reserved: tuple[str, ...]) -> list[bool]:
+def _image_first(messages: list[dict], reserved: re.Pattern) -> list[bool]:
     """For each picture, whether no text stands before it. Refuses texts that would be taken for pictures."""
     flags, spoken = [], False
     for message in messages:
@@ -215,7 +228,7 @@ def _image_first(messages: list[dict], reserved: tuple[str, ...]) -> list[bool]:
             if part["type"] == "image":
                 flags.append(not spoken)
                 continue
-            if inside := [token for token in reserved if token in part["text"]]:
+            if inside := reserved.search(part["text"]):
                 raise ValueError(f"a text contains {inside[0]!r}, which stands for images; use a part of type 'image'")
             spoken = spoken or bool(part["text"].strip())
     return flags

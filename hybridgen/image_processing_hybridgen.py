@@ -54,8 +54,9 @@ class HybridGenImageProcessor(BaseImageProcessor):
 
     def understanding(self, images: list[Picture]) -> Tensor:
         """Pictures -> (I, 3, S, S): the whole picture, long side S, centred on gray."""
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.image_mean, self.image_std))
-        return torch.stack([(_pixels(self._letterbox(as_rgb(image))) / 255 - mean) / std for image in images])
+        mean, std = (np.asarray(values, np.float32) for values in (self.image_mean, self.image_std))
+        levels = np.stack([np.asarray(self._letterbox(as_rgb(image))) for image in images])  # I, S, S, 3
+        return _channels_first((levels / np.float32(255) - mean) / std)
 
     def _letterbox(self, image: Image.Image) -> Image.Image:
         side, long = self.image_size, max(image.size)
@@ -75,7 +76,7 @@ class HybridGenImageProcessor(BaseImageProcessor):
         left, top = (image.width - width) // 2, (image.height - height) // 2
         if image.size != (width, height):
             image = image.crop((left, top, left + width, top + height))
-        return _pixels(image) / 127.5 - 1
+        return _channels_first(np.asarray(image) / np.float32(127.5) - 1)
 
     def postprocess(self, pixels: Tensor | list[Tensor]) -> list[Image.Image]:
         """(I, 3, H, W) in [-1, 1], or a list of (3, H, W) -> pictures; what lies outside the range is clipped."""
@@ -99,7 +100,8 @@ def as_rgb(image: Picture) -> Image.Image:
             )
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
-        raise ValueError(f"an image must be a PIL image, an array or a tensor, not {type(image).__name__}: open it first")
+        kind = type(image).__name__
+        raise ValueError(f"an image must be a PIL image, an array or a tensor, not {kind}; open the file first")
     if image.mode == "RGB":
         return image
     if "A" in image.getbands() or "transparency" in image.info:
@@ -112,6 +114,6 @@ def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _pixels(image: Image.Image) -> Tensor:
-    """(3, H, W) float32, 0 to 255."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+def _channels_first(values: np.ndarray) -> Tensor:
+    """(..., H, W, 3) -> (..., 3, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(values, -1, -3)))

@@ -10,6 +10,9 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from hybridgen.configuration_hybridgen import HybridGenConfig
+from hybridgen.layout import SpecialTokens
+
 BEGIN_IMAGE, END_IMAGE = "<begin_of_image>", "<end_of_image>"
 PLACEHOLDERS = {
     "understanding": "<image_placeholder>",
@@ -25,6 +28,87 @@ def add_image_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
     """Add what images need and the tokenizer lacks, and say how many tokens that were (resize the embeddings then)."""
     missing = [token for token in IMAGE_TOKENS if token not in tokenizer.get_vocab()]
     return tokenizer.add_tokens(missing, special_tokens=True)
+
+
+def image_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """What `HybridGenConfig` calls these tokens, with their ids: `HybridGenConfig(..., **image_token_ids(tokenizer))`.
+
+    Raises:
+        ValueError: the tokenizer lacks some.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if missing := [token for token in IMAGE_TOKENS if token not in vocabulary]:
+        raise ValueError(f"the tokenizer has no {', '.join(missing)}; call add_image_tokens on it first")
+    names = ("begin_image", "end_image", "image", "diffusion", "vq")
+    return {f"{name}_token_id": vocabulary[token] for name, token in zip(names, IMAGE_TOKENS, strict=True)}
+
+
+def check_token_ids(config: HybridGenConfig, tokens: SpecialTokens) -> None:
+    """Raises ValueError if a model's placeholders, or the tokens that frame images, are not those of the tokenizer."""
+    wanted = {"begin_image": tokens.begin_image, "end_image": tokens.end_image}
+    names = {"understanding": "image", "diffusion": "diffusion", "vq": "vq"}
+    wanted |= {names[path]: tokens.placeholder(path) for path in config.paths}
+    for name, token_id in wanted.items():
+        given = getattr(config, f"{name}_token_id")
+        if given != token_id:
+            raise ValueError(
+                f"the model's {name}_token_id is {given}, but the tokenizer says {token_id}; "
+                "make the config with **image_token_ids(tokenizer)"
+            )
+
+
+def special_tokens(
+    tokenizer: PreTrainedTokenizerBase, begin_image: str, end_image: str, placeholders: dict[str, str]
+) -> SpecialTokens:
+    """The ids behind the names of the two tokens that frame images and of the placeholder of each path.
+
+    Raises:
+        ValueError: the tokenizer lacks some, or has nothing to pad with.
+    """
+    names = {"begin_image": begin_image, "end_image": end_image, **placeholders}
+    ids = {kind: tokenizer.convert_tokens_to_ids(name) for kind, name in names.items()}
+    missing = [names[kind] for kind, token_id in ids.items() if token_id in (None, tokenizer.unk_token_id)]
+    if missing:
+        raise ValueError(
+            f"the tokenizer has no {', '.join(missing)}; call hybridgen.processing_hybridgen.add_image_tokens on it, "
+            "or say what it calls them"
+        )
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    if pad is None:
+        raise ValueError("the tokenizer has neither a pad nor an end-of-text token; set tokenizer.pad_token")
+    return SpecialTokens(pad=pad, **ids)
+
+
+class PieceTokenizer:
+    """Tokenises pieces of text, each alone, and remembers the last of them.
+
+    It works on a copy of the tokenizer's backend that nothing ever changes: `tokenizer(..., padding=True)` in one
+    thread while another encodes is an error of the library ("Already borrowed"), and loaders run in a thread.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, remembered: int = 50_000):
+        self.remembered = remembered
+        self._ids: dict[str, list[int]] = {}
+        self._slow = None if tokenizer.is_fast else tokenizer
+        if tokenizer.is_fast:
+            self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+            self._backend.no_padding()
+            self._backend.no_truncation()
+
+    def __call__(self, text: str) -> list[int]:
+        ids = self._ids.get(text)
+        if ids is None:
+            if self._slow is None:
+                ids = self._backend.encode(text, add_special_tokens=False).ids
+            else:
+                ids = self._slow(text, add_special_tokens=False)["input_ids"]
+            if len(self._ids) >= self.remembered:
+                self._ids.clear()
+            self._ids[text] = ids
+        return ids
+
+    def __deepcopy__(self, memo) -> "PieceTokenizer":
+        return self  # `to_dict` of a processor copies its attributes whole
 
 
 def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

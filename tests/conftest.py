@@ -1,3 +1,23 @@
 """Fixtures that every test may use. hybridgen is imported first: it mends torchvision beside a CPU build of torch."""
 
+from pathlib import Path
+
+import pytest
+
 import hybridgen  # noqa: F401
+from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
+from tests.pipelines import tiny_pipeline
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """The folder of a saved `tests.pipelines.tiny_pipeline`, for reading only."""
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    tiny_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def pipeline(tiny_checkpoint) -> HybridGenPipeline:
+    """A tiny pipeline, as loaded from disk."""
+    return load_pipeline(tiny_checkpoint)

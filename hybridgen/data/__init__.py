@@ -1,1 +1,1 @@
-"""Records, sources, packing and loading: everything between files on disk and the tensors that a training step reads."""
+"""Records, sources, packing and loading: everything between files on disk and the tensors of a training step."""

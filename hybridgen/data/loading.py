@@ -1,0 +1,210 @@
+"""Loading: packed rows as batches of tensors, in one deterministic stream that any number of ranks share.
+
+A batch is a plain dict: the arguments of `forward`, and what `objectives` needs to make the rest of them. The fact a
+newcomer gets wrong: the state is that of the last batch *handed out*. A thread prepares batches ahead of it, and what
+it has prepared is made again after an interruption.
+
+Every rank packs all rows of a step and keeps its own, so that W ranks of R rows see what one of W x R would: exactness
+costs each rank the reading of everything. Shapes: B rows of this rank, N tokens of a row, I images of a path.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hybridgen.data.mixture import Drawn, Mixture
+from hybridgen.data.packing import pack_rows
+from hybridgen.documents import Document, DocumentImage
+from hybridgen.layout import SequenceLayout, pack
+from hybridgen.processing_hybridgen import HybridGenProcessor
+
+Batch = dict[str, Tensor | list[Tensor]]
+
+
+def collate(rows: list[list[Document]], length: int, pad_id: int, row_numbers: list[int]) -> Batch:
+    """Rows of documents as one batch. Keys of a modality that is absent are absent.
+
+    Returns:
+        input_ids, document_ids, block_ids, hidden, position_ids, labels, code_labels: (B, N), see `layout`.
+        row_numbers: (B,) the run's number of each row, which seeds its noise.
+        pixel_values: (I, 3, h, w) images of the understanding path, in reading order, as all images.
+        diffusion_images: (I, 3, H, W), or a list where sizes differ.
+        diffusion_noised, diffusion_image_first: (I,) whether each is drawn, and whether it stands before its text.
+        diffusion_rows: (I,) the row of the batch that each stands in.
+        vq_images: (I, 3, H, W), or a list where sizes differ.
+    """
+    packed = [pack([document.layout for document in row], length, pad_id) for row in rows]
+    vectors = {field.name: np.array([getattr(row, field.name) for row in packed]) for field in fields(SequenceLayout)}
+    batch: Batch = {name: torch.from_numpy(values) for name, values in vectors.items()}
+    batch["row_numbers"] = torch.tensor(row_numbers)
+    images = [(number, image) for number, row in enumerate(rows) for document in row for image in document.images]
+    by_path: dict[str, list[tuple[int, DocumentImage]]] = {}
+    for number, image in images:
+        by_path.setdefault(image.path, []).append((number, image))
+    for path, found in by_path.items():
+        name = "pixel_values" if path == "understanding" else f"{path}_images"
+        batch[name] = _stack([image.pixels for _, image in found])
+    if drawn := by_path.get("diffusion"):
+        batch["diffusion_noised"] = torch.tensor([image.write for _, image in drawn])
+        batch["diffusion_image_first"] = torch.tensor([image.image_first for _, image in drawn])
+        batch["diffusion_rows"] = torch.tensor([number for number, _ in drawn])
+    return batch
+
+
+def _stack(images: list[Tensor]) -> Tensor | list[Tensor]:
+    return torch.stack(images) if len({image.shape for image in images}) == 1 else images
+
+
+class RowLoader:
+    """An endless iterator of batches.
+
+    Args:
+        rows: rows of a batch, on each rank.
+        length: tokens of a row.
+        rank, world_size: this process takes rows rank * rows and following of each step's world_size * rows.
+        prefetch: batches prepared ahead by a thread; 0 = none, everything happens when a batch is asked for.
+
+    Raises:
+        ValueError: the processor cannot serve a task of the mixture, or a number makes no sense.
+    """
+
+    def __init__(
+        self,
+        mixture: Mixture,
+        processor: HybridGenProcessor,
+        rows: int,
+        length: int,
+        rank: int = 0,
+        world_size: int = 1,
+        prefetch: int = 2,
+    ):
+        for name, value, least in (("rows", rows, 1), ("length", length, 1), ("prefetch", prefetch, 0)):
+            if value < least:
+                raise ValueError(f"{name} is {value}; it must be at least {least}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} does not exist among {world_size}; ranks count from 0")
+        mixture.check(processor)
+        self.mixture, self.processor = mixture, processor
+        self.rows, self.length, self.rank, self.world_size = rows, length, rank, world_size
+        self.prefetch = prefetch
+        self._pending: list[Drawn] = []
+        self._batches = self._used = 0  # made so far, and tokens of documents in them, over all ranks
+        self._thread: _Ahead | None = None
+        self._state = self._snapshot()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if not self.prefetch:
+            batch, self._state = self._make()
+            return batch
+        if self._thread is None:
+            self._thread = _Ahead(self._make, self.prefetch)
+        batch, self._state = self._thread.get()
+        return batch
+
+    def state_dict(self) -> dict:
+        """The position after the last batch handed out; JSON-able, and the same on every rank."""
+        return self._state
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from there: the next batch is the one that followed.
+
+        Raises:
+            ValueError: the state is that of other sources, or of steps of another number or length of rows.
+        """
+        shape = {"rows": self.rows * self.world_size, "length": self.length}
+        saved = {name: state[name] for name in shape}
+        if saved != shape:
+            raise ValueError(
+                f"the saved position is of steps of {saved['rows']} rows of {saved['length']} tokens, but now "
+                f"{shape['rows']} rows of {shape['length']} are asked for; keep both, or start anew"
+            )
+        self.close()
+        self.mixture.load_state_dict(state["mixture"])
+        self._pending = [self.mixture.again(name, cursor, self.processor) for name, cursor in state["pending"]]
+        self._batches, self._used = state["batches"], state["used"]
+        self._state = self._snapshot()
+
+    def shares(self) -> dict[str, float]:
+        """The realised share of the tokens of each task, up to the last batch handed out."""
+        tokens = self._state["mixture"]["tokens"]
+        total = sum(tokens.values())
+        return {name: count / total if total else 0.0 for name, count in tokens.items()}
+
+    def fill_rate(self) -> float:
+        """The share of all places in rows so far that hold a token of a document, not padding."""
+        places = self._state["batches"] * self.rows * self.world_size * self.length
+        return self._state["used"] / places if places else 0.0
+
+    def close(self) -> None:
+        """Stop preparing batches; asking for another starts again after the last one handed out."""
+        if self._thread is None:
+            return
+        self._thread.stop()
+        self._thread = None
+        self.load_state_dict(self._state)
+
+    def _make(self) -> tuple[Batch, dict]:
+        """The next batch of this rank, and the state after it."""
+        count = self.rows * self.world_size
+        rows, self._pending = pack_rows(lambda: self.mixture.draw(self.processor), count, self.length, self._pending)
+        numbers = range(self._batches * count, (self._batches + 1) * count)
+        self._batches += 1
+        self._used += sum(len(document) for row in rows for document in row)
+        mine = slice(self.rank * self.rows, (self.rank + 1) * self.rows)
+        documents = [[drawn.document for drawn in row] for row in rows[mine]]
+        batch = collate(documents, self.length, self.processor.special_tokens.pad, list(numbers[mine]))
+        return batch, self._snapshot()
+
+    def _snapshot(self) -> dict:
+        return {
+            "rows": self.rows * self.world_size,
+            "length": self.length,
+            "batches": self._batches,
+            "used": self._used,
+            "mixture": self.mixture.state_dict(),
+            "pending": [[drawn.task.name, drawn.cursor] for drawn in self._pending],
+        }
+
+
+class _Ahead:
+    """Calls a function again and again in a thread and keeps up to `count` results; its error is raised by `get`."""
+
+    def __init__(self, make: Callable, count: int):
+        self._make, self._results = make, queue.Queue(count)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="hybridgen-loader", daemon=True)
+        self._thread.start()
+
+    def get(self):
+        result, error = self._results.get()
+        if error is not None:
+            self._results.put((None, error))  # asked again, it says so again
+            raise error
+        return result
+
+    def stop(self) -> None:
+        self._stopped.set()
+        while self._thread.is_alive():
+            try:
+                self._results.get(timeout=0.01)  # it may be waiting for a place
+            except queue.Empty:
+                continue
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                result = self._make(), None
+            except Exception as error:  # not swallowed: raised where the next batch is asked for
+                result = None, error
+            self._results.put(result)
+            if result[1] is not None:
+                return

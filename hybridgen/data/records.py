@@ -1,0 +1,74 @@
+"""Records: one chat conversation each, as JSON lines hold them, checked before anything is made of them.
+
+    {"messages": [{"role": "user", "content": [{"type": "text", "text": "a red circle"}]},
+                  {"role": "assistant", "content": [{"type": "image", "image": "0001.png"}]}]}
+
+The format is that of transformers' chat templates, and the same for text-to-image, questions about pictures, plain text
+and interleaved documents. Other keys beside `messages` are kept and ignored. The fact a newcomer gets wrong: the path
+of an image is relative to the file that names it, not to where the program runs.
+"""
+
+import struct
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from hybridgen.chat import check_messages, parts
+
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)  # what PIL raises
+
+
+def check_record(obj: Any, where: str) -> dict:
+    """The record, if it is one.
+
+    Args:
+        where: said first in errors, such as `captions.jsonl:12`.
+
+    Raises:
+        ValueError: in one sentence, what is wrong with it.
+    """
+    if not isinstance(obj, dict) or "messages" not in obj:
+        raise ValueError(f"{where}: a record must be an object with the key messages, as {{'messages': [...]}}")
+    for message in check_messages(obj["messages"], where):
+        for part in parts(message):
+            if part["type"] == "image" and not isinstance(part["image"], str | Image.Image):
+                kind = type(part["image"]).__name__
+                raise ValueError(f"{where}: the image of an image part must be the path of a file, not {kind}")
+    return obj
+
+
+def load_images(record: dict, root: Path, where: str) -> dict:
+    """A copy of the record with a PIL image in place of each path.
+
+    Raises:
+        ValueError: naming an image that is missing or cannot be decoded.
+    """
+
+    def opened(part: dict) -> dict:
+        return {**part, "image": load_image(part["image"], root, where)} if part["type"] == "image" else part
+
+    messages = [{**message, "content": [opened(part) for part in parts(message)]} for message in record["messages"]]
+    return {**record, "messages": messages}
+
+
+def load_image(image: str | Image.Image, root: Path, where: str) -> Image.Image:
+    """One picture, decoded and turned upright as its EXIF tag says; a PIL image stays as it is.
+
+    Raises:
+        ValueError: the file is missing, or is not a picture that PIL can decode whole.
+    """
+    if isinstance(image, Image.Image):
+        return image
+    path = root / image
+    if not path.is_file():
+        raise ValueError(
+            f"{where}: the image {image!r} is not there (looked for {path}); paths are relative to the file"
+        )
+    try:
+        with Image.open(path) as opened:
+            return ImageOps.exif_transpose(opened)
+    except UNREADABLE as error:
+        raise ValueError(
+            f"{where}: the image {path} cannot be decoded ({error}); replace it or drop the record"
+        ) from error

@@ -1,0 +1,166 @@
+"""Sources and tasks: JSON lines by file and line, orders and dropouts that are functions of a number."""
+
+import json
+
+import numpy as np
+import pytest
+
+from hybridgen.data.sources import JsonlSource, SourceConfig, chance, image_first, open_source, permute
+from tests.data.in_memory import Listed, drawings, numbered, task
+from tests.processors import assistant, image, picture, tiny_processor, user
+
+
+def write_lines(path, *lines):
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n")
+    return path
+
+
+def test_json_lines_give_records_with_pictures(tmp_path):
+    picture(seed=5).save(tmp_path / "five.png")
+    drawing = {"messages": [user("röt"), assistant({"type": "image", "image": "five.png"})]}
+    path = write_lines(tmp_path / "a.jsonl", drawing, "", {"messages": [user("b"), assistant("c")]})
+    source = JsonlSource(path)
+    assert len(source) == 2
+    assert np.array_equal(np.array(source[0]["messages"][1]["content"][0]["image"]), np.array(picture(seed=5)))
+    assert source[0]["messages"][0] == user("röt")
+    assert source[1]["messages"] == [user("b"), assistant("c")]
+    assert source.where(1) == f"{path}:3"
+    with pytest.raises(IndexError, match="records 0 to 1, not 2"):
+        source[2]
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ('{"messages": [}', r"a.jsonl:2: not a JSON object \(Expecting value at column 15\)"),
+        ('"messages"', "a.jsonl:2: a record must be an object"),
+        ('{"messages": []}', "a.jsonl:2: messages must be a list of at least one message"),
+        ('{"messages": [{"role": "bot", "content": "a"}]}', "a.jsonl:2: message 0 has role 'bot'"),
+        ('{"messages": [{"role": "user", "content": [{"type": "image"}]}]}', "a.jsonl:2: message 0 has an image part"),
+    ],
+)
+def test_a_bad_line_is_refused_when_the_file_is_opened(tmp_path, line, sentence):
+    good = {"messages": [user("b"), assistant("c")]}
+    with pytest.raises(ValueError, match=sentence):
+        JsonlSource(write_lines(tmp_path / "a.jsonl", good, line, good))
+
+
+def test_files_that_hold_nothing_are_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match="there is no file .*none.jsonl; a source is a .jsonl file or the name of a world"
+    ):
+        JsonlSource(tmp_path / "none.jsonl")
+    with pytest.raises(ValueError, match="empty.jsonl holds no record"):
+        JsonlSource(write_lines(tmp_path / "empty.jsonl", ""))
+    (tmp_path / "latin.jsonl").write_bytes('{"messages": "é"}'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin.jsonl:1: not UTF-8 text \(byte 14 of the line\)"):
+        JsonlSource(tmp_path / "latin.jsonl")
+
+
+def test_a_missing_image_is_named_with_its_line(tmp_path):
+    record = {"messages": [user({"type": "image", "image": "gone.png"}, "?"), assistant("red")]}
+    path = write_lines(tmp_path / "a.jsonl", "", record)
+    source = open_source(SourceConfig(str(path)))
+    with pytest.raises(ValueError, match="a.jsonl:2: the image 'gone.png' is not there"):
+        source.document(0, tiny_processor())
+
+
+def test_what_the_processor_refuses_is_said_with_the_record():
+    bad = task(Listed([[user("a <vq_placeholder>"), assistant("b")]]), name="captions")
+    with pytest.raises(ValueError, match="source 'captions', record 0: a text contains '<vq_placeholder>'"):
+        bad.document(0, tiny_processor())
+    no_path = task(drawings(3), name="captions", write="vq")
+    with pytest.raises(
+        ValueError, match="source 'captions': no path 'vq' here; this model has: understanding, diffusion"
+    ):
+        no_path.check(tiny_processor(vq_token_size=None))
+
+
+# ------------------------------------------------------------------------------------------------- worlds
+
+
+@pytest.mark.parametrize(("world", "unseen"), [("dolls", "held_out"), ("emoji", "new")])
+def test_worlds_are_tasks(world, unseen):
+    processor = tiny_processor()
+    draw = open_source(SourceConfig(world, task="draw", write="diffusion"))
+    ask = open_source(SourceConfig(world, task="answer", read="diffusion", questions_per_picture=2))
+    assert (draw.name, ask.name) == (f"{world}-draw-diffusion", f"{world}-answer-diffusion")
+    assert [x.write for x in draw.document(7, processor).images] == [True]
+    assert [x.write for x in ask.document(7, processor).images] == [False]
+    assert np.array_equal(
+        np.array(draw.pictures(3)[0]), np.array(draw[draw.index(3)]["messages"][1]["content"][0]["image"])
+    )
+    held_out = open_source(SourceConfig(world, task="draw", split=unseen), seed=4)
+    assert held_out[0]["messages"] != draw[0]["messages"]
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"source": "dols", "task": "draw"}, "unknown world 'dols'"),
+        ({"source": "dolls", "task": "paint"}, "unknown task 'paint' of dolls"),
+        ({"source": "dolls", "task": "draw", "split": "test"}, "unknown split 'test' of dolls"),
+        ({"source": "dolls"}, "dolls-understanding: task is missing"),
+        ({"source": "x/a.jsonl", "task": "draw"}, "a-draw-understanding: task belongs to worlds"),
+        ({"source": "x/a.jsonl", "split": "train"}, "a-understanding: split belongs to worlds"),
+        ({"source": "a.jsonl", "weight": -1}, "a-understanding: weight is -1"),
+        ({"source": "a.jsonl", "prompt_dropout": 1.5}, "a-understanding: prompt_dropout is 1.5"),
+        ({"source": "a.jsonl", "order": "random"}, "a-understanding: order is 'random'; use 'caption_first'"),
+        ({"source": "a.jsonl", "order": 1.5}, "a-understanding: order is 1.5"),
+        (
+            {"source": "a.jsonl", "write": "pixels"},
+            "a-pixels: write is 'pixels'; it must be one of None, understanding",
+        ),
+        ({"source": "a.jsonl", "read": "eyes"}, "a-eyes: read is 'eyes'"),
+        ({"source": "a.jsonl", "loss_on": "user"}, "a-understanding: loss_on is 'user'"),
+    ],
+)
+def test_configs_that_cannot_be_are_refused(config, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        open_source(SourceConfig(**config))
+
+
+# ------------------------------------------------------------------------------------------------ orders
+
+
+def test_image_first_exchanges_a_caption_and_its_picture_and_nothing_else():
+    drawing = [user("red"), assistant(image())]
+    assert image_first(drawing) == [user(image()), assistant("red")]
+    for other in ([user("a"), assistant("b")], [user(image(), "a"), assistant("b")], [*drawing, user("a")]):
+        assert image_first(other) == other
+
+
+def test_order_and_dropout_have_their_shares_and_are_functions_of_the_number():
+    processor = tiny_processor()
+    mixed = task(drawings(500), write="diffusion", loss_on="all", order=0.8, prompt_dropout=0.3, seed=3)
+    images = [mixed.document(cursor, processor).images[0] for cursor in range(500)]
+    first = np.mean([x.image_first for x in images])
+    assert abs(first - 0.2) < 0.05  # seen 0.19; three standard deviations of a fair draw
+    assert all(x.write for x in images)
+    texts = [processor.tokenizer.decode(mixed.document(cursor, processor).layout.input_ids) for cursor in range(500)]
+    assert abs(np.mean(["red" not in text for text in texts]) - 0.3 * 0.8) < 0.06  # captions that come last stay
+    again = task(mixed.source, write="diffusion", loss_on="all", order=0.8, prompt_dropout=0.3, seed=3)
+    assert again.document(77, processor).layout == mixed.document(77, processor).layout
+    other = task(mixed.source, seed=4)
+    assert [mixed.index(i) for i in range(500)] != [other.index(i) for i in range(500)]
+
+
+def test_every_record_comes_once_an_epoch_in_an_order_of_its_own():
+    shuffled, plain = task(numbered(37)), task(numbered(37), shuffle=False)
+    epochs = [[shuffled.index(epoch * 37 + place) for place in range(37)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(37)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert [plain.index(cursor) for cursor in range(74)] == [*range(37), *range(37)]
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 64, 65, 1000])
+def test_permutations_are_permutations(length):
+    assert sorted(permute(place, length, "key") for place in range(length)) == list(range(length))
+    assert 0 <= permute(2**31 - 1, 2**31, "key") < 2**31
+
+
+def test_chance_is_even():
+    draws = [chance(f"{i}") for i in range(4000)]
+    counts, _ = np.histogram(draws, bins=10, range=(0, 1))
+    assert counts.sum() == 4000
+    assert abs(counts - 400).max() < 80
