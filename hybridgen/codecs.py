@@ -1,10 +1,10 @@
 """Codecs: pixels in [-1, 1] <-> what the backbone reads and writes. Frozen: no gradient passes through here.
 
 `PixelCodec` and `VAECodec` serve the diffusion path (normalised latents), `VQCodec` the vq path (codes). Training of a
-VQ tokenizer is a stage of its own (`training`); it shares `quantize` with `VQCodec`, so that codes mean the same in both.
-The fact a newcomer gets wrong: a Janus tokenizer compares *directions*. DeepSeek normalises latents and codebook before
-the nearest code is sought; transformers' `JanusVQVAE.encode` does not, and finds other codes for the same picture. It is
-also tied to one grid, where a code map decodes at any size.
+VQ tokenizer is a stage of its own (`training`); it shares `quantize` with `VQCodec`, so that codes mean the same in
+both. The fact a newcomer gets wrong: a Janus tokenizer compares *directions*. DeepSeek normalises latents and codebook
+before the nearest code is sought; transformers' `JanusVQVAE.encode` does not, and finds other codes for the same
+picture. It is also tied to one grid, where a code map decodes at any size.
 
 Nothing here draws a random number (a VAE's posterior is read at its mode), moves a tensor to another device, or changes
 the module it was handed: hand it one in eval mode.

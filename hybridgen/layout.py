@@ -31,6 +31,8 @@ PADDING_DOCUMENT = -1
 Path = Literal["understanding", "diffusion", "vq"]
 PATHS: tuple[str, ...] = ("understanding", "diffusion", "vq")
 
+SDPA = ("sdpa", "sdpa_fp32")  # the second is SDPA outside of autocast (training.precision)
+
 
 # ---------------------------------------------------------------------------------------------------- the rule
 
@@ -84,13 +86,13 @@ def attention_mask(
     """
     if implementation == "flex_attention":
         return flex_mask(document_ids, block_ids, hidden, queries)
-    if implementation not in ("sdpa", "eager"):
+    if implementation not in (*SDPA, "eager"):
         raise ValueError(
             f"attention implementation {implementation!r} cannot express a mask that is causal over text and "
             "bidirectional inside images; use 'sdpa', 'eager' or 'flex_attention'"
         )
     allowed = dense_mask(document_ids, block_ids, hidden, queries)
-    if implementation == "sdpa":
+    if implementation in SDPA:
         return allowed
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
 

@@ -106,7 +106,7 @@ def test_vq_model_codes_and_pixels_equal_those_of_diffusers(vq_model):
         _, _, (_, _, expected) = vq_model.quantize(z)
         pixels = vq_model.decode(z).sample
     assert torch.equal(codes, expected)
-    torch.testing.assert_close(codec.decode(codes.view(2, 4, 4)), pixels, rtol=0, atol=1e-5)  # measured 6e-7
+    torch.testing.assert_close(codec.decode(codes.view(2, 4, 4)), pixels, rtol=0, atol=1e-5)  # measured 9e-7
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -117,7 +117,7 @@ def test_half_precision_tokenizers_decode(janus_vq, dtype):
     pixels = VQCodec(half).decode(codes)
     assert pixels.dtype == torch.float32
     assert half.dtype == dtype  # the caller's module is as it was
-    tolerance = 2e-3 if dtype == torch.float16 else 5e-2  # of values up to 1; measured 4e-4 and 1e-2
+    tolerance = 5e-3 if dtype == torch.float16 else 1e-1  # weights were rounded; measured 1.3e-3 and 2e-2, of 0.7
     torch.testing.assert_close(pixels, expected, rtol=0, atol=tolerance)
 
 

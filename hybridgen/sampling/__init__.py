@@ -1,0 +1,6 @@
+"""Sampling: pure functions over (model, prefix, schedule).
+
+A prompt's keys and values are computed once (`prefix`); an image is then denoised (`denoise`) or written code by code
+(`codes`) against them, conditional and unconditional rows in one batch (`guidance`), each image with a random stream
+of its own (`seeds`). A finished image is committed clean, so that what follows reads it as in training.
+"""

@@ -1,0 +1,244 @@
+"""The prefix: what the model has read so far, as keys and values, so that a step computes only what is new.
+
+A `Prefix` holds R rows: I images' conditional prompts, then (with guidance) their I unconditional ones, padded on the
+left so that all rows end together. The fact a newcomer gets wrong: denoising must not add to it. The tokens of a noisy
+image are *peeked*: written behind the prefix, read, and overwritten by the next step; only the finished image is kept
+(`extend`).
+
+Shapes: R rows, P tokens of the prefix, n new tokens, H width of the backbone.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
+
+from hybridgen import layout
+from hybridgen.documents import Document, left_pad
+from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
+
+
+class _BufferLayer(DynamicLayer):
+    """One layer's keys and values at the front of a buffer (R, heads, room, d): new ones are written, nothing is
+    copied."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.length = 0
+        self.keeping = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        end = self.length + key_states.shape[-2]
+        if not self.is_initialized:
+            self.dtype, self.device = key_states.dtype, key_states.device
+            self.keys, self.values = key_states, value_states
+            self.is_initialized = True
+        else:
+            if end > (room := self.keys.shape[-2]):
+                self.reserve(max(end, room * 3 // 2))  # by half, so that a long text is not copied at every token
+            self.keys[:, :, self.length : end] = key_states
+            self.values[:, :, self.length : end] = value_states
+        if self.keeping:
+            self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def reserve(self, room: int) -> None:
+        """A buffer for `room` tokens, if it is not that large already."""
+        if room > self.keys.shape[-2]:
+            self.keys, self.values = (_enlarged(kept, self.length, room) for kept in (self.keys, self.values))
+
+    def selected(self, rows: Tensor) -> "_BufferLayer":
+        """A layer of its own that holds these rows."""
+        layer = _BufferLayer()
+        layer.dtype, layer.device, layer.is_initialized, layer.length = self.dtype, self.device, True, self.length
+        layer.keys, layer.values = (kept[:, :, : self.length][rows] for kept in (self.keys, self.values))
+        return layer
+
+
+def _enlarged(kept: Tensor, length: int, room: int) -> Tensor:
+    rows, heads, _, width = kept.shape
+    buffer = kept.new_empty(rows, heads, room, width)
+    buffer[:, :, :length] = kept[:, :, :length]
+    return buffer
+
+
+class PrefixCache(Cache):
+    """A cache of transformers over buffers. Every layer keeps every token: the mask alone says who sees what."""
+
+    def __init__(self, layers: list[_BufferLayer] | None = None):
+        if layers is None:
+            super().__init__(layer_class_to_replicate=_BufferLayer)
+        else:
+            super().__init__(layers=layers)
+
+    def reserve(self, room: int) -> None:
+        """Make space for `room` more tokens at once, instead of growing by and by."""
+        for layer in self.layers:
+            layer.reserve(layer.length + room)
+
+    @contextmanager
+    def peeking(self) -> Iterator[None]:
+        """Inside, new tokens are read but not kept."""
+        for layer in self.layers:
+            layer.keeping = False
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer.keeping = True
+
+
+@dataclass
+class Prefix:
+    """
+    Args:
+        cache: keys and values of P tokens.
+        document_ids: (R, P) 0, or PADDING_DOCUMENT on the padding.
+        positions: (R,) the position of each row's next token.
+        last_state: (R, H) the backbone's output at the last token: what the next one is predicted from.
+    """
+
+    cache: PrefixCache = field(default_factory=PrefixCache)
+    document_ids: Tensor | None = None
+    positions: Tensor | None = None
+    last_state: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.cache.get_seq_length()
+
+    @property
+    def rows(self) -> int:
+        return len(self.positions)
+
+    def select(self, rows: Tensor) -> "Prefix":
+        """A prefix of its own with these rows (R',), any of them any number of times; this one stays as it is."""
+        cache = PrefixCache([layer.selected(rows) for layer in self.cache.layers])
+        return Prefix(cache, self.document_ids[rows], self.positions[rows], self.last_state[rows])
+
+    def keys_with(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
+        """`document_ids` and `block_ids` (R, P + n) of all keys, when tokens of `blocks` (n,) come next."""
+        document_ids = torch.nn.functional.pad(self.document_ids, (0, len(blocks)))
+        before = blocks.new_full((self.document_ids.shape[1],), -1)  # what is kept lies before all that is new
+        return document_ids, torch.cat([before, blocks]).expand_as(document_ids)
+
+    def mask_with(self, model: HybridGenForConditionalGeneration, blocks: Tensor, queries: int | None = None):
+        """The backbone's mask (R, 1, n, P + n) for new tokens of `blocks` (n,), or of the last `queries` of them."""
+        implementation = model.model.language_model.config._attn_implementation
+        queries = len(blocks) if queries is None else queries
+        return layout.attention_mask(implementation, model.dtype, *self.keys_with(blocks), queries=queries)
+
+    def positions_of(self, count: int) -> Tensor:
+        """Positions (R, count) of the next tokens."""
+        return self.positions[:, None] + torch.arange(count, device=self.positions.device)
+
+
+def begin_image(vectors: dict[str, Tensor], token: int) -> dict[str, Tensor]:
+    """Layout vectors (R, P) of prompts that end together, with the token that begins an image after them (R, P + 1)."""
+    added = {
+        "input_ids": torch.full_like(vectors["input_ids"][:, -1:], token),
+        "document_ids": vectors["document_ids"][:, -1:],
+        "block_ids": vectors["block_ids"][:, -1:] + 1,
+        "position_ids": vectors["position_ids"][:, -1:] + 1,
+    }
+    return {name: torch.cat([vectors[name], last], dim=1) for name, last in added.items()}
+
+
+@torch.no_grad()
+def prefill(
+    model: HybridGenForConditionalGeneration,
+    input_ids: Tensor,
+    document_ids: Tensor,
+    block_ids: Tensor,
+    position_ids: Tensor,
+    **images,
+) -> Prefix:
+    """Read prompts (R, P), padded on the left, with their images (`pixel_values`, `latents`, `codes`)."""
+    prefix = Prefix()
+    states = model.model(
+        input_ids=input_ids,
+        document_ids=document_ids,
+        block_ids=block_ids,
+        position_ids=position_ids,
+        past_key_values=prefix.cache,
+        use_cache=True,
+        **images,
+    ).last_hidden_state  # R, P, H
+    prefix.document_ids = document_ids
+    prefix.positions = position_ids[:, -1] + 1
+    prefix.last_state = states[:, -1]
+    return prefix
+
+
+@torch.no_grad()
+def read_prompts(
+    model: HybridGenForConditionalGeneration, documents: list[Document], pad: int, begin: int, device: torch.device
+) -> Prefix:
+    """Prompts of text, one a row, and the token that begins an image: ready to draw.
+
+    A document that stands in several rows (the empty prompt of guidance, several images of a prompt) is read once.
+    """
+    different = list({id(document): document for document in documents}.values())
+    batch = left_pad(different, pad)
+    vectors = {name: batch[name].to(device) for name in ("input_ids", "document_ids", "block_ids", "position_ids")}
+    prefix = prefill(model, **begin_image(vectors, begin))
+    if len(different) == len(documents):
+        return prefix
+    where = {id(document): row for row, document in enumerate(different)}
+    return prefix.select(torch.tensor([where[id(document)] for document in documents], device=device))
+
+
+@torch.no_grad()
+def extend(
+    model: HybridGenForConditionalGeneration,
+    prefix: Prefix,
+    input_ids: Tensor,
+    blocks: Tensor | None = None,
+    **images,
+) -> Tensor:
+    """Read n more tokens in every row, and keep them.
+
+    Args:
+        input_ids: (R, n), or (n,) for all rows alike.
+        blocks: (n,) blocks of these tokens; None = causal.
+        images: as in `prefill`.
+
+    Returns:
+        the backbone's output (R, n, H).
+    """
+    input_ids = input_ids.expand(prefix.rows, -1)
+    count = input_ids.shape[1]
+    blocks = torch.arange(count, device=input_ids.device) if blocks is None else blocks
+    document_ids, block_ids = prefix.keys_with(blocks)
+    states = model.model(
+        input_ids=input_ids,
+        document_ids=document_ids,
+        block_ids=block_ids,
+        position_ids=prefix.positions_of(count),
+        past_key_values=prefix.cache,
+        use_cache=True,
+        **images,
+    ).last_hidden_state  # R, n, H
+    prefix.document_ids = document_ids
+    prefix.positions = prefix.positions + count
+    prefix.last_state = states[:, -1]
+    return states
+
+
+def backbone(
+    model: HybridGenForConditionalGeneration, prefix: Prefix, embeds: Tensor, mask, position_ids: Tensor
+) -> Tensor:
+    """The backbone alone on embeddings (R, n, H), without the heads: for inner loops, where all else is precomputed."""
+    return model.model.language_model(
+        inputs_embeds=embeds,
+        attention_mask=mask,
+        position_ids=position_ids,
+        past_key_values=prefix.cache,
+        use_cache=True,
+    ).last_hidden_state

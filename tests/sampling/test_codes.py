@@ -1,0 +1,154 @@
+"""The code loop against whole forwards and transformers' filters, and by what must not change a code."""
+
+import pytest
+import torch
+from transformers import TopKLogitsWarper, TopPLogitsWarper
+
+from hybridgen.sampling.codes import CodeSampling, commit_codes, write_codes
+from hybridgen.sampling.prefix import extend
+from hybridgen.sampling.seeds import draw_gumbel, image_generators
+from tests.models import tiny_config, tiny_model
+from tests.sampling.prompts import EMPTY, PROMPTS, document, image, prefix_of, whole, worst
+
+GREEDY = CodeSampling(temperature=0)
+COUNT = 12
+
+
+@pytest.fixture(scope="module")
+def model():
+    """With code logits far enough apart that codes are a matter of the model and not of rounding."""
+    model = tiny_model()
+    for parameter in model.model.generation_head.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    torch.nn.init.normal_(model.model.generation_embeddings.weight)
+    return model
+
+
+def draw(model, prompts, seeds, guidance=1.0, sampling=None, on_step=None):
+    generators = image_generators(len(prompts), seeds)
+    prefix = prefix_of(model, prompts + ([] if guidance == 1 else [EMPTY] * len(prompts)))
+    return write_codes(model, prefix, COUNT, generators, sampling or CodeSampling(), guidance, on_step)
+
+
+def whole_logits(model, ids: list[int], codes: torch.Tensor) -> torch.Tensor:
+    """Teacher-forced code logits (T, V) of a prompt followed by an image of these codes."""
+    layout = document([ids, image("vq", model, len(codes))]).layout
+    vectors = {name: value[None] for name, value in layout.tensors().items()}
+    is_code = vectors["input_ids"] == model.config.vq_token_id
+    names = ("input_ids", "document_ids", "block_ids", "position_ids")
+    with torch.no_grad():
+        return model(
+            **{name: vectors[name] for name in names}, codes=codes, codes_to_keep=is_code.roll(-1, dims=1)
+        ).code_logits
+
+
+@pytest.mark.parametrize("backbone", ["qwen3", "llama4_text"])
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_greedy_codes_are_the_likeliest_of_the_whole_forward(guidance, backbone):
+    """Teacher-forced on the codes drawn, every one of them is the argmax there too."""
+    model = tiny_model(tiny_config(backbone))
+    codes = draw(model, PROMPTS, 0, guidance, GREEDY)
+    for row, ids in enumerate(PROMPTS):
+        conditional, unconditional = (whole_logits(model, prompt, codes[row]) for prompt in (ids, EMPTY))
+        guided = unconditional + guidance * (conditional - unconditional)
+        chosen = guided.gather(1, codes[row][:, None])[:, 0]
+        assert worst(chosen, guided.max(1).values) < 1e-5  # measured 0
+    assert len(codes.unique()) > 2
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+@pytest.mark.parametrize("sampling", [CodeSampling(), CodeSampling(temperature=0.7, top_k=20, top_p=0.9), GREEDY])
+def test_codes_are_the_same_alone_and_in_a_batch(model, guidance, sampling):
+    seeds = [4, 5, 6, 7, 8]
+    together = draw(model, PROMPTS, seeds, guidance, sampling)
+    for i, (ids, seed) in enumerate(zip(PROMPTS, seeds, strict=True)):
+        assert torch.equal(together[i], draw(model, [ids], [seed], guidance, sampling)[0])
+    assert not torch.equal(together[0], together[1])
+
+
+def test_other_seeds_draw_other_codes_and_equal_seeds_equal_ones(model):
+    drawn = draw(model, [PROMPTS[0]] * 3, [1, 2, 1])
+    assert torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(drawn[0], drawn[1])
+
+
+def test_guidance_one_is_unguided_and_costs_one_row(model):
+    rows = []
+    handle = model.model.language_model.register_forward_hook(
+        lambda m, args, out: rows.append(len(out.last_hidden_state))
+    )
+    unguided = draw(model, PROMPTS[:2], 0)
+    assert rows == [2] * COUNT  # the prefix, then every code but the last
+    rows.clear()
+    guided = draw(model, PROMPTS[:2], 0, 1.0 + 1e-9)
+    handle.remove()
+    assert rows == [4] * COUNT
+    assert torch.equal(guided, unguided)
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_text_after_committed_codes_equals_the_teacher_forced_forward(model, guided):
+    prompts = [*PROMPTS, *[EMPTY] * len(PROMPTS)] if guided else PROMPTS
+    prefix = prefix_of(model, prompts)
+    codes = write_codes(model, prefix, COUNT, image_generators(len(PROMPTS), 3), CodeSampling(), 2.0)
+    committed = commit_codes(model, prefix, codes)
+    after = extend(model, prefix, torch.tensor([21, 22]))
+    for row, ids in enumerate(prompts):
+        expected = whole(model, [ids, image("vq", model, COUNT), [21, 22]], codes=codes[row % 5])[len(ids) + COUNT :]
+        assert worst(torch.cat([committed[row], after[row]]), expected) < 2e-5  # measured 1e-6
+
+
+def test_each_step_hands_over_the_codes_so_far(model):
+    seen = []
+
+    def replace(step, codes):
+        seen.append(tuple(codes.shape))
+        return torch.full_like(codes, 7) if step == COUNT - 1 else codes
+
+    assert (draw(model, PROMPTS[:2], 0, on_step=replace) == 7).all()
+    assert seen == [(2, step + 1) for step in range(COUNT)]
+
+
+# ----------------------------------------------------------------------------------------------- drawing one code
+
+
+def test_codes_are_drawn_as_often_as_their_probability_says():
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+    draws = 20000
+    noise = draw_gumbel(image_generators(draws, 0), 1, 4, "cpu")
+    codes = CodeSampling(temperature=1.5).draw(logits.expand(draws, -1), noise)
+    expected = (logits[0] / 1.5).softmax(-1) * draws
+    counts = torch.bincount(codes, minlength=4)
+    chi_squared = ((counts - expected) ** 2 / expected).sum()
+    assert chi_squared < 16.3  # 99.9 % of fair draws, 3 degrees of freedom; measured 2.6
+
+
+@pytest.mark.parametrize("top_k", [1, 5, 50, 0, 1000])
+def test_top_k_keeps_what_transformers_keeps(top_k):
+    logits = torch.randn(3, 50)
+    kept = CodeSampling(top_k=top_k).filter(logits)
+    assert torch.equal(kept, TopKLogitsWarper(top_k)(None, logits) if top_k > 0 else logits)
+
+
+@pytest.mark.parametrize("top_p", [0.01, 0.5, 0.95, 1.0])
+def test_top_p_keeps_what_transformers_keeps(top_p):
+    logits = 3 * torch.randn(3, 50)
+    kept = CodeSampling(top_p=top_p).filter(logits)
+    assert torch.equal(kept, TopPLogitsWarper(top_p)(None, logits) if top_p < 1 else logits)
+    assert (kept > -torch.inf).any(-1).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": -1.0}, "temperature is -1.0; it must be at least 0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_k": -1}, "top_k is -1; it must be a whole number"),
+        ({"top_k": 2.5}, "top_k is 2.5; it must be a whole number"),
+        ({"top_p": 0.0}, "top_p is 0.0; it must be above 0 and at most 1"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        CodeSampling(**settings)

@@ -1,0 +1,455 @@
+"""The pipeline: pictures against loops without a cache, answers against bare `generate`, and what must not matter."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from PIL import Image
+from torch import Generator
+
+from hybridgen.layout import ImageSegment
+from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
+from tests.pipelines import tiny_pipeline, tiny_vae
+from tests.sampling.prompts import worst
+
+PROMPTS = [
+    "a red circle",
+    "draw a blue square on a red circle, twice",
+    "a",
+    "draw a red square",
+    "circle circle circle",
+]
+COSINE = {"patch_size": 4, "sample_size": 16, "frequency_embedding_size": 32, "noise_schedule": "cosine"}
+FAST = {"num_inference_steps": 3, "output_type": "latent", "guidance_scale": 2.0}
+
+
+@pytest.fixture(scope="module")
+def pipe() -> HybridGenPipeline:
+    return tiny_pipeline()
+
+
+def picture(seed: int, size: tuple[int, int] = (16, 16)) -> Image.Image:
+    levels = torch.randint(256, (*size, 3), generator=Generator().manual_seed(seed))
+    return Image.fromarray(levels.to(torch.uint8).numpy())
+
+
+def rows_seen(pipe, **call) -> list[int]:
+    """How many rows the backbone computed, forward by forward."""
+    rows = []
+    backbone = pipe.model.model.language_model
+    handle = backbone.register_forward_hook(lambda module, args, output: rows.append(len(output.last_hidden_state)))
+    pipe(**{**FAST, **call})
+    handle.remove()
+    return rows
+
+
+# -------------------------------------------------------------------------------------- against loops without a cache
+
+
+def layouts(pipe, text: str, path: str) -> dict:
+    """A prompt and an image to be drawn after it, as `forward` takes them."""
+    layout = pipe.processor.prompt([{"role": "user", "content": text}]).layout
+    config = pipe.model.config
+    after = ImageSegment(path, 16, config.is_bidirectional(path))
+    ids = [*layout.input_ids, config.begin_image_token_id, *[config.placeholder(path)] * after.length]
+    start = len(layout) + 1
+    blocks = [start] * after.length if after.bidirectional else range(start, len(ids))
+    return {
+        "input_ids": torch.tensor([ids]),
+        "position_ids": torch.arange(len(ids))[None],
+        "document_ids": torch.zeros(1, len(ids), dtype=torch.long),
+        "block_ids": torch.tensor([[*range(start), *blocks]]),
+    }
+
+
+def test_a_denoised_picture_is_that_of_the_plain_euler_loop(pipe):
+    made = pipe(PROMPTS[1], seed=3, num_inference_steps=5, guidance_scale=2.5, output_type="latent").images
+    conditional, unconditional = (layouts(pipe, text, "diffusion") for text in (PROMPTS[1], ""))
+    x = torch.randn(3, 16, 16, generator=Generator().manual_seed(3))[None]
+    with torch.no_grad():
+        for step in range(5):
+            told = {"latents": x, "timesteps": torch.tensor([1000 * (1 - step / 5)])}
+            c, u = (pipe.model(**layout, **told).prediction for layout in (conditional, unconditional))
+            x = x - (u + 2.5 * (c - u)) / 5
+    assert worst(made, x) < 1e-4  # of values up to 4; measured 7e-7
+
+
+def test_codes_are_those_of_the_plain_greedy_loop(pipe):
+    made = pipe(PROMPTS[1], path="vq", temperature=0, guidance_scale=2.5, output_type="latent").images
+    conditional, unconditional = (layouts(pipe, text, "vq") for text in (PROMPTS[1], ""))
+    codes = torch.zeros(16, dtype=torch.long)
+    with torch.no_grad():
+        for step in range(16):
+            keep = {"codes": codes}
+            c, u = (
+                pipe.model(**layout, **keep, codes_to_keep=before(layout["input_ids"], step)).code_logits
+                for layout in (conditional, unconditional)
+            )
+            codes[step] = (u + 2.5 * (c - u)).argmax()
+    assert torch.equal(made[0].flatten(), codes)
+    assert made.shape == (1, 4, 4)
+
+
+def before(input_ids: torch.Tensor, step: int) -> torch.Tensor:
+    """The position from which code `step` of 16 is predicted: the one before it."""
+    keep = torch.zeros_like(input_ids, dtype=torch.bool)
+    keep[:, input_ids.shape[1] - 17 + step] = True
+    return keep
+
+
+# ------------------------------------------------------------------------------------------------- what must not matter
+
+
+@pytest.mark.parametrize("path", ["diffusion", "vq"])
+@pytest.mark.parametrize("backbone", ["qwen3", "llama"])
+def test_picture_i_is_the_same_alone_in_a_batch_and_in_any_chunking(path, backbone):
+    pipe = tiny_pipeline(backbone=backbone)
+    together = pipe(PROMPTS, path=path, seed=7, **FAST).images
+    for i, prompt in enumerate(PROMPTS):
+        alone = pipe(prompt, path=path, seed=7 + i, **FAST).images[0]
+        assert same(alone, together[i])
+    for max_batch in (1, 2, 4, 7):
+        assert same(pipe(PROMPTS, path=path, seed=7, max_batch=max_batch, **FAST).images, together)
+    assert not torch.equal(together[0], together[1])
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Codes exactly, latents to rounding: measured 6e-7 of values up to 4."""
+    return torch.equal(a, b) if a.dtype == torch.long else worst(a, b) < 1e-4
+
+
+@pytest.mark.parametrize("path", ["diffusion", "vq"])
+def test_images_of_a_prompt_stand_together(pipe, path):
+    several = pipe(PROMPTS[:2], path=path, seed=5, num_images_per_prompt=2, **FAST).images
+    for i, (prompt, seed) in enumerate([(PROMPTS[0], 5), (PROMPTS[0], 6), (PROMPTS[1], 7), (PROMPTS[1], 8)]):
+        assert same(several[i], pipe(prompt, path=path, seed=seed, **FAST).images[0])
+    listed = pipe(PROMPTS[:2], path=path, seed=[5, 6, 7, 8], num_images_per_prompt=2, **FAST).images
+    assert torch.equal(several, listed)
+
+
+@pytest.mark.parametrize("path", ["diffusion", "vq"])
+def test_generators_are_seeds(pipe, path):
+    seeded = pipe(PROMPTS[:2], path=path, seed=[5, 9], **FAST).images
+    generators = [Generator().manual_seed(5), Generator().manual_seed(9)]
+    assert torch.equal(pipe(PROMPTS[:2], path=path, generator=generators, **FAST).images, seeded)
+    alone = pipe(PROMPTS[0], path=path, generator=Generator().manual_seed(5), **FAST).images[0]
+    assert same(alone, seeded[0])
+
+
+@pytest.mark.parametrize("path", ["diffusion", "vq"])
+def test_the_global_random_stream_is_neither_read_nor_moved(pipe, path):
+    before = torch.get_rng_state()
+    first, second = (pipe(PROMPTS[0], path=path, **FAST).images for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.equal(first, second)
+
+
+def test_rows_are_few(pipe):
+    """Each text is read once, guidance 1 costs no second row, and no batch is larger than allowed."""
+    steps = FAST["num_inference_steps"]
+    four = {"prompt": PROMPTS[:2], "num_images_per_prompt": 2}
+    assert rows_seen(pipe, **four) == [3] + [8] * steps  # two prompts and the empty one; then four images, guided
+    assert rows_seen(pipe, **four, guidance_scale=1.0) == [2] + [4] * steps
+    assert rows_seen(pipe, **four, guidance_scale=1) == [2] + [4] * steps
+    assert rows_seen(pipe, **four, max_batch=4) == 2 * ([2] + [4] * steps)
+    assert rows_seen(pipe, prompt=PROMPTS, path="vq", max_batch=1) == 5 * ([2] * 16)
+
+
+@pytest.mark.parametrize("path", ["diffusion", "vq"])
+def test_guidance_away_from_the_prompt_itself_is_no_guidance(pipe, path):
+    settings = {**FAST, "guidance_scale": 1.0}
+    unguided = pipe(PROMPTS[:2], path=path, seed=0, **settings).images
+    settings["guidance_scale"] = 6.0
+    assert same(pipe(PROMPTS[:2], path=path, seed=0, negative_prompt=PROMPTS[:2], **settings).images, unguided)
+    assert not same(pipe(PROMPTS[:2], path=path, seed=0, **settings).images, unguided)
+    empty = pipe(PROMPTS[:2], path=path, seed=0, negative_prompt="", **settings).images
+    assert torch.equal(empty, pipe(PROMPTS[:2], path=path, seed=0, **settings).images)
+    settings["guidance_scale"] = 0.0  # the negative prompt alone
+    assert same(pipe(PROMPTS[0], path=path, seed=0, negative_prompt=PROMPTS[2], **settings).images,
+                pipe(PROMPTS[2], path=path, seed=0, **FAST | {"guidance_scale": 1.0}).images)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------- what comes out
+
+
+@pytest.mark.parametrize("path", ["diffusion", "vq"])
+@pytest.mark.parametrize("size", [(None, None), (8, 24)])
+def test_output_types_are_the_same_picture(pipe, path, size):
+    settings = {"path": path, "seed": 1, "num_inference_steps": 3, "height": size[0], "width": size[1]}
+    height, width = size if size[0] else (16, 16)
+    pt = pipe(PROMPTS[:2], output_type="pt", **settings).images
+    array = pipe(PROMPTS[:2], output_type="np", **settings).images
+    pil = pipe(PROMPTS[:2], **settings).images
+    latents = pipe(PROMPTS[:2], output_type="latent", return_dict=False, **settings)[0]
+    assert pt.shape == (2, 3, height, width)
+    assert (pt.min(), pt.max()) >= (0, 0)
+    assert pt.max() <= 1
+    np.testing.assert_array_equal(array, pt.permute(0, 2, 3, 1).numpy())
+    for image, pixels in zip(pil, array, strict=True):
+        assert image.size == (width, height)
+        assert np.abs(np.asarray(image) / 255 - pixels).max() <= 0.5 / 255 + 1e-6
+    codec = pipe.vq_codec if path == "vq" else pipe.latent_codec
+    torch.testing.assert_close(((codec.decode(latents) + 1) / 2).clamp(0, 1), pt, rtol=0, atol=1e-6)
+
+
+def test_the_first_writing_path_is_the_default(pipe):
+    assert torch.equal(
+        pipe(PROMPTS[0], seed=1, **FAST).images, pipe(PROMPTS[0], seed=1, path="diffusion", **FAST).images
+    )
+    only_vq = tiny_pipeline(diffusion_config=None)
+    assert only_vq.scheduler is None
+    assert only_vq(PROMPTS[0], **FAST).images.shape == (1, 4, 4)
+
+
+def test_latents_of_a_vae_are_decoded_by_it():
+    vae = tiny_vae()
+    pipe = tiny_pipeline(vae)
+    latents = pipe(PROMPTS[:2], seed=1, num_inference_steps=3, output_type="latent").images
+    assert latents.shape == (2, 4, 8, 8)
+    with torch.no_grad():
+        expected = vae.decode(latents / 0.5 + 0.25).sample
+    made = pipe(PROMPTS[:2], seed=1, num_inference_steps=3, output_type="pt").images
+    torch.testing.assert_close(made, ((expected + 1) / 2).clamp(0, 1), rtol=0, atol=1e-6)  # measured 0
+    answers = pipe.answer(picture(0), ["what color?", "a"], path="diffusion", max_new_tokens=3)
+    assert len(answers) == 2
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+@pytest.mark.parametrize(
+    "scheduler_class", [DDPMScheduler, DDIMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler]
+)
+def test_any_ddpm_scheduler_draws(kind, scheduler_class):
+    pipe = tiny_pipeline(diffusion_config={**COSINE, "prediction_type": kind})
+    pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config)
+    together = pipe(PROMPTS[:3], seed=3, **FAST).images
+    alone = pipe(PROMPTS[0], seed=3, **FAST).images[0]
+    assert worst(together[0], alone) < 1e-5 * together.abs().max()  # the untrained model goes far; measured 6e-7
+    assert together.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_draws_and_answers(dtype):
+    pipe = tiny_pipeline(tiny_vae()).to(dtype)
+    for path in ("diffusion", "vq"):
+        pixels = pipe(PROMPTS[:2], path=path, seed=0, num_inference_steps=3, output_type="pt").images
+        assert pixels.isfinite().all()
+        assert pixels.dtype == torch.float32
+    for path in ("understanding", "diffusion", "vq"):
+        assert len(pipe.answer(picture(0), "what color?", path=path, max_new_tokens=3)) == 1
+
+
+# ------------------------------------------------------------------------------------------------------------ callbacks
+
+
+@pytest.mark.parametrize("path", ["diffusion", "vq"])
+def test_callbacks_see_every_step_and_decide_what_goes_on(pipe, path):
+    seen = []
+
+    def callback(pipeline, step, timestep, tensors):
+        seen.append((step, float(timestep), tuple(tensors["latents"].shape)))
+        last = step == pipeline.num_timesteps - 1
+        return {"latents": torch.full_like(tensors["latents"], 3)} if last else tensors
+
+    made = pipe(PROMPTS[:2], path=path, callback_on_step_end=callback, **FAST).images
+    assert (made == 3).all()
+    if path == "diffusion":
+        assert [(step, round(t, 3)) for step, t, _ in seen] == [(0, 1000.0), (1, 666.667), (2, 333.333)]
+        assert {shape for *_, shape in seen} == {(2, 3, 16, 16)}
+    else:
+        assert [shape for *_, shape in seen] == [(2, step + 1) for step in range(16)]
+
+
+@pytest.mark.parametrize("path", ["diffusion", "vq"])
+def test_a_callback_may_change_the_guidance(pipe, path):
+    def stop_guiding(pipeline, step, timestep, tensors):
+        pipeline._guidance_scale = 1.0
+
+    settings = {"path": path, "seed": 0, **FAST}
+    changed = pipe(PROMPTS[0], callback_on_step_end=stop_guiding, **settings).images
+    assert pipe.guidance_scale == 1.0
+    assert not same(changed, pipe(PROMPTS[0], **settings).images)
+
+
+def test_the_progress_bar_counts_every_step_of_every_batch(pipe, capsys):
+    pipe.set_progress_bar_config(disable=False)
+    pipe(PROMPTS, max_batch=4, **FAST)
+    pipe.set_progress_bar_config(disable=True)
+    shown = capsys.readouterr()
+    assert "9/9" in shown.err
+    assert not shown.out
+
+
+# ------------------------------------------------------------------------------------------------------------ answering
+
+
+@pytest.mark.parametrize("path", ["understanding", "diffusion", "vq"])
+def test_answers_are_those_of_bare_generate_whatever_the_batch(pipe, path):
+    questions = ["what color is the circle?", "is there a square?", "red or blue? say yes", "a"]
+    images = [picture(i) for i in range(4)]
+    answers = pipe.answer(images, questions, path=path, max_new_tokens=5)
+    assert answers == pipe.answer(images, questions, path=path, max_new_tokens=5, max_batch=3)
+    tokens = pipe.processor.special_tokens
+    banned = [tokens.begin_image, tokens.end_image, tokens.understanding, tokens.diffusion, tokens.vq]
+    for image, question, answer in zip(images, questions, answers, strict=True):
+        message = {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}
+        document = pipe.processor.prompt([message], read=path)
+        pixels = document.images[0].pixels[None]
+        if path == "understanding":
+            media = {"pixel_values": pixels}
+        elif path == "diffusion":
+            media = {"latents": pixels, "timesteps": torch.zeros(1)}
+        else:
+            media = {"codes": pipe.vq_codec.encode(pixels)}
+        ids = torch.tensor([document.layout.input_ids])
+        written = pipe.model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=5, suppress_tokens=banned,
+            eos_token_id=pipe.processor.tokenizer.eos_token_id, **media,
+        )[0, ids.shape[1] :]  # fmt: skip
+        assert answer == pipe.processor.tokenizer.decode(written, skip_special_tokens=True).strip()
+
+
+def test_one_image_or_one_question_stands_beside_all_of_the_other(pipe):
+    images, questions = [picture(0), picture(1)], ["what color?", "is there a square?"]
+    assert pipe.answer(images[0], questions) == pipe.answer([images[0]] * 2, questions)
+    assert pipe.answer(images, questions[0]) == pipe.answer(images, [questions[0]] * 2)
+    assert len(pipe.answer(images[0], questions[0])) == 1
+
+
+def test_answers_hold_no_token_of_images(pipe):
+    """The head is made to want a placeholder whatever the state: for one of two opposite rows the logit is largest."""
+    tokens, head = pipe.processor.special_tokens, pipe.model.lm_head.weight
+    kept = head.detach().clone()
+    with torch.no_grad():
+        head[tokens.vq] = 50 * torch.randn(head.shape[1])
+        head[tokens.begin_image] = -head[tokens.vq]
+        answers = pipe.answer(picture(0), "what color?", max_new_tokens=8)
+        head.copy_(kept)
+    assert answers == pipe.answer(picture(0), "what color?", max_new_tokens=8)
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"path": "difusion"}, "no path 'difusion' here; this model has: understanding, diffusion, vq"),
+        ({"path": "understanding"}, "the understanding path only reads images; to draw, .* diffusion, vq"),
+        ({"prompt": []}, r"prompt is \[\]; give a text or a list of at least one text"),
+        ({"prompt": ["a", 3]}, "give a text or a list of at least one text"),
+        ({"prompt": "red <vq_placeholder>"}, "a text contains '<vq_placeholder>'"),
+        ({"height": 10, "width": 16}, "size 10x16 is not divisible by the patch size 4; the nearest that is: 8x16"),
+        ({"height": 16}, "the size of an image is 16xNone; give height and width"),
+        ({"guidance_scale": -1.0}, "guidance_scale is -1.0; it must be a number of at least 0"),
+        ({"num_inference_steps": 0}, "num_inference_steps is 0; it must be a whole number of at least 1"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps is 2.5"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
+        ({"max_batch": 0}, "max_batch is 0"),
+        ({"seed": [1, 2]}, "seed is a list of 2, but 1 images are to be drawn"),
+        ({"seed": 1, "generator": Generator()}, "give seed or generator, not both"),
+        ({"generator": [Generator()] * 3}, "generator is a list of 3, but 1 images are to be drawn"),
+        ({"negative_prompt": ["a", "b"]}, "negative_prompt is a list of 2 for 1 prompts; give one for each"),
+        ({"output_type": "jpg"}, "output_type is 'jpg'; it must be one of 'pil', 'np', 'pt', 'latent'"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"top_p": 2.0}, "top_p is 2.0"),
+        ({"prompt": "circle " * 600}, r"prompt 'circle circle .*\.\.\.' has \d+ tokens and the picture needs 17 more"),
+        ({"callback_on_step_end_tensor_inputs": ["noise"]}, "only 'latents' can be handed over"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_drawn_is_refused_in_one_sentence_before_any_work(pipe, call, message):
+    forwards = []
+    handle = pipe.model.model.language_model.register_forward_hook(lambda *given: forwards.append(1))
+    with pytest.raises(ValueError, match=message) as caught:
+        pipe(**{"prompt": "a red circle", **call})
+    handle.remove()
+    assert not forwards
+    assert "\n" not in str(caught.value)
+
+
+def test_a_scheduler_of_another_process_is_refused(pipe):
+    other = HybridGenPipeline(pipe.model, pipe.processor, DDIMScheduler(), vq_model=pipe.vq_model)
+    with pytest.raises(ValueError, match="DDIMScheduler samples a DDPM process, but the model was trained with"):
+        other("a red circle")
+    assert len(other("a red circle", path="vq").images) == 1
+
+
+def test_paths_that_lack_something_say_so(pipe):
+    without = HybridGenPipeline(pipe.model, pipe.processor)
+    with pytest.raises(ValueError, match="the vq path needs a tokenizer, but this pipeline has no vq_model"):
+        without("a", path="vq")
+    with pytest.raises(ValueError, match="no vq_model"):
+        without.answer(picture(0), "a", path="vq")
+    latent = tiny_pipeline(tiny_vae())
+    latent.vae = None
+    with pytest.raises(ValueError, match="the diffusion path works on 4 channels, but this pipeline has no vae"):
+        latent("a")
+    with pytest.raises(ValueError, match="no path that writes images"):
+        tiny_pipeline(diffusion_config=None, vq_config=None)("a")
+    with pytest.raises(ValueError, match="no path 'diffusion' here; this model has: understanding"):
+        tiny_pipeline(diffusion_config=None, vq_config=None).answer(picture(0), "a", path="diffusion")
+
+
+@pytest.mark.parametrize(
+    ("images", "questions", "settings", "message"),
+    [
+        (2, 3, {}, "2 images and 3 questions do not pair"),
+        (0, 1, {}, "0 images and 1 questions leave nothing to answer"),
+        (1, 0, {}, "1 images and 0 questions leave nothing to answer"),
+        (1, 1, {"path": "seeing"}, "no path 'seeing' here; this model has: understanding, diffusion, vq"),
+        (1, 1, {"max_new_tokens": 0}, "max_new_tokens is 0"),
+        (1, 1, {"max_new_tokens": 1000}, "the answer needs 1000 more, but the model's context is 512"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused(pipe, images, questions, settings, message):
+    with pytest.raises(ValueError, match=message):
+        pipe.answer([picture(i) for i in range(images)], ["what color?"] * questions, **settings)
+
+
+# ----------------------------------------------------------------------------------------------------- saved and loaded
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+@pytest.mark.parametrize("with_vae", [True, False])
+def test_save_load_save_changes_no_byte(tmp_path, with_vae):
+    pipe = tiny_pipeline(tiny_vae() if with_vae else None)
+    pipe.save_pretrained(tmp_path / "first")
+    loaded = load_pipeline(tmp_path / "first")
+    loaded.save_pretrained(tmp_path / "second")
+    first, second = files(tmp_path / "first"), files(tmp_path / "second")
+    assert set(first) == set(second)
+    assert [name for name in first if first[name] != second[name]] == []
+    assert str(tmp_path).encode() not in b"".join(first.values()) + b"".join(second.values())
+    HybridGenPipeline.from_pretrained(tmp_path / "first").save_pretrained(tmp_path / "third")
+    assert files(tmp_path / "third") == first
+    loaded.set_progress_bar_config(disable=True)
+    for path in ("diffusion", "vq"):
+        settings = {"path": path, "seed": 0, **FAST}
+        assert same(loaded(PROMPTS[:2], **settings).images, pipe(PROMPTS[:2], **settings).images)
+
+
+def test_components_are_found_by_module_path_in_a_fresh_process(tmp_path, pipe):
+    pipe.save_pretrained(tmp_path)
+    code = (
+        "import hybridgen, sys; from hybridgen.pipeline_hybridgen import HybridGenPipeline;"
+        "pipe = HybridGenPipeline.from_pretrained(sys.argv[1]);"
+        "print(len(pipe('a red circle', num_inference_steps=2).images), type(pipe.vq_model).__name__, pipe.vae)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "JanusVQVAE", "None"]
+    index = (tmp_path / "model_index.json").read_text()
+    assert '"hybridgen.modeling_hybridgen"' in index
+    assert '"hybridgen.processing_hybridgen"' in index
+
+
+def test_a_pipeline_without_optional_parts_round_trips(tmp_path):
+    tiny_pipeline(diffusion_config=None, vq_config=None).save_pretrained(tmp_path)
+    loaded = load_pipeline(tmp_path)
+    assert (loaded.scheduler, loaded.vae, loaded.vq_model) == (None, None, None)
+    assert len(loaded.answer(picture(0), "what color?", max_new_tokens=2)) == 1
