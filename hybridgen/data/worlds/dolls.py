@@ -1,15 +1,25 @@
 """The dolls world: 2.4e8 pixel-art figures with exact captions, exact questions and exact scores, as chat records.
 
-This file only joins the parts: pictures are drawn in `dolls_figures`, put into words in `dolls_language`, judged in `dolls_scoring`. What
-newcomers get wrong: `held_out` holds out pairs of creature and clothing, not creatures; both parts of every unseen pair are seen apart.
+This file only joins the parts: pictures are drawn in `dolls_figures`, put into words in `dolls_language`, judged in
+`dolls_scoring`. What newcomers get wrong: `held_out` holds out pairs of creature and clothing, not creatures; both
+parts of every unseen pair are seen apart.
 """
 
 import numpy as np
 from PIL import Image
 
-from hybridgen.data.worlds.dolls_figures import SIZE, SLOTS, SPLITS, Spec, draw_spec, held_out_pairs, render, render_batch
+from hybridgen.data.worlds.dolls_figures import (
+    SIZE,
+    SLOTS,
+    SPLITS,
+    Spec,
+    draw_spec,
+    held_out_pairs,
+    render,
+    render_batch,
+)
 from hybridgen.data.worlds.dolls_language import CATEGORIES, caption, parse_caption, questions
-from hybridgen.data.worlds.dolls_scoring import majority_slots, nearest_specs, score_pictures
+from hybridgen.data.worlds.dolls_scoring import judge_pictures, majority_slots, nearest_specs, score_pictures
 from hybridgen.data.worlds.questions import Question, majority_shares, score_answers
 from hybridgen.data.worlds.source import LENGTH, TASKS, IndexedSource
 
@@ -27,6 +37,7 @@ __all__ = [
     "caption",
     "draw_spec",
     "held_out_pairs",
+    "judge_pictures",
     "majority_baselines",
     "nearest_specs",
     "parse_caption",
@@ -40,7 +51,7 @@ __all__ = [
 
 
 class Dolls(IndexedSource):
-    """Figures as chat records: `Dolls("train" | "held_out", "draw" | "answer", seed=0)[123]`; pictures are RGB, 32x32 pixels."""
+    """Figures as chat records: `Dolls("train" or "held_out", "draw" or "answer", seed=0)[123]`; 32x32 pixels."""
 
     world = "dolls"
     splits = SPLITS
@@ -69,8 +80,8 @@ def spec_of(record: dict) -> Spec:
 def majority_baselines(n: int, seed: int, split: str = "train") -> dict[str, dict[str, float]]:
     """What constant answers and a constant picture would score on `n` figures of a split.
 
-    Returns {"answers": {category: share, ..., "all"}, "pictures": {slot: share, ..., "slots", "all_seven"}}, the names that
-    `score_answers` and `score_pictures` use.
+    Returns {"answers": {category: share, ..., "all"}, "pictures": {slot: share, ..., "slots", "all_seven"}}, the
+    names that `score_answers` and `score_pictures` use.
     """
     source = Dolls(split, "answer", seed)
     asked = [Question(*item) for index in range(n) for item in source[index]["meta"]["questions"]]

@@ -1,9 +1,11 @@
 """Words about the figures of the dolls world: captions (and the way back), questions and their exact answers.
 
-No pixels here, and no free prose: `parse_caption` reads the captions that `caption` writes, with the parts in any order. What newcomers get
-wrong: a caption names every part that is there and is silent about the rest, so "a man, black background" is a man with empty hands.
+No pixels here, and no free prose: `parse_caption` reads the captions that `caption` writes, with the parts in any
+order. What newcomers get wrong: a caption names every part that is there and is silent about the rest, so "a man,
+black background" is a man with empty hands.
 """
 
+import difflib
 import re
 from functools import cache
 
@@ -14,7 +16,13 @@ from hybridgen.data.worlds.questions import Question
 
 _WORN = ("body", "cloak", "head")  # the order in which a caption names them
 _HELD = ("hand1", "hand2")
-_NAMED_COLOURS = {"robe": "body", "cloak": "cloak", "book": "hand2", "hood": "head", "wizard hat": "head"}  # kind -> slot
+_NAMED_COLOURS = {
+    "robe": "body",
+    "cloak": "cloak",
+    "book": "hand2",
+    "hood": "head",
+    "wizard hat": "head",
+}  # kind -> slot
 CATEGORIES = ("creature", "background", "worn", "head", "right_hand", "left_hand", "hands", "yes_no") + tuple(
     f"{kind.split()[-1]}_colour" for kind in _NAMED_COLOURS
 )
@@ -25,25 +33,31 @@ def caption(spec: Spec) -> str:
 
     "a minotaur wearing a gray robe and a white wizard hat, holding a gold tower shield, black background"
     """
-    worn, held = (_join([_with_article(_phrase(spec, slot)) for slot in group if _phrase(spec, slot)]) for group in (_WORN, _HELD))
+    worn, held = (
+        _join([_with_article(_phrase(spec, slot)) for slot in group if _phrase(spec, slot)]) for group in (_WORN, _HELD)
+    )
     figure = _with_article(_phrase(spec, "base")) + (f" wearing {worn}" if worn else "")
     return ", ".join([figure] + ([f"holding {held}"] if held else []) + [f"{spec.background} background"])
 
 
 def parse_caption(text: str) -> Spec:
-    """Read a caption back: the inverse of `caption`; case and the order of the parts do not matter, nor does a missing article.
+    """Read a caption back: the inverse of `caption`. Case, order and missing articles do not matter.
 
     Raises ValueError that quotes the words which are not understood.
     """
     words = " ".join(text.lower().replace(".", " ").split())
-    found = re.fullmatch(r"(?P<base>.+?)(?: wearing (?P<worn>.+?))?,? (?:holding (?P<held>.+?),? )?(?P<background>\S+) background", words)
+    found = re.fullmatch(
+        r"(?P<base>.+?)(?: wearing (?P<worn>.+?))?,? (?:holding (?P<held>.+?),? )?(?P<background>\S+) background", words
+    )
     if found is None:
         raise ValueError(
             f'cannot read the caption {text!r}: say "a CREATURE wearing THINGS, holding THINGS, COLOUR background", '
             "the wearing and holding parts as needed"
         )
     if found["background"] not in backgrounds():
-        raise ValueError(f"unknown background {found['background']!r} in {text!r}: it is one of {', '.join(backgrounds())}")
+        raise ValueError(
+            f"unknown background {found['background']!r} in {text!r}: it is one of {', '.join(backgrounds())}"
+        )
     parts = dict.fromkeys(LAYER_SLOTS)
     for group, allowed in (("base", ("base",)), ("worn", _WORN), ("held", _HELD)):
         for item in re.split(r",? and |, ", found[group]) if found[group] else ():
@@ -55,10 +69,10 @@ def parse_caption(text: str) -> Spec:
 
 
 def questions(spec: Spec, rng: np.random.Generator) -> list[Question]:
-    """Every question with an exact answer about this figure; `rng` decides the yes/no question, the rest follow from the spec.
+    """Every question with an exact answer about this figure; `rng` decides the yes/no question only.
 
-    An empty slot answers "nothing". A thing is answered by its kind ("robe"); the colours of robe, cloak, book, hood and hat are questions
-    of their own, asked when there is one.
+    An empty slot answers "nothing". A thing is answered by its kind ("robe"); the colours of robe, cloak, book, hood
+    and hat are questions of their own, asked when there is one.
     """
     asked = [
         Question("creature", "what creature is this?", _phrase(spec, "base")),
@@ -73,12 +87,14 @@ def questions(spec: Spec, rng: np.random.Generator) -> list[Question]:
     for kind, slot in _NAMED_COLOURS.items():
         if _kind(spec, slot) == kind:
             name = kind.split()[-1]
-            asked.append(Question(f"{name}_colour", f"what colour is the {name}?", layers()[slot][getattr(spec, slot)].colour))
+            asked.append(
+                Question(f"{name}_colour", f"what colour is the {name}?", layers()[slot][getattr(spec, slot)].colour)
+            )
     return asked
 
 
 def _yes_no(spec: Spec, rng: np.random.Generator) -> Question:
-    """Yes or no with equal chance. A "no" names a part of another random figure, so the wording alone gives nothing away."""
+    """Yes or no with equal chance; a "no" names a part of another random figure, so the wording gives nothing away."""
     present = [slot for slot in LAYER_SLOTS if getattr(spec, slot) is not None]
     truth = bool(rng.random() < 0.5)
     if truth:
@@ -132,6 +148,9 @@ def _look_up(item: str, allowed: tuple[str, ...], text: str) -> tuple[str, int]:
     phrase = re.sub(r"^(an?|the) ", "", item)
     slot, index = _phrases().get(phrase, (None, None))
     if slot not in allowed:
-        choices = "; ".join(f"{name}: {', '.join(layer.phrase for layer in layers()[name])}" for name in allowed)
-        raise ValueError(f"{item!r} in {text!r} cannot stand there: choose from {choices}")
+        names = [layer.phrase for name in allowed for layer in layers()[name]]
+        near = difflib.get_close_matches(phrase, names, n=3, cutoff=0) + ([] if len(names) <= 3 else ["..."])
+        raise ValueError(
+            f"{item!r} in {text!r} is no {' or '.join(allowed)} that can be drawn: take one of {', '.join(near)}"
+        )
     return slot, index

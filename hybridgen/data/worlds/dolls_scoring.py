@@ -1,10 +1,12 @@
 """Exact scores for drawn figures: which spec does a picture show, and is it the one that was asked for?
 
-No network judges here and nothing is learned: the answer is the spec whose own rendering is nearest. What newcomers get wrong: a blurred
-picture scores low even when it looks right (true pictures under a strong blur do too), so score the true pictures beside the drawn ones.
+No network judges here and nothing is learned: the answer is the spec whose own rendering is nearest. What newcomers
+get wrong: a blurred picture scores low even when it looks right (true pictures under a strong blur do too), so score
+the true pictures beside the drawn ones.
 
-Shapes: n pictures of S x S x 3 (S = 32), k candidate layers of a slot. Inside, pictures are folded: (P, n, 4), where P = 16 * 16 * 3 pooled
-values and 4 the pixels that each of them averages; so pooling is a sum over the last axis and all candidates of a slot are one matmul.
+Shapes: n pictures of S x S x 3 (S = 32), k candidate layers of a slot. Inside, pictures are folded: (P, n, 4), where
+P = 16 * 16 * 3 pooled values and 4 the pixels that each of them averages; so pooling is a sum over the last axis and
+all candidates of a slot are one matmul.
 """
 
 from functools import cache
@@ -33,24 +35,38 @@ _STARTS = 3
 def score_pictures(images: np.ndarray, specs: list[Spec]) -> dict[str, Tally]:
     """How much of what was asked is in the pictures: (n, S, S, 3) uint8 against n specs.
 
-    Returns a tally {"right", "n", "share"} for each of the seven slots, for "slots" (all of them together, n = 7 pictures' worth) and for
-    "all_seven" (pictures with every slot right). A slot whose two readings draw the same picture counts as right: nobody could tell.
-    Raises ValueError when the counts differ or the images have another shape or type.
+    Returns a tally {"right", "n", "share"} for each of the seven slots, for "slots" (all of them together, n = 7
+    pictures' worth) and for "all_seven" (pictures with every slot right). A slot whose two readings draw the same
+    picture counts as right: nobody could tell. Raises ValueError when the counts differ or the images have another
+    shape or type.
     """
-    if len(images) != len(specs):
-        raise ValueError(f"{len(images)} pictures cannot be compared with {len(specs)} specs: pass one spec for each picture")
-    wanted, found = encode(specs), nearest_rows(images)
-    right = found == wanted  # (n, 7)
-    for picture, column in np.argwhere(~right):
-        swapped = wanted[picture].copy()
-        swapped[column] = found[picture, column]
-        right[picture, column] = np.array_equal(*render_rows(np.stack([swapped, wanted[picture]])))
+    right = _right_slots(images, specs)  # (n, 7)
     scores = {slot: tally(right[:, column].sum(), len(specs)) for column, slot in enumerate(SLOTS)}
     return scores | {"slots": tally(right.sum(), right.size), "all_seven": tally(right.all(axis=1).sum(), len(specs))}
 
 
+def judge_pictures(images: np.ndarray, specs: list[Spec]) -> list[dict[str, bool]]:
+    """As `score_pictures`, picture by picture: {slot: whether it is right}."""
+    return [dict(zip(SLOTS, row, strict=True)) for row in _right_slots(images, specs).tolist()]
+
+
+def _right_slots(images: np.ndarray, specs: list[Spec]) -> np.ndarray:
+    """(n, 7) bool, in the order of `SLOTS`."""
+    if len(images) != len(specs):
+        raise ValueError(
+            f"{len(images)} pictures cannot be compared with {len(specs)} specs: pass one spec for each picture"
+        )
+    wanted, found = encode(specs), nearest_rows(images)
+    right = found == wanted
+    for picture, column in np.argwhere(~right):
+        swapped = wanted[picture].copy()
+        swapped[column] = found[picture, column]
+        right[picture, column] = np.array_equal(*render_rows(np.stack([swapped, wanted[picture]])))
+    return right
+
+
 def majority_slots(specs: list[Spec]) -> dict[str, float]:
-    """What always drawing the commonest part of each slot would score on these figures: a share for each slot, "slots", "all_seven"."""
+    """What drawing the commonest part of each slot, always, would score: shares by the names of `score_pictures`."""
     rows = encode(specs)
     commonest = np.array([np.bincount(column + 1).argmax() - 1 for column in rows.T])
     right = rows == commonest
@@ -61,8 +77,9 @@ def majority_slots(specs: list[Spec]) -> dict[str, float]:
 def nearest_specs(images: np.ndarray) -> list[Spec]:
     """The spec whose rendering is nearest to each picture: (n, S, S, 3) uint8 -> n specs.
 
-    Nearest in squared error after 2x2 pooling, found by coordinate descent: each slot in turn takes its best layer given the others, until
-    nothing changes; from several starts, the best end wins. 256 pictures take a few seconds on one core.
+    Nearest in squared error after 2x2 pooling, found by coordinate descent: each slot in turn takes its best layer
+    given the others, until nothing changes; from several starts, the best end wins. 256 pictures take a few seconds
+    on one core.
     """
     return decode(nearest_rows(images))
 
@@ -71,7 +88,10 @@ def nearest_rows(images: np.ndarray) -> np.ndarray:
     """As `nearest_specs`, encoded: (n, 7) int64."""
     images = np.asarray(images)
     if images.shape[1:] != (SIZE, SIZE, 3) or images.dtype != np.uint8:
-        raise ValueError(f"pictures must be uint8 of shape (n, {SIZE}, {SIZE}, 3), not {images.dtype} {images.shape}: resize and convert first")
+        raise ValueError(
+            f"pictures must be uint8 of shape (n, {SIZE}, {SIZE}, 3), not {images.dtype} {images.shape}: "
+            "resize and convert them first"
+        )
     chunks = [_descend_from_starts(images[i : i + _CHUNK]) for i in range(0, len(images), _CHUNK)]
     return np.concatenate(chunks) if chunks else np.empty((0, len(SLOTS)), np.int64)
 
@@ -89,7 +109,9 @@ def _descend_from_starts(images: np.ndarray) -> np.ndarray:
     target = _fold(images).sum(-1)  # (P, n)
     starts = _starts(target)  # (starts, n, 7)
     ends = _descend(starts.reshape(-1, len(SLOTS)), np.tile(target, len(starts))).reshape(starts.shape)
-    drawn = _fold(render_rows(ends.reshape(-1, len(SLOTS)))).sum(-1).reshape(len(target), len(starts), -1)  # (P, starts, n)
+    drawn = (
+        _fold(render_rows(ends.reshape(-1, len(SLOTS)))).sum(-1).reshape(len(target), len(starts), -1)
+    )  # (P, starts, n)
     errors = ((drawn - target[:, None]) ** 2).sum(0)  # (starts, n)
     return ends[errors.argmin(axis=0), np.arange(len(images))]
 
@@ -97,7 +119,8 @@ def _descend_from_starts(images: np.ndarray) -> np.ndarray:
 def _starts(target: np.ndarray) -> np.ndarray:
     """(P, n) -> (starts, n, 7): background and body that fit best, for each of the bases that fit best; the rest empty.
 
-    The bases decide where a descent ends: the face of a man, a woman, an elf or a dwarf is a few pixels, and a wrong one holds on.
+    The bases decide where a descent ends: the face of a man, a woman, an elf or a dwarf is a few pixels, and a wrong
+    one holds on.
     """
     rows, table = _undressed()  # (m, 7), (P, m)
     errors = (table**2).sum(0) - 2 * target.T @ table  # (n, m), up to what is the same for all candidates of a picture
@@ -108,7 +131,7 @@ def _starts(target: np.ndarray) -> np.ndarray:
 
 
 def _descend(rows: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Coordinate descent of encoded specs (n, 7) towards pooled pictures (P, n): the rows where no single change helps."""
+    """Coordinate descent of encoded specs (n, 7) towards pooled pictures (P, n), until no single change helps."""
     rows, active = rows.copy(), np.arange(len(rows))
     for _ in range(_SWEEPS):
         swept = _sweep(rows[active], target[:, active])
@@ -124,7 +147,8 @@ def _sweep(rows: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Give every slot in turn its best layer, from the background up.
 
     1. Compose, for every slot, what lies above it: ink and what it lets through. Changes further down do not touch it.
-    2. From the background up: choose the slot's best candidate between what lies below and above, then add it to what lies below.
+    2. From the background up: choose the slot's best candidate between what lies below and above, then add it to what
+       lies below.
     """
     rows = rows.copy()
     above = _compose_above(rows)
@@ -132,7 +156,9 @@ def _sweep(rows: np.ndarray, target: np.ndarray) -> np.ndarray:
     for slot, (ink, clear) in zip(("background", *LAYER_SLOTS), above, strict=True):
         layer, column = _folded(slot), SLOTS.index(slot)
         at = layer.where
-        paint = np.concatenate([clear[at], clear[at] * below[at]], axis=-1)  # (P', n, 8): what a candidate's ink and clearness count for
+        paint = np.concatenate(
+            [clear[at], clear[at] * below[at]], axis=-1
+        )  # (P', n, 8): what a candidate's ink and clearness count for
         brush = np.concatenate([layer.ink[at], layer.clear[at]], axis=-1)  # (P', k, 8)
         residual = paint @ brush.transpose(0, 2, 1)  # (P', n, k): pooled candidates, less what lies above
         residual += (ink[at].sum(-1) - target[at])[..., None]
@@ -145,7 +171,7 @@ def _sweep(rows: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def _compose_above(rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(n, 7) -> for the background and each slot, in drawing order, the (ink, clear) of all slots above it; both (P, n, 4)."""
+    """(n, 7) -> for the background and each slot, in drawing order, (ink, clear) of all above it; both (P, n, 4)."""
     ink = np.zeros((_folded("base").ink.shape[0], len(rows), 4), np.float32)
     clear = np.ones_like(ink)
     composed = [(ink, clear)]

@@ -1,7 +1,8 @@
 """Questions with exact answers, and counting who got them right: shared by the worlds.
 
-Not a metric for free prose: an answer is right when it equals the expected one after `normalise_answer`. What newcomers get wrong: a share
-means little without the share of the best constant answer; `majority_shares` gives that for the same questions.
+Not a metric for free prose: an answer is right when it equals the expected one after `normalise_answer`. What
+newcomers get wrong: a share means little without the share of the best constant answer; `majority_shares` gives that
+for the same questions.
 """
 
 from collections import Counter, defaultdict
@@ -20,7 +21,7 @@ class Question(NamedTuple):
 
 
 def normalise_answer(text: str) -> str:
-    """Lower case, outer whitespace and trailing periods removed, inner whitespace single: the form in which answers are compared."""
+    """The form in which answers are compared: lower case, single spaces, no trailing period."""
     return " ".join(text.lower().split()).rstrip(".").rstrip()
 
 
@@ -35,7 +36,9 @@ def score_answers(given: Sequence[str], asked: Sequence[Question]) -> dict[str, 
     Raises ValueError when the two differ in length.
     """
     if len(given) != len(asked):
-        raise ValueError(f"{len(given)} answers were given to {len(asked)} questions: pass one answer for each question, in order")
+        raise ValueError(
+            f"{len(given)} answers were given to {len(asked)} questions: pass one answer for each question, in order"
+        )
     right, n = Counter(), Counter()
     for text, question in zip(given, asked, strict=True):
         hit = normalise_answer(text) == normalise_answer(question.answer)
@@ -46,7 +49,7 @@ def score_answers(given: Sequence[str], asked: Sequence[Question]) -> dict[str, 
 
 
 def majority_shares(asked: Iterable[Question]) -> dict[str, float]:
-    """For each category the share of its most frequent answer, and under "all" what answering so everywhere would score."""
+    """The share of each category's most frequent answer, and under "all" what answering so everywhere would score."""
     answers = defaultdict(Counter)
     for question in asked:
         answers[question.category][normalise_answer(question.answer)] += 1

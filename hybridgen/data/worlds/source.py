@@ -1,8 +1,8 @@
 """What all worlds' sources share: record number i, computed from (seed, split, i) alone, as a chat record.
 
-The pictures and the words come from the world that inherits; reading files of your own is `hybridgen.data.sources`. What newcomers get
-wrong: one index is one picture. Record 7 of the draw task and record 7 of the answer task show the same one (give the two tasks different
-seeds where that matters), and `picture(7)` is it as well.
+The pictures and the words come from the world that inherits; reading files of your own is `hybridgen.data.sources`.
+What newcomers get wrong: one index is one picture. Record 7 of the draw task and record 7 of the answer task show the
+same one (give the two tasks different seeds where that matters), and `picture(7)` is it as well.
 """
 
 from collections.abc import Iterable
@@ -19,14 +19,15 @@ LENGTH = 2**31  # records in a source: in effect endless, and an index fits ever
 class IndexedSource:
     """An indexable, deterministic, in effect endless source of chat records.
 
-    The position of an interrupted run is one integer, and workers need no coordination. Pictures stand inline in the messages as RGB images.
+    The position of an interrupted run is one integer, and workers need no coordination. Pictures stand inline in the
+    messages as RGB images.
 
     - task "draw": the user says the caption, the assistant answers with the picture;
-    - task "answer": the user shows the picture and asks, the assistant answers; `questions_per_picture` turns in random order, every
-      question that applies when it is None.
+    - task "answer": the user shows the picture and asks, the assistant answers; `questions_per_picture` turns in
+      random order, every question that applies when it is None.
 
-    `record["meta"]` is plain JSON for scoring: {"world", "spec", "questions": [[category, question, answer], ...]} (the questions asked, in
-    order; none for "draw"); the world's `spec_of(record)` gives the spec back.
+    `record["meta"]` is plain JSON for scoring: {"world", "spec", "questions": [[category, question, answer], ...]}
+    (the questions asked, in order; none for "draw"); the world's `spec_of(record)` gives the spec back.
     """
 
     world: str
@@ -41,7 +42,9 @@ class IndexedSource:
         if seed < 0:
             raise ValueError(f"the seed of a source must not be negative, and {seed} is: choose 0 or more")
         if questions_per_picture is not None and questions_per_picture < 1:
-            raise ValueError(f"questions_per_picture is {questions_per_picture}: ask at least 1, or None for all that apply")
+            raise ValueError(
+                f"questions_per_picture is {questions_per_picture}: ask at least 1, or None for all that apply"
+            )
         self.split, self.task, self.seed, self.questions_per_picture = split, task, seed, questions_per_picture
 
     def __len__(self) -> int:
@@ -90,7 +93,7 @@ class IndexedSource:
 
 
 def conversation(image: Image.Image, asked: Iterable[Question]) -> list[dict]:
-    """Chat messages: the picture with the first question, its answer, then the further questions and answers in turn."""
+    """Chat messages: the picture with the first question, its answer, then further questions and answers in turn."""
     messages = []
     for question in asked:
         shown = [] if messages else [_image(image)]
