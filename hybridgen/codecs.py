@@ -14,13 +14,18 @@ T codes of all images together.
 """
 
 import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from diffusers import VQModel
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.models.janus.modeling_janus import JanusVQVAE
 
+from hybridgen.patch_vq import PatchVQ
 from hybridgen.paths.patches import check_size
 
 Images = Tensor | list[Tensor]  # (I, C, H, W), or I of (C, H, W) where sizes differ
@@ -76,17 +81,16 @@ class VAECodec:
 
 
 class VQCodec:
-    """Codes of a VQ tokenizer: transformers' `JanusVQVAE` (any other model of its shape) or diffusers' `VQModel`.
+    """Codes of a VQ tokenizer: `JanusVQVAE` of transformers and models of its shape, `VQModel` of diffusers, `PatchVQ`.
 
     Args:
-        model: the tokenizer. A `VQModel` compares latents with codes as they are, a Janus tokenizer their directions.
+        model: the tokenizer. A Janus tokenizer compares directions, the others compare latents with codes as they are.
     """
 
     def __init__(self, model: nn.Module):
         self.model = _at_safe_precision(model)
-        self.directions = not isinstance(model, VQModel)
-        levels = model.config.channel_multiplier if self.directions else model.config.block_out_channels
-        self.factor = 2 ** (len(levels) - 1)
+        self.directions = compares_directions(model)
+        self.factor = vq_factor(model.config.to_dict() if self.directions else model.config)
 
     @property
     def codebook(self) -> Tensor:
@@ -101,21 +105,49 @@ class VQCodec:
             codes = [self.encode(image[None]) for image in images]
             return torch.cat(codes) if codes else torch.zeros(0, dtype=torch.long, device=self.model.device)
         check_size(*images.shape[-2:], self.factor)
-        model = self.model
         with _no_autocast(images):
-            z = model.quant_conv(model.encoder(images.to(model.dtype)))  # I, D, h, w
-        return quantize(z.float(), model.quantize.embedding.weight.float(), self.directions).codes.flatten()
+            z = to_latents(self.model, images.to(self.model.dtype))  # I, D, h, w
+        return quantize(z.float(), self.model.quantize.embedding.weight.float(), self.directions).codes.flatten()
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (I, h, w) -> pixels (I, 3, H, W), float32."""
         entries = F.embedding(codes, self.codebook).permute(0, 3, 1, 2).contiguous()  # I, D, h, w
         with _no_autocast(codes):
-            z = self.model.post_quant_conv(entries)
-            if self.directions:
-                return self.model.decoder(z).float()
-            spatial = self.model.config.norm_type == "spatial"
-            return self.model.decoder(z, entries if spatial else None).float()
+            return to_pixels(self.model, entries).float()
+
+
+def load_vq(folder: str | Path) -> nn.Module:
+    """A VQ tokenizer of any of these kinds, as its config.json says; frozen."""
+    name = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("_class_name")
+    kind = {"VQModel": VQModel, "PatchVQ": PatchVQ}.get(name, JanusVQVAE)
+    return kind.from_pretrained(folder).eval().requires_grad_(False)
+
+
+def compares_directions(model: nn.Module) -> bool:
+    """Whether codes of this tokenizer are directions (Janus) or points (VQModel, PatchVQ)."""
+    return not isinstance(model, VQModel)
+
+
+def vq_factor(config: Mapping) -> int:
+    """Pixels along one side of a code, from a tokenizer's config alone."""
+    if "patch_size" in config:
+        return config["patch_size"]  # PatchVQ
+    levels = config.get("channel_multiplier") or config["block_out_channels"]
+    return 2 ** (len(levels) - 1)
+
+
+def to_latents(model: nn.Module, images: Tensor) -> Tensor:
+    """Pixels (I, 3, H, W) -> latents (I, D, h, w), not yet quantized, with gradient."""
+    return model.quant_conv(model.encoder(images))
+
+
+def to_pixels(model: nn.Module, vectors: Tensor) -> Tensor:
+    """Codes' vectors (I, D, h, w) -> pixels (I, 3, H, W), with gradient."""
+    z = model.post_quant_conv(vectors)
+    if compares_directions(model):
+        return model.decoder(z)
+    return model.decoder(z, vectors if model.config.get("norm_type") == "spatial" else None)
 
 
 class Quantized(NamedTuple):

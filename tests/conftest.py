@@ -6,18 +6,18 @@ import pytest
 
 import hybridgen  # noqa: F401
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
-from tests.pipelines import tiny_pipeline
+from tests.dolls import tiny_dolls_pipeline
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory) -> Path:
-    """The folder of a saved `tests.pipelines.tiny_pipeline`, for reading only."""
+    """The folder of a saved `tests.dolls.tiny_dolls_pipeline`, for reading only."""
     folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
-    tiny_pipeline().save_pretrained(folder)
+    tiny_dolls_pipeline().save_pretrained(folder)
     return folder
 
 
 @pytest.fixture
 def pipeline(tiny_checkpoint) -> HybridGenPipeline:
-    """A tiny pipeline, as loaded from disk."""
+    """A tiny pipeline for the dolls world, as loaded from disk."""
     return load_pipeline(tiny_checkpoint)

@@ -10,7 +10,8 @@ from hybridgen.evaluation.intervals import Z95, wilson, with_interval
 
 @pytest.mark.parametrize(("right", "n"), [(1, 10), (7, 10), (98, 100), (1399, 1400), (3, 1000)])
 def test_ends_are_where_the_score_test_just_accepts(right, n):
-    """Wilson's interval is the set of p with |share - p| <= z sqrt(p (1 - p) / n): equality at both ends (worst 1e-15)."""
+    """Wilson's interval is the set of p with |share - p| <= z sqrt(p (1 - p) / n): equality at both ends (worst
+    1e-15)."""
     share = right / n
     for p in wilson(right, n):
         assert abs(abs(share - p) - Z95 * math.sqrt(p * (1 - p) / n)) < 1e-12

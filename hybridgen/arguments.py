@@ -1,0 +1,228 @@
+"""What the command line takes, and the help that it gives: arguments are checked here, before anything is loaded.
+
+Nothing runs here (`cli`). The fact a newcomer gets wrong: that `diffusion`, `vq` and `understanding` are paths is known
+here, but whether a checkpoint has one only once the checkpoint is open.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from hybridgen.evaluation.suites import SUITES
+from hybridgen.layout import PATHS
+from hybridgen.version import __version__
+
+_ABOUT = """\
+One transformer for text and images. It reads pictures through three paths and draws them by two:
+
+  understanding   reads, through a vision tower
+  diffusion       reads clean patches, draws by denoising
+  vq              reads codes of a tokenizer, draws code by code
+"""
+_EXAMPLES = """\
+examples:
+  hybridgen demo
+  hybridgen sample runs/demo/checkpoint --prompt "a minotaur wearing a gray robe, black background" --out pictures
+  hybridgen ask runs/demo/checkpoint --image minotaur.png --question "what creature is this?"
+  hybridgen evaluate runs/demo/checkpoint --suite dolls --out scores
+
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 2 something that you can mend (one sentence says
+what), 130 stopped with Ctrl-C. `hybridgen COMMAND --help` tells more.
+"""
+_OVERRIDES = "settings that replace those of the file, such as steps=100 or optimizer.lr=1e-3"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Everything the command line takes."""
+    top = _Parser(prog="hybridgen", description=_ABOUT, epilog=_EXAMPLES, formatter_class=_KeepLines)
+    top.add_argument("--version", action="version", version=f"hybridgen {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
+    for add in (_add_demo, _add_train, _add_sample, _add_ask, _add_evaluate):
+        add(commands)
+    return top
+
+
+# ------------------------------------------------------------------------------------------------------- commands
+
+
+def _add_demo(commands) -> None:
+    command = _command(
+        commands,
+        "demo",
+        "train, draw, answer and report, from nothing, on two cores",
+        """\
+        Train a VQ tokenizer, then one small model that draws by two paths and answers through two; score it on
+        pictures of kinds it never saw, and write report.html. A demo that was interrupted goes on where it was; one
+        that is finished says so.
+
+        examples:
+          hybridgen demo
+          hybridgen demo --seed 1 --out runs/seed1
+          hybridgen demo --out runs/quick steps=50 codec:steps=20
+          hybridgen demo --world emoji
+        """,
+    )
+    what = command.add_argument_group("what to do")
+    what.add_argument("--world", default="dolls", help=f"{' or '.join(SUITES)} (default: dolls)")
+    what.add_argument("--seed", type=_whole(0), default=0, help="of training and evaluation (default: 0)")
+    what.add_argument("--samples", type=_whole(1), default=256, help="pictures to draw and to ask about (default: 256)")
+    what.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help=f"{_OVERRIDES}; codec:KEY=VALUE replaces one of the codec's file",
+    )
+    command.add_argument("--out", type=Path, metavar="DIR", help="default: runs/demo, or runs/WORLD")
+
+
+def _add_train(commands) -> None:
+    command = _command(
+        commands,
+        "train",
+        "train a model or a codec from a config file",
+        """\
+        Train what a config file describes. A run that was interrupted goes on from its last saved state. For several
+        processes, start `accelerate launch scripts/train.py CONFIG` instead.
+
+        examples:
+          hybridgen train configs/demo.yaml
+          hybridgen train configs/demo.yaml output_dir=runs/wide optimizer.lr=1e-3
+        """,
+    )
+    command.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
+    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=_OVERRIDES)
+
+
+def _add_sample(commands) -> None:
+    command = _command(
+        commands,
+        "sample",
+        "draw pictures from prompts",
+        """\
+        Draw pictures and print the paths of the PNG files. Each carries its prompt, path, seed and settings as text,
+        and no file is ever written over. Picture i is drawn with seed + i, whatever is drawn beside it.
+
+        examples:
+          hybridgen sample runs/demo/checkpoint --prompt "an orc wearing a purple robe, blue background" --out pictures
+          hybridgen sample runs/demo/checkpoint --prompt "an elf, sand background" --path vq --num-images 8 --out elves
+        """,
+    )
+    _add_checkpoint(command)
+    what = command.add_argument_group("what to draw")
+    what.add_argument("--prompt", action="append", required=True, help="what to draw; give it again for more prompts")
+    what.add_argument("--negative-prompt", help="what guidance leads away from (default: the empty prompt)")
+    what.add_argument("--num-images", type=_whole(1), default=1, help="pictures of each prompt (default: 1)")
+    what.add_argument("--height", type=_whole(1), help="in pixels (default: as trained)")
+    what.add_argument("--width", type=_whole(1), help="in pixels (default: as trained)")
+    how = command.add_argument_group("how to draw")
+    how.add_argument("--path", type=_path, help="diffusion or vq (default: the first that the checkpoint has)")
+    how.add_argument("--seed", type=_whole(0), default=0, help="of the first picture (default: 0)")
+    _add_drawing(how)
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the PNG files")
+
+
+def _add_ask(commands) -> None:
+    command = _command(
+        commands,
+        "ask",
+        "ask a question about a picture",
+        """\
+        Print the answer to a question about a picture, and nothing else.
+
+        examples:
+          hybridgen ask runs/demo/checkpoint --image orc.png --question "what is worn on the body?"
+          hybridgen ask runs/demo/checkpoint --image orc.png --question "is there a crossbow?" --path diffusion
+        """,
+    )
+    _add_checkpoint(command)
+    command.add_argument("--image", type=Path, required=True, metavar="FILE", help="the picture")
+    command.add_argument("--question", required=True, metavar="TEXT", help="what to ask")
+    paths = ", ".join(PATHS)
+    command.add_argument("--path", type=_path, default=PATHS[0], help=f"one of {paths} (default: {PATHS[0]})")
+    command.add_argument("--max-new-tokens", type=_whole(1), default=32, help="length of the answer (default: 32)")
+
+
+def _add_evaluate(commands) -> None:
+    command = _command(
+        commands,
+        "evaluate",
+        "score a checkpoint on held-out pictures",
+        """\
+        Draw held-out captions, answer held-out questions, score both exactly, and write scores.json: for each path
+        and category the share that is right, with counts and a 95 % interval, beside what a constant answer, a blank
+        picture and the true pictures score. An older scores.json in the folder is replaced, once all is done.
+
+        examples:
+          hybridgen evaluate runs/demo/checkpoint --suite dolls --out scores
+          hybridgen evaluate runs/demo/checkpoint --suite dolls --draw diffusion --answer --guidance 2 --out guidance2
+        """,
+    )
+    _add_checkpoint(command)
+    what = command.add_argument_group("what to evaluate")
+    what.add_argument("--suite", required=True, help=" or ".join(SUITES))
+    paths = {"type": _path, "metavar": "PATH"}
+    what.add_argument("--paths", nargs="+", help="paths to draw by and to answer through (default: all)", **paths)
+    what.add_argument("--draw", nargs="*", help="paths to draw by, if not --paths; none named = do not draw", **paths)
+    what.add_argument("--answer", nargs="*", help="paths to answer through, likewise", **paths)
+    what.add_argument("--samples", type=_whole(1), default=256, help="pictures drawn and asked about (default: 256)")
+    what.add_argument("--seed", type=_whole(0), default=0, help="of the samples and of the drawing (default: 0)")
+    _add_drawing(command.add_argument_group("how to draw"))
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for scores.json")
+
+
+def _add_checkpoint(command) -> None:
+    command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="folder of a saved pipeline")
+
+
+def _add_drawing(group) -> None:
+    group.add_argument("--steps", type=_whole(1), default=30, help="denoising steps, diffusion path (default: 30)")
+    group.add_argument("--guidance", type=_real, default=3.0, help="1 = none, more = closer to the prompt (default: 3)")
+    group.add_argument("--temperature", type=_real, default=1.0, help="vq path; 0 = the likeliest codes (default: 1)")
+    group.add_argument("--top-k", type=_whole(0), default=0, help="vq path: among the k likeliest; 0 = all (default)")
+    group.add_argument("--top-p", type=_real, default=1.0, help="vq path: among this much probability (default: 1)")
+
+
+# ---------------------------------------------------------------------------------------------------- how it parses
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, like every other error of ours."""
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"hybridgen: {message}; `{self.prog} --help` shows how it is used\n")
+
+
+_KeepLines = argparse.RawDescriptionHelpFormatter
+
+
+def _command(commands, name: str, short: str, about: str) -> argparse.ArgumentParser:
+    """A command; `about` is what it does and, after a line `examples:`, how it is called."""
+    lines = [line.removeprefix(" " * 8) for line in about.splitlines()]
+    cut = lines.index("examples:")
+    long, examples = "\n".join(lines[:cut]), "\n".join(lines[cut:])
+    return commands.add_parser(name, help=short, description=long, epilog=examples, formatter_class=_KeepLines)
+
+
+def _whole(lowest: int) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {lowest}")
+        return int(text)
+
+    return convert
+
+
+def _real(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
+    return number
+
+
+def _path(text: str) -> str:
+    if text not in PATHS:
+        raise argparse.ArgumentTypeError(f"there is no path {text!r}; choose among {', '.join(PATHS)}")
+    return text

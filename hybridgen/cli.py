@@ -1,0 +1,215 @@
+"""The command line: `hybridgen train | sample | ask | evaluate | demo`.
+
+It reads arguments, calls the library and says what came of it; nothing is computed here. The fact a newcomer gets
+wrong: stdout carries results alone (paths written, an answer), because people pipe it. Progress, warnings and
+whatever libraries print go to stderr. An error that the user can mend is one sentence there, with exit code 2; an
+exception that nobody foresaw keeps its traceback.
+"""
+
+import argparse
+import contextlib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import diffusers
+import transformers
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
+
+from hybridgen import demo
+from hybridgen.arguments import parser
+from hybridgen.evaluation import suites
+from hybridgen.evaluation.generation import DrawSettings
+from hybridgen.evaluation.scores import in_lines, save_scores
+from hybridgen.pipeline_hybridgen import WRITING_PATHS, load_pipeline
+from hybridgen.training.config import load_config
+from hybridgen.training.stages import train
+from hybridgen.version import __version__
+
+_PACKAGE = Path(__file__).parent
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 for what the user can mend, 130 after Ctrl-C."""
+    try:
+        options = parser().parse_args(arguments)
+        for library in (transformers, diffusers):
+            library.utils.logging.disable_progress_bar()  # they load in seconds, and fill the screen with bars
+        run = _COMMANDS[options.command]
+        results = sys.stdout
+        with contextlib.redirect_stdout(sys.stderr):  # libraries print; results go to the real stdout
+            for line in run(options):
+                print(line, file=results, flush=True)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # whoever read our results went away, as `head` does
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (the interpreter flushes stdout once more at its end)
+        return 0
+    except (ValueError, OSError) as error:
+        if not _is_for_the_user(error):
+            raise
+        print(f"hybridgen: {_sentence(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _is_for_the_user(error: Exception) -> bool:
+    """Whether the user can mend it: a file that is missing or a disk that is full always, a ValueError if we raised it.
+
+    A ValueError from inside another library is a fault of ours, and keeps its traceback.
+    """
+    if isinstance(error, OSError):
+        return True
+    return _PACKAGE in Path(traceback.extract_tb(error.__traceback__)[-1].filename).parents
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
+# ------------------------------------------------------------------------------------------------------ commands
+# Each takes the options and yields the lines of its result.
+
+
+def _train(options: argparse.Namespace) -> Iterator[str]:
+    yield str(train(load_config(options.config, options.overrides)))
+
+
+def _sample(options: argparse.Namespace) -> Iterator[str]:
+    out = _folder_to_write(options.out)
+    pipeline = demo.best_device(load_pipeline(options.checkpoint))
+    settings = _draw_settings(options)
+    path = options.path or next((path for path in WRITING_PATHS if path in pipeline.model.config.paths), None)
+    images = pipeline(
+        options.prompt,
+        path=path,
+        seed=options.seed,
+        negative_prompt=options.negative_prompt,
+        num_images_per_prompt=options.num_images,
+        height=options.height,
+        width=options.width,
+        **settings.arguments(),
+    ).images
+    for number, image in enumerate(images):
+        prompt, seed = options.prompt[number // options.num_images], options.seed + number
+        facts = {"prompt": prompt, "negative prompt": options.negative_prompt, "path": path, "seed": seed}
+        facts |= {**settings.of_path(path), "size": f"{image.width}x{image.height}", "checkpoint": options.checkpoint}
+        yield str(save_png(image, out, f"{slug(prompt)}-{path}-seed{seed}", facts))
+
+
+def _ask(options: argparse.Namespace) -> Iterator[str]:
+    image = open_picture(options.image)
+    pipeline = demo.best_device(load_pipeline(options.checkpoint))
+    yield from pipeline.answer(image, options.question, path=options.path, max_new_tokens=options.max_new_tokens)
+
+
+def _evaluate(options: argparse.Namespace) -> Iterator[str]:
+    suites.open_suite(options.suite)
+    out = _folder_to_write(options.out)
+    pipeline = demo.best_device(load_pipeline(options.checkpoint))
+    with _progress() as report:
+        scores = suites.evaluate(
+            pipeline,
+            options.suite,
+            samples=options.samples,
+            seed=options.seed,
+            draw_paths=_those_that_draw(options.paths) if options.draw is None else options.draw,
+            answer_paths=options.paths if options.answer is None else options.answer,
+            settings=dict.fromkeys(WRITING_PATHS, _draw_settings(options)),
+            report=report,
+        ).scores
+    scores["checkpoint"] = str(options.checkpoint)
+    yield from in_lines(scores)
+    yield str(save_scores(scores, out))
+
+
+def _draw_settings(options: argparse.Namespace) -> DrawSettings:
+    return DrawSettings(options.steps, options.guidance, options.temperature, options.top_k, options.top_p)
+
+
+def _those_that_draw(paths: list[str] | None) -> list[str] | None:
+    return None if paths is None else [path for path in paths if path in WRITING_PATHS]
+
+
+def _demo(options: argparse.Namespace) -> Iterator[str]:
+    out = options.out or Path("runs", "demo" if options.world == "dolls" else options.world)
+    with _progress() as report:
+        yield from demo.run(options.world, out, options.seed, options.samples, options.overrides, report)
+
+
+_COMMANDS = {"train": _train, "sample": _sample, "ask": _ask, "evaluate": _evaluate, "demo": _demo}
+
+
+# ------------------------------------------------------------------------------------------------------- pictures
+
+
+def open_picture(file: Path) -> Image.Image:
+    """A picture from disk, read whole. Raises ValueError naming the file when it is missing or no picture."""
+    try:
+        with Image.open(file) as image:
+            image.load()
+            return image
+    except FileNotFoundError as error:
+        raise ValueError(f"there is no image {file}") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises on broken files
+        raise ValueError(f"{file} cannot be read as an image: {error}") from error
+
+
+def slug(prompt: str) -> str:
+    """A prompt as a file name: its first words, lower case."""
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48].rstrip("-") or "picture"
+
+
+def save_png(image: Image.Image, folder: Path, name: str, facts: dict) -> Path:
+    """Write `name`.png with `facts` as its text, under another number where there is such a file; returns the path."""
+    text = PngInfo()
+    for key, value in {**facts, "hybridgen": __version__}.items():
+        if value is not None:
+            text.add_itxt(key, str(value))
+    number = 1
+    while True:
+        file = folder / (f"{name}.png" if number == 1 else f"{name}-{number}.png")
+        try:
+            with open(file, "xb") as opened:  # x: never over another file, also when two commands run at once
+                image.save(opened, "PNG", pnginfo=text)
+            return file
+        except FileExistsError:
+            number += 1
+
+
+def _folder_to_write(folder: Path) -> Path:
+    """The folder, made if need be, before anything long begins. Raises ValueError when it cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"{folder} cannot be a folder for results: a file is in its place") from error
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{folder} cannot be written to; choose another --out")
+    return folder
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A function that shows "what, done of how many" as a bar on stderr."""
+    bar: tqdm | None = None
+
+    def report(what: str, done: int, of: int) -> None:
+        nonlocal bar
+        if bar is None or bar.desc != what:
+            if bar is not None:
+                bar.close()
+            bar = tqdm(desc=what, total=of, file=sys.stderr, dynamic_ncols=True)
+        bar.update(done - bar.n)
+
+    try:
+        yield report
+    finally:
+        if bar is not None:
+            bar.close()

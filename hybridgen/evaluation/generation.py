@@ -1,0 +1,149 @@
+"""Drawing what was never seen: prompts of a held-out split, drawn by a path, scored by the world's own exact scorer.
+
+No picture is judged by a network. The fact a newcomer gets wrong: a scorer has limits of its own, so the true
+pictures are scored by the same function beside the drawn ones, and a score is to be read against theirs.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from types import ModuleType
+
+import numpy as np
+import torch
+from PIL import Image
+
+from hybridgen.evaluation.intervals import with_interval
+from hybridgen.pipeline_hybridgen import HybridGenPipeline
+
+AT_ONCE = 64  # prompts or questions between two reports of progress; what is made does not depend on it
+Progress = Callable[[int, int], None]  # done, of
+
+
+def silent(done: int, of: int) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass(frozen=True)
+class DrawSettings:
+    """How pictures are drawn: what `HybridGenPipeline` calls `num_inference_steps`, `guidance_scale` and so on.
+
+    Args:
+        steps: of the diffusion path.
+        guidance: of both paths; 1 = none.
+        temperature, top_k, top_p: of the vq path's codes.
+    """
+
+    steps: int = 30
+    guidance: float = 3.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def of_path(self, path: str) -> dict[str, float]:
+        """The settings that matter to a path."""
+        names = ("steps", "guidance") if path == "diffusion" else ("guidance", "temperature", "top_k", "top_p")
+        return {name: getattr(self, name) for name in names}
+
+    def arguments(self) -> dict[str, float]:
+        """As the pipeline's call names them."""
+        named = asdict(self)
+        return {"num_inference_steps": named.pop("steps"), "guidance_scale": named.pop("guidance"), **named}
+
+
+@dataclass
+class Prompts:
+    """What is to be drawn: parallel lists of the captions, the specs they name, and the true pictures."""
+
+    captions: list[str] = field(default_factory=list)
+    specs: list = field(default_factory=list)
+    pictures: list[Image.Image] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+def held_out_prompts(world: ModuleType, split: str, samples: int, seed: int) -> Prompts:
+    """The first `samples` drawing records of a world's split.
+
+    Raises:
+        ValueError: no sample is asked for, or more than the split has.
+    """
+    source = world.Source(split, "draw", seed)
+    if not 1 <= samples <= len(source):
+        raise ValueError(f"{samples} samples cannot be taken from split {split!r}; take 1 to {len(source)}")
+    prompts = Prompts()
+    for index in range(samples):
+        record = source[index]
+        prompts.captions.append(record["messages"][0]["content"][0]["text"])
+        prompts.specs.append(world.spec_of(record))
+        prompts.pictures.append(record["messages"][1]["content"][0]["image"])
+    return prompts
+
+
+def draw(
+    pipeline: HybridGenPipeline,
+    captions: list[str],
+    path: str,
+    side: int,
+    seed: int,
+    settings: DrawSettings,
+    progress: Progress = silent,
+) -> tuple[list[Image.Image], float]:
+    """One picture a caption, `side` pixels square, and the seconds it took. Picture i is drawn with seed `seed + i`."""
+    images, started = [], time.perf_counter()
+    for start in range(0, len(captions), AT_ONCE):
+        chunk = captions[start : start + AT_ONCE]
+        images += pipeline(chunk, path=path, seed=seed + start, height=side, width=side, **settings.arguments()).images
+        progress(len(images), len(captions))
+    return images, time.perf_counter() - started
+
+
+def film(
+    pipeline: HybridGenPipeline, caption: str, path: str, side: int, seed: int, settings: DrawSettings, frames: int = 8
+) -> list[Image.Image]:
+    """How a picture comes about, in `frames` pictures, the last of them finished. Codes that are not drawn yet are
+    gray."""
+    seen = []
+
+    def watch(pipeline, step, timestep, tensors):
+        seen.append(tensors["latents"].clone())
+        return tensors
+
+    options = {**settings.arguments(), "callback_on_step_end": watch}
+    pipeline(caption, path=path, seed=seed, height=side, width=side, **options)
+    moments = [round((i + 1) * len(seen) / frames) for i in range(frames)]
+    if path == "diffusion":
+        latents = torch.cat([seen[max(moment, 1) - 1] for moment in moments])
+        return pipeline.processor.postprocess(pipeline.latent_codec.decode(latents))
+    token = pipeline.processor.vq_token_size
+    whole = seen[-1].view(1, side // token, side // token)
+    pixels = pipeline.vq_codec.decode(whole).expand(frames, -1, -1, -1).clone()  # frames, 3, S, S
+    for frame, moment in zip(pixels, moments, strict=True):
+        drawn = (torch.arange(len(seen)) < moment).view(whole.shape[1:]).to(frame.device)
+        frame[:, ~drawn.repeat_interleave(token, 0).repeat_interleave(token, 1)] = 0
+    return pipeline.processor.postprocess(pixels)
+
+
+def through_codec(pipeline: HybridGenPipeline, pictures: list[Image.Image]) -> list[Image.Image]:
+    """Pictures encoded and decoded by the vq codec: what is lost here, the vq path cannot draw."""
+    codec, kept = pipeline.vq_codec, []
+    for start in range(0, len(pictures), AT_ONCE):
+        chunk = pictures[start : start + AT_ONCE]
+        pixels = [pipeline.processor.image_processor.generation(image, image.height, image.width) for image in chunk]
+        codes = codec.encode(torch.stack(pixels))  # T
+        side = chunk[0].height // codec.factor, chunk[0].width // codec.factor
+        kept += pipeline.processor.postprocess(codec.decode(codes.view(-1, *side)))
+    return kept
+
+
+def score(world: ModuleType, images: list[Image.Image], specs: list) -> dict[str, dict[str, float]]:
+    """The world's tallies of pictures against what was asked for, with 95 % intervals."""
+    stacked = np.stack([np.asarray(image.convert("RGB")) for image in images])  # n, S, S, 3
+    return {name: with_interval(tally) for name, tally in world.score_pictures(stacked, specs).items()}
+
+
+def faults(world: ModuleType, images: list[Image.Image], specs: list) -> list[list[str]]:
+    """Picture by picture, the categories in which it is not what was asked for."""
+    stacked = np.stack([np.asarray(image.convert("RGB")) for image in images])  # n, S, S, 3
+    return [[name for name, right in verdict.items() if not right] for verdict in world.judge_pictures(stacked, specs)]

@@ -1,0 +1,113 @@
+"""What a model stage is made of, from its config: sources, tokenizer, codecs, model, processor.
+
+The cheapest comes first (sources are opened and checked before a weight is made), and nothing here is random beside the
+model's initial weights, which `seed` decides. The fact a newcomer gets wrong: the tokenizer of a model from scratch is
+trained once a run and kept in its folder, so that a run which goes on does not depend on its sources being the same.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from hybridgen.chat import parts
+from hybridgen.codecs import VAECodec, VQCodec, load_vq
+from hybridgen.data.sources import Task, open_source
+from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
+from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
+from hybridgen.processing_hybridgen import HybridGenProcessor, add_image_tokens, build_tokenizer, image_token_ids
+from hybridgen.training.checkpointing import saved_steps
+from hybridgen.training.config import ModelConfig, TrainConfig
+from hybridgen.training.parts import hybrid_config
+
+
+@dataclass
+class Parts:
+    """The components of the pipeline that will be saved, and the data."""
+
+    pipeline: HybridGenPipeline
+    tasks: list[Task]
+    validation: list[Task]
+
+
+def build_parts(config: TrainConfig) -> Parts:
+    """
+    1. Open the sources.
+    2. Load or train the tokenizer, load the codecs.
+    3. Make the model and the processor that fits it.
+
+    Raises:
+        ValueError: a file is missing or of another kind; in one sentence.
+    """
+    tasks = [open_source(source, config.seed) for source in config.data.sources]
+    validation = [open_source(source, config.seed) for source in config.validation.sources]
+    vq = None if config.codec.vq is None else load_vq(config.codec.vq)
+    vae = None if config.codec.vae is None else load_vae(config.codec.vae)
+    if config.model.from_pretrained is not None:
+        given = load_pipeline(config.model.from_pretrained)
+        vq, vae = given.vq_model if vq is None else vq, given.vae if vae is None else vae
+        pipeline = HybridGenPipeline(given.model, given.processor, given.scheduler, vae, vq)
+        return Parts(pipeline, tasks, validation)
+    tokenizer = build_or_load_tokenizer(config, tasks)
+    model = build_model(config.model, tokenizer, config.seed)
+    processor = HybridGenProcessor.for_config(
+        model.config,
+        tokenizer,
+        vae_factor=1 if vae is None else VAECodec(vae).factor,
+        vq_factor=None if vq is None else VQCodec(vq).factor,
+    )
+    return Parts(HybridGenPipeline(model, processor, vae=vae, vq_model=vq), tasks, validation)
+
+
+def build_model(
+    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> HybridGenForConditionalGeneration:
+    """Random weights of this seed, and pretrained ones where parts are named."""
+    hybrid = hybrid_config(config, vocab_size=len(tokenizer), **image_token_ids(tokenizer))
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(hybrid.text_config, name, getattr(tokenizer, name))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = HybridGenForConditionalGeneration(hybrid)
+        if config.language_model is not None:
+            language_model = AutoModelForCausalLM.from_pretrained(config.language_model, dtype=torch.float32)
+            language_model.resize_token_embeddings(len(tokenizer))
+            model.model.language_model.load_state_dict(language_model.base_model.state_dict())
+            model.lm_head.load_state_dict(language_model.get_output_embeddings().state_dict())
+    if config.vision_model is not None:
+        tower = AutoModel.from_pretrained(config.vision_model, dtype=torch.float32)
+        tower = getattr(tower, "vision_model", tower)  # of a SigLIP with both towers, the one that sees
+        model.model.vision_model.load_state_dict(tower.state_dict())
+    return model
+
+
+def build_or_load_tokenizer(config: TrainConfig, tasks: list[Task]) -> PreTrainedTokenizerBase:
+    """The tokenizer of a pretrained part, of a folder, of this run when it goes on, or one trained now."""
+    settings, kept = config.model.tokenizer, Path(config.output_dir) / "tokenizer"
+    folder = settings.path or config.model.language_model
+    if folder is None and config.resume != "never" and saved_steps(kept.parent / "state") and kept.is_dir():
+        folder = str(kept)
+    if folder is not None:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        add_image_tokens(tokenizer)
+        return tokenizer
+    tokenizer = build_tokenizer(texts(tasks, settings.samples), settings.vocab_size)
+    tokenizer.save_pretrained(kept)
+    return tokenizer
+
+
+def texts(tasks: list[Task], samples: int) -> Iterator[str]:
+    """The texts of `samples` records, taken from all tasks in turn."""
+    for task in tasks:
+        for cursor in range(min(len(task), -(-samples // len(tasks)))):
+            for message in task[task.index(cursor)]["messages"]:
+                yield from (part["text"] for part in parts(message) if part["type"] == "text")
+
+
+def load_vae(folder: str) -> nn.Module:
+    """An autoencoder of diffusers, of the class that its config names; frozen."""
+    return diffusers.AutoModel.from_pretrained(folder).eval().requires_grad_(False)

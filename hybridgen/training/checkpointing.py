@@ -1,0 +1,161 @@
+"""States of a run on disk: written aside and renamed, checked before they are trusted, the oldest removed.
+
+What is in a state is decided by the trainer; here is how it gets there whole. The fact a newcomer gets wrong: a folder
+named `step_N` is never half written. It is `step_N.tmp` until its last byte, and its manifest lists every file with its
+size, so that a state cut short by something else (a full quota, a broken copy) is recognised and passed over.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+
+MANIFEST = "manifest.json"
+TORCH_SAVE_FAILED = ("PytorchStreamWriter", "inline_container")  # torch.save raises a RuntimeError on a full disk
+
+
+def step_folder(states: Path, step: int) -> Path:
+    """Where the state of a step is kept."""
+    return states / f"step_{step:06d}"
+
+
+def saved_steps(states: Path) -> list[Path]:
+    """Complete or not, the states in a folder, newest first."""
+    found = [path for path in states.glob("step_*") if path.is_dir() and path.name[5:].isdigit()]
+    return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
+
+
+def damage(state: Path) -> str | None:
+    """What is wrong with a state, or None: every file of its manifest is there and has its size."""
+    try:
+        sizes = read_json(state / MANIFEST)
+    except (OSError, json.JSONDecodeError):
+        return f"{MANIFEST} is missing or cut short"
+    for name, size in sizes.items():
+        path = state / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+    return None
+
+
+def newest_intact(states: Path, say: Callable[[str], None]) -> Path | None:
+    """The newest state that can be trusted; says which newer ones cannot, and why."""
+    for state in saved_steps(states):
+        reason = damage(state)
+        if reason is None:
+            return state
+        say(f"passing over {state}: {reason}; going on from the state before it")
+    return None
+
+
+@contextlib.contextmanager
+def written_aside(folder: Path, accelerator: Accelerator, manifest: bool = True) -> Iterator[Path]:
+    """Write a folder as `FOLDER.tmp` and rename it once it is whole, in every process together.
+
+    1. The main process clears `FOLDER.tmp`; all write into it (the body).
+    2. If any process could not write, the folder is removed and every process raises.
+    3. The main process adds the manifest, if one is wanted, and renames; an older folder of that name makes way.
+
+    Raises:
+        OSError: in one sentence, what could not be written, and that what was saved before is intact.
+    """
+    aside = folder.with_name(folder.name + ".tmp")
+    error = None
+    if accelerator.is_main_process:
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+        except OSError as caught:
+            error = caught
+    _agree_on(error, folder, accelerator)
+    try:
+        yield aside
+        accelerator.wait_for_everyone()
+        if manifest and accelerator.is_main_process:
+            sizes = {str(path.relative_to(aside)): path.stat().st_size for path in aside.rglob("*") if path.is_file()}
+            write_json(aside / MANIFEST, sizes)
+    except (OSError, RuntimeError, SafetensorError) as caught:
+        if isinstance(caught, RuntimeError) and not any(word in str(caught) for word in TORCH_SAVE_FAILED):
+            raise
+        error = caught
+    _agree_on(error, folder, accelerator)
+    if accelerator.is_main_process:
+        _replace(aside, folder)
+    accelerator.wait_for_everyone()
+
+
+def _agree_on(error: Exception | None, folder: Path, accelerator: Accelerator) -> None:
+    """Go on if no process had an error; otherwise clean up and raise in all."""
+    flag = torch.tensor([float(error is not None)], device=accelerator.device)
+    if not accelerator.reduce(flag, reduction="sum") > 0:
+        return
+    if accelerator.is_main_process:
+        shutil.rmtree(folder.with_name(folder.name + ".tmp"), ignore_errors=True)
+    reason = " ".join(str(error or "another process could not write").split())
+    raise OSError(
+        f"could not save {folder} ({reason}); everything saved before it is intact: free some space and start the same "
+        "command again"
+    ) from error
+
+
+def _replace(aside: Path, folder: Path) -> None:
+    """Put a finished folder in its place; at every moment the old one or the new one is there under some name."""
+    if folder.exists():
+        old = folder.with_name(folder.name + ".old")
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(folder, old)
+        os.replace(aside, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.replace(aside, folder)
+
+
+def prune(states: Path, keep_last: int) -> None:
+    """Remove all but the newest states, and what interrupted saves left behind."""
+    for state in saved_steps(states)[keep_last:]:
+        shutil.rmtree(state, ignore_errors=True)
+    for pattern in ("step_*.tmp", "step_*.old"):
+        for leftover in states.glob(pattern):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def remove_all(states: Path) -> None:
+    """Start over: no state is kept."""
+    for state in saved_steps(states):
+        shutil.rmtree(state)
+
+
+def write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def choose(resume: str, states: Path, say: Callable[[str], None]) -> Path | None:
+    """The state that `resume` means: the newest intact one (`auto`), none (`never`), or a folder that must be intact.
+
+    Raises:
+        ValueError: states are there but none can be trusted, or the one that was named cannot.
+    """
+    if resume == "never":
+        return None
+    if resume == "auto":
+        state = newest_intact(states, say)
+        if state is None and saved_steps(states):
+            raise ValueError(
+                f"none of the states in {states} can be read; set resume=never to start over, or another output_dir"
+            )
+        return state
+    if (reason := damage(Path(resume))) is not None:
+        raise ValueError(f"resume {resume!r} cannot be read: {reason}; name another state, or set resume=auto")
+    return Path(resume)

@@ -1,0 +1,74 @@
+"""Batches of pictures for training a codec: the sources of the config without their words.
+
+Rows of documents are `data.loading`'s. The fact a newcomer gets wrong: here a source's weight is its share of
+*pictures*, and a record with three of them gives three.
+"""
+
+import torch
+
+from hybridgen.data.sources import Task
+from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
+
+PATIENCE = 1000  # records in a row without a picture
+
+
+class PictureLoader:
+    """An endless iterator of {"pictures": (rows, 3, size, size) in [-1, 1]} (`protocols.Loader`).
+
+    The task that lags its share most gives the next picture. Every rank counts all pictures of a step and makes pixels
+    of its own, so W ranks see what one of W times the rows would.
+    """
+
+    def __init__(self, tasks: list[Task], rows: int, size: int, rank: int = 0, world_size: int = 1):
+        self.tasks, self.rows, self.size, self.rank, self.world_size = tasks, rows, size, rank, world_size
+        self._processor = HybridGenImageProcessor()
+        total = sum(task.weight for task in tasks)
+        self._weights = [task.weight / total for task in tasks]
+        self._state = {"cursors": [0] * len(tasks), "given": [0] * len(tasks), "inside": [0] * len(tasks)}
+
+    def __iter__(self) -> "PictureLoader":
+        return self
+
+    def __next__(self) -> dict[str, torch.Tensor]:
+        pictures = [self._draw() for _ in range(self.rows * self.world_size)]
+        mine = pictures[self.rank * self.rows : (self.rank + 1) * self.rows]
+        return {"pictures": torch.stack([self._processor.generation(each, self.size, self.size) for each in mine])}
+
+    def _draw(self):
+        """The next picture. `cursors` and `inside` say which record of a task comes next, and which picture of it."""
+        state = self._state
+        total = sum(state["given"])
+        lag = [weight * total - given for weight, given in zip(self._weights, state["given"], strict=True)]
+        number = lag.index(max(lag))
+        for _ in range(PATIENCE):
+            found = self.tasks[number].pictures(state["cursors"][number])
+            inside = state["inside"][number]
+            last = inside + 1 >= len(found)
+            state["cursors"][number] += int(last)
+            state["inside"][number] = 0 if last else inside + 1
+            if found:
+                state["given"][number] += 1
+                return found[inside]
+        raise ValueError(
+            f"source {self.tasks[number].name!r} has no picture in {PATIENCE} records; a codec learns from pictures "
+            "alone, leave the source out"
+        )
+
+    def state_dict(self) -> dict:
+        return {name: list(values) for name, values in self._state.items()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Raises ValueError if the state is of another number of sources."""
+        if len(state["cursors"]) != len(self.tasks):
+            raise ValueError(
+                f"the saved position is of {len(state['cursors'])} sources, but the config names {len(self.tasks)}; "
+                "go on with the same sources, or start anew"
+            )
+        self._state = {name: list(values) for name, values in state.items()}
+
+    def shares(self) -> dict[str, float]:
+        total = max(1, sum(self._state["given"]))
+        return {task.name: given / total for task, given in zip(self.tasks, self._state["given"], strict=True)}
+
+    def close(self) -> None:
+        """Nothing is prepared ahead."""

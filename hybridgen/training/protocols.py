@@ -1,0 +1,76 @@
+"""What the trainer is handed: a stage, and inside it a loader. Anything of this shape can be trained by the one loop.
+
+The two real stages are `stages.ModelStage` and `codec_stage.CodecStage`; the tests train a toy. The fact a newcomer
+gets wrong: `losses` returns sums and counts and never divides, and every rank returns every kind, whatever its batch
+holds.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+from torch import nn
+
+from hybridgen.objectives import Loss
+
+
+class Loader(Protocol):
+    """An endless iterator of batches (dicts of tensors) whose position is JSON."""
+
+    def __iter__(self) -> Iterator[dict]: ...
+
+    def __next__(self) -> dict: ...
+
+    def state_dict(self) -> dict:
+        """The position after the last batch handed out."""
+
+    def load_state_dict(self, state: dict) -> None: ...
+
+    def shares(self) -> dict[str, float]:
+        """Realised shares of the sources."""
+
+    def close(self) -> None:
+        """Stop whatever prepares batches ahead."""
+
+
+class Stage(Protocol):
+    """What is trained, and how.
+
+    Args:
+        model: its trainable parameters are.
+        kinds: names of the losses.
+        weights: of their means in the total (1 where none is given).
+        unit: what `size` counts: "tokens", "pictures".
+    """
+
+    model: nn.Module
+    loader: Loader
+    kinds: tuple[str, ...]
+    weights: dict[str, float]
+    unit: str
+
+    def begin_step(self, step: int, progress: float) -> None:
+        """Called on every rank before the batches of a step are run."""
+
+    def counts(self, batch: dict) -> dict[str, float]:
+        """The count of each kind of loss in a batch, without a forward."""
+
+    def size(self, batch: dict) -> tuple[int, int]:
+        """How much a batch holds, in units, and how much would fit."""
+
+    def losses(self, model: nn.Module, batch: dict) -> dict[str, Loss]:
+        """(sum, count) of each kind. `model` is the stage's own as accelerate wrapped it; what is random is a function
+        of the batch, and fixed when `model.training` is false (validation)."""
+
+    def validation_batches(self) -> Iterable[dict]:
+        """The same batches each time."""
+
+    def describe(self, means: dict[str, float]) -> dict[str, float]:
+        """Further numbers to log, from mean losses."""
+
+    def sample(self, model: nn.Module) -> Image.Image | None:
+        """A picture of what the model can do."""
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write the result of the run."""

@@ -1,0 +1,212 @@
+"""Training a model: the stage that turns a batch into losses, and `train`, which runs either stage.
+
+The loop is `trainer`'s, noise and losses are `objectives`', parts are made in `building`, tokenizers are trained in
+`codec_stage`. The fact a newcomer gets wrong: batches hold *pixels*. What a picture is for the backbone, latents or
+codes, is decided here, by frozen codecs, at the last moment; so one batch serves every path.
+"""
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import yaml
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from PIL import Image
+from torch import Tensor, nn
+
+from hybridgen.data.loading import RowLoader
+from hybridgen.data.mixture import Mixture
+from hybridgen.layout import IGNORE, PADDING_DOCUMENT
+from hybridgen.objectives import (
+    DiffusionTargets,
+    Loss,
+    corrupt,
+    cross_entropy,
+    diffusion_loss,
+    place_codes,
+    shift,
+)
+from hybridgen.training.building import build_parts
+from hybridgen.training.codec_stage import build_codec_stage
+from hybridgen.training.config import TrainConfig
+from hybridgen.training.precision import choose_attention, choose_precision, set_attention
+from hybridgen.training.sheets import sheet
+from hybridgen.training.trainer import Trainer
+
+FORWARD = ("input_ids", "position_ids", "document_ids", "block_ids", "hidden", "pixel_values")  # batch keys as they are
+
+
+class ModelStage:
+    """The joint objective over text, codes and diffusion images (`protocols.Stage`).
+
+    Args:
+        pipeline: model, processor and codecs, as they will be saved.
+        loader: training rows.
+        validation: a loader of its rows, made anew at each call; None = no validation.
+    """
+
+    unit = "tokens"
+
+    def __init__(self, config: TrainConfig, pipeline, loader: RowLoader, validation=None):
+        self.config, self.pipeline, self.loader, self._validation = config, pipeline, loader, validation
+        self.model, self.paths = pipeline.model, pipeline.model.config.paths
+        self.vq = pipeline.vq_codec if "vq" in self.paths else None
+        self.latents = pipeline.latent_codec
+        self.weights = config.objective.weights
+        present = {"text": True, "code": "vq" in self.paths, "diffusion": "diffusion" in self.paths}
+        present["z"] = config.objective.z_loss > 0
+        self.kinds = tuple(kind for kind, here in present.items() if here)
+        levels = config.validation.levels
+        self._levels = (torch.arange(levels) + 0.5) / levels  # the middle of each of `levels` equal bins
+
+    # ------------------------------------------------------------------------------------------------------- losses
+
+    def losses(self, model: nn.Module, batch: dict) -> dict[str, Loss]:
+        """
+        1. Pictures of the diffusion path become latents; those that are to be drawn are noised.
+        2. Pictures of the vq path become codes, in the forward and as labels.
+        3. One forward; logits only where a label waits for them.
+        4. Each head's loss as (sum, count).
+        """
+        inputs = {name: batch[name] for name in FORWARD if name in batch}
+        targets = DiffusionTargets([], torch.zeros(0, device=batch["input_ids"].device), torch.zeros(0))
+        if "diffusion_images" in batch:
+            inputs["latents"], targets = self._noised(batch, fixed=not model.training)
+            inputs["timesteps"] = targets.timesteps
+        code_labels = batch["code_labels"]
+        if "vq_images" in batch:
+            inputs["codes"] = self.vq.encode(batch["vq_images"])
+            is_code = batch["input_ids"] == self.model.config.placeholder("vq")
+            code_labels = place_codes(code_labels, inputs["codes"], is_code)
+        text_at, text_targets = shift(batch["labels"])
+        code_at, code_targets = shift(code_labels)
+        codes_to_keep = code_at if "vq" in self.paths else None
+        outputs = model(**inputs, logits_to_keep=text_at, codes_to_keep=codes_to_keep, use_cache=False)
+
+        losses = {}
+        losses["text"], z = cross_entropy(outputs.logits, text_targets)
+        if "code" in self.kinds:
+            losses["code"], z_code = cross_entropy(outputs.code_logits, code_targets)
+            z = (z[0] + z_code[0], z[1] + z_code[1])
+        if "diffusion" in self.kinds:
+            prediction = outputs.logits.new_zeros(0) if outputs.prediction is None else outputs.prediction
+            losses["diffusion"] = diffusion_loss(prediction, targets)
+        if "z" in self.kinds:
+            losses["z"] = z
+        return losses
+
+    def _noised(self, batch: dict, fixed: bool) -> tuple[Tensor | list[Tensor], DiffusionTargets]:
+        return corrupt(
+            self.latents.encode(batch["diffusion_images"]),
+            batch["diffusion_noised"],
+            batch["diffusion_rows"],
+            batch["row_numbers"],
+            batch["diffusion_image_first"],
+            self.model.config.diffusion_config,
+            self.config.objective,
+            self.config.seed,
+            fixed_levels=self._levels if fixed else None,
+        )
+
+    def counts(self, batch: dict) -> dict[str, float]:
+        """As `losses` counts, from the labels alone."""
+        text, code = (int((batch[name][:, 1:] != IGNORE).sum()) for name in ("labels", "code_labels"))
+        drawn = int(batch["diffusion_noised"].sum()) if "diffusion_noised" in batch else 0
+        return {"text": text, "code": code, "diffusion": drawn, "z": text + code}
+
+    # ---------------------------------------------------------------------------------------------- what else it does
+
+    def size(self, batch: dict) -> tuple[int, int]:
+        """Tokens of documents, and places for them."""
+        documents = batch["document_ids"]
+        return int((documents != PADDING_DOCUMENT).sum()), documents.numel()
+
+    def begin_step(self, step: int, progress: float) -> None:
+        """Nothing changes over a run."""
+
+    def validation_batches(self) -> Iterable[dict]:
+        return itertools.islice(self._validation(), self.config.validation.batches)
+
+    def describe(self, means: dict[str, float]) -> dict[str, float]:
+        return {}
+
+    def sample(self, model: nn.Module) -> Image.Image:
+        """Every prompt drawn by every path, from the same seeds each time."""
+        settings = self.config.sampling
+        self.pipeline.set_progress_bar_config(disable=True)
+        drawn = {}
+        for path in settings.paths or [path for path in self.paths if path != "understanding"]:
+            guidance = settings.guidance_vq if path == "vq" else settings.guidance
+            drawn[path] = self.pipeline(
+                settings.prompts, path=path, num_inference_steps=settings.steps, guidance_scale=guidance, seed=0
+            ).images
+        return sheet(settings.prompts, drawn)
+
+    def save(self, model: nn.Module, folder: Path) -> None:
+        self.pipeline.save_pretrained(folder)
+
+
+def build_model_stage(config: TrainConfig, accelerator: Accelerator) -> ModelStage:
+    """Raises ValueError for files that are missing or of another kind."""
+    parts = build_parts(config)
+    pipeline, model = parts.pipeline, parts.pipeline.model
+    precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
+    set_attention(model, choose_attention(config.attention, precision, accelerator.device))
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.compile:
+        for layer in model.model.language_model.layers:
+            layer.compile()
+    for codec in (pipeline.vae, pipeline.vq_model):
+        if codec is not None:
+            codec.to(accelerator.device)
+
+    def loader(tasks, prefetch: int) -> RowLoader:
+        rank, world = accelerator.process_index, accelerator.num_processes
+        data = config.data
+        return RowLoader(Mixture(tasks), pipeline.processor, data.rows, data.row_length, rank, world, prefetch)
+
+    validation = (lambda: loader(parts.validation, prefetch=0)) if parts.validation else None
+    stage = ModelStage(config, pipeline, loader(parts.tasks, config.data.prefetch), validation)
+    if validation is not None:
+        next(iter(stage.validation_batches()))  # what is wrong with these data is said now, not hours later
+    return stage
+
+
+# ------------------------------------------------------------------------------------------------------------ train
+
+
+def train(config: TrainConfig) -> Path:
+    """Run a stage to its end and return `<output_dir>/checkpoint`; ends the process with 0 after SIGTERM.
+
+    Raises:
+        ValueError, OSError: what a user can mend, in one sentence.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    folder = Path(config.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    accelerator = _accelerator(config)
+    if accelerator.is_main_process:
+        (folder / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False), encoding="utf-8")
+    build = build_codec_stage if config.stage == "codec" else build_model_stage
+    stage = build(config, accelerator)
+    set_seed(config.seed, device_specific=True)  # dropout's: everything else is drawn from generators of its own
+    if not Trainer(config, stage, accelerator).run():
+        raise SystemExit(0)
+    return folder / "checkpoint"
+
+
+def _accelerator(config: TrainConfig) -> Accelerator:
+    """accelerate keeps one precision a process; a second run in it (the demo's) may want another."""
+    AcceleratorState._reset_state()
+    precision = choose_precision(config.precision, PartialState().device)
+    return Accelerator(
+        mixed_precision="bf16" if precision == "bf16" else "no",
+        gradient_accumulation_steps=config.accumulation,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # stages reduce theirs themselves
+    )

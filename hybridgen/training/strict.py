@@ -1,0 +1,177 @@
+"""YAML and `key=value` words -> dataclasses, strictly: an unknown key or a value of the wrong type is refused by name.
+
+It knows types, not meanings: what the keys are for stands in `config`, which combinations are impossible in `checks`.
+The fact a newcomer gets wrong: PyYAML reads YAML 1.1, where `1e-3` is a string, `off` is false and a key given twice
+silently wins. Here numbers are numbers, only true and false are booleans, and a key given twice is refused.
+"""
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+import yaml
+
+T = TypeVar("T")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers and booleans; a key given twice in one mapping is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ValueError(f"key {key!r} is given twice{node.start_mark}; keep one of them")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(true|True|TRUE|false|False|FALSE)$"), "tTfF")
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?((\d+\.\d*|\.\d+)([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(inf|Inf|INF))$|^\.(nan|NaN|NAN)$"),
+    "-+0123456789.",
+)
+
+
+def parse(text: str, where: str) -> Any:
+    """One YAML document. Raises ValueError, with the place, for what is not YAML."""
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def read(path: str | Path) -> dict:
+    """A YAML file that holds a mapping."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"config {path} does not exist; give the path of a YAML file")
+    content = parse(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(content, dict):
+        raise ValueError(f"config {path} holds {_kind(content)}; it must hold `key: value` lines")
+    return content
+
+
+def override(content: dict, word: str) -> None:
+    """Apply one `a.b.0.c=value` to nested mappings and lists, in place. The value is YAML; numbers index lists."""
+    key, equals, value = word.partition("=")
+    if not equals or not key:
+        raise ValueError(f"override {word!r} is not of the form key=value, as in optimizer.lr=1e-3")
+    *parents, last = key.split(".")
+    place: Any = content
+    for depth, part in enumerate(parents):
+        if isinstance(place, dict) and place.get(part) is None:
+            place[part] = {}
+        place = place[_step(place, part, ".".join(parents[:depth]), word)]
+    place[_step(place, last, ".".join(parents), word)] = parse(value, f"the value of {word!r}")
+
+
+def _step(place: Any, part: str, so_far: str, word: str) -> str | int:
+    """`part` as a key of `place`: a name of a mapping, or an index of a list that is long enough."""
+    if isinstance(place, dict):
+        return part
+    if not isinstance(place, list):
+        raise ValueError(f"override {word!r}: {so_far!r} is {place!r}, which has nothing inside to set")
+    if not part.isdigit() or int(part) >= len(place):
+        raise ValueError(f"override {word!r}: {so_far!r} is a list of {len(place)}; use an index from 0 below that")
+    return int(part)
+
+
+# --------------------------------------------------------------------------------------------- mapping -> dataclass
+
+
+def build(kind: type[T], content: Mapping, where: str = "") -> T:
+    """A dataclass from a mapping, and so on down: every key known, every value of the type that is written.
+
+    Raises:
+        ValueError: one sentence with the key's full name, the value, and what it should have been.
+    """
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{where or 'the config'} is {content!r}; it must be `key: value` lines")
+    hints = typing.get_type_hints(kind)
+    known = {field.name: field for field in fields(kind) if field.init}
+    for key, value in content.items():
+        if key not in known:
+            raise ValueError(f"unknown key {_join(where, key)!r} (value {value!r}); {suggest(str(key), known)}")
+    for name, field in known.items():
+        if name not in content and field.default is MISSING and field.default_factory is MISSING:
+            raise ValueError(f"missing key {_join(where, name)!r}; it must be {_wanted(hints[name])}")
+    return kind(**{key: convert(value, hints[key], _join(where, key)) for key, value in content.items()})
+
+
+def convert(value: Any, hint: Any, where: str) -> Any:
+    """`value` as a `hint`, or a ValueError that says what `where` must be."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        return _convert_union(value, arguments, where)
+    if origin is Literal:
+        if value in arguments and not isinstance(value, bool):
+            return value
+        raise ValueError(f"{where} is {value!r}; it must be {_wanted(hint)}")
+    if is_dataclass(hint):
+        return build(hint, value, where)
+    if origin is list and isinstance(value, list | tuple):
+        return [convert(item, arguments[0], f"{where}.{number}") for number, item in enumerate(value)]
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is dict or origin is dict:
+        matches = isinstance(value, dict)
+    else:
+        matches = isinstance(value, hint if origin is None else origin)
+    if not matches or (isinstance(value, bool) and hint is not bool):
+        raise ValueError(f"{where} is {value!r}; it must be {_wanted(hint)}")
+    return value
+
+
+def _convert_union(value: Any, hints: tuple, where: str) -> Any:
+    if value is None and type(None) in hints:
+        return None
+    hints = tuple(hint for hint in hints if hint is not type(None))
+    if len(hints) == 1:
+        return convert(value, hints[0], where)
+    for hint in hints:
+        if isinstance(value, hint) and not isinstance(value, bool):
+            return value
+    for hint in hints:
+        if hint is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+    raise ValueError(f"{where} is {value!r}; it must be {' or '.join(_wanted(hint) for hint in hints)}")
+
+
+def suggest(word: str, known) -> str:
+    """The way out for an unknown name: the nearest known one, or all of them."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+
+
+_NAMES = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", dict: "a mapping"}
+
+
+def _wanted(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join("null" if kind is type(None) else _wanted(kind) for kind in arguments)
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, arguments))
+    if origin is list:
+        return f"a list, each entry {_wanted(arguments[0])}"
+    return _NAMES.get(origin or hint, "`key: value` lines")
+
+
+def _kind(content: Any) -> str:
+    return "nothing" if content is None else f"a {type(content).__name__}"
+
+
+def _join(where: str, key: Any) -> str:
+    return f"{where}.{key}" if where else str(key)

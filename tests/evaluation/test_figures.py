@@ -1,0 +1,96 @@
+"""Pictures of results: nothing smoothed, nothing cut off, and charts that take the colours of the page."""
+
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hybridgen.evaluation import figures
+from hybridgen.evaluation.figures import Card, Panel
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(("side", "factor"), [(128, 4), (127, 3), (16, 1)])
+def test_enlarging_repeats_pixels(side, factor):
+    large = np.asarray(figures.enlarge(NOISE, side))
+    assert np.array_equal(large, np.asarray(NOISE).repeat(factor, 0).repeat(factor, 1))
+
+
+def test_text_fits_its_width():
+    text = "a minotaur wearing a gray robe and a white wizard hat, holding a gold tower shield, black background"
+    lines = figures.wrap(text, 150)
+    assert " ".join(lines) == text
+    font = figures._font(14)
+    assert all(font.getlength(line) <= 150 for line in lines)
+    assert figures.wrap("unbreakableunbreakableunbreakable", 10) == ["unbreakableunbreakableunbreakable"]
+
+
+def test_a_grid_shows_every_picture():
+    cards = [
+        Card({"true": NOISE, "drawn": NOISE}, ("a caption that takes more than one line to write",)) for _ in range(5)
+    ]
+    page = np.asarray(figures.grid(cards, columns=2, title="title"))
+    block = np.asarray(figures.enlarge(NOISE, 128))
+    found = 0
+    # where the corner pixel is, compare the block
+    for y, x in np.argwhere((page == block[0, 0]).all(-1)):
+        found += np.array_equal(page[y : y + 128, x : x + 128], block)
+    assert found == 10
+
+
+def test_an_empty_grid_is_refused():
+    with pytest.raises(ValueError, match="at least one card"):
+        figures.grid([], 2)
+    with pytest.raises(ValueError, match="at least one panel"):
+        figures.panels_image([])
+
+
+PANEL = Panel("text loss", {"training": ([1, 2, 3], [3.0, 2.0, 1.0]), "held out": ([2], [2.5])})
+
+
+def test_svg_is_one_element_that_takes_the_pages_colours():
+    svg = figures.panel_svg(PANEL)
+    root = ET.fromstring(svg)
+    assert root.tag.endswith("svg")
+    assert "viewBox" in root.attrib
+    assert "width" not in root.attrib
+    for variable in ("--soft", "--rule", "--blue", "--rust"):
+        assert f"var({variable})" in svg
+    assert "#010203" not in svg
+    texts = [element.text for element in root.iter() if element.tag.endswith("text")]
+    assert {"text loss", "step", "training", "held out"} <= {text.strip() for text in texts if text}
+    assert "http" not in svg.replace("http://www.w3.org/", "")
+
+
+def test_two_charts_share_no_id():
+    ids = []
+    for title in ("text loss", "code loss"):
+        root = ET.fromstring(figures.panel_svg(Panel(title, PANEL.lines)))
+        ids += [element.attrib["id"] for element in root.iter() if "id" in element.attrib]
+    assert len(ids) == len(set(ids))
+
+
+def test_charts_come_again_byte_for_byte():
+    assert figures.panel_svg(PANEL) == figures.panel_svg(PANEL)
+
+
+def test_panels_image_has_room_for_all():
+    one, four = figures.panels_image([PANEL]), figures.panels_image([PANEL] * 4, columns=3)
+    assert four.size == (3 * one.width, 2 * one.height)
+    corner = np.asarray(four)[-one.height :, -one.width :]
+    assert (corner == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"), [([1.0, 0.0], "linear"), ([1.0, 0.5], "linear"), ([9.0, 1.0], "log"), ([1e4, 1e-4], "log")]
+)
+def test_axes_are_logarithmic_where_it_helps_and_always_labelled(values, scale):
+    figure = figures.draw_panel(Panel("loss", {"training": ([1, 2], values)}))
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    low, high = axes.get_ylim()
+    labels = [label.get_text() for label in axes.get_yticklabels() if low <= label.get_position()[1] <= high]
+    assert axes.get_yscale() == scale
+    assert len([text for text in labels if text]) >= 2

@@ -1,0 +1,87 @@
+"""Drawing held-out prompts: what is asked, that chunks do not change pictures, and that scores are the world's."""
+
+import numpy as np
+import pytest
+
+from hybridgen.data.worlds import dolls
+from hybridgen.evaluation import generation
+from hybridgen.evaluation.generation import DrawSettings
+
+FAST = DrawSettings(steps=2, guidance=1.0)
+
+
+def test_prompts_are_those_of_the_split():
+    prompts = generation.held_out_prompts(dolls, "held_out", 5, seed=3)
+    source = dolls.Dolls("held_out", "draw", 3)
+    assert prompts.captions == [dolls.caption(source.spec(i)) for i in range(5)]
+    assert prompts.specs == [source.spec(i) for i in range(5)]
+    assert all((spec.base, spec.body) in dolls.held_out_pairs() for spec in prompts.specs)
+    for spec, picture in zip(prompts.specs, prompts.pictures, strict=True):
+        assert np.array_equal(np.asarray(picture), np.asarray(dolls.render(spec)))
+
+
+@pytest.mark.parametrize("samples", [0, -1])
+def test_refuses_no_samples(samples):
+    with pytest.raises(ValueError, match=f"{samples} samples cannot be taken from split 'held_out'"):
+        generation.held_out_prompts(dolls, "held_out", samples, seed=0)
+
+
+@pytest.mark.parametrize("path", ["diffusion", "vq"])
+def test_chunks_do_not_change_pictures(pipeline, path, monkeypatch):
+    captions = generation.held_out_prompts(dolls, "held_out", 5, seed=0).captions
+    pipeline.set_progress_bar_config(disable=True)
+    reported = []
+    together, _ = generation.draw(pipeline, captions, path, 32, 7, FAST)
+    monkeypatch.setattr(generation, "AT_ONCE", 2)
+    apart, seconds = generation.draw(pipeline, captions, path, 32, 7, FAST, lambda *done: reported.append(done))
+    assert seconds > 0
+    assert reported == [(2, 5), (4, 5), (5, 5)]
+    for one, other in zip(together, apart, strict=True):
+        # batches of other sizes round differently: at most one level of 255
+        assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
+
+
+def test_true_pictures_score_everything_and_shifted_ones_do_not():
+    prompts = generation.held_out_prompts(dolls, "held_out", 8, seed=0)
+    scores = generation.score(dolls, prompts.pictures, prompts.specs)
+    assert scores["slots"] == {"right": 56, "n": 56, "share": 1.0, "low": pytest.approx(0.9358, abs=1e-4), "high": 1.0}
+    assert generation.faults(dolls, prompts.pictures, prompts.specs) == [[]] * 8
+    wrong = prompts.pictures[1:] + prompts.pictures[:1]
+    assert generation.score(dolls, wrong, prompts.specs)["all_seven"]["right"] == 0
+    assert all(generation.faults(dolls, wrong, prompts.specs))
+
+
+def test_faults_name_what_is_wrong():
+    spec = generation.held_out_prompts(dolls, "held_out", 1, seed=0).specs[0]
+    other = "black" if spec.background != "black" else "white"
+    assert generation.faults(dolls, [dolls.render(spec._replace(background=other))], [spec]) == [["background"]]
+
+
+def test_through_codec_keeps_size_and_order(pipeline):
+    pictures = generation.held_out_prompts(dolls, "held_out", 3, seed=0).pictures
+    kept = generation.through_codec(pipeline, pictures)
+    alone = generation.through_codec(pipeline, pictures[2:])
+    assert [image.size for image in kept] == [(32, 32)] * 3
+    assert np.abs(np.asarray(kept[2], int) - np.asarray(alone[0], int)).max() <= 1
+
+
+def test_settings_name_what_matters_to_a_path():
+    assert DrawSettings(steps=5).of_path("diffusion") == {"steps": 5, "guidance": 3.0}
+    assert "steps" not in DrawSettings().of_path("vq")
+    assert DrawSettings(steps=5, top_k=3).arguments() == {
+        "num_inference_steps": 5, "guidance_scale": 3.0, "temperature": 1.0, "top_k": 3, "top_p": 1.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["diffusion", "vq"])
+def test_a_film_ends_with_the_picture(pipeline, path):
+    pipeline.set_progress_bar_config(disable=True)
+    settings = DrawSettings(steps=5, guidance=1.0)
+    frames = generation.film(pipeline, "an orc", path, 32, 3, settings, frames=4)
+    (picture,) = pipeline("an orc", path=path, seed=3, **settings.arguments()).images
+    assert len(frames) == 4
+    assert np.array_equal(np.asarray(frames[-1]), np.asarray(picture))
+    assert len({frame.tobytes() for frame in frames}) == 4
+    if path == "vq":  # a quarter of the codes: the upper quarter of the picture
+        assert np.array_equal(np.asarray(frames[0])[:8], np.asarray(picture)[:8])
+        assert (np.asarray(frames[0])[8:] == 128).all()

@@ -1,0 +1,170 @@
+"""The report: one file that needs nothing else, says what was measured, and shows every picture."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hybridgen.data.worlds import dolls
+from hybridgen.evaluation import suites
+from hybridgen.evaluation.figures import Panel
+from hybridgen.evaluation.generation import DrawSettings
+from hybridgen.evaluation.markup import duration, image_tag, percent, table
+from hybridgen.evaluation.report import Story, Target, render
+from hybridgen.pipeline_hybridgen import load_pipeline
+
+VOID = {"meta", "img", "br"}
+
+
+class Checker(HTMLParser):
+    """Every element that opens closes, in order; collects texts and what is loaded."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.sources, self.words = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in VOID:
+            self.open.append(tag)
+        self.sources += [value for name, value in attributes if name in ("src", "href", "xlink:href", "srcset")]
+
+    def handle_startendtag(self, tag, attributes):
+        self.sources += [value for name, value in attributes if name in ("src", "href", "xlink:href", "srcset")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def evaluation(tiny_checkpoint):
+    settings = dict.fromkeys(("diffusion", "vq"), DrawSettings(steps=2, guidance=1.0))
+    return suites.evaluate(load_pipeline(tiny_checkpoint), "dolls", samples=3, seed=0, settings=settings)
+
+
+STORY = Story(
+    title="A <title> & more",
+    lede="What it is.",
+    command="hybridgen demo --out 'a b'",
+    targets=[
+        Target("reachable", "generation", "diffusion", "slots", 0.0),
+        Target("out of reach", "understanding", "vq", "all", 1.0),
+        Target("not evaluated", "generation", "sound", "slots", 0.5),
+    ],
+    panels={"the model": [Panel("text loss", {"training": ([1, 2], [2.0, 1.0])})]},
+    facts={"seed": "0"},
+    stages={"training": 61.0},
+    shown=2,
+)
+
+
+@pytest.fixture(scope="module")
+def page(evaluation) -> str:
+    return render(evaluation, STORY)
+
+
+def test_html_is_well_formed_and_loads_nothing(page):
+    checker = Checker()
+    checker.feed(page)
+    assert not checker.open
+    assert checker.sources
+    assert all(source.startswith(("data:image/png;base64,", "#")) for source in checker.sources)
+    assert not re.search(r"@import|<script|<link|url\((?!#)", page)
+    assert not re.findall(r"https?://(?!www\.w3\.org/)", page)
+
+
+def test_it_is_readable_on_a_phone_and_in_the_dark(page):
+    assert 'name="viewport"' in page
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_texts_are_escaped(page):
+    assert "A &lt;title&gt; &amp; more" in page
+    assert "<title> &" not in page
+
+
+def test_every_picture_that_was_scored_is_on_it(evaluation, page):
+    encoded = [base64.b64decode(data) for data in re.findall(r"data:image/png;base64,([^\"]+)", page)]
+    shown = {Image.open(io.BytesIO(data)).convert("RGB").tobytes() for data in encoded}
+    for images in (*evaluation.drawn.values(), evaluation.prompts.pictures[:2], evaluation.kept[:1]):
+        assert {image.tobytes() for image in images} <= shown
+
+
+def test_targets_stand_beside_scores(page):
+    assert "reachable" in page
+    assert "not evaluated" not in page
+    assert page.count('<span class="right">reached</span>') == 1
+    assert page.count('<span class="wrong">below</span>') == 1
+
+
+def test_numbers_and_origins_are_told(evaluation, page):
+    for path in ("diffusion", "vq", "understanding"):
+        assert f"<th class=number>{path}</th>" in page
+    for word in (
+        "right hand",
+        "whole pictures",
+        "all questions",
+        "constant answer",
+        "constant picture",
+        "true, as codes",
+    ):
+        assert word in page
+    for fact in (
+        "1 min 1 s",
+        "hybridgen demo --out &#x27;a b&#x27;",
+        evaluation.scores["versions"]["torch"],
+        "held_out",
+    ):
+        assert fact in page
+
+
+def test_wrong_answers_are_struck_and_put_right(evaluation):
+    question = evaluation.quiz.asked[0]
+    given = {path: ["<b>"] + answers[1:] for path, answers in evaluation.given.items()}
+    changed = suites.Evaluation(**{**vars(evaluation), "given": given})
+    page = render(changed, STORY)
+    assert f'<s class="wrong">&lt;b&gt;</s> {question.answer}' in page
+
+
+def test_parts_that_were_not_evaluated_are_left_out(evaluation):
+    scores = {**evaluation.scores, "generation": {}}
+    only_answers = suites.Evaluation(**{**vars(evaluation), "scores": scores, "drawn": {}, "kept": []})
+    page = render(only_answers, Story("t", "l", "c"))
+    assert "Drawn from words" not in page
+    assert "Asked about pictures" in page
+    assert "Scores beside their targets" not in page
+
+
+def test_an_image_tag_holds_the_very_pixels():
+    picture = dolls.Dolls("train", "draw", 0).picture(0)
+    tag = image_tag(picture, 'a "doll"', class_="off", title="")
+    assert 'alt="a &quot;doll&quot;" class="off"' in tag
+    data = base64.b64decode(re.search(r"base64,([^\"]+)", tag)[1])
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), np.asarray(picture))
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [(1, "100 %"), (0, "0 %"), (0.99999, "99.9 %"), (0.00001, "0.1 %"), (0.5, "50.0 %"), (0.9734, "97.3 %")],
+)
+def test_percent_rounds_never_to_all_or_nothing(share, shown):
+    assert percent(share) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"), [(12.4, "12 s"), (61, "1 min 1 s"), (599.6, "10 min 0 s"), (7260, "2 h 1 min")]
+)
+def test_durations(seconds, shown):
+    assert duration(seconds) == shown
+
+
+def test_totals_stand_out():
+    html = table(["", "a"], [["x", "1"], ["all", "2"]], totals=1)
+    assert html.count("class=total") == 1
+    assert html.index("class=total") > html.index(">x<")

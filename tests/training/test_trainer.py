@@ -1,0 +1,279 @@
+"""The loop, on a toy stage: exact accumulation, exact resumption, and what happens when things go wrong."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hybridgen.training.trainer import Trainer
+from tests.training.toy import ToyLoader, ToyStage, accelerator_of, config_of, train
+
+ROOT = Path(__file__).parents[2]
+
+
+def metrics_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights_of(folder: Path, name: str = "checkpoint/toy.safetensors") -> dict[str, torch.Tensor]:
+    return load_file(folder / name)
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different
+
+
+def start(folder: Path, *words: str, processes: int = 1) -> subprocess.Popen:
+    """The toy in a process of its own (or several)."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] * (processes > 1)
+    command = [sys.executable, *launcher, str(ROOT / "tests/training/toy.py"), str(folder), *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def wait_for(folder: Path, process: subprocess.Popen, seconds: float = 100.0) -> None:
+    """Until a state of that name is there."""
+    deadline = time.monotonic() + seconds
+    while not folder.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    train(config_of(folder))
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------ the loss of a step
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_accumulated_is_one_big_batch(tmp_path, optimizer):
+    """2 x 4 rows and 1 x 8: largest difference of a weight seen after 12 steps 6e-7."""
+    settings = {"optimizer": {"name": optimizer, "lr": 1e-3}, "ema": None, "log_every": 1}
+    big = train(config_of(tmp_path / "big", accumulation=1, data={"sources": [], "rows": 8}, **settings), dropout=0.0)
+    small = train(config_of(tmp_path / "small", accumulation=2, **settings), dropout=0.0)
+    assert small.stage.loader.number == 2 * big.stage.loader.number
+    big, small = (dict(trainer.stage.model.named_parameters()) for trainer in (big, small))
+    for name in big:
+        torch.testing.assert_close(small[name], big[name], rtol=0, atol=1e-5)
+    for ours, theirs in zip(metrics_of(tmp_path / "small"), metrics_of(tmp_path / "big"), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], abs=1e-5)
+
+
+def test_losses_are_divided_by_counts_of_the_whole_step(tmp_path):
+    """Two batches of unequal counts: the gradient is that of the joint mean, not of the mean of means."""
+    trainer = train(config_of(tmp_path, steps=1, optimizer={"name": "adamw", "lr": 1e-9}, ema=None), dropout=0.0)
+    stage, batches = trainer.stage, [ToyLoader(4).batch(number) for number in (0, 1)]
+    losses = [stage.losses(stage.model, batch) for batch in batches]
+    counts = [stage.counts(batch) for batch in batches]
+    assert counts[0] != counts[1]
+    sums = {kind: sum(loss[kind][0].item() for loss in losses) for kind in stage.kinds}
+    expected = {kind: sums[kind] / sum(count[kind] for count in counts) for kind in stage.kinds}
+    record = metrics_of(tmp_path)[0]
+    for kind, value in expected.items():
+        assert record[f"loss/{kind}"] == pytest.approx(value, rel=1e-6)
+    assert record["loss"] == pytest.approx(expected["a"] + 0.5 * expected["b"], rel=1e-6)
+
+
+def test_a_kind_that_is_missing_is_no_hindrance(tmp_path):
+    class OneKind(ToyLoader):
+        def batch(self, number):
+            batch = super().batch(number)
+            batch["b"][:] = False
+            return batch
+
+    config, stage = config_of(tmp_path, steps=4), ToyStage(OneKind(4))
+    assert Trainer(config, stage, accelerator_of(config)).run()
+    assert all("loss/b" not in record and record["loss"] == record["loss/a"] for record in metrics_of(tmp_path))
+    assert all(parameter.isfinite().all() for parameter in stage.model.parameters())
+
+
+def test_two_processes_are_one(tmp_path):
+    """Largest difference of a weight seen after 6 steps: 2e-7. Rows without kind a or b fall to either rank."""
+    alone = start(tmp_path / "one", "steps=6", "accumulation=1", "dropout=0", 'data={"sources": [], "rows": 2}')
+    two = start(
+        tmp_path / "two", "steps=6", "accumulation=1", "dropout=0", 'data={"sources": [], "rows": 1}', processes=2
+    )
+    for process in (alone, two):
+        _, error = process.communicate(timeout=200)
+        assert process.returncode == 0, error
+    assert (tmp_path / "two" / "state" / "step_000006" / "rank_1.json").exists()
+    ours, theirs = weights_of(tmp_path / "two"), weights_of(tmp_path / "one")
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-5)
+    for mine, other in zip(metrics_of(tmp_path / "two"), metrics_of(tmp_path / "one"), strict=True):
+        assert mine["loss"] == pytest.approx(other["loss"], abs=1e-5)
+        assert mine["fill"] == other["fill"]
+
+
+# ------------------------------------------------------------------------------------------------------ going on
+
+
+def test_killed_and_resumed_is_uninterrupted(tmp_path, uninterrupted):
+    """SIGKILL in the middle of a run: the weights, their average and the metrics are those of a run left alone."""
+    process = start(tmp_path, "pause=0.2")
+    wait_for(tmp_path / "state" / "step_000004", process)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=60)
+    done = max(int(path.name[5:]) for path in (tmp_path / "state").glob("step_??????"))
+    assert done < 12
+    train(config_of(tmp_path))
+    assert_same(weights_of(tmp_path), weights_of(uninterrupted))
+    for name in ("state/step_000012/model.safetensors", "state/step_000012/ema.safetensors"):
+        assert_same(weights_of(tmp_path, name), weights_of(uninterrupted, name))
+    clocks = ("seconds", "tokens_per_second", "data_wait")
+    ours, theirs = (
+        [{key: value for key, value in record.items() if key not in clocks} for record in metrics_of(folder)]
+        for folder in (tmp_path, uninterrupted)
+    )
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("at", [3, 4, 7])
+def test_resumed_anywhere_is_uninterrupted(tmp_path, uninterrupted, at):
+    """Also between two log steps, and from a run that was meant to be shorter."""
+    other = config_of(tmp_path, save_every=at)
+    other.steps = 12
+    trainer = None
+
+    class Stopped(Exception):
+        pass
+
+    def stop(self, step, progress):
+        if step == at:
+            raise Stopped
+
+    original, ToyStage.begin_step = ToyStage.begin_step, stop
+    try:
+        with pytest.raises(Stopped):
+            train(other)
+    finally:
+        ToyStage.begin_step = original
+    trainer = train(config_of(tmp_path))
+    assert trainer.step == 12
+    assert_same(weights_of(tmp_path), weights_of(uninterrupted))
+    assert [record["step"] for record in metrics_of(tmp_path)] == [2, 4, 6, 8, 10, 12]
+    assert [r["loss"] for r in metrics_of(tmp_path)] == [r["loss"] for r in metrics_of(uninterrupted)]
+
+
+def test_a_truncated_state_is_passed_over(tmp_path, uninterrupted, capfd):
+    train(config_of(tmp_path))
+    os.truncate(tmp_path / "state" / "step_000012" / "optimizer.bin", 50)
+    train(config_of(tmp_path))
+    said = capfd.readouterr().err
+    assert "step_000012: optimizer.bin has 50 bytes instead of" in said
+    assert f"going on from {tmp_path / 'state' / 'step_000008'}, 8 of 12 steps done" in said
+    assert_same(weights_of(tmp_path), weights_of(uninterrupted))
+
+
+def test_a_finished_run_is_saved_again_and_no_more(tmp_path, uninterrupted):
+    train(config_of(tmp_path))
+    (tmp_path / "checkpoint" / "toy.safetensors").unlink()
+    trainer = train(config_of(tmp_path))
+    assert trainer.stage.loader.number == 24
+    assert_same(weights_of(tmp_path), weights_of(uninterrupted))
+
+
+def test_never_starts_over(tmp_path, uninterrupted):
+    train(config_of(tmp_path, steps=8))
+    train(config_of(tmp_path, resume="never"))
+    assert_same(weights_of(tmp_path), weights_of(uninterrupted))
+    assert [record["step"] for record in metrics_of(tmp_path)] == [2, 4, 6, 8, 10, 12]
+
+
+def test_another_model_is_refused_and_other_settings_are_told(tmp_path, capfd):
+    train(config_of(tmp_path, steps=4, model={"text_config": {"hidden_size": 8}}))
+    with pytest.raises(ValueError, match=r"model.text_config.hidden_size: 8 -> 16\); choose another output_dir"):
+        train(config_of(tmp_path, steps=8, model={"text_config": {"hidden_size": 16}}))
+    capfd.readouterr()
+    changed = {"steps": 8, "model": {"text_config": {"hidden_size": 8}}, "optimizer": {"name": "muon", "lr": 1e-3}}
+    trainer = train(config_of(tmp_path, **changed))
+    assert "was saved with: steps: 4 -> 8; optimizer.lr: 0.01 -> 0.001" in capfd.readouterr().err
+    assert metrics_of(tmp_path)[-1]["lr"] < 1e-3
+    assert trainer.optimizer.param_groups[0]["base_lr"] == 1e-3
+
+
+def test_sigterm_saves_and_ends_well(tmp_path, uninterrupted):
+    process = start(tmp_path, "pause=0.2", "save_every=1000")
+    wait_for(tmp_path / "metrics.jsonl", process)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 0, error
+    assert "stopped by SIGTERM after step" in error
+    assert not (tmp_path / "checkpoint").exists()
+    train(config_of(tmp_path))
+    assert_same(weights_of(tmp_path), weights_of(uninterrupted))
+
+
+# ------------------------------------------------------------------------------------------------------ going wrong
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path, capfd):
+    class Poisoned(ToyStage):
+        poisoned = range(2, 4)
+
+        def begin_step(self, step, progress):
+            self.factor = math.nan if step in self.poisoned else 1.0
+
+        def losses(self, model, batch):
+            losses = super().losses(model, batch)
+            return {kind: (loss * self.factor if model.training else loss, n) for kind, (loss, n) in losses.items()}
+
+    config = config_of(tmp_path, steps=6)
+    stage = Poisoned(ToyLoader(4))
+    assert Trainer(config, stage, accelerator_of(config)).run()
+    assert all(parameter.isfinite().all() for parameter in stage.model.parameters())
+    assert all(math.isfinite(record["loss"]) for record in metrics_of(tmp_path) if record["step"] != 4)
+    assert "the gradient of step 3 is not finite: the step is skipped" in capfd.readouterr().err
+
+    config = config_of(tmp_path / "hopeless", steps=30)
+    stage = Poisoned(ToyLoader(4))
+    stage.poisoned = range(2, 99)
+    with pytest.raises(ValueError, match="not finite for 10 steps in a row, up to 12; lower optimizer.lr 0.01"):
+        Trainer(config, stage, accelerator_of(config)).run()
+
+
+def test_frozen_parts_stay_bit_for_bit(tmp_path):
+    before = ToyStage(ToyLoader(4)).model.state_dict()
+    train(config_of(tmp_path, groups=[{"match": "embedding", "frozen": True}, {"match": "heads.b", "lr_scale": 0.0}]))
+    after = weights_of(tmp_path)
+    assert torch.equal(after["embedding.weight"], before["embedding.weight"])
+    assert torch.equal(after["heads.b.bias"], before["heads.b.bias"])
+    assert not torch.equal(after["heads.a.weight"], before["heads.a.weight"])
+    assert "embedding.weight" not in weights_of(tmp_path, "state/step_000012/ema.safetensors")
+
+
+def test_max_seconds_ends_a_run_with_its_schedule(tmp_path):
+    trainer = train(config_of(tmp_path, steps=100_000, max_seconds=1.0, log_every=1), pause=0.05)
+    assert 2 <= trainer.step < 40
+    assert trainer.finished
+    records = metrics_of(tmp_path)
+    assert records[-1]["lr"] < 0.2 * max(record["lr"] for record in records)
+    assert records[-1]["seconds"] == pytest.approx(1.0, abs=0.7)
+    assert (tmp_path / "checkpoint" / "toy.safetensors").exists()
+
+
+def test_validation_and_samples(tmp_path, uninterrupted):
+    records = {record["step"]: record for record in metrics_of(uninterrupted)}
+    assert all(("validation/loss" in record) == (step % 4 == 0) for step, record in records.items())
+    assert records[4]["validation/twice_a"] == 2 * records[4]["validation/loss/a"]
+    assert records[12]["share/toy"] == 1.0
+    assert sorted(path.name for path in (uninterrupted / "samples").iterdir()) == ["step_000006.png", "step_000012.png"]
+    assert sorted(path.name for path in (uninterrupted / "state").iterdir()) == ["step_000008", "step_000012"]
