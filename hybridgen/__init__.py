@@ -11,8 +11,8 @@ from hybridgen.configuration_hybridgen import (  # noqa: E402
     HybridGenDiffusionConfig,
     HybridGenVQConfig,
 )
-from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration, HybridGenModel  # noqa: E402
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor  # noqa: E402
+from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration, HybridGenModel  # noqa: E402
 from hybridgen.processing_hybridgen import HybridGenProcessor  # noqa: E402
 from hybridgen.version import __version__  # noqa: E402
 

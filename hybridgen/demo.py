@@ -4,8 +4,7 @@ It only puts the parts of the library one after another; settings are in `config
 running it again never starts over. A stage that is complete is skipped, one that was interrupted goes on from its
 last saved state, and a folder that holds something else is refused.
 
-    OUT/codec/        the VQ tokenizer's run      OUT/checkpoint/   the trained pipeline
-    OUT/demo.json     how the run was set         OUT/metrics.jsonl OUT/scores.json  OUT/*.png  OUT/report.html
+    OUT/demo.json   how the demo was set     OUT/codec/   the VQ tokenizer's run     OUT/checkpoint/   the pipeline
 """
 
 import json
@@ -17,13 +16,10 @@ from pathlib import Path
 
 import torch
 
-from hybridgen.evaluation import figures, provenance, suites
-from hybridgen.evaluation.exhibits import answer_cards, drawing_cards, loss_panels
-from hybridgen.evaluation.figures import Panel
+from hybridgen import demo_report
+from hybridgen.evaluation import suites
 from hybridgen.evaluation.generation import DrawSettings, film
-from hybridgen.evaluation.markup import duration
-from hybridgen.evaluation.report import Story, Target, render
-from hybridgen.evaluation.scores import load_scores, save_scores, write_whole
+from hybridgen.evaluation.scores import load_scores, write_whole
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 from hybridgen.training.building import build_parts
 from hybridgen.training.codec_stage import build_vq_model
@@ -32,24 +28,6 @@ from hybridgen.training.stages import train
 from hybridgen.training.tracking import say
 
 CONFIGS = {"dolls": ("demo_codec.yaml", "demo.yaml"), "emoji": ("emoji_codec.yaml", "emoji.yaml")}
-TARGETS = {
-    "dolls": [
-        Target("Drawing by diffusion, parts right", "generation", "diffusion", "slots", 0.98),
-        Target("Drawing by diffusion, whole pictures right", "generation", "diffusion", "all_seven", 0.90),
-        Target("Drawing by vq, parts right", "generation", "vq", "slots", 0.95),
-        Target("Answers through understanding", "understanding", "understanding", "all", 0.98),
-        Target("Answers through diffusion", "understanding", "diffusion", "all", 0.96),
-    ]
-}
-UNSEEN = {
-    "dolls": "None of these creatures was ever seen in these clothes.",
-    "emoji": "None of these emoji was ever seen in this style.",
-}
-CREDITS = {
-    "dolls": "The figures are pixel art of Dungeon Crawl Stone Soup, drawn by its artists, put together by hybridgen.",
-    "emoji": "The emoji are Twemoji (CC-BY 4.0), Noto (Apache 2.0) and Fluent (MIT).",
-}
-SHOWN = 24  # prompts on the pictures of what was drawn
 _FREE = ("output_dir", "codec", "resume", "threads", "wandb")  # may differ between two runs of one demo
 
 
@@ -86,7 +64,7 @@ def run(world: str, out: Path, seed: int, samples: int, overrides: list[str], re
     """
     plan = make_plan(world, Path(out), seed, samples, overrides)
     seconds = _open_folder(plan)
-    page = plan.out / "report.html"
+    page = plan.out / demo_report.PAGE
     if _is_finished(plan, page):
         say(f"{plan.out} is finished; delete its scores.json to score again, or all of it to train again")
         yield str(page)
@@ -99,7 +77,9 @@ def run(world: str, out: Path, seed: int, samples: int, overrides: list[str], re
         _train(plan, config, name, seconds)
     pipeline = best_device(load_pipeline(plan.out / "checkpoint"))
     evaluation = _evaluate(plan, pipeline, seconds, report)
-    yield from _write(plan, pipeline, evaluation, page)
+    caption, side = evaluation.prompts.captions[0], evaluation.world.SIZE
+    films = {path: film(pipeline, caption, path, side, seed, plan.settings[path]) for path in plan.draw_paths}
+    yield from demo_report.write(plan.out, evaluation, films)
 
 
 def _evaluate(
@@ -121,7 +101,7 @@ def _evaluate(
     evaluation.scores |= {
         "seconds": {**seconds, "evaluation": time.perf_counter() - started},
         "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()},
-        "targets": [asdict(target) for target in TARGETS.get(plan.world, [])],
+        "targets": [asdict(target) for target in demo_report.TARGETS[plan.world]],
     }
     return evaluation
 
@@ -230,9 +210,17 @@ def _train(plan: Plan, config: TrainConfig, name: str, seconds: dict[str, float]
     try:
         train(config)
     finally:
-        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - started
+        taken = seconds.get(name, 0.0) + time.perf_counter() - started
+        seconds[name] = max(taken, _logged_seconds(config))
         mark = plan.out / "demo.json"
         write_whole(mark, json.dumps({**json.loads(mark.read_text(encoding="utf-8")), "seconds": seconds}, indent=1))
+
+
+def _logged_seconds(config: TrainConfig) -> float:
+    """What the run itself counted: it also knows of processes that were killed and could note nothing here."""
+    file = Path(config.output_dir) / "metrics.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return max((json.loads(line).get("seconds", 0.0) for line in lines), default=0.0)
 
 
 def _is_finished(plan: Plan, page: Path) -> bool:
@@ -240,56 +228,3 @@ def _is_finished(plan: Plan, page: Path) -> bool:
     if not (page.is_file() and file.is_file()):
         return False
     return load_scores(file)["samples"] == plan.samples
-
-
-# --------------------------------------------------------------------------------------------------- what is shown
-
-
-def _write(plan: Plan, pipeline: HybridGenPipeline, evaluation: suites.Evaluation, page: Path) -> Iterator[str]:
-    """Scores, pictures, and last of all the page: where it is, the demo is finished."""
-    caption, side = evaluation.prompts.captions[0], evaluation.world.SIZE
-    films = {path: film(pipeline, caption, path, side, plan.seed, plan.settings[path]) for path in evaluation.drawn}
-    panels = {
-        "the VQ tokenizer": loss_panels(plan.out / "codec" / "metrics.jsonl"),
-        "the model": loss_panels(plan.out / "metrics.jsonl"),
-    }
-    for path in evaluation.drawn:
-        figures.grid(drawing_cards(evaluation, path)[:SHOWN], 4, f"drawn by {path}").save(
-            plan.out / f"drawn_{path}.png"
-        )
-    if evaluation.given:
-        figures.grid(answer_cards(evaluation)[: SHOWN // 2], 3, "asked about").save(plan.out / "answers.png")
-    figures.panels_image([panel for stage in panels.values() for panel in stage]).save(plan.out / "losses.png")
-    yield str(save_scores(evaluation.scores, plan.out))
-    write_whole(page, render(evaluation, replace(_story(plan, evaluation, panels), films=films)))
-    yield str(page)
-
-
-def _story(plan: Plan, evaluation: suites.Evaluation, panels: dict[str, list[Panel]]) -> Story:
-    scores = evaluation.scores
-    machine, seconds = scores["hardware"], scores["seconds"]
-    where = machine.get("gpu", f"{machine['cores']} CPU cores")
-    trained = seconds.get("codec", 0.0) + seconds.get("model", 0.0)
-    lede = (
-        f"A transformer of {scores['parameters']['model'] / 1e6:.1f} million parameters, trained from nothing in "
-        f"{duration(trained)} on {where}. It draws pictures from words by {' and by '.join(evaluation.drawn)}, and "
-        f"answers questions about pictures that it reads through {' and through '.join(evaluation.given)}. "
-        f"{UNSEEN[plan.world]}"
-    )
-    return Story(
-        title="One model, three paths",
-        lede=lede,
-        command=provenance.command(),
-        targets=TARGETS.get(plan.world, []),
-        panels=panels,
-        facts={
-            "seed": str(plan.seed),
-            "parameters": ", ".join(f"{name} {count:,}" for name, count in scores["parameters"].items()),
-        },
-        stages={
-            "training the VQ tokenizer": seconds.get("codec", 0.0),
-            "training the model": seconds.get("model", 0.0),
-            "drawing and answering": seconds["evaluation"],
-        },
-        credit=CREDITS[plan.world],
-    )

@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 
 from hybridgen import layout
 from hybridgen.configuration_hybridgen import HybridGenConfig
-from hybridgen.paths.diffusion import FinalLayer, PatchEmbed, TimestepEmbedder, ZeroLinear
+from hybridgen.paths.diffusion import FinalLayer, PatchEmbed, TimestepEmbedder, XavierLinear, ZeroLinear
 from hybridgen.paths.patches import patch_positions, patchify, unpatchify
 from hybridgen.paths.understanding import Aligner, build_vision_tower
 from hybridgen.paths.vq import GenerationHead
@@ -78,6 +78,8 @@ class HybridGenPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, ZeroLinear):
             nn.init.zeros_(module.weight)
+        elif isinstance(module, XavierLinear):
+            nn.init.xavier_uniform_(module.weight)
 
 
 class HybridGenModel(HybridGenPreTrainedModel):

@@ -16,8 +16,8 @@ BACKBONES = {
         "moe_intermediate_size": 32, "decoder_sparse_step": 1,
     },
     "llama4_text": {
-        "model_type": "llama4_text", "num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 2, "intermediate_size_mlp": 64,
-        "attention_chunk_size": 256, "num_hidden_layers": 4,
+        "model_type": "llama4_text", "num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 2,
+        "intermediate_size_mlp": 64, "attention_chunk_size": 256, "num_hidden_layers": 4,
     },
 }  # fmt: skip
 

@@ -19,7 +19,7 @@ def test_transforms_work_after_import_and_the_guard_runs_once():
 
 def test_import_draws_no_random_number_and_makes_no_file(tmp_path):
     code = (
-        "import os, torch; os.chdir(%r); before = torch.get_rng_state(); import hybridgen;"
-        "print(torch.equal(before, torch.get_rng_state()), os.listdir('.'))" % str(tmp_path)
+        f"import os, torch; os.chdir({str(tmp_path)!r}); before = torch.get_rng_state(); import hybridgen;"
+        "print(torch.equal(before, torch.get_rng_state()), os.listdir('.'))"
     )
     assert run(code) == "True []"

@@ -27,7 +27,7 @@ LEVELS: list[list[tuple[str, ...]]] = [
     [("objectives",), ("sampling", "sampling.*"), ("checkpoints",), ("bridges", "bridges.*")],
     [("pipeline_hybridgen",)],
     [("training", "training.*"), ("evaluation", "evaluation.*")],
-    [("cli", "arguments", "demo", "__main__")],
+    [("cli", "arguments", "demo", "demo_report", "__main__")],
 ]
 NEVER = [  # what the levels alone would allow
     ("objectives", "data"),

@@ -167,7 +167,9 @@ def test_inferred_blocks_equal_laid_out_blocks():
 
 
 def test_twin_takes_the_positions_of_what_it_replaces():
-    row = lay_out([TextSegment([5, 6]), ImageSegment("diffusion", 3, True, write=True, twin=True), TextSegment([7])], TOKENS)
+    row = lay_out(
+        [TextSegment([5, 6]), ImageSegment("diffusion", 3, True, write=True, twin=True), TextSegment([7])], TOKENS
+    )
     #        5  6 BOI noised  clean  EOI 7
     assert row.position_ids == [0, 1, 2, 3, 4, 5, 3, 4, 5, 6, 7]
     assert row.hidden == [False] * 3 + [True] * 3 + [False] * 5

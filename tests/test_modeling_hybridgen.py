@@ -47,7 +47,9 @@ def states(model, batch, media) -> torch.Tensor:
 # --------------------------------------------------------------------------------------------------- oracles
 
 
-@pytest.mark.parametrize(("config_class", "oracle_class"), [(Qwen3Config, Qwen3ForCausalLM), (LlamaConfig, LlamaForCausalLM)])
+@pytest.mark.parametrize(
+    ("config_class", "oracle_class"), [(Qwen3Config, Qwen3ForCausalLM), (LlamaConfig, LlamaForCausalLM)]
+)
 @pytest.mark.parametrize("tied", [False, True])
 def test_text_only_equals_the_bare_backbone(config_class, oracle_class, tied):
     settings = text_config("qwen3" if config_class is Qwen3Config else "llama", tie_word_embeddings=tied)
@@ -212,7 +214,9 @@ def test_a_missing_modality_leaves_every_weight_in_the_graph(present):
     kinds = {"latents": ("diffusion", 16), "codes": ("vq", 16), "pixel_values": ("understanding", 4)}
     segments = [TextSegment([5, 6])]
     media = mixed_inputs()
-    media = {name: value for name, value in media.items() if name == present or (present, name) == ("latents", "timesteps")}
+    media = {
+        name: value for name, value in media.items() if name == present or (present, name) == ("latents", "timesteps")
+    }
     if present in kinds:
         segments.append(ImageSegment(*kinds[present], present == "latents", write=present != "pixel_values"))
     batch = batch_of([[lay_out(segments, TOKENS)]], 24)
@@ -224,7 +228,12 @@ def test_a_missing_modality_leaves_every_weight_in_the_graph(present):
 
 def test_generate_with_images_in_the_prompt_equals_recomputing_everything():
     model = tiny_model()
-    segments = [TextSegment([5]), ImageSegment("understanding", 4, False), ImageSegment("diffusion", 16, True), TextSegment([6])]
+    segments = [
+        TextSegment([5]),
+        ImageSegment("understanding", 4, False),
+        ImageSegment("diffusion", 16, True),
+        TextSegment([6]),
+    ]
     ids = torch.tensor([lay_out(segments, TOKENS).input_ids])
     media = mixed_inputs()
     media = {"pixel_values": media["pixel_values"], "latents": media["latents"]}

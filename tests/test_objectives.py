@@ -1,4 +1,4 @@
-"""Losses against torch and diffusers, draws against their distributions, and the independence that decision 4 promises."""
+"""Losses against torch and diffusers, draws against their distributions, and what a draw may depend on."""
 
 import pytest
 import torch
@@ -48,7 +48,9 @@ def test_cross_entropy_equals_torch_with_shifted_labels():
     labels[0, 3:6] = IGNORE
     keep, targets = shift(labels)
     (loss, count), (z_loss, _) = cross_entropy(logits[keep], targets)
-    flat = F.cross_entropy(logits[:, :-1].reshape(-1, 13), labels[:, 1:].reshape(-1), reduction="sum", ignore_index=IGNORE)
+    flat = F.cross_entropy(
+        logits[:, :-1].reshape(-1, 13), labels[:, 1:].reshape(-1), reduction="sum", ignore_index=IGNORE
+    )
     assert (loss - flat).abs() < 1e-4
     assert count == (labels[:, 1:] != IGNORE).sum()
     assert (z_loss - torch.logsumexp(logits[keep], -1).square().sum()).abs() < 1e-3
@@ -101,7 +103,7 @@ def test_noise_cap_of_image_first_documents():
     _, targets = draw(images, list(range(400)), list(range(400)), image_first=first, config=COSINE, objective=objective)
     first = torch.tensor(first)
     assert targets.timesteps[first].max() < 500
-    assert 480 < targets.timesteps[first].max()
+    assert targets.timesteps[first].max() > 480
     assert targets.timesteps[~first].max() > 900
 
 
@@ -115,7 +117,10 @@ def test_distributions_of_noise_levels():
     assert abs(shifted.median() - 0.75) < 0.01  # 3 * 0.5 / (1 + 2 * 0.5)
 
 
-@pytest.mark.parametrize(("kind", "divisor"), [("epsilon", lambda snr: snr), ("v_prediction", lambda snr: snr + 1), ("sample", lambda snr: 1)])
+@pytest.mark.parametrize(
+    ("kind", "divisor"),
+    [("epsilon", lambda snr: snr), ("v_prediction", lambda snr: snr + 1), ("sample", lambda snr: 1)],
+)
 def test_min_snr_weights_equal_diffusers_formula(kind, divisor):
     process = NoiseProcess("cosine")
     scheduler = process.default_scheduler(kind)

@@ -21,7 +21,7 @@ def tree() -> list[str]:
     assert block, "the README has no fenced block with a line `hybridgen/`"
     named, folders = [], []
     for line in block.splitlines():
-        entry = re.match(r"( *)(\S+(?:, \S+)*)", line)
+        entry = re.match(r"( *)([^\s,]+(?:, [^\s,]+)*)", line)
         if entry is None:
             continue
         folders = folders[: len(entry[1]) // 2]

@@ -50,8 +50,9 @@ def _processor() -> str:
 
 def command() -> str:
     """The command line as one would type it again."""
-    program = Path(sys.argv[0]).name
-    return shlex.join([program, *sys.argv[1:]])
+    program = Path(sys.argv[0])
+    typed = ["python", "-m", program.parent.name] if program.name == "__main__.py" else [program.name]
+    return shlex.join([*typed, *sys.argv[1:]])
 
 
 def in_words(machine: dict[str, str | int]) -> str:

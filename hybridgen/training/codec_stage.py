@@ -33,7 +33,7 @@ from hybridgen.training.parts import vq_config
 from hybridgen.training.pictures import PictureLoader
 from hybridgen.training.sheets import sheet
 
-RECENT = 16384  # latents remembered, for k-means and for codes that move
+RECENT = 32768  # latents remembered, for k-means and for codes that move
 USAGE_DECAY = 0.99  # of the usage counts, where `codebook_decay` does not say
 SHOWN = 8  # pictures on a sample sheet
 

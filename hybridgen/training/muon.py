@@ -1,9 +1,10 @@
 """Muon for matrices and AdamW for the rest, in one optimizer, so that accelerate prepares, steps and saves one object.
 
-Muon (Jordan et al. 2024; scaling after Liu et al., arXiv 2502.16982) orthogonalises the momentum of each matrix. What
-differs from `torch.optim.Muon`: matrices of one shape are orthogonalised together, in bf16, as one batch. The fact a
-newcomer gets wrong: that is not a matter of taste. On two CPU cores a loop over the 42 matrices of a six-layer model
-costs a tenth to a quarter of a training step (figures in `tests/training/test_muon.py`).
+Muon (Jordan et al. 2024; scaling after Liu et al., arXiv 2502.16982) orthogonalises the momentum of each matrix. Unlike
+`torch.optim.Muon`, matrices of one shape are orthogonalised together: on a GPU, few large launches instead of many
+small ones. The fact a newcomer gets wrong: on a CPU neither is faster, both run at the peak of bf16 products. On one
+Zen 4 core, six layers of width 192 take 95 ms a step (torch's 99), four of width 256 beside a small tower 160 ms, which
+is 9 % of a step of 3.8 M parameters and 5,600 tokens; AdamW takes 3. Fewer iterations or larger batches cost less.
 
 Shapes: L matrices of one shape, m x n each.
 """

@@ -19,7 +19,9 @@ def test_there_and_back(height, width, patch):
 def test_order_is_row_major_with_channels_innermost():
     image = torch.arange(3 * 4 * 4).view(3, 4, 4).float()
     patches = patchify(image, 2)
-    assert torch.equal(patches[1], torch.stack([image[:, 0, 2], image[:, 0, 3], image[:, 1, 2], image[:, 1, 3]]).flatten())
+    assert torch.equal(
+        patches[1], torch.stack([image[:, 0, 2], image[:, 0, 3], image[:, 1, 2], image[:, 1, 3]]).flatten()
+    )
     assert patch_positions(4, 4, 2).tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
 
 

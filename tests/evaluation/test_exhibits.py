@@ -1,0 +1,66 @@
+"""What is put on show: the right picture beside the right words, and curves as they were logged."""
+
+import json
+
+import pytest
+
+from hybridgen.data.worlds import dolls
+from hybridgen.evaluation import exhibits, generation, provenance, understanding
+from hybridgen.evaluation.suites import SUITES, Evaluation
+
+
+@pytest.fixture
+def evaluation() -> Evaluation:
+    """Drawn: the true pictures, moved by one. Said: the right answers, but for the first."""
+    prompts = generation.held_out_prompts(dolls, "held_out", 3, seed=0)
+    quiz = understanding.held_out_quiz(dolls, "held_out", 3, seed=0)
+    right = [question.answer for question in quiz.asked]
+    drawn = {"vq": prompts.pictures[1:] + prompts.pictures[:1]}
+    return Evaluation(SUITES["dolls"], dolls, {}, prompts, quiz, drawn, {"diffusion": ["a boat", *right[1:]]})
+
+
+def test_drawing_cards_pair_what_was_asked_with_what_came(evaluation):
+    cards = exhibits.drawing_cards(evaluation, "vq")
+    assert [card.lines for card in cards] == [(caption,) for caption in evaluation.prompts.captions]
+    assert [list(card.pictures) for card in cards] == [["true picture", "vq"]] * 3
+    assert cards[0].pictures["vq"] is evaluation.prompts.pictures[1]
+    assert cards[0].pictures["true picture"] is evaluation.prompts.pictures[0]
+
+
+def test_answer_cards_hold_every_question_of_a_picture(evaluation):
+    cards = exhibits.answer_cards(evaluation)
+    assert len(cards) == 3
+    assert sum(len(card.lines) for card in cards) == len(evaluation.quiz)
+    first = evaluation.quiz.asked[0]
+    assert cards[0].lines[0] == f"{first.question} a boat  (wrong: {first.answer})"
+    assert not any("wrong" in line for card in cards for line in card.lines[1:])
+
+
+def test_loss_panels_follow_the_log(tmp_path):
+    records = [
+        {"step": 1, "loss": 5.0, "loss/text": 3.0, "lr": 1.0},
+        {"step": 2, "loss": 4.0, "loss/text": 2.0, "loss/diffusion": 1.5, "validation/loss/text": 2.5},
+        {"step": 3, "validation/loss/text": 2.25},
+    ]
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    text, diffusion = exhibits.loss_panels(file)
+    assert (text.title, diffusion.title) == ("text loss", "diffusion loss")
+    assert text.lines == {"training": ([1, 2], [3.0, 2.0]), "held out": ([2, 3], [2.5, 2.25])}
+    assert diffusion.lines == {"training": ([2], [1.5])}
+
+
+def test_provenance_is_plain_json_and_reads_well():
+    machine, versions = provenance.hardware(), provenance.versions()
+    assert json.loads(json.dumps([machine, versions])) == [machine, versions]
+    assert {"hybridgen", "python", "torch", "transformers", "diffusers"} <= set(versions)
+    assert machine["cores"] >= 1
+    assert provenance.in_words({"processor": "P", "cores": 2, "memory_gib": 24}) == "P, 2 cores, 24 GiB of memory"
+    assert provenance.in_words({"processor": "P", "cores": 2, "gpu": "G"}) == "P, 2 cores, G"
+
+
+def test_the_command_can_be_typed_again(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/somewhere/bin/hybridgen", "demo", "--out", "runs/a b"])
+    assert provenance.command() == "hybridgen demo --out 'runs/a b'"
+    monkeypatch.setattr("sys.argv", ["/somewhere/hybridgen/__main__.py", "demo"])
+    assert provenance.command() == "python -m hybridgen demo"
