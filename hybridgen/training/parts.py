@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from hybridgen.training.config import ModelConfig, VQTrainingConfig
 
 
+UNDECLARED = {"model_type", "vision_use_head"}  # SigLIP reads the second; not every version declares it
+
+
 def hybrid_config(model: "ModelConfig", vocab_size: int | None = None, **token_ids: int) -> HybridGenConfig:
     """The `HybridGenConfig` that a `model:` section describes; ids and vocabulary are the tokenizer's.
 
@@ -95,7 +98,7 @@ def _known(content: dict, where: str, defaults: dict) -> dict:
 
 def sub_config(content: dict, kind: type[PreTrainedConfig], where: str) -> PreTrainedConfig:
     """A config of a known class, its keys and types checked (transformers takes unknown keys without a word)."""
-    known = {field.name for field in fields(kind)} | set(getattr(kind, "attribute_map", {})) | {"model_type"}
+    known = {field.name for field in fields(kind)} | set(getattr(kind, "attribute_map", {})) | UNDECLARED
     for key, value in content.items():
         if key not in known:
             raise ValueError(f"unknown key '{where}.{key}' (value {value!r}); {suggest(key, sorted(known))}")
