@@ -9,8 +9,9 @@ ARGS ?=
 demo: $(VENV)/.installed
 	$(BIN)/hybridgen demo $(ARGS)
 
+# One thread a process: two spinning on a busy core take many times as long.
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest -n auto $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -100,7 +100,7 @@ def draw(
 
 
 def film(
-    pipeline: HybridGenPipeline, caption: str, path: str, side: int, seed: int, settings: DrawSettings, frames: int = 8
+    pipeline: HybridGenPipeline, caption: str, path: str, side: int, seed: int, settings: DrawSettings, frames: int = 10
 ) -> list[Image.Image]:
     """How a picture comes about, in `frames` pictures, the last of them finished. Codes that are not drawn yet are
     gray."""

@@ -190,7 +190,7 @@ def train(config: TrainConfig) -> Path:
         torch.set_num_threads(config.threads)
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    accelerator = _accelerator(config)
+    accelerator = make_accelerator(config)
     if accelerator.is_main_process:
         (folder / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False), encoding="utf-8")
     build = build_codec_stage if config.stage == "codec" else build_model_stage
@@ -201,11 +201,14 @@ def train(config: TrainConfig) -> Path:
     return folder / "checkpoint"
 
 
-def _accelerator(config: TrainConfig) -> Accelerator:
-    """accelerate keeps one precision a process; a second run in it (the demo's) may want another."""
+def make_accelerator(config: TrainConfig) -> Accelerator:
+    """accelerate keeps one precision a process; a second run in it (the demo's) may want another. Unless it is told that
+    there is only a CPU, it takes each of several processes for one that is alone."""
     AcceleratorState._reset_state()
-    precision = choose_precision(config.precision, PartialState().device)
+    cpu = not torch.accelerator.is_available()
+    precision = choose_precision(config.precision, PartialState(cpu=cpu).device)
     return Accelerator(
+        cpu=cpu,
         mixed_precision="bf16" if precision == "bf16" else "no",
         gradient_accumulation_steps=config.accumulation,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # stages reduce theirs themselves

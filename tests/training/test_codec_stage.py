@@ -18,9 +18,9 @@ from hybridgen.training.clustering import choose_far, kmeans
 from hybridgen.training.codec_stage import CodecModel, CodecStage, build_vq_model
 from hybridgen.training.config import TrainConfig
 from hybridgen.training.pictures import PictureLoader
+from hybridgen.training.stages import make_accelerator
 from tests.data.in_memory import drawings, numbered, questions, task
 from tests.data.in_memory import same as same_batches
-from tests.training.toy import accelerator_of
 
 JANUS = {
     "num_embeddings": 32, "embed_dim": 8, "latent_channels": 32, "base_channels": 32, "channel_multiplier": [1, 1, 1],
@@ -129,7 +129,7 @@ def stage_of(**vq_model) -> CodecStage:
     model = CodecModel(build_vq_model(config.vq_model, seed=0))
     tasks = [task(drawings(12), name="draw")]
     loader = PictureLoader(tasks, rows=4, size=16)
-    stage = CodecStage(config, model, loader, lambda: loader, accelerator_of(config))
+    stage = CodecStage(config, model, loader, lambda: loader, make_accelerator(config))
     stage.model.train()
     return stage
 

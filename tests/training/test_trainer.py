@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hybridgen.training.stages import make_accelerator
 from hybridgen.training.trainer import Trainer
-from tests.training.toy import ToyLoader, ToyStage, accelerator_of, config_of, train
+from tests.training.toy import ToyLoader, ToyStage, config_of, train
 
 ROOT = Path(__file__).parents[2]
 
@@ -99,7 +100,7 @@ def test_a_kind_that_is_missing_is_no_hindrance(tmp_path):
             return batch
 
     config, stage = config_of(tmp_path, steps=4), ToyStage(OneKind(4))
-    assert Trainer(config, stage, accelerator_of(config)).run()
+    assert Trainer(config, stage, make_accelerator(config)).run()
     assert all("loss/b" not in record and record["loss"] == record["loss/a"] for record in metrics_of(tmp_path))
     assert all(parameter.isfinite().all() for parameter in stage.model.parameters())
 
@@ -238,7 +239,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path, capfd):
 
     config = config_of(tmp_path, steps=6)
     stage = Poisoned(ToyLoader(4))
-    assert Trainer(config, stage, accelerator_of(config)).run()
+    assert Trainer(config, stage, make_accelerator(config)).run()
     assert all(parameter.isfinite().all() for parameter in stage.model.parameters())
     assert all(math.isfinite(record["loss"]) for record in metrics_of(tmp_path) if record["step"] != 4)
     assert "the gradient of step 3 is not finite: the step is skipped" in capfd.readouterr().err
@@ -247,7 +248,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path, capfd):
     stage = Poisoned(ToyLoader(4))
     stage.poisoned = range(2, 99)
     with pytest.raises(ValueError, match="not finite for 10 steps in a row, up to 12; lower optimizer.lr 0.01"):
-        Trainer(config, stage, accelerator_of(config)).run()
+        Trainer(config, stage, make_accelerator(config)).run()
 
 
 def test_frozen_parts_stay_bit_for_bit(tmp_path):

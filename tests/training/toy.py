@@ -8,14 +8,13 @@ import time
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
 from hybridgen.training import strict
 from hybridgen.training.config import TrainConfig
+from hybridgen.training.stages import make_accelerator
 from hybridgen.training.trainer import Trainer
 
 WIDTH = 8
@@ -146,19 +145,14 @@ def config_of(folder: Path, **changes) -> TrainConfig:
         "log_every": 2,
         "save_every": 4,
         "accumulation": 2,
+        "precision": "fp32",
     }
     return strict.build(TrainConfig, {**content, **changes})
 
 
-def accelerator_of(config: TrainConfig, precision: str = "no") -> Accelerator:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    return Accelerator(cpu=True, mixed_precision=precision, gradient_accumulation_steps=config.accumulation)
-
-
 def train(config: TrainConfig, **stage) -> Trainer:
     torch.manual_seed(7)
-    accelerator = accelerator_of(config)
+    accelerator = make_accelerator(config)
     loader = ToyLoader(config.data.rows, accelerator.process_index, accelerator.num_processes, stage.pop("both", False))
     trainer = Trainer(config, ToyStage(loader, **stage), accelerator)
     trainer.finished = trainer.run()
