@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 _PAPER, _INK, _SOFT = (255, 255, 255), (26, 28, 32), (104, 110, 120)
-_GAP, _TEXT, _SMALL = 12, 14, 12  # pixels
+_GAP, _TITLE, _TEXT, _SMALL = 12, 16, 14, 12  # pixels
 
 
 def enlarge(image: Image.Image, side: int) -> Image.Image:
@@ -80,11 +80,13 @@ def grid(cards: list[Card], columns: int, title: str = "") -> Image.Image:
     rows = [drawn[i : i + columns] for i in range(0, len(drawn), columns)]
     width = max(card.width for card in drawn)
     heights = [max(card.height for card in row) for row in rows]
-    margin, top = 2 * _GAP, 3 * _GAP + _TEXT if title else _GAP
-    size = (columns * (width + margin) + margin, sum(heights) + margin * len(rows) + top)
-    page = Image.new("RGB", size, _PAPER)
-    ImageDraw.Draw(page).text((margin, margin), title, _INK, _font(_TEXT + 2))
-    y = top + _GAP
+    margin, line = 2 * _GAP, _TITLE + 6
+    page_width = columns * (width + margin) + margin
+    lines = wrap(title, page_width - 2 * margin, _TITLE) if title else []
+    y = margin + line * len(lines)
+    page = Image.new("RGB", (page_width, sum(heights) + margin * len(rows) + y), _PAPER)
+    for number, text in enumerate(lines):
+        ImageDraw.Draw(page).text((margin, margin // 2 + number * line), text, _INK, _font(_TITLE))
     for row, height in zip(rows, heights, strict=True):
         for column, card in enumerate(row):
             page.paste(card, (margin + column * (width + margin), y))

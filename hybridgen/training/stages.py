@@ -202,8 +202,11 @@ def train(config: TrainConfig) -> Path:
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
-    """accelerate keeps one precision a process; a second run in it (the demo's) may want another. Unless it is told that
-    there is only a CPU, it takes each of several processes for one that is alone."""
+    """An accelerator of the config's precision, on one process or several.
+
+    accelerate keeps one precision a process, but a second run in it (the demo's) may want another; and where there is
+    only a CPU and it is not told so, it takes each of several processes for one that is alone.
+    """
     AcceleratorState._reset_state()
     cpu = not torch.accelerator.is_available()
     precision = choose_precision(config.precision, PartialState(cpu=cpu).device)

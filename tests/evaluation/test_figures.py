@@ -40,6 +40,17 @@ def test_a_grid_shows_every_picture():
     assert found == 10
 
 
+def test_a_long_title_is_wrapped_not_cut():
+    cards = [Card({"": NOISE}, ())]
+    short, long = (
+        figures.grid(cards, 1, title) for title in ("a", "a title of many words, more than a picture is wide")
+    )
+    assert long.width == short.width
+    assert long.height > short.height
+    margin = np.asarray(long)[: long.height - short.height, -20:]
+    assert (margin == 255).all()
+
+
 def test_an_empty_grid_is_refused():
     with pytest.raises(ValueError, match="at least one card"):
         figures.grid([], 2)
