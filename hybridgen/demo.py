@@ -126,7 +126,7 @@ def make_plan(world: str, out: Path, seed: int, samples: int, overrides: list[st
     sampling = model.sampling
     settings = {
         "diffusion": DrawSettings(steps=sampling.steps, guidance=sampling.guidance),
-        "vq": DrawSettings(guidance=sampling.guidance_vq),
+        "vq": DrawSettings(guidance=sampling.guidance_vq, temperature=sampling.temperature_vq),
     }
     draw = [source.write for source in model.data.sources if source.task == "draw" and source.write]
     answer = [source.read for source in model.data.sources if source.task == "answer"]

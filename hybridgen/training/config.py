@@ -109,7 +109,7 @@ class SamplingConfig:
         prompts: what to draw.
         paths: by which paths; empty = all that write.
         steps, guidance: of the diffusion path.
-        guidance_vq: of the vq path.
+        guidance_vq, temperature_vq: of the vq path.
     """
 
     every: int = 0
@@ -118,6 +118,7 @@ class SamplingConfig:
     steps: int = 20
     guidance: float = 2.0
     guidance_vq: float = 1.0
+    temperature_vq: float = 1.0
 
 
 @dataclass

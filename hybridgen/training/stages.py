@@ -140,10 +140,11 @@ class ModelStage:
         self.pipeline.set_progress_bar_config(disable=True)
         drawn = {}
         for path in settings.paths or [path for path in self.paths if path != "understanding"]:
-            guidance = settings.guidance_vq if path == "vq" else settings.guidance
-            drawn[path] = self.pipeline(
-                settings.prompts, path=path, num_inference_steps=settings.steps, guidance_scale=guidance, seed=0
-            ).images
+            if path == "vq":
+                how = {"guidance_scale": settings.guidance_vq, "temperature": settings.temperature_vq}
+            else:
+                how = {"guidance_scale": settings.guidance, "num_inference_steps": settings.steps}
+            drawn[path] = self.pipeline(settings.prompts, path=path, seed=0, **how).images
         return sheet(settings.prompts, drawn)
 
     def save(self, model: nn.Module, folder: Path) -> None:
