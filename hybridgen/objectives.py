@@ -208,13 +208,16 @@ def shift(labels: Tensor) -> tuple[Tensor, Tensor]:
     return keep, following[keep]
 
 
-def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Loss, Loss]:
-    """(kept, V) logits and (kept,) targets -> the loss and the z-loss (log Z squared), as (sum, count) each."""
-    logits = logits.float()
+def cross_entropy(logits: Tensor, targets: Tensor) -> Loss:
+    """(kept, V) logits and (kept,) targets -> summed negative log-likelihood in nats, and how many."""
     count = torch.tensor(float(len(targets)), device=logits.device)
-    log_z = torch.logsumexp(logits, dim=-1)
-    chosen = logits.gather(-1, targets[:, None])[:, 0]
-    return ((log_z - chosen).sum(), count), ((log_z**2).sum(), count)
+    return F.cross_entropy(logits.float(), targets, reduction="sum"), count
+
+
+def z_loss(logits: Tensor) -> Loss:
+    """(kept, V) logits -> summed log^2 Z, which keeps logits from drifting (PaLM, Chameleon), and how many."""
+    count = torch.tensor(float(len(logits)), device=logits.device)
+    return torch.logsumexp(logits.float(), dim=-1).square().sum(), count
 
 
 def diffusion_loss(prediction: Tensor | list[Tensor], targets: DiffusionTargets) -> Loss:

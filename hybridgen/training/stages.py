@@ -29,6 +29,7 @@ from hybridgen.objectives import (
     diffusion_loss,
     place_codes,
     shift,
+    z_loss,
 )
 from hybridgen.training.building import build_parts
 from hybridgen.training.codec_stage import build_codec_stage
@@ -87,16 +88,15 @@ class ModelStage:
         codes_to_keep = code_at if "vq" in self.paths else None
         outputs = model(**inputs, logits_to_keep=text_at, codes_to_keep=codes_to_keep, use_cache=False)
 
-        losses = {}
-        losses["text"], z = cross_entropy(outputs.logits, text_targets)
+        logits = {"text": (outputs.logits, text_targets)}
         if "code" in self.kinds:
-            losses["code"], z_code = cross_entropy(outputs.code_logits, code_targets)
-            z = (z[0] + z_code[0], z[1] + z_code[1])
+            logits["code"] = (outputs.code_logits, code_targets)
+        losses = {kind: cross_entropy(*pair) for kind, pair in logits.items()}
         if "diffusion" in self.kinds:
             prediction = outputs.logits.new_zeros(0) if outputs.prediction is None else outputs.prediction
             losses["diffusion"] = diffusion_loss(prediction, targets)
         if "z" in self.kinds:
-            losses["z"] = z
+            losses["z"] = tuple(map(sum, zip(*(z_loss(scores) for scores, _ in logits.values()), strict=True)))
         return losses
 
     def _noised(self, batch: dict, fixed: bool) -> tuple[Tensor | list[Tensor], DiffusionTargets]:
