@@ -17,7 +17,8 @@ from transformers.utils import ModelOutput
 
 from hybridgen import layout
 from hybridgen.configuration_hybridgen import HybridGenConfig
-from hybridgen.paths.diffusion import FinalLayer, PatchEmbed, TimestepEmbedder, XavierLinear, ZeroLinear
+from hybridgen.paths.diffusion import FinalLayer, PatchEmbed, TimestepEmbedder
+from hybridgen.paths.initial import XavierLinear, ZeroLinear
 from hybridgen.paths.patches import patch_positions, patchify, unpatchify
 from hybridgen.paths.understanding import Aligner, build_vision_tower
 from hybridgen.paths.vq import GenerationHead

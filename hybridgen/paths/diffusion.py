@@ -10,11 +10,8 @@ from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embeddin
 from torch import Tensor, nn
 
 from hybridgen.configuration_hybridgen import HybridGenDiffusionConfig
+from hybridgen.paths.initial import XavierLinear, ZeroLinear
 from hybridgen.paths.patches import sincos_table
-
-
-class XavierLinear(nn.Linear):
-    """A linear layer with DiT's initial scale: at a language model's 0.02, pixels drown in the position table."""
 
 
 class PatchEmbed(nn.Module):
@@ -42,10 +39,6 @@ class TimestepEmbedder(nn.Module):
             timesteps.float(), self.frequency_embedding_size, flip_sin_to_cos=True, downscale_freq_shift=0
         )
         return self.mlp(frequencies.to(self.mlp.linear_1.weight.dtype))
-
-
-class ZeroLinear(nn.Linear):
-    """A linear layer that starts at zero: a class of its own, as transformers initialises layers by their class."""
 
 
 class FinalLayer(nn.Module):

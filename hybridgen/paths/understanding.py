@@ -10,6 +10,8 @@ from transformers import AutoModel, PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.models.janus.modeling_janus import JanusVisionModel
 
+from hybridgen.paths.initial import XavierLinear
+
 
 def build_vision_tower(config: PreTrainedConfig) -> nn.Module:
     """The tower of a vision config. Janus' is the one that AutoModel does not know."""
@@ -31,8 +33,8 @@ class Aligner(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, depth: int, hidden_act: str):
         super().__init__()
-        self.fc1 = nn.Linear(in_features, out_features)
-        self.hidden_layers = nn.ModuleList(nn.Linear(out_features, out_features) for _ in range(1, depth))
+        self.fc1 = XavierLinear(in_features, out_features)
+        self.hidden_layers = nn.ModuleList(XavierLinear(out_features, out_features) for _ in range(1, depth))
         self.activation_fn = ACT2FN[hidden_act]
 
     def forward(self, features: Tensor) -> Tensor:
