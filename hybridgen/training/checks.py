@@ -125,6 +125,8 @@ def _check_model_stage(config: "TrainConfig") -> None:
     if config.vq_model is not None:
         raise ValueError("stage is 'model', but vq_model is given; remove it, or set stage=codec")
     hybrid = hybrid_config(config.model)
+    if config.model.codes_from_codebook and hybrid.vq_config is None:
+        raise ValueError("model.codes_from_codebook is true, but the model has no vq_config; give it, or say false")
     factors = codec_factors(hybrid, config.codec, config.model.from_pretrained)
     sides = {path: getattr(hybrid, f"{path}_config").sample_size * factors[path] for path in factors}
     if len(set(sides.values())) > 1:

@@ -40,6 +40,7 @@ class ModelConfig:
         vision_model: a folder of a transformers vision tower: config and weights come from it.
         text_config, vision_config, diffusion_config, vq_config, ...: as in `HybridGenConfig`. Token ids and the
             vocabulary's size come from the tokenizer, `vq_config.num_embeddings` has to be the codec's.
+        codes_from_codebook: start code embeddings and the rows of the generation head from the codec's codebook.
     """
 
     from_pretrained: str | None = None
@@ -54,6 +55,7 @@ class ModelConfig:
     aligner_hidden_act: str = "gelu"
     initializer_range: float = 0.02
     tie_word_embeddings: bool | None = None
+    codes_from_codebook: bool = False
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
 
 

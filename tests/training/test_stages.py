@@ -21,7 +21,7 @@ from hybridgen.data.mixture import Mixture
 from hybridgen.objectives import total
 from hybridgen.pipeline_hybridgen import load_pipeline
 from hybridgen.training import load_config, strict, train
-from hybridgen.training.building import build_model
+from hybridgen.training.building import build_model, start_from_codebook
 from hybridgen.training.config import ModelConfig, TrainConfig
 from hybridgen.training.stages import ModelStage
 from tests.data.in_memory import drawings, numbered, questions, task
@@ -30,6 +30,10 @@ from tests.pipelines import tiny_pipeline, tiny_vq_model
 from tests.processors import tiny_tokenizer
 
 ROOT = Path(__file__).parents[2]
+TINY_VQ = ModelConfig(
+    text_config={k: v for k, v in text_config().items() if k != "vocab_size"},
+    vq_config={"num_embeddings": 64, "embed_dim": 6, "sample_size": 4},
+)
 
 
 def all_tasks(**changes) -> list:
@@ -156,6 +160,21 @@ def test_pretrained_parts_are_taken_over(tmp_path):
     ids = torch.randint(0, 200, (1, 9), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(model.eval()(ids).logits, backbone.eval()(ids).logits, rtol=0, atol=1e-5)
     assert model.config.text_config.eos_token_id == tokenizer.eos_token_id
+
+
+def test_codes_that_look_alike_start_alike():
+    model = build_model(TINY_VQ, tiny_tokenizer(), seed=0)
+    codebook = torch.randn(model.config.vq_config.num_embeddings, 4, generator=torch.Generator().manual_seed(1))
+    codebook[1] = codebook[0] + 1e-3  # two codes that look alike among ones that do not
+    start_from_codebook(model, codebook, seed=0)
+    for weight in (model.model.generation_embeddings.weight, model.model.generation_head.vision_head.weight):
+        distances = torch.cdist(weight[:1], weight[1:])[0]
+        assert distances.argmin() == 0
+        assert distances[0] < 0.01 * distances[1:].mean()
+    assert abs(weight.std().item() / model.config.initializer_range - 1) < 0.01
+    again = build_model(TINY_VQ, tiny_tokenizer(), seed=0)
+    start_from_codebook(again, codebook, seed=0)
+    assert torch.equal(again.model.generation_head.vision_head.weight, weight)
 
 
 # -------------------------------------------------------------------------------------------------------- whole runs
