@@ -90,8 +90,8 @@ def build_model(
 @torch.no_grad()
 def start_from_codebook(model: HybridGenForConditionalGeneration, codebook: Tensor, seed: int) -> None:
     """Let codes that look alike start alike: their embeddings, and their rows of the generation head, are random
-    projections of the codebook (V, D). Otherwise what is learnt of one code says nothing of its neighbours: on the demo,
-    code loss 3.1 after 320 steps instead of 1.5."""
+    projections of the codebook (V, D). Otherwise what is learnt of one code says nothing of those like it: code loss
+    3.1 instead of 1.5 after 320 steps of an early demo."""
     vectors = (codebook - codebook.mean(0)).float()
     generator = torch.Generator().manual_seed(seed)
     embeddings, rows = model.model.generation_embeddings.weight, model.model.generation_head.vision_head.weight
