@@ -126,7 +126,7 @@ def test_refused(load, model_content, word, message):
         (["model.vq_config=null"], "data.sources.1.write is 'vq', but the model has no vq_config"),
         (["model.vision_config=null"], "data.sources.2.read is 'understanding', but the model has no vision_config"),
         (["data.sources.0.write=understanding"], "write is 'understanding'; images are written by 'diffusion' or 'vq'"),
-        (["model.vq_config=null", "model.codes_from_codebook=true"], "codes_from_codebook is true, but the model has no"),
+        (["model.vq_config=null", "model.codes_from_codebook=true"], "codes_from_codebook is true, but the model"),
         (["codec.vq=null"], "model.vq_config is given, but codec.vq is not; name the folder of a VQ tokenizer"),
         (["codec.vq=nowhere"], "codec.vq 'nowhere' has no config.json"),
         (["codec.vae=nowhere"], "codec.vae 'nowhere' has no config.json"),
