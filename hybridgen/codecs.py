@@ -176,8 +176,10 @@ def quantize(z: Tensor, codebook: Tensor, directions: bool) -> Quantized:
     if directions:
         z, codebook = F.normalize(z, dim=1), F.normalize(codebook, dim=-1)
     places = z.permute(0, 2, 3, 1)  # I, h, w, D
-    with torch.no_grad():  # one product for all places: a batch of small ones takes twice as long
-        scores = torch.addmm(codebook.pow(2).sum(-1) / -2, places.flatten(0, 2), codebook.T)  # I * h * w, V
+    # one product for all places: a batch of small ones takes twice as long; in bf16 a near code would win by rounding
+    with torch.no_grad(), _no_autocast(z):
+        flat = places.flatten(0, 2).to(codebook.dtype)  # I * h * w, D
+        scores = torch.addmm(codebook.pow(2).sum(-1) / -2, flat, codebook.T)  # I * h * w, V
         codes = scores.argmax(-1).view(places.shape[:3])  # I, h, w
     chosen = F.embedding(codes, codebook).permute(0, 3, 1, 2)  # I, D, h, w
     return Quantized(

@@ -21,6 +21,8 @@ def model():
     for parameter in model.model.generation_head.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     torch.nn.init.normal_(model.model.generation_embeddings.weight)
+    for parameter in model.model.generation_aligner.parameters():  # quiet, so that prompts and seeds are still heard
+        torch.nn.init.normal_(parameter, std=0.02)
     return model
 
 
