@@ -140,6 +140,18 @@ def test_size_that_does_not_divide_is_refused(vae, janus_vq):
 
 
 @pytest.mark.parametrize("directions", [True, False])
+def test_nearest_codes_are_those_of_float32_also_under_autocast(directions):
+    generator = torch.Generator().manual_seed(0)
+    z, codebook = torch.randn(4, 8, 6, 6, generator=generator), torch.randn(512, 8, generator=generator)
+    places, entries = z.permute(0, 2, 3, 1).double(), codebook.double()
+    if directions:
+        places, entries = torch.nn.functional.normalize(places, dim=-1), torch.nn.functional.normalize(entries, dim=-1)
+    nearest = torch.cdist(places.flatten(0, 2), entries).argmin(-1).view(4, 6, 6)  # by the distance itself
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(quantize(z, codebook, directions).codes, nearest)
+
+
+@pytest.mark.parametrize("directions", [True, False])
 def test_quantize_passes_the_gradient_straight_through(directions):
     torch.manual_seed(0)
     z = torch.randn(2, 4, 3, 3, requires_grad=True)

@@ -265,6 +265,18 @@ def test_new_model_predicts_nothing():
         assert model(**inputs_of(batch), **mixed_inputs()).prediction.abs().max() == 0
 
 
+def test_parts_start_at_their_own_scale():
+    """What brings pixels and features in starts at unit gain, the diffusion head at 0, other heads as configured."""
+    torch.manual_seed(0)
+    model = HybridGenForConditionalGeneration(tiny_config(initializer_range=0.05)).model
+    entrances = [model.patch_embed.proj, model.aligner.fc1, model.generation_aligner.fc1, *model.aligner.hidden_layers]
+    for layer in entrances:
+        xavier = (2 / sum(layer.weight.shape)) ** 0.5
+        assert layer.weight.std().item() == pytest.approx(xavier, rel=0.1)
+    assert not model.final_layer.linear.weight.any()
+    assert model.generation_head.vision_head.weight.std().item() == pytest.approx(0.05, rel=0.1)
+
+
 # ------------------------------------------------------------------------------------------------- bad input
 
 
