@@ -238,7 +238,7 @@ class TrainConfig:
             states), a path continues from that state.
         precision: `bf16` runs the model under autocast (weights and losses stay fp32); `auto` does where it pays.
         attention: `auto`, or what transformers calls it: `sdpa`, `eager`, `flex_attention`.
-        compile: torch.compile each layer of the backbone.
+        compile: torch.compile each layer of the backbone, where a compiler is found (training.speed).
         gradient_checkpointing: recompute activations in the backward pass.
         threads: of torch on a CPU; null = leave them.
         accumulation: batches of an optimizer step.

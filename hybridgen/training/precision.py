@@ -1,8 +1,9 @@
-"""bf16 where it pays, and on CPUs attention kept in fp32 there.
+"""bf16 where it pays, and on CPUs attention kept out of SDPA's bf16 there.
 
 Weights and losses are fp32 always; bf16 is autocast's. The fact a newcomer gets wrong: on a CPU, bf16 autocast alone
 gains nothing, because the backward pass of SDPA in bf16 is several times slower than in fp32. `sdpa_fp32` is SDPA
-outside of autocast, under a name of its own, so that a saved config never asks anyone else for it.
+outside of autocast, under a name of its own, so that a saved config never asks anyone else for it. In compiled layers,
+eager attention is faster still: its products are bf16, its softmax fp32.
 """
 
 import torch
@@ -28,11 +29,14 @@ def bf16_pays(device: torch.device) -> bool:
     return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
-def choose_attention(attention: str, precision: str, device: torch.device) -> str:
-    """The attention implementation of the training forward; `auto` is SDPA, in fp32 where bf16 would slow it down."""
+def choose_attention(attention: str, precision: str, device: torch.device, compiled: bool = False) -> str:
+    """The attention implementation of the training forward. `auto` is SDPA, and where bf16 would slow it down, SDPA in
+    fp32; or, in layers that are compiled, plain products and a softmax, which the compiler fuses: faster than either."""
     if attention != "auto":
         return attention
-    return FP32_ATTENTION if precision == "bf16" and device.type == "cpu" else "sdpa"
+    if precision == "bf16" and device.type == "cpu":
+        return "eager" if compiled else FP32_ATTENTION
+    return "sdpa"
 
 
 def set_attention(model: PreTrainedModel, attention: str) -> None:

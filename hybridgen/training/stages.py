@@ -36,6 +36,8 @@ from hybridgen.training.codec_stage import build_codec_stage
 from hybridgen.training.config import TrainConfig
 from hybridgen.training.precision import choose_attention, choose_precision, set_attention
 from hybridgen.training.sheets import sheet
+from hybridgen.training.speed import compile_layers, compiler_found, keep_freed_memory
+from hybridgen.training.tracking import say
 from hybridgen.training.trainer import Trainer
 
 FORWARD = ("input_ids", "position_ids", "document_ids", "block_ids", "hidden", "pixel_values")  # batch keys as they are
@@ -156,12 +158,14 @@ def build_model_stage(config: TrainConfig, accelerator: Accelerator) -> ModelSta
     parts = build_parts(config)
     pipeline, model = parts.pipeline, parts.pipeline.model
     precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
-    set_attention(model, choose_attention(config.attention, precision, accelerator.device))
+    compiled = config.compile and compiler_found(accelerator.device)
+    set_attention(model, choose_attention(config.attention, precision, accelerator.device, compiled))
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    if config.compile:
-        for layer in model.model.language_model.layers:
-            layer.compile()
+    if compiled:
+        compile_layers(model.model.language_model)
+    elif config.compile and accelerator.is_main_process:
+        say("compile: no C++ compiler (on a GPU: no Triton) was found, so layers run as written, which is slower")
     for codec in (pipeline.vae, pipeline.vq_model):
         if codec is not None:
             codec.to(accelerator.device)
@@ -189,6 +193,7 @@ def train(config: TrainConfig) -> Path:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    keep_freed_memory()
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = make_accelerator(config)

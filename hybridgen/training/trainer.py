@@ -25,6 +25,7 @@ from hybridgen.training.config import TrainConfig
 from hybridgen.training.ema import WeightAverage
 from hybridgen.training.optimization import build_optimizer, freeze, lr_factor
 from hybridgen.training.protocols import Stage
+from hybridgen.training.speed import eagerly
 from hybridgen.training.tracking import Tracker, say
 
 FIXED = ("stage", "model", "vq_model")  # a run is not resumed with others
@@ -224,7 +225,7 @@ class Trainer:
         """Averaged weights and eval mode inside; the time is not counted in tokens per second."""
         start = time.monotonic()
         self.model.eval()
-        with self.ema.applied() if self.ema is not None else contextlib.nullcontext():
+        with self.ema.applied() if self.ema is not None else contextlib.nullcontext(), eagerly():
             yield
         self.model.train()
         self._logged_at += time.monotonic() - start

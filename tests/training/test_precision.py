@@ -58,6 +58,7 @@ def test_choices():
     assert choose_precision("fp32", CPU) == "fp32"
     assert choose_precision("auto", CPU) in ("fp32", "bf16")
     assert choose_attention("auto", "bf16", CPU) == FP32_ATTENTION
+    assert choose_attention("auto", "bf16", CPU, compiled=True) == "eager"
     assert choose_attention("auto", "fp32", CPU) == "sdpa"
     assert choose_attention("auto", "bf16", torch.device("cuda")) == "sdpa"
     assert choose_attention("eager", "bf16", CPU) == "eager"

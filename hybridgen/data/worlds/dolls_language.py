@@ -7,6 +7,7 @@ black background" is a man with empty hands.
 
 import difflib
 import re
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -94,25 +95,30 @@ def questions(spec: Spec, rng: np.random.Generator) -> list[Question]:
 
 
 def _yes_no(spec: Spec, rng: np.random.Generator) -> Question:
-    """Yes or no with equal chance; a "no" names a part of another random figure, so the wording gives nothing away."""
-    present = [slot for slot in LAYER_SLOTS if getattr(spec, slot) is not None]
+    """Yes or no with equal chance; a "no" names a part of another random figure, so the wording gives nothing away.
+
+    The part is named as captions do ("a gray robe") or by its kind ("a robe"), with equal chance: kinds are fewer and
+    are learnt first, and until then nothing in the phrases tells yes from no.
+    """
+    naming = (_phrase, _kind)[rng.integers(2)]
     truth = bool(rng.random() < 0.5)
-    if truth:
-        phrase = _phrase(spec, present[rng.integers(len(present))])
-    else:
-        phrase = _absent_phrase(spec, rng)
-    return Question("yes_no", f"is there {_with_article(phrase)}?", "yes" if truth else "no")
+    name = naming(spec, _some_part(spec, rng)) if truth else _absent_name(spec, naming, rng)
+    return Question("yes_no", f"is there {_with_article(name)}?", "yes" if truth else "no")
 
 
-def _absent_phrase(spec: Spec, rng: np.random.Generator) -> str:
-    ours = [f" {_phrase(spec, slot)}" for slot in LAYER_SLOTS]
+def _some_part(spec: Spec, rng: np.random.Generator) -> str:
+    present = [slot for slot in LAYER_SLOTS if getattr(spec, slot) is not None]
+    return present[rng.integers(len(present))]
+
+
+def _absent_name(spec: Spec, naming: Callable, rng: np.random.Generator) -> str:
+    ours = [f" {name(spec, slot)}" for slot in LAYER_SLOTS for name in (_phrase, _kind)]
     while True:
         other = draw_spec(rng)
-        present = [slot for slot in LAYER_SLOTS if getattr(other, slot) is not None]
-        phrase = _phrase(other, present[rng.integers(len(present))])
+        name = naming(other, _some_part(other, rng))
         # by its end: "is there a man?" has no plain answer about a bird man
-        if not any(mine.endswith(f" {phrase}") for mine in ours):
-            return phrase
+        if not any(mine.endswith(f" {name}") for mine in ours):
+            return name
 
 
 def _how_many_hands(spec: Spec) -> str:

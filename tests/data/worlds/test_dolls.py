@@ -167,9 +167,8 @@ def test_yes_and_no_are_balanced_and_true(specs):
     asked = [(spec, q) for spec in specs * 4 for q in dolls.questions(spec, rng) if q.category == "yes_no"]
     for spec, question in asked:
         thing = question.question.removeprefix("is there ").removesuffix("?").removeprefix("an ").removeprefix("a ")
-        present = {
-            layers()[slot][getattr(spec, slot)].phrase for slot in LAYER_SLOTS if getattr(spec, slot) is not None
-        }
+        parts = [layers()[slot][getattr(spec, slot)] for slot in LAYER_SLOTS if getattr(spec, slot) is not None]
+        present = {part.phrase for part in parts} | {part.kind for part in parts}
         assert question.answer == ("yes" if thing in present else "no"), (question, present)
     assert np.mean([q.answer == "yes" for _, q in asked]) == pytest.approx(0.5, abs=0.08)
 
