@@ -30,8 +30,8 @@ def bf16_pays(device: torch.device) -> bool:
 
 
 def choose_attention(attention: str, precision: str, device: torch.device, compiled: bool = False) -> str:
-    """The attention implementation of the training forward. `auto` is SDPA, and where bf16 would slow it down, SDPA in
-    fp32; or, in layers that are compiled, plain products and a softmax, which the compiler fuses: faster than either."""
+    """The attention implementation of the training forward. `auto` is SDPA; where bf16 would slow it down, SDPA in
+    fp32 or, in layers that are compiled, plain products and a softmax, which the compiler fuses: faster still."""
     if attention != "auto":
         return attention
     if precision == "bf16" and device.type == "cpu":

@@ -1,8 +1,8 @@
 """What makes a training step faster and leaves its numbers alone: compiled decoder layers, memory kept between steps.
 
-Precision is another file's. The fact a newcomer gets wrong: on a CPU, a step's tensors are freed and allocated anew each
-time, and the C library gives large ones back to the kernel, which hands out zeroed pages again, one page fault each
-4 kB: 6,000 faults a step of configs/demo.yaml, a tenth of its time.
+Precision is another file's. The fact a newcomer gets wrong: on a CPU, a step's tensors are freed and allocated anew
+each time, and the C library gives large ones back to the kernel, which hands out zeroed pages again, a page fault each
+4 kB: 6,000 faults a step of configs/demo.yaml, 600 where freed memory is kept.
 """
 
 import contextlib
@@ -11,7 +11,6 @@ import shutil
 import sys
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
