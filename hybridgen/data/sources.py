@@ -97,6 +97,7 @@ class SourceConfig:
             Concerns records of a caption by the user and a picture by the assistant; `image_first` exchanges the two.
             With loss_on `all` the picture is still written (Transfusion), with `assistant` it is then only read.
         questions_per_picture: worlds' `answer` only; None = all that apply.
+        yes_no_questions: worlds' `answer` only: how many of those that apply want yes or no; None = 1.
         shuffle: a new order in each epoch; False = as they stand.
         seed: added to the run's, for pictures other than another task's.
     """
@@ -115,6 +116,7 @@ class SourceConfig:
     height: int | None = None
     width: int | None = None
     questions_per_picture: int | None = None
+    yes_no_questions: int | None = None
     shuffle: bool = True
     seed: int = 0
 
@@ -137,7 +139,8 @@ class SourceConfig:
         ):
             if value not in allowed:
                 raise ValueError(f"{self.name}: {key} is {value!r}; it must be one of {', '.join(map(str, allowed))}")
-        world_only = {"task": self.task, "split": self.split, "questions_per_picture": self.questions_per_picture}
+        names = ("task", "split", "questions_per_picture", "yes_no_questions")
+        world_only = {name: getattr(self, name) for name in names}
         if self.is_file and (given := [key for key, value in world_only.items() if value is not None]):
             raise ValueError(f"{self.name}: {given[0]} belongs to worlds; a .jsonl file has none, leave it out")
         if not self.is_file and self.task is None:
@@ -233,9 +236,9 @@ def open_source(config: SourceConfig, seed: int = 0) -> Task:
     if config.is_file:
         return Task(JsonlSource(config.source), config, seed)
     world = open_world(config.source)
-    source = world.Source(
-        config.split or "train", config.task, seed + config.seed, questions_per_picture=config.questions_per_picture
-    )
+    yes_no = 1 if config.yes_no_questions is None else config.yes_no_questions
+    asking = {"questions_per_picture": config.questions_per_picture, "yes_no_questions": yes_no}
+    source = world.Source(config.split or "train", config.task, seed + config.seed, **asking)
     return Task(source, config, seed)
 
 

@@ -24,7 +24,8 @@ class IndexedSource:
 
     - task "draw": the user says the caption, the assistant answers with the picture;
     - task "answer": the user shows the picture and asks, the assistant answers; `questions_per_picture` turns in
-      random order, every question that applies when it is None.
+      random order, drawn from those that apply, all of them when it is None; `yes_no_questions` of those that apply
+      want yes or no. Their answer is one bit, so a model needs many times as many of them to learn to compare.
 
     `record["meta"]` is plain JSON for scoring: {"world", "spec", "questions": [[category, question, answer], ...]}
     (the questions asked, in order; none for "draw"); the world's `spec_of(record)` gives the spec back.
@@ -33,7 +34,9 @@ class IndexedSource:
     world: str
     splits: tuple[str, ...]
 
-    def __init__(self, split: str, task: str, seed: int, questions_per_picture: int | None = None):
+    def __init__(
+        self, split: str, task: str, seed: int, questions_per_picture: int | None = None, yes_no_questions: int = 1
+    ):
         """Raises ValueError for an unknown split or task, a negative seed, or fewer than one question a picture."""
         if split not in self.splits:
             raise ValueError(f"unknown split {split!r} of {self.world}: it is one of {', '.join(self.splits)}")
@@ -45,7 +48,10 @@ class IndexedSource:
             raise ValueError(
                 f"questions_per_picture is {questions_per_picture}: ask at least 1, or None for all that apply"
             )
-        self.split, self.task, self.seed, self.questions_per_picture = split, task, seed, questions_per_picture
+        if yes_no_questions < 1:
+            raise ValueError(f"yes_no_questions is {yes_no_questions}: ask at least 1 a picture")
+        self.split, self.task, self.seed = split, task, seed
+        self.questions_per_picture, self.yes_no_questions = questions_per_picture, yes_no_questions
 
     def __len__(self) -> int:
         return LENGTH
@@ -58,6 +64,8 @@ class IndexedSource:
             messages = [_turn("user", _text(self._caption(spec, rng))), _turn("assistant", _image(image))]
         else:
             asked = self._questions(spec, rng)
+            for _ in range(1, self.yes_no_questions):
+                asked += [question for question in self._questions(spec, rng) if question.category == "yes_no"]
             asked = [asked[i] for i in rng.permutation(len(asked))[: self.questions_per_picture]]
             messages = conversation(image, asked)
         meta = {"world": self.world, "spec": spec._asdict(), "questions": [list(question) for question in asked]}

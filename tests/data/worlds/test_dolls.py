@@ -215,6 +215,16 @@ def test_questions_follow_one_another_in_one_conversation():
     ]
 
 
+def test_more_yes_no_questions_are_asked_where_wanted():
+    usual, more = (dolls.Dolls("train", "answer", seed=1, yes_no_questions=count) for count in (1, 4))
+    for index in range(20):
+        one, four = (sorted(source[index]["meta"]["questions"]) for source in (usual, more))
+        assert sum(category == "yes_no" for category, _, _ in one) == 1
+        assert sum(category == "yes_no" for category, _, _ in four) == 4
+        assert [q for q in one if q[0] != "yes_no"] == [q for q in four if q[0] != "yes_no"]
+        assert usual.spec(index) == more.spec(index)
+
+
 def test_a_record_depends_on_its_index_only():
     first, second = (dolls.Dolls("train", "answer", seed=7) for _ in range(2))
     forward = [first[i]["meta"] for i in range(20)]
@@ -286,6 +296,7 @@ def test_bad_arguments_are_refused(images, specs):
         (lambda: dolls.Dolls("train", "paint", 0), "unknown task 'paint'.*draw, answer"),
         (lambda: dolls.Dolls("train", "draw", -1), "negative"),
         (lambda: dolls.Dolls("train", "answer", 0, questions_per_picture=0), "questions_per_picture is 0"),
+        (lambda: dolls.Dolls("train", "answer", 0, yes_no_questions=0), "yes_no_questions is 0"),
         (lambda: dolls.render(specs[0]._replace(head=99)), "head 99 does not exist: it is 0 to 24, or None"),
         (lambda: dolls.render(specs[0]._replace(base=None)), "base -1 does not exist"),
         (lambda: dolls.render(specs[0]._replace(background="pink")), "unknown background 'pink'"),
