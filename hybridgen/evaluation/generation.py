@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from hybridgen.evaluation.intervals import with_interval
+from hybridgen.evaluation.samples import first_records
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 
 AT_ONCE = 64  # prompts or questions between two reports of progress; what is made does not depend on it
@@ -69,12 +70,8 @@ def held_out_prompts(world: ModuleType, split: str, samples: int, seed: int) -> 
     Raises:
         ValueError: no sample is asked for, or more than the split has.
     """
-    source = world.Source(split, "draw", seed)
-    if not 1 <= samples <= len(source):
-        raise ValueError(f"{samples} samples cannot be taken from split {split!r}; take 1 to {len(source)}")
     prompts = Prompts()
-    for index in range(samples):
-        record = source[index]
+    for record in first_records(world, split, "draw", samples, seed):
         prompts.captions.append(record["messages"][0]["content"][0]["text"])
         prompts.specs.append(world.spec_of(record))
         prompts.pictures.append(record["messages"][1]["content"][0]["image"])

@@ -14,6 +14,7 @@ from PIL import Image
 
 from hybridgen.evaluation.generation import AT_ONCE, Progress, silent
 from hybridgen.evaluation.intervals import with_interval
+from hybridgen.evaluation.samples import first_records
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 
 GRAY = (127, 127, 127)
@@ -37,12 +38,8 @@ def held_out_quiz(world: ModuleType, split: str, samples: int, seed: int) -> Qui
     Raises:
         ValueError: no sample is asked for, or more than the split has.
     """
-    source = world.Source(split, "answer", seed)
-    if not 1 <= samples <= len(source):
-        raise ValueError(f"{samples} samples cannot be taken from split {split!r}; take 1 to {len(source)}")
     quiz = Quiz()
-    for index in range(samples):
-        record = source[index]
+    for record in first_records(world, split, "answer", samples, seed):
         for item in record["meta"]["questions"]:
             quiz.pictures.append(record["messages"][0]["content"][0]["image"])
             quiz.asked.append(world.Question(*item))
