@@ -12,6 +12,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from functools import partial
 
 import numpy as np
 import torch
@@ -68,6 +69,7 @@ class RowLoader:
         length: tokens of a row.
         rank, world_size: this process takes rows rank * rows and following of each step's world_size * rows.
         prefetch: batches prepared ahead by a thread; 0 = none, everything happens when a batch is asked for.
+        batches_per_step: of the optimizer, whose steps weights that change are stated in.
 
     Raises:
         ValueError: the processor cannot serve a task of the mixture, or a number makes no sense.
@@ -82,6 +84,7 @@ class RowLoader:
         rank: int = 0,
         world_size: int = 1,
         prefetch: int = 2,
+        batches_per_step: int = 1,
     ):
         for name, value, least in (("rows", rows, 1), ("length", length, 1), ("prefetch", prefetch, 0)):
             if value < least:
@@ -91,7 +94,7 @@ class RowLoader:
         mixture.check(processor)
         self.mixture, self.processor = mixture, processor
         self.rows, self.length, self.rank, self.world_size = rows, length, rank, world_size
-        self.prefetch = prefetch
+        self.prefetch, self.batches_per_step = prefetch, batches_per_step
         self._pending: list[Drawn] = []
         self._batches = self._used = 0  # made so far, and tokens of documents in them, over all ranks
         self._thread: _Ahead | None = None
@@ -153,8 +156,9 @@ class RowLoader:
 
     def _make(self) -> tuple[Batch, dict]:
         """The next batch of this rank, and the state after it."""
-        count = self.rows * self.world_size
-        rows, self._pending = pack_rows(lambda: self.mixture.draw(self.processor), count, self.length, self._pending)
+        count, step = self.rows * self.world_size, self._batches // self.batches_per_step
+        draw = partial(self.mixture.draw, self.processor, step)
+        rows, self._pending = pack_rows(draw, count, self.length, self._pending)
         numbers = range(self._batches * count, (self._batches + 1) * count)
         self._batches += 1
         self._used += sum(len(document) for row in rows for document in row)

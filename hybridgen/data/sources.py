@@ -90,7 +90,8 @@ class SourceConfig:
         name: what it is called in logs and checkpoints; None = made of source, task and path.
         task: worlds only: `draw` or `answer`.
         split: worlds only; None = `train`.
-        weight: its share of the tokens is this over the sum of all weights.
+        weight: its share of the tokens is this over the sum of all weights. One that changes is a mapping from the
+            optimizer step on which it begins to hold, the first 0: `{0: 0.5, 1000: 0.1}`.
         read, write, loss_on, twin, height, width: see `HybridGenProcessor.document`.
         prompt_dropout: share of the documents that lose what the user says (0.1 is usual where guidance is wanted).
         order: `caption_first`, `image_first`, or the share of documents that are caption first (Transfusion: 0.8).
@@ -106,7 +107,7 @@ class SourceConfig:
     name: str | None = None
     task: str | None = None
     split: str | None = None
-    weight: float = 1.0
+    weight: float | dict = 1.0
     read: str = "understanding"
     write: str | None = None
     loss_on: str = "assistant"
@@ -124,8 +125,7 @@ class SourceConfig:
         if self.name is None:
             words = (Path(self.source).stem if self.is_file else self.source, self.task, self.write or self.read)
             self.name = "-".join(word for word in words if word)
-        if not 0 <= self.weight < float("inf"):
-            raise ValueError(f"{self.name}: weight is {self.weight}; it must be a finite number of at least 0")
+        self._check_weight()
         if not 0 <= self.prompt_dropout <= 1:
             raise ValueError(f"{self.name}: prompt_dropout is {self.prompt_dropout}; it must lie between 0 and 1")
         if self.order not in ORDERS and not (isinstance(self.order, int | float) and 0 <= self.order <= 1):
@@ -145,6 +145,17 @@ class SourceConfig:
             raise ValueError(f"{self.name}: {given[0]} belongs to worlds; a .jsonl file has none, leave it out")
         if not self.is_file and self.task is None:
             raise ValueError(f"{self.name}: task is missing; a world needs 'draw' or 'answer'")
+
+    def _check_weight(self) -> None:
+        by_step = self.weight if isinstance(self.weight, dict) else {0: self.weight}
+        if 0 not in by_step or any(not isinstance(step, int) or step < 0 for step in by_step):
+            raise ValueError(
+                f"{self.name}: weight is {self.weight}; one that changes is a mapping from optimizer steps, the first "
+                "of them 0, as in {0: 0.5, 1000: 0.1}"
+            )
+        for weight in by_step.values():
+            if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+                raise ValueError(f"{self.name}: weight is {weight}; it must be a finite number of at least 0")
 
     @property
     def is_file(self) -> bool:

@@ -172,8 +172,8 @@ def build_model_stage(config: TrainConfig, accelerator: Accelerator) -> ModelSta
 
     def loader(tasks, prefetch: int) -> RowLoader:
         rank, world = accelerator.process_index, accelerator.num_processes
-        data = config.data
-        return RowLoader(Mixture(tasks), pipeline.processor, data.rows, data.row_length, rank, world, prefetch)
+        shape = (config.data.rows, config.data.row_length, rank, world, prefetch, config.accumulation)
+        return RowLoader(Mixture(tasks), pipeline.processor, *shape)
 
     validation = (lambda: loader(parts.validation, prefetch=0)) if parts.validation else None
     stage = ModelStage(config, pipeline, loader(parts.tasks, config.data.prefetch), validation)

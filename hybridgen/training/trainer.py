@@ -6,6 +6,7 @@ the first of them is run, and the loss of a step depends on neither packing, acc
 """
 
 import contextlib
+import json
 import math
 import signal
 import threading
@@ -283,7 +284,7 @@ class Trainer:
 
     def _check_same_run(self, saved: dict, state: Path) -> None:
         """Refuse a state of another model; say which other settings are not those it was saved with."""
-        now = asdict(self.config)
+        now = json.loads(json.dumps(asdict(self.config)))  # as it is saved, where keys are strings
         for key in FIXED:
             if now[key] != saved[key]:
                 raise ValueError(

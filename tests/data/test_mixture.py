@@ -1,4 +1,4 @@
-"""The mixture: realised shares of tokens, position as two integers a task."""
+"""The mixture: realised shares of tokens, weights that change, a position to go on from."""
 
 import json
 
@@ -26,22 +26,39 @@ def test_shares_of_tokens_are_the_weights():
     for _ in range(3000):
         longest = max(longest, len(mixture.draw(processor)))
         total = sum(mixture.tokens.values())
-        for name, weight in mixture.weights.items():  # never off by more than about a document, from the first on
+        for name, weight in mixture.weights_at(0).items():  # never off by more than about a document, from the first on
             assert abs(mixture.tokens[name] - weight * total) <= 2 * longest
     shares = mixture.shares()
     for name, weight in zip(shares, WEIGHTS, strict=True):
         assert abs(shares[name] - weight / 10) < 0.01 * weight / 10  # within 1 % of each weight; worst seen 0.2 %
 
 
-def test_it_goes_on_from_its_state():
-    processor, mixture = tiny_processor(), Mixture(four_tasks(), WEIGHTS)
-    for _ in range(100):
-        mixture.draw(processor)
+def test_weights_that_change_hold_from_their_step_and_nothing_is_caught_up_on():
+    processor = tiny_processor()
+    mixture = Mixture(four_tasks(), [{0: 0, 2: 6.0}, 2.0, {0: 6.0, 2: 0}, {0: 2.0, 2: 2.0}])
+    expected = [{"draw": 0, "codes": 0.2, "ask": 0.6, "text": 0.2}, {"draw": 0.6, "codes": 0.2, "ask": 0, "text": 0.2}]
+    before = dict.fromkeys(mixture.tokens, 0)
+    for steps, shares in ((range(2), expected[0]), (range(2, 9), expected[1])):
+        for step in steps:
+            assert mixture.weights_at(step) == pytest.approx(shares)
+            for _ in range(1000 // len(steps)):
+                mixture.draw(processor, step)
+        drawn = {name: tokens - before[name] for name, tokens in mixture.tokens.items()}
+        before = dict(mixture.tokens)
+        for name, share in shares.items():
+            assert drawn[name] / sum(drawn.values()) == pytest.approx(share, abs=0.005)
+
+
+@pytest.mark.parametrize("weights", [WEIGHTS, [{0: 5.0, 7: 0.0}, 3.0, 1.5, {0: 0.5, 12: 9.0}]])
+def test_it_goes_on_from_its_state(weights):
+    processor, mixture = tiny_processor(), Mixture(four_tasks(), weights)
+    for number in range(100):
+        mixture.draw(processor, number // 10)
     state = json.loads(json.dumps(mixture.state_dict()))
-    expected = [mixture.draw(processor) for _ in range(50)]
-    again = Mixture(four_tasks(), WEIGHTS)
+    expected = [mixture.draw(processor, 10 + number // 10) for number in range(50)]
+    again = Mixture(four_tasks(), weights)
     again.load_state_dict(state)
-    found = [again.draw(processor) for _ in range(50)]
+    found = [again.draw(processor, 10 + number // 10) for number in range(50)]
     assert [(x.task.name, x.cursor) for x in found] == [(x.task.name, x.cursor) for x in expected]
     assert [x.document.layout for x in found] == [x.document.layout for x in expected]
     assert [x.where for x in found] == [x.where for x in expected]
@@ -64,6 +81,7 @@ def test_a_weight_of_zero_is_never_drawn_and_ties_go_to_the_first():
         (["a", "a"], None, "two sources are called 'a'; give each a name of its own"),
         (["a", "b"], [1, -1], r"weights \[1, -1\] cannot be shares"),
         (["a", "b"], [0, 0], r"weights \[0, 0\] cannot be shares"),
+        (["a", "b"], [{0: 1, 5: 0}, {0: 1, 9: 0}], r"weights \[0, 0\] cannot be shares"),
         (["a", "b"], [1], "1 weights are given for 2 sources"),
     ],
 )

@@ -104,6 +104,8 @@ def test_worlds_are_tasks(world, unseen):
         ({"source": "x/a.jsonl", "task": "draw"}, "a-draw-understanding: task belongs to worlds"),
         ({"source": "x/a.jsonl", "split": "train"}, "a-understanding: split belongs to worlds"),
         ({"source": "a.jsonl", "weight": -1}, "a-understanding: weight is -1"),
+        ({"source": "a.jsonl", "weight": {0: 1, 50: -2}}, "a-understanding: weight is -2"),
+        ({"source": "a.jsonl", "weight": {50: 1}}, r"a-understanding: weight is \{50: 1\}; one that changes"),
         ({"source": "a.jsonl", "prompt_dropout": 1.5}, "a-understanding: prompt_dropout is 1.5"),
         ({"source": "a.jsonl", "order": "random"}, "a-understanding: order is 'random'; use 'caption_first'"),
         ({"source": "a.jsonl", "order": 1.5}, "a-understanding: order is 1.5"),
