@@ -78,6 +78,7 @@ def build_processor(janus: Janus) -> HybridGenProcessor:
         begin_image_token=names["begin"],
         end_image_token=names["end"],
         image_token=names["image"],
+        unconditional="janus-official",
     )
 
 

@@ -174,8 +174,8 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     kept = {name: settings[name] for name in _KEPT if settings.get(name) is not None}
     if str(settings.get("tokenizer_class", "")).startswith("Llama"):
         kept.setdefault("add_bos_token", True)  # that class does, unless it is told not to
-    if isinstance(extra, list):
-        kept["extra_special_tokens"] = [token for token in map(_content, extra) if token not in OUR_TOKENS]
+    if isinstance(extra, list) and (others := [token for token in map(_content, extra) if token not in OUR_TOKENS]):
+        kept["extra_special_tokens"] = others
     own = {name: token for name, token in names.items() if name not in _NAMED}
     named = {name: token for name, token in names.items() if name in _NAMED}
     return PreTrainedTokenizerFast(
@@ -226,6 +226,7 @@ def open_image_processor(folder: Path, image_size: int) -> HybridGenImageProcess
         image_std=std,
         pad_value=pad[0] if isinstance(pad, list) and len(set(pad)) == 1 else pad,
         min_size=settings.get("min_size", 14),
+        truncate=True,
     )
 
 
