@@ -4,13 +4,17 @@ Differences are of the sum's order at most; where two libraries disagree on what
 picture), the official rules of `tests.official` decide, and the difference is stated.
 """
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 import transformers
 from PIL import Image
+from torch.nn import functional as F
 
 from hybridgen.bridges.janus import load_janus
+from hybridgen.codecs import quantize
 from hybridgen.documents import left_pad
 from hybridgen.sampling.codes import CodeSampling, write_codes
 from hybridgen.sampling.prefix import read_prompts
@@ -34,7 +38,7 @@ def pair(request, tmp_path_factory):
     folder = save_transformers(tmp_path_factory.mktemp("janus") / request.param, request.param)
     pipeline = load_janus(folder)
     pipeline.set_progress_bar_config(disable=True)
-    return transformers.JanusForConditionalGeneration.from_pretrained(folder).eval(), pipeline
+    return tiny_janus(request.param), pipeline
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +83,7 @@ def test_greedy_answers_are_janus(pair):
 def test_tower_and_aligner_are_janus(pair):
     janus, pipeline = pair
     pixels = questions(pipeline)["pixel_values"]
-    ours, theirs = (model.get_image_features(pixels, return_dict=True) for model in (pipeline.model, janus))
+    ours, theirs = (model.get_image_features(pixels, return_dict=True) for model in (pipeline.model, janus.model))
     assert worst(ours.last_hidden_state, theirs.last_hidden_state) == 0
     assert worst(ours.pooler_output, theirs.pooler_output) == 0
 
@@ -161,7 +165,8 @@ def test_dropped_prompts_are_taught_as_they_are_drawn(plain):
     start = pipeline.processor.prompt(task[:1], unconditional=True).layout
     assert dropped.input_ids[: len(start)] == start.input_ids
     assert dropped.input_ids[len(start) :] == whole.input_ids[len(start) :]
-    assert dropped.labels == whole.labels and dropped.code_labels == whole.code_labels
+    assert dropped.labels == whole.labels
+    assert dropped.code_labels == whole.code_labels
 
 
 def test_guidance_1_costs_one_row(plain, monkeypatch):
@@ -209,27 +214,26 @@ def test_logits_are_logits_and_of_every_step(plain):
 def test_codes_of_pictures_are_the_official_ones(pair):
     janus, pipeline = pair
     side = pipeline.processor.default_size[0]
-    images = torch.stack(
-        [pipeline.processor.image_processor.generation(picture(40, 30, n), side, side) for n in (0, 9)]
-    )
+    images = [pipeline.processor.image_processor.generation(picture(40, 30, seed), side, side) for seed in (0, 9)]
+    images = torch.stack(images)
     codes = pipeline.vq_codec.encode(images)
     assert torch.equal(codes, official_encode(janus.model.vqmodel, images))
-    # transformers compares points, not directions: on these random codebooks it finds the same code for 30 to 69 %
+    # transformers compares points, not directions: with these random codebooks it agrees on 3, 6 and 3 % of the codes
     theirs = janus.model.vqmodel.encode(images).image_tokens
-    assert 0.05 < (codes == theirs).float().mean() < 0.95
+    assert (codes == theirs).float().mean() < 0.5
 
 
-def test_codes_are_transformers_where_the_codebook_and_latents_have_length_one(plain):
-    """So the difference is the normalisation, and nothing else."""
-    _, pipeline, _ = plain
-    vq = pipeline.vq_codec.model
+def test_the_difference_from_transformers_is_the_normalisation(plain):
+    """Its nearest code and ours are one where latents and codebook have length one."""
+    janus, _, _ = plain
+    quantizer = copy.deepcopy(janus.model.vqmodel.quantize)
+    quantizer.embedding.weight.data = F.normalize(quantizer.embedding.weight.data, dim=-1)
     z = torch.randn(2, 8, 4, 4, generator=torch.Generator().manual_seed(0))
-    unit = torch.nn.functional.normalize(vq.quantize.embedding.weight, dim=-1)
-    from hybridgen.codecs import quantize
-
-    ours = quantize(z, unit, directions=True).codes
-    points = torch.cdist(torch.nn.functional.normalize(z, dim=1).permute(0, 2, 3, 1).flatten(0, 2), unit).argmin(-1)
-    assert torch.equal(ours.flatten(), points)
+    _, _, theirs = quantizer(F.normalize(z, dim=1))
+    assert torch.equal(quantize(z, quantizer.embedding.weight, directions=True).codes.flatten(), theirs)
+    _, _, theirs = janus.model.vqmodel.quantize(z)
+    ours = quantize(z, janus.model.vqmodel.quantize.embedding.weight, directions=True).codes.flatten()
+    assert (ours == theirs).float().mean() < 0.9  # measured 0.56
 
 
 @torch.no_grad()
