@@ -1,4 +1,4 @@
-"""The command line: `hybridgen train | sample | ask | evaluate | demo`.
+"""The command line: `hybridgen train | sample | ask | evaluate | convert | demo`.
 
 It reads arguments, calls the library and says what came of it; nothing is computed here. The fact a newcomer gets
 wrong: stdout carries results alone (paths written, an answer), because people pipe it. Progress, warnings and
@@ -23,6 +23,9 @@ from tqdm import tqdm
 
 from hybridgen import demo
 from hybridgen.arguments import parser
+from hybridgen.bridges.checkpoint import open_janus
+from hybridgen.bridges.janus import check_conversion, convert
+from hybridgen.bridges.report import in_table
 from hybridgen.evaluation import suites
 from hybridgen.evaluation.generation import DrawSettings
 from hybridgen.evaluation.scores import in_lines, save_scores
@@ -144,7 +147,28 @@ def _demo(options: argparse.Namespace) -> Iterator[str]:
         yield from demo.run(options.world, out, options.seed, options.samples, options.overrides, report)
 
 
-_COMMANDS = {"train": _train, "sample": _sample, "ask": _ask, "evaluate": _evaluate, "demo": _demo}
+def _convert(options: argparse.Namespace) -> Iterator[str]:
+    if options.dry_run:
+        janus = open_janus(options.source, options.style)
+        yield from in_table(janus, options.to)
+        check_conversion(janus, options.to)
+        return
+    if options.destination is None:
+        raise ValueError("no folder to write to; name one after the source, or say --dry-run")
+    janus = convert(options.source, options.destination, options.to, options.style)
+    for name in janus.dropped:
+        print(f"left out: {name}", file=sys.stderr)
+    yield str(options.destination)
+
+
+_COMMANDS = {
+    "train": _train,
+    "sample": _sample,
+    "ask": _ask,
+    "evaluate": _evaluate,
+    "demo": _demo,
+    "convert": _convert,
+}
 
 
 # ------------------------------------------------------------------------------------------------------- pictures
