@@ -22,6 +22,7 @@ from hybridgen.paths.initial import XavierLinear, ZeroLinear
 from hybridgen.paths.patches import patch_positions, patchify, unpatchify
 from hybridgen.paths.understanding import Aligner, build_vision_tower
 from hybridgen.paths.vq import GenerationHead
+from hybridgen.repository import inside
 
 Latents = Tensor | list[Tensor]  # (I, C, H, W), or I of (C, H, W) where sizes differ
 
@@ -73,6 +74,12 @@ class HybridGenPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = False  # cannot express the mask (layout.attention_mask says so)
     _supports_attention_backend = True
     _skip_keys_device_placement = ["past_key_values"]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As everywhere in transformers; of a whole checkpoint, its model."""
+        kwargs = inside("model", pretrained_model_name_or_path, **kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -254,7 +261,7 @@ class HybridGenModel(HybridGenPreTrainedModel):
             if input_ids is None:
                 block_ids = torch.arange(new, device=embeds.device).expand(rows, new)
             else:
-                block_ids = layout.infer_block_ids(input_ids, self._bidirectional_ids())
+                block_ids = layout.infer_block_ids(input_ids, self.bidirectional_ids())
             block_ids = nn.functional.pad(block_ids, (past, 0), value=-1)  # what is cached lies before all that is new
         for name, vector in (("document_ids", document_ids), ("block_ids", block_ids), ("hidden", hidden)):
             if vector is not None and vector.shape != (rows, keys):
@@ -265,7 +272,8 @@ class HybridGenModel(HybridGenPreTrainedModel):
         implementation = self.language_model.config._attn_implementation
         return layout.attention_mask(implementation, embeds.dtype, document_ids, block_ids, hidden, queries=new)
 
-    def _bidirectional_ids(self) -> tuple[int, ...]:
+    def bidirectional_ids(self) -> tuple[int, ...]:
+        """Placeholders of which a run is one image whose tokens see each other."""
         paths = [path for path in self.config.paths if self.config.is_bidirectional(path) and self._has(path)]
         return tuple(self.config.placeholder(path) for path in paths)
 

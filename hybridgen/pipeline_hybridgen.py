@@ -8,6 +8,7 @@ The names `PreTrainedModel`, `ProcessorMixin` and `SchedulerMixin` of a componen
 that the component was saved from (diffusers looks there), which is why those modules import them by name.
 """
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,14 +23,15 @@ from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.noise import NoiseProcess
 from hybridgen.processing_hybridgen import Document, HybridGenProcessor, left_pad
 from hybridgen.sampling.codes import CodeSampling, write_codes
-from hybridgen.sampling.denoise import check_scheduler, draw_latents, prepare
-from hybridgen.sampling.guidance import check_scale, is_guided
-from hybridgen.sampling.prefix import read_prompts
+from hybridgen.sampling.denoise import OnStep, check_scheduler, draw_latents, prepare
+from hybridgen.sampling.guidance import Scale, check_scale, is_guided
+from hybridgen.sampling.prefix import Prefix, read_prompts
 from hybridgen.sampling.seeds import image_generators
 from hybridgen.sampling.text import write_text
 
 WRITING_PATHS = ("diffusion", "vq")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+STEPS, GUIDANCE_SCALE = 30, 3.0  # unless the caller says otherwise
 
 
 class HybridGenPipeline(DiffusionPipeline):
@@ -69,6 +71,8 @@ class HybridGenPipeline(DiffusionPipeline):
         """As everywhere in diffusers; to save what was loaded changes no byte."""
         super().save_pretrained(save_directory, **kwargs)
         forget_origin(save_directory)
+        # by which the Auto classes of transformers know the whole folder
+        shutil.copyfile(Path(save_directory) / "model" / "config.json", Path(save_directory) / "config.json")
 
     # ------------------------------------------------------------------------------------------------ what it has
 
@@ -97,8 +101,8 @@ class HybridGenPipeline(DiffusionPipeline):
         self,
         prompt: str | list[str],
         path: str | None = None,
-        num_inference_steps: int = 30,
-        guidance_scale: float = 3.0,
+        num_inference_steps: int = STEPS,
+        guidance_scale: float = GUIDANCE_SCALE,
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
         height: int | None = None,
@@ -142,7 +146,7 @@ class HybridGenPipeline(DiffusionPipeline):
         Raises:
             ValueError: in one sentence, what is wrong.
         """
-        path = self._writing_path(path)
+        path = self.writing_path(path)
         prompts = [prompt] if isinstance(prompt, str) else prompt
         self.check_inputs(
             prompts, path, num_inference_steps, guidance_scale, negative_prompt, num_images_per_prompt, height, width,
@@ -154,7 +158,7 @@ class HybridGenPipeline(DiffusionPipeline):
         columns = self._columns(prompts, negative_prompt, guidance_scale, num_images_per_prompt, path, size)
         timesteps = self._steps(path, size, num_inference_steps)
         self._guidance_scale, self._num_timesteps = guidance_scale, len(timesteps)
-        at_once = max(1, max_batch // len(columns))
+        at_once, tokens = max(1, max_batch // len(columns)), self.processor.special_tokens
         batches = [slice(start, start + at_once) for start in range(0, len(generators), at_once)]
         drawn = []
         with self.progress_bar(total=len(batches) * len(timesteps)) as progress:
@@ -166,9 +170,14 @@ class HybridGenPipeline(DiffusionPipeline):
                 progress.update()
                 return latents
 
+            def guidance(step: int) -> float:
+                return self._guidance_scale  # a callback may change it
+
             for batch in batches:
                 rows = [document for column in columns for document in column[batch]]
-                latents = self._draw(rows, path, size, num_inference_steps, generators[batch], sampling, on_step)
+                prefix = read_prompts(self.model, rows, tokens.pad, tokens.begin_image, self._execution_device)
+                settings = (path, size, num_inference_steps, generators[batch], sampling, guidance, on_step)
+                latents = self.draw(prefix, *settings)
                 drawn.append(latents if output_type == "latent" else self._decode(latents, path))
         images = self._output(torch.cat(drawn), output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
@@ -194,22 +203,28 @@ class HybridGenPipeline(DiffusionPipeline):
             raise ValueError(
                 f"negative_prompt is a list of {len(negative_prompt)} for {len(prompts)} prompts; give one for each"
             )
-        check_scale(guidance_scale)
-        _check_counts(
-            num_inference_steps=num_inference_steps, num_images_per_prompt=num_images_per_prompt, max_batch=max_batch
-        )
+        _check_counts(num_images_per_prompt=num_images_per_prompt, max_batch=max_batch)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}; it must be one of {', '.join(map(repr, OUTPUT_TYPES))}")
         if unknown := set(callback_on_step_end_tensor_inputs or []) - set(self._callback_tensor_inputs):
             raise ValueError(
                 f"callback_on_step_end_tensor_inputs has {sorted(unknown)}; only 'latents' can be handed over"
             )
+        self.check_drawing(path, num_inference_steps, guidance_scale, height, width)
+
+    def check_drawing(
+        self, path: str, num_inference_steps: int, guidance_scale: float, height: int | None, width: int | None
+    ) -> None:
+        """Raises ValueError if no picture could be drawn so, whatever the prompt."""
+        check_scale(guidance_scale)
+        _check_counts(num_inference_steps=num_inference_steps)
         self.processor.count_tokens(path, height, width)  # refuses sizes
-        self._check_codec(path)
+        self.check_codec(path)
         if path == "diffusion":
             check_scheduler(self.scheduler, self.model.config.diffusion_config)
 
-    def _writing_path(self, path: str | None) -> str:
+    def writing_path(self, path: str | None) -> str:
+        """The path to draw by: the one asked for, or the first that there is. Raises ValueError if it cannot draw."""
         writing = [name for name in WRITING_PATHS if name in self.model.config.paths]
         if not writing:
             raise ValueError("this model has no path that writes images: it can only answer")
@@ -219,7 +234,8 @@ class HybridGenPipeline(DiffusionPipeline):
         require_path(self.model.config.paths, path)
         return path
 
-    def _check_codec(self, path: str) -> None:
+    def check_codec(self, path: str) -> None:
+        """Raises ValueError if a path lacks its codec."""
         if path == "vq" and self.vq_model is None:
             raise ValueError(
                 "the vq path needs a tokenizer, but this pipeline has no vq_model; load one with vq_model=..."
@@ -259,24 +275,31 @@ class HybridGenPipeline(DiffusionPipeline):
             return list(range(self.processor.count_tokens("vq", *size)))
         return list(prepare(self.scheduler, steps, self.model.config.diffusion_config).scheduler.timesteps)
 
-    def _draw(
-        self, rows: list[Document], path: str, size: tuple[int, int], steps: int, generators: list[Generator],
-        sampling: CodeSampling, on_step: Callable,
-    ) -> Tensor:  # fmt: skip
-        """One batch of images: latents (I, C, h, w), or codes (I, h, w)."""
-        tokens, model = self.processor.special_tokens, self.model
-        prefix = read_prompts(model, rows, tokens.pad, tokens.begin_image, self._execution_device)
+    def draw(
+        self,
+        prefix: Prefix,
+        path: str,
+        size: tuple[int, int],
+        steps: int,
+        generators: list[Generator],
+        sampling: CodeSampling,
+        guidance: Scale = 1.0,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """The pictures that come next in a prefix: latents (I, C, h, w), or codes (I, h, w).
 
-        def guidance(step: int) -> float:
-            return self._guidance_scale  # a callback may change it
-
+        Args:
+            prefix: I rows or, guided, 2 I; each ends with the token that begins an image.
+            size: height and width in pixels.
+            generators: one an image; their number is I.
+        """
         if path == "vq":
             grid = tuple(side // self.processor.vq_token_size for side in size)
-            codes = write_codes(model, prefix, grid[0] * grid[1], generators, sampling, guidance, on_step)
+            codes = write_codes(self.model, prefix, grid[0] * grid[1], generators, sampling, guidance, on_step)
             return codes.view(-1, *grid)
-        patch = model.config.diffusion_config.patch_size
+        patch = self.model.config.diffusion_config.patch_size
         size = tuple(side // self.processor.diffusion_token_size * patch for side in size)  # in latents
-        return draw_latents(model, prefix, self.scheduler, steps, size, generators, guidance, on_step)
+        return draw_latents(self.model, prefix, self.scheduler, steps, size, generators, guidance, on_step)
 
     def _decode(self, latents: Tensor, path: str) -> Tensor:
         """-> pixels (I, 3, H, W) in [-1, 1], on the CPU."""
@@ -313,7 +336,7 @@ class HybridGenPipeline(DiffusionPipeline):
             ValueError: in one sentence, what is wrong.
         """
         require_path(self.model.config.paths, path)
-        self._check_codec(path)
+        self.check_codec(path)
         _check_counts(max_new_tokens=max_new_tokens, max_batch=max_batch)
         answers = []
         asked = _pairs(images, questions)

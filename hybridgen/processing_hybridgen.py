@@ -19,6 +19,7 @@ from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 from hybridgen.layout import PATHS, ImageSegment, TextSegment, lay_out
 from hybridgen.paths.patches import check_size
 from hybridgen.paths.understanding import tokens_per_image
+from hybridgen.repository import inside
 from hybridgen.tokenization_hybridgen import (
     BEGIN_IMAGE,
     END_IMAGE,
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 LOSS_ON = ("assistant", "all")
+
 
 
 class HybridGenProcessor(ProcessorMixin):
@@ -293,17 +295,9 @@ class HybridGenProcessor(ProcessorMixin):
 
     # ----------------------------------------------------------------------------------------- as transformers calls
 
-    def __call__(
-        self,
-        images=None,
-        text: str | list[str] | None = None,
-        padding: bool | str = True,
-        padding_side: str = "left",
-        return_tensors: str | None = None,
-        **kwargs,
-    ) -> BatchFeature:
+    def __call__(self, images=None, text: str | list[str] | None = None, **kwargs) -> BatchFeature:
         """Texts in which `<image_placeholder>` stands for an image, and those images -> `input_ids`, `attention_mask`
-        and `pixel_values` of the understanding path. Other arguments go to the tokenizer.
+        and `pixel_values` of the understanding path, padded on the left. Other arguments as everywhere in transformers.
 
         Raises:
             ValueError: as many images as placeholders are needed, and a path to read them.
@@ -316,17 +310,28 @@ class HybridGenProcessor(ProcessorMixin):
                 f"{places} times {self.image_token!r} stands in the text, but {len(pictures)} images are given; "
                 "each image needs exactly one"
             )
-        data = {}
-        if texts:
-            tokens = self.image_token * (self.num_image_tokens or 0)
-            expanded = f"{self.begin_image_token}{tokens}{self.end_image_token}"
-            texts = [each.replace(self.image_token, expanded) for each in texts]
-            encoded = self.tokenizer(texts, padding=padding, padding_side=padding_side, **kwargs)
-            data = {name: encoded[name] for name in ("input_ids", "attention_mask")}
         if pictures:
             require_path(self.paths, "understanding")
-            data["pixel_values"] = self.image_processor.understanding(pictures)
-        return BatchFeature(data, tensor_type=return_tensors)
+        given = kwargs.get("text_kwargs", {})
+        if "padding" not in given and "padding" not in self.tokenizer.init_kwargs:
+            kwargs.setdefault("padding", True)
+        if "padding_side" not in given:
+            kwargs.setdefault("padding_side", "left")  # whatever the tokenizer says: it may have been made for training
+        return super().__call__(images=pictures or None, text=texts or None, **kwargs)
+
+    def replace_image_token(self, *args, **kwargs) -> str:
+        """What a placeholder in the text becomes: the frame, and a placeholder for each token of the image."""
+        return f"{self.begin_image_token}{self.image_token * self.num_image_tokens}{self.end_image_token}"
+
+    @property
+    def image_token_id(self) -> int | None:
+        return self.special_tokens.understanding
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As everywhere in transformers; of a whole checkpoint, its processor."""
+        kwargs = inside("processor", pretrained_model_name_or_path, **kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def save_pretrained(self, save_directory, **kwargs):
         """See `ProcessorMixin`. What loading noted in the tokenizer about where it came from is not saved with it."""
@@ -337,6 +342,14 @@ class HybridGenProcessor(ProcessorMixin):
     def postprocess(self, pixels):
         """Pixels (I, 3, H, W) in [-1, 1] -> PIL images."""
         return self.image_processor.postprocess(pixels)
+
+    def post_process_multimodal_output(
+        self, generated_outputs, skip_special_tokens: bool = True, generation_mode: str | None = None, **kwargs
+    ):
+        """What `pipeline("any-to-any")` returns: token ids (B, N) -> texts; pixels (I, 3, H, W) -> PIL images."""
+        if generation_mode == "image":
+            return self.postprocess(generated_outputs)
+        return super().post_process_multimodal_output(generated_outputs, skip_special_tokens, generation_mode, **kwargs)
 
     @property
     def model_input_names(self) -> list[str]:

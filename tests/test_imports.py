@@ -18,14 +18,14 @@ PACKAGE = ROOT / "hybridgen"
 
 # level -> groups of modules that may import one another; the first pattern that matches decides
 LEVELS: list[list[tuple[str, ...]]] = [
-    [("layout",), ("configuration_hybridgen",), ("noise",), ("version",), ("compatibility",), ("paths.patches",)],
+    [("layout",), ("configuration_hybridgen",), ("noise",), ("version",), ("compatibility",), ("paths.patches",), ("repository",)],
     [
         ("codecs", "patch_vq"),
         ("paths", "paths.*", "processing_hybridgen", "*_processing_hybridgen", "tokenization_*", "chat", "documents"),
     ],
     [("modeling_hybridgen",), ("data", "data.*")],
     [("objectives",), ("sampling", "sampling.*"), ("checkpoints",), ("bridges", "bridges.*")],
-    [("pipeline_hybridgen",)],
+    [("pipeline_hybridgen", "multimodal_hybridgen")],
     [("training", "training.*"), ("evaluation", "evaluation.*")],
     [("cli", "arguments", "demo", "demo_report", "__main__")],
 ]
