@@ -184,8 +184,11 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration):
 GREEDY = CodeSampling(temperature=0)
 
 
-def _one_below_the_other(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], pad: int) -> tuple[Tensor, Tensor]:
-    """Two pairs of ids and mask as one pair, the shorter rows padded on the left."""
+Rows = tuple[Tensor, Tensor]  # ids and mask (B, N)
+
+
+def _one_below_the_other(first: Rows, second: Rows, pad: int) -> Rows:
+    """Both as one, the shorter padded on the left."""
     longest = max(len(first[0][0]), len(second[0][0]))
     ids, masks = (
         [F.pad(tensor, (longest - tensor.shape[1], 0), value=value) for tensor in pair]

@@ -35,7 +35,7 @@ def inside(part: str, name: str | PathLike | None, **kwargs) -> dict:
 
 
 def whole_around(name: str | PathLike | None, **kwargs) -> str | PathLike | None:
-    """The whole checkpoint that a name leads to: itself, or the folder that a model's folder lies in. None = neither."""
+    """The whole checkpoint that a name leads to: itself, or the folder around a model's folder; None = neither."""
     if is_whole(name, **kwargs):
         return name
     if name is not None and Path(name).is_dir() and (Path(name).resolve().parent / INDEX).is_file():

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "hybridgen"
 
 # level -> groups of modules that may import one another; the first pattern that matches decides
 LEVELS: list[list[tuple[str, ...]]] = [
-    [("layout",), ("configuration_hybridgen",), ("noise",), ("version",), ("compatibility",), ("paths.patches",), ("repository",)],
+    [("layout",), ("configuration_hybridgen",), ("noise",), ("version",), ("compatibility", "repository"), ("paths.patches",)],
     [
         ("codecs", "patch_vq"),
         ("paths", "paths.*", "processing_hybridgen", "*_processing_hybridgen", "tokenization_*", "chat", "documents"),
