@@ -46,7 +46,6 @@ __all__ = [
 LOSS_ON = ("assistant", "all")
 
 
-
 class HybridGenProcessor(ProcessorMixin):
     """
     Args:

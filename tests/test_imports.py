@@ -18,7 +18,15 @@ PACKAGE = ROOT / "hybridgen"
 
 # level -> groups of modules that may import one another; the first pattern that matches decides
 LEVELS: list[list[tuple[str, ...]]] = [
-    [("layout",), ("configuration_hybridgen",), ("noise",), ("version",), ("compatibility", "repository"), ("paths.patches",)],
+    [
+        ("layout",),
+        ("configuration_hybridgen",),
+        ("noise",),
+        ("version",),
+        ("compatibility",),
+        ("repository",),
+        ("paths.patches",),
+    ],  # fmt: skip
     [
         ("codecs", "patch_vq"),
         ("paths", "paths.*", "processing_hybridgen", "*_processing_hybridgen", "tokenization_*", "chat", "documents"),
