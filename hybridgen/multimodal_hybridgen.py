@@ -11,6 +11,7 @@ Shapes: B prompts, N tokens, I = B * num_return_sequences images, T codes of an 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import GenerationMixin
 
 from hybridgen import layout
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
@@ -25,7 +26,7 @@ MODES = ("text", "image")
 _READ = ("pixel_values", "latents", "timesteps", "codes")  # images of the prompt, as `forward` takes them
 
 
-class HybridGenForMultimodalLM(HybridGenForConditionalGeneration):
+class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixin):
     """See the module. `pipeline` is a `HybridGenPipeline` around this very model, or None."""
 
     output_modalities = ("image", "text")

@@ -31,7 +31,7 @@ LEVELS: list[list[tuple[str, ...]]] = [
         ("codecs", "patch_vq"),
         ("paths", "paths.*", "processing_hybridgen", "*_processing_hybridgen", "tokenization_*", "chat", "documents"),
     ],
-    [("modeling_hybridgen",), ("data", "data.*")],
+    [("modeling_*",), ("data", "data.*")],
     [("objectives",), ("sampling", "sampling.*"), ("checkpoints",), ("bridges", "bridges.*")],
     [("pipeline_hybridgen", "multimodal_hybridgen")],
     [("training", "training.*"), ("evaluation", "evaluation.*")],
