@@ -35,6 +35,7 @@ class HybridGenPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_flash_attn = False  # cannot express the mask (layout.attention_mask says so)
     _supports_attention_backend = True
+    _can_compile_fullgraph = True  # the steps that write; a prompt with images is counted, and so never compiled
     _skip_keys_device_placement = ["past_key_values"]
 
     @classmethod
