@@ -1,7 +1,7 @@
 """Embedding: ids, pixels, latents and codes -> one sequence of embeddings, each image where its placeholders stand.
 
-The part of `HybridGenModel` before the backbone, one method a path. The fact a newcomer gets wrong: a placeholder is
-never looked up in the embedding table (it may lie outside of it). It is counted, and then overwritten.
+The part of `HybridGenModel` before the backbone, one method a path. The fact a newcomer gets wrong: what the embedding
+table says of a placeholder does not matter (it may lie outside of it). It is counted, and then overwritten.
 
 Shapes: B rows, N tokens, H width, I images, T tokens of all images of a path.
 """
@@ -81,8 +81,9 @@ class ImageEmbedding:
         masks = {path: input_ids == placeholder for path, placeholder in self.placeholders().items()}
         embeds = inputs_embeds
         if embeds is None:
-            is_image = torch.stack(list(masks.values())).any(0) if masks else torch.zeros_like(input_ids).bool()
-            embeds = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))  # never looked up
+            table = self.get_input_embeddings()
+            beyond = [mask & (input_ids >= table.num_embeddings) for mask in masks.values()]
+            embeds = table(input_ids.masked_fill(torch.stack(beyond).any(0), 0) if beyond else input_ids)
         extra = {}
         if "understanding" in masks and (pixel_values is not None or self.training):
             if pixel_values is None:  # towers take no empty batch: one blank image, of which nothing is kept

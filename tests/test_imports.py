@@ -29,11 +29,11 @@ LEVELS: list[list[tuple[str, ...]]] = [
     ],  # fmt: skip
     [
         ("codecs", "patch_vq"),
-        ("paths", "paths.*", "processing_hybridgen", "*_processing_hybridgen", "tokenization_*", "chat", "documents"),
+        ("paths", "paths.*", "processing_*", "*_processing_hybridgen", "tokenization_*", "chat", "documents"),
     ],
     [("modeling_*",), ("data", "data.*")],
-    [("objectives",), ("sampling", "sampling.*"), ("checkpoints",), ("bridges", "bridges.*")],
-    [("pipeline_hybridgen", "multimodal_hybridgen")],
+    [("objectives",), ("sampling", "sampling.*"), ("checkpoints",), ("model_card",), ("bridges", "bridges.*")],
+    [("pipeline_*", "multimodal_hybridgen")],
     [("training", "training.*"), ("evaluation", "evaluation.*")],
     [("cli", "arguments", "demo", "demo_report", "__main__")],
 ]
@@ -42,6 +42,7 @@ NEVER = [  # what the levels alone would allow
     ("sampling", "data"),
     ("bridges", "data"),
     ("pipeline_hybridgen", "data"),
+    ("multimodal_hybridgen", "data"),
 ]
 
 
