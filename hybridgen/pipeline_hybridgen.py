@@ -20,7 +20,7 @@ from hybridgen.codecs import PixelCodec, VAECodec, VQCodec
 from hybridgen.configuration_hybridgen import require_path
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.noise import NoiseProcess
-from hybridgen.pipeline_checks import Checks, check_counts
+from hybridgen.pipeline_checks import WRITING_PATHS, Checks, check_counts
 from hybridgen.pipeline_saving import Saving
 from hybridgen.processing_hybridgen import Document, HybridGenProcessor, left_pad
 from hybridgen.sampling.codes import CodeSampling, write_codes
@@ -29,6 +29,8 @@ from hybridgen.sampling.guidance import Scale, is_guided
 from hybridgen.sampling.prefix import Prefix, read_prompts
 from hybridgen.sampling.seeds import image_generators
 from hybridgen.sampling.text import write_text
+
+__all__ = ["WRITING_PATHS", "HybridGenPipeline", "load_pipeline"]
 
 STEPS, GUIDANCE_SCALE = 30, 3.0  # unless the caller says otherwise
 

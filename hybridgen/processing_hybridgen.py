@@ -15,7 +15,7 @@ from hybridgen.documents import Document, DocumentImage, left_pad
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 from hybridgen.layout import PATHS
 from hybridgen.paths.understanding import tokens_per_image
-from hybridgen.processing_documents import DocumentBuilding
+from hybridgen.processing_documents import LOSS_ON, DocumentBuilding
 from hybridgen.repository import inside
 from hybridgen.tokenization_hybridgen import (
     BEGIN_IMAGE,
@@ -30,6 +30,7 @@ from hybridgen.tokenization_hybridgen import (
 )
 
 __all__ = [
+    "LOSS_ON",
     "Document",
     "DocumentImage",
     "HybridGenImageProcessor",
