@@ -4,7 +4,15 @@ from hybridgen.compatibility import mend_torchvision
 
 mend_torchvision()
 
-from transformers import AutoConfig, AutoImageProcessor, AutoProcessor  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+)
+from transformers.models.auto import modeling_auto  # noqa: E402
 
 from hybridgen.configuration_hybridgen import (  # noqa: E402
     HybridGenConfig,
@@ -13,6 +21,8 @@ from hybridgen.configuration_hybridgen import (  # noqa: E402
 )
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor  # noqa: E402
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration, HybridGenModel  # noqa: E402
+from hybridgen.multimodal_hybridgen import HybridGenForMultimodalLM  # noqa: E402
+from hybridgen.pipeline_hybridgen import HybridGenPipeline  # noqa: E402
 from hybridgen.processing_hybridgen import HybridGenProcessor  # noqa: E402
 from hybridgen.version import __version__  # noqa: E402
 
@@ -20,16 +30,29 @@ __all__ = [
     "HybridGenConfig",
     "HybridGenDiffusionConfig",
     "HybridGenForConditionalGeneration",
+    "HybridGenForMultimodalLM",
     "HybridGenImageProcessor",
     "HybridGenModel",
+    "HybridGenPipeline",
     "HybridGenProcessor",
     "HybridGenVQConfig",
     "__version__",
 ]
 
-# transformers finds the parts of a saved processor by the names registered here
+# transformers finds the parts of a saved checkpoint by what is registered here
 AutoConfig.register("hybridgen", HybridGenConfig)
+AutoConfig.register("hybridgen_diffusion", HybridGenDiffusionConfig)
+AutoConfig.register("hybridgen_vq", HybridGenVQConfig)
 AutoImageProcessor.register(
     HybridGenConfig, image_processor_classes=dict.fromkeys(("torchvision", "pil"), HybridGenImageProcessor)
 )
 AutoProcessor.register(HybridGenConfig, HybridGenProcessor)
+AutoModel.register(HybridGenConfig, HybridGenModel)
+AutoModelForImageTextToText.register(HybridGenConfig, HybridGenForConditionalGeneration)
+AutoModelForMultimodalLM.register(HybridGenConfig, HybridGenForMultimodalLM)
+
+# what `pipeline(...)` looks up to know whether a class fits a task, which `register` does not write into
+_NAMES = (HybridGenForConditionalGeneration.__name__, HybridGenForMultimodalLM.__name__)
+modeling_auto.MODEL_MAPPING_NAMES["hybridgen"] = HybridGenModel.__name__
+modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["hybridgen"] = _NAMES
+modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES["hybridgen"] = _NAMES

@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
+from hybridgen.repository import INDEX
 
-INDEX = "model_index.json"
 PIPELINE = "HybridGenPipeline"
 WEIGHTS = ("model", "vae", "vq_model")  # components that have weights, not only settings
 

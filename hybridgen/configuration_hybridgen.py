@@ -160,6 +160,10 @@ class HybridGenConfig(PreTrainedConfig):
     def vocab_size(self) -> int:
         return self.text_config.vocab_size
 
+    @vocab_size.setter
+    def vocab_size(self, value: int) -> None:  # `resize_token_embeddings` writes it
+        self.text_config.vocab_size = value
+
     def placeholder(self, path: str) -> int:
         """The placeholder id of a path. Raises ValueError if the model does not have it."""
         require_path(self.paths, path)
@@ -176,11 +180,11 @@ class HybridGenConfig(PreTrainedConfig):
         return path == "diffusion" and self.diffusion_config.bidirectional
 
     def to_dict(self) -> dict:
-        """As everywhere, but the dtype is said once: loading writes it into every part, a new model has it in none."""
+        """As everywhere, but the dtype is said once: loading writes it into every part, a new model into none."""
         output = super().to_dict()
         for name in self.sub_configs:
             if output.get(name) is not None:
-                output[name].pop("dtype", None)
+                output[name]["dtype"] = None
         return output
 
     def _check(self) -> None:

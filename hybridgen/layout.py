@@ -78,20 +78,26 @@ def attention_mask(
     block_ids: Tensor,
     hidden: Tensor | None = None,
     queries: int | None = None,
+    room: int = 0,
 ):
     """The mask in the form that an attention implementation of transformers takes.
+
+    Args:
+        room: keys behind those of the vectors that hold nothing yet (a static cache's), seen by no token.
 
     Raises:
         ValueError: the implementation cannot express the rule (flash attention knows causal and full, nothing between).
     """
     if implementation == "flex_attention":
+        if room:
+            raise ValueError("flex_attention with a static cache is not supported; use 'sdpa', or a dynamic cache")
         return flex_mask(document_ids, block_ids, hidden, queries)
     if implementation not in (*SDPA, "eager"):
         raise ValueError(
             f"attention implementation {implementation!r} cannot express a mask that is causal over text and "
             "bidirectional inside images; use 'sdpa', 'eager' or 'flex_attention'"
         )
-    allowed = dense_mask(document_ids, block_ids, hidden, queries)
+    allowed = torch.nn.functional.pad(dense_mask(document_ids, block_ids, hidden, queries), (0, room))
     if implementation in SDPA:
         return allowed
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)

@@ -7,59 +7,22 @@ layout vectors cover the *keys*. With P cached positions and N new tokens they h
 Shapes: B rows, N new tokens, K = P + N keys, H width, V vocabulary, I images, T tokens of all images of a path.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import can_return_tuple
 
 from hybridgen import layout
 from hybridgen.configuration_hybridgen import HybridGenConfig
+from hybridgen.modeling_embedding import ImageEmbedding
+from hybridgen.modeling_outputs import HybridGenModelOutput, HybridGenOutput, Latents
 from hybridgen.paths.diffusion import FinalLayer, PatchEmbed, TimestepEmbedder
 from hybridgen.paths.initial import XavierLinear, ZeroLinear
-from hybridgen.paths.patches import patch_positions, patchify, unpatchify
+from hybridgen.paths.patches import unpatchify
 from hybridgen.paths.understanding import Aligner, build_vision_tower
 from hybridgen.paths.vq import GenerationHead
-
-Latents = Tensor | list[Tensor]  # (I, C, H, W), or I of (C, H, W) where sizes differ
-
-
-@dataclass
-class HybridGenModelOutput(BaseModelOutputWithPast):
-    """What the backbone made of a sequence, and what the diffusion head needs of the input.
-
-    Args:
-        conditioning: (T, H) timestep embedding of each diffusion token, in reading order.
-        diffusion_mask: (B, N) true on diffusion tokens.
-        image_hidden_states: (I, tokens, H) aligned features of the understanding path.
-    """
-
-    conditioning: Tensor | None = None
-    diffusion_mask: Tensor | None = None
-    image_hidden_states: Tensor | None = None
-
-
-@dataclass
-class HybridGenOutput(ModelOutput):
-    """
-    Args:
-        loss: mean next-token cross-entropy, when `labels` were given.
-        logits: (B, kept, V) text logits; (kept, V) when `logits_to_keep` is a boolean mask.
-        code_logits: (kept, num_embeddings) where `codes_to_keep` says.
-        prediction: the diffusion head's output for every image of `latents`, in the same form as `latents`.
-        past_key_values, hidden_states, attentions, image_hidden_states: as everywhere in transformers.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    code_logits: Tensor | None = None
-    prediction: Latents | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-    image_hidden_states: Tensor | None = None
+from hybridgen.repository import inside
 
 
 class HybridGenPreTrainedModel(PreTrainedModel):
@@ -72,7 +35,14 @@ class HybridGenPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_flash_attn = False  # cannot express the mask (layout.attention_mask says so)
     _supports_attention_backend = True
+    _can_compile_fullgraph = True  # the steps that write; a prompt with images is counted, and so never compiled
     _skip_keys_device_placement = ["past_key_values"]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As everywhere in transformers; of a whole checkpoint, its model."""
+        kwargs = inside("model", pretrained_model_name_or_path, **kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -83,7 +53,7 @@ class HybridGenPreTrainedModel(PreTrainedModel):
             nn.init.xavier_uniform_(module.weight)
 
 
-class HybridGenModel(HybridGenPreTrainedModel):
+class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
     """Embeds, masks, and runs the backbone. Parts of absent paths do not exist."""
 
     def __init__(self, config: HybridGenConfig):
@@ -111,33 +81,9 @@ class HybridGenModel(HybridGenPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
-    # ------------------------------------------------------------------------------------------ one method a path
-
-    def get_image_features(self, pixel_values: Tensor, **kwargs) -> BaseModelOutputWithPooling:
-        """Understanding: pixels (I, 3, h, w) -> tower output whose `pooler_output` is aligned, (I, tokens, H)."""
-        outputs = self.vision_model(pixel_values.to(self.vision_model.dtype), return_dict=True)
-        outputs.pooler_output = self.aligner(outputs.last_hidden_state)
-        return outputs
-
-    def embed_codes(self, codes: Tensor) -> Tensor:
-        """vq: codes (T,) -> (T, H)."""
-        return self.generation_aligner(self.generation_embeddings(codes))
-
-    def embed_latents(self, latents: Latents, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """diffusion: I images, timesteps (I,) -> embeddings (T, H) and conditioning (T, H), in reading order."""
-        p = self.config.diffusion_config.patch_size
-        patches = [patchify(image, p) for image in latents]  # h * w, D each
-        counts = torch.tensor([len(image) for image in patches], device=timesteps.device, dtype=torch.long)
-        positions = [patch_positions(*image.shape[-2:], p, device=image.device) for image in latents]
-        vectors = self.timestep_embedder(timesteps)  # I, H
-        conditioning = torch.repeat_interleave(vectors, counts, dim=0)  # T, H
-        dim = self.patch_embed.proj.in_features
-        flat = torch.cat(patches) if patches else timesteps.new_zeros(0, dim, dtype=vectors.dtype)
-        where = torch.cat(positions) if positions else timesteps.new_zeros(0, 2, dtype=torch.long)
-        return self.patch_embed(flat.to(self.patch_embed.proj.weight.dtype), where) + conditioning, conditioning
-
     # ------------------------------------------------------------------------------------------------ the forward
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -175,11 +121,12 @@ class HybridGenModel(HybridGenPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
+        input_ids = self.ids_of(inputs_embeds) if input_ids is None else input_ids
         embeds, extra = self._embed(input_ids, inputs_embeds, pixel_values, latents, timesteps, codes)  # B, N, H
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        mask = self._mask(input_ids, embeds, attention_mask, document_ids, block_ids, hidden, past)
+        mask = self.render_mask(input_ids, attention_mask, document_ids, block_ids, hidden, past_key_values)
         if position_ids is None:
-            position_ids = self._positions(attention_mask, embeds, past)
+            position_ids = self._positions(attention_mask, input_ids, past)
         outputs = self.language_model(
             inputs_embeds=embeds,
             attention_mask=mask,
@@ -196,66 +143,26 @@ class HybridGenModel(HybridGenPreTrainedModel):
             **extra,
         )
 
-    def _embed(self, input_ids, inputs_embeds, pixel_values, latents, timesteps, codes) -> tuple[Tensor, dict]:
-        """Steps 1 and 2. In training an absent modality passes as zero images, so that its weights stay in the graph
-        with zero gradient and no rank of DDP or FSDP waits for them."""
-        given = {"understanding": pixel_values, "diffusion": latents, "vq": codes}
-        for path, value in given.items():
-            if value is not None and path not in self.config.paths:
-                raise ValueError(
-                    f"input for the {path} path, but this model has: {', '.join(self.config.paths) or 'none'}"
-                )
-        if inputs_embeds is not None:
-            return inputs_embeds, {}
-        masks = {path: input_ids == self.config.placeholder(path) for path in self.config.paths if self._has(path)}
-        # A placeholder may lie outside the vocabulary. One inside that stands for no image is a word like any other:
-        # nothing keeps a model from writing it, and transformers' Janus reads it so.
-        outside = input_ids >= self.config.text_config.vocab_size
-        embeds = self.get_input_embeddings()(input_ids.masked_fill(outside, 0))
-        extra = {}
-        if "understanding" in masks and (pixel_values is not None or self.training):
-            if pixel_values is None:  # towers take no empty batch: one blank image, of which nothing is kept
-                features = self.get_image_features(self._blank_image(embeds)).pooler_output[:0]
-            else:
-                features = self.get_image_features(pixel_values).pooler_output  # I, tokens, H
-            extra["image_hidden_states"] = features
-            embeds = scatter(embeds, masks["understanding"], features.flatten(0, 1), "understanding")
-        if "vq" in masks and (codes is not None or self.training):
-            codes = input_ids.new_zeros(0) if codes is None else codes
-            embeds = scatter(embeds, masks["vq"], self.embed_codes(codes), "vq")
-        if "diffusion" in masks and (latents is not None or self.training):
-            if latents is None:
-                latents, timesteps = [], embeds.new_zeros(0)
-            if timesteps is None:
-                timesteps = torch.zeros(len(latents), device=embeds.device)  # read as clean
-            tokens, conditioning = self.embed_latents(latents, timesteps)
-            extra |= {"conditioning": conditioning, "diffusion_mask": masks["diffusion"]}
-            embeds = scatter(embeds, masks["diffusion"], tokens, "diffusion")
-        return embeds, extra
+    def render_mask(self, input_ids, attention_mask, document_ids=None, block_ids=None, hidden=None, cache=None):
+        """Step 3. A 4-D mask, or a dict of them, passes as it is.
 
-    def _blank_image(self, like: Tensor) -> Tensor:
-        vision = self.config.vision_config
-        return like.new_zeros(1, vision.num_channels, vision.image_size, vision.image_size)
-
-    def _has(self, path: str) -> bool:
-        return self.config.placeholder(path) is not None
-
-    def _mask(self, input_ids, embeds, attention_mask, document_ids, block_ids, hidden, past: int):
-        """Step 3. A 4-D mask (or the dict of masks that transformers prepares for static caches) passes as it is."""
+        A static cache is longer than what it holds: its empty slots are keys that no token sees.
+        """
         if isinstance(attention_mask, dict) or (attention_mask is not None and attention_mask.ndim == 4):
             return attention_mask
-        rows, new = embeds.shape[:2]
+        rows, new = input_ids.shape
+        past, room = 0, 0
+        if cache is not None:
+            past = int(cache.get_seq_length())
+            room = cache.get_mask_sizes(new, 0)[0] - past - new
         keys = past + new
         if document_ids is None:
             if attention_mask is None:
-                document_ids = torch.zeros(rows, keys, dtype=torch.long, device=embeds.device)
+                document_ids = torch.zeros(rows, keys, dtype=torch.long, device=input_ids.device)
             else:
                 document_ids = torch.where(attention_mask[:, -keys:].bool(), 0, layout.PADDING_DOCUMENT)
         if block_ids is None:
-            if input_ids is None:
-                block_ids = torch.arange(new, device=embeds.device).expand(rows, new)
-            else:
-                block_ids = layout.infer_block_ids(input_ids, self._bidirectional_ids())
+            block_ids = layout.infer_block_ids(input_ids, self.bidirectional_ids())
             block_ids = nn.functional.pad(block_ids, (past, 0), value=-1)  # what is cached lies before all that is new
         for name, vector in (("document_ids", document_ids), ("block_ids", block_ids), ("hidden", hidden)):
             if vector is not None and vector.shape != (rows, keys):
@@ -264,41 +171,23 @@ class HybridGenModel(HybridGenPreTrainedModel):
                     f"need {(rows, keys)}"
                 )
         implementation = self.language_model.config._attn_implementation
-        return layout.attention_mask(implementation, embeds.dtype, document_ids, block_ids, hidden, queries=new)
-
-    def _bidirectional_ids(self) -> tuple[int, ...]:
-        paths = [path for path in self.config.paths if self.config.is_bidirectional(path) and self._has(path)]
-        return tuple(self.config.placeholder(path) for path in paths)
+        return layout.attention_mask(implementation, self.dtype, document_ids, block_ids, hidden, new, room)
 
     @staticmethod
-    def _positions(attention_mask, embeds: Tensor, past: int) -> Tensor:
+    def _positions(attention_mask, input_ids: Tensor, past: int) -> Tensor:
         """Positions of the new tokens, padding not counted."""
-        rows, new = embeds.shape[:2]
+        rows, new = input_ids.shape
         if attention_mask is None or isinstance(attention_mask, dict) or attention_mask.ndim != 2:
-            return torch.arange(past, past + new, device=embeds.device).expand(rows, new)
+            return torch.arange(past, past + new, device=input_ids.device).expand(rows, new)
         return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -new:]
-
-
-def scatter(embeds: Tensor, mask: Tensor, features: Tensor, path: str) -> Tensor:
-    """Put features (T, H) where `mask` (B, N) is true, in reading order.
-
-    Raises:
-        ValueError: with both numbers, when they differ.
-    """
-    expected = int(mask.sum())
-    if expected != len(features):
-        raise ValueError(
-            f"{expected} {path} tokens stand in the text, but the images given make {len(features)}; "
-            "each image needs exactly as many placeholders as it has tokens"
-        )
-    return embeds.masked_scatter(mask[..., None], features.to(embeds.dtype))
 
 
 class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixin):
     """The model with its heads: text logits, code logits, denoising prediction."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
-    output_modalities = ("image", "text")
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    output_modalities = ("text",)
 
     def __init__(self, config: HybridGenConfig):
         super().__init__(config)
@@ -312,10 +201,11 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.set_input_embeddings(value)
 
-    def get_image_features(self, pixel_values: Tensor, **kwargs) -> BaseModelOutputWithPooling:
+    def get_image_features(self, pixel_values: Tensor, **kwargs) -> BaseModelOutputWithPooling | tuple:
         """See `HybridGenModel.get_image_features`."""
         return self.model.get_image_features(pixel_values, **kwargs)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -365,7 +255,9 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
         prediction = None if outputs.conditioning is None else self._predict(states, outputs, latents)
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size)
+            vocab_size = self.config.text_config.vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
+            loss = loss + self._idle_heads(states, outputs) if self.training else loss
         return HybridGenOutput(
             loss=loss,
             logits=logits,
@@ -381,6 +273,16 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
         """(..., H) -> (..., num_embeddings): the state at a position scores the code that comes next."""
         return self.model.generation_head(hidden_states)
 
+    def _idle_heads(self, states: Tensor, outputs: HybridGenModelOutput) -> Tensor:
+        """Zero, from the heads that a loss of text alone does not reach: no rank of DDP or FSDP waits for them."""
+        nothing = states.flatten(0, 1)[:0]  # 0, H
+        zero = nothing.sum()
+        if self.config.vq_config is not None:
+            zero = zero + self.code_logits(nothing).sum()
+        if outputs.conditioning is not None:
+            zero = zero + self.model.final_layer(nothing, outputs.conditioning[:0]).sum()
+        return zero
+
     def _predict(self, states: Tensor, outputs: HybridGenModelOutput, latents: Latents | None) -> Latents:
         p = self.config.diffusion_config.patch_size
         patches = self.model.final_layer(states[outputs.diffusion_mask], outputs.conditioning)  # T, D
@@ -392,13 +294,27 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
         parts = patches.split([height // p * (width // p) for height, width in sizes])
         return [unpatchify(part, p, *size) for part, size in zip(parts, sizes, strict=True)]
 
-    def prepare_inputs_for_generation(self, input_ids, is_first_iteration: bool = False, **kwargs):
-        """Images enter with the prompt; afterwards their keys and values are in the cache."""
-        inputs = super().prepare_inputs_for_generation(input_ids, is_first_iteration=is_first_iteration, **kwargs)
+    def prepare_inputs_for_generation(
+        self, input_ids, past_key_values=None, attention_mask=None, is_first_iteration: bool = False, **kwargs
+    ):
+        """Images enter with the prompt; afterwards their keys and values are in the cache. Masks for a static cache are
+        ours as well, rendered before the forward, which may be compiled."""
+        given = {"past_key_values": past_key_values, "attention_mask": attention_mask}
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, is_first_iteration=is_first_iteration, **given, **kwargs
+        )
         if not is_first_iteration and kwargs.get("use_cache", True):
             for name in ("pixel_values", "latents", "timesteps", "codes"):
                 inputs.pop(name, None)
+        if isinstance(past_key_values, Cache) and past_key_values.is_compileable:
+            ids = inputs["input_ids"] if inputs["input_ids"] is not None else self.model.ids_of(inputs["inputs_embeds"])
+            inputs["attention_mask"] = self.model.render_mask(ids, inputs.get("attention_mask"), cache=past_key_values)
         return inputs
+
+    @staticmethod
+    def create_masks_for_generate(attention_mask, **kwargs):
+        """Asked for a static cache, and not told the tokens, which decide; see `prepare_inputs_for_generation`."""
+        return attention_mask
 
 
 def _keep(states: Tensor, keep: int | Tensor) -> Tensor:

@@ -6,19 +6,17 @@ tokenised on its own, cut where the assistant begins and ends and at each pictur
 up to an answer are exactly the tokens of the prompt, which tokenising the whole text at once does not give.
 """
 
-from dataclasses import replace
-
-from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase
 from transformers.processing_utils import ProcessorMixin
 
-from hybridgen.chat import DEFAULT_CHAT_TEMPLATE, ChatTemplate, Piece, check_messages
+from hybridgen.chat import DEFAULT_CHAT_TEMPLATE
 from hybridgen.configuration_hybridgen import HybridGenConfig, require_path
 from hybridgen.documents import Document, DocumentImage, left_pad
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
-from hybridgen.layout import PATHS, ImageSegment, TextSegment, lay_out
-from hybridgen.paths.patches import check_size
+from hybridgen.layout import PATHS
 from hybridgen.paths.understanding import tokens_per_image
+from hybridgen.processing_documents import LOSS_ON, DocumentBuilding, known_unconditional
+from hybridgen.repository import inside
 from hybridgen.tokenization_hybridgen import (
     BEGIN_IMAGE,
     END_IMAGE,
@@ -32,6 +30,7 @@ from hybridgen.tokenization_hybridgen import (
 )
 
 __all__ = [
+    "LOSS_ON",
     "Document",
     "DocumentImage",
     "HybridGenImageProcessor",
@@ -42,11 +41,8 @@ __all__ = [
     "left_pad",
 ]
 
-LOSS_ON = ("assistant", "all")
-UNCONDITIONAL = ("empty", "janus-official", "janus-hf")
 
-
-class HybridGenProcessor(ProcessorMixin):
+class HybridGenProcessor(DocumentBuilding, ProcessorMixin):
     """
     Args:
         image_processor, tokenizer: its parts.
@@ -83,7 +79,7 @@ class HybridGenProcessor(ProcessorMixin):
         vq_token: str = PLACEHOLDERS["vq"],
         unconditional: str = "empty",
     ):
-        self.unconditional = _known(unconditional)
+        self.unconditional = known_unconditional(unconditional)
         self.num_image_tokens = num_image_tokens
         self.diffusion_token_size = diffusion_token_size
         self.vq_token_size = vq_token_size
@@ -159,175 +155,11 @@ class HybridGenProcessor(ProcessorMixin):
         sizes = (self.num_image_tokens, self.diffusion_token_size, self.vq_token_size)
         return dict(zip(PATHS, sizes, strict=True))
 
-    # -------------------------------------------------------------------------------------------------- documents
-
-    def document(
-        self,
-        messages: list[dict],
-        *,
-        read: str = "understanding",
-        write: str | None = None,
-        loss_on: str = "assistant",
-        prompt_dropout: bool = False,
-        twin: bool = False,
-        height: int | None = None,
-        width: int | None = None,
-    ) -> Document:
-        """A training document.
-
-        Args:
-            messages: chat messages (`chat.check_messages`) whose image parts hold pictures.
-            read: path by which images are read.
-            write: path by which images in turns that are taught are written; None = they are read as well.
-            loss_on: whose turns are taught: the `assistant`'s (its text and its end of turn; its images if `write`
-                says so), or `all` (every token and every image: Transfusion's recipe).
-            prompt_dropout: leave out what the user says, as in the unconditional prompt of guidance.
-            twin: later tokens read a clean copy of each written image instead of the noised one (diffusion only).
-            height, width: of images on the diffusion and vq paths; None = `default_size`.
-
-        Raises:
-            ValueError: in one sentence, what is wrong with the messages or the settings.
-        """
-        self.check_settings(read, write, loss_on, twin, height, width)
-        padded = prompt_dropout and self.unconditional != "empty"
-        pieces = self._pieces(messages, prompt_dropout=prompt_dropout and not padded)
-        if loss_on == "assistant" and not any(piece.assistant for piece in pieces):
-            raise ValueError("no message of the assistant, so nothing to learn; add one, or set loss_on='all'")
-        return self._assemble(pieces, read, write, loss_on, twin, height, width, padded)
-
-    def prompt(
-        self,
-        messages: list[dict],
-        *,
-        read: str = "understanding",
-        height: int | None = None,
-        width: int | None = None,
-        unconditional: bool = False,
-    ) -> Document:
-        """What the model is given before it answers: every image is read, nothing is taught, the assistant's turn is
-        open. To draw, the sampler goes on with the token that begins an image.
-
-        Args:
-            unconditional: what guidance leads away from, in place of what the user says (see the class).
-
-        Raises:
-            ValueError: in one sentence, what is wrong with the messages or the path.
-        """
-        self.check_settings(read, height=height, width=width)
-        padded = unconditional and self.unconditional != "empty"
-        pieces = self._pieces(messages, generation_prompt=True, prompt_dropout=unconditional and not padded)
-        return self._assemble(pieces, read, None, None, False, height, width, padded)
-
-    def check_settings(
-        self,
-        read: str,
-        write: str | None = None,
-        loss_on: str = "assistant",
-        twin: bool = False,
-        height: int | None = None,
-        width: int | None = None,
-    ) -> None:
-        """Raises ValueError if `document` could not be called so, whatever the messages; needs no picture.
-
-        `read` may name a path that is not there as long as no image is read: text-to-image models have none to read.
-        """
-        if read not in PATHS:
-            raise ValueError(f"no path {read!r} to read images by; the paths are {', '.join(PATHS)}")
-        if write is not None:
-            require_path(self.paths, write)
-            if write == "understanding":
-                raise ValueError("the understanding path only reads; write images by 'diffusion' or 'vq'")
-            self.count_tokens(write, height, width)
-        if loss_on not in LOSS_ON:
-            raise ValueError(f"loss_on is {loss_on!r}; it must be one of {', '.join(map(repr, LOSS_ON))}")
-        if twin and write != "diffusion":
-            raise ValueError(f"twin belongs to images written by 'diffusion', not by {write!r}; set it to false")
-
-    def count_tokens(self, path: str, height: int | None = None, width: int | None = None) -> int:
-        """How many tokens an image takes on a path, its frame not counted.
-
-        Raises:
-            ValueError: the path is not there, or the size is not a whole number of tokens.
-        """
-        require_path(self.paths, path)
-        if path == "understanding":
-            return self.num_image_tokens
-        side = self._token_sizes[path]
-        height, width = self._size(height, width)
-        check_size(height, width, side)
-        return (height // side) * (width // side)
-
-    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        if height is None and width is None and self.default_size is not None:
-            return tuple(self.default_size)
-        if height is None or width is None:
-            raise ValueError(
-                f"the size of an image is {height}x{width}; give height and width, or a default_size to the processor"
-            )
-        return height, width
-
-    def _pieces(
-        self, messages: list[dict], generation_prompt: bool = False, prompt_dropout: bool = False
-    ) -> list[Piece]:
-        if self._chat.template != self.chat_template:  # set by the user since
-            self._chat = self._compile()
-        return self._chat.pieces(check_messages(messages), generation_prompt, prompt_dropout)
-
-    def _compile(self) -> ChatTemplate:
-        reserved = (self.begin_image_token, self.end_image_token, self.diffusion_token, self.vq_token)
-        return ChatTemplate(self.chat_template, self.tokenizer.special_tokens_map, self.image_token, reserved)
-
-    def _assemble(
-        self, pieces: list[Piece], read: str, write: str | None, loss_on: str | None, twin: bool, height, width,
-        padded: bool = False,
-    ) -> Document:  # fmt: skip
-        """Pieces -> segments and pixels -> a laid-out document."""
-        segments: list[TextSegment | ImageSegment] = []
-        images: list[DocumentImage] = []
-        for piece in pieces:
-            taught = loss_on == "all" or (loss_on == "assistant" and piece.assistant)
-            if piece.text is not None:
-                ids = self._encode(piece.text)
-                if padded and not piece.assistant:
-                    ids = self._pads(ids, first=not segments)
-                segments.append(TextSegment(ids, loss=taught))
-                continue
-            written = taught and write is not None
-            path = write if written else read
-            length = self.count_tokens(path, height, width)
-            bidirectional = path in self.bidirectional_paths
-            segments.append(ImageSegment(path, length, bidirectional, write=written, twin=twin and written))
-            images.append(DocumentImage(path, self._pixels(piece, path, height, width), written, piece.image_first))
-            if twin and written:
-                images.append(replace(images[-1], write=False))
-        return Document(lay_out(segments, self.special_tokens), images)
-
-    def _pads(self, ids: list[int], first: bool) -> list[int]:
-        """What `unconditional` leaves of the tokens of a text; `first`: it opens the document."""
-        if _known(self.unconditional) == "janus-official":
-            kept = [first and place == 0 for place in range(len(ids))]
-        else:
-            kept = [token in (self.tokenizer.bos_token_id, self.special_tokens.begin_image) for token in ids]
-        return [token if keep else self.special_tokens.pad for token, keep in zip(ids, kept, strict=True)]
-
-    def _pixels(self, piece: Piece, path: str, height: int | None, width: int | None) -> Tensor:
-        if path == "understanding":
-            return self.image_processor.understanding([piece.picture])[0]
-        return self.image_processor.generation(piece.picture, *self._size(height, width))
-
     # ----------------------------------------------------------------------------------------- as transformers calls
 
-    def __call__(
-        self,
-        images=None,
-        text: str | list[str] | None = None,
-        padding: bool | str = True,
-        padding_side: str = "left",
-        return_tensors: str | None = None,
-        **kwargs,
-    ) -> BatchFeature:
+    def __call__(self, images=None, text: str | list[str] | None = None, **kwargs) -> BatchFeature:
         """Texts in which `<image_placeholder>` stands for an image, and those images -> `input_ids`, `attention_mask`
-        and `pixel_values` of the understanding path. Other arguments go to the tokenizer.
+        and `pixel_values` of the understanding path, padded on the left. Other arguments as everywhere in transformers.
 
         Raises:
             ValueError: as many images as placeholders are needed, and a path to read them.
@@ -340,17 +172,28 @@ class HybridGenProcessor(ProcessorMixin):
                 f"{places} times {self.image_token!r} stands in the text, but {len(pictures)} images are given; "
                 "each image needs exactly one"
             )
-        data = {}
-        if texts:
-            tokens = self.image_token * (self.num_image_tokens or 0)
-            expanded = f"{self.begin_image_token}{tokens}{self.end_image_token}"
-            texts = [each.replace(self.image_token, expanded) for each in texts]
-            encoded = self.tokenizer(texts, padding=padding, padding_side=padding_side, **kwargs)
-            data = {name: encoded[name] for name in ("input_ids", "attention_mask")}
         if pictures:
             require_path(self.paths, "understanding")
-            data["pixel_values"] = self.image_processor.understanding(pictures)
-        return BatchFeature(data, tensor_type=return_tensors)
+        given = kwargs.get("text_kwargs", {})
+        if "padding" not in given and "padding" not in self.tokenizer.init_kwargs:
+            kwargs.setdefault("padding", True)
+        if "padding_side" not in given:
+            kwargs.setdefault("padding_side", "left")  # whatever the tokenizer says: it may have been made for training
+        return super().__call__(images=pictures or None, text=texts or None, **kwargs)
+
+    def replace_image_token(self, *args, **kwargs) -> str:
+        """What a placeholder in the text becomes: the frame, and a placeholder for each token of the image."""
+        return f"{self.begin_image_token}{self.image_token * self.num_image_tokens}{self.end_image_token}"
+
+    @property
+    def image_token_id(self) -> int | None:
+        return self.special_tokens.understanding
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As everywhere in transformers; of a whole checkpoint, its processor."""
+        kwargs = inside("processor", pretrained_model_name_or_path, **kwargs)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def save_pretrained(self, save_directory, **kwargs):
         """See `ProcessorMixin`. What loading noted in the tokenizer about where it came from is not saved with it."""
@@ -362,15 +205,17 @@ class HybridGenProcessor(ProcessorMixin):
         """Pixels (I, 3, H, W) in [-1, 1] -> PIL images."""
         return self.image_processor.postprocess(pixels)
 
+    def post_process_multimodal_output(
+        self, generated_outputs, skip_special_tokens: bool = True, generation_mode: str | None = None, **kwargs
+    ):
+        """What `pipeline("any-to-any")` returns: token ids (B, N) -> texts; pixels (I, 3, H, W) -> PIL images."""
+        if generation_mode == "image":
+            return self.postprocess(generated_outputs)
+        return super().post_process_multimodal_output(generated_outputs, skip_special_tokens, generation_mode, **kwargs)
+
     @property
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "pixel_values"]
-
-
-def _known(unconditional: str) -> str:
-    if unconditional not in UNCONDITIONAL:
-        raise ValueError(f"unconditional is {unconditional!r}; it must be one of {', '.join(UNCONDITIONAL)}")
-    return unconditional
 
 
 def _default_size(sides: dict[str, int | None]) -> tuple[int, int] | None:

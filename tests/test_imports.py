@@ -18,14 +18,22 @@ PACKAGE = ROOT / "hybridgen"
 
 # level -> groups of modules that may import one another; the first pattern that matches decides
 LEVELS: list[list[tuple[str, ...]]] = [
-    [("layout",), ("configuration_hybridgen",), ("noise",), ("version",), ("compatibility",), ("paths.patches",)],
+    [
+        ("layout",),
+        ("configuration_hybridgen",),
+        ("noise",),
+        ("version",),
+        ("compatibility",),
+        ("repository",),
+        ("paths.patches",),
+    ],  # fmt: skip
     [
         ("codecs", "patch_vq"),
-        ("paths", "paths.*", "processing_hybridgen", "*_processing_hybridgen", "tokenization_*", "chat", "documents"),
+        ("paths", "paths.*", "processing_*", "*_processing_hybridgen", "tokenization_*", "chat", "documents"),
     ],
-    [("modeling_hybridgen",), ("data", "data.*")],
-    [("objectives",), ("sampling", "sampling.*"), ("checkpoints",)],
-    [("pipeline_hybridgen",)],
+    [("modeling_*",), ("data", "data.*")],
+    [("objectives",), ("sampling", "sampling.*"), ("checkpoints",), ("model_card",)],
+    [("pipeline_*", "multimodal_hybridgen")],
     [("training", "training.*"), ("evaluation", "evaluation.*"), ("bridges", "bridges.*")],
     [("cli", "arguments", "demo", "demo_report", "__main__")],
 ]
@@ -34,6 +42,7 @@ NEVER = [  # what the levels alone would allow
     ("sampling", "data"),
     ("bridges", "data"),
     ("pipeline_hybridgen", "data"),
+    ("multimodal_hybridgen", "data"),
 ]
 
 

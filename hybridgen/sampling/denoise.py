@@ -244,18 +244,21 @@ def draw_latents(
     generators: list[Generator],
     guidance: Scale = 1.0,
     on_step: OnStep | None = None,
+    noise: Tensor | None = None,
 ) -> Tensor:
     """Clean latents (I, C, h, w) of the images that come next in the rows of a prefix.
 
     Args:
         size: height and width of a latent.
         generators: one an image; their number is I. The prefix has I or 2 I rows, conditional ones first.
+        noise: to start from, of the latents' shape; None = drawn from the generators.
     """
     config, device = model.config.diffusion_config, prefix.positions.device
     schedule = prepare(scheduler, num_inference_steps, config, device)
-    noise = draw_noise(generators, (config.in_channels, *size), device)
+    if noise is None:
+        noise = draw_noise(generators, (config.in_channels, *size), device)
     predict = image_predictor(model, prefix, len(generators), size, schedule.timesteps, guidance)
-    return denoise(predict, noise, schedule, config.prediction_type, generators, on_step)
+    return denoise(predict, noise.to(device, torch.float32), schedule, config.prediction_type, generators, on_step)
 
 
 def image_blocks(model: HybridGenForConditionalGeneration, tokens: int, device: torch.device) -> Tensor:

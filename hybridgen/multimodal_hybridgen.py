@@ -1,0 +1,198 @@
+"""The model as transformers' any-to-any classes know it: `generate(generation_mode="text")`, and `"image"`.
+
+`AutoModelForMultimodalLM` and `pipeline("any-to-any")` load this class. It is the plain model together with the
+pipeline of its checkpoint, which has what drawing needs: codecs, scheduler, the empty prompt of guidance. The loops are
+`sampling`'s. The fact a newcomer gets wrong: the codecs are no part of the model. `state_dict` and `save_pretrained`
+know nothing of them, and a model that was loaded without a checkpoint around it can only write text.
+
+Shapes: B prompts, N tokens, I = B * num_return_sequences images, T codes of an image, C x h x w a latent.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import GenerationMixin
+
+from hybridgen import layout
+from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
+from hybridgen.pipeline_hybridgen import GUIDANCE_SCALE, STEPS, HybridGenPipeline
+from hybridgen.repository import whole_around
+from hybridgen.sampling.codes import CodeSampling
+from hybridgen.sampling.guidance import is_guided
+from hybridgen.sampling.prefix import Prefix, begin_image, prefill
+from hybridgen.sampling.seeds import image_generators
+
+MODES = ("text", "image")
+_READ = ("pixel_values", "latents", "timesteps", "codes")  # images of the prompt, as `forward` takes them
+
+
+class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixin):
+    """See the module. `pipeline` is a `HybridGenPipeline` around this very model, or None."""
+
+    output_modalities = ("image", "text")
+    pipeline: HybridGenPipeline | None = None
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As everywhere in transformers; the rest of the checkpoint is loaded with the model, when there is one: `name`
+        is a whole checkpoint, or its folder `model/`."""
+        hub = {key: kwargs[key] for key in ("cache_dir", "revision", "token", "local_files_only") if key in kwargs}
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if (whole := whole_around(pretrained_model_name_or_path, **hub)) is not None:
+            model.pipeline = HybridGenPipeline.from_pretrained(whole, model=model, **hub)
+        return loaded
+
+    def generate(self, inputs: Tensor | None = None, generation_mode: str = "text", **kwargs):
+        """As everywhere in transformers; `generation_mode="image"` draws.
+
+        Args:
+            inputs: (B, N) `input_ids`, padded on the left.
+            generation_mode: `text`, or `image`; what follows is for images.
+            attention_mask, pixel_values, latents, codes: of the prompt, as `forward` takes them.
+            path: `diffusion` or `vq`; None = the first of them that the model has.
+            height, width: None = the processor's default size.
+            num_inference_steps: denoising steps (diffusion).
+            seed, generator: as in `HybridGenPipeline`; with neither, torch's global stream seeds each image.
+            guidance_scale: 1 = none.
+            negative_prompt_ids, negative_prompt_attention_mask: (1, n) or (B, n); None = the empty prompt.
+            num_return_sequences: images of a prompt stand together.
+            do_sample, temperature, top_k, top_p: of the codes (vq); without `do_sample` the likeliest each time.
+
+        Returns:
+            codes (I, T) by vq, latents (I, C, h, w) by diffusion; `decode_image_tokens` makes pixels of either.
+
+        Raises:
+            ValueError: in one sentence, what cannot be drawn.
+        """
+        if generation_mode not in MODES:
+            raise ValueError(f"generation_mode is {generation_mode!r}; it must be one of {', '.join(map(repr, MODES))}")
+        if generation_mode == "text":
+            return super().generate(inputs, **kwargs)
+        return self._draw(kwargs.pop("input_ids", inputs), **kwargs)
+
+    @torch.no_grad()
+    def decode_image_tokens(self, image_tokens: Tensor, height: int | None = None, width: int | None = None) -> Tensor:
+        """What `generate` drew -> pixels (I, 3, H, W) in [-1, 1], as `processor.postprocess` takes them.
+
+        Args:
+            image_tokens: codes (I, T), or latents (I, C, h, w).
+            height, width: of the picture, for codes of one that is not square.
+
+        Raises:
+            ValueError: there is no codec, or the codes are not as many as the size says.
+        """
+        pipeline = self._drawing()
+        if image_tokens.is_floating_point():
+            if pipeline.vae is not None:
+                pipeline.vae.to(self.device)
+            return pipeline.latent_codec.decode(image_tokens.to(self.device))
+        pipeline.check_codec("vq")
+        pipeline.vq_model.to(self.device)
+        count, side = image_tokens.shape[1], pipeline.processor.vq_token_size
+        square = round(count**0.5) * side
+        height, width = (square, square) if height is None else (height, width)
+        if pipeline.processor.count_tokens("vq", height, width) != count:
+            raise ValueError(f"{count} codes make no picture of {height}x{width}; give its height and width")
+        return pipeline.vq_codec.decode(image_tokens.to(self.device).view(-1, height // side, width // side))
+
+    def _drawing(self) -> HybridGenPipeline:
+        if self.pipeline is None:
+            raise ValueError(
+                "this model was loaded without its codecs, so it can only write text; load the whole checkpoint, or "
+                "set model.pipeline = HybridGenPipeline(model, processor, vae=..., vq_model=...)"
+            )
+        return self.pipeline
+
+    @torch.no_grad()
+    def _draw(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        path: str | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = STEPS,
+        seed: int | list[int] | None = None,
+        generator=None,
+        negative_prompt_ids: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
+        generation_config=None,
+        **kwargs,
+    ) -> Tensor:
+        """
+        1. Check everything that needs no forward.
+        2. Read the prompts, and what guidance leads away from, into a prefix: B rows and, guided, one or B more.
+        3. Draw against a row an image, two where it is guided.
+        """
+        pipeline = self._drawing()
+        config, rest = self._prepare_generation_config(generation_config, **kwargs)
+        images = {name: rest.pop(name) for name in _READ if rest.get(name) is not None}
+        scale = GUIDANCE_SCALE if config.guidance_scale is None else config.guidance_scale
+        if unknown := sorted(name for name, value in rest.items() if value is not None):
+            raise ValueError(f"generate(generation_mode='image') does not know {', '.join(unknown)}")
+        if (config.num_beams or 1) > 1:
+            raise ValueError(f"num_beams is {config.num_beams}, but images are drawn without beams; leave it out")
+        path = pipeline.writing_path(path)
+        pipeline.check_drawing(path, num_inference_steps, scale, height, width)
+        size = (height, width) if height is not None else tuple(pipeline.processor.default_size)
+        sampling = CodeSampling(config.temperature, config.top_k or 0, config.top_p) if config.do_sample else GREEDY
+
+        copies = config.num_return_sequences or 1
+        prompts = self._prompts(input_ids, attention_mask)
+        rows = torch.arange(len(input_ids), device=self.device).repeat_interleave(copies)  # I
+        if is_guided(scale):
+            negative = self._negative(negative_prompt_ids, negative_prompt_attention_mask)
+            beyond = torch.arange(len(negative[0]), device=self.device) + len(input_ids)
+            rows = torch.cat([rows, beyond.expand(len(input_ids)).repeat_interleave(copies)])  # 2 I
+            prompts = _one_below_the_other(prompts, negative, pipeline.processor.special_tokens.pad)
+        prefix = self._read(*prompts, images).select(rows)
+
+        count = len(input_ids) * copies
+        if seed is None and generator is None:
+            seed = torch.randint(1 << 62, (count,)).tolist()
+        generators = image_generators(count, seed, generator)
+        drawn = pipeline.draw(prefix, path, size, num_inference_steps, generators, sampling, scale)
+        return drawn.flatten(1) if path == "vq" else drawn
+
+    def _prompts(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Ids and mask (B, N) on the model's device, the token that begins an image taken off where it stands last."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if not mask[:, -1].all():
+            raise ValueError("the prompts are padded on the right, but an image is drawn after their end; pad left")
+        opened = input_ids[:, -1] == self.config.begin_image_token_id
+        if opened.any() and not opened.all():
+            raise ValueError("some prompts end with the token that begins an image and others do not; end all alike")
+        end = -1 if opened.all() else None
+        return input_ids[:, :end].to(self.device), mask[:, :end].to(self.device)
+
+    def _negative(self, ids: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        if ids is None:
+            empty = self.pipeline.processor.prompt([{"role": "user", "content": ""}])
+            ids = torch.tensor([empty.layout.input_ids])
+        return self._prompts(ids, mask)
+
+    def _read(self, input_ids: Tensor, mask: Tensor, images: dict) -> Prefix:
+        vectors = {
+            "input_ids": input_ids,
+            "document_ids": torch.where(mask.bool(), 0, layout.PADDING_DOCUMENT),
+            "block_ids": layout.infer_block_ids(input_ids, self.model.bidirectional_ids()),
+            "position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0),
+        }
+        return prefill(self, **begin_image(vectors, self.config.begin_image_token_id), **images)
+
+
+GREEDY = CodeSampling(temperature=0)
+
+
+Rows = tuple[Tensor, Tensor]  # ids and mask (B, N)
+
+
+def _one_below_the_other(first: Rows, second: Rows, pad: int) -> Rows:
+    """Both as one, the shorter padded on the left."""
+    longest = max(len(first[0][0]), len(second[0][0]))
+    ids, masks = (
+        [F.pad(tensor, (longest - tensor.shape[1], 0), value=value) for tensor in pair]
+        for pair, value in zip(zip(first, second, strict=True), (pad, 0), strict=True)
+    )
+    return torch.cat(ids), torch.cat(masks)

@@ -1,0 +1,61 @@
+"""Where a name leads: to a folder or hub repository with one part in it, or to a whole checkpoint with all of them.
+
+A whole checkpoint keeps each part in a folder of its own and `model_index.json` beside them; `config.json` there is a
+copy of the model's, by which the Auto classes of transformers know what it is. So `from_pretrained` of the model and of
+the processor take either. What a checkpoint must contain is `checkpoints`' to say. The fact
+a newcomer gets wrong: a hub repository is asked before its weights are, once, and from the cache where it is offline.
+"""
+
+from os import PathLike
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from transformers.utils import cached_file
+
+INDEX = "model_index.json"
+_HUB = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only")
+
+
+def is_whole(name: str | PathLike | None, **kwargs) -> bool:
+    """Whether a folder or hub repository is a whole checkpoint. `kwargs` are those of `from_pretrained`."""
+    if name is None:
+        return False
+    if Path(name).is_dir():
+        return (Path(name) / INDEX).is_file()
+    hub = {key: value for key, value in kwargs.items() if key in _HUB}
+    quiet = dict.fromkeys(("gated_repo", "missing_entries", "connection_errors"), False)
+    quiet = {f"_raise_exceptions_for_{kind}": value for kind, value in quiet.items()}
+    return cached_file(str(name), INDEX, **hub, **quiet) is not None
+
+
+def inside(part: str, name: str | PathLike | None, **kwargs) -> dict:
+    """`kwargs` of `from_pretrained`, with the folder in which a whole checkpoint keeps a part, if `name` is one."""
+    if kwargs.get("subfolder") or not is_whole(name, **kwargs):
+        return kwargs
+    return {**kwargs, "subfolder": part}
+
+
+def whole_around(name: str | PathLike | None, **kwargs) -> str | PathLike | None:
+    """The whole checkpoint that a name leads to: itself, or the folder around a model's folder; None = neither."""
+    if is_whole(name, **kwargs):
+        return name
+    if name is not None and Path(name).is_dir() and (Path(name).resolve().parent / INDEX).is_file():
+        return Path(name).resolve().parent
+    return None
+
+
+def upload(
+    folder: Path,
+    repo_id: str,
+    commit_message: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    create_pr: bool = False,
+) -> str:
+    """Put a whole checkpoint on the hub, beside a model card that is there already. Returns the commit's URL."""
+    hub = HfApi(token=token)
+    repo_id = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    there = ["README.md"] if hub.file_exists(repo_id, "README.md") else None
+    message = commit_message or "Upload a hybridgen checkpoint"
+    settings = {"commit_message": message, "create_pr": create_pr, "ignore_patterns": there}
+    return hub.upload_folder(repo_id=repo_id, folder_path=folder, **settings).commit_url

@@ -1,0 +1,52 @@
+"""transformers' ProcessorTesterMixin and ImageProcessingTestMixin, against our processor and image processor. See
+../run_common_tests.py."""
+
+import unittest
+
+from tests.test_image_processing_common import ImageProcessingTester, ImageProcessingTestMixin
+from tests.test_processing_common import ProcessorTesterMixin
+
+from hybridgen import HybridGenImageProcessor, HybridGenProcessor
+from hybridgen.processing_hybridgen import build_tokenizer
+
+TEXTS = ["a red circle on a blue ground", "what is it? yes, no", "lower newer", "How long is this? Describe it."]
+
+
+class Processor(ProcessorTesterMixin, unittest.TestCase):
+    processor_class = HybridGenProcessor
+
+    @classmethod
+    def _setup_tokenizer(cls):
+        return build_tokenizer(TEXTS, 400)
+
+    @classmethod
+    def _setup_image_processor(cls):
+        return HybridGenImageProcessor(image_size=16)
+
+    @staticmethod
+    def prepare_processor_dict():
+        return {"num_image_tokens": 4, "diffusion_token_size": 4, "vq_token_size": 8, "default_size": (16, 16)}
+
+
+class OurImages(ImageProcessingTester):
+    def __init__(self, parent, **kwargs):
+        kwargs.setdefault("image_size", 18)
+        super().__init__(parent, **kwargs)
+
+    def _get_image_processing_classes(self):
+        return {"pil": HybridGenImageProcessor}
+
+    def expected_output_image_shape(self, images):
+        return self.num_channels, self.image_size, self.image_size
+
+
+class Images(ImageProcessingTestMixin, unittest.TestCase):
+    image_processing_tester_class = OurImages
+
+    def setUp(self):
+        super().setUp()
+        self.image_processor_tester = OurImages(self)
+
+    @property
+    def image_processor_dict(self):
+        return {"image_size": 18}

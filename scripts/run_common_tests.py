@@ -1,0 +1,52 @@
+"""Runs the libraries' own common tests against our classes, and counts them.
+
+    python scripts/run_common_tests.py --transformers SOURCE --diffusers SOURCE [-k NAME]
+
+SOURCE is a checkout (or an unpacked source distribution) of the version that is installed, with its `tests/` folder:
+the wheels have none, and hybridgen copies none. Needs pytest, parameterized and requests_mock besides. Takes about ten
+minutes on two cores. What is run stands in `common_tests/`, a file a kind:
+
+    modeling.py     transformers: ModelTesterMixin, GenerationTesterMixin, ConfigTester; two kinds of tiny model
+    processing.py   transformers: ProcessorTesterMixin, ImageProcessingTestMixin
+    pipelines.py    diffusers: PipelineTesterMixin; by either path, with a VAE and without
+
+A failure is a bug of ours, unless `common_tests/conftest.py` says why not; its table is printed as skips with reasons.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+FILES = {"transformers": ("modeling.py", "processing.py"), "diffusers": ("pipelines.py",)}
+
+
+def run(source: Path, files: tuple[str, ...], name: str | None) -> int:
+    """One library's tests, in a process of their own: both have a package that is called `tests`."""
+    paths = [source, source / "utils", HERE.parent, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", str(HERE), "--import-mode=importlib"]
+    command += ["-q", "-rs", "--tb=short", "-W", "ignore", "-p", "no:cacheprovider", *(["-k", name] if name else [])]
+    command += [str(HERE / "common_tests" / file) for file in files]
+    return subprocess.run(command, cwd=source, env=environment, check=False).returncode
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for library in FILES:
+        parser.add_argument(f"--{library}", type=Path, help=f"source of {library}, with its tests/")
+    parser.add_argument("-k", dest="name", help="only tests of this name, as pytest's -k")
+    given = parser.parse_args()
+    sources = {library: getattr(given, library) for library in FILES if getattr(given, library) is not None}
+    if not sources:
+        parser.error("give --transformers, --diffusers, or both")
+    for library, source in sources.items():
+        if not (source / "tests").is_dir():
+            parser.error(f"--{library} {source} has no folder tests/; give a checkout of its source")
+    return max(run(source.resolve(), FILES[library], given.name) for library, source in sources.items())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
