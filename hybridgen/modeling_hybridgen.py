@@ -20,7 +20,7 @@ from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.paths.diffusion import FinalLayer, PatchEmbed, TimestepEmbedder
 from hybridgen.paths.initial import XavierLinear, ZeroLinear
 from hybridgen.paths.patches import patch_positions, patchify, unpatchify
-from hybridgen.paths.understanding import Aligner, build_vision_tower
+from hybridgen.paths.understanding import Aligner, build_vision_tower, look
 from hybridgen.paths.vq import GenerationHead
 
 Latents = Tensor | list[Tensor]  # (I, C, H, W), or I of (C, H, W) where sizes differ
@@ -115,7 +115,7 @@ class HybridGenModel(HybridGenPreTrainedModel):
 
     def get_image_features(self, pixel_values: Tensor, **kwargs) -> BaseModelOutputWithPooling:
         """Understanding: pixels (I, 3, h, w) -> tower output whose `pooler_output` is aligned, (I, tokens, H)."""
-        outputs = self.vision_model(pixel_values.to(self.vision_model.dtype), return_dict=True)
+        outputs = look(self.vision_model, pixel_values.to(self.vision_model.dtype))
         outputs.pooler_output = self.aligner(outputs.last_hidden_state)
         return outputs
 
