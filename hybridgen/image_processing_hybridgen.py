@@ -23,7 +23,8 @@ class HybridGenImageProcessor(BaseImageProcessor):
     Args:
         image_size: side S of the understanding path's square input.
         image_mean, image_std: of the understanding path; 0.5 maps pixels to [-1, 1].
-        pad_value: gray level beside pictures that are not square (127 is 0.5 of 255, rounded down, as in Janus).
+        pad_value: level beside pictures that are not square, one or one a channel (127 is 0.5 of 255, rounded down, as
+            in Janus).
         min_size: the short side is resized to no fewer pixels than this (Janus: 14).
     """
 
@@ -34,7 +35,7 @@ class HybridGenImageProcessor(BaseImageProcessor):
         image_size: int = 384,
         image_mean: list[float] | None = None,
         image_std: list[float] | None = None,
-        pad_value: int = 127,
+        pad_value: int | list[int] = 127,
         min_size: int = 14,
         **kwargs,
     ):
@@ -64,7 +65,8 @@ class HybridGenImageProcessor(BaseImageProcessor):
         image = _resize(image, width, height)
         if image.size == (side, side):
             return image
-        square = Image.new("RGB", (side, side), (self.pad_value,) * 3)
+        color = (self.pad_value,) * 3 if isinstance(self.pad_value, int) else tuple(self.pad_value)
+        square = Image.new("RGB", (side, side), color)
         square.paste(image, ((side - width) // 2, (side - height) // 2))
         return square
 

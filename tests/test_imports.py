@@ -24,9 +24,9 @@ LEVELS: list[list[tuple[str, ...]]] = [
         ("paths", "paths.*", "processing_hybridgen", "*_processing_hybridgen", "tokenization_*", "chat", "documents"),
     ],
     [("modeling_hybridgen",), ("data", "data.*")],
-    [("objectives",), ("sampling", "sampling.*"), ("checkpoints",), ("bridges", "bridges.*")],
+    [("objectives",), ("sampling", "sampling.*"), ("checkpoints",)],
     [("pipeline_hybridgen",)],
-    [("training", "training.*"), ("evaluation", "evaluation.*")],
+    [("training", "training.*"), ("evaluation", "evaluation.*"), ("bridges", "bridges.*")],
     [("cli", "arguments", "demo", "demo_report", "__main__")],
 ]
 NEVER = [  # what the levels alone would allow

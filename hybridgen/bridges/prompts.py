@@ -1,0 +1,226 @@
+"""Janus' prompts: the chat templates of Janus-1.3B and Janus-Pro, the tokens that they need, the image settings.
+
+Text and settings, no weights. The fact a newcomer gets wrong: the two generations name the roles otherwise ("User" and
+"<|User|>"), and no file of DeepSeek's says which is meant; a prompt in the other's style works, a little worse.
+"""
+
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from hybridgen.bridges.weights import read_json
+from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
+from hybridgen.tokenization_hybridgen import BEGIN_IMAGE, END_IMAGE, PLACEHOLDERS
+
+PAD, END = "<｜▁pad▁｜>", "<｜end▁of▁sentence｜>"
+IMAGE = PLACEHOLDERS["understanding"]
+IMAGE_TOKENS = {"image_token": IMAGE, "boi_token": BEGIN_IMAGE, "eoi_token": END_IMAGE}  # as transformers calls them
+OUR_TOKENS = (PLACEHOLDERS["diffusion"], PLACEHOLDERS["vq"])  # no Janus has them
+ROLES = {"janus": ("User", "Assistant"), "janus-pro": ("<|User|>", "<|Assistant|>")}
+SYSTEM = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
+CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+
+# ---------------------------------------------------------------------------------------------------- templates
+# Words in capitals are filled in. Texts and images of a turn stand a line apart.
+
+_CONTENT = """\
+{%- for part in parts -%}
+{%- if part['type'] == 'image' -%}
+{{- ('' if loop.first else '\\n') + IMAGE + ('' if loop.last else '\\n') -}}
+{%- else -%}
+{%- set text = part['text'].lstrip() if loop.first else part['text'] -%}
+{%- set text = text.rstrip() if loop.last else text -%}
+{{- (' ' if not loop.first and loop.previtem['type'] == 'text' else '') + text -}}
+{%- endif -%}
+{%- endfor -%}
+"""
+# A conversation that begins with an image is opened by the system prompt; one that asks for an image is not.
+_OURS = f"""\
+{{{{- BEGIN -}}}}
+{{%- if messages and messages[0]['role'] == 'user' and messages[0]['content'] is not string
+    and 'image' in messages[0]['content'] | map(attribute='type') -%}}
+{{{{- SYSTEM + '\\n\\n' -}}}}
+{{%- endif -%}}
+{{%- for message in messages -%}}
+{{%- if message['content'] is string -%}}
+{{%- set parts = [{{'type': 'text', 'text': message['content']}}] -%}}
+{{%- else -%}}
+{{%- set parts = message['content'] -%}}
+{{%- endif -%}}
+{{%- set empty = parts | length == 1 and parts[0]['type'] == 'text' and not parts[0]['text'].strip() -%}}
+{{%- if message['role'] == 'user' -%}}
+{{{{- USER + (':' if empty else ': ') -}}}}
+{{%- elif message['role'] == 'assistant' -%}}
+{{{{- ASSISTANT + (': ' if parts[0]['type'] == 'text' and not empty else ':') -}}}}
+{{%- endif -%}}
+{_CONTENT}\
+{{%- if message['role'] == 'assistant' -%}}
+{{{{- eos_token -}}}}
+{{%- elif not empty -%}}
+{{{{- '\\n\\n' -}}}}
+{{%- endif -%}}
+{{%- endfor -%}}
+{{{{- ASSISTANT + ':' if add_generation_prompt else '' -}}}}
+"""
+_TRANSFORMERS = f"""\
+{{%- for message in messages -%}}
+{{%- set parts = message['content'] -%}}
+{{%- if message['role'] == 'user' -%}}
+{{{{- USER + ': ' -}}}}
+{{%- elif message['role'] == 'assistant' -%}}
+{{{{- ASSISTANT + (': ' if parts[0]['type'] == 'text' and parts[0]['text'] else ':') -}}}}
+{{%- endif -%}}
+{_CONTENT}\
+{{%- if not loop.last or add_generation_prompt -%}}
+{{{{- END if message['role'] == 'assistant' else '\\n\\n' -}}}}
+{{%- endif -%}}
+{{%- endfor -%}}
+{{{{- ASSISTANT + ':' if add_generation_prompt else '' -}}}}
+"""
+
+
+def chat_template(style: str, begins: bool) -> str:
+    """A template for our processor, in the style of `janus` (1.3B) or `janus-pro`.
+
+    Args:
+        begins: prompts start with the token that begins a text.
+    """
+    return _filled(_OURS, style).replace("BEGIN", "bos_token" if begins else "''")
+
+
+def transformers_template(style: str) -> str:
+    """A template for transformers' `JanusProcessor`, which adds the system prompt and the begin of text itself."""
+    return _filled(_TRANSFORMERS, style)
+
+
+def _filled(template: str, style: str) -> str:
+    user, assistant = ROLES[style]
+    words = {"ASSISTANT": assistant, "USER": user, "SYSTEM": SYSTEM, "END": END, "IMAGE": IMAGE}
+    for name, value in words.items():
+        template = template.replace(name, f"'{value}'")
+    return template
+
+
+def find_style(folder: Path, template: str | None) -> tuple[str, str]:
+    """The style a checkpoint was trained in, and what tells it.
+
+    Its chat template, where it has one; else the style that DeepSeek's processor names; else the folder's name; else
+    Janus-Pro's.
+    """
+    for style in ("janus-pro", "janus"):  # the second's roles are part of the first's
+        if template is not None and ROLES[style][0] in template:
+            return style, "its chat template"
+    settings = _if_there(folder / "processor_config.json")
+    if settings.get("sft_format") == "deepseek_old":
+        return "janus", "sft_format 'deepseek_old'"
+    for style, name in (("janus", "janus-1.3b"), ("janus-pro", "janus-pro")):
+        if name in folder.resolve().name.lower():
+            return style, "the folder's name"
+    return "janus-pro", "nothing says otherwise"
+
+
+def template_of(folder: Path) -> str | None:
+    """The chat template that stands in a folder of a processor or tokenizer, wherever its library's version put it."""
+    if (file := folder / "chat_template.jinja").is_file():
+        return file.read_text(encoding="utf-8")
+    files = ("chat_template.json", "processor_config.json", "tokenizer_config.json")
+    templates = [_if_there(folder / name).get("chat_template") for name in files]
+    return next((template for template in templates if isinstance(template, str)), None)
+
+
+# --------------------------------------------------------------------------------------------------- tokenizers
+
+_KEPT = ("model_max_length", "truncation_side", "clean_up_tokenization_spaces", "add_bos_token", "add_eos_token")
+_NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Janus' tokenizer exactly as its tokenizer.json has it, with its pad token set, and without tokens of ours.
+
+    Raises:
+        ValueError: it is missing, or lacks the tokens that stand for images, or something to pad with.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(f"{folder} has no tokenizer.json, so the tokens that stand for images are unknown")
+    settings = {**_if_there(folder / "special_tokens_map.json"), **_if_there(folder / "tokenizer_config.json")}
+    content = read_json(folder / "tokenizer.json")
+    content["added_tokens"] = [t for t in content.get("added_tokens", []) if t["content"] not in OUR_TOKENS]
+    try:
+        backend = Tokenizer.from_str(json.dumps(content))
+    except Exception as error:  # the tokenizers library raises nothing more special
+        raise ValueError(f"{folder / 'tokenizer.json'} is no tokenizer ({error}); copy it again") from error
+    extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
+    names = {**IMAGE_TOKENS, **(extra if isinstance(extra, dict) else {})}
+    names |= {name: settings[name] for name in (*_NAMED, *IMAGE_TOKENS) if settings.get(name)}
+    names = {name: _content(token) for name, token in names.items()}
+    pad = _if_there(folder / "processor_config.json").get("pad_tag", PAD)
+    if backend.token_to_id(pad) is not None:
+        names["pad_token"] = pad  # Janus' own code takes it by its name, whatever the tokenizer's settings say
+    if missing := sorted(token for token in names.values() if backend.token_to_id(token) is None):
+        raise ValueError(
+            f"the tokenizer in {folder} has no {', '.join(missing)}, which every Janus needs; take the one that "
+            "belongs to the checkpoint"
+        )
+    if wanting := [name for name in ("eos_token", "pad_token") if name not in names]:
+        raise ValueError(f"the tokenizer in {folder} names no {wanting[0]}; say it in tokenizer_config.json")
+    kept = {name: settings[name] for name in _KEPT if settings.get(name) is not None}
+    if str(settings.get("tokenizer_class", "")).startswith("Llama"):
+        kept.setdefault("add_bos_token", True)  # that class does, unless it is told not to
+    if isinstance(extra, list):
+        kept["extra_special_tokens"] = [token for token in map(_content, extra) if token not in OUR_TOKENS]
+    own = {name: token for name, token in names.items() if name not in _NAMED}
+    named = {name: token for name, token in names.items() if name in _NAMED}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, padding_side="left", model_specific_special_tokens=own, **named, **kept
+    )
+
+
+def begins_texts(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Whether the tokenizer, left to itself, puts the token that begins a text before one."""
+    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
+def _content(token: str | dict) -> str:
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _if_there(file: Path) -> dict:
+    return read_json(file) if file.is_file() else {}
+
+
+# ----------------------------------------------------------------------------------------------- image settings
+
+
+def open_image_processor(folder: Path, image_size: int) -> HybridGenImageProcessor:
+    """How a checkpoint of either layout wants its pictures. Where it does not say: the tower's size, mean and std 0.5.
+
+    Raises:
+        ValueError: its size is not the tower's, or it wants something that Janus does not do.
+    """
+    settings = _if_there(folder / "preprocessor_config.json")
+    settings = settings or _if_there(folder / "processor_config.json").get("image_processor", {})
+    size = settings.get("image_size") or settings.get("size") or image_size
+    size = size.get("height") if isinstance(size, dict) else size
+    if size != image_size:
+        raise ValueError(
+            f"the image processor in {folder} makes pictures of {size} pixels, but the vision tower takes {image_size}"
+        )
+    if abs(settings.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+        raise ValueError(f"the image processor in {folder} has rescale_factor {settings['rescale_factor']}, not 1/255")
+    default = (CLIP_MEAN, CLIP_STD) if settings else ([0.5] * 3, [0.5] * 3)  # both libraries' classes default to CLIP's
+    mean, std = settings.get("image_mean") or default[0], settings.get("image_std") or default[1]
+    pad = settings.get("pad_value", [int(value * 255) for value in mean])  # the first is ours
+    if not settings.get("do_normalize", True):
+        mean, std = [0.0] * 3, [1.0] * 3
+    return HybridGenImageProcessor(
+        image_size=image_size,
+        image_mean=mean,
+        image_std=std,
+        pad_value=pad[0] if isinstance(pad, list) and len(set(pad)) == 1 else pad,
+        min_size=settings.get("min_size", 14),
+    )

@@ -1,0 +1,165 @@
+"""Weights on disk: the tensors of a folder by name, read one at a time, and written again in shards.
+
+Safetensors or PyTorch's `.bin`, in one file or in shards with an index; names and shapes only, no model. The fact a
+newcomer gets wrong: a `.bin` file is a pickle, and a pickle can run code. Here such a file is read with
+`weights_only=True` or not at all.
+"""
+
+import json
+import math
+import pickle
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+SINGLES = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin")
+SHARD_SIZE = "50GB"  # transformers' own default: what it wrote in one file stays one file
+
+
+class Stored(NamedTuple):
+    """A tensor on disk; `read` brings it into memory."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+def stored(tensor: Tensor) -> Stored:
+    """A tensor that is in memory already."""
+    return Stored(tuple(tensor.shape), tensor.dtype, lambda: tensor)
+
+
+def open_weights(folder: Path) -> dict[str, Stored]:
+    """Every tensor of a folder.
+
+    Raises:
+        ValueError: there are none, a shard is missing, a file is cut off, or a pickle holds more than tensors.
+    """
+    tensors: dict[str, Stored] = {}
+    for file in _files(folder):
+        for name, tensor in _open_file(file).items():
+            if name in tensors:
+                raise ValueError(f"{folder} has {name} in two files, {file.name} and one before it; remove one")
+            tensors[name] = tensor
+    return tensors
+
+
+def _files(folder: Path) -> list[Path]:
+    for index in INDICES:
+        if (folder / index).is_file():
+            shards = sorted(set(read_json(folder / index).get("weight_map", {}).values()))
+            missing = [shard for shard in shards if not (folder / shard).is_file()]
+            if missing:
+                raise ValueError(
+                    f"{folder} is missing {missing[0]}, one of the {len(shards)} shards that {index} names; copy it "
+                    "again"
+                )
+            return [folder / shard for shard in shards]
+    for single in SINGLES:
+        if (folder / single).is_file():
+            return [folder / single]
+    raise ValueError(f"{folder} has no weights: none of {', '.join((*SINGLES, *INDICES))} is there")
+
+
+def _open_file(file: Path) -> dict[str, Stored]:
+    return _open_safetensors(file) if file.suffix == ".safetensors" else _open_pickle(file)
+
+
+def _open_safetensors(file: Path) -> dict[str, Stored]:
+    try:
+        handle = safe_open(file, "pt")
+    except SafetensorError as error:
+        raise ValueError(f"{file} cannot be read ({error}); it was cut off or changed, copy it again") from error
+
+    def entry(name: str) -> Stored:
+        header = handle.get_slice(name)
+        dtype = _DTYPES.get(header.get_dtype())
+        if dtype is None:
+            raise ValueError(f"{file} has {name} as {header.get_dtype()}, a type that is not known here")
+        return Stored(tuple(header.get_shape()), dtype, lambda: handle.get_tensor(name))
+
+    return {name: entry(name) for name in handle.keys()}  # noqa: SIM118  (a handle is no dict)
+
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+
+
+def _open_pickle(file: Path) -> dict[str, Stored]:
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{file} is a pickle that holds more than tensors, so it could run code and is not read; ask for "
+            "safetensors instead"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{file} cannot be read; it was cut off or changed, copy it again") from error
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise ValueError(f"{file} holds no table of tensors by name; save the model's state_dict, and nothing else")
+    return {name: stored(tensor.detach()) for name, tensor in tensors.items()}
+
+
+def save_weights(folder: Path, tensors: dict[str, Stored], max_shard_size: int | str = SHARD_SIZE) -> list[Path]:
+    """Write tensors as `model.safetensors`, or as shards with an index where they are larger than a shard.
+
+    The order of `tensors` decides what stands in which shard; no more than one shard is in memory at a time.
+    """
+    shapes = {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in tensors.items()}
+    split = split_torch_state_dict_into_shards(
+        shapes, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
+    )
+    for shard, names in split.filename_to_tensors.items():
+        # a clone where tensors share memory, as halves of one do: safetensors writes no views
+        read = {name: tensors[name].read() for name in names}
+        save_file({name: _own_memory(tensor) for name, tensor in read.items()}, folder / shard, {"format": "pt"})
+    if split.is_sharded:
+        parameters = sum(tensor.size for tensor in tensors.values())
+        index = {"metadata": {"total_parameters": parameters, **split.metadata}, "weight_map": split.tensor_to_filename}
+        write_json(folder / INDICES[0], index)
+    return [folder / shard for shard in split.filename_to_tensors]
+
+
+def _own_memory(tensor: Tensor) -> Tensor:
+    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+    return tensor.contiguous() if whole else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def read_json(file: Path) -> dict:
+    """Raises ValueError when the file is missing or no JSON object."""
+    if not file.is_file():
+        raise ValueError(f"{file.parent} has no {file.name}")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON ({error}); it was cut off or changed, copy it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds no JSON object; it was changed, copy it again")
+    return content
+
+
+def write_json(file: Path, content: dict) -> None:
+    file.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def common_dtype(tensors: Iterable[Stored]) -> torch.dtype:
+    """The type that most numbers have."""
+    counts: dict[torch.dtype, int] = {}
+    for tensor in tensors:
+        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.size
+    return max(counts, key=counts.__getitem__, default=torch.float32)
