@@ -1,4 +1,4 @@
-"""The command line: `hybridgen train | sample | ask | evaluate | demo`.
+"""The command line: `hybridgen init | train | sample | ask | evaluate | demo`.
 
 It reads arguments, calls the library and says what came of it; nothing is computed here. The fact a newcomer gets
 wrong: stdout carries results alone (paths written, an answer), because people pipe it. Progress, warnings and
@@ -23,6 +23,8 @@ from tqdm import tqdm
 
 from hybridgen import demo
 from hybridgen.arguments import parser
+from hybridgen.bridges.grafting import Shape, graft
+from hybridgen.checkpoints import new_folder
 from hybridgen.evaluation import suites
 from hybridgen.evaluation.generation import DrawSettings
 from hybridgen.evaluation.scores import in_lines, save_scores
@@ -76,6 +78,30 @@ def _sentence(error: Exception) -> str:
 
 # ------------------------------------------------------------------------------------------------------ commands
 # Each takes the options and yields the lines of its result.
+
+
+def _init(options: argparse.Namespace) -> Iterator[str]:
+    file = options.chat_template
+    shape = Shape(
+        image_size=options.image_size,
+        patch_size=options.patch_size,
+        prediction_type=options.prediction,
+        understanding_bidirectional=options.bidirectional,
+        chat_template=None if file is None else file.read_text(encoding="utf-8"),
+        seed=options.seed,
+    )
+    with new_folder(options.folder) as aside:
+        graft(
+            options.paths,
+            backbone=options.backbone,
+            gguf_file=options.gguf_file,
+            vision=options.vision,
+            vae=options.vae,
+            vq=options.vq,
+            from_janus=options.from_janus,
+            shape=shape,
+        ).save_pretrained(aside)
+    yield str(options.folder)
 
 
 def _train(options: argparse.Namespace) -> Iterator[str]:
@@ -144,7 +170,7 @@ def _demo(options: argparse.Namespace) -> Iterator[str]:
         yield from demo.run(options.world, out, options.seed, options.samples, options.overrides, report)
 
 
-_COMMANDS = {"train": _train, "sample": _sample, "ask": _ask, "evaluate": _evaluate, "demo": _demo}
+_COMMANDS = {"init": _init, "train": _train, "sample": _sample, "ask": _ask, "evaluate": _evaluate, "demo": _demo}
 
 
 # ------------------------------------------------------------------------------------------------------- pictures

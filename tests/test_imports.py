@@ -26,7 +26,8 @@ LEVELS: list[list[tuple[str, ...]]] = [
     [("modeling_hybridgen",), ("data", "data.*")],
     [("objectives",), ("sampling", "sampling.*"), ("checkpoints",)],
     [("pipeline_hybridgen",)],
-    [("training", "training.*"), ("evaluation", "evaluation.*"), ("bridges", "bridges.*")],
+    [("bridges", "bridges.*"), ("adapters",)],
+    [("training", "training.*"), ("evaluation", "evaluation.*")],
     [("cli", "arguments", "demo", "demo_report", "__main__")],
 ]
 NEVER = [  # what the levels alone would allow

@@ -7,13 +7,15 @@ weight is accounted for, and the kind is read from the config first.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import diffusers
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
@@ -24,9 +26,10 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.janus import JanusVQVAE
-from transformers.utils import is_gguf_available
+from transformers.utils import is_gguf_available, logging
 
 from hybridgen.checkpoints import told_in_one_sentence
+from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 from hybridgen.patch_vq import PatchVQ
 from hybridgen.paths.understanding import build_vision_tower
 
@@ -39,9 +42,7 @@ TOWERS = {  # model type of the tower, or of a model with both towers -> who loa
 VQ_KINDS = {"JanusVQVAE": JanusVQVAE, "VQModel": diffusers.VQModel, "PatchVQ": PatchVQ}
 
 
-def open_backbone(
-    folder: str | Path, gguf_file: str | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def open_backbone(folder: str | Path, gguf_file: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A decoder with its head, in float32, and its tokenizer.
 
     Args:
@@ -65,7 +66,9 @@ def open_backbone(
     _check_complete(report, folder, "backbone")
     head = model.get_output_embeddings()
     if head is None or getattr(head, "bias", None) is not None or model.config.is_encoder_decoder:
-        raise ValueError(f"backbone {folder} is a {model.config.model_type!r}, whose head is no plain matrix; give another")
+        raise ValueError(
+            f"backbone {folder} is a {model.config.model_type!r}, whose head is no plain matrix; give another"
+        )
     return model.eval(), _open_tokenizer(folder, model.get_input_embeddings().num_embeddings, given)
 
 
@@ -102,10 +105,10 @@ def open_tower(source: str | Path) -> nn.Module:
         ValueError: it is another model, or lacks weights.
     """
     source = Path(source)
-    if source.suffix == ".json":
-        config = tower_config(source)
-        return build_vision_tower(config).eval()
     config = tower_config(source)
+    if source.suffix == ".json":
+        with told_in_one_sentence(source):
+            return build_vision_tower(config).eval()
     loader = TOWERS[config.model_type]
     with told_in_one_sentence(source):
         tower, report = loader.from_pretrained(source, config=config, dtype=torch.float32, output_loading_info=True)
@@ -119,12 +122,20 @@ def tower_config(source: str | Path) -> PreTrainedConfig:
     content = _read_config(source, "vision tower")
     kind = content.get("model_type")
     if kind not in TOWERS:
-        raise ValueError(
-            f"vision tower {source} is a {kind!r}, not one of {', '.join(TOWERS)}{_hint(kind)}"
-        )
+        raise ValueError(f"vision tower {source} is a {kind!r}, not one of {', '.join(TOWERS)}{_hint(kind)}")
     content = {**content.get("vision_config", content), "vision_use_head": False}
     content.pop("model_type", None)
-    return TOWERS[kind].config_class(**content)
+    try:
+        return TOWERS[kind].config_class(**content)
+    except (StrictDataclassError, TypeError) as error:
+        raise ValueError(f"vision tower {source}: {' '.join(str(error.__cause__ or error).split())}") from error
+
+
+def image_settings(source: str | Path, image_size: int) -> HybridGenImageProcessor:
+    """How a tower wants its pictures: mean and deviation that stand beside its weights, 0.5 where nothing does."""
+    file = Path(source) / "preprocessor_config.json"
+    content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return HybridGenImageProcessor(image_size, image_mean=content.get("image_mean"), image_std=content.get("image_std"))
 
 
 def open_vae(folder: str | Path) -> nn.Module:
@@ -138,7 +149,9 @@ def open_vae(folder: str | Path) -> nn.Module:
     if kind != "AutoencoderKL":
         raise ValueError(f"VAE {folder} is a {kind!r}, not an AutoencoderKL; name the folder vae/ of a diffusers model")
     with told_in_one_sentence(folder):
-        vae, report = diffusers.AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32, output_loading_info=True)
+        vae, report = diffusers.AutoencoderKL.from_pretrained(
+            folder, torch_dtype=torch.float32, output_loading_info=True
+        )
     _check_complete(report, folder, "VAE")
     return vae.eval().requires_grad_(False)
 
@@ -180,6 +193,17 @@ def _read_config(source: Path, what: str) -> dict:
 
 def _hint(kind: str | None) -> str:
     return "; a Janus is given as --from-janus" if kind in ("janus", "multi_modality") else ""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, transformers does not print a table of what is new or left over: here that is looked at, not shown."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _check_complete(report: dict, folder: Path, what: str) -> None:

@@ -1,6 +1,6 @@
 """Grafting: a hybrid from pretrained parts. A Llama or Qwen learns to see and draw, a Janus gains a diffusion path.
 
-`graft` opens the donors (`donors`, `janus`), puts their weights into one model, gives the tokenizer what images need,
+`graft` opens the donors (`gathering`), puts their weights into one model, gives the tokenizer what images need,
 and starts what is new. It trains nothing. The fact a newcomer gets wrong: what is new is silent, not small. New heads
 are zero, so their losses send no gradient into the backbone in the first step; new rows of the vocabulary are the mean
 of the old ones, so no new token outscores every old one; and no old weight is touched. Text logits and the paths that
@@ -11,30 +11,23 @@ Shapes: V rows of the vocabulary, H width of the backbone.
 """
 
 import copy
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from hybridgen.bridges.donors import open_backbone, open_tower, open_vae, open_vq, read_image_settings
-from hybridgen.chat import DEFAULT_CHAT_TEMPLATE
+from hybridgen.bridges.donors import quiet
+from hybridgen.bridges.gathering import EMBEDDINGS, HEAD, OF_PATH, Donors, check_request, gather
 from hybridgen.codecs import VAECodec, VQCodec
 from hybridgen.configuration_hybridgen import HybridGenConfig
-from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
-from hybridgen.layout import PATHS
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor, add_image_tokens, image_token_ids
 
-EMBEDDINGS, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
-BACKBONE, TOWER = "model.language_model.", "model.vision_model."
-OF_PATH = {  # path -> the parts of the model that only it has
-    "understanding": ("model.vision_model.", "model.aligner."),
-    "diffusion": ("model.patch_embed.", "model.timestep_embedder.", "model.final_layer."),
-    "vq": ("model.generation_embeddings.", "model.generation_aligner.", "model.generation_head."),
-}
 ROUND = 64  # rows are added up to a multiple of it, which matrix products like
 
 
@@ -90,10 +83,10 @@ def graft(
         ValueError: a part is missing, of another kind or size, or not needed; in one sentence.
     """
     shape = shape or Shape()
-    paths = _check_request(paths, backbone, gguf_file, vision, vae, vq, from_janus)
-    with torch.random.fork_rng():
+    paths = check_request(paths, backbone, gguf_file, vision, vae, vq, from_janus)
+    with torch.random.fork_rng(), quiet():
         torch.manual_seed(shape.seed)
-        donors = _open(paths, backbone, gguf_file, vision, vae, vq, from_janus)
+        donors = gather(paths, backbone, gguf_file, vision, vae, vq, from_janus)
         config = _configure(paths, donors, shape)
         _extend_vocabulary(donors, config)
         model = _assemble(config, donors)
@@ -104,71 +97,178 @@ def graft(
     return HybridGenPipeline(model, processor, vae=donors.vae, vq_model=donors.vq)
 
 
-def _check_request(paths, backbone, gguf_file, vision, vae, vq, from_janus) -> tuple[str, ...]:
-    """The paths in their order. Raises ValueError for what needs no file to be refused."""
-    if unknown := [path for path in paths if path not in PATHS]:
-        raise ValueError(f"there is no path {unknown[0]!r}; choose among {', '.join(PATHS)}")
-    if not paths:
-        raise ValueError(f"no path is asked for; name at least one of {', '.join(PATHS)}")
-    if backbone is None and from_janus is None:
-        raise ValueError("a hybrid needs a backbone; give the folder of a decoder as backbone, or of a Janus as from_janus")
-    if gguf_file is not None and backbone is None:
-        raise ValueError(f"gguf_file {gguf_file} belongs to a backbone; name the folder it is in as backbone")
-    for path, name, part in (("understanding", "vision", vision), ("diffusion", "vae", vae), ("vq", "vq", vq)):
-        if part is not None and path not in paths:
-            raise ValueError(f"{name} {part} is given, but no {path} path is asked for; add it to paths or leave it out")
-        if part is None and from_janus is None and path in paths and path != "diffusion":
-            raise ValueError(f"the {path} path needs a donor; give {name} or from_janus, or leave the path out")
-    if from_janus is not None and all((backbone, vision or "understanding" not in paths, vq or "vq" not in paths)):
-        raise ValueError(f"nothing is left for the Janus {from_janus} to give; leave out from_janus or another part")
-    return tuple(path for path in PATHS if path in paths)
+# ------------------------------------------------------------------------------------------------------- the config
 
 
-# ---------------------------------------------------------------------------------------------------------- donors
-
-
-@dataclass
-class Donors:
-    """What was opened.
-
-    Args:
-        weights: by our names; what is not in it starts new.
-        configs: arguments of `HybridGenConfig`.
-        reference: the decoder itself, where it came from a folder of its own.
-        janus: the processor's donor, where the backbone is a Janus'.
-    """
-
-    weights: dict[str, Tensor]
-    configs: dict
-    tokenizer: PreTrainedTokenizerBase
-    reference: PreTrainedModel | None = None
-    janus: HybridGenPipeline | None = None
-    images: HybridGenImageProcessor | None = None
-    vae: nn.Module | None = None
-    vq: nn.Module | None = None
-
-
-def _open(paths, backbone, gguf_file, vision, vae, vq, from_janus) -> Donors:
-    janus = None if from_janus is None else load_janus(from_janus)
-    if backbone is None:
-        donors = _of_janus(janus, (BACKBONE, HEAD), "text_config", "tie_word_embeddings")
-        donors.tokenizer, donors.janus = copy.deepcopy(janus.processor.tokenizer), janus
-    else:
-        donors = _of_backbone(*open_backbone(backbone, gguf_file))
-    if "understanding" in paths:
-        if vision is not None:
-            tower = open_tower(vision)
-            donors.weights |= _named(tower, TOWER)
-            donors.configs["vision_config"] = tower.config
-            donors.images = read_image_settings(vision, tower.config.image_size)
-        else:
-            own = ("aligner_depth", "aligner_hidden_act", "understanding_bidirectional") if backbone is None else ()
-            _take(donors, janus, OF_PATH["understanding"] if backbone is None else (TOWER,), "vision_config", *own)
-            donors.images = janus.processor.image_processor
-    if "diffusion" in paths and vae is not None:
-        donors.vae = open_vae(vae)
+def _configure(paths: tuple[str, ...], donors: Donors, shape: Shape) -> HybridGenConfig:
+    """The donors' configs and those of the paths that no donor describes; the vocabulary is the old one still."""
+    configs, factors = dict(donors.configs), _factors(donors)
+    side = _image_size(paths, donors, shape)
+    for path in ("diffusion", "vq"):
+        if path in paths and side % factors[path]:
+            raise ValueError(
+                f"image_size {side} is not divisible by {factors[path]}, the pixels along one side of a "
+                f"{'code' if path == 'vq' else 'latent'}; choose a multiple of it"
+            )
+    if "diffusion" in paths:
+        configs["diffusion_config"] = {
+            "in_channels": 3 if donors.vae is None else donors.vae.config.latent_channels,
+            "patch_size": shape.patch_size or (8 if donors.vae is None else 2),
+            "sample_size": side // factors["diffusion"],
+            "prediction_type": shape.prediction_type,
+        }
     if "vq" in paths:
-        donors.vq = open_vq(vq) if vq is not None else janus.vq_model
-        if vq is None and backbone is None:
-            _take(donors, janus, OF_PATH["vq"], "vq_config")
-    return donors
+        codes, width = VQCodec(donors.vq).codebook.shape
+        configs.setdefault("vq_config", {"num_embeddings": codes, "embed_dim": width})
+        if isinstance(configs["vq_config"], dict):
+            configs["vq_config"]["sample_size"] = side // factors["vq"]
+        else:
+            configs["vq_config"].sample_size = side // factors["vq"]
+    configs.setdefault("understanding_bidirectional", shape.understanding_bidirectional)
+    return HybridGenConfig(**configs)
+
+
+def _factors(donors: Donors) -> dict[str, int | None]:
+    """Pixels along one side of a latent and of a code."""
+    vae, vq = donors.vae, donors.vq
+    return {"diffusion": 1 if vae is None else VAECodec(vae).factor, "vq": None if vq is None else VQCodec(vq).factor}
+
+
+def _image_size(paths: tuple[str, ...], donors: Donors, shape: Shape) -> int:
+    """Side of the pictures that are written. A Janus tokenizer names its grid, a tower its picture."""
+    if shape.image_size is not None:
+        return shape.image_size
+    if donors.janus is not None and donors.janus.processor.default_size is not None:
+        return donors.janus.processor.default_size[0]
+    if donors.images is not None:
+        return donors.images.image_size
+    if set(paths) & {"diffusion", "vq"}:
+        raise ValueError("image_size is needed: no donor says how large the pictures are that are to be drawn")
+    return 0
+
+
+# ----------------------------------------------------------------------------------------------------- the weights
+
+
+def _extend_vocabulary(donors: Donors, config: HybridGenConfig) -> None:
+    """Give the tokenizer the image tokens that it lacks, the tables rows for them, and the config both.
+
+    Rows that are added are the mean of the old ones. Of rows that stood empty only those of the two tokens that frame
+    an image are set to it: placeholders are never looked up.
+    """
+    tokenizer, tied = donors.tokenizer, config.tie_word_embeddings
+    known = set(tokenizer.get_vocab())
+    add_image_tokens(tokenizer)
+    ids = image_token_ids(tokenizer)
+    for name, value in ids.items():
+        setattr(config, name, value)
+    frames = (tokenizer.convert_ids_to_tokens(ids[f"{side}_image_token_id"]) for side in ("begin", "end"))
+    fresh = [
+        ids[f"{side}_image_token_id"]
+        for side, token in zip(("begin", "end"), frames, strict=True)
+        if token not in known
+    ]
+    rows, needed = config.text_config.vocab_size, max(tokenizer.get_vocab().values()) + 1
+    if needed > rows:
+        rows = -(-needed // ROUND) * ROUND
+    for name in (EMBEDDINGS,) if tied else (EMBEDDINGS, HEAD):
+        if name not in donors.weights:
+            raise ValueError(f"the backbone is a {config.text_config.model_type!r}, which has no {name}; give another")
+        donors.weights[name] = grow(donors.weights[name], rows, fresh)
+    config.text_config.vocab_size = rows
+
+
+def grow(table: Tensor, rows: int, fresh: list[int]) -> Tensor:
+    """(V, H) -> (rows, H): what is added, and the rows of `fresh`, are the mean of the old rows."""
+    mean = table.mean(0)
+    table = torch.cat([table, mean.expand(rows - len(table), -1)])
+    table[fresh] = mean
+    return table
+
+
+def _assemble(config: HybridGenConfig, donors: Donors) -> HybridGenForConditionalGeneration:
+    """The model of the donors' weights; only parts of paths may start new."""
+    model, report = HybridGenForConditionalGeneration.from_pretrained(
+        None, config=config, state_dict=donors.weights, dtype=torch.float32, output_loading_info=True
+    )
+    new = {name for name in report["missing_keys"] if name.startswith(sum(OF_PATH.values(), ()))}
+    if wrong := sorted((set(report["missing_keys"]) - new) | set(report["unexpected_keys"])):
+        raise ValueError(
+            f"the backbone is a {config.text_config.model_type!r}, whose weights do not fit: {wrong[0]} and "
+            f"{len(wrong) - 1} more; give a decoder of Llama's or Qwen's form"
+        )
+    if donors.reference is not None:
+        model.generation_config = copy.deepcopy(donors.reference.generation_config)
+    _start(model, new, donors)
+    return model.eval()
+
+
+@torch.no_grad()
+def _start(model: HybridGenForConditionalGeneration, new: set[str], donors: Donors) -> None:
+    """
+    1. The head over codes is zero (that of the diffusion path is, wherever it is made): nothing of it reaches the
+       backbone before it has learnt something itself.
+    2. Codes that look alike start alike: their embeddings are the codebook.
+    3. Aligners write as loud as the backbone's own embeddings.
+    """
+    parts = model.model
+    if "model.generation_head.vision_head.weight" in new:
+        for parameter in parts.generation_head.vision_head.parameters():
+            parameter.zero_()
+    if "model.generation_embeddings.weight" in new:
+        codebook = VQCodec(donors.vq).codebook.float()
+        parts.generation_embeddings.weight.copy_((codebook - codebook.mean(0)) / codebook.std())
+    loudness = parts.get_input_embeddings().weight.square().mean().sqrt()
+    for name in ("aligner", "generation_aligner"):
+        if f"model.{name}.fc1.weight" in new:
+            aligner = getattr(parts, name)
+            [aligner.fc1, *aligner.hidden_layers][-1].weight.mul_(loudness)
+
+
+# --------------------------------------------------------------------------------------- the processor, and a trial
+
+
+def _processor(config: HybridGenConfig, donors: Donors, shape: Shape) -> HybridGenProcessor:
+    factors = _factors(donors)
+    processor = HybridGenProcessor.for_config(
+        config,
+        donors.tokenizer,
+        donors.images,
+        vae_factor=factors["diffusion"],
+        vq_factor=factors["vq"],
+        chat_template=shape.chat_template,
+    )
+    if donors.janus is None:
+        return processor
+    ours = {"num_image_tokens", "diffusion_token_size", "vq_token_size", "bidirectional_paths", "default_size"}
+    ours |= {"image_processor", "tokenizer"} | ({"chat_template"} if shape.chat_template else set())
+    names = inspect.signature(HybridGenProcessor).parameters
+    return HybridGenProcessor(
+        **{name: getattr(processor if name in ours else donors.janus.processor, name) for name in names}
+    )
+
+
+@torch.no_grad()
+def _check_text(model: HybridGenForConditionalGeneration, reference: PreTrainedModel) -> None:
+    """Raises ValueError if the model does not write as its backbone did: some decoders do more to embeddings or logits
+    than look them up and multiply (Gemma, Cohere, Granite)."""
+    vocabulary = reference.get_input_embeddings().num_embeddings
+    ids = torch.arange(vocabulary)[: 12 * max(1, vocabulary // 13) : max(1, vocabulary // 13)][None]
+    theirs = reference(ids).logits
+    difference = (model(ids).logits[..., :vocabulary] - theirs).abs().max() / theirs.abs().max()
+    if not difference < 1e-3:
+        raise ValueError(
+            f"the backbone is a {reference.config.model_type!r}, which does more to its logits than a plain head: ours "
+            f"differ by {difference:.1%}; give a decoder of Llama's or Qwen's form"
+        )
+
+
+def _check_template(processor: HybridGenProcessor) -> None:
+    """Raises ValueError if the chat template cannot write what training and sampling need."""
+    picture = {"type": "image", "image": Image.new("RGB", (8, 8))}
+    text = {"type": "text", "text": "probe"}
+    for path in processor.paths:
+        asked, said = ([picture, text], [text]) if path == "understanding" else ([text], [picture])
+        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+        write = None if path == "understanding" else path
+        processor.document([*turns, *turns], read="understanding" if write is None else write, write=write)
