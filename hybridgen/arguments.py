@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser(prog="hybridgen", description=_ABOUT, epilog=_EXAMPLES, formatter_class=_KeepLines)
     top.add_argument("--version", action="version", version=f"hybridgen {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
-    for add in (_add_demo, _add_init, _add_train, _add_sample, _add_ask, _add_evaluate):
+    for add in (_add_demo, _add_init, _add_train, _add_merge, _add_sample, _add_ask, _add_evaluate):
         add(commands)
     return top
 
@@ -131,6 +131,23 @@ def _add_train(commands) -> None:
     command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=_OVERRIDES)
 
 
+def _add_merge(commands) -> None:
+    command = _command(
+        commands,
+        "merge",
+        "merge a trained LoRA adapter into its model",
+        """\
+        Write the pipeline that an adapter was trained on with the adapter added to its weights. The adapter's folder
+        can be sampled, asked and evaluated without that, too.
+
+        examples:
+          hybridgen merge runs/janus_pro_1b_lora/checkpoint merged
+        """,
+    )
+    command.add_argument("adapter", metavar="ADAPTER", type=Path, help="folder of an adapter: checkpoint/ of its run")
+    command.add_argument("folder", metavar="DST", type=Path, help="folder to write; it must not be there yet")
+
+
 def _add_sample(commands) -> None:
     command = _command(
         commands,
@@ -209,7 +226,9 @@ def _add_evaluate(commands) -> None:
 
 
 def _add_checkpoint(command) -> None:
-    command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="folder of a saved pipeline")
+    command.add_argument(
+        "checkpoint", metavar="CHECKPOINT", type=Path, help="folder of a saved pipeline, or of an adapter"
+    )
 
 
 def _add_drawing(group) -> None:

@@ -26,7 +26,7 @@ LEVELS: list[list[tuple[str, ...]]] = [
     [("modeling_hybridgen",), ("data", "data.*")],
     [("objectives",), ("sampling", "sampling.*"), ("checkpoints",)],
     [("pipeline_hybridgen",)],
-    [("bridges", "bridges.*"), ("adapters",)],
+    [("bridges", "bridges.*", "adapters")],
     [("training", "training.*"), ("evaluation", "evaluation.*")],
     [("cli", "arguments", "demo", "demo_report", "__main__")],
 ]

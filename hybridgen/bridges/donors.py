@@ -54,9 +54,12 @@ def open_backbone(folder: str | Path, gguf_file: str | None = None) -> tuple[Pre
     folder = Path(folder)
     given = {} if gguf_file is None else {"gguf_file": gguf_file}
     if gguf_file is None:
-        kind = _read_config(folder, "backbone").get("model_type")
+        config = _read_config(folder, "backbone")
+        kind = config.get("model_type")
         if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             raise ValueError(f"backbone {folder} is a {kind!r}, no decoder of text such as llama or qwen3{_hint(kind)}")
+        if config.get("quantization_config") is not None:
+            raise ValueError(f"backbone {folder} is quantized, and would learn nothing; give the one it was made from")
     else:
         _check_gguf(folder, gguf_file)
     with told_in_one_sentence(folder):

@@ -107,7 +107,10 @@ def gather(paths, backbone, gguf_file, vision, vae, vq, from_janus) -> Donors:
 def _of_backbone(reference: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Donors:
     head, embeddings = reference.get_output_embeddings().weight, reference.get_input_embeddings().weight
     weights = {BACKBONE + name: value for name, value in reference.base_model.state_dict().items()}
-    configs = {"text_config": copy.deepcopy(reference.config), "tie_word_embeddings": head is embeddings}
+    text = copy.deepcopy(reference.config)
+    if hasattr(text, "quantization_config"):
+        del text.quantization_config  # what GGUF was; the weights are float32 by now
+    configs = {"text_config": text, "tie_word_embeddings": head is embeddings}
     if head is not embeddings:
         weights[HEAD] = head.detach()
     return Donors(weights, configs, tokenizer, reference)

@@ -49,6 +49,7 @@ def build_parts(config: TrainConfig) -> Parts:
     vae = None if config.codec.vae is None else load_vae(config.codec.vae)
     if config.model.from_pretrained is not None:
         given = load_pipeline(config.model.from_pretrained)
+        given.model.float()  # half precision loses the small steps of an optimizer; autocast is what makes it fast
         vq, vae = given.vq_model if vq is None else vq, given.vae if vae is None else vae
         pipeline = HybridGenPipeline(given.model, given.processor, given.scheduler, vae, vq)
         return Parts(pipeline, tasks, validation)
