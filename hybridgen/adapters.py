@@ -1,9 +1,9 @@
 """Adapters: LoRA through peft. A few per cent of the weights learn, are saved alone, and are put back or merged in.
 
 A folder of an adapter is peft's own (`adapter_config.json`, `adapter_model.safetensors`), so that peft opens it as
-well; the pipeline that it belongs to is named inside. The fact a newcomer gets wrong: where an adapter sits decides
-what it can change. One on a path's own parts cannot touch the other paths, not by a bit; one on the backbone changes
-all of them, text too.
+well; the folder of the model it belongs to is named inside. The fact a newcomer gets wrong: where an adapter sits
+decides what it can change. One on a path's own parts cannot touch the other paths, not by a bit; one on the backbone
+changes all of them, text too.
 """
 
 import json
@@ -60,11 +60,8 @@ class LoraConfig:
             )
 
 
-def add_lora(model: HybridGenForConditionalGeneration, config: LoraConfig, base: str, seed: int = 0) -> None:
+def add_lora(model: HybridGenForConditionalGeneration, config: LoraConfig, seed: int = 0) -> None:
     """Put a new adapter on a model, and freeze everything else. It changes nothing until it has learnt something.
-
-    Args:
-        base: the folder of the pipeline that the model comes from; the adapter will name it.
 
     Raises:
         ValueError: peft is missing, or no linear layer is where the config says.
@@ -77,7 +74,6 @@ def add_lora(model: HybridGenForConditionalGeneration, config: LoraConfig, base:
         lora_alpha=config.rank if config.alpha is None else config.alpha,
         lora_dropout=config.dropout,
         target_modules=targets(model, config),
-        base_model_name_or_path=base,
     )
     model.requires_grad_(False)
     with torch.random.fork_rng():
@@ -121,9 +117,9 @@ def open_pipeline(folder: str | Path) -> HybridGenPipeline:
         base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
     except ValueError as error:
         raise ValueError(f"{file} is not valid JSON ({error}); copy it again") from error
-    if base is None or not Path(base).is_dir():
-        raise ValueError(f"adapter {folder} belongs to the pipeline {base}, which is not there; say where in {file}")
-    return load_adapter(load_pipeline(base), folder)
+    if not base or not Path(base).is_dir():
+        raise ValueError(f"adapter {folder} belongs to the model {base}, which is not there; say where in {file}")
+    return load_adapter(load_pipeline(Path(base).parent), folder)  # transformers names the model, which stands in ours
 
 
 def load_adapter(pipeline: HybridGenPipeline, folder: str | Path) -> HybridGenPipeline:

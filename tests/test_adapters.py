@@ -23,7 +23,7 @@ def base(tmp_path_factory):
 def adapted(base, *parts: str, seed: int = 1, **settings) -> HybridGenPipeline:
     """A pipeline with an adapter that has learnt something: both its matrices random."""
     pipeline = quiet(open_pipeline(base))
-    add_lora(pipeline.model, LoraConfig([*parts], **settings), str(base))
+    add_lora(pipeline.model, LoraConfig([*parts], **settings))
     generator = torch.Generator().manual_seed(seed)
     for parameter in pipeline.model.parameters():
         if parameter.requires_grad:
@@ -79,7 +79,7 @@ def test_an_adapter_on_the_backbone_changes_all_and_is_taken_away_again(base):
 
 def test_a_new_adapter_changes_nothing_and_alone_is_trained(base):
     before, pipeline = behaviour(quiet(open_pipeline(base))), quiet(open_pipeline(base))
-    add_lora(pipeline.model, LoraConfig(["backbone", "vq"]), str(base), seed=3)
+    add_lora(pipeline.model, LoraConfig(["backbone", "vq"]), seed=3)
     assert not changed(before, behaviour(pipeline))
     trained = {name for name, parameter in pipeline.model.named_parameters() if parameter.requires_grad}
     assert trained
@@ -134,7 +134,7 @@ def test_bad_input(base, tmp_path):
         load_adapter(tiny_pipeline(vq_config=None), tmp_path / "adapter")
     file = tmp_path / "adapter" / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": str(tmp_path / "gone")}))
-    with pytest.raises(ValueError, match="belongs to the pipeline .*gone, which is not there"):
+    with pytest.raises(ValueError, match="belongs to the model .*gone, which is not there"):
         open_pipeline(tmp_path / "adapter")
     file.write_text("{")
     with pytest.raises(ValueError, match="is not valid JSON"):

@@ -158,7 +158,7 @@ def build_model_stage(config: TrainConfig, accelerator: Accelerator) -> ModelSta
     parts = build_parts(config)
     pipeline, model = parts.pipeline, parts.pipeline.model
     if config.lora is not None:
-        add_lora(model, config.lora, config.model.from_pretrained, config.seed)
+        add_lora(model, config.lora, config.seed)
     precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
     set_attention(model, choose_attention(config.attention, precision, accelerator.device))
     if config.gradient_checkpointing:
