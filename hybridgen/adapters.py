@@ -129,12 +129,16 @@ def load_adapter(pipeline: HybridGenPipeline, folder: str | Path) -> HybridGenPi
         ValueError: peft is missing, or it is another model's.
     """
     require_peft()
-    folder = Path(folder)
+    folder, model = Path(folder), pipeline.model
+    conversions = getattr(model, "_weight_conversions", None)
     with told_in_one_sentence(folder), quiet():
-        pipeline.model.load_adapter(str(folder))
+        model.load_adapter(str(folder))
         with safe_open(folder / WEIGHTS, "pt") as saved:
             given = {name.removeprefix("base_model.model.") for name in saved.keys()}  # noqa: SIM118 - no dict
-    wanted = set(pipeline.model.get_adapter_state_dict())
+    model._weight_conversions = (
+        conversions  # or the names of the adapter's file would be those of a merged model's, too
+    )
+    wanted = set(model.get_adapter_state_dict())
     if given != wanted:
         name = sorted(given ^ wanted)[0]
         raise ValueError(f"adapter {folder} is another model's: {name} is {'missing' if name in wanted else 'extra'}")

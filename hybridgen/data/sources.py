@@ -45,7 +45,7 @@ class JsonlSource:
         self.path = Path(path)
         if not self.path.is_file():
             raise ValueError(
-                f"there is no file {self.path}; a source is a .jsonl file or the name of a world, or a folder of pictures"
+                f"there is no file {self.path}; a source is a .jsonl file or the name of a world, or a folder"
             )
         self._offsets, self._lines = array("q"), array("q")
         with self.path.open("rb") as file:

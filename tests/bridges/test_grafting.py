@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
     BertModel,
@@ -28,9 +29,13 @@ from hybridgen import cli
 from hybridgen.bridges.grafting import Shape, graft
 from hybridgen.bridges.janus import load_janus
 from hybridgen.checkpoints import check_checkpoint
+from hybridgen.data.loading import RowLoader
+from hybridgen.data.mixture import Mixture
 from hybridgen.objectives import total
 from hybridgen.pipeline_hybridgen import load_pipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor, build_tokenizer
+from hybridgen.training import load_config, strict, train
+from hybridgen.training.config import TrainConfig
 from hybridgen.training.stages import ModelStage
 from tests.data.in_memory import drawings, questions, task
 from tests.januses import save_transformers
@@ -53,18 +58,18 @@ BACKBONES = {
 
 def text_tokenizer(chat_template: str | None = CHATML):
     """A text model's: no token for images, a template that takes plain texts. 320 tokens."""
-    tokenizer = build_tokenizer(WORDS, ROWS + 5)
+    tokenizer = build_tokenizer([*WORDS, "the capital of a country is its largest city, mostly"], ROWS)
+    assert len(tokenizer) == ROWS
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     names = [token["content"] for token in content["added_tokens"]]
     renamed = {name: f"<|unused{i}|>" for i, name in enumerate(names) if "image" in name or "placeholder" in name}
     text = tokenizer.backend_tokenizer.to_str()
     for before, after in renamed.items():
         text = text.replace(before, after)
-    made = type(tokenizer)(
+    return type(tokenizer)(
         tokenizer_object=type(tokenizer.backend_tokenizer).from_str(text),
         bos_token="<|bos|>", eos_token="<|eos|>", pad_token="<|pad|>", chat_template=chat_template,
     )  # fmt: skip
-    return made
 
 
 def save_backbone(folder, kind: str = "llama", chat_template: str | None = CHATML):
@@ -83,7 +88,7 @@ def parts(tmp_path_factory):
     """A folder of donors."""
     folder = tmp_path_factory.mktemp("donors")
     for kind in BACKBONES:
-        save_backbone(folder / kind)
+        save_backbone(folder / kind, kind)
     torch.manual_seed(6)
     siglip = SiglipVisionConfig(**TOWER, image_size=16)
     SiglipVisionModel(siglip).save_pretrained(folder / "siglip")
@@ -135,7 +140,7 @@ def test_new_tokens_start_as_the_mean_of_the_old(parts, kind):
     pipeline = all_paths(parts, kind)
     model, tokenizer, config = pipeline.model, pipeline.processor.tokenizer, pipeline.model.config
     assert config.vocab_size >= len(tokenizer)
-    assert config.vocab_size in (384, reference.config.vocab_size)
+    assert config.vocab_size == 384
     pairs = [(model.get_input_embeddings(), reference.get_input_embeddings()), (model.lm_head, reference.lm_head)]
     for ours, theirs in pairs:
         for token in (config.begin_image_token_id, config.end_image_token_id):
@@ -216,11 +221,6 @@ def test_autoencoders_of_any_channels(parts, channels, tmp_path):
 
 
 def stage_of(pipeline, tasks, rows: int = 2, length: int = 200):
-    from hybridgen.data.loading import RowLoader
-    from hybridgen.data.mixture import Mixture
-    from hybridgen.training import strict
-    from hybridgen.training.config import TrainConfig
-
     config = strict.build(TrainConfig, {"output_dir": "none", "steps": 1, "data": {"sources": []}})
     stage = ModelStage(config, pipeline, RowLoader(Mixture(tasks), pipeline.processor, rows, length, prefetch=0))
     stage.model.train()
@@ -261,8 +261,6 @@ def test_a_seed_is_the_whole_start(parts):
 
 def test_what_is_saved_trains_on(parts, tmp_path):
     """`model.from_pretrained` takes the folder; text stays to the bit where the backbone is frozen (LMFusion)."""
-    from hybridgen.training import load_config, train
-
     folder = tmp_path / "start"
     all_paths(parts, "llama tied").save_pretrained(folder)
     for number in range(4):
@@ -272,7 +270,7 @@ def test_what_is_saved_trains_on(parts, tmp_path):
     content = {
         "output_dir": str(tmp_path / "run"), "steps": 4, "precision": "fp32", "threads": 1, "save_every": 100,
         "model": {"from_pretrained": str(folder)},
-        "groups": [{"match": "model.language_model", "frozen": True}, {"match": "lm_head", "frozen": True}],
+        "groups": [{"match": "model.language_model", "frozen": True}],  # the head is tied to it
         "optimizer": {"lr": 0.01},
         "data": {
             "rows": 2, "row_length": 128,
@@ -283,8 +281,7 @@ def test_what_is_saved_trains_on(parts, tmp_path):
         },
     }  # fmt: skip
     (tmp_path / "config.yaml").write_text(json.dumps(content))
-    words = ["groups=[{match: model.language_model, frozen: true}]"]  # the head is tied to it
-    trained = load_pipeline(train(load_config(tmp_path / "config.yaml", words)))
+    trained = load_pipeline(train(load_config(tmp_path / "config.yaml")))
     reference = LlamaForCausalLM.from_pretrained(parts / "llama tied").eval()
     ids = torch.arange(3, 60)[None]
     rows = reference.config.vocab_size
@@ -370,8 +367,6 @@ def rewriting(parts, tmp_path):
 
 def lacking(parts, tmp_path):
     """A whole tensor is gone."""
-    from safetensors.torch import load_file, save_file
-
     shutil.copytree(parts / "llama", tmp_path / "lacking")
     file = tmp_path / "lacking" / "model.safetensors"
     tensors = load_file(file)
@@ -386,13 +381,13 @@ def lacking(parts, tmp_path):
         (lambda parts, _: parts / "nowhere", "backbone .*nowhere has no config.json"),
         (lambda parts, _: parts / "siglip", "is a 'siglip_vision_model', no decoder of text"),
         (lambda parts, _: parts / "janus", "is a 'janus', no decoder of text .*; a Janus is given as --from-janus"),
-        (bert, "is a 'bert'"),
+        (bert, "bert lacks 6 of its weights"),
         (gemma, "is a 'gemma', which does more"),
         (break_shard, "cut cannot be loaded"),
         (lacking, "lacks 1 of its weights, such as model.layers.1.mlp.up_proj.weight"),
         (without_tokenizer, "the tokenizer of backbone .*mute"),
         (of_a_larger_tokenizer, "the tokenizer of backbone .*larger has ids up to .* another model's"),
-        (rewriting, "the chat template rewrites earlier turns"),
+        (rewriting, "the chat template writes .* between its generation prompt and an image"),
     ],
 )
 def test_backbones_that_do_not_fit(parts, tmp_path, run, backbone, sentence):
@@ -449,9 +444,9 @@ def test_a_template_may_be_given_instead(parts, tmp_path):
 
 
 def test_questions_and_pictures_of_a_graft_train(parts):
-    """One step of everything: losses are finite, and pictures come out after it."""
+    """Both in one batch: losses are finite."""
     pipeline = all_paths(parts)
     stage = stage_of(pipeline, [task(questions(5), name="ask"), task(drawings(5), name="draw", write="vq")])
     batch = next(stage.loader)
     losses = stage.losses(stage.model, batch)
-    assert np.isfinite([float(value) for value, _ in losses.values()]).all()
+    assert np.isfinite([value.item() for value, _ in losses.values()]).all()
