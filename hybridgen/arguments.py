@@ -8,6 +8,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from hybridgen.bridges.janus import WRITERS
+from hybridgen.bridges.prompts import ROLES
 from hybridgen.evaluation.suites import SUITES
 from hybridgen.layout import PATHS
 from hybridgen.version import __version__
@@ -37,7 +39,8 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser(prog="hybridgen", description=_ABOUT, epilog=_EXAMPLES, formatter_class=_KeepLines)
     top.add_argument("--version", action="version", version=f"hybridgen {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
-    for add in (_add_demo, _add_init, _add_train, _add_merge, _add_sample, _add_ask, _add_evaluate):
+    parts = (_add_init, _add_convert, _add_merge)
+    for add in (_add_demo, *parts, _add_train, _add_sample, _add_ask, _add_evaluate):
         add(commands)
     return top
 
@@ -223,6 +226,30 @@ def _add_evaluate(commands) -> None:
     what.add_argument("--seed", type=_whole(0), default=0, help="of the samples and of the drawing (default: 0)")
     _add_drawing(command.add_argument_group("how to draw"))
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for scores.json")
+
+
+def _add_convert(commands) -> None:
+    command = _command(
+        commands,
+        "convert",
+        "bring a Janus checkpoint in, or write one out",
+        """\
+        Write a checkpoint in another layout: ours, that of transformers (deepseek-community/Janus-Pro-1B) or that of
+        DeepSeek (deepseek-ai/Janus-Pro-1B, Janus-1.3B). The source may be in any of the three, in one file or in
+        shards, as safetensors or .bin; which, is found out. The new folder appears when all is written.
+
+        examples:
+          hybridgen convert Janus-Pro-1B --dry-run
+          hybridgen convert Janus-Pro-1B janus --to hybridgen
+          hybridgen convert janus Janus-Pro-1B-tuned --to janus-hf
+        """,
+    )
+    command.add_argument("source", metavar="SRC", type=Path, help="folder of a checkpoint")
+    command.add_argument("destination", metavar="DST", type=Path, nargs="?", help="folder that is not there yet")
+    command.add_argument("--to", choices=tuple(WRITERS), default="hybridgen", help="layout (default: hybridgen)")
+    command.add_argument("--dry-run", action="store_true", help="compare names, shapes and dtypes; write nothing")
+    styles = " or ".join(ROLES)
+    command.add_argument("--style", choices=tuple(ROLES), help=f"of the prompts: {styles} (default: found out)")
 
 
 def _add_checkpoint(command) -> None:

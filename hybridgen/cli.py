@@ -1,4 +1,4 @@
-"""The command line: `hybridgen init | train | merge | sample | ask | evaluate | demo`.
+"""The command line: `hybridgen train | sample | ask | evaluate | init | convert | merge | demo`.
 
 It reads arguments, calls the library and says what came of it; nothing is computed here. The fact a newcomer gets
 wrong: stdout carries results alone (paths written, an answer), because people pipe it. Progress, warnings and
@@ -24,7 +24,10 @@ from tqdm import tqdm
 from hybridgen import demo
 from hybridgen.adapters import is_adapter, merge, open_pipeline
 from hybridgen.arguments import parser
+from hybridgen.bridges.checkpoint import open_janus
 from hybridgen.bridges.grafting import Shape, graft
+from hybridgen.bridges.janus import check_conversion, convert
+from hybridgen.bridges.report import in_table
 from hybridgen.checkpoints import new_folder
 from hybridgen.evaluation import suites
 from hybridgen.evaluation.generation import DrawSettings
@@ -179,6 +182,20 @@ def _demo(options: argparse.Namespace) -> Iterator[str]:
         yield from demo.run(options.world, out, options.seed, options.samples, options.overrides, report)
 
 
+def _convert(options: argparse.Namespace) -> Iterator[str]:
+    if options.dry_run:
+        janus = open_janus(options.source, options.style)
+        yield from in_table(janus, options.to)
+        check_conversion(janus, options.to)
+        return
+    if options.destination is None:
+        raise ValueError("no folder to write to; name one after the source, or say --dry-run")
+    janus = convert(options.source, options.destination, options.to, options.style)
+    for name in janus.dropped:
+        print(f"left out: {name}", file=sys.stderr)
+    yield str(options.destination)
+
+
 _COMMANDS = {
     "init": _init,
     "merge": _merge,
@@ -187,6 +204,7 @@ _COMMANDS = {
     "ask": _ask,
     "evaluate": _evaluate,
     "demo": _demo,
+    "convert": _convert,
 }
 
 

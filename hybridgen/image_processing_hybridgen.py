@@ -26,6 +26,7 @@ class HybridGenImageProcessor(BaseImageProcessor):
         pad_value: level beside pictures that are not square, one or one a channel (127 is 0.5 of 255, rounded down, as
             in Janus).
         min_size: the short side is resized to no fewer pixels than this (Janus: 14).
+        truncate: pictures that were drawn get the next level below, as Janus' code does, instead of the nearest.
     """
 
     model_input_names = ["pixel_values"]
@@ -37,6 +38,7 @@ class HybridGenImageProcessor(BaseImageProcessor):
         image_std: list[float] | None = None,
         pad_value: int | list[int] = 127,
         min_size: int = 14,
+        truncate: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -47,6 +49,7 @@ class HybridGenImageProcessor(BaseImageProcessor):
         self.image_std = [0.5] * 3 if image_std is None else list(image_std)
         self.pad_value = pad_value
         self.min_size = min_size
+        self.truncate = truncate
 
     def preprocess(self, images: Picture | list[Picture], return_tensors: str | None = "pt", **kwargs) -> BatchFeature:
         """The entry that transformers calls: `pixel_values` of the understanding path."""
@@ -82,7 +85,8 @@ class HybridGenImageProcessor(BaseImageProcessor):
 
     def postprocess(self, pixels: Tensor | list[Tensor]) -> list[Image.Image]:
         """(I, 3, H, W) in [-1, 1], or a list of (3, H, W) -> pictures; what lies outside the range is clipped."""
-        levels = [((image.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255) for image in pixels]
+        levels = [((image.detach().float().cpu() + 1) * 127.5).clamp(0, 255) for image in pixels]
+        levels = levels if self.truncate else [image.round() for image in levels]
         return [Image.fromarray(image.to(torch.uint8).permute(1, 2, 0).numpy()) for image in levels]
 
 

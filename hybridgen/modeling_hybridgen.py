@@ -208,9 +208,10 @@ class HybridGenModel(HybridGenPreTrainedModel):
         if inputs_embeds is not None:
             return inputs_embeds, {}
         masks = {path: input_ids == self.config.placeholder(path) for path in self.config.paths if self._has(path)}
-        is_image = torch.stack(list(masks.values())).any(0) if masks else torch.zeros_like(input_ids, dtype=torch.bool)
-        # A placeholder may lie outside the vocabulary: it is never looked up.
-        embeds = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
+        # A placeholder may lie outside the vocabulary. One inside that stands for no image is a word like any other:
+        # nothing keeps a model from writing it, and transformers' Janus reads it so.
+        outside = input_ids >= self.config.text_config.vocab_size
+        embeds = self.get_input_embeddings()(input_ids.masked_fill(outside, 0))
         extra = {}
         if "understanding" in masks and (pixel_values is not None or self.training):
             if pixel_values is None:  # towers take no empty batch: one blank image, of which nothing is kept

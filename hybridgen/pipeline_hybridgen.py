@@ -126,7 +126,7 @@ class HybridGenPipeline(DiffusionPipeline):
             num_inference_steps: denoising steps (diffusion).
             guidance_scale: 1 = no guidance, which costs half; above 1 = closer to the prompt, 0 = the negative prompt
                 alone.
-            negative_prompt: what guidance leads away from; None = the empty prompt.
+            negative_prompt: what guidance leads away from; None = as the processor's `unconditional` says.
             num_images_per_prompt: images of a prompt stand together in the result.
             height, width: None = the processor's default size.
             generator: one an image; a single one seeds one for each of several images.
@@ -234,15 +234,22 @@ class HybridGenPipeline(DiffusionPipeline):
         self, prompts: list[str], negative, guidance_scale: float, copies: int, path: str, size: tuple[int, int]
     ) -> list[list[Document]]:
         """What the backbone reads: one prompt an image, and with guidance another column of unconditional ones."""
-        columns = [prompts]
-        if is_guided(guidance_scale):
-            columns.append(negative if isinstance(negative, list) else [negative or ""] * len(prompts))
         more = 1 + self.processor.count_tokens(path, *size)
-        documents = {}
-        for text in dict.fromkeys(text for column in columns for text in column):
-            documents[text] = self.processor.prompt([{"role": "user", "content": text}])
-            self._check_length(text, len(documents[text]), more, "the picture")
-        return [[documents[text] for text in column for _ in range(copies)] for column in columns]
+        documents: dict[tuple[int, ...], Document] = {}  # equal ones are one, so that they are read once
+
+        def read(text: str, unconditional: bool = False) -> Document:
+            document = self.processor.prompt([{"role": "user", "content": text}], unconditional=unconditional)
+            self._check_length(text, len(document), more, "the picture")
+            return documents.setdefault(tuple(document.layout.input_ids), document)
+
+        columns = [[read(text) for text in prompts]]
+        if is_guided(guidance_scale):
+            if negative is None:
+                columns.append([read(text, unconditional=True) for text in prompts])
+            else:
+                negative = [negative] * len(prompts) if isinstance(negative, str) else negative
+                columns.append([read(text) for text in negative])
+        return [[document for document in column for _ in range(copies)] for column in columns]
 
     def _check_length(self, text: str, length: int, more: int, what: str) -> None:
         context = getattr(self.model.config.text_config, "max_position_embeddings", None)

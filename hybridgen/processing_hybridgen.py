@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 LOSS_ON = ("assistant", "all")
+UNCONDITIONAL = ("empty", "janus-official", "janus-hf")
 
 
 class HybridGenProcessor(ProcessorMixin):
@@ -57,6 +58,9 @@ class HybridGenProcessor(ProcessorMixin):
         bidirectional_paths: paths on which the tokens of one image see each other.
         default_size: height and width of images that are written, or read by the paths that write.
         begin_image_token, end_image_token, image_token, diffusion_token, vq_token: as the tokenizer has them.
+        unconditional: what stands in place of the prompt where guidance (or prompt dropout) wants none: `empty`, the
+            same template with nothing said; or pads that are attended to, one for each token of the prompt but the
+            first (`janus-official`), or but those that begin a text or an image (`janus-hf`).
 
     Raises:
         ValueError: the tokenizer lacks one of the tokens.
@@ -77,7 +81,9 @@ class HybridGenProcessor(ProcessorMixin):
         image_token: str = PLACEHOLDERS["understanding"],
         diffusion_token: str = PLACEHOLDERS["diffusion"],
         vq_token: str = PLACEHOLDERS["vq"],
+        unconditional: str = "empty",
     ):
+        self.unconditional = _known(unconditional)
         self.num_image_tokens = num_image_tokens
         self.diffusion_token_size = diffusion_token_size
         self.vq_token_size = vq_token_size
@@ -183,10 +189,11 @@ class HybridGenProcessor(ProcessorMixin):
             ValueError: in one sentence, what is wrong with the messages or the settings.
         """
         self.check_settings(read, write, loss_on, twin, height, width)
-        pieces = self._pieces(messages, prompt_dropout=prompt_dropout)
+        padded = prompt_dropout and self.unconditional != "empty"
+        pieces = self._pieces(messages, prompt_dropout=prompt_dropout and not padded)
         if loss_on == "assistant" and not any(piece.assistant for piece in pieces):
             raise ValueError("no message of the assistant, so nothing to learn; add one, or set loss_on='all'")
-        return self._assemble(pieces, read, write, loss_on, twin, height, width)
+        return self._assemble(pieces, read, write, loss_on, twin, height, width, padded)
 
     def prompt(
         self,
@@ -195,16 +202,21 @@ class HybridGenProcessor(ProcessorMixin):
         read: str = "understanding",
         height: int | None = None,
         width: int | None = None,
+        unconditional: bool = False,
     ) -> Document:
         """What the model is given before it answers: every image is read, nothing is taught, the assistant's turn is
         open. To draw, the sampler goes on with the token that begins an image.
+
+        Args:
+            unconditional: what guidance leads away from, in place of what the user says (see the class).
 
         Raises:
             ValueError: in one sentence, what is wrong with the messages or the path.
         """
         self.check_settings(read, height=height, width=width)
-        pieces = self._pieces(messages, generation_prompt=True)
-        return self._assemble(pieces, read, None, None, False, height, width)
+        padded = unconditional and self.unconditional != "empty"
+        pieces = self._pieces(messages, generation_prompt=True, prompt_dropout=unconditional and not padded)
+        return self._assemble(pieces, read, None, None, False, height, width, padded)
 
     def check_settings(
         self,
@@ -266,15 +278,19 @@ class HybridGenProcessor(ProcessorMixin):
         return ChatTemplate(self.chat_template, self.tokenizer.special_tokens_map, self.image_token, reserved)
 
     def _assemble(
-        self, pieces: list[Piece], read: str, write: str | None, loss_on: str | None, twin: bool, height, width
-    ) -> Document:
+        self, pieces: list[Piece], read: str, write: str | None, loss_on: str | None, twin: bool, height, width,
+        padded: bool = False,
+    ) -> Document:  # fmt: skip
         """Pieces -> segments and pixels -> a laid-out document."""
         segments: list[TextSegment | ImageSegment] = []
         images: list[DocumentImage] = []
         for piece in pieces:
             taught = loss_on == "all" or (loss_on == "assistant" and piece.assistant)
             if piece.text is not None:
-                segments.append(TextSegment(self._encode(piece.text), loss=taught))
+                ids = self._encode(piece.text)
+                if padded and not piece.assistant:
+                    ids = self._pads(ids, first=not segments)
+                segments.append(TextSegment(ids, loss=taught))
                 continue
             written = taught and write is not None
             path = write if written else read
@@ -285,6 +301,14 @@ class HybridGenProcessor(ProcessorMixin):
             if twin and written:
                 images.append(replace(images[-1], write=False))
         return Document(lay_out(segments, self.special_tokens), images)
+
+    def _pads(self, ids: list[int], first: bool) -> list[int]:
+        """What `unconditional` leaves of the tokens of a text; `first`: it opens the document."""
+        if _known(self.unconditional) == "janus-official":
+            kept = [first and place == 0 for place in range(len(ids))]
+        else:
+            kept = [token in (self.tokenizer.bos_token_id, self.special_tokens.begin_image) for token in ids]
+        return [token if keep else self.special_tokens.pad for token, keep in zip(ids, kept, strict=True)]
 
     def _pixels(self, piece: Piece, path: str, height: int | None, width: int | None) -> Tensor:
         if path == "understanding":
@@ -341,6 +365,12 @@ class HybridGenProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", "pixel_values"]
+
+
+def _known(unconditional: str) -> str:
+    if unconditional not in UNCONDITIONAL:
+        raise ValueError(f"unconditional is {unconditional!r}; it must be one of {', '.join(UNCONDITIONAL)}")
+    return unconditional
 
 
 def _default_size(sides: dict[str, int | None]) -> tuple[int, int] | None:

@@ -1,170 +1,33 @@
 """Janus in and out: DeepSeek's checkpoints and transformers' <-> ours (Janus-1.3B, Janus-Pro-1B and -7B).
 
-`load_janus` makes a pipeline of a folder in either layout, `convert` writes any of the three layouts from any. Weights
-go through `weights`, their names through `names`, sizes through `configs`, tokenizer and prompts through `prompts`.
-The fact a newcomer gets wrong: a config does not say whether text embeddings and head are tied. transformers' Janus
-says yes by default and DeepSeek's no, so the weights decide: tied, unless a head that differs is there.
+`load_janus` makes a pipeline of a folder, `convert` writes any of the three layouts from any. What lies on disk is
+`checkpoint`'s to read; names are `names`', sizes `configs`', prompts and tokens `prompts`'. The fact a newcomer gets
+wrong: a conversion does not go through a model. Tensors go from file to file one shard at a time, each in its own
+dtype, so that what comes back is what was there, bit for bit.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import copy
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from transformers import JanusConfig, JanusVQVAE, PreTrainedTokenizerFast
-from transformers.models.janus.configuration_janus import JanusVQVAEConfig
+from transformers import GenerationConfig, JanusProcessor, JanusVQVAE
+from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
-from hybridgen.bridges.configs import config_from_official, expected_shapes, hybrid_config, janus_config
-from hybridgen.bridges.names import VQ_PREFIX, from_official, is_dropped
-from hybridgen.bridges.prompts import (
-    begins_texts,
-    chat_template,
-    find_style,
-    open_image_processor,
-    open_tokenizer,
-    template_of,
-)
-from hybridgen.bridges.weights import Stored, common_dtype, open_weights, read_json
-from hybridgen.checkpoints import INDEX, PIPELINE, check_checkpoint
+from hybridgen.bridges.checkpoint import EMBEDDINGS, HEAD, Janus, open_janus
+from hybridgen.bridges.configs import config_to_official, expected_shapes, hybrid_config
+from hybridgen.bridges.names import VQ_PREFIX, to_official
+from hybridgen.bridges.prompts import begins_texts, chat_template, official_settings, transformers_template
+from hybridgen.bridges.report import check_weights
+from hybridgen.bridges.weights import SHARD_SIZE, Stored, save_weights, write_json
 from hybridgen.codecs import vq_factor
-from hybridgen.configuration_hybridgen import HybridGenConfig
-from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor
 from hybridgen.tokenization_hybridgen import add_image_tokens, image_token_ids
 
-LAYOUTS = ("hybridgen", "janus-hf", "janus-official")
-_DIFFUSION = ("model.patch_embed.", "model.timestep_embedder.", "model.final_layer.")  # no Janus has this path
-HEAD, EMBEDDINGS = "lm_head.weight", "model.language_model.embed_tokens.weight"
-
-
-@dataclass
-class Janus:
-    """A Janus checkpoint of any layout, described in transformers' terms. No weight is in memory.
-
-    Args:
-        layout: where it came from.
-        tensors: by transformers' names.
-        dropped: the source's own names of what is left behind, and why it may be.
-        style, style_told_by: of the prompts, and what tells it.
-    """
-
-    folder: Path
-    layout: str
-    config: JanusConfig
-    tensors: dict[str, Stored]
-    dropped: list[str]
-    tokenizer: PreTrainedTokenizerFast
-    image_processor: HybridGenImageProcessor
-    style: str
-    style_told_by: str
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type that the model is in; single tensors may differ."""
-        return common_dtype(self.tensors.values())
-
-
-# ------------------------------------------------------------------------------------------------------ reading
-
-
-def find_layout(folder: Path) -> str:
-    """Which layout a folder has. Raises ValueError when it holds no Janus."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder} does not exist; give the folder of a checkpoint")
-    if (folder / INDEX).is_file():
-        kind = read_json(folder / INDEX).get("_class_name")
-        if kind != PIPELINE:
-            raise ValueError(f"{folder} holds a {kind}, which is neither a Janus nor a checkpoint of hybridgen")
-        return "hybridgen"
-    config = read_json(folder / "config.json")
-    if config.get("model_type") == "janus":
-        return "janus-hf"
-    if config.get("model_type") == "multi_modality" and "gen_head_config" in config and "language_config" in config:
-        return "janus-official"
-    kind = ", ".join(config.get("architectures") or []) or config.get("model_type") or "model of an unknown kind"
-    raise ValueError(
-        f"{folder} holds a {kind}, not a Janus; this converts Janus-1.3B and Janus-Pro of deepseek-ai or "
-        "deepseek-community, and checkpoints of hybridgen"
-    )
-
-
-def open_janus(folder: str | Path, style: str | None = None) -> Janus:
-    """Look over a checkpoint of any layout, without reading its weights.
-
-    Args:
-        style: of the prompts, `janus` or `janus-pro`; None = found out.
-
-    Raises:
-        ValueError: in one sentence, what the folder is or lacks. Weights are compared in `report`.
-    """
-    folder = Path(folder)
-    layout = find_layout(folder)
-    if layout == "hybridgen":
-        return _open_ours(folder, style)
-    tensors = open_weights(folder)
-    dropped = [name for name in tensors if is_dropped(name)]
-    tensors = {name: tensor for name, tensor in tensors.items() if name not in dropped}
-    tokenizer = open_tokenizer(folder)
-    with _config_in_one_sentence(folder / "config.json"):
-        settings = read_json(folder / "config.json")
-        if layout == "janus-hf":
-            config = JanusConfig.from_dict(settings)
-        else:
-            tensors = from_official(tensors)
-            config = config_from_official(settings, tensors)
-            for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-                setattr(config.text_config, name, getattr(tokenizer, name))
-            config.image_token_id = tokenizer.convert_tokens_to_ids(tokenizer.image_token)
-    settle_tie(config, tensors, dropped)
-    images = open_image_processor(folder, config.vision_config.image_size)
-    told = (style, "it was asked for") if style else find_style(folder, template_of(folder))
-    return Janus(folder, layout, config, tensors, dropped, tokenizer, images, *told)
-
-
-def _open_ours(folder: Path, style: str | None) -> Janus:
-    check_checkpoint(folder)
-    with _config_in_one_sentence(folder / "model" / "config.json"):
-        hybrid = HybridGenConfig.from_dict(read_json(folder / "model" / "config.json"))
-        vq_file = folder / "vq_model" / "config.json"
-        vq = JanusVQVAEConfig.from_dict(read_json(vq_file)) if _says_janus(vq_file) else None
-        config = janus_config(hybrid, vq)
-    tensors = open_weights(folder / "model")
-    dropped = [name for name in tensors if name.startswith(_DIFFUSION)]
-    tensors = {name: tensor for name, tensor in tensors.items() if name not in dropped}
-    tensors |= {f"{VQ_PREFIX}{name}": tensor for name, tensor in open_weights(folder / "vq_model").items()}
-    processor = folder / "processor"
-    images = open_image_processor(processor, config.vision_config.image_size)
-    told = (style, "it was asked for") if style else find_style(folder, template_of(processor))
-    return Janus(folder, "hybridgen", config, tensors, dropped, open_tokenizer(processor), images, *told)
-
-
-def _says_janus(file: Path) -> bool:
-    return file.is_file() and read_json(file).get("model_type") == JanusVQVAEConfig.model_type
-
-
-@contextmanager
-def _config_in_one_sentence(file: Path) -> Iterator[None]:
-    """What a config class says of values it does not take becomes a ValueError that names the file."""
-    try:
-        yield
-    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
-        raise ValueError(f"{file} does not describe a Janus: {' '.join(str(error).split())}") from error
-
-
-def settle_tie(config: JanusConfig, tensors: dict[str, Stored], dropped: list[str]) -> None:
-    """Let the weights say whether the head is the embeddings, and leave it out where it is."""
-    if HEAD not in tensors or not config.tie_word_embeddings:
-        return  # no head: tied if the config says so, and missing if not
-    if EMBEDDINGS in tensors and torch.equal(tensors[HEAD].read(), tensors[EMBEDDINGS].read()):
-        dropped.append(HEAD)
-        tensors.pop(HEAD)
-    else:
-        config.tie_word_embeddings = False
-
+GUIDANCE = 5  # Janus' own setting, which transformers reads from generation_config.json
 
 # ----------------------------------------------------------------------------------------------------- a pipeline
 
@@ -181,62 +44,169 @@ def load_janus(folder: str | Path, style: str | None = None, dtype: torch.dtype 
         ValueError: in one sentence, what the folder is or lacks.
     """
     janus = open_janus(folder, style)
-    check(janus)
-    return build_pipeline(janus, dtype or janus.dtype)
-
-
-def build_pipeline(janus: Janus, dtype: torch.dtype) -> HybridGenPipeline:
-    """The pipeline of a checkpoint that was looked over and compared."""
+    check_weights(janus)
     processor = build_processor(janus)
-    vq_model = JanusVQVAE.from_pretrained(
-        None,
-        config=janus.config.vq_config,
-        state_dict={
-            name.removeprefix(VQ_PREFIX): tensor.read()
-            for name, tensor in janus.tensors.items()
-            if name.startswith(VQ_PREFIX)
-        },
-        dtype=dtype,
-    )
-    model = HybridGenForConditionalGeneration.from_pretrained(
-        None,
-        config=hybrid_config(janus.config, image_token_ids(processor.tokenizer)),
-        state_dict={name: tensor.read() for name, tensor in janus.tensors.items() if not name.startswith(VQ_PREFIX)},
-        dtype=dtype,
-    )
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        setattr(model.generation_config, name, getattr(processor.tokenizer, name))
-    return HybridGenPipeline(model, processor, vq_model=vq_model.eval().requires_grad_(False))
+    config = hybrid_config(janus.config, image_token_ids(processor.tokenizer))
+    ours, codec = _split(janus.tensors)
+    dtype = dtype or janus.dtype
+
+    def load(model_class, config, tensors: dict[str, Stored]):
+        weights = {name: tensor.read() for name, tensor in tensors.items()}
+        return model_class.from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
+
+    model = load(HybridGenForConditionalGeneration, config, ours)
+    vq_model = load(JanusVQVAE, janus.config.vq_config, codec).eval().requires_grad_(False)
+    _set_generation(model, janus)
+    return HybridGenPipeline(model, processor, vq_model=vq_model)
 
 
 def build_processor(janus: Janus) -> HybridGenProcessor:
-    """Our processor with Janus' tokens, prompts and image settings; tokens of ours are added to the tokenizer."""
-    tokenizer, vision = janus.tokenizer, janus.config.vision_config
-    begins = begins_texts(tokenizer)
+    """Our processor with Janus' tokens, prompts and image settings; the tokens that only we have are added."""
+    tokenizer, vision = copy.deepcopy(janus.tokenizer), janus.config.vision_config
+    template = chat_template(janus.style, begins_texts(tokenizer))
     add_image_tokens(tokenizer)
+    names = {kind: name for kind, (name, _) in janus.token_ids.items()}
     factor = vq_factor(janus.config.vq_config.to_dict())
     side = vision.image_size // vision.patch_size * factor
     return HybridGenProcessor(
         janus.image_processor,
         tokenizer,
-        chat_template=chat_template(janus.style, begins),
+        chat_template=template,
         num_image_tokens=vision.num_image_tokens,
         vq_token_size=factor,
         default_size=(side, side),
+        begin_image_token=names["begin"],
+        end_image_token=names["end"],
+        image_token=names["image"],
+        unconditional="janus-official",
     )
 
 
-def check(janus: Janus) -> None:
-    """Raises ValueError when the tensors are not those of the config."""
-    expected = expected_shapes(janus.config)
-    if missing := sorted(set(expected) - set(janus.tensors)):
-        raise ValueError(f"{janus.folder} lacks {len(missing)} tensors, such as {missing[0]}; see --dry-run")
-    if unexpected := sorted(set(janus.tensors) - set(expected)):
-        raise ValueError(
-            f"{janus.folder} has {len(unexpected)} tensors that no Janus has, such as {unexpected[0]}; see --dry-run"
-        )
-    for name, tensor in janus.tensors.items():
-        if tensor.shape != expected[name]:
-            raise ValueError(
-                f"{janus.folder} has {name} of shape {tensor.shape}, but its config makes it {expected[name]}"
-            )
+def _split(tensors: dict[str, Stored]) -> tuple[dict[str, Stored], dict[str, Stored]]:
+    """The model's tensors, and those of its VQ tokenizer under their own names."""
+    model = {name: tensor for name, tensor in tensors.items() if not name.startswith(VQ_PREFIX)}
+    codec = {name.removeprefix(VQ_PREFIX): tensor for name, tensor in tensors.items() if name not in model}
+    return model, codec
+
+
+def _set_generation(model: HybridGenForConditionalGeneration, janus: Janus) -> None:
+    generation = model.generation_config
+    generation.bos_token_id, generation.pad_token_id = janus.tokenizer.bos_token_id, janus.tokenizer.pad_token_id
+    generation.eos_token_id = janus.ends
+
+
+# --------------------------------------------------------------------------------------------------- conversions
+
+
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    to: str = "hybridgen",
+    style: str | None = None,
+    max_shard_size: int | str = SHARD_SIZE,
+) -> Janus:
+    """Write a checkpoint of any layout in another.
+
+    Args:
+        destination: a folder that is not there yet, or empty. It appears when all is written.
+        to: `hybridgen`, `janus-hf` or `janus-official`.
+        style: of the prompts, `janus` (1.3B) or `janus-pro`; None = found out.
+
+    Returns:
+        what was converted; `dropped` names what was left behind.
+
+    Raises:
+        ValueError: in one sentence, what is wrong; nothing is written then.
+    """
+    destination = Path(destination)
+    if to not in WRITERS:
+        raise ValueError(f"there is no layout {to!r}; choose among {', '.join(WRITERS)}")
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise ValueError(f"{destination} is there already; choose a folder that is not, or empty it first")
+    janus = open_janus(source, style)
+    check_conversion(janus, to)
+    aside = destination.parent / f".{destination.name}.unfinished"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        WRITERS[to](janus, aside, max_shard_size)
+        aside.rename(destination)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return janus
+
+
+def check_conversion(janus: Janus, to: str) -> None:
+    """Raises ValueError when a checkpoint cannot be written in that layout."""
+    check_weights(janus)
+    hybrid_config(janus.config, {})  # refuses sizes that do not fit one another
+    if to == "janus-official":
+        config_to_official(janus.config, janus.dtype)
+
+
+def _write_hybridgen(janus: Janus, folder: Path, max_shard_size: int | str) -> None:
+    """As `HybridGenPipeline.save_pretrained` writes it; the pipeline here has no weights, only their places."""
+    processor = build_processor(janus)
+    with torch.device("meta"):
+        model = HybridGenForConditionalGeneration(hybrid_config(janus.config, image_token_ids(processor.tokenizer)))
+        vq_model = JanusVQVAE(copy.deepcopy(janus.config.vq_config))
+    _set_generation(model, janus)
+    HybridGenPipeline(model, processor, vq_model=vq_model).save_config(folder)
+    processor.save_pretrained(folder / "processor")
+    tensors = zip(("model", "vq_model"), (model, vq_model), _split(janus.tensors), strict=True)
+    for name, part, weights in tensors:
+        (folder / name).mkdir()
+        part.config.dtype, part.config.architectures = janus.dtype, [type(part).__name__]
+        part.config.save_pretrained(folder / name)
+        part.generation_config.save_pretrained(folder / name) if part.can_generate() else None
+        save_weights(folder / name, {n: weights[n] for n in part.state_dict() if n in weights}, max_shard_size)
+
+
+def _write_transformers(janus: Janus, folder: Path, max_shard_size: int | str) -> None:
+    """As `JanusForConditionalGeneration` and `JanusProcessor` save themselves."""
+    config, vision, images = copy.deepcopy(janus.config), janus.config.vision_config, janus.image_processor
+    config.dtype, config.architectures = config.dtype or janus.dtype, ["JanusForConditionalGeneration"]
+    config.save_pretrained(folder)
+    ids = {kind: token_id for kind, (_, token_id) in janus.token_ids.items()}
+    GenerationConfig(
+        bos_token_id=janus.tokenizer.bos_token_id,
+        eos_token_id=janus.ends,
+        pad_token_id=ids["pad"],
+        guidance_scale=GUIDANCE,
+        generation_kwargs={"boi_token_id": ids["begin"]},
+    ).save_pretrained(folder)
+    JanusProcessor(
+        JanusImageProcessorPil(
+            size={"height": images.image_size, "width": images.image_size},
+            image_mean=images.image_mean,
+            image_std=images.image_std,
+            min_size=images.min_size,
+        ),
+        janus.tokenizer,
+        chat_template=transformers_template(janus.style),
+        use_default_system_prompt=True,
+        num_image_tokens=vision.num_image_tokens,
+    ).save_pretrained(folder)
+    save_weights(folder, {name: janus.tensors[name] for name in expected_shapes(config)}, max_shard_size)
+
+
+def _write_official(janus: Janus, folder: Path, max_shard_size: int | str) -> None:
+    """As DeepSeek's `MultiModalityCausalLM` and `VLChatProcessor` read it. There a tied head stands in the file too."""
+    tensors, vision = dict(janus.tensors), janus.config.vision_config
+    if janus.config.tie_word_embeddings:
+        embeddings = tensors[EMBEDDINGS]
+        tensors[HEAD] = embeddings._replace(read=lambda: embeddings.read().clone())
+    write_json(folder / "config.json", config_to_official(janus.config, janus.dtype))
+    settings = official_settings(janus.style, janus.tokenizer, janus.image_processor, vision.num_image_tokens)
+    for name, content in settings.items():
+        write_json(folder / name, content)
+    janus.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    save_weights(folder, to_official(tensors), max_shard_size)
+
+
+WRITERS: dict[str, Callable[[Janus, Path, int | str], None]] = {
+    "hybridgen": _write_hybridgen,
+    "janus-hf": _write_transformers,
+    "janus-official": _write_official,
+}

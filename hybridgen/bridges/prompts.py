@@ -136,6 +136,7 @@ def template_of(folder: Path) -> str | None:
 # --------------------------------------------------------------------------------------------------- tokenizers
 
 _KEPT = ("model_max_length", "truncation_side", "clean_up_tokenization_spaces", "add_bos_token", "add_eos_token")
+_TAGS = {"image_token": "image_tag", "boi_token": "image_start_tag", "eoi_token": "image_end_tag"}  # DeepSeek's
 _NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -158,7 +159,9 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     names = {**IMAGE_TOKENS, **(extra if isinstance(extra, dict) else {})}
     names |= {name: settings[name] for name in (*_NAMED, *IMAGE_TOKENS) if settings.get(name)}
     names = {name: _content(token) for name, token in names.items()}
-    pad = _if_there(folder / "processor_config.json").get("pad_tag", PAD)
+    tags = _if_there(folder / "processor_config.json")
+    names |= {name: tags[tag] for name, tag in _TAGS.items() if tag in tags}
+    pad = tags.get("pad_tag", PAD)
     if backend.token_to_id(pad) is not None:
         names["pad_token"] = pad  # Janus' own code takes it by its name, whatever the tokenizer's settings say
     if missing := sorted(token for token in names.values() if backend.token_to_id(token) is None):
@@ -171,8 +174,8 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     kept = {name: settings[name] for name in _KEPT if settings.get(name) is not None}
     if str(settings.get("tokenizer_class", "")).startswith("Llama"):
         kept.setdefault("add_bos_token", True)  # that class does, unless it is told not to
-    if isinstance(extra, list):
-        kept["extra_special_tokens"] = [token for token in map(_content, extra) if token not in OUR_TOKENS]
+    if isinstance(extra, list) and (others := [token for token in map(_content, extra) if token not in OUR_TOKENS]):
+        kept["extra_special_tokens"] = others
     own = {name: token for name, token in names.items() if name not in _NAMED}
     named = {name: token for name, token in names.items() if name in _NAMED}
     return PreTrainedTokenizerFast(
@@ -223,4 +226,50 @@ def open_image_processor(folder: Path, image_size: int) -> HybridGenImageProcess
         image_std=std,
         pad_value=pad[0] if isinstance(pad, list) and len(set(pad)) == 1 else pad,
         min_size=settings.get("min_size", 14),
+        truncate=True,
     )
+
+
+# -------------------------------------------------------------------------------------------- DeepSeek's settings
+
+
+def official_settings(
+    style: str, tokenizer: PreTrainedTokenizerFast, images: HybridGenImageProcessor, num_image_tokens: int
+) -> dict[str, dict]:
+    """The small files beside a checkpoint in DeepSeek's layout, by name."""
+    named = {name: getattr(tokenizer, name) for name in _NAMED if getattr(tokenizer, name) is not None}
+    special = {**named, "additional_special_tokens": tokenizer.extra_special_tokens}
+    return {
+        "special_tokens_map.json": special,
+        "tokenizer_config.json": {
+            **special,
+            "add_bos_token": begins_texts(tokenizer),
+            "add_eos_token": False,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": min(tokenizer.model_max_length, 2**31 - 1),
+            "tokenizer_class": "LlamaTokenizerFast",
+        },
+        "processor_config.json": {
+            "add_special_token": False,
+            "ignore_id": -100,
+            "image_tag": tokenizer.image_token,
+            "image_start_tag": tokenizer.boi_token,
+            "image_end_tag": tokenizer.eoi_token,
+            "mask_prompt": True,
+            "num_image_tokens": num_image_tokens,
+            "pad_tag": tokenizer.pad_token,
+            "processor_class": "VLChatProcessor",
+            "sft_format": "deepseek" if style == "janus-pro" else "deepseek_old",
+        },
+        "preprocessor_config.json": {
+            "background_color": [images.pad_value] * 3 if isinstance(images.pad_value, int) else images.pad_value,
+            "do_normalize": True,
+            "image_mean": images.image_mean,
+            "image_processor_type": "VLMImageProcessor",
+            "image_size": images.image_size,
+            "image_std": images.image_std,
+            "min_size": images.min_size,
+            "processor_class": "VLChatProcessor",
+            "rescale_factor": 1 / 255,
+        },
+    }

@@ -73,12 +73,14 @@ def write_codes(
     sampling: CodeSampling,
     guidance: Scale = 1.0,
     on_step: Callable[[int, Tensor], Tensor] | None = None,
+    on_logits: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """The codes (I, count) that follow a prefix whose rows end with the begin-of-image token; the prefix grows by them.
 
     Args:
         generators: one an image; their number is I. The prefix has I or 2 I rows, conditional ones first.
         on_step: told the codes so far (I, t) after each step; what it returns is gone on with.
+        on_logits: told the guided logits (I, V) of each step, before temperature and filters.
     """
     images, device = len(generators), prefix.last_state.device
     copies = prefix.rows // images
@@ -90,6 +92,8 @@ def write_codes(
     states = prefix.last_state  # R, H
     for step in range(count):
         logits = guide(model.code_logits(states).float(), images, guidance, step)  # I, V
+        if on_logits is not None:
+            on_logits(step, logits)
         codes[:, step] = sampling.draw(logits, noise)
         if on_step is not None:
             codes[:, : step + 1] = on_step(step, codes[:, : step + 1])
