@@ -250,14 +250,14 @@ def _processor(config: HybridGenConfig, donors: Donors, shape: Shape) -> HybridG
 
 @torch.no_grad()
 def _check_text(model: HybridGenForConditionalGeneration, reference: PreTrainedModel) -> None:
-    """Raises ValueError if the model does not write as its backbone did: some decoders do more to embeddings or logits
-    than look them up and multiply (Gemma, Cohere, Granite)."""
+    """Raises ValueError if the model does not write as its backbone did: some decoders do more to logits than multiply
+    (Granite and Cohere scale them, Gemma 2 bends them)."""
     frames = (model.config.begin_image_token_id, model.config.end_image_token_id)  # perhaps rows that stood empty
     old = torch.tensor([i for i in range(reference.get_input_embeddings().num_embeddings) if i not in frames])
     ids = old[:: max(1, len(old) // 12)][None, :12]
     theirs = reference(ids).logits[..., old]
     difference = (model(ids).logits[..., old] - theirs).abs().max() / theirs.abs().max()
-    if not difference < 1e-3:
+    if not difference < 1e-4:
         raise ValueError(
             f"the backbone is a {reference.config.model_type!r}, which does more to its logits than a plain head: ours "
             f"differ by {difference:.1%}; give a decoder of Llama's or Qwen's form"

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
     BertModel,
-    GemmaConfig,
-    GemmaForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     Qwen3Config,
@@ -353,11 +353,11 @@ def bert(parts, tmp_path):
     return tmp_path / "bert"
 
 
-def gemma(parts, tmp_path):
-    """It scales embeddings, so a plain head on it would write nonsense."""
-    GemmaForCausalLM(GemmaConfig(**TEXT)).save_pretrained(tmp_path / "gemma")
-    text_tokenizer().save_pretrained(tmp_path / "gemma")
-    return tmp_path / "gemma"
+def granite(parts, tmp_path):
+    """It divides its logits, so a plain head on it would be too sure of itself."""
+    GraniteForCausalLM(GraniteConfig(**TEXT, logits_scaling=8.0)).save_pretrained(tmp_path / "granite")
+    text_tokenizer().save_pretrained(tmp_path / "granite")
+    return tmp_path / "granite"
 
 
 def rewriting(parts, tmp_path):
@@ -382,7 +382,7 @@ def lacking(parts, tmp_path):
         (lambda parts, _: parts / "siglip", "is a 'siglip_vision_model', no decoder of text"),
         (lambda parts, _: parts / "janus", "is a 'janus', no decoder of text .*; a Janus is given as --from-janus"),
         (bert, "bert lacks 6 of its weights"),
-        (gemma, "is a 'gemma', which does more"),
+        (granite, "is a 'granite', which does more"),
         (break_shard, "cut cannot be loaded"),
         (lacking, "lacks 1 of its weights, such as model.layers.1.mlp.up_proj.weight"),
         (without_tokenizer, "the tokenizer of backbone .*mute"),
