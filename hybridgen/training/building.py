@@ -84,7 +84,10 @@ def build_model(
     if config.vision_model is not None:
         tower = AutoModel.from_pretrained(config.vision_model, dtype=torch.float32)
         tower = getattr(tower, "vision_model", tower)  # of a SigLIP with both towers, the one that sees
-        model.model.vision_model.load_state_dict(tower.state_dict())
+        kept = model.model.vision_model.state_dict().keys()  # all but a pooling head
+        model.model.vision_model.load_state_dict(
+            {name: value for name, value in tower.state_dict().items() if name in kept}
+        )
     return model
 
 
