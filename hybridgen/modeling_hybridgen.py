@@ -134,7 +134,7 @@ class HybridGenModel(HybridGenPreTrainedModel):
         dim = self.patch_embed.proj.in_features
         flat = torch.cat(patches) if patches else timesteps.new_zeros(0, dim, dtype=vectors.dtype)
         where = torch.cat(positions) if positions else timesteps.new_zeros(0, 2, dtype=torch.long)
-        return self.patch_embed(flat.to(self.patch_embed.proj.weight.dtype), where) + conditioning, conditioning
+        return self.patch_embed(flat.to(self.patch_embed.proj.bias.dtype), where) + conditioning, conditioning
 
     # ------------------------------------------------------------------------------------------------ the forward
 
