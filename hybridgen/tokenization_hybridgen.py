@@ -1,8 +1,8 @@
 """Tokenizers: the tokens that images need, added to any tokenizer, and a small tokenizer trained from texts.
 
 Models that start from a pretrained backbone keep its tokenizer (`add_image_tokens`); models from scratch get one of
-their own (`build_tokenizer`). The fact a newcomer gets wrong: a placeholder is never looked up in the embedding table,
-so only the two tokens that frame an image need rows of their own there.
+their own (`build_tokenizer`). The fact a newcomer gets wrong: what stands at a placeholder is not its row of
+the table, so only the two tokens that frame an image need rows of their own there.
 """
 
 from collections.abc import Iterable

@@ -95,7 +95,7 @@ def test_targets_choose_layers_within_a_part(base):
 
 
 def test_saved_alone_loaded_and_merged(base, tmp_path):
-    """Merged weights round otherwise than two products: worst difference seen in logits and pixels 5e-6."""
+    """Merged weights round otherwise than two products: worst difference seen 2e-5, in logits of 0.5."""
     pipeline = adapted(base, "backbone", "understanding", "vq", rank=4, alpha=8)
     expected = behaviour(pipeline)
     pipeline.model.save_pretrained(tmp_path / "adapter")
@@ -113,7 +113,7 @@ def test_saved_alone_loaded_and_merged(base, tmp_path):
     again = quiet(open_pipeline(tmp_path / "merged"))
     assert {type(module).__module__.split(".")[0] for module in again.model.modules()} & {"peft"} == set()
     for name, value in behaviour(again).items():
-        torch.testing.assert_close(value, expected[name], rtol=0, atol=5e-4, msg=name)
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-4, msg=name)
 
 
 def test_bad_input(base, tmp_path):

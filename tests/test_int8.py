@@ -20,7 +20,7 @@ def folder(tmp_path):
 
 @torch.no_grad()
 def assert_works(int8: HybridGenPipeline, folder, layer: torch.nn.Module) -> None:
-    """Worst difference of a logit seen, of a largest logit of 0.3: 0.004 (torchao), 0.006 (bitsandbytes)."""
+    """Worst difference of a logit seen, of a largest logit of 0.41: 0.0026 (torchao), 0.0044 (bitsandbytes)."""
     assert layer.weight.element_size() == 1 or "Int8" in type(layer.weight).__name__
     ids = torch.arange(3, 40)[None]
     expected, seen = load_pipeline(folder).model(ids).logits, int8.model(ids).logits.float()

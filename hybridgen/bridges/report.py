@@ -61,9 +61,7 @@ def in_table(janus: Janus, to: str) -> Iterator[str]:
     yield from _listed("missing", {name: f"expected {shape}" for name, shape in found.missing.items()})
     yield from _listed("unexpected", {name: str(janus.tensors[name].shape) for name in found.unexpected})
     yield from _listed("other shape", {name: f"{a}, expected {b}" for name, (a, b) in found.shapes.items()})
-    yield from _listed(
-        "other dtype", {name: f"{_short(a)}, others {_short(b)}" for name, (a, b) in found.dtypes.items()}
-    )
+    yield from _listed("other dtype", {name: f"{_short(a)}, most {_short(b)}" for name, (a, b) in found.dtypes.items()})
     yield from _listed("left out", dict.fromkeys(janus.dropped, "not read by any computation"))
     yield ""
     yield f"head         {'tied to the embeddings' if janus.config.tie_word_embeddings else 'untied'}"

@@ -300,10 +300,11 @@ def test_the_question_is_the_official_prompt(pair):
 def test_the_question_is_what_transformers_processor_makes_of_it(pair):
     janus, pipeline = pair
     content = [{"type": "image", "image": picture(32, 32)}, {"type": "text", "text": " what colour is it? "}]
-    theirs = tiny_processor(janus).apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True,
-        return_tensors="pt",
-    )  # fmt: skip
+    processor = tiny_processor(janus)
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    theirs = processor(text=text, images=[content[0]["image"]], return_tensors="pt")
+    if "<|Assistant|>" not in processor.tokenizer.decode(theirs["input_ids"][0]):
+        pytest.skip(f"transformers {transformers.__version__} cuts the text off behind its own system prompt")
     ours = pipeline.processor.prompt([{"role": "user", "content": content}])
     assert ours.layout.input_ids == theirs["input_ids"][0].tolist()
 
