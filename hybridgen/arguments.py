@@ -39,7 +39,8 @@ def parser() -> argparse.ArgumentParser:
     top = _Parser(prog="hybridgen", description=_ABOUT, epilog=_EXAMPLES, formatter_class=_KeepLines)
     top.add_argument("--version", action="version", version=f"hybridgen {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
-    for add in (_add_demo, _add_train, _add_sample, _add_ask, _add_evaluate, _add_convert):
+    parts = (_add_init, _add_convert, _add_merge)
+    for add in (_add_demo, *parts, _add_train, _add_sample, _add_ask, _add_evaluate):
         add(commands)
     return top
 
@@ -77,6 +78,44 @@ def _add_demo(commands) -> None:
     command.add_argument("--out", type=Path, metavar="DIR", help="default: runs/demo, or runs/WORLD")
 
 
+def _add_init(commands) -> None:
+    command = _command(
+        commands,
+        "init",
+        "build a hybrid from pretrained parts",
+        """\
+        Graft paths onto a decoder: its text stays as it was to the bit, what is new starts silent. Nothing is trained;
+        the folder that is written is one to train from, as model.from_pretrained. A Janus gives every part that no
+        other option names.
+
+        examples:
+          hybridgen init start --backbone Qwen3-0.6B --vae sd3/vae --paths diffusion --image-size 256
+          hybridgen init start --backbone Llama-3.2-1B --vision siglip2-base-patch16-384 --from-janus Janus-Pro-1B \
+            --paths understanding,vq
+          hybridgen init start --from-janus Janus-Pro-1B --vae sdxl/vae --paths understanding,diffusion,vq
+        """,
+    )
+    command.add_argument("folder", metavar="DST", type=Path, help="folder to write; it must not be there yet")
+    parts = command.add_argument_group("what it is made of")
+    parts.add_argument("--backbone", metavar="DIR", type=Path, help="a Llama or Qwen decoder with its tokenizer")
+    parts.add_argument("--gguf-file", metavar="NAME", help="a file in that folder to take both from")
+    parts.add_argument("--vision", metavar="DIR", type=Path, help="a SigLIP; a .json file of its config = a new one")
+    parts.add_argument("--vae", metavar="DIR", type=Path, help="an AutoencoderKL; none = diffusion on pixels")
+    parts.add_argument("--vq", metavar="DIR", type=Path, help="a VQ tokenizer")
+    parts.add_argument("--from-janus", metavar="DIR", type=Path, help="a Janus in any layout")
+    paths = ",".join(PATHS)
+    parts.add_argument("--paths", required=True, type=_paths, metavar="PATH,...", help=f"some of {paths}")
+    shape = command.add_argument_group("how the new paths are built")
+    shape.add_argument(
+        "--image-size", type=_whole(1), metavar="N", help="side of drawn pictures (default: the donors')"
+    )
+    shape.add_argument("--patch-size", type=_whole(1), metavar="N", help="diffusion: latents (2) or pixels (8) a side")
+    shape.add_argument("--prediction", default="velocity", metavar="KIND", help="velocity (default), sample or epsilon")
+    shape.add_argument("--bidirectional", action="store_true", help="tokens of a picture that is read see each other")
+    shape.add_argument("--chat-template", type=Path, metavar="FILE", help="Jinja, instead of the tokenizer's own")
+    shape.add_argument("--seed", type=_whole(0), default=0, help="of what starts random (default: 0)")
+
+
 def _add_train(commands) -> None:
     command = _command(
         commands,
@@ -93,6 +132,23 @@ def _add_train(commands) -> None:
     )
     command.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
     command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=_OVERRIDES)
+
+
+def _add_merge(commands) -> None:
+    command = _command(
+        commands,
+        "merge",
+        "merge a trained LoRA adapter into its model",
+        """\
+        Write the pipeline that an adapter was trained on with the adapter added to its weights. The adapter's folder
+        can be sampled, asked and evaluated without that, too.
+
+        examples:
+          hybridgen merge runs/janus_pro_1b_lora/checkpoint merged
+        """,
+    )
+    command.add_argument("adapter", metavar="ADAPTER", type=Path, help="folder of an adapter: checkpoint/ of its run")
+    command.add_argument("folder", metavar="DST", type=Path, help="folder to write; it must not be there yet")
 
 
 def _add_sample(commands) -> None:
@@ -197,7 +253,9 @@ def _add_convert(commands) -> None:
 
 
 def _add_checkpoint(command) -> None:
-    command.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="folder of a saved pipeline")
+    command.add_argument(
+        "checkpoint", metavar="CHECKPOINT", type=Path, help="folder of a saved pipeline, or of an adapter"
+    )
 
 
 def _add_drawing(group) -> None:
@@ -246,6 +304,10 @@ def _real(text: str) -> float:
     if not 0 <= number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
     return number
+
+
+def _paths(text: str) -> list[str]:
+    return [_path(name.strip()) for name in text.split(",")]
 
 
 def _path(text: str) -> str:

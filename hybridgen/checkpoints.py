@@ -7,6 +7,7 @@ whose weights lack a tensor, with random numbers in its place and a warning. Her
 """
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,6 +80,27 @@ def forget_origin(folder: str | Path) -> None:
         settings = json.loads(file.read_text(encoding="utf-8"))
         if settings.pop("_name_or_path", None) is not None:
             file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A folder to write into that takes its name once all is written; nothing is left of it when something fails.
+
+    Raises:
+        ValueError: something is there already.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is there already; choose a folder that is not, or empty it first")
+    aside = folder.parent / f".{folder.name}.unfinished"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        aside.rename(folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
 
 
 class _Incomplete(ValueError):

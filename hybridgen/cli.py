@@ -1,4 +1,4 @@
-"""The command line: `hybridgen train | sample | ask | evaluate | convert | demo`.
+"""The command line: `hybridgen train | sample | ask | evaluate | init | convert | merge | demo`.
 
 It reads arguments, calls the library and says what came of it; nothing is computed here. The fact a newcomer gets
 wrong: stdout carries results alone (paths written, an answer), because people pipe it. Progress, warnings and
@@ -22,14 +22,17 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from hybridgen import demo
+from hybridgen.adapters import is_adapter, merge, open_pipeline
 from hybridgen.arguments import parser
 from hybridgen.bridges.checkpoint import open_janus
+from hybridgen.bridges.grafting import Shape, graft
 from hybridgen.bridges.janus import check_conversion, convert
 from hybridgen.bridges.report import in_table
+from hybridgen.checkpoints import new_folder
 from hybridgen.evaluation import suites
 from hybridgen.evaluation.generation import DrawSettings
 from hybridgen.evaluation.scores import in_lines, save_scores
-from hybridgen.pipeline_hybridgen import WRITING_PATHS, load_pipeline
+from hybridgen.pipeline_hybridgen import WRITING_PATHS
 from hybridgen.training.config import load_config
 from hybridgen.training.stages import train
 from hybridgen.version import __version__
@@ -81,13 +84,45 @@ def _sentence(error: Exception) -> str:
 # Each takes the options and yields the lines of its result.
 
 
+def _init(options: argparse.Namespace) -> Iterator[str]:
+    file = options.chat_template
+    shape = Shape(
+        image_size=options.image_size,
+        patch_size=options.patch_size,
+        prediction_type=options.prediction,
+        understanding_bidirectional=options.bidirectional,
+        chat_template=None if file is None else file.read_text(encoding="utf-8"),
+        seed=options.seed,
+    )
+    with new_folder(options.folder) as aside:
+        graft(
+            options.paths,
+            backbone=options.backbone,
+            gguf_file=options.gguf_file,
+            vision=options.vision,
+            vae=options.vae,
+            vq=options.vq,
+            from_janus=options.from_janus,
+            shape=shape,
+        ).save_pretrained(aside)
+    yield str(options.folder)
+
+
+def _merge(options: argparse.Namespace) -> Iterator[str]:
+    if not is_adapter(options.adapter):
+        raise ValueError(f"{options.adapter} is no adapter; give the checkpoint/ of a run with lora")
+    with new_folder(options.folder) as aside:
+        merge(open_pipeline(options.adapter)).save_pretrained(aside)
+    yield str(options.folder)
+
+
 def _train(options: argparse.Namespace) -> Iterator[str]:
     yield str(train(load_config(options.config, options.overrides)))
 
 
 def _sample(options: argparse.Namespace) -> Iterator[str]:
     out = _folder_to_write(options.out)
-    pipeline = demo.best_device(load_pipeline(options.checkpoint))
+    pipeline = demo.best_device(open_pipeline(options.checkpoint))
     settings = _draw_settings(options)
     path = options.path or next((path for path in WRITING_PATHS if path in pipeline.model.config.paths), None)
     images = pipeline(
@@ -109,14 +144,14 @@ def _sample(options: argparse.Namespace) -> Iterator[str]:
 
 def _ask(options: argparse.Namespace) -> Iterator[str]:
     image = open_picture(options.image)
-    pipeline = demo.best_device(load_pipeline(options.checkpoint))
+    pipeline = demo.best_device(open_pipeline(options.checkpoint))
     yield from pipeline.answer(image, options.question, path=options.path, max_new_tokens=options.max_new_tokens)
 
 
 def _evaluate(options: argparse.Namespace) -> Iterator[str]:
     suites.open_suite(options.suite)
     out = _folder_to_write(options.out)
-    pipeline = demo.best_device(load_pipeline(options.checkpoint))
+    pipeline = demo.best_device(open_pipeline(options.checkpoint))
     with _progress() as report:
         scores = suites.evaluate(
             pipeline,
@@ -162,6 +197,8 @@ def _convert(options: argparse.Namespace) -> Iterator[str]:
 
 
 _COMMANDS = {
+    "init": _init,
+    "merge": _merge,
     "train": _train,
     "sample": _sample,
     "ask": _ask,

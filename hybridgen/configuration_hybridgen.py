@@ -5,6 +5,7 @@ before any weight is made. The fact a newcomer gets wrong: the VAE and the VQ to
 `vq_config` and `diffusion_config` describe what the backbone reads and predicts; codecs are components of the pipeline.
 """
 
+import math
 from typing import ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -139,7 +140,7 @@ class HybridGenConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self.text_config = _sub_config(self.text_config or {}, "qwen3")
-        self.vision_config = _sub_config(self.vision_config, "siglip_vision_model")
+        self.vision_config = _of_square_images(_sub_config(self.vision_config, "siglip_vision_model"))
         self.diffusion_config = _own_config(self.diffusion_config, HybridGenDiffusionConfig)
         self.vq_config = _own_config(self.vq_config, HybridGenVQConfig)
         if self.vq_config is not None:
@@ -220,6 +221,13 @@ def _sub_config(config: dict | PreTrainedConfig | None, default_type: str) -> Pr
         return config
     config = dict(config)
     return AutoConfig.for_model(config.pop("model_type", default_type), **config)
+
+
+def _of_square_images(config: PreTrainedConfig | None) -> PreTrainedConfig | None:
+    """SigLIP 2 (NaFlex) counts patches instead of pixels; here a tower sees squares, so it has a side as well."""
+    if config is not None and getattr(config, "image_size", None) is None and hasattr(config, "num_patches"):
+        config.image_size = math.isqrt(config.num_patches) * config.patch_size
+    return config
 
 
 def _own_config(

@@ -14,6 +14,7 @@ from transformers.utils import can_return_tuple
 from hybridgen.layout import PATHS
 from hybridgen.modeling_outputs import Latents
 from hybridgen.paths.patches import patch_positions, patchify
+from hybridgen.paths.understanding import look
 
 NO_TOKEN = -1  # stands for an embedding of which no id is known
 
@@ -24,7 +25,7 @@ class ImageEmbedding:
     @can_return_tuple
     def get_image_features(self, pixel_values: Tensor, **kwargs) -> BaseModelOutputWithPooling:
         """Understanding: pixels (I, 3, h, w) -> tower output whose `pooler_output` is aligned, (I, tokens, H)."""
-        outputs = self.vision_model(pixel_values.to(self.vision_model.dtype), return_dict=True, **kwargs)
+        outputs = look(self.vision_model, pixel_values.to(self.vision_model.dtype), **kwargs)
         outputs.pooler_output = self.aligner(outputs.last_hidden_state)
         return outputs
 
@@ -43,7 +44,7 @@ class ImageEmbedding:
         dim = self.patch_embed.proj.in_features
         flat = torch.cat(patches) if patches else timesteps.new_zeros(0, dim, dtype=vectors.dtype)
         where = torch.cat(positions) if positions else timesteps.new_zeros(0, 2, dtype=torch.long)
-        return self.patch_embed(flat.to(self.patch_embed.proj.weight.dtype), where) + conditioning, conditioning
+        return self.patch_embed(flat.to(self.patch_embed.proj.bias.dtype), where) + conditioning, conditioning
 
     def bidirectional_ids(self) -> tuple[int, ...]:
         """Placeholders of which a run is one image whose tokens see each other."""

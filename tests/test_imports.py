@@ -34,7 +34,8 @@ LEVELS: list[list[tuple[str, ...]]] = [
     [("modeling_*",), ("data", "data.*")],
     [("objectives",), ("sampling", "sampling.*"), ("checkpoints",), ("model_card",)],
     [("pipeline_*", "multimodal_hybridgen")],
-    [("training", "training.*"), ("evaluation", "evaluation.*"), ("bridges", "bridges.*")],
+    [("bridges", "bridges.*", "adapters")],
+    [("training", "training.*"), ("evaluation", "evaluation.*")],
     [("cli", "arguments", "demo", "demo_report", "__main__")],
 ]
 NEVER = [  # what the levels alone would allow

@@ -16,6 +16,7 @@ from typing import Protocol
 from PIL import Image
 
 from hybridgen.chat import parts
+from hybridgen.data.folders import FolderSource
 from hybridgen.data.records import check_record, load_images
 from hybridgen.data.worlds import open_world
 from hybridgen.documents import Document
@@ -43,7 +44,9 @@ class JsonlSource:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         if not self.path.is_file():
-            raise ValueError(f"there is no file {self.path}; a source is a .jsonl file or the name of a world")
+            raise ValueError(
+                f"there is no file {self.path}; a source is a .jsonl file or the name of a world, or a folder"
+            )
         self._offsets, self._lines = array("q"), array("q")
         with self.path.open("rb") as file:
             offset = 0
@@ -86,7 +89,7 @@ class SourceConfig:
     """One task of the mixture.
 
     Args:
-        source: a world (`dolls`, `emoji`) or the path of a .jsonl file.
+        source: a world (`dolls`, `emoji`), a .jsonl file, or a folder of captioned pictures (`data.folders`).
         name: what it is called in logs and checkpoints; None = made of source, task and path.
         task: worlds only: `draw` or `answer`.
         split: worlds only; None = `train`.
@@ -142,7 +145,7 @@ class SourceConfig:
         names = ("task", "split", "questions_per_picture", "yes_no_questions")
         world_only = {name: getattr(self, name) for name in names}
         if self.is_file and (given := [key for key, value in world_only.items() if value is not None]):
-            raise ValueError(f"{self.name}: {given[0]} belongs to worlds; a .jsonl file has none, leave it out")
+            raise ValueError(f"{self.name}: {given[0]} belongs to worlds; a file or folder has none, leave it out")
         if not self.is_file and self.task is None:
             raise ValueError(f"{self.name}: task is missing; a world needs 'draw' or 'answer'")
 
@@ -159,7 +162,7 @@ class SourceConfig:
 
     @property
     def is_file(self) -> bool:
-        """Whether the source is a file, and not the name of a world."""
+        """Whether the source is a file or folder, and not the name of a world."""
         return bool(Path(self.source).suffix) or "/" in self.source
 
     @property
@@ -194,7 +197,7 @@ class Task:
     def where(self, cursor: int) -> str:
         """What to call the `cursor`-th record in an error."""
         index = self.index(cursor)
-        place = self.source.where(index) if isinstance(self.source, JsonlSource) else f"record {index}"
+        place = self.source.where(index) if isinstance(self.source, JsonlSource | FolderSource) else f"record {index}"
         return f"source {self.name!r}, {place}"
 
     def document(self, cursor: int, processor: HybridGenProcessor) -> Document:
@@ -245,7 +248,8 @@ def open_source(config: SourceConfig, seed: int = 0) -> Task:
         ValueError: there is no such file or world, or no such task or split in it.
     """
     if config.is_file:
-        return Task(JsonlSource(config.source), config, seed)
+        kind = FolderSource if Path(config.source).is_dir() else JsonlSource
+        return Task(kind(config.source), config, seed)
     world = open_world(config.source)
     yes_no = 1 if config.yes_no_questions is None else config.yes_no_questions
     asking = {"questions_per_picture": config.questions_per_picture, "yes_no_questions": yes_no}

@@ -38,7 +38,7 @@ class TimestepEmbedder(nn.Module):
         frequencies = get_timestep_embedding(
             timesteps.float(), self.frequency_embedding_size, flip_sin_to_cos=True, downscale_freq_shift=0
         )
-        return self.mlp(frequencies.to(self.mlp.linear_1.weight.dtype))
+        return self.mlp(frequencies.to(self.mlp.linear_1.bias.dtype))  # weights may be quantized, a bias never is
 
 
 class FinalLayer(nn.Module):

@@ -1,16 +1,20 @@
 """The understanding path: pixels -> vision tower -> aligner -> embeddings of the backbone. It reads only.
 
-The tower is any vision model of transformers with one feature a patch (SigLIP, SigLIP 2 with fixed size, Janus' own).
+The tower is any vision model of transformers with one feature a patch (SigLIP, SigLIP 2, Janus' own). The fact a
+newcomer gets wrong: there are two SigLIP 2. Those of a fixed size are plain SigLIP to transformers; the others (NaFlex)
+take patches, a mask and a shape instead of pixels, and are shown squares here.
 
 Shapes: I images, T tokens of an image, E the tower's width, H the backbone's width.
 """
 
+import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.models.janus.modeling_janus import JanusVisionModel
 
 from hybridgen.paths.initial import XavierLinear
+from hybridgen.paths.patches import patchify
 
 
 def build_vision_tower(config: PreTrainedConfig) -> nn.Module:
@@ -18,6 +22,21 @@ def build_vision_tower(config: PreTrainedConfig) -> nn.Module:
     if config.model_type == "janus_vision_model":
         return JanusVisionModel._from_config(config)
     return AutoModel.from_config(config)
+
+
+def look(tower: nn.Module, pixels: Tensor, **kwargs):
+    """What a tower makes of pixels (I, 3, h, w): its output, with `last_hidden_state` (I, T, E).
+
+    Args:
+        kwargs: go to the tower, as `output_hidden_states`.
+    """
+    if tower.config.model_type != "siglip2_vision_model":
+        return tower(pixels, return_dict=True, **kwargs)
+    p = tower.config.patch_size
+    patches = patchify(pixels, p)  # I, T, p * p * 3: SigLIP 2 orders a patch as we do
+    shapes = torch.tensor([[side // p for side in pixels.shape[-2:]]] * len(pixels), device=pixels.device)  # I, 2
+    seen = torch.ones(patches.shape[:2], dtype=torch.long, device=pixels.device)  # I, T: no padding
+    return tower(patches, seen, shapes, return_dict=True, **kwargs)
 
 
 def tokens_per_image(config: PreTrainedConfig) -> int:

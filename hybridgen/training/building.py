@@ -49,6 +49,7 @@ def build_parts(config: TrainConfig) -> Parts:
     vae = None if config.codec.vae is None else load_vae(config.codec.vae)
     if config.model.from_pretrained is not None:
         given = load_pipeline(config.model.from_pretrained)
+        given.model.float()  # half precision loses the small steps of an optimizer; autocast is what makes it fast
         vq, vae = given.vq_model if vq is None else vq, given.vae if vae is None else vae
         pipeline = HybridGenPipeline(given.model, given.processor, given.scheduler, vae, vq)
         return Parts(pipeline, tasks, validation)
@@ -83,7 +84,10 @@ def build_model(
     if config.vision_model is not None:
         tower = AutoModel.from_pretrained(config.vision_model, dtype=torch.float32)
         tower = getattr(tower, "vision_model", tower)  # of a SigLIP with both towers, the one that sees
-        model.model.vision_model.load_state_dict(tower.state_dict())
+        kept = model.model.vision_model.state_dict().keys()  # all but a pooling head
+        model.model.vision_model.load_state_dict(
+            {name: value for name, value in tower.state_dict().items() if name in kept}
+        )
     return model
 
 

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hybridgen.adapters import require_peft
 from hybridgen.codecs import vq_factor
 from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.paths.patches import check_size
@@ -103,6 +104,8 @@ def _check_codec_stage(config: "TrainConfig") -> None:
         raise ValueError("stage is 'codec', but vq_model is missing; say which tokenizer is to be trained")
     if config.model is not None:
         raise ValueError("stage is 'codec', but model is given; remove it, or set stage=model")
+    if config.lora is not None:
+        raise ValueError("stage is 'codec', but lora is given; remove it, or set stage=model")
     factor = vq_factor(vq_config(config.vq_model))
     if config.vq_model.image_size % factor:
         raise ValueError(
@@ -124,6 +127,10 @@ def _check_model_stage(config: "TrainConfig") -> None:
         raise ValueError("stage is 'model', but model is missing; give model.from_pretrained or model.text_config")
     if config.vq_model is not None:
         raise ValueError("stage is 'model', but vq_model is given; remove it, or set stage=codec")
+    if config.lora is not None:
+        if config.model.from_pretrained is None:
+            raise ValueError("lora adapts a pretrained pipeline, but model.from_pretrained is missing; give it")
+        require_peft()
     hybrid = hybrid_config(config.model)
     if config.model.codes_from_codebook and hybrid.vq_config is None:
         raise ValueError("model.codes_from_codebook is true, but the model has no vq_config; give it, or say false")

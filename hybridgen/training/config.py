@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from hybridgen.adapters import LoraConfig
 from hybridgen.data.sources import SourceConfig
 from hybridgen.objectives import ObjectiveConfig
 from hybridgen.training import strict
@@ -234,6 +235,7 @@ class TrainConfig:
         steps: optimizer steps.
         max_seconds: end by this many seconds of training, schedule included: progress is the larger of steps taken
             over `steps` and seconds over `max_seconds`. A resumed run is then no longer the same bit for bit.
+        lora: train an adapter on a pretrained pipeline instead of its weights; `checkpoint/` is then that adapter.
         resume: `auto` continues from the newest intact state in output_dir, `never` starts over (and removes the old
             states), a path continues from that state.
         precision: `bf16` runs the model under autocast (weights and losses stay fp32); `auto` does where it pays.
@@ -251,6 +253,7 @@ class TrainConfig:
     data: DataConfig
     stage: Literal["model", "codec"] = "model"
     model: ModelConfig | None = None
+    lora: LoraConfig | None = None
     vq_model: VQTrainingConfig | None = None
     codec: CodecPaths = field(default_factory=CodecPaths)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)

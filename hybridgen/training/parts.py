@@ -148,7 +148,12 @@ def _part_config(folder: str, part: str) -> PreTrainedConfig:
     key = "model.language_model" if part == "text_config" else "model.vision_model"
     read_json(Path(folder) / "config.json", key)
     config = AutoConfig.from_pretrained(folder)
-    return config.get_text_config() if part == "text_config" else getattr(config, "vision_config", config)
+    if part == "text_config":
+        return config.get_text_config()
+    config = getattr(config, "vision_config", config)
+    if getattr(config, "vision_use_head", False):
+        config.vision_use_head = False  # nothing reads it, and weights without a gradient make ranks wait for them
+    return config
 
 
 def read_json(path: Path, key: str) -> dict:

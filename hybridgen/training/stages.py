@@ -18,6 +18,7 @@ from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from PIL import Image
 from torch import Tensor, nn
 
+from hybridgen.adapters import add_lora
 from hybridgen.data.loading import RowLoader
 from hybridgen.data.mixture import Mixture
 from hybridgen.layout import IGNORE, PADDING_DOCUMENT
@@ -150,13 +151,16 @@ class ModelStage:
         return sheet(settings.prompts, drawn)
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        self.pipeline.save_pretrained(folder)
+        """The pipeline, or the adapter alone where one was trained."""
+        (self.pipeline if self.config.lora is None else self.model).save_pretrained(folder)
 
 
 def build_model_stage(config: TrainConfig, accelerator: Accelerator) -> ModelStage:
     """Raises ValueError for files that are missing or of another kind."""
     parts = build_parts(config)
     pipeline, model = parts.pipeline, parts.pipeline.model
+    if config.lora is not None:
+        add_lora(model, config.lora, config.seed)
     precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
     compiled = config.compile and compiler_found(accelerator.device)
     set_attention(model, choose_attention(config.attention, precision, accelerator.device, compiled))

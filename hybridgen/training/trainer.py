@@ -29,7 +29,7 @@ from hybridgen.training.protocols import Stage
 from hybridgen.training.speed import eagerly
 from hybridgen.training.tracking import Tracker, say
 
-FIXED = ("stage", "model", "vq_model")  # a run is not resumed with others
+FIXED = ("stage", "model", "lora", "vq_model")  # a run is not resumed with others
 MAX_SKIPPED = 10  # steps in a row whose gradient is not finite
 
 
@@ -286,9 +286,10 @@ class Trainer:
         """Refuse a state of another model; say which other settings are not those it was saved with."""
         now = json.loads(json.dumps(asdict(self.config)))  # as it is saved, where keys are strings
         for key in FIXED:
-            if now[key] != saved[key]:
+            before = saved.get(key)  # older states know fewer settings
+            if now[key] != before:
                 raise ValueError(
-                    f"{state} is of a run whose {key} is not this config's ({_difference(saved[key], now[key], key)}); "
+                    f"{state} is of a run whose {key} is not this config's ({_difference(before, now[key], key)}); "
                     "choose another output_dir, or set resume=never to start over"
                 )
         changed = [_difference(saved.get(key), value, key) for key, value in now.items() if value != saved.get(key)]

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
 from hybridgen.data.loading import RowLoader
 from hybridgen.data.mixture import Mixture
@@ -160,6 +160,22 @@ def test_pretrained_parts_are_taken_over(tmp_path):
     ids = torch.randint(0, 200, (1, 9), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(model.eval()(ids).logits, backbone.eval()(ids).logits, rtol=0, atol=1e-5)
     assert model.config.text_config.eos_token_id == tokenizer.eos_token_id
+
+
+def test_a_pretrained_tower_is_taken_over_without_its_pooling_head(tmp_path):
+    """The head would get no gradient, and ranks of DDP would wait for it."""
+    torch.manual_seed(4)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tower = SiglipVisionModel(SiglipVisionConfig(**shape, image_size=16, patch_size=8)).eval()
+    assert tower.use_head
+    tower.save_pretrained(tmp_path)
+    text = {k: v for k, v in text_config().items() if k != "vocab_size"}
+    model = build_model(ModelConfig(text_config=text, vision_model=str(tmp_path)), tiny_tokenizer(), seed=0)
+    pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    features = model.eval().get_image_features(pixels)
+    assert torch.equal(features.last_hidden_state, tower(pixels).last_hidden_state)
+    features.pooler_output.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.model.vision_model.parameters())
 
 
 def test_codes_that_look_alike_start_alike():

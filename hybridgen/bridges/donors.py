@@ -1,0 +1,214 @@
+"""Donors: pretrained parts on disk, opened and looked over before anything is made of them.
+
+A decoder with its tokenizer, a vision tower, a VAE, a VQ tokenizer, each as its own library saves it. How they become
+one model is `grafting`'s. The fact a newcomer gets wrong: transformers and diffusers open a folder that lacks weights
+with random numbers in their place and a warning, and a folder of another kind as if it were this one. Here every
+weight is accounted for, and the kind is read from the config first.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import diffusers
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Siglip2VisionModel,
+    SiglipVisionModel,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.janus import JanusVQVAE
+from transformers.utils import is_gguf_available, logging
+
+from hybridgen.checkpoints import told_in_one_sentence
+from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
+from hybridgen.patch_vq import PatchVQ
+from hybridgen.paths.understanding import build_vision_tower
+
+TOWERS = {  # model type of the tower, or of a model with both towers -> who loads it
+    "siglip_vision_model": SiglipVisionModel,
+    "siglip": SiglipVisionModel,
+    "siglip2_vision_model": Siglip2VisionModel,
+    "siglip2": Siglip2VisionModel,
+}
+VQ_KINDS = {"JanusVQVAE": JanusVQVAE, "VQModel": diffusers.VQModel, "PatchVQ": PatchVQ}
+
+
+def open_backbone(folder: str | Path, gguf_file: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A decoder with its head, in float32, and its tokenizer.
+
+    Args:
+        gguf_file: a file of the folder to take both from, as in transformers; needs the package `gguf`.
+
+    Raises:
+        ValueError: it is no decoder of text, lacks weights, or its tokenizer is missing or another model's.
+    """
+    folder = Path(folder)
+    given = {} if gguf_file is None else {"gguf_file": gguf_file}
+    if gguf_file is None:
+        config = _read_config(folder, "backbone")
+        kind = config.get("model_type")
+        if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            raise ValueError(f"backbone {folder} is a {kind!r}, no decoder of text such as llama or qwen3{_hint(kind)}")
+        if config.get("quantization_config") is not None:
+            raise ValueError(f"backbone {folder} is quantized, and would learn nothing; give the one it was made from")
+    else:
+        _check_gguf(folder, gguf_file)
+    with told_in_one_sentence(folder):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True, **given
+        )
+    _check_complete(report, folder, "backbone")
+    head = model.get_output_embeddings()
+    if head is None or getattr(head, "bias", None) is not None or model.config.is_encoder_decoder:
+        raise ValueError(
+            f"backbone {folder} is a {model.config.model_type!r}, whose head is no plain matrix; give another"
+        )
+    return model.eval(), _open_tokenizer(folder, model.get_input_embeddings().num_embeddings, given)
+
+
+def _check_gguf(folder: Path, gguf_file: str) -> None:
+    if not (folder / gguf_file).is_file():
+        raise ValueError(f"backbone {folder} has no file {gguf_file}; name one that is there")
+    if not is_gguf_available():
+        raise ValueError(f"{gguf_file} is GGUF, which needs the package gguf: pip install 'hybridgen[gguf]'")
+
+
+def _open_tokenizer(folder: Path, rows: int, given: dict) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **given)
+    except Exception as error:  # whatever it is (the library raises ten kinds), the folder's tokenizer is the cause
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the tokenizer of backbone {folder} cannot be loaded ({reason}); copy its files") from error
+    ids = tokenizer.get_vocab().values()
+    if not ids or max(ids) >= rows:
+        raise ValueError(
+            f"the tokenizer of backbone {folder} has ids up to {max(ids, default=-1)}, but the model has {rows} "
+            "embeddings: it is another model's, or its files are missing"
+        )
+    return tokenizer
+
+
+def open_tower(source: str | Path) -> nn.Module:
+    """A vision tower without its pooling head, which nothing here reads; float32.
+
+    Args:
+        source: a folder of `SiglipVisionModel` or `Siglip2VisionModel` (or of a SigLIP with both towers), or a `.json`
+            file of such a config: a new tower, random as torch's generator stands.
+
+    Raises:
+        ValueError: it is another model, or lacks weights.
+    """
+    source = Path(source)
+    config = tower_config(source)
+    if source.suffix == ".json":
+        with told_in_one_sentence(source):
+            return build_vision_tower(config).eval()
+    loader = TOWERS[config.model_type]
+    with told_in_one_sentence(source):
+        tower, report = loader.from_pretrained(source, config=config, dtype=torch.float32, output_loading_info=True)
+    _check_complete(report, source, "vision tower")
+    return tower.eval()
+
+
+def tower_config(source: str | Path) -> PreTrainedConfig:
+    """The config of `open_tower`'s tower. Raises ValueError when it is another model's."""
+    source = Path(source)
+    content = _read_config(source, "vision tower")
+    kind = content.get("model_type")
+    if kind not in TOWERS:
+        raise ValueError(f"vision tower {source} is a {kind!r}, not one of {', '.join(TOWERS)}{_hint(kind)}")
+    content = {**content.get("vision_config", content), "vision_use_head": False}
+    content.pop("model_type", None)
+    try:
+        return TOWERS[kind].config_class(**content)
+    except (StrictDataclassError, TypeError) as error:
+        raise ValueError(f"vision tower {source}: {' '.join(str(error.__cause__ or error).split())}") from error
+
+
+def image_settings(source: str | Path, image_size: int) -> HybridGenImageProcessor:
+    """How a tower wants its pictures: mean and deviation that stand beside its weights, 0.5 where nothing does."""
+    file = Path(source) / "preprocessor_config.json"
+    content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return HybridGenImageProcessor(image_size, image_mean=content.get("image_mean"), image_std=content.get("image_std"))
+
+
+def open_vae(folder: str | Path) -> nn.Module:
+    """A frozen `AutoencoderKL`, of any number of channels (4 of SD, 16 of SD3 and Flux).
+
+    Raises:
+        ValueError: it is another model, or lacks weights.
+    """
+    folder = Path(folder)
+    kind = _read_config(folder, "VAE").get("_class_name")
+    if kind != "AutoencoderKL":
+        raise ValueError(f"VAE {folder} is a {kind!r}, not an AutoencoderKL; name the folder vae/ of a diffusers model")
+    with told_in_one_sentence(folder):
+        vae, report = diffusers.AutoencoderKL.from_pretrained(
+            folder, torch_dtype=torch.float32, output_loading_info=True
+        )
+    _check_complete(report, folder, "VAE")
+    return vae.eval().requires_grad_(False)
+
+
+def open_vq(folder: str | Path) -> nn.Module:
+    """A frozen VQ tokenizer: `JanusVQVAE`, `VQModel`, or one that hybridgen's codec stage wrote.
+
+    Raises:
+        ValueError: it is another model, or lacks weights.
+    """
+    folder = Path(folder)
+    content = _read_config(folder, "VQ tokenizer")
+    kind = content.get("_class_name") or {"janus_vqgan": "JanusVQVAE"}.get(content.get("model_type"))
+    if kind not in VQ_KINDS:
+        kind = kind or content.get("model_type")
+        raise ValueError(f"VQ tokenizer {folder} is a {kind!r}, not one of {', '.join(VQ_KINDS)}{_hint(kind)}")
+    with told_in_one_sentence(folder):
+        vq, report = VQ_KINDS[kind].from_pretrained(folder, output_loading_info=True)
+    _check_complete(report, folder, "VQ tokenizer")
+    return vq.float().eval().requires_grad_(False)
+
+
+# ----------------------------------------------------------------------------------------------------- looked over
+
+
+def _read_config(source: Path, what: str) -> dict:
+    """config.json of a folder, or a JSON file itself."""
+    file = source if source.suffix == ".json" else source / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{what} {source} has no {file.name}; give a folder that save_pretrained wrote")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{what}: {file} is not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{what}: {file} holds no config")
+    return content
+
+
+def _hint(kind: str | None) -> str:
+    return "; a Janus is given as --from-janus" if kind in ("janus", "multi_modality") else ""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, transformers does not print a table of what is new or left over: here that is looked at, not shown."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _check_complete(report: dict, folder: Path, what: str) -> None:
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"{what} {folder} lacks {len(missing)} of its weights, such as {missing[0]}; copy it again")

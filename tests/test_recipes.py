@@ -1,0 +1,162 @@
+"""Recipes at the size of a test: fine-tuning Janus-Pro as the README says it, a text model that learns to see, and the
+paper's settings in the configs."""
+
+import json
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from hybridgen import cli
+from hybridgen.adapters import open_pipeline
+from hybridgen.data.worlds import emoji
+from hybridgen.pipeline_hybridgen import load_pipeline
+from hybridgen.training import load_config
+from tests.bridges.test_grafting import TOWER, save_backbone
+from tests.januses import save_transformers
+
+ROOT = Path(__file__).parents[1]
+STAGES = {  # REFERENCES of arXiv 2501.17811 and 2410.13848: lr, decay, warmup, steps, batch, shares, what is frozen
+    "stage1": (1e-3, 0.0, 600, 20_000, 256, (1, 0, 3), {"language_model", "lm_head", "vision_model", "embeddings"}),
+    "stage2": (1e-4, 0.0, 5000, 270_000, 512, (2, 3, 5), {"vision_model"}),
+    "stage3": (4e-5, 0.0, 0, 80_000, 128, (5, 1, 4), set()),
+    "sft": (2e-5, 0.1, 0, 24_000, 256, (7, 3, 10), set()),
+}
+
+
+@pytest.fixture(scope="module")
+def janus(tmp_path_factory) -> Path:
+    """A tiny Janus as transformers saves one, and as `hybridgen convert` makes ours of it."""
+    folder = tmp_path_factory.mktemp("janus")
+    save_transformers(folder / "Janus-Pro-1B")
+    assert cli.main(["convert", str(folder / "Janus-Pro-1B"), str(folder / "start")]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Real pictures with real captions, written out as people keep them."""
+    folder = tmp_path_factory.mktemp("data") / "pictures"
+    folder.mkdir()
+    source = emoji.Emoji("train", "draw", 0)
+    lines = []
+    for number in range(12):
+        source.picture(number).save(folder / f"{number}.png")
+        lines.append(json.dumps({"file_name": f"{number}.png", "text": emoji.caption(source.spec(number))}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def codes_loss(metrics: Path) -> list[float]:
+    return [json.loads(line)["loss/code"] for line in metrics.read_text().splitlines() if "loss/code" in line]
+
+
+def test_the_three_commands_of_the_readme(janus, pictures, tmp_path, capsys, monkeypatch):
+    """The loss of codes falls; what is answered stays, to the bit."""
+    pytest.importorskip("peft", reason="LoRA is an optional extra: pip install 'hybridgen[peft]'")
+    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Fine-tuning Janus-Pro")[1]
+    commands = [shlex.split(line) for line in re.search(r"```\n(.*?)```", section, re.DOTALL)[1].splitlines()]
+    assert [command[:2] for command in commands] == [["hybridgen", name] for name in ("convert", "train", "sample")]
+    os.symlink(janus / "Janus-Pro-1B", tmp_path / "Janus-Pro-1B")
+    os.symlink(pictures, tmp_path / "pictures")
+    os.symlink(ROOT / "configs", tmp_path / "configs")
+    monkeypatch.chdir(tmp_path)
+    smaller = ["steps=30", "accumulation=1", "log_every=5", "schedule.warmup_steps=0", "optimizer.lr=0.02", "threads=1"]
+    smaller += ["precision=fp32", "data.row_length=256", "save_every=100", "lora.rank=8"]
+    for command, more in zip(commands, ([], smaller, []), strict=True):
+        assert cli.main([*command[1:], *more]) == 0, capsys.readouterr().err
+    losses = codes_loss(tmp_path / "runs" / "janus_pro_1b_lora" / "metrics.jsonl")
+    assert losses[-1] < 0.8 * losses[0], losses
+    assert [Image.open(file).size for file in (tmp_path / "drawn").iterdir()] == [(8, 8)]
+
+    before, after = load_pipeline("runs/janus_pro_1b"), open_pipeline("runs/janus_pro_1b_lora/checkpoint")
+    image = Image.open(pictures / "3.png")
+    questions = ["what is this?", "is it red?"]
+    assert before.answer(image, questions, max_new_tokens=8) == after.answer(image, questions, max_new_tokens=8)
+    messages = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "what?"}]}]
+    with torch.no_grad():
+        logits = [each.model(**each._read([each.processor.prompt(messages)])).logits for each in (before, after)]
+    assert torch.equal(*logits)
+    files = {file.name for file in Path("runs/janus_pro_1b_lora/checkpoint").iterdir()}
+    assert "adapter_model.safetensors" in files
+    assert "model_index.json" not in files
+    assert cli.main(["merge", "runs/janus_pro_1b_lora/checkpoint", "merged"]) == 0
+    assert before.answer(image, questions, max_new_tokens=8) == load_pipeline("merged").answer(
+        image, questions, max_new_tokens=8
+    )
+    assert cli.main(["merge", "merged", "again"]) == 2
+    assert "merged is no adapter" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_papers_settings(janus, stage):
+    lr, decay, warmup, steps, batch, shares, frozen = STAGES[stage]
+    file = ROOT / "configs" / f"janus_pro_1b_{stage}.yaml"
+    config = load_config(file, [f"model.from_pretrained={json.dumps(str(janus / 'start'))}"])
+    optimizer, schedule = config.optimizer, config.schedule
+    assert (optimizer.name, optimizer.lr, optimizer.betas, optimizer.weight_decay) == ("adamw", lr, [0.9, 0.95], decay)
+    assert (schedule.name, schedule.warmup_steps, config.steps, config.clip) == ("constant", warmup, steps, 1.0)
+    assert config.data.rows * config.accumulation * 8 == batch
+    assert config.data.row_length == 4096
+    by_name = {source.name: source for source in config.data.sources}
+    weights = tuple(by_name[name].weight if name in by_name else 0 for name in ("understanding", "text", "generation"))
+    assert weights == shares
+    drawn, read = by_name["generation"], by_name["understanding"]
+    assert (drawn.write, drawn.prompt_dropout, drawn.loss_on) == ("vq", 0.1, "assistant")
+    assert (read.read, read.loss_on) == ("understanding", "assistant")
+    named = {group.match.removeprefix("model.").removeprefix("generation_") for group in config.groups if group.frozen}
+    assert named == frozen
+
+
+def test_a_text_model_learns_to_see(tmp_path, capsys, monkeypatch):
+    """The path of scripts/graft_smollm.sh with its own configs, on a tiny random decoder; the script's options."""
+    script = (ROOT / "scripts" / "graft_smollm.sh").read_text(encoding="utf-8")
+    options = re.search(r"--paths \S+ .*", script)[0].split()
+    save_backbone(tmp_path / "backbone", "llama tied")
+    tower = {"model_type": "siglip_vision_model", **TOWER, "image_size": 64, "patch_size": 16}
+    (tmp_path / "tower.json").write_text(json.dumps(tower))
+    start = tmp_path / "start"
+    given = ["--backbone", str(tmp_path / "backbone"), "--vision", str(tmp_path / "tower.json"), *options]
+    assert cli.main(["init", str(start), *given]) == 0
+
+    def same_text(checkpoint: Path) -> int:
+        arguments = ["same_text.py", str(tmp_path / "backbone"), str(checkpoint), "--new-tokens", "4"]
+        monkeypatch.setattr(sys, "argv", arguments)
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(ROOT / "scripts" / "same_text.py"), run_name="__main__")
+        return stopped.value.code
+
+    assert same_text(start) == 0
+    small = ["steps=3", "threads=1", "precision=fp32", "data.rows=1", "schedule.warmup_steps=0", "save_every=100"]
+    before = start
+    for stage in ("stage1", "stage2"):
+        out = tmp_path / stage
+        words = [f"output_dir={out}", f"model.from_pretrained={before}", *small]
+        assert cli.main(["train", str(ROOT / "configs" / f"smollm_{stage}.yaml"), *words]) == 0, capsys.readouterr().err
+        before = out / "checkpoint"
+    assert same_text(tmp_path / "stage1" / "checkpoint") == 0  # frozen: not by a bit after any number of steps
+    assert same_text(tmp_path / "stage2" / "checkpoint") == 1
+    out = capsys.readouterr().out
+    assert out.count("same to the bit") == 8
+    assert "DIFFERENT" in out
+
+
+def test_the_script_says_its_steps():
+    script = ROOT / "scripts" / "graft_smollm.sh"
+    done = subprocess.run(["bash", script, "fly"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "graft_smollm.sh: there is no step 'fly'; say graft, train or all\n")
+
+
+def test_the_configs_of_smollm_are_read():
+    for stage in ("stage1", "stage2"):
+        content = yaml.safe_load((ROOT / "configs" / f"smollm_{stage}.yaml").read_text(encoding="utf-8"))
+        frozen = [group.get("frozen", False) for group in content["groups"]]
+        assert frozen == [stage == "stage1"]
