@@ -22,7 +22,7 @@ from hybridgen.paths.initial import XavierLinear, ZeroLinear
 from hybridgen.paths.patches import unpatchify
 from hybridgen.paths.understanding import Aligner, build_vision_tower
 from hybridgen.paths.vq import GenerationHead
-from hybridgen.repository import inside
+from hybridgen.repository import part_of
 
 
 class HybridGenPreTrainedModel(PreTrainedModel):
@@ -41,8 +41,7 @@ class HybridGenPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """As everywhere in transformers; of a whole checkpoint, its model."""
-        kwargs = inside("model", pretrained_model_name_or_path, **kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        return super().from_pretrained(part_of(pretrained_model_name_or_path, "model", **kwargs), *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -154,7 +153,7 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
         past, room = 0, 0
         if cache is not None:
             past = int(cache.get_seq_length())
-            room = cache.get_mask_sizes(new, 0)[0] - past - new
+            room = max(0, cache.get_mask_sizes(new, 0)[0] - past - new)
         keys = past + new
         if document_ids is None:
             if attention_mask is None:

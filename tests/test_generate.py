@@ -11,7 +11,8 @@ from hybridgen import HybridGenConfig, HybridGenForConditionalGeneration
 from hybridgen.layout import ImageSegment, TextSegment, lay_out
 from tests.models import PAD, TOKENS, tiny_config, tiny_model
 
-GREEDY = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+# a placeholder that a random model writes stands for an image that is not there
+GREEDY = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "suppress_tokens": [*range(90, 95)]}
 
 
 def prompts(lengths: list[int], images: list[bool]) -> tuple[dict, list[dict]]:

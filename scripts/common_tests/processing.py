@@ -25,7 +25,7 @@ class Processor(ProcessorTesterMixin, unittest.TestCase):
 
     @staticmethod
     def prepare_processor_dict():
-        return {"num_image_tokens": 4, "diffusion_token_size": 4, "vq_token_size": 8, "default_size": (16, 16)}
+        return {"num_image_tokens": 4, "diffusion_token_size": 4, "vq_token_size": 8, "default_size": [16, 16]}
 
 
 class OurImages(ImageProcessingTester):
@@ -41,12 +41,4 @@ class OurImages(ImageProcessingTester):
 
 
 class Images(ImageProcessingTestMixin, unittest.TestCase):
-    image_processing_tester_class = OurImages
-
-    def setUp(self):
-        super().setUp()
-        self.image_processor_tester = OurImages(self)
-
-    @property
-    def image_processor_dict(self):
-        return {"image_size": 18}
+    image_processor_tester_class = OurImages
