@@ -113,7 +113,8 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
             pixel_values: (I, 3, h, w) images of the understanding path.
             latents, timesteps: images of the diffusion path, noised or clean, and their timesteps (I,); 0 is clean.
             codes: (T,) codes of the vq path.
-            document_ids, block_ids, hidden: (B, K) layout; inferred from ids and `attention_mask` when absent.
+            document_ids, block_ids, hidden: (B, K) layout; inferred from ids and `attention_mask` when absent, and
+                from positions that restart when there is no mask either (rows packed by transformers' collators).
 
         Raises:
             ValueError: image tokens in the text and features provided differ in number, or an absent path is asked.
@@ -123,6 +124,8 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
         input_ids = self.ids_of(inputs_embeds) if input_ids is None else input_ids
         embeds, extra = self._embed(input_ids, inputs_embeds, pixel_values, latents, timesteps, codes)  # B, N, H
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if attention_mask is None and document_ids is None and position_ids is not None and past_key_values is None:
+            document_ids = layout.infer_document_ids(position_ids)
         mask = self.render_mask(input_ids, attention_mask, document_ids, block_ids, hidden, past_key_values)
         if position_ids is None:
             position_ids = self._positions(attention_mask, input_ids, past)

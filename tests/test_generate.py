@@ -162,6 +162,19 @@ def test_parts_of_a_config_load_from_the_whole(tmp_path):
         assert part | {"transformers_version": 0} == config.to_dict()[name] | {"transformers_version": 0}
 
 
+def test_rows_packed_by_their_positions_are_separate_documents():
+    """As transformers' flattening collators make them: no mask, positions that restart."""
+    model = tiny_model()
+    first, second = torch.tensor([[5, 6, 7]]), torch.tensor([[8, 9, 10, 11]])
+    packed, positions = torch.cat([first, second], 1), torch.tensor([[0, 1, 2, 0, 1, 2, 3]])
+    with torch.no_grad():
+        together = model(input_ids=packed, position_ids=positions).logits
+        alone = torch.cat([model(input_ids=ids).logits for ids in (first, second)], 1)
+        assert (together - alone).abs().max() < 1e-5  # measured 2e-7
+        one = model(input_ids=packed, position_ids=torch.arange(7)[None]).logits
+    assert torch.equal(one, model(input_ids=packed).logits)
+
+
 def test_flash_attention_is_refused():
     with pytest.raises((ValueError, ImportError), match=r"[Ff]lash"):
         HybridGenForConditionalGeneration._from_config(tiny_config(), attn_implementation="flash_attention_2")

@@ -1,13 +1,24 @@
 """transformers' ProcessorTesterMixin and ImageProcessingTestMixin, against our processor and image processor. See
 ../run_common_tests.py."""
 
+import tempfile
 import unittest
+from pathlib import Path
 
+from PIL import Image
 from tests.test_image_processing_common import ImageProcessingTester, ImageProcessingTestMixin
 from tests.test_processing_common import ProcessorTesterMixin
 
 from hybridgen import HybridGenImageProcessor, HybridGenProcessor
 from hybridgen.processing_hybridgen import build_tokenizer
+from tests import test_processing_common
+
+# the mixin's own pictures lie on the hub
+FOLDER = tempfile.TemporaryDirectory()
+PICTURES = [Path(FOLDER.name) / f"{color}.png" for color in ("red", "blue")]
+for file in PICTURES:
+    Image.new("RGB", (30, 20), file.stem).save(file)
+test_processing_common.MODALITY_INPUT_DATA["images"] = [str(file) for file in PICTURES]
 
 TEXTS = ["a red circle on a blue ground", "what is it? yes, no", "lower newer", "How long is this? Describe it."]
 
