@@ -14,8 +14,18 @@ from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import make_flat_list_of_images
+from transformers.processing_utils import ImagesKwargs
 
 Picture = Image.Image | np.ndarray | Tensor
+
+
+class HybridGenImageProcessorKwargs(ImagesKwargs, total=False):
+    """What a call may say otherwise than the image processor does."""
+
+    image_size: int
+    pad_value: int
+    min_size: int
 
 
 class HybridGenImageProcessor(BaseImageProcessor):
@@ -30,6 +40,8 @@ class HybridGenImageProcessor(BaseImageProcessor):
     """
 
     model_input_names = ["pixel_values"]
+    valid_kwargs = HybridGenImageProcessorKwargs
+    do_rescale, rescale_factor, do_normalize = True, 1 / 255, True  # of the understanding path, as everywhere
 
     def __init__(
         self,
@@ -51,16 +63,22 @@ class HybridGenImageProcessor(BaseImageProcessor):
         self.min_size = min_size
         self.truncate = truncate
 
-    def preprocess(self, images: Picture | list[Picture], return_tensors: str | None = "pt", **kwargs) -> BatchFeature:
-        """The entry that transformers calls: `pixel_values` of the understanding path."""
-        images = images if isinstance(images, list | tuple) else [images]
-        return BatchFeature({"pixel_values": self.understanding(list(images))}, tensor_type=return_tensors)
+    def preprocess(self, images: Picture | list, return_tensors: str | None = "pt", **kwargs) -> BatchFeature:
+        """The entry that transformers calls: `pixel_values` of the understanding path. Pictures may be nested lists,
+        and files or URLs; settings that are given here hold for this call alone."""
+        images = make_flat_list_of_images(self.fetch_images(images))
+        settings = {name: value for name, value in kwargs.items() if name in SETTINGS and value is not None}
+        processor = self if not settings else type(self).from_dict(self.to_dict() | settings)
+        return BatchFeature({"pixel_values": processor.understanding(images)}, tensor_type=return_tensors)
 
     def understanding(self, images: list[Picture]) -> Tensor:
         """Pictures -> (I, 3, S, S): the whole picture, long side S, centred on gray."""
-        mean, std = (np.asarray(values, np.float32) for values in (self.image_mean, self.image_std))
-        levels = np.stack([np.asarray(self._letterbox(as_rgb(image))) for image in images])  # I, S, S, 3
-        return _channels_first((levels / np.float32(255) - mean) / std)
+        values = np.stack([np.asarray(self._letterbox(as_rgb(image))) for image in images]).astype(np.float32)
+        if self.do_rescale:
+            values = values / np.float32(1 / self.rescale_factor)
+        if self.do_normalize:
+            values = (values - np.asarray(self.image_mean, np.float32)) / np.asarray(self.image_std, np.float32)
+        return _channels_first(values)  # I, 3, S, S
 
     def _letterbox(self, image: Image.Image) -> Image.Image:
         side, long = self.image_size, max(image.size)
@@ -88,6 +106,11 @@ class HybridGenImageProcessor(BaseImageProcessor):
         levels = [((image.detach().float().cpu() + 1) * 127.5).clamp(0, 255) for image in pixels]
         levels = levels if self.truncate else [image.round() for image in levels]
         return [Image.fromarray(image.to(torch.uint8).permute(1, 2, 0).numpy()) for image in levels]
+
+
+SETTINGS = (
+    "image_size", "image_mean", "image_std", "pad_value", "min_size", "do_rescale", "rescale_factor", "do_normalize",
+)  # fmt: skip
 
 
 def as_rgb(image: Picture) -> Image.Image:

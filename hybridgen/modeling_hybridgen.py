@@ -22,7 +22,7 @@ from hybridgen.paths.initial import XavierLinear, ZeroLinear
 from hybridgen.paths.patches import unpatchify
 from hybridgen.paths.understanding import Aligner, build_vision_tower
 from hybridgen.paths.vq import GenerationHead
-from hybridgen.repository import inside
+from hybridgen.repository import part_of
 
 
 class HybridGenPreTrainedModel(PreTrainedModel):
@@ -41,8 +41,7 @@ class HybridGenPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """As everywhere in transformers; of a whole checkpoint, its model."""
-        kwargs = inside("model", pretrained_model_name_or_path, **kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        return super().from_pretrained(part_of(pretrained_model_name_or_path, "model", **kwargs), *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -114,7 +113,8 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
             pixel_values: (I, 3, h, w) images of the understanding path.
             latents, timesteps: images of the diffusion path, noised or clean, and their timesteps (I,); 0 is clean.
             codes: (T,) codes of the vq path.
-            document_ids, block_ids, hidden: (B, K) layout; inferred from ids and `attention_mask` when absent.
+            document_ids, block_ids, hidden: (B, K) layout; inferred from ids and `attention_mask` when absent, and
+                from positions that restart when there is no mask either (rows packed by transformers' collators).
 
         Raises:
             ValueError: image tokens in the text and features provided differ in number, or an absent path is asked.
@@ -124,6 +124,8 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
         input_ids = self.ids_of(inputs_embeds) if input_ids is None else input_ids
         embeds, extra = self._embed(input_ids, inputs_embeds, pixel_values, latents, timesteps, codes)  # B, N, H
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if attention_mask is None and document_ids is None and position_ids is not None and past_key_values is None:
+            document_ids = layout.infer_document_ids(position_ids)
         mask = self.render_mask(input_ids, attention_mask, document_ids, block_ids, hidden, past_key_values)
         if position_ids is None:
             position_ids = self._positions(attention_mask, input_ids, past)
@@ -154,7 +156,7 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
         past, room = 0, 0
         if cache is not None:
             past = int(cache.get_seq_length())
-            room = cache.get_mask_sizes(new, 0)[0] - past - new
+            room = max(0, cache.get_mask_sizes(new, 0)[0] - past - new)
         keys = past + new
         if document_ids is None:
             if attention_mask is None:

@@ -16,7 +16,7 @@ from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 from hybridgen.layout import PATHS
 from hybridgen.paths.understanding import tokens_per_image
 from hybridgen.processing_documents import LOSS_ON, DocumentBuilding, known_unconditional
-from hybridgen.repository import inside
+from hybridgen.repository import part_of
 from hybridgen.tokenization_hybridgen import (
     BEGIN_IMAGE,
     END_IMAGE,
@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 
-class HybridGenProcessor(DocumentBuilding, ProcessorMixin):
+class HybridGenProcessor(ProcessorMixin, DocumentBuilding):
     """
     Args:
         image_processor, tokenizer: its parts.
@@ -192,8 +192,7 @@ class HybridGenProcessor(DocumentBuilding, ProcessorMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """As everywhere in transformers; of a whole checkpoint, its processor."""
-        kwargs = inside("processor", pretrained_model_name_or_path, **kwargs)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        return super().from_pretrained(part_of(pretrained_model_name_or_path, "processor", **kwargs), **kwargs)
 
     def save_pretrained(self, save_directory, **kwargs):
         """See `ProcessorMixin`. What loading noted in the tokenizer about where it came from is not saved with it."""

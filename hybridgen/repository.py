@@ -9,11 +9,10 @@ a newcomer gets wrong: a hub repository is asked before its weights are, once, a
 from os import PathLike
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, snapshot_download
 from transformers.utils import cached_file
 
 INDEX = "model_index.json"
-_HUB = ("cache_dir", "force_download", "proxies", "token", "revision", "local_files_only")
 
 
 def is_whole(name: str | PathLike | None, **kwargs) -> bool:
@@ -22,17 +21,23 @@ def is_whole(name: str | PathLike | None, **kwargs) -> bool:
         return False
     if Path(name).is_dir():
         return (Path(name) / INDEX).is_file()
-    hub = {key: value for key, value in kwargs.items() if key in _HUB}
     quiet = dict.fromkeys(("gated_repo", "missing_entries", "connection_errors"), False)
     quiet = {f"_raise_exceptions_for_{kind}": value for kind, value in quiet.items()}
-    return cached_file(str(name), INDEX, **hub, **quiet) is not None
+    return cached_file(str(name), INDEX, **_for_hub(kwargs), **quiet) is not None
 
 
-def inside(part: str, name: str | PathLike | None, **kwargs) -> dict:
-    """`kwargs` of `from_pretrained`, with the folder in which a whole checkpoint keeps a part, if `name` is one."""
+def part_of(name: str | PathLike | None, part: str, **kwargs) -> str | PathLike | None:
+    """Where a part lies: its folder, in a whole checkpoint, fetched as far as needed; or `name` itself."""
     if kwargs.get("subfolder") or not is_whole(name, **kwargs):
-        return kwargs
-    return {**kwargs, "subfolder": part}
+        return name
+    if Path(name).is_dir():
+        return Path(name) / part
+    return Path(snapshot_download(str(name), allow_patterns=f"{part}/*", **_for_hub(kwargs))) / part
+
+
+def _for_hub(kwargs: dict) -> dict:
+    names = ("cache_dir", "force_download", "token", "revision", "local_files_only")
+    return {key: kwargs[key] for key in names if key in kwargs}
 
 
 def whole_around(name: str | PathLike | None, **kwargs) -> str | PathLike | None:

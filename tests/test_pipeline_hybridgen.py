@@ -140,6 +140,16 @@ def test_generators_are_seeds(pipe, path):
     assert same(alone, seeded[0])
 
 
+def test_latents_are_the_noise_to_start_from(pipe):
+    noise = torch.stack([torch.randn(3, 16, 16, generator=Generator().manual_seed(seed)) for seed in (5, 9)])
+    made = pipe(PROMPTS[:2], latents=noise, max_batch=2, **FAST).images
+    assert same(made, pipe(PROMPTS[:2], seed=[5, 9], **FAST).images)
+    with pytest.raises(ValueError, match=r"latents have shape \(2, 3, 16, 16\), but 1 images need .*\(1, 3, 16, 16\)"):
+        pipe(PROMPTS[0], latents=noise, **FAST)
+    with pytest.raises(ValueError, match="the vq path starts from none"):
+        pipe(PROMPTS[:2], path="vq", latents=noise, **FAST)
+
+
 @pytest.mark.parametrize("path", ["diffusion", "vq"])
 def test_the_global_random_stream_is_neither_read_nor_moved(pipe, path):
     before = torch.get_rng_state()

@@ -453,3 +453,16 @@ def test_a_copy_works_and_a_new_template_takes_effect():
     before = processor.document(ASK).layout.input_ids
     processor.chat_template = TEMPLATES["chatml"]
     assert processor.document(ASK).layout.input_ids != before
+
+
+def test_settings_of_one_call_hold_for_it_alone():
+    images = HybridGenImageProcessor(image_size=16)
+    usual = images([picture(16, 16)], return_tensors="pt")["pixel_values"]
+    raw = images([[picture(16, 16)]], return_tensors="pt", do_rescale=False, do_normalize=False)["pixel_values"]
+    torch.testing.assert_close((raw / 255 - 0.5) / 0.5, usual, rtol=0, atol=1e-6)
+    assert images(picture(16, 16), image_size=8)["pixel_values"].shape == (1, 3, 8, 8)
+    assert torch.equal(images(picture(16, 16))["pixel_values"], usual)
+    processor = tiny_processor()
+    texts = {"text": "<image_placeholder>", "return_tensors": "pt"}
+    made = processor(images=picture(16, 16), **texts, images_kwargs={"image_mean": [0.0] * 3, "image_std": [1.0] * 3})
+    torch.testing.assert_close((made["pixel_values"] - 0.5) / 0.5, usual, rtol=0, atol=1e-6)

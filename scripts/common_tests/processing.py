@@ -1,13 +1,24 @@
 """transformers' ProcessorTesterMixin and ImageProcessingTestMixin, against our processor and image processor. See
 ../run_common_tests.py."""
 
+import tempfile
 import unittest
+from pathlib import Path
 
+from PIL import Image
 from tests.test_image_processing_common import ImageProcessingTester, ImageProcessingTestMixin
 from tests.test_processing_common import ProcessorTesterMixin
 
 from hybridgen import HybridGenImageProcessor, HybridGenProcessor
 from hybridgen.processing_hybridgen import build_tokenizer
+from tests import test_processing_common
+
+# the mixin's own pictures lie on the hub
+FOLDER = tempfile.TemporaryDirectory()
+PICTURES = [Path(FOLDER.name) / f"{color}.png" for color in ("red", "blue")]
+for file in PICTURES:
+    Image.new("RGB", (30, 20), file.stem).save(file)
+test_processing_common.MODALITY_INPUT_DATA["images"] = [str(file) for file in PICTURES]
 
 TEXTS = ["a red circle on a blue ground", "what is it? yes, no", "lower newer", "How long is this? Describe it."]
 
@@ -25,7 +36,7 @@ class Processor(ProcessorTesterMixin, unittest.TestCase):
 
     @staticmethod
     def prepare_processor_dict():
-        return {"num_image_tokens": 4, "diffusion_token_size": 4, "vq_token_size": 8, "default_size": (16, 16)}
+        return {"num_image_tokens": 4, "diffusion_token_size": 4, "vq_token_size": 8, "default_size": [16, 16]}
 
 
 class OurImages(ImageProcessingTester):
@@ -41,12 +52,4 @@ class OurImages(ImageProcessingTester):
 
 
 class Images(ImageProcessingTestMixin, unittest.TestCase):
-    image_processing_tester_class = OurImages
-
-    def setUp(self):
-        super().setUp()
-        self.image_processor_tester = OurImages(self)
-
-    @property
-    def image_processor_dict(self):
-        return {"image_size": 18}
+    image_processor_tester_class = OurImages
