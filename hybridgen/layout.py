@@ -118,7 +118,7 @@ def infer_block_ids(input_ids: Tensor, bidirectional_ids: tuple[int, ...]) -> Te
 def infer_document_ids(position_ids: Tensor) -> Tensor:
     """Documents (B, N) of rows that came with their positions alone: one begins where they do not go on by one."""
     goes_on = position_ids.diff(dim=1) == 1
-    return torch.nn.functional.pad(torch.cumsum(~goes_on, dim=1), (1, 0)).expand(len(position_ids), -1)
+    return torch.nn.functional.pad(torch.cumsum(~goes_on, dim=1), (1, 0))
 
 
 # ---------------------------------------------------------------------------------------------------- building

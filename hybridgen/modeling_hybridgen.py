@@ -125,7 +125,7 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
         embeds, extra = self._embed(input_ids, inputs_embeds, pixel_values, latents, timesteps, codes)  # B, N, H
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         if attention_mask is None and document_ids is None and position_ids is not None and past_key_values is None:
-            document_ids = layout.infer_document_ids(position_ids)
+            document_ids = layout.infer_document_ids(position_ids).expand_as(input_ids)
         mask = self.render_mask(input_ids, attention_mask, document_ids, block_ids, hidden, past_key_values)
         if position_ids is None:
             position_ids = self._positions(attention_mask, input_ids, past)
@@ -188,7 +188,7 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
     """The model with its heads: text logits, code logits, denoising prediction."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
-    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}  # and no _pp_plan: images enter between two parts of the backbone
     output_modalities = ("text",)
 
     def __init__(self, config: HybridGenConfig):

@@ -172,7 +172,9 @@ def test_rows_packed_by_their_positions_are_separate_documents():
         alone = torch.cat([model(input_ids=ids).logits for ids in (first, second)], 1)
         assert (together - alone).abs().max() < 1e-5  # measured 2e-7
         one = model(input_ids=packed, position_ids=torch.arange(7)[None]).logits
-    assert torch.equal(one, model(input_ids=packed).logits)
+        assert torch.equal(one, model(input_ids=packed).logits)
+        twice = model(input_ids=packed.repeat(2, 1), position_ids=positions).logits  # one row of positions for all
+    assert (twice - together).abs().max() < 1e-5
 
 
 def test_flash_attention_is_refused():
