@@ -297,13 +297,23 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
         return [unpatchify(part, p, *size) for part, size in zip(parts, sizes, strict=True)]
 
     def prepare_inputs_for_generation(
-        self, input_ids, past_key_values=None, attention_mask=None, is_first_iteration: bool = False, **kwargs
+        self,
+        input_ids,
+        past_key_values=None,
+        attention_mask=None,
+        inputs_embeds=None,
+        is_first_iteration: bool = False,
+        **kwargs,
     ):
         """Images enter with the prompt; afterwards their keys and values are in the cache. Masks for a static cache are
         ours as well, rendered before the forward, which may be compiled."""
-        given = {"past_key_values": past_key_values, "attention_mask": attention_mask}
         inputs = super().prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, **given, **kwargs
+            input_ids,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
         )
         if not is_first_iteration and kwargs.get("use_cache", True):
             for name in ("pixel_values", "latents", "timesteps", "codes"):

@@ -45,11 +45,11 @@ class Tester:
             begin_image_token_id=BEGIN,
             end_image_token_id=END,
             understanding_bidirectional=self.bidirectional,
-            use_cache=True,  # a test looks for it here, though it is the backbone's
         )
 
     def prepare_config_and_inputs_for_common(self):
         config = self.get_config()
+        config.use_cache = True  # a test looks for it here, though it is the backbone's
         input_ids = ids_tensor([self.batch_size, self.seq_length], self.vocab_size - 12) + 10
         input_ids[:, 1:7] = torch.tensor([BEGIN, IMAGE, IMAGE, IMAGE, IMAGE, END])
         attention_mask = torch.ones_like(input_ids)
