@@ -11,6 +11,7 @@ import shutil
 import sys
 
 import torch
+from torch.utils._triton import has_triton
 from transformers import PreTrainedModel
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -30,7 +31,7 @@ def keep_freed_memory() -> bool:
 def compiler_found(device: torch.device) -> bool:
     """Whether torch.compile finds what it needs here: Triton on a GPU, a C++ compiler on a CPU."""
     if device.type == "cuda":
-        return torch.utils._triton.has_triton()
+        return has_triton()
     return device.type == "cpu" and any(map(shutil.which, ("g++", "clang++", "c++")))
 
 
