@@ -9,6 +9,8 @@ import contextlib
 import ctypes
 import shutil
 import sys
+import sysconfig
+from pathlib import Path
 
 import torch
 from torch.utils._triton import has_triton
@@ -29,18 +31,20 @@ def keep_freed_memory() -> bool:
 
 
 def compiler_found(device: torch.device) -> bool:
-    """Whether torch.compile finds what it needs here: Triton on a GPU, a C++ compiler on a CPU."""
+    """Whether torch.compile finds what it needs here: Triton on a GPU; on a CPU a C++ compiler and Python's headers."""
     if device.type == "cuda":
         return has_triton()
-    return device.type == "cpu" and any(map(shutil.which, ("g++", "clang++", "c++")))
+    headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
+    return device.type == "cpu" and headers and any(map(shutil.which, ("g++", "clang++", "c++")))
 
 
 def compile_layers(backbone: PreTrainedModel) -> None:
     """Compile the decoder layers by region: layers of one shape share one compilation, so depth costs no time.
 
     Rows are packed to one length, so shapes are fixed; evaluation and sampling, whose are not, run eagerly
-    (`eagerly`).
+    (`eagerly`). A compiler that fails is warned of, and the layers then run as written.
     """
+    torch._dynamo.config.suppress_errors = True
     for layer in backbone.layers:
         layer.compile(dynamic=False)
 

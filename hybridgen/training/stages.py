@@ -169,7 +169,9 @@ def build_model_stage(config: TrainConfig, accelerator: Accelerator) -> ModelSta
     if compiled:
         compile_layers(model.model.language_model)
     elif config.compile and accelerator.is_main_process:
-        say("compile: no C++ compiler (on a GPU: no Triton) was found, so layers run as written, which is slower")
+        say(
+            "compile: no C++ compiler with Python's headers (on a GPU: no Triton) is here; layers run as written, slower"
+        )
     for codec in (pipeline.vae, pipeline.vq_model):
         if codec is not None:
             codec.to(accelerator.device)

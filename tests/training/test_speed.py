@@ -1,7 +1,9 @@
 """Compiled layers and kept memory: the numbers of a step stay, evaluation is not compiled, faults go away."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from hybridgen.training.speed import compile_layers, compiler_found, eagerly
 from tests.training.test_stages import all_tasks, stage_of
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
 
 
 def gradients_of(stage, batch) -> dict[str, torch.Tensor]:
@@ -43,6 +46,24 @@ def test_compiled_layers_have_the_same_gradients_and_evaluation_is_eager():
         short = torch.ones(1, 7, dtype=torch.long)
         stage.model(input_ids=short)
     assert frames["unique_graphs"] - before == graphs
+
+
+@pytest.mark.skipif(not compiler_found(CPU), reason="no C++ compiler")
+def test_a_compiler_that_fails_is_done_without(tmp_path):
+    program = """if True:
+        import torch
+        from tests.training.test_speed import gradients_of
+        from tests.training.test_stages import all_tasks, stage_of
+        from hybridgen.training.speed import compile_layers
+        stage = stage_of(all_tasks())
+        stage.model.train()
+        batch = next(stage.loader)
+        eager = gradients_of(stage, batch)
+        compile_layers(stage.model.model.language_model)
+        assert all(torch.equal(value, eager[name]) for name, value in gradients_of(stage, batch).items())
+    """
+    broken = {"CXX": "/bin/false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, **broken}, cwd=ROOT)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="page faults are counted on Linux only")
