@@ -169,9 +169,7 @@ def build_model_stage(config: TrainConfig, accelerator: Accelerator) -> ModelSta
     if compiled:
         compile_layers(model.model.language_model)
     elif config.compile and accelerator.is_main_process:
-        say(
-            "compile: no C++ compiler with Python's headers (on a GPU: no Triton) is here; layers run as written, slower"
-        )
+        say("compile: no C++ compiler (on a GPU: no Triton) with Python's headers is here, so layers run as written")
     for codec in (pipeline.vae, pipeline.vq_model):
         if codec is not None:
             codec.to(accelerator.device)
