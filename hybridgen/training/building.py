@@ -122,8 +122,13 @@ def build_or_load_tokenizer(config: TrainConfig, tasks: list[Task]) -> PreTraine
 def texts(tasks: list[Task], samples: int) -> Iterator[str]:
     """The texts of `samples` records, taken from all tasks in turn."""
     for task in tasks:
-        for cursor in range(min(len(task), -(-samples // len(tasks)))):
-            for message in task[task.index(cursor)]["messages"]:
+        wanted = -(-samples // len(tasks))
+        for cursor in range(wanted if task.records is None else min(task.records, wanted)):
+            try:
+                messages = task[task.index(cursor)]["messages"]
+            except ValueError:
+                continue  # broken; the mixture lists it
+            for message in messages:
                 yield from (part["text"] for part in parts(message) if part["type"] == "text")
 
 

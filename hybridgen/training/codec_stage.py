@@ -211,7 +211,7 @@ def build_codec_stage(config: TrainConfig, accelerator: Accelerator) -> CodecSta
 
     def loader(of: list) -> PictureLoader:
         rank, world = accelerator.process_index, accelerator.num_processes
-        return PictureLoader(of, config.data.rows, config.vq_model.image_size, rank, world)
+        return PictureLoader(of, config.data.rows, config.vq_model.image_size, rank, world, config.data.max_broken)
 
     model = CodecModel(build_vq_model(config.vq_model, config.seed))
     return CodecStage(config, model, loader(tasks), lambda: loader(held_out), accelerator)

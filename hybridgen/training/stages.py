@@ -6,8 +6,10 @@ codes, is decided here, by frozen codecs, at the last moment; so one batch serve
 """
 
 import itertools
+import json
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,6 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hybridgen.adapters import add_lora
+from hybridgen.data.broken import Broken
 from hybridgen.data.loading import RowLoader
 from hybridgen.data.mixture import Mixture
 from hybridgen.layout import IGNORE, PADDING_DOCUMENT
@@ -113,6 +116,7 @@ class ModelStage:
             self.config.objective,
             self.config.seed,
             fixed_levels=self._levels if fixed else None,
+            max_timesteps=batch.get("diffusion_max_timesteps"),
         )
 
     def counts(self, batch: dict) -> dict[str, float]:
@@ -177,13 +181,26 @@ def build_model_stage(config: TrainConfig, accelerator: Accelerator) -> ModelSta
     def loader(tasks, prefetch: int) -> RowLoader:
         rank, world = accelerator.process_index, accelerator.num_processes
         shape = (config.data.rows, config.data.row_length, rank, world, prefetch, config.accumulation)
-        return RowLoader(Mixture(tasks), pipeline.processor, *shape)
+        training, data = tasks is parts.tasks, config.data
+        mixture = Mixture(tasks, None, data.temperature, data.max_broken, data.workers if training else 0)
+        listing = partial(list_broken, Path(config.output_dir), rank)
+        listing = listing if training and (rank == 0 or data.divide) else None
+        return RowLoader(mixture, pipeline.processor, *shape, data.divide and training, listing)
 
     validation = (lambda: loader(parts.validation, prefetch=0)) if parts.validation else None
     stage = ModelStage(config, pipeline, loader(parts.tasks, config.data.prefetch), validation)
     if validation is not None:
         next(iter(stage.validation_batches()))  # what is wrong with these data is said now, not hours later
     return stage
+
+
+def list_broken(folder: Path, rank: int, broken: list[Broken]) -> None:
+    """Write `broken.jsonl`, of ranks that read parts `broken_RANK.jsonl`, and say how many there are."""
+    file = folder / ("broken.jsonl" if rank == 0 else f"broken_{rank}.jsonl")
+    aside = file.with_name(f"{file.name}.tmp")
+    aside.write_text("".join(json.dumps(each._asdict()) + "\n" for each in broken), encoding="utf-8")
+    aside.replace(file)
+    say(f"{len(broken)} broken record{'s are' * (len(broken) > 1) or ' is'} skipped, see {file}")
 
 
 # ------------------------------------------------------------------------------------------------------------ train
