@@ -137,7 +137,8 @@ class Mixture:
         raise ValueError(f"{patience} records of source {task.name!r} in a row are broken, the last of them {last}")
 
     def _list(self, task: Task, broken: Broken, met: int) -> None:
-        self.broken.add(task.name, broken, max(met, PATIENCE) if task.records is None else task.records)
+        records = max(met, PATIENCE) if task.records is None else task.records + len(task.broken)
+        self.broken.add(task.name, broken, records)
 
     def _make(self, task: Task, cursor: int, processor: HybridGenProcessor) -> Document:
         if self._workers is None:

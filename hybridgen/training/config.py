@@ -86,6 +86,7 @@ class DataConfig:
         workers: threads that read and decode ahead; their number changes nothing but the time.
         divide: each process reads its own part of the records, so that none reads all. The run is then another with
             another number of processes; without it, two processes equal one.
+        cache: a folder that keeps the latents and codes of pictures, and their features while the tower is frozen.
     """
 
     sources: list[SourceConfig]
@@ -96,6 +97,7 @@ class DataConfig:
     max_broken: float = 100
     workers: int = 0
     divide: bool = False
+    cache: str | None = None
 
 
 @dataclass

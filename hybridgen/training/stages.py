@@ -35,7 +35,9 @@ from hybridgen.objectives import (
     shift,
     z_loss,
 )
+from hybridgen.paths.understanding import look
 from hybridgen.training.building import build_parts
+from hybridgen.training.caching import CachedInputs
 from hybridgen.training.codec_stage import build_codec_stage
 from hybridgen.training.config import TrainConfig
 from hybridgen.training.precision import choose_attention, choose_precision, set_attention
@@ -63,6 +65,8 @@ class ModelStage:
         self.model, self.paths = pipeline.model, pipeline.model.config.paths
         self.vq = pipeline.vq_codec if "vq" in self.paths else None
         self.latents = pipeline.latent_codec
+        tower = getattr(self.model.model, "vision_model", None)
+        self.inputs = CachedInputs(config.data.cache, self.latents, self.vq, tower)
         self.weights = config.objective.weights
         present = {"text": True, "code": "vq" in self.paths, "diffusion": "diffusion" in self.paths}
         present["z"] = config.objective.z_loss > 0
@@ -81,12 +85,14 @@ class ModelStage:
         """
         inputs = {name: batch[name] for name in FORWARD if name in batch}
         targets = DiffusionTargets([], torch.zeros(0, device=batch["input_ids"].device), torch.zeros(0))
+        if "pixel_values" in batch:
+            inputs["pixel_values"] = self.inputs.features(batch["pixel_values"], self._look)
         if "diffusion_images" in batch:
             inputs["latents"], targets = self._noised(batch, fixed=not model.training)
             inputs["timesteps"] = targets.timesteps
         code_labels = batch["code_labels"]
         if "vq_images" in batch:
-            inputs["codes"] = self.vq.encode(batch["vq_images"])
+            inputs["codes"] = self.inputs.codes(batch["vq_images"])
             is_code = batch["input_ids"] == self.model.config.placeholder("vq")
             code_labels = place_codes(code_labels, inputs["codes"], is_code)
         text_at, text_targets = shift(batch["labels"])
@@ -107,7 +113,7 @@ class ModelStage:
 
     def _noised(self, batch: dict, fixed: bool) -> tuple[Tensor | list[Tensor], DiffusionTargets]:
         return corrupt(
-            self.latents.encode(batch["diffusion_images"]),
+            self.inputs.latents(batch["diffusion_images"]),
             batch["diffusion_noised"],
             batch["diffusion_rows"],
             batch["row_numbers"],
@@ -118,6 +124,11 @@ class ModelStage:
             fixed_levels=self._levels if fixed else None,
             max_timesteps=batch.get("diffusion_max_timesteps"),
         )
+
+    def _look(self, pixels: Tensor) -> Tensor:
+        """Pixels (1, 3, h, w) -> the tower's last hidden states (1, tokens, width)."""
+        tower = self.model.model.vision_model
+        return look(tower, pixels.to(tower.dtype)).last_hidden_state
 
     def counts(self, batch: dict) -> dict[str, float]:
         """As `losses` counts, from the labels alone."""
@@ -156,6 +167,7 @@ class ModelStage:
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """The pipeline, or the adapter alone where one was trained."""
+        self.inputs.flush()
         (self.pipeline if self.config.lora is None else self.model).save_pretrained(folder)
 
 
