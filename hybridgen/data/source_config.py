@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hybridgen.data.folders import METADATA, PICTURES
 from hybridgen.data.forms import FORMS
 from hybridgen.layout import PATHS
 from hybridgen.processing_hybridgen import LOSS_ON
@@ -162,7 +163,7 @@ class SourceConfig:
         if suffixes and suffixes[-1] in _SUFFIXES:
             return _SUFFIXES[suffixes[-1]]
         if path.is_dir() and ("/" in self.source or path.suffix):
-            return "folder"
+            return "dataset" if _is_data_set(path) else "folder"
         if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.source) and not path.suffix:
             return "dataset"  # owner/name
         return "jsonl" if path.suffix or "/" in self.source else "world"
@@ -171,3 +172,15 @@ class SourceConfig:
     def caption_first(self) -> float:
         """The share of documents that are caption first."""
         return ORDERS[self.order] if isinstance(self.order, str) else float(self.order)
+
+
+def _is_data_set(folder: Path) -> bool:
+    """Whether a folder is one of the datasets library and not of captioned pictures: its first telling file says."""
+    if (folder / METADATA).is_file():
+        return False
+    for file in folder.rglob("*"):
+        if file.suffix.lower() in PICTURES:
+            return False
+        if file.suffix in (".parquet", ".arrow", ".jsonl", ".csv", ".tar"):
+            return True
+    return False

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hybridgen.data.broken import Broken
 from hybridgen.data.draws import chance, permute
-from hybridgen.data.folders import METADATA, PICTURES, FolderSource
+from hybridgen.data.folders import FolderSource
 from hybridgen.data.jsons import JsonlSource, JsonSource
 from hybridgen.data.source_config import ORDERS, SourceConfig
 from hybridgen.data.streams import StreamSource, stream_files
@@ -58,7 +58,7 @@ def _open_world(config: SourceConfig, seed: int) -> Task:
 def _open_files(config: SourceConfig, broken: list[Broken]) -> Source:
     how = {"form": config.form, "columns": config.columns, "broken": broken}
     kind = config.kind
-    if kind == "folder" and not _holds_a_data_set(Path(config.source)):
+    if kind == "folder":
         return FolderSource(config.source, broken)
     if kind in ("jsonl", "json"):
         return (JsonlSource if kind == "jsonl" else JsonSource)(config.source, images=config.images, **how)
@@ -92,16 +92,6 @@ def _open_stream(config: SourceConfig, seed: int) -> StreamSource:
 def _folder_of(config: SourceConfig, files: list[str]) -> Path:
     """What paths of images are relative to, where the config does not say."""
     return Path(files[0]).parent if files else Path(config.source)
-
-
-def _holds_a_data_set(folder: Path) -> bool:
-    """Whether a folder is one that the datasets library reads, and not one of captioned pictures."""
-    if (folder / METADATA).is_file():
-        return False
-    files = [file for file in folder.rglob("*") if file.is_file()]
-    if any(file.suffix.lower() in PICTURES for file in files):
-        return False
-    return any(file.suffix in (".parquet", ".arrow", ".jsonl", ".json", ".csv", ".tar") for file in files)
 
 
 def expand(source: str) -> list[str]:

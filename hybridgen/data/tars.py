@@ -6,6 +6,7 @@ part `seg.png` of the sample `a`; and samples of several parts must stand togeth
 """
 
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -72,17 +73,19 @@ class TarSource:
                     "true, or unpack it to .tar"
                 )
             opened.seek(0)
-            with tarfile.open(fileobj=opened, mode="r:") as tar:
-                key, parts = None, []
-                for member in tar:
-                    if not member.isfile() or (name := _split(member.name)) is None:
-                        continue
-                    if name[0] != key and parts:
-                        self._samples.append((number, key, tuple(parts)))
-                        parts = []
-                    key = name[0]
-                    parts.append((name[1], member.offset_data, member.size))
-                if parts:
+            key, parts = None, []
+            try:
+                with tarfile.open(fileobj=opened, mode="r:", tarinfo=_Member) as tar:
+                    for member in tar:
+                        if not member.isfile() or (name := _split(member.name)) is None:
+                            continue
+                        if name[0] != key and parts:
+                            self._samples.append((number, key, tuple(parts)))
+                            parts = []
+                        key = name[0]
+                        parts.append((name[1], member.offset_data, member.size))
+            finally:
+                if parts:  # of a tar that was cut, the last may be too; that is said when it is drawn
                     self._samples.append((number, key, tuple(parts)))
 
     def __len__(self) -> int:
@@ -116,7 +119,7 @@ def tar_rows(file: str, opened: BinaryIO) -> Iterator[dict[str, Any]]:
     row: dict[str, Any] = {}
     key = None
     try:
-        with tarfile.open(fileobj=opened, mode="r|*") as tar:
+        with tarfile.open(fileobj=opened, mode="r|*", tarinfo=_Member) as tar:
             for member in tar:
                 if not member.isfile() or (name := _split(member.name)) is None:
                     continue
@@ -129,11 +132,25 @@ def tar_rows(file: str, opened: BinaryIO) -> Iterator[dict[str, Any]]:
                     row[name[1]] = _content(name[1], tar.extractfile(member).read(), row[WHERE])
                 except ValueError as error:
                     row[BROKEN] = Broken.of(row[WHERE], error).reason
-    except (tarfile.TarError, EOFError, OSError) as error:
-        yield {WHERE: file, BROKEN: f"the tar cannot be read to its end ({error})"}
-        return
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        cut = {WHERE: file, BROKEN: f"the tar cannot be read to its end ({error})"}
+    else:
+        cut = None
     if row:
         yield row
+    if cut:
+        yield cut
+
+
+class _Member(tarfile.TarInfo):
+    """A member of a tar that ends with its end mark: Python takes one that was cut between members for whole."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(tar)
+        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError, tarfile.InvalidHeaderError) as error:
+            raise tarfile.ReadError("unexpected end of data") from error
 
 
 def _content(name: str, content: bytes, where: str) -> Any:

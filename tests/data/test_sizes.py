@@ -1,4 +1,4 @@
-"""Pictures of many shapes in one row: the nearest size of so many tokens, packed without padding; caps on their noise."""
+"""Pictures of many shapes in one row: the nearest size of so many tokens, without padding; caps on their noise."""
 
 import math
 
