@@ -145,7 +145,7 @@ def _add_data(commands) -> None:
         the table and the broken records are written to --out.
 
         examples:
-          hybridgen data inspect configs/demo.yaml
+          hybridgen data inspect configs/demo_codec.yaml
           hybridgen data inspect pictures/
           hybridgen data inspect 'shards/{000..007}.tar' columns.text=json.caption streaming=true
         """,

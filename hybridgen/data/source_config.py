@@ -107,8 +107,12 @@ class SourceConfig:
                 raise ValueError(f"{self.name}: image_tokens is {self.image_tokens}; it must be at least 1")
             if self.height is not None or self.width is not None:
                 raise ValueError(f"{self.name}: image_tokens is given, and so are height or width; keep one of them")
+            if not {self.read, self.write} & {"diffusion", "vq"}:
+                raise ValueError(f"{self.name}: image_tokens belongs to the paths diffusion and vq; leave it out")
         if self.max_timestep is not None and not 0 < self.max_timestep <= 1000:
             raise ValueError(f"{self.name}: max_timestep is {self.max_timestep}; it must be in (0, 1000]")
+        if self.max_timestep is not None and self.write != "diffusion":
+            raise ValueError(f"{self.name}: max_timestep belongs to write: diffusion, not {self.write}; leave it out")
 
     def _check_format(self) -> None:
         for key, value, allowed in (("format", self.format, FORMATS), ("form", self.form, FORMS)):

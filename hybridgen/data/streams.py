@@ -80,8 +80,8 @@ class StreamSource:
         return f"{self.name}, record {number}"
 
     def state_dict(self) -> dict:
-        """Where the blocks in memory begin; JSON-able."""
-        return {str(block): self._begins[block] for block in self._blocks if block in self._begins}
+        """Where the last blocks begin; JSON-able."""
+        return {str(block): self._begins[block] for block in sorted(self._begins)[-BLOCKS:]}
 
     def load_state_dict(self, state: dict) -> None:
         """Only saves time: without it the stream is read from its front to the same records."""

@@ -151,6 +151,7 @@ class CachedInputs:
         self._folder = folder
         if folder is None:
             return
+        self._seen_by = None if tower is None else weights_key(tower)  # now, while no process shares its weights
         if isinstance(latents, VAECodec):  # pixels need no cache
             self._caches["latents"] = Cache(folder, "latents", weights_key(latents.vae))
         if vq is not None:
@@ -176,7 +177,7 @@ class CachedInputs:
         halved = torch.is_autocast_enabled(pixels.device.type)
         kind = "features-bf16" if halved else "features-fp32"  # a precision is part of what they are
         if kind not in self._caches:
-            self._caches[kind] = Cache(self._folder, kind, weights_key(self._tower))
+            self._caches[kind] = Cache(self._folder, kind, self._seen_by)
         with torch.no_grad():
             return torch.stack(self._caches[kind].all_of(pixels, look))
 

@@ -4,6 +4,8 @@ Rows of documents are `data.loading`'s. The fact a newcomer gets wrong: here a s
 *pictures*, and a record with three of them gives three.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from hybridgen.data.broken import Broken, Ledger
@@ -21,8 +23,16 @@ class PictureLoader:
     """
 
     def __init__(
-        self, tasks: list[Task], rows: int, size: int, rank: int = 0, world_size: int = 1, max_broken: float = 0
+        self,
+        tasks: list[Task],
+        rows: int,
+        size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        max_broken: float = 0,
+        on_broken: Callable[[list[Broken]], None] | None = None,
     ):
+        self._on_broken = on_broken
         self.tasks, self.rows, self.size, self.rank, self.world_size = tasks, rows, size, rank, world_size
         self._processor = HybridGenImageProcessor()
         total = sum(task.weight for task in tasks)
@@ -67,10 +77,15 @@ class PictureLoader:
         )
 
     def _list(self, task: Task, broken: Broken) -> None:
-        self.broken.add(task.name, broken, PATIENCE if task.records is None else task.records)
+        before = len(self.broken)
+        self.broken.add(task.name, broken, PATIENCE if task.records is None else task.records + len(task.broken))
+        if self._on_broken is not None and len(self.broken) > before:
+            self._on_broken(self.broken.entries())
 
     def state_dict(self) -> dict:
-        return {name: list(values) for name, values in self._state.items()} | {"broken": self.broken.state_dict()}
+        streams = {task.name: task.source.state_dict() for task in self.tasks if task.streaming}
+        state = {name: list(values) for name, values in self._state.items()}
+        return state | {"broken": self.broken.state_dict(), "streams": streams}
 
     def load_state_dict(self, state: dict) -> None:
         """Raises ValueError if the state is of another number of sources."""
@@ -81,6 +96,9 @@ class PictureLoader:
             )
         self._state = {name: list(state[name]) for name in self._state}
         self.broken.load_state_dict(state.get("broken", []))
+        for task in self.tasks:
+            if task.streaming:
+                task.source.load_state_dict(state.get("streams", {}).get(task.name, {}))
 
     def shares(self) -> dict[str, float]:
         total = max(1, sum(self._state["given"]))

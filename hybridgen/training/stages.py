@@ -6,7 +6,6 @@ codes, is decided here, by frozen codecs, at the last moment; so one batch serve
 """
 
 import itertools
-import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
@@ -21,7 +20,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hybridgen.adapters import add_lora
-from hybridgen.data.broken import Broken
 from hybridgen.data.loading import RowLoader
 from hybridgen.data.mixture import Mixture
 from hybridgen.layout import IGNORE, PADDING_DOCUMENT
@@ -43,7 +41,7 @@ from hybridgen.training.config import TrainConfig
 from hybridgen.training.precision import choose_attention, choose_precision, set_attention
 from hybridgen.training.sheets import sheet
 from hybridgen.training.speed import compile_layers, compiler_found, keep_freed_memory
-from hybridgen.training.tracking import say
+from hybridgen.training.tracking import list_broken, say
 from hybridgen.training.trainer import Trainer
 
 FORWARD = ("input_ids", "position_ids", "document_ids", "block_ids", "hidden", "pixel_values")  # batch keys as they are
@@ -128,7 +126,10 @@ class ModelStage:
     def _look(self, pixels: Tensor) -> Tensor:
         """Pixels (1, 3, h, w) -> the tower's last hidden states (1, tokens, width)."""
         tower = self.model.model.vision_model
-        return look(tower, pixels.to(tower.dtype)).last_hidden_state
+        training = tower.training
+        seen = look(tower.eval(), pixels.to(tower.dtype)).last_hidden_state  # what is kept has no dropout
+        tower.train(training)
+        return seen
 
     def counts(self, batch: dict) -> dict[str, float]:
         """As `losses` counts, from the labels alone."""
@@ -195,8 +196,10 @@ def build_model_stage(config: TrainConfig, accelerator: Accelerator) -> ModelSta
         shape = (config.data.rows, config.data.row_length, rank, world, prefetch, config.accumulation)
         training, data = tasks is parts.tasks, config.data
         mixture = Mixture(tasks, None, data.temperature, data.max_broken, data.workers if training else 0)
-        listing = partial(list_broken, Path(config.output_dir), rank)
-        listing = listing if training and (rank == 0 or data.divide) else None
+        kind = "broken" if training else "broken_validation"
+        name = f"{kind}_{rank}.jsonl" if data.divide and training else f"{kind}.jsonl"
+        listing = partial(list_broken, Path(config.output_dir) / name)
+        listing = listing if rank == 0 or data.divide and training else None
         return RowLoader(mixture, pipeline.processor, *shape, data.divide and training, listing)
 
     validation = (lambda: loader(parts.validation, prefetch=0)) if parts.validation else None
@@ -204,15 +207,6 @@ def build_model_stage(config: TrainConfig, accelerator: Accelerator) -> ModelSta
     if validation is not None:
         next(iter(stage.validation_batches()))  # what is wrong with these data is said now, not hours later
     return stage
-
-
-def list_broken(folder: Path, rank: int, broken: list[Broken]) -> None:
-    """Write `broken.jsonl`, of ranks that read parts `broken_RANK.jsonl`, and say how many there are."""
-    file = folder / ("broken.jsonl" if rank == 0 else f"broken_{rank}.jsonl")
-    aside = file.with_name(f"{file.name}.tmp")
-    aside.write_text("".join(json.dumps(each._asdict()) + "\n" for each in broken), encoding="utf-8")
-    aside.replace(file)
-    say(f"{len(broken)} broken record{'s are' * (len(broken) > 1) or ' is'} skipped, see {file}")
 
 
 # ------------------------------------------------------------------------------------------------------------ train

@@ -326,6 +326,8 @@ def test_samples_are_named_by_shard_and_key(tmp_path):
         ({"source": "a.tar", "buffer": 0}, "buffer is 0; it must be at least 1"),
         ({"source": "a.tar", "image_tokens": 0}, "image_tokens is 0"),
         ({"source": "a.tar", "image_tokens": 9, "height": 8}, "image_tokens is given, and so are height or width"),
+        ({"source": "a.tar", "image_tokens": 9}, "image_tokens belongs to the paths diffusion and vq"),
+        ({"source": "a.tar", "max_timestep": 9, "write": "vq"}, "max_timestep belongs to write: diffusion, not vq"),
         ({"source": "a.tar", "max_timestep": 0}, r"max_timestep is 0; it must be in \(0, 1000\]"),
     ],
 )
