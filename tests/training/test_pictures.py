@@ -8,7 +8,7 @@ import torch
 from hybridgen.data.sources import SourceConfig, open_source
 from hybridgen.training.pictures import PictureLoader
 from tests.data.in_memory import drawings, task
-from tests.processors import picture
+from tests.processors import assistant, picture
 
 
 @pytest.fixture
@@ -22,12 +22,10 @@ def folder(tmp_path):
 
 
 def loader(folder, **how) -> PictureLoader:
-    rows = [
-        {"messages": [{"role": "assistant", "content": [{"type": "image", "image": f"{n}.png"}]}]} for n in range(9)
-    ]
+    rows = [{"messages": [assistant({"type": "image", "image": f"{number}.png"})]} for number in range(9)]
     (folder / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     configs = [SourceConfig(f"{folder}/", name="folder"), SourceConfig(f"{folder}/a.jsonl", streaming=True, buffer=4)]
-    return PictureLoader([*map(open_source, configs), task(drawings(5))], 4, 16, **{"max_broken": 3, **how})
+    return PictureLoader([*map(open_source, configs), task(drawings(2))], 4, 16, **{"max_broken": 3, **how})
 
 
 def test_broken_pictures_are_gone_over_and_listed(folder):
