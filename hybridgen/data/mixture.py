@@ -15,7 +15,8 @@ from hybridgen.data.tasks import Task
 from hybridgen.documents import Document
 from hybridgen.processing_hybridgen import HybridGenProcessor
 
-PATIENCE = 1000  # broken records in a row, after which nothing whole is waited for
+PATIENCE = 10_000  # broken records in a row, after which nothing whole is waited for
+MET = 1000  # of a stream at least so many records are taken as met, where a share of them may be broken
 AHEAD = 2  # documents that are made before they are asked for, a worker
 
 
@@ -120,7 +121,7 @@ class Mixture:
 
     def _whole(self, task: Task, cursor: int, processor: HybridGenProcessor, longest: int | None) -> Drawn:
         """The document at a task's cursor, or the first after it that is not broken."""
-        patience = min(task.records or PATIENCE, PATIENCE)
+        patience = min(2 * (task.records or PATIENCE), PATIENCE)  # two epochs may meet with their broken ones
         for place in range(cursor, cursor + patience):
             try:
                 document = self._make(task, place, processor)
@@ -134,10 +135,10 @@ class Mixture:
             except ValueError as error:
                 last = Broken.of(task.where(place), error)
                 self._list(task, last, place + 1)
-        raise ValueError(f"{patience} records of source {task.name!r} in a row are broken, the last of them {last}")
+        raise ValueError(f"source {task.name!r} is broken: {patience} records in a row, the last of them {last}")
 
     def _list(self, task: Task, broken: Broken, met: int) -> None:
-        records = max(met, PATIENCE) if task.records is None else task.records + len(task.broken)
+        records = max(met, MET) if task.records is None else task.records + len(task.broken)
         self.broken.add(task.name, broken, records)
 
     def _make(self, task: Task, cursor: int, processor: HybridGenProcessor) -> Document:

@@ -6,13 +6,14 @@ entry is made from its picture *alone*, not in a batch, so that what is kept dep
 run that finds half of its entries is the same as one that finds all or none.
 
     cache/latents/cache.json                 {"version": 1, "weights": "..."}
-    cache/latents/segment_PID_000001.safetensors     entries by key; written aside, then renamed; never changed
+    cache/latents/segment_3f0c....safetensors          entries by key; written aside, then renamed; never changed
 """
 
 import atexit
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,7 +53,6 @@ class Cache:
                 raise ValueError(f"data.cache: {segment} is no whole file of a cache ({error}); remove it") from error
         self._open: dict[Path, safe_open] = {}
         self._fresh: dict[str, Tensor] = {}
-        self._segments = 0
         atexit.register(self.flush)
 
     def _check(self, kind: str, weights: str) -> None:
@@ -104,11 +104,7 @@ class Cache:
         """Write what is not yet on disk."""
         if not self._fresh or not self.folder.is_dir():
             return
-        self._segments += 1
-        segment = self.folder / f"segment_{os.getpid()}_{self._segments:06}.safetensors"
-        while segment.exists():  # of an earlier process that had this number
-            self._segments += 1
-            segment = self.folder / f"segment_{os.getpid()}_{self._segments:06}.safetensors"
+        segment = self.folder / f"segment_{uuid.uuid4().hex}.safetensors"  # several processes may write
         aside = segment.with_suffix(".tmp")
         save_file(self._fresh, aside)
         os.replace(aside, segment)

@@ -109,7 +109,7 @@ def test_a_share_is_of_each_source_and_a_number_of_all():
 
 def test_a_source_of_which_nothing_is_whole_is_refused_at_once(tmp_path):
     nothing = Listed([[user("a"), assistant(" red" * 100)] for _ in range(3)])
-    with pytest.raises(ValueError, match="3 records of source 'text' in a row are broken, the last of them .*record"):
+    with pytest.raises(ValueError, match="source 'text' is broken: 6 records in a row, the last of them .*record"):
         take(RowLoader(Mixture([task(nothing, name="text")], max_broken=1000), PROCESSOR, 1, 32, prefetch=0), 1)
     (tmp_path / "a.jsonl").write_text("{\n[]\n")
     with pytest.raises(ValueError, match="a.jsonl holds no record that can be read: .*a.jsonl:1: not a JSON object"):
@@ -135,3 +135,13 @@ def test_a_shard_that_vanishes_is_no_broken_record(tmp_path):
         with pytest.raises(OSError, match="1.tar"):
             take(stream, 10)
         (tmp_path / "gone").rename(tmp_path / "1.tar")
+
+
+def test_the_last_whole_record_is_found_however_the_epochs_meet():
+    """Of three records two are broken: four of those may follow one another where an epoch ends."""
+    long = [user("a"), assistant(" red" * 100)]
+    source = Listed([long, [user("a"), assistant("<whole>")], long])
+    stream = RowLoader(Mixture([task(source, name="text")], max_broken=2), PROCESSOR, 1, 48, prefetch=0)
+    for batch in take(stream, 30):
+        assert all("<whole>" in words for words in documents_of(batch, PROCESSOR.tokenizer))
+    assert len(stream.broken()) == 2
