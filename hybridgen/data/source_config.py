@@ -179,12 +179,12 @@ class SourceConfig:
 
 
 def _is_data_set(folder: Path) -> bool:
-    """Whether a folder is one of the datasets library and not of captioned pictures: its first telling file says."""
+    """Whether a folder is one of the datasets library: it holds files of data and no picture."""
     if (folder / METADATA).is_file():
         return False
+    found = False
     for file in folder.rglob("*"):
         if file.suffix.lower() in PICTURES:
             return False
-        if file.suffix in (".parquet", ".arrow", ".jsonl", ".csv", ".tar"):
-            return True
-    return False
+        found = found or file.suffix in (".parquet", ".arrow", ".jsonl", ".csv", ".tar")
+    return found

@@ -5,8 +5,8 @@ one set of weights: with others it is refused, never silently used or overwritte
 entry is made from its picture *alone*, not in a batch, so that what is kept depends on nothing but the picture, and a
 run that finds half of its entries is the same as one that finds all or none.
 
-    cache/latents/cache.json                 {"version": 1, "weights": "..."}
-    cache/latents/segment_3f0c....safetensors          entries by key; written aside, then renamed; never changed
+    cache/latents/cache.json                     {"version": 1, "weights": "..."}
+    cache/latents/segment_3f0c....safetensors    entries by key; written aside, then renamed; never changed
 """
 
 import atexit
