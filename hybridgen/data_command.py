@@ -37,8 +37,7 @@ def inspect(options: argparse.Namespace) -> Iterator[str]:
     training = [look_at(task, options.limit, processor, longest) for task in tasks]
     validation = [look_at(task, options.limit, processor, longest) for task in held_out]
     mix = None
-    whole = all(report.words for report in training)
-    if processor is not None and whole:
+    if processor is not None and all(report.tokens for report in training):
         mixture = Mixture(tasks, None, config.data.temperature, max_broken=float("inf"))
         mix = mix_of(mixture, processor, config.data.rows, config.data.row_length)
     lines = table(training, validation, mix, shared(training, validation) if held_out else None)
