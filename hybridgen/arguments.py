@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"hybridgen {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     parts = (_add_init, _add_convert, _add_merge)
-    for add in (_add_demo, *parts, _add_train, _add_sample, _add_ask, _add_evaluate):
+    for add in (_add_demo, *parts, _add_data, _add_train, _add_sample, _add_ask, _add_evaluate):
         add(commands)
     return top
 
@@ -132,6 +132,29 @@ def _add_train(commands) -> None:
     )
     command.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
     command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=_OVERRIDES)
+
+
+def _add_data(commands) -> None:
+    command = _command(
+        commands,
+        "data",
+        "look at data before a run is spent on them",
+        """\
+        Count records, pictures, sizes, words and tokens; draw from the mixture and say what share of the tokens each
+        task gets; find what training and validation share, and what is broken. The table goes to stdout; a picture,
+        the table and the broken records are written to --out.
+
+        examples:
+          hybridgen data inspect configs/demo_codec.yaml
+          hybridgen data inspect pictures/
+          hybridgen data inspect 'shards/{000..007}.tar' columns.text=json.caption streaming=true
+        """,
+    )
+    command.add_argument("action", choices=("inspect",), help="the one thing that there is to do")
+    command.add_argument("what", metavar="SOURCE|CONFIG", help="a source as configs name it, or a config (.yaml)")
+    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of the source, or of the config")
+    command.add_argument("--limit", type=_whole(0), default=1000, help="records of each task; 0 = all (default: 1000)")
+    command.add_argument("--out", type=Path, default=Path("inspected"), metavar="DIR", help="default: inspected")
 
 
 def _add_merge(commands) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `hybridgen train | sample | ask | evaluate | init | convert | merge | demo`.
+"""The command line: `hybridgen train | sample | ask | evaluate | init | convert | merge | data | demo`.
 
 It reads arguments, calls the library and says what came of it; nothing is computed here. The fact a newcomer gets
 wrong: stdout carries results alone (paths written, an answer), because people pipe it. Progress, warnings and
@@ -29,6 +29,7 @@ from hybridgen.bridges.grafting import Shape, graft
 from hybridgen.bridges.janus import check_conversion, convert
 from hybridgen.bridges.report import in_table
 from hybridgen.checkpoints import new_folder
+from hybridgen.data_command import inspect
 from hybridgen.evaluation import suites
 from hybridgen.evaluation.generation import DrawSettings
 from hybridgen.evaluation.scores import in_lines, save_scores
@@ -205,6 +206,7 @@ _COMMANDS = {
     "evaluate": _evaluate,
     "demo": _demo,
     "convert": _convert,
+    "data": inspect,
 }
 
 

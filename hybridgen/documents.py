@@ -25,12 +25,14 @@ class DocumentImage:
         write: the model is taught to draw it; otherwise it is read.
         image_first: no text of the conversation stands before it (role tokens are no text). Text that prompt dropout
             took away counts as standing there: an unconditional drawing must see every noise level.
+        max_timestep: cap on its noise where it is drawn by diffusion; None = the objective's.
     """
 
     path: str
     pixels: Tensor
     write: bool = False
     image_first: bool = False
+    max_timestep: float | None = None
 
 
 @dataclass

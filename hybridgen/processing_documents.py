@@ -12,6 +12,7 @@ from torch import Tensor
 from hybridgen.chat import ChatTemplate, Piece, check_messages
 from hybridgen.configuration_hybridgen import require_path
 from hybridgen.documents import Document, DocumentImage
+from hybridgen.image_processing_hybridgen import fit_size
 from hybridgen.layout import PATHS, ImageSegment, TextSegment, lay_out
 from hybridgen.paths.patches import check_size
 
@@ -33,6 +34,7 @@ class DocumentBuilding:
         twin: bool = False,
         height: int | None = None,
         width: int | None = None,
+        image_tokens: int | None = None,
     ) -> Document:
         """A training document.
 
@@ -45,6 +47,7 @@ class DocumentBuilding:
             prompt_dropout: leave out what the user says, as in the unconditional prompt of guidance.
             twin: later tokens read a clean copy of each written image instead of the noised one (diffusion only).
             height, width: of images on the diffusion and vq paths; None = `default_size`.
+            image_tokens: those images keep their aspect ratio instead, and have at most so many tokens.
 
         Raises:
             ValueError: in one sentence, what is wrong with the messages or the settings.
@@ -54,7 +57,7 @@ class DocumentBuilding:
         pieces = self._pieces(messages, prompt_dropout=prompt_dropout and not padded)
         if loss_on == "assistant" and not any(piece.assistant for piece in pieces):
             raise ValueError("no message of the assistant, so nothing to learn; add one, or set loss_on='all'")
-        return self._assemble(pieces, read, write, loss_on, twin, height, width, padded)
+        return self._assemble(pieces, read, write, loss_on, twin, height, width, padded, image_tokens)
 
     def prompt(
         self,
@@ -140,7 +143,7 @@ class DocumentBuilding:
 
     def _assemble(
         self, pieces: list[Piece], read: str, write: str | None, loss_on: str | None, twin: bool, height, width,
-        padded: bool = False,
+        padded: bool = False, image_tokens: int | None = None,
     ) -> Document:  # fmt: skip
         """Pieces -> segments and pixels -> a laid-out document."""
         segments: list[TextSegment | ImageSegment] = []
@@ -155,6 +158,8 @@ class DocumentBuilding:
                 continue
             written = taught and write is not None
             path = write if written else read
+            if image_tokens is not None and path in self._token_sizes:
+                height, width = fit_size(piece.picture, image_tokens, self._token_sizes[path])
             length = self.count_tokens(path, height, width)
             bidirectional = path in self.bidirectional_paths
             segments.append(ImageSegment(path, length, bidirectional, write=written, twin=twin and written))

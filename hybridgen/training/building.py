@@ -21,6 +21,7 @@ from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor, add_image_tokens, build_tokenizer, image_token_ids
 from hybridgen.training.checkpointing import saved_steps
+from hybridgen.training.checks import codec_factors
 from hybridgen.training.config import ModelConfig, TrainConfig
 from hybridgen.training.parts import hybrid_config
 
@@ -66,6 +67,22 @@ def build_parts(config: TrainConfig) -> Parts:
     return Parts(HybridGenPipeline(model, processor, vae=vae, vq_model=vq), tasks, validation)
 
 
+def build_processor(config: TrainConfig, tasks: list[Task]) -> HybridGenProcessor:
+    """The processor of a run without its model: a tokenizer from scratch is trained, and not kept.
+
+    Raises:
+        ValueError: a file is missing or of another kind; in one sentence.
+    """
+    if config.model.from_pretrained is not None:
+        return HybridGenProcessor.from_pretrained(config.model.from_pretrained)
+    tokenizer = build_or_load_tokenizer(config, tasks, keep=False)
+    hybrid = hybrid_config(config.model, vocab_size=len(tokenizer), **image_token_ids(tokenizer))
+    factors = codec_factors(hybrid, config.codec)
+    return HybridGenProcessor.for_config(
+        hybrid, tokenizer, vae_factor=factors.get("diffusion", 1), vq_factor=factors.get("vq")
+    )
+
+
 def build_model(
     config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> HybridGenForConditionalGeneration:
@@ -104,7 +121,7 @@ def start_from_codebook(model: HybridGenForConditionalGeneration, codebook: Tens
         weight.copy_(projected / projected.std() * std)
 
 
-def build_or_load_tokenizer(config: TrainConfig, tasks: list[Task]) -> PreTrainedTokenizerBase:
+def build_or_load_tokenizer(config: TrainConfig, tasks: list[Task], keep: bool = True) -> PreTrainedTokenizerBase:
     """The tokenizer of a pretrained part, of a folder, of this run when it goes on, or one trained now."""
     settings, kept = config.model.tokenizer, Path(config.output_dir) / "tokenizer"
     folder = settings.path or config.model.language_model
@@ -115,15 +132,21 @@ def build_or_load_tokenizer(config: TrainConfig, tasks: list[Task]) -> PreTraine
         add_image_tokens(tokenizer)
         return tokenizer
     tokenizer = build_tokenizer(texts(tasks, settings.samples), settings.vocab_size)
-    tokenizer.save_pretrained(kept)
+    if keep:
+        tokenizer.save_pretrained(kept)
     return tokenizer
 
 
 def texts(tasks: list[Task], samples: int) -> Iterator[str]:
     """The texts of `samples` records, taken from all tasks in turn."""
     for task in tasks:
-        for cursor in range(min(len(task), -(-samples // len(tasks)))):
-            for message in task[task.index(cursor)]["messages"]:
+        wanted = -(-samples // len(tasks))
+        for cursor in range(wanted if task.records is None else min(task.records, wanted)):
+            try:
+                messages = task[task.index(cursor)]["messages"]
+            except ValueError:
+                continue  # broken; the mixture lists it
+            for message in messages:
                 yield from (part["text"] for part in parts(message) if part["type"] == "text")
 
 
