@@ -25,8 +25,9 @@ from torch import Generator, Tensor
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.noise import NoiseProcess, convert
 from hybridgen.paths.patches import patch_positions, patchify, unpatchify
+from hybridgen.sampling.decoder import Decoder
 from hybridgen.sampling.guidance import Scale, guide
-from hybridgen.sampling.prefix import Prefix, backbone, extend
+from hybridgen.sampling.prefix import Prefix, extend
 from hybridgen.sampling.seeds import draw_noise
 
 Predict = Callable[[Tensor, int], Tensor]  # x_t (I, C, h, w) and the number of the step -> prediction of the same shape
@@ -203,6 +204,7 @@ def image_predictor(
     size: tuple[int, int],
     timesteps: Tensor,
     guidance: Scale = 1.0,
+    decoder: Decoder | None = None,
 ) -> Predict:
     """What the model says of noisy images that come next in a prefix, guided where it has two rows an image.
 
@@ -213,21 +215,20 @@ def image_predictor(
         images: I; the prefix has I or 2 I rows, conditional ones first.
         size: height and width of a latent.
         timesteps: (S,) what the model is told at each step.
+        decoder: the model's, in another precision; None = in its own.
     """
     config, core = model.config.diffusion_config, model.model
     where = patch_positions(*size, config.patch_size, device=timesteps.device)  # T, 2
-    mask = prefix.mask_with(model, image_blocks(model, len(where), timesteps.device))
-    position_ids = prefix.positions_of(len(where))
+    decoder = Decoder(model) if decoder is None else decoder
+    read = decoder.after(prefix, image_blocks(model, len(where), timesteps.device))
     vectors = core.timestep_embedder(timesteps)  # S, H
-    prefix.cache.reserve(len(where))
     copies = prefix.rows // images
 
     @torch.no_grad()
     def predict(noisy: Tensor, step: int) -> Tensor:
         patches = patchify(noisy, config.patch_size).to(vectors.dtype)  # I, T, D
         embeds = core.patch_embed(patches, where) + vectors[step]  # I, T, H
-        with prefix.cache.peeking():
-            states = backbone(model, prefix, embeds.repeat(copies, 1, 1), mask, position_ids)  # R, T, H
+        states = read(embeds.repeat(copies, 1, 1), keep=False)  # R, T, H
         patches = core.final_layer(states, vectors[step]).float()  # R, T, D
         return guide(unpatchify(patches, config.patch_size, *size), images, guidance, step)
 
@@ -245,6 +246,7 @@ def draw_latents(
     guidance: Scale = 1.0,
     on_step: OnStep | None = None,
     noise: Tensor | None = None,
+    decoder: Decoder | None = None,
 ) -> Tensor:
     """Clean latents (I, C, h, w) of the images that come next in the rows of a prefix.
 
@@ -252,12 +254,13 @@ def draw_latents(
         size: height and width of a latent.
         generators: one an image; their number is I. The prefix has I or 2 I rows, conditional ones first.
         noise: to start from, of the latents' shape; None = drawn from the generators.
+        decoder: the model's, in another precision; None = in its own.
     """
     config, device = model.config.diffusion_config, prefix.positions.device
     schedule = prepare(scheduler, num_inference_steps, config, device)
     if noise is None:
         noise = draw_noise(generators, (config.in_channels, *size), device)
-    predict = image_predictor(model, prefix, len(generators), size, schedule.timesteps, guidance)
+    predict = image_predictor(model, prefix, len(generators), size, schedule.timesteps, guidance, decoder)
     return denoise(predict, noise.to(device, torch.float32), schedule, config.prediction_type, generators, on_step)
 
 
