@@ -1,8 +1,8 @@
-"""How a pipeline draws unless a call says otherwise: the folder's own defaults, path by path, before those of the package.
+"""How a pipeline draws unless a call says otherwise: as its own folder says, path by path, else as the package does.
 
 A model that was trained for guidance 5 says so in its folder (`sampling_defaults` in `model_index.json`), and every
-call, command and tool draws it so. The fact a newcomer gets wrong: nothing here is merged over paths. What a folder says
-of `vq` does not hold for `diffusion`.
+call, command and tool draws it so. The fact a newcomer gets wrong: nothing here goes over paths. What a folder says of
+`vq` does not hold for `diffusion`.
 """
 
 from hybridgen.sampling.codes import CodeSampling

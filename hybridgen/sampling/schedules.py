@@ -1,4 +1,4 @@
-"""Schedules: any scheduler of diffusers, set to a number of steps, as tables over the steps; what does not fit is refused.
+"""Schedules: any scheduler of diffusers, set to a number of steps, as tables over the steps; or why it does not fit.
 
 The fact a newcomer gets wrong: schedulers differ in what they call a sample (EulerDiscrete's is not the x_t of
 training; `scale_model_input` makes it that) and in the numbers they call timesteps. The model is always told its own

@@ -51,7 +51,7 @@ def build_parts(config: TrainConfig) -> Parts:
         given = load_pipeline(config.model.from_pretrained)
         given.model.float()  # half precision loses the small steps of an optimizer; autocast is what makes it fast
         vq, vae = given.vq_model if vq is None else vq, given.vae if vae is None else vae
-        pipeline = HybridGenPipeline(given.model, given.processor, given.scheduler, vae, vq)
+        pipeline = HybridGenPipeline(given.model, given.processor, given.scheduler, vae, vq, given.sampling_defaults)
         return Parts(pipeline, tasks, validation)
     tokenizer = build_or_load_tokenizer(config, tasks)
     model = build_model(config.model, tokenizer, config.seed)
