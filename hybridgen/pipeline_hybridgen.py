@@ -245,7 +245,8 @@ class HybridGenPipeline(Checks, Saving, DiffusionPipeline):
             where = {} if picture is None else {"read": read, "height": size[0], "width": size[1]}
             document = self.processor.prompt([{"role": "user", "content": content}], unconditional=silent, **where)
             self.check_length(text, len(document), 1 + self.processor.count_tokens(path, *size), "the picture")
-            return documents.setdefault((*document.layout.input_ids, id(picture), size if content else None), document)
+            seen = None if picture is None else (id(picture), size)
+            return documents.setdefault((seen, *document.layout.input_ids), document)
 
         orders = []
         for each_one in zip(prompts, negatives, pictures, sizes, scales, image_scales, strict=True):
