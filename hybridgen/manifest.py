@@ -24,6 +24,7 @@ from PIL import Image
 
 from hybridgen.adapters import CONFIG, is_adapter, open_pipeline
 from hybridgen.evaluation import provenance
+from hybridgen.evaluation.scores import write_whole
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.sampling.guidance import Guidance
 
@@ -156,10 +157,7 @@ def file_hash(file: str | Path) -> str:
         found = hashlib.file_digest(opened, "sha256").hexdigest()
     kept = {**(kept if isinstance(kept, dict) else {}), str(file): {"state": state, "sha256": found}}
     with contextlib.suppress(OSError):
-        _kept_hashes().parent.mkdir(parents=True, exist_ok=True)
-        aside = _kept_hashes().with_suffix(f".{os.getpid()}")
-        aside.write_text(json.dumps(kept), encoding="utf-8")
-        aside.replace(_kept_hashes())
+        write_whole(_kept_hashes(), json.dumps(kept))
     return found
 
 

@@ -22,9 +22,9 @@ from hybridgen.configuration_hybridgen import require_path
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.noise import NoiseProcess
 from hybridgen.pipeline_checks import WRITING_PATHS, Checks, check_counts
-from hybridgen.pipeline_plan import Order, batches
+from hybridgen.pipeline_plan import Planning, batches
 from hybridgen.pipeline_saving import Saving
-from hybridgen.pipeline_settings import check_defaults, check_scales, code_sampling, each, guidance_of, settings_of
+from hybridgen.pipeline_settings import check_defaults, code_sampling, each, guidance_of, settings_of
 from hybridgen.processing_hybridgen import Document, HybridGenProcessor, left_pad
 from hybridgen.sampling.codes import CodeSampling, write_codes
 from hybridgen.sampling.denoise import OnStep, draw_latents, prepare
@@ -36,7 +36,7 @@ from hybridgen.sampling.text import write_text
 __all__ = ["WRITING_PATHS", "HybridGenPipeline", "load_pipeline"]
 
 
-class HybridGenPipeline(Checks, Saving, DiffusionPipeline):
+class HybridGenPipeline(Checks, Planning, Saving, DiffusionPipeline):
     """
     Args:
         model, processor: what reads and writes.
@@ -184,7 +184,7 @@ class HybridGenPipeline(Checks, Saving, DiffusionPipeline):
         steps, shift = settings.get("num_inference_steps", 1), settings.get("shift")
         sizes = self.check_sizes(each("height", height, len(prompts)), each("width", width, len(prompts)), path)
         self.check_drawing(path, steps, guidance, shift)
-        orders = self._orders(
+        orders = self.plan(
             prompts, negative_prompt, sizes, settings["guidance_scale"], settings["image_guidance_scale"],
             image, read, path,
         )  # fmt: skip
@@ -227,38 +227,6 @@ class HybridGenPipeline(Checks, Saving, DiffusionPipeline):
                     drawn[number] = picture
         images = self._output(drawn, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
-
-    def _orders(
-        self, prompts: list[str], negative, sizes, guidance_scale, image_guidance_scale, image, read: str | None,
-        path: str,
-    ) -> list[Order]:  # fmt: skip
-        """What the backbone reads for each prompt; equal documents are one, so that they are read once."""
-        scales = check_scales("guidance_scale", guidance_scale, len(prompts))
-        image_scales = check_scales("image_guidance_scale", image_guidance_scale, len(prompts))
-        negatives = each("negative_prompt", negative, len(prompts))
-        pictures, read = self.check_conditions(image, read, image_scales, len(prompts))
-        documents: dict[tuple, Document] = {}
-
-        def read_in(text: str, picture, size: tuple[int, int], silent: bool = False) -> Document:
-            content = [] if picture is None else [{"type": "image", "image": picture}]
-            content = [*content, {"type": "text", "text": text}] if content else text
-            where = {} if picture is None else {"read": read, "height": size[0], "width": size[1]}
-            document = self.processor.prompt([{"role": "user", "content": content}], unconditional=silent, **where)
-            self.check_length(text, len(document), 1 + self.processor.count_tokens(path, *size), "the picture")
-            seen = None if picture is None else (id(picture), size)
-            return documents.setdefault((seen, *document.layout.input_ids), document)
-
-        orders = []
-        for each_one in zip(prompts, negatives, pictures, sizes, scales, image_scales, strict=True):
-            text, other, picture, size, scale, image_scale = each_one
-            rows = [read_in(text, picture, size)]
-            instead = (text, True) if other is None else (other, False)
-            if scale != 1 or image_scale != 1:
-                rows.append(read_in(instead[0], picture, size, instead[1]))
-            if image_scale != 1:
-                rows.append(read_in(instead[0], None, size, instead[1]))
-            orders.append(Order(tuple(rows), size, scale, image_scale))
-        return orders
 
     def _prefix(self, rows: list[Document]) -> Prefix:
         tokens = self.processor.special_tokens

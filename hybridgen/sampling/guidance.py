@@ -202,7 +202,7 @@ class Guide:
             self._running = update if self._running is None else update + self.guidance.momentum * self._running
             update = self._running
         if self.guidance.norm_threshold:
-            norm = update.norm(dim=dims, keepdim=True)
+            norm = torch.linalg.vector_norm(update, dim=dims, keepdim=True)
             update = update * (self.guidance.norm_threshold / norm).clamp(max=1)
         along = torch.nn.functional.normalize(full.double(), dim=dims)
         parallel = ((update.double() * along).sum(dims, keepdim=True) * along).to(update.dtype)
