@@ -33,7 +33,7 @@ from hybridgen.checkpoints import new_folder
 from hybridgen.evaluation import suites
 from hybridgen.evaluation.generation import DrawSettings
 from hybridgen.evaluation.scores import in_lines, save_scores
-from hybridgen.manifest import KEY, manifest, replay
+from hybridgen.manifest import KEY, manifest, origin, replay
 from hybridgen.pipeline_hybridgen import WRITING_PATHS, HybridGenPipeline
 from hybridgen.sampling.guidance import Guidance
 from hybridgen.training.config import load_config
@@ -137,7 +137,7 @@ def _sample(options: argparse.Namespace) -> Iterator[str]:
     guidance = _guidance(options)
     condition = {} if options.image is None else {"image": open_picture(options.image)}
     pipeline = demo.best_device(open_pipeline(options.checkpoint))
-    path = pipeline.writing_path(options.path)
+    drawn_by, path = origin(options.checkpoint), pipeline.writing_path(options.path)
     settings = pipeline.sampling_settings(
         path,
         num_inference_steps=options.steps,
@@ -167,7 +167,7 @@ def _sample(options: argparse.Namespace) -> Iterator[str]:
         prompt, seed = options.prompt[number // options.num_images], options.seed + number
         made = manifest(
             pipeline,
-            options.checkpoint,
+            drawn_by,
             path,
             prompt,
             seed,

@@ -1,6 +1,6 @@
 """Manifests: all that made a picture, as JSON in the text of its PNG, and the picture drawn again from it.
 
-    manifest(...)    checkpoint, settings, seed -> what the PNG says under "manifest"
+    manifest(...)    origin of the pipeline, settings, seed -> what the PNG says under "manifest"
     read_manifest    a PNG -> that, checked
     replay           drawn again, and compared
 
@@ -37,9 +37,15 @@ _NEEDED = ("prompt", "path", "seed", "height", "width", "settings", "scheduler",
 # ------------------------------------------------------------------------------------------------------- writing
 
 
+def origin(checkpoint: str | Path) -> dict[str, str]:
+    """Where pictures come from: the folder, and the hashes of what is in it."""
+    hashes = {"weights": weights_hash(checkpoint), "config": config_hash(checkpoint)}
+    return {"checkpoint": str(checkpoint), **hashes}
+
+
 def manifest(
     pipeline: HybridGenPipeline,
-    checkpoint: Path,
+    drawn_by: dict[str, str],
     path: str,
     prompt: str,
     seed: int,
@@ -53,7 +59,7 @@ def manifest(
     """What made one picture.
 
     Args:
-        checkpoint: its folder.
+        drawn_by: the `origin` of the pipeline.
         size: height and width in pixels.
         settings: as `HybridGenPipeline.sampling_settings` gives them, of this picture.
         guidance: what the call had as guider.
@@ -72,9 +78,7 @@ def manifest(
         "guider": None if guidance is None else _without_scales(guidance),
         "image": None if image is None else {"file": str(image), "sha256": file_hash(image), "read": read},
         "scheduler": scheduler and {"class": type(scheduler).__name__, "config": dict(scheduler.config)},
-        "checkpoint": str(checkpoint),
-        "weights": weights_hash(checkpoint),
-        "config": config_hash(checkpoint),
+        **drawn_by,
         "dtype": str(pipeline.model.dtype).removeprefix("torch."),
         "device": pipeline.model.device.type,
         "versions": {name: version for name, version in provenance.versions().items() if name in _LIBRARIES},
@@ -202,8 +206,9 @@ def read_manifest(file: Path, picture: Image.Image) -> dict:
 
 def check_weights(facts: dict, checkpoint: Path) -> None:
     """Raises ValueError if a checkpoint is not the one that a manifest is of."""
-    for name, there in (("weights", weights_hash(checkpoint)), ("config", config_hash(checkpoint))):
-        if there != facts[name]:
+    found = origin(checkpoint)
+    for name in ("weights", "config"):
+        if (there := found[name]) != facts[name]:
             what = "weights" if name == "weights" else "settings (config.json, processor or codec)"
             raise ValueError(
                 f"the picture was drawn by other {what} than those of {checkpoint}: their hash was "
