@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import diffusers
@@ -26,6 +26,7 @@ from hybridgen.adapters import CONFIG, is_adapter, open_pipeline
 from hybridgen.evaluation import provenance
 from hybridgen.evaluation.scores import write_whole
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
+from hybridgen.pipeline_settings import OF_PATH
 from hybridgen.sampling.guidance import Guidance
 
 KEY, FORMAT = "manifest", 1
@@ -87,8 +88,8 @@ def manifest(
 
 def _without_scales(guidance: Guidance) -> dict:
     """The settings say what the scales are."""
-    fields = asdict(guidance)
-    return {name: fields[name] for name in fields if name not in ("scale", "image_scale", "guidance_rescale")}
+    scales = ("scale", "image_scale", "guidance_rescale")
+    return {name: value for name, value in asdict(guidance).items() if name not in scales}
 
 
 def weights_hash(checkpoint: str | Path) -> str:
@@ -199,6 +200,17 @@ def read_manifest(file: Path, picture: Image.Image) -> dict:
     missing = sorted(set(_NEEDED) - set(facts)) if isinstance(facts, dict) else ["everything"]
     if missing:
         raise ValueError(f"{file} carries a manifest without {', '.join(missing)}; it was changed")
+    known = OF_PATH.get(facts["path"], ())
+    guider = [field.name for field in fields(Guidance)]
+    strange = [
+        *(name for name in ("settings",) if not isinstance(facts[name], dict)),
+        *(name for name in facts["settings"] or () if name not in known),
+        *(name for name in facts.get("guider") or () if name not in guider),
+        *(name for name in ("class", "config") if facts["scheduler"] is not None and name not in facts["scheduler"]),
+    ]
+    if not known or strange:
+        what = f"{strange[0]!r}" if strange else f"path {facts['path']!r}"
+        raise ValueError(f"{file} carries a manifest whose {what} is none that can be drawn by; it was changed")
     if facts.get("format", 0) > FORMAT:
         raise ValueError(f"{file} carries a manifest of a later hybridgen (format {facts['format']}); update hybridgen")
     return facts

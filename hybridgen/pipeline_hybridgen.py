@@ -174,6 +174,7 @@ class HybridGenPipeline(Checks, Planning, Saving, DiffusionPipeline):
         if guider is not None:
             guidance_scale = guidance.scale if guidance_scale is None else guidance_scale
             guidance_rescale = guidance.guidance_rescale if guidance_rescale is None else guidance_rescale
+            image_guidance_scale = guidance.image_scale if image_guidance_scale is None else image_guidance_scale
         settings = self.sampling_settings(
             path, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, shift=shift,
             guidance_rescale=guidance_rescale, image_guidance_scale=image_guidance_scale, temperature=temperature,
@@ -188,6 +189,7 @@ class HybridGenPipeline(Checks, Planning, Saving, DiffusionPipeline):
             prompts, negative_prompt, sizes, settings["guidance_scale"], settings["image_guidance_scale"],
             image, read, path,
         )  # fmt: skip
+        guidance.check_rows(max(len(order.rows) for order in orders))
         orders = [order for order in orders for _ in range(num_images_per_prompt)]
         generators = image_generators(len(orders), seed, generator)
         latents = self.check_noise(latents, path, [order.size for order in orders])

@@ -124,6 +124,28 @@ def test_a_manifest_that_was_changed_is_refused(run, tmp_path, text, message):
     assert message in error
 
 
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"path": "sound"}, "whose path 'sound' is none that can be drawn by"),
+        ({"settings": {"steps": 3}}, "whose 'steps' is none"),
+        ({"guider": {"strength": 3}}, "whose 'strength' is none"),
+        ({"scheduler": {"class": "DDIMScheduler"}}, "whose 'config' is none"),
+        (
+            {"scheduler": {"class": "AutoencoderKL", "config": {}}},
+            "drawn by AutoencoderKL, which this diffusers does not",
+        ),
+        ({"format": 99}, "a manifest of a later hybridgen"),
+        ({"seed": "x"}, "seed is 'x'; it must be a whole number"),
+    ],
+)
+def test_a_manifest_that_cannot_be_drawn_is_refused(run, tiny_checkpoint, tmp_path, facts, message):
+    _, (drawn,), _ = run("sample", tiny_checkpoint, "--prompt", "an orc", "--steps", 1, "--out", tmp_path / "a")
+    code, lines, error = run("replay", changed(drawn, tmp_path / "b.png", **facts), tiny_checkpoint)
+    assert (code, lines) == (2, [])
+    assert message in error
+
+
 def test_saving_again_keeps_both_hashes(tiny_checkpoint, tmp_path):
     load_pipeline(tiny_checkpoint).save_pretrained(tmp_path / "again")
     check_checkpoint(tmp_path / "again")

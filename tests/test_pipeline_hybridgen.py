@@ -527,6 +527,10 @@ def test_answers_hold_no_token_of_images(pipe):
         ({"guider": TangentialClassifierFreeGuidance()}, "TangentialClassifierFreeGuidance cannot guide here"),
         ({"guider": ClassifierFreeZeroStarGuidance(3.0), "path": "vq"}, "zero_init_steps is 1, .* set it to 0"),
         ({"image_guidance_scale": 2.0}, "image_guidance_scale leads to an image, but none is given"),
+        (
+            {"image": Image.new("RGB", (4, 4)), "image_guidance_scale": 2.0, "guider": Guidance(3.0, method="apg")},
+            "guidance by apg knows no image_guidance_scale",
+        ),
         ({"image": [1, 2]}, "image is a list of 2 for 1 prompts"),
         ({"image": "x.png"}, "an image must be a PIL image, an array or a tensor, not str"),
         ({"image": Image.new("RGB", (4, 4)), "read": "sight"}, "no path 'sight' here"),

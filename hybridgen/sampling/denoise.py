@@ -122,7 +122,8 @@ def image_predictor(
     settings = [(rows, rows.mask_with(model, blocks), rows.positions_of(len(where))) for rows in prefix.heads(images)]
     unguided, guided = settings[0], settings[-1]
     kind, in_velocity = config.prediction_type, guide.guidance.method == "zero_star" and config.noise_schedule == "flow"
-    alpha, sigma = NoiseProcess.of(config).coefficients(timesteps)  # S
+    if in_velocity:
+        alpha, sigma = NoiseProcess.of(config).coefficients(timesteps)  # S
 
     @torch.no_grad()
     def predict(noisy: Tensor, step: int) -> Tensor:

@@ -116,6 +116,11 @@ class Guidance:
             return 3
         return 2 if is_guided(self.scale) else 1
 
+    def check_rows(self, rows: int) -> None:
+        """Raises ValueError if it cannot guide an image that takes so many rows."""
+        if rows == 3 and self.method != "cfg":
+            raise ValueError(f"guidance by {self.method} knows no image_guidance_scale; set it to 1, or guide by cfg")
+
     def check_path(self, path: str, schedule: str | None) -> None:
         """Raises ValueError if it cannot guide on a path, whose noise schedule is `schedule`."""
         if self.zero_init_steps and (path == "vq" or schedule != "flow"):
@@ -124,8 +129,6 @@ class Guidance:
                 f"zero_init_steps is {self.zero_init_steps}, a velocity of zero, which there is in flow matching only "
                 f"and not with {where}; set it to 0"
             )
-        if self.method != "cfg" and is_guided(self.image_scale):
-            raise ValueError(f"guidance by {self.method} knows no image_guidance_scale; set it to 1, or guide by cfg")
 
 
 def is_guided(scale: Scale) -> bool:

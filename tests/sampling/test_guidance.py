@@ -150,4 +150,4 @@ def test_guiders_that_do_not_fit_are_refused():
         with pytest.raises(ValueError, match=f"flow matching only and not with {where}; set it to 0"):
             from_zero.check_path(path, schedule)
     with pytest.raises(ValueError, match="guidance by apg knows no image_guidance_scale"):
-        Guidance(3.0, 2.0, method="apg").check_path("diffusion", "flow")
+        Guidance(3.0, method="apg").check_rows(3)
