@@ -14,7 +14,7 @@ from hybridgen.configuration_hybridgen import require_path
 from hybridgen.documents import Document, DocumentImage
 from hybridgen.image_processing_hybridgen import fit_size
 from hybridgen.layout import PATHS, ImageSegment, TextSegment, lay_out
-from hybridgen.paths.patches import check_size
+from hybridgen.paths.patches import aspect_buckets, check_size
 
 LOSS_ON = ("assistant", "all")
 UNCONDITIONAL = ("empty", "janus-official", "janus-hf")
@@ -120,6 +120,17 @@ class DocumentBuilding:
         height, width = self._size(height, width)
         check_size(height, width, side)
         return (height // side) * (width // side)
+
+    def aspect_buckets(self, path: str, ratio: float = 2.0) -> list[tuple[int, int]]:
+        """Heights and widths that a path can draw for no more tokens than a square with `default_size`' shorter side.
+
+        Raises:
+            ValueError: the path is not there, or makes the same of every size.
+        """
+        require_path(self.paths, path)
+        if path == "understanding":
+            raise ValueError("the understanding path reads squares of one size; name a path that draws")
+        return aspect_buckets(min(self._size(None, None)), self._token_sizes[path], ratio)
 
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
         if height is None and width is None and self.default_size is not None:

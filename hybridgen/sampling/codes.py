@@ -6,7 +6,7 @@ and the last code is drawn but never read. `commit_codes` reads it, and the end 
 A code is the largest of (logits / temperature + Gumbel noise), with noise from the image's own stream. That is a
 sample of their softmax, and one that a rounding error in the logits, of another batch size say, hardly ever changes.
 
-Shapes: I images, R rows (I, or 2 I with guidance), V codes to choose from, T codes of one image.
+Shapes: I images, R rows (I, or 2 I or 3 I with guidance), V codes to choose from, T codes of one image.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.sampling.decoder import Decoder
-from hybridgen.sampling.guidance import Scale, guide
+from hybridgen.sampling.guidance import Guidance, Guide, Scale
 from hybridgen.sampling.prefix import Prefix, extend
 from hybridgen.sampling.seeds import draw_gumbel
 
@@ -72,7 +72,7 @@ def write_codes(
     count: int,
     generators: list[Generator],
     sampling: CodeSampling,
-    guidance: Scale = 1.0,
+    guidance: Guidance | Scale = 1.0,
     on_step: Callable[[int, Tensor], Tensor] | None = None,
     on_logits: Callable[[int, Tensor], None] | None = None,
     decoder: Decoder | None = None,
@@ -80,7 +80,8 @@ def write_codes(
     """The codes (I, count) that follow a prefix whose rows end with the begin-of-image token; the prefix grows by them.
 
     Args:
-        generators: one an image; their number is I. The prefix has I or 2 I rows, conditional ones first.
+        generators: one an image; their number is I. The prefix has I, 2 I or 3 I rows, as `guidance` orders
+            them.
         on_step: told the codes so far (I, t) after each step; what it returns is gone on with.
         on_logits: told the guided logits (I, V) of each step, before temperature and filters.
         decoder: the model's, in another precision; None = in its own.
@@ -91,9 +92,13 @@ def write_codes(
     read = decoder.after(prefix, torch.arange(count, device=device), causal=True)
     noise = draw_gumbel(generators, count, model.config.vq_config.num_embeddings, device)
     codes = torch.zeros(images, count, dtype=torch.long, device=device)
+    guide = Guide(guidance, images, count)
     states = prefix.last_state  # R, H
     for step in range(count):
-        logits = guide(decoder.code_logits(states), images, guidance, step)  # I, V
+        logits = decoder.code_logits(states)  # R, V
+        if guide.guidance.method != "cfg":
+            logits = logits - logits.mean(-1, keepdim=True)
+        logits = guide(logits, step)  # I, V
         if on_logits is not None:
             on_logits(step, logits)
         codes[:, step] = sampling.draw(logits, noise)

@@ -18,7 +18,7 @@ from hybridgen.chat import parts
 from hybridgen.codecs import VAECodec, VQCodec, load_vq
 from hybridgen.data.sources import Task, open_source
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
-from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
+from hybridgen.pipeline_hybridgen import WRITING_PATHS, HybridGenPipeline, load_pipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor, add_image_tokens, build_tokenizer, image_token_ids
 from hybridgen.training.checkpointing import saved_steps
 from hybridgen.training.checks import codec_factors
@@ -52,7 +52,7 @@ def build_parts(config: TrainConfig) -> Parts:
         given = load_pipeline(config.model.from_pretrained)
         given.model.float()  # half precision loses the small steps of an optimizer; autocast is what makes it fast
         vq, vae = given.vq_model if vq is None else vq, given.vae if vae is None else vae
-        pipeline = HybridGenPipeline(given.model, given.processor, given.scheduler, vae, vq)
+        pipeline = HybridGenPipeline(given.model, given.processor, given.scheduler, vae, vq, given.sampling_defaults)
         return Parts(pipeline, tasks, validation)
     tokenizer = build_or_load_tokenizer(config, tasks)
     model = build_model(config.model, tokenizer, config.seed)
@@ -64,7 +64,9 @@ def build_parts(config: TrainConfig) -> Parts:
         vae_factor=1 if vae is None else VAECodec(vae).factor,
         vq_factor=None if vq is None else VQCodec(vq).factor,
     )
-    return Parts(HybridGenPipeline(model, processor, vae=vae, vq_model=vq), tasks, validation)
+    defaults = {path: config.sampling.of_path(path) for path in WRITING_PATHS if path in model.config.paths}
+    pipeline = HybridGenPipeline(model, processor, vae=vae, vq_model=vq, sampling_defaults=defaults or None)
+    return Parts(pipeline, tasks, validation)
 
 
 def build_processor(config: TrainConfig, tasks: list[Task]) -> HybridGenProcessor:

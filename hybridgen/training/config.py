@@ -135,6 +135,12 @@ class SamplingConfig:
     guidance_vq: float = 1.0
     temperature_vq: float = 1.0
 
+    def of_path(self, path: str) -> dict[str, float]:
+        """As the pipeline names them: what a checkpoint that is trained from nothing carries as its defaults."""
+        if path == "vq":
+            return {"guidance_scale": self.guidance_vq, "temperature": self.temperature_vq}
+        return {"guidance_scale": self.guidance, "num_inference_steps": self.steps}
+
 
 @dataclass
 class OptimizerConfig:
