@@ -21,6 +21,7 @@ from hybridgen.codecs import PixelCodec, VAECodec, VQCodec
 from hybridgen.configuration_hybridgen import require_path
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.noise import NoiseProcess
+from hybridgen.pipeline_chat import Conversing
 from hybridgen.pipeline_checks import WRITING_PATHS, Checks, check_counts
 from hybridgen.pipeline_plan import Planning, batches
 from hybridgen.pipeline_saving import Saving
@@ -36,7 +37,7 @@ from hybridgen.sampling.text import write_text
 __all__ = ["WRITING_PATHS", "HybridGenPipeline", "load_pipeline"]
 
 
-class HybridGenPipeline(Checks, Planning, Saving, DiffusionPipeline):
+class HybridGenPipeline(Checks, Planning, Conversing, Saving, DiffusionPipeline):
     """
     Args:
         model, processor: what reads and writes.

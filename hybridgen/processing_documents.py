@@ -82,6 +82,22 @@ class DocumentBuilding:
         pieces = self._pieces(messages, generation_prompt=True, prompt_dropout=unconditional and not padded)
         return self._assemble(pieces, read, None, None, False, height, width, padded)
 
+    def conversation(self, messages: list[dict], unconditional: bool = False) -> list[list[int] | None]:
+        """The tokens of a `prompt`, text by text in reading order, and None where a picture stands (its frame is not
+        among them): for whoever knows already what the pictures are.
+
+        Raises:
+            ValueError: in one sentence, what is wrong with the messages.
+        """
+        padded = unconditional and self.unconditional != "empty"
+        found: list[list[int] | None] = []
+        for piece in self._pieces(messages, generation_prompt=True, prompt_dropout=unconditional and not padded):
+            ids = None if piece.text is None else self._encode(piece.text)
+            if ids is not None and padded and not piece.assistant:
+                ids = self._pads(ids, first=not found)
+            found.append(ids)
+        return found
+
     def check_settings(
         self,
         read: str,

@@ -86,6 +86,25 @@ def write_codes(
         on_logits: told the guided logits (I, V) of each step, before temperature and filters.
         decoder: the model's, in another precision; None = in its own.
     """
+    steps = writing_codes(model, prefix, count, generators, sampling, guidance, on_step, on_logits, decoder)
+    for codes in steps:  # noqa: B007
+        pass
+    return codes
+
+
+@torch.no_grad()
+def writing_codes(
+    model: HybridGenForConditionalGeneration,
+    prefix: Prefix,
+    count: int,
+    generators: list[Generator],
+    sampling: CodeSampling,
+    guidance: Guidance | Scale = 1.0,
+    on_step: Callable[[int, Tensor], Tensor] | None = None,
+    on_logits: Callable[[int, Tensor], None] | None = None,
+    decoder: Decoder | None = None,
+) -> Iterator[Tensor]:
+    """`write_codes` step by step: the codes so far (I, t). The prefix is whole only when all were asked for."""
     images, device = len(generators), prefix.last_state.device
     copies = prefix.rows // images
     decoder = Decoder(model) if decoder is None else decoder
@@ -107,10 +126,10 @@ def write_codes(
         if step + 1 < count:
             embeds = model.model.embed_codes(codes[:, step]).repeat(copies, 1)[:, None]  # R, 1, H
             states = read(embeds, step)[:, 0]
+        yield codes[:, : step + 1]
     prefix.document_ids = torch.nn.functional.pad(prefix.document_ids, (0, count - 1))
     prefix.positions = prefix.positions + count - 1
     prefix.last_state = states
-    return codes
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ Shapes: I images, R rows (I, or 2 I with guidance), S steps, T tokens of one ima
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -51,6 +51,22 @@ def denoise(
         generators: one an image, for schedulers that draw noise at a step.
         on_step: told the latents after each step; what it returns is gone on with.
     """
+    latents = noise
+    for latents in denoising(predict, noise, schedule, prediction_type, generators, on_step):  # noqa: B007
+        pass
+    return latents
+
+
+@torch.no_grad()
+def denoising(
+    predict: Predict,
+    noise: Tensor,
+    schedule: Schedule,
+    prediction_type: str,
+    generators: list[Generator] | None = None,
+    on_step: OnStep | None = None,
+) -> Iterator[Tensor]:
+    """`denoise` step by step: the latents after each; whoever stops asking has stopped it."""
     scheduler = schedule.scheduler
     latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)
     options = {"generator": generators} if schedule.generator else {}
@@ -62,7 +78,7 @@ def denoise(
         latents = scheduler.step(prediction, timestep, latents, **options, return_dict=False)[0]
         if on_step is not None:
             latents = on_step(step, latents)
-    return latents
+        yield latents
 
 
 def try_out(schedule: Schedule, prediction_type: str) -> None:

@@ -62,11 +62,13 @@ class _BufferLayer(DynamicLayer):
         layer.keys, layer.values = self.keys[:rows], self.values[:rows]
         return layer
 
-    def selected(self, rows: Tensor | slice) -> "_BufferLayer":
-        """A layer of its own that holds these rows."""
+    def selected(self, rows: Tensor | slice, length: int | None = None) -> "_BufferLayer":
+        """A layer of its own that holds the first `length` tokens (None = all) of these rows. Of a slice, it is a view
+        without room: what it reads next goes into a copy."""
         layer = _BufferLayer()
-        layer.dtype, layer.device, layer.is_initialized, layer.length = self.dtype, self.device, True, self.length
-        layer.keys, layer.values = (kept[:, :, : self.length][rows] for kept in (self.keys, self.values))
+        layer.length = self.length if length is None else length
+        layer.dtype, layer.device, layer.is_initialized = self.dtype, self.device, True
+        layer.keys, layer.values = (kept[:, :, : layer.length][rows] for kept in (self.keys, self.values))
         return layer
 
 
@@ -130,6 +132,15 @@ class Prefix:
         cache = PrefixCache([layer.selected(rows) for layer in self.cache.layers])
         return Prefix(cache, self.document_ids[rows], self.positions[rows], self.last_state[rows])
 
+    def until(self, length: int, last_state: Tensor) -> "Prefix":
+        """Its first `length` tokens as a prefix of its own, in the same memory; neither writes what the other reads.
+
+        Args:
+            last_state: (R, H) the backbone's output at the last of them.
+        """
+        cache = PrefixCache([layer.selected(slice(None), length) for layer in self.cache.layers])
+        return Prefix(cache, self.document_ids[:, :length], self.positions - (len(self) - length), last_state)
+
     def heads(self, count: int) -> tuple["Prefix", ...]:
         """Its first `count` rows, in the same memory, and itself; itself alone where there are no others.
 
@@ -155,6 +166,32 @@ class Prefix:
     def positions_of(self, count: int) -> Tensor:
         """Positions (R, count) of the next tokens."""
         return self.positions[:, None] + torch.arange(count, device=self.positions.device)
+
+
+def stack(prefixes: list[Prefix]) -> Prefix:
+    """The rows of several prefixes, one below the other, as one; the shorter are padded on the left."""
+    longest, caches = max(map(len, prefixes)), [prefix.cache.layers for prefix in prefixes]
+    layers = []
+    for parts in zip(*caches, strict=True):
+        whole = parts[0].selected(slice(0, 0))
+        whole.length = longest
+        whole.keys = torch.cat([_padded(part.keys[:, :, : part.length], longest) for part in parts])
+        whole.values = torch.cat([_padded(part.values[:, :, : part.length], longest) for part in parts])
+        layers.append(whole)
+    documents = [
+        torch.nn.functional.pad(prefix.document_ids, (longest - len(prefix), 0), value=layout.PADDING_DOCUMENT)
+        for prefix in prefixes
+    ]
+    return Prefix(
+        PrefixCache(layers),
+        torch.cat(documents),
+        torch.cat([prefix.positions for prefix in prefixes]),
+        torch.cat([prefix.last_state for prefix in prefixes]),
+    )
+
+
+def _padded(kept: Tensor, length: int) -> Tensor:
+    return torch.nn.functional.pad(kept, (0, 0, length - kept.shape[2], 0))
 
 
 def begin_image(vectors: dict[str, Tensor], token: int) -> dict[str, Tensor]:

@@ -47,6 +47,11 @@ def image_generators(
     return [Generator().manual_seed(_whole(number)) for number in seed]
 
 
+def new_seed() -> int:
+    """A seed from the operating system, for who wants to be able to say it."""
+    return Generator().seed() % (1 << 62)
+
+
 def _fresh() -> Generator:
     generator = Generator()
     generator.seed()  # from the operating system, not from torch's global stream

@@ -39,3 +39,37 @@ def write_text(
     )
     written = model.generate(**prompts, generation_config=settings)[:, prompts["input_ids"].shape[1] :]
     return [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
+
+
+class StableText:
+    """Text of tokens that come one by one, told as soon as it is certain: characters when all their tokens are there,
+    spaces when something follows them. Joined, it is what `write_text` makes of the tokens.
+
+    Args:
+        first: spaces before it are left out, as they are where an answer begins.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, first: bool = True):
+        self.tokenizer, self.first = tokenizer, first
+        self.said = ""
+        self._ids: list[int] = []
+
+    def add(self, token: int) -> str:
+        """What can be told now; often nothing."""
+        self._ids.append(token)
+        text = self._decoded()
+        return "" if text.endswith("\ufffd") else self._tell(text.rstrip())  # the first bytes of a character
+
+    def rest(self, last: bool = True) -> str:
+        """What was held back; `last`: nothing follows, so that spaces at the end are left out."""
+        text = self._decoded()
+        return self._tell(text.rstrip() if last else text)
+
+    def _decoded(self) -> str:
+        text = self.tokenizer.decode(self._ids, skip_special_tokens=True)
+        return text.lstrip() if self.first else text
+
+    def _tell(self, text: str) -> str:
+        more = text[len(self.said) :]
+        self.said += more
+        return more

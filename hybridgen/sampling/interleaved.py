@@ -1,0 +1,237 @@
+"""Interleaved: a conversation of texts and pictures read and written piece by piece, each token computed once.
+
+    read            a document -> a `Row`; what an earlier row has read already is not read again
+    writing_tokens  a row -> text, token by token
+    begin, drawing  a row -> what a picture is drawn against, and its steps
+    commit          a picture -> read clean into the row, for what follows
+
+A document is a list of tokens: an id, or (picture, which of its tokens). Two documents share what they begin with, and
+so do their keys and values. The fact a newcomer gets wrong: a row is never changed. What goes on from it is another
+row, which shares its memory and copies before it writes, so that a conversation can be forked, taken back, or dropped
+in the middle of a step.
+
+Shapes: one row, n new tokens, H width, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor
+
+from hybridgen.layout import PADDING_DOCUMENT
+from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
+from hybridgen.noise import convert
+from hybridgen.sampling.codes import commit_codes
+from hybridgen.sampling.decoder import Decoder
+from hybridgen.sampling.denoise import commit_image, denoising, image_predictor, prepare
+from hybridgen.sampling.guidance import Guidance
+from hybridgen.sampling.prefix import SHELF, Prefix, extend, stack
+from hybridgen.sampling.seeds import draw_noise
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture in a document; equal to nothing but itself.
+
+    Args:
+        path: by which it is read.
+        length: its tokens, the frame not counted.
+        bidirectional: whether they see each other.
+        media: as `forward` takes it: `pixel_values` (1, 3, h, w), `latents` (1, C, h, w) or `codes` (T,).
+    """
+
+    path: str
+    length: int
+    bidirectional: bool
+    media: dict[str, Tensor]
+
+    def tokens(self, begin: int, end: int) -> "list[Token]":
+        return [begin, *((self, place) for place in range(self.length)), end]
+
+
+Token = int | tuple[Picture, int]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was read so far.
+
+    Args:
+        tokens: of the document, padding not among them.
+        prefix: their keys and values, one row.
+        begun: the same with the token that begins an image read after them, where that is known already.
+    """
+
+    tokens: list[Token]
+    prefix: Prefix
+    begun: Prefix | None = field(default=None)
+
+    def until(self, count: int) -> Prefix:
+        """The prefix of its first tokens. What follows them is read next: no state is known to write from."""
+        return self.prefix.until(len(self.prefix) - len(self.tokens) + count, self.prefix.last_state)
+
+
+def common(first: list[Token], second: list[Token]) -> int:
+    """How many tokens two documents begin with alike."""
+    pairs = zip(first, second, strict=False)
+    return next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))
+
+
+@torch.no_grad()
+def read(
+    model: HybridGenForConditionalGeneration, row: Row | None, tokens: list[Token], pad: int, beside: int = 0
+) -> Row:
+    """A document as a row, from what another row has read of it.
+
+    The token that begins an image is read along: a picture that comes next has then exactly the prefix that the
+    pipeline would draw it against, to the bit.
+
+    Args:
+        row: None = nothing was read.
+        pad: id of the padding in front, up to a whole number of `SHELF` tokens (`prefix.read_prompts` says why).
+        beside: tokens of a document that will stand beside it, padded alike.
+    """
+    kept = 0 if row is None else min(common(row.tokens, tokens), len(tokens) - 1)
+    ids, blocks, media = _as_inputs(model, [*tokens[kept:], model.config.begin_image_token_id])
+    if kept:
+        begun = row.until(kept)
+        states = extend(model, begun, ids, blocks, **media)  # 1, n, H
+    else:
+        front = -(-max(len(tokens), beside) // SHELF) * SHELF - len(tokens)
+        begun, states = _first(model, ids, blocks, media, front, pad)
+    return Row(list(tokens), begun.until(len(begun) - 1, states[:, -2]), begun)
+
+
+def _first(model: HybridGenForConditionalGeneration, ids: Tensor, blocks: Tensor, media: dict, front: int, pad: int):
+    """A prefix of tokens (n,) with `front` tokens of padding before them, and the states (1, front + n, H)."""
+    padded = lambda vector, value: torch.nn.functional.pad(vector, (front, 0), value=value)[None]  # noqa: E731
+    places = torch.arange(len(ids), device=ids.device)
+    prefix = Prefix(document_ids=padded(torch.zeros_like(ids), PADDING_DOCUMENT), positions=places[-1:] + 1)
+    states = model.model(
+        input_ids=padded(ids, pad),
+        document_ids=prefix.document_ids,
+        block_ids=torch.cat([torch.arange(front, device=ids.device), blocks + front])[None],
+        position_ids=padded(places, 0),
+        past_key_values=prefix.cache,
+        use_cache=True,
+        **media,
+    ).last_hidden_state
+    prefix.last_state = states[:, -1]
+    return prefix, states
+
+
+def _as_inputs(model: HybridGenForConditionalGeneration, tokens: list[Token]) -> tuple[Tensor, Tensor, dict]:
+    """Ids and blocks (n,) of new tokens, and the pictures among them as `forward` takes them."""
+    ids, blocks, found = [], [], {}
+    for token in tokens:
+        picture, place = token if isinstance(token, tuple) else (None, 0)
+        ids.append(token if picture is None else model.config.placeholder(picture.path))
+        shared = picture is not None and picture.bidirectional and place > 0
+        blocks.append((blocks[-1] if blocks else -1) + (0 if shared else 1))
+        if picture is not None and place == 0:
+            for name, value in picture.media.items():
+                found.setdefault(name, []).append(value)
+    # pictures of other sizes cannot be one tensor; latents may be a list
+    media = {
+        name: [value[0] for value in values] if name == "latents" else torch.cat(values)
+        for name, values in found.items()
+    }
+    device = model.device
+    return torch.tensor(ids, device=device), torch.tensor(blocks, device=device), media
+
+
+# ------------------------------------------------------------------------------------------------------------ text
+
+
+@torch.no_grad()
+def writing_tokens(
+    model: HybridGenForConditionalGeneration,
+    prefix: Prefix,
+    count: int,
+    choose: Callable[[Tensor], int],
+    ends: set[int],
+) -> Iterator[int]:
+    """At most `count` tokens that follow a prefix of one row, which grows by them and is whole when all were asked for.
+
+    Args:
+        choose: logits (1, V), float32 -> a token.
+        ends: tokens after which no more follow; they are not read.
+    """
+    states, written = prefix.last_state, 0
+    reader = Decoder(model).after(prefix, torch.arange(count, device=states.device), causal=True)
+    while written < count:
+        token = choose(model.lm_head(states).float())
+        yield token
+        if token in ends:
+            break
+        embeds = model.get_input_embeddings()(torch.tensor([[token]], device=states.device))  # 1, 1, H
+        states = reader(embeds, written)[:, 0]
+        written += 1
+    prefix.document_ids = torch.nn.functional.pad(prefix.document_ids, (0, written))
+    prefix.positions = prefix.positions + written
+    prefix.last_state = states
+
+
+# -------------------------------------------------------------------------------------------------------- pictures
+
+
+def begin(model: HybridGenForConditionalGeneration, row: Row) -> Prefix:
+    """What a picture that follows a row is drawn after: the row and the token that begins an image."""
+    if row.begun is not None:
+        return row.begun
+    begun = row.until(len(row.tokens))
+    extend(model, begun, torch.tensor([model.config.begin_image_token_id], device=model.device))
+    return begun
+
+
+def beside(prefixes: list[Prefix]) -> Prefix:
+    """Prefixes of one row each, in the order of guidance, as one to draw against; they stay as they are."""
+    return stack(prefixes) if len(prefixes) > 1 else prefixes[0].until(len(prefixes[0]), prefixes[0].last_state)
+
+
+@torch.no_grad()
+def drawing_latents(
+    model: HybridGenForConditionalGeneration,
+    prefix: Prefix,
+    scheduler,
+    num_inference_steps: int,
+    size: tuple[int, int],
+    generator: Generator,
+    guidance: Guidance,
+    shift: float | None = None,
+) -> Iterator[tuple[Tensor, Callable[[], Tensor]]]:
+    """`denoise.draw_latents` of one image step by step: the latents (1, C, h, w), and what makes of them the picture
+    that the model expects at the end (x_0)."""
+    config, device = model.config.diffusion_config, prefix.positions.device
+    schedule = prepare(scheduler, num_inference_steps, config, device, shift)
+    noise = draw_noise([generator], (config.in_channels, *size), device)
+    predict = image_predictor(model, prefix, 1, size, schedule.timesteps, guidance)
+    said: list = []
+
+    def listened(noisy: Tensor, step: int) -> Tensor:
+        prediction = predict(noisy, step)
+        said[:] = prediction, noisy, schedule.alpha[step], schedule.sigma[step]
+        return prediction
+
+    for latents in denoising(listened, noise, schedule, config.prediction_type, [generator]):
+        yield latents, lambda: convert(config.prediction_type, "sample", *said)
+
+
+@torch.no_grad()
+def commit(model: HybridGenForConditionalGeneration, row: Row, drawn_against: Prefix, picture: Picture) -> Row:
+    """The row with a finished picture, read clean, after it. Only this row: text goes on from what was really said.
+
+    Args:
+        row: what the picture followed.
+        drawn_against: its prefix, the row first; of the vq path, it holds all codes but the last.
+    """
+    tokens = picture.tokens(model.config.begin_image_token_id, model.config.end_image_token_id)
+    if picture.path == "vq":
+        prefix = drawn_against.select(slice(0, 1))
+        commit_codes(model, prefix, picture.media["codes"][None])
+    else:
+        begun = begin(model, row)
+        prefix = begun.until(len(begun), begun.last_state)
+        commit_image(model, prefix, picture.media["latents"])
+    return Row(row.tokens + tokens, prefix)
