@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from hybridgen.chat import check_messages
+from hybridgen.pipeline_asked import TurnSettings
 from hybridgen.pipeline_checks import check_counts
 from hybridgen.pipeline_events import Event, ImageDone, TextDelta
-from hybridgen.pipeline_turn import Conversation, Turn, TurnSettings
+from hybridgen.pipeline_turn import Conversation, Turn
 from hybridgen.sampling.interleaved import Row, Token, common
 
 if TYPE_CHECKING:

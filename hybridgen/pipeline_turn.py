@@ -11,19 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import diffusers
 import torch
-import transformers
 from PIL import Image
 from torch import Tensor
 
 from hybridgen.chat import check_messages, parts, without_prompt
 from hybridgen.configuration_hybridgen import require_path
-from hybridgen.pipeline_checks import WRITING_PATHS, check_counts
+from hybridgen.pipeline_asked import MOST_IMAGES, MOST_TOKENS, Drawing, TurnSettings
 from hybridgen.pipeline_events import Event, ImageDone, ImagePreview, ImageStarted, TextDelta, Usage
-from hybridgen.pipeline_settings import check_scales, code_sampling, guidance_of
-from hybridgen.sampling.codes import CodeSampling, writing_codes
-from hybridgen.sampling.guidance import Guidance
+from hybridgen.sampling.codes import writing_codes
 from hybridgen.sampling.interleaved import (
     Picture,
     Row,
@@ -39,54 +35,9 @@ from hybridgen.sampling.interleaved import (
 from hybridgen.sampling.prefix import Prefix
 from hybridgen.sampling.seeds import draw_gumbel, image_generators, new_seed
 from hybridgen.sampling.text import StableText, image_tokens
-from hybridgen.version import __version__
 
 if TYPE_CHECKING:
     from hybridgen.pipeline_hybridgen import HybridGenPipeline
-
-PLANNED = ("text", "image")
-MOST_TOKENS, MOST_IMAGES = 256, 4  # where nothing is said
-
-
-@dataclass(frozen=True)
-class TurnSettings:
-    """How a turn is made. What it shares with a call of the pipeline means the same there.
-
-    Args:
-        plan: such as ["image", "text"], one picture and then a caption; None = the model decides: it writes until its
-            end of text, and draws where it writes the token that begins an image. A text of a plan before a picture
-            ends there too.
-        read: path by which the user's pictures are read; None = the first that the model has. The assistant's are read
-            by the path that draws.
-        path: by which pictures are drawn; None = the first that the model has.
-        max_new_tokens: of text in the turn, or in each text of a plan; None = up to 256, as many as there is room for.
-        max_images: where the model decides; None = up to 4, as many as there is room for.
-        text_temperature, text_top_k, text_top_p: of the words; temperature 0 takes the likeliest each time.
-        seed: of words and pictures; the turn's i-th picture is drawn with `seed + i`. None = another each time.
-        preview_every: steps (or codes) from one preview to the next; None = no previews.
-    """
-
-    plan: list[str] | tuple[str, ...] | None = None
-    read: str | None = None
-    path: str | None = None
-    max_new_tokens: int | None = None
-    max_images: int | None = None
-    text_temperature: float = 0.0
-    text_top_k: int = 0
-    text_top_p: float = 1.0
-    seed: int | None = None
-    preview_every: int | None = None
-    height: int | None = None
-    width: int | None = None
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    guidance_rescale: float | None = None
-    negative_prompt: str | None = None
-    guider: object | None = None
-    shift: float | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
 
 
 @dataclass(frozen=True)
@@ -106,42 +57,6 @@ class Conversation:
     without: Row | None = None
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """How the pictures of a turn are drawn: everything filled in, and checked."""
-
-    path: str
-    size: tuple[int, int]
-    tokens: int
-    settings: dict
-    guidance: Guidance
-    sampling: CodeSampling
-
-    @classmethod
-    def of(cls, pipe: "HybridGenPipeline", asked: TurnSettings) -> "Drawing | None":
-        """None where the model has no path that draws. Raises ValueError for what could not be drawn."""
-        if asked.path is None and not set(WRITING_PATHS) & set(pipe.model.config.paths):
-            return None
-        path, guidance = pipe.writing_path(asked.path), guidance_of(asked.guider)
-        names = ("num_inference_steps", "guidance_scale", "guidance_rescale", "shift", "temperature", "top_k", "top_p")
-        given = {name: getattr(asked, name) for name in names}
-        if asked.guider is not None:
-            for name, value in (("guidance_scale", guidance.scale), ("guidance_rescale", guidance.guidance_rescale)):
-                given[name] = value if given[name] is None else given[name]
-        settings = pipe.sampling_settings(path, **given)
-        scale = check_scales("guidance_scale", settings["guidance_scale"], 1)[0]
-        pipe.check_conditions(None, None, check_scales("image_guidance_scale", settings["image_guidance_scale"], 1), 1)
-        guidance = replace(guidance, scale=scale, image_scale=1.0, guidance_rescale=settings["guidance_rescale"])
-        sampling = code_sampling({name: given[name] for name in ("temperature", "top_k", "top_p")}, settings)
-        size = pipe.check_sizes([asked.height], [asked.width], path)[0]
-        pipe.check_drawing(path, settings.get("num_inference_steps", 1), guidance, settings.get("shift"))
-        return cls(path, size, pipe.processor.count_tokens(path, *size), settings, guidance, sampling)
-
-    @property
-    def guided(self) -> bool:
-        return self.guidance.scale != 1
-
-
 class Turn:
     """
     Args:
@@ -157,7 +72,7 @@ class Turn:
     ):
         self.pipe, self.model, self.asked = pipe, pipe.model, asked
         self.special, self.tokenizer = pipe.processor.special_tokens, pipe.processor.tokenizer
-        self._check_settings()
+        asked.check()
         self.seed = new_seed() if asked.seed is None else asked.seed
         self.drawing = Drawing.of(pipe, asked)
         if self.drawing is None and "image" in (asked.plan or ()):
@@ -182,21 +97,6 @@ class Turn:
         return Conversation(messages, self.pictures, self.full, self.without)
 
     # --------------------------------------------------------------------------------------------------- what is asked
-
-    def _check_settings(self) -> None:
-        asked, plan = self.asked, self.asked.plan
-        if plan is not None and not (isinstance(plan, list | tuple) and plan and set(plan) <= set(PLANNED)):
-            raise ValueError(f"plan is {plan!r}; give a list of {' and '.join(map(repr, PLANNED))}, or None")
-        if plan is not None and asked.max_images is not None:
-            raise ValueError("a plan says how many images there are; leave max_images out")
-        counts = {name: getattr(asked, name) for name in ("max_new_tokens", "max_images", "preview_every")}
-        check_counts(**{name: count for name, count in counts.items() if count is not None})
-        if asked.seed is not None:
-            image_generators(1, [asked.seed])  # refuses what is no seed
-        try:
-            self.words = CodeSampling(asked.text_temperature, asked.text_top_k, asked.text_top_p)
-        except ValueError as error:
-            raise ValueError(f"text_{error}") from error
 
     def _look(self, messages: list[dict]) -> list[Picture]:
         """The pictures of messages, as they are read."""
@@ -319,7 +219,7 @@ class Turn:
         text, drawn = StableText(self.tokenizer, first=not self.content), False
 
         def choose(logits: Tensor) -> int:
-            return int(self.words.draw(logits.index_fill(-1, never.to(logits.device), -torch.inf), self._noise))
+            return int(self.asked.words.draw(logits.index_fill(-1, never.to(logits.device), -torch.inf), self._noise))
 
         for token in writing_tokens(self.model, prefix, count, choose, {begins, ended}):
             drawn = token == begins
@@ -346,8 +246,7 @@ class Turn:
             self.without = read(self.model, self.without, tokens, self.special.pad, len(self.full.tokens))
             rows.append(self.without.begun)
         prefix, begun_at = beside(rows), self.steps
-        made, sketch = None, None
-        for made, sketch in self._steps(prefix, image_generators(1, self.seed + index)):
+        for made, sketch in self._steps(prefix, image_generators(1, self.seed + index)):  # noqa: B007
             self.steps += 1
             step = self.steps - begun_at
             if asked.preview_every is not None and step % asked.preview_every == 0 and (shown := sketch()) is not None:
@@ -360,7 +259,10 @@ class Turn:
         self.images += 1
         self.pictures = [*self.pictures, picture]
         self.content.append({"type": "image", "image": image})
-        yield ImageDone(index, image, self._manifest(self.seed + index))
+        said = [part["text"] for part in parts(self.messages[-1]) if part["type"] == "text"]
+        others = len(self.messages) - 1 + len(self.content) - 1 + len(parts(self.messages[-1])) - len(said)
+        manifest = drawing.manifest(self.pipe, asked, "".join(said), self.seed + index, others)
+        yield ImageDone(index, image, manifest)
 
     def _steps(self, prefix: Prefix, generators: list) -> Iterator[tuple]:
         """The picture after each step, and a function that makes what can be shown of it."""
@@ -382,35 +284,3 @@ class Turn:
 
     def _image(self, made: Tensor) -> Image.Image:
         return self.pipe.processor.postprocess(self.pipe._decode(made, self.drawing.path))[0]
-
-    def _manifest(self, seed: int) -> dict:
-        """What made a picture, under the names of `hybridgen sample`'s manifests. The checkpoint and its hashes are for
-        whoever saves it to add."""
-        drawing, scheduler = self.drawing, self.pipe.scheduler
-        said = [part["text"] for part in parts(self.messages[-1]) if part["type"] == "text"]
-        guider = None
-        if self.asked.guider is not None:
-            scales = ("scale", "image_scale", "guidance_rescale")
-            guider = {name: value for name, value in vars(drawing.guidance).items() if name not in scales}
-        by = scheduler is not None and drawing.path == "diffusion"
-        return {
-            "prompt": "".join(said),
-            "negative_prompt": self.asked.negative_prompt,
-            "conversation": len(self.messages) - 1 + bool(self.content[:-1]),  # messages before; 0 = the prompt alone
-            "path": drawing.path,
-            "seed": seed,
-            "height": drawing.size[0],
-            "width": drawing.size[1],
-            "settings": drawing.settings,
-            "guider": guider,
-            "image": None,
-            "scheduler": {"class": type(scheduler).__name__, "config": dict(scheduler.config)} if by else None,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
-            "device": self.model.device.type,
-            "versions": {
-                "hybridgen": __version__,
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-                "diffusers": diffusers.__version__,
-            },
-        }
