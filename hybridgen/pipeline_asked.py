@@ -102,10 +102,14 @@ class Drawing:
 
     @classmethod
     def of(cls, pipe: "HybridGenPipeline", asked: TurnSettings) -> "Drawing | None":
-        """None where the model has no path that draws. Raises ValueError for what could not be drawn."""
-        if asked.path is None and not set(WRITING_PATHS) & set(pipe.model.config.paths):
+        """None where nothing is to be drawn: by the plan, or as the model has no path that draws. Raises ValueError for
+        what could not be drawn."""
+        planned = "image" in (asked.plan or ())
+        if asked.path is None and not planned and not set(WRITING_PATHS) & set(pipe.model.config.paths):
             return None
         path, guidance = pipe.writing_path(asked.path), guidance_of(asked.guider)
+        if asked.plan is not None and not planned:
+            return None
         names = ("num_inference_steps", "guidance_scale", "guidance_rescale", "shift", "temperature", "top_k", "top_p")
         given = {name: getattr(asked, name) for name in names}
         if asked.guider is not None:

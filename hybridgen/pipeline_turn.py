@@ -18,6 +18,7 @@ from torch import Tensor
 from hybridgen.chat import check_messages, parts, without_prompt
 from hybridgen.configuration_hybridgen import require_path
 from hybridgen.pipeline_asked import MOST_IMAGES, MOST_TOKENS, Drawing, TurnSettings
+from hybridgen.pipeline_checks import WRITING_PATHS
 from hybridgen.pipeline_events import Event, ImageDone, ImagePreview, ImageStarted, TextDelta, Usage
 from hybridgen.sampling.codes import writing_codes
 from hybridgen.sampling.interleaved import (
@@ -25,11 +26,11 @@ from hybridgen.sampling.interleaved import (
     Row,
     Token,
     begin,
-    beside,
     commit,
     common,
     drawing_latents,
     read,
+    side_by_side,
     writing_tokens,
 )
 from hybridgen.sampling.prefix import Prefix
@@ -75,9 +76,7 @@ class Turn:
         asked.check()
         self.seed = new_seed() if asked.seed is None else asked.seed
         self.drawing = Drawing.of(pipe, asked)
-        if self.drawing is None and "image" in (asked.plan or ()):
-            pipe.writing_path(None)  # says what is wrong
-        self.messages = check_messages([*conversation.messages, *messages])
+        self.messages = [*conversation.messages, *check_messages(messages)]
         if self.messages[-1]["role"] == "assistant":
             raise ValueError("the last message is the assistant's, so there is nothing to answer; end with the user's")
         self.pictures = [*conversation.pictures, *self._look(messages)]
@@ -100,11 +99,14 @@ class Turn:
 
     def _look(self, messages: list[dict]) -> list[Picture]:
         """The pictures of messages, as they are read."""
-        paths = self.model.config.paths
-        by_user = (paths[0] if paths else "") if self.asked.read is None else self.asked.read
+        paths, asked = self.model.config.paths, self.asked
+        if asked.read is not None:
+            require_path(paths, asked.read)
+        by_user = next(iter(paths), "understanding") if asked.read is None else asked.read
+        by_assistant = next((path for path in (asked.path, *WRITING_PATHS) if path in paths), by_user)
         found = []
-        for message in check_messages(messages):
-            by = self.drawing.path if message["role"] == "assistant" and self.drawing is not None else by_user
+        for message in messages:
+            by = by_assistant if message["role"] == "assistant" else by_user
             for part in parts(message):
                 if part["type"] == "image":
                     require_path(paths, by)
@@ -245,7 +247,7 @@ class Turn:
             tokens = self.instead + self.full.tokens[len(self.prompt) :]  # what the assistant said stands in both
             self.without = read(self.model, self.without, tokens, self.special.pad, len(self.full.tokens))
             rows.append(self.without.begun)
-        prefix, begun_at = beside(rows), self.steps
+        prefix, begun_at = side_by_side(rows), self.steps
         for made, sketch in self._steps(prefix, image_generators(1, self.seed + index)):  # noqa: B007
             self.steps += 1
             step = self.steps - begun_at

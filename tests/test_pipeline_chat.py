@@ -14,11 +14,15 @@ from hybridgen.pipeline_events import ImageDone, ImagePreview, ImageStarted, Tex
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.pipeline_turn import Turn
 from hybridgen.sampling.interleaved import read
+from hybridgen.sampling.text import write_text
 from tests.pipelines import tiny_pipeline, tiny_vae
 from tests.processors import JANUS, picture
 from tests.sampling.prompts import worst
 
-SHORT, LONG = "a red circle", "draw a blue square on a red circle, twice, and yes, draw another square on a blue circle, no"
+SHORT, LONG = (
+    "a red circle",
+    "draw a blue square on a red circle, twice, and yes, draw another square on a blue circle, no",
+)
 QUICK = {"num_inference_steps": 3, "max_new_tokens": 5}
 DRAWING = ("diffusion", "vq")
 
@@ -54,7 +58,6 @@ def drawn(chat: Chat, number: int = -1) -> torch.Tensor:
 # ---------------------------------------------------------------------------------------- the same as a single call
 
 
-@pytest.mark.parametrize("plan", [["image"], ["image", "text"]])
 @pytest.mark.parametrize("prompt", [SHORT, LONG])
 @pytest.mark.parametrize(
     "settings",
@@ -66,9 +69,9 @@ def drawn(chat: Chat, number: int = -1) -> torch.Tensor:
     ],
 )
 @pytest.mark.parametrize("path", DRAWING)
-def test_a_picture_is_that_of_a_call_to_the_bit(with_vae, path, settings, prompt, plan):
+def test_a_picture_is_that_of_a_call_to_the_bit(with_vae, path, settings, prompt):
     given = {"path": path, "seed": 3, "num_inference_steps": 3, **settings}
-    chat = with_vae.chat(plan=plan, max_new_tokens=3)
+    chat = with_vae.chat(plan=["image", "text"], max_new_tokens=3)
     events = list(chat.send(prompt, **given))
     expected = with_vae(prompt, **given, output_type="latent").images
     assert torch.equal(drawn(chat), expected.flatten() if path == "vq" else expected)
@@ -141,16 +144,13 @@ def test_the_first_answer_is_that_of_answer(pipe, path):
 
 
 def test_a_later_answer_is_that_of_generate_on_the_whole_conversation(pipe):
+    """The conversation holds what the model itself said, in the tokenizer's own tokens, and a picture."""
     chat = pipe.chat(max_new_tokens=6)
     chat.ask(SHORT, [picture(seed=1)])
-    chat.ask("is there a square?")
-    messages = [*chat.messages, *said("yes, no")]
-    prompt = pipe._read([pipe.processor.prompt(messages)])
-    ids = pipe.model.generate(**prompt, max_new_tokens=6, do_sample=False, suppress_tokens=[*range(261, 276)])
-    with Decides(pipe, []):
-        answer = chat.ask("yes, no")
-    written = pipe.processor.tokenizer.decode(ids[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-    assert answer == written or len(answer) > 0 and written.startswith(answer[:1])
+    for question in ("is there a square?", "yes, no", LONG):
+        answer = chat.ask(question)
+        prompt = pipe._read([pipe.processor.prompt(chat.messages[:-1])])
+        assert answer == write_text(pipe.model, pipe.processor.tokenizer, pipe.processor.special_tokens, prompt, 6)[0]
 
 
 # -------------------------------------------------------------------------------------------- teacher-forced
@@ -192,7 +192,7 @@ def test_what_was_read_and_drawn_piece_by_piece_is_one_forward(by, path, backbon
     list(chat.send("draw ", plan=["text", "image"]))
     messages = [*chat.messages, *said("no")]
     turn = Turn(pipe, chat._kept, said("no"), TurnSettings(read=by, path=path, guidance_scale=2.0))
-    assert turn.cached > 70
+    assert turn.cached > 50
     pad = pipe.processor.special_tokens.pad
     for row, tokens, unconditional in (
         (chat._kept.full, turn.prompt, False),
@@ -258,7 +258,7 @@ def test_rollback_restores_exactly(pipe, path):
     assert text_of(again) == text_of(first)
     chat.rollback(3)
     assert chat.messages == []
-    fresh = pipe.chat(path=path, **QUICK)
+    fresh = pipe.chat(path=path, guidance_scale=2.0, **QUICK)
     list(chat.send(SHORT, **LAST)), list(fresh.send(SHORT, **LAST))
     assert torch.equal(drawn(chat), drawn(fresh))
 
@@ -268,7 +268,7 @@ def test_a_fork_is_independent_and_shares_what_was_read(pipe, path):
     chat, other = three_turns(pipe, path), three_turns(pipe, path)
     fork = chat.fork()
     usage = list(fork.send("no, draw a red square", **LAST))[-1]
-    assert usage.cached_tokens > 60
+    assert usage.cached_tokens > 40
     assert (chat.turns, fork.turns) == (2, 3)
     ours, alone = list(chat.send("yes", **LAST)), list(other.send("yes", **LAST))
     assert torch.equal(drawn(chat), drawn(other))
@@ -280,7 +280,7 @@ def test_a_fork_is_independent_and_shares_what_was_read(pipe, path):
 
 
 @pytest.mark.parametrize("path", DRAWING)
-@pytest.mark.parametrize("taken", [1, 2, 4, 6])
+@pytest.mark.parametrize("taken", [1, 2, 5])
 def test_a_stop_in_the_middle_leaves_the_last_whole_turn(pipe, path, taken):
     chat, other = three_turns(pipe, path), three_turns(pipe, path)
     before = chat.messages
@@ -369,14 +369,15 @@ def test_words_by_chance_are_those_of_their_seed(pipe):
     [
         ({"plan": ["image"] * 40}, "40 images of 18 tokens, but the model's context is 512"),
         ({"plan": ["image", "text"], "max_new_tokens": 600}, "600 tokens of text, but the model's context is 512"),
-        ({"max_images": 28}, "28 images of 18 tokens"),
+        ({"max_images": 28, "max_new_tokens": 5}, "28 images of 18 tokens and 5 tokens of text"),
         ({"plan": "image"}, "plan is 'image'"),
         ({"plan": []}, "plan is"),
         ({"plan": ["picture"]}, "plan is"),
         ({"plan": ["image"], "max_images": 2}, "leave max_images out"),
         ({"path": "understanding"}, "only reads"),
         ({"path": "pixels"}, "pixels"),
-        ({"read": "pixels", "images": True}, "pixels"),
+        ({"path": "pixels", "plan": ["text"]}, "pixels"),
+        ({"read": "pixels"}, "pixels"),
         ({"height": 17, "width": 16}, "17"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"guidance_scale": -1}, "guidance_scale is -1"),
@@ -392,10 +393,9 @@ def test_words_by_chance_are_those_of_their_seed(pipe):
 )
 def test_what_cannot_be_is_refused_at_once(pipe, settings, sentence):
     """By the call itself, before anything is asked for."""
-    images = [picture()] if settings.pop("images", False) else []
     chat = pipe.chat()
     with pytest.raises(ValueError, match=sentence) as error:
-        chat.send(SHORT, images, **settings)
+        chat.send(SHORT, **settings)
     assert "\n" not in str(error.value)
     assert chat.turns == 0
 
@@ -405,7 +405,7 @@ def test_messages_that_cannot_be_answered(pipe):
         pipe.stream([])
     with pytest.raises(ValueError, match="the last message is the assistant's"):
         pipe.stream([*said(SHORT), {"role": "assistant", "content": "no"}])
-    with pytest.raises(ValueError, match="picture"):
+    with pytest.raises(ValueError, match="an image must be a PIL image"):
         pipe.chat().send(SHORT, ["a.png"])
     with pytest.raises(ValueError, match="turns is 2, but this chat has 0"):
         pipe.chat().rollback(2)

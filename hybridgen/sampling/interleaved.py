@@ -185,7 +185,7 @@ def begin(model: HybridGenForConditionalGeneration, row: Row) -> Prefix:
     return begun
 
 
-def beside(prefixes: list[Prefix]) -> Prefix:
+def side_by_side(prefixes: list[Prefix]) -> Prefix:
     """Prefixes of one row each, in the order of guidance, as one to draw against; they stay as they are."""
     return stack(prefixes) if len(prefixes) > 1 else prefixes[0].until(len(prefixes[0]), prefixes[0].last_state)
 

@@ -1,0 +1,83 @@
+"""Rows against whole forwards and against one another; text that comes piece by piece against text decoded whole."""
+
+import pytest
+import torch
+
+from hybridgen.sampling.interleaved import Picture, Row, commit, common, read, side_by_side, writing_tokens
+from hybridgen.sampling.prefix import extend, stack
+from hybridgen.sampling.text import StableText
+from tests.models import BEGIN, END, PAD, tiny_model
+from tests.pipelines import WORDS
+from tests.processors import tiny_tokenizer
+from tests.sampling.prompts import image, prefix_of, whole, worst
+
+TEXT = [1, 5, 6, 7]
+
+
+def understood() -> Picture:
+    return Picture("understanding", 4, False, {"pixel_values": torch.randn(1, 3, 16, 16)})
+
+
+def contents(row: Row) -> list[torch.Tensor]:
+    front = len(row.prefix) - len(row.tokens)
+    return [layer.keys[:, :, front : layer.length].clone() for layer in row.prefix.cache.layers]
+
+
+def test_documents_share_what_they_begin_with():
+    one, other = understood(), understood()
+    assert common([1, 2, 3], [1, 2, 4, 5]) == 2
+    assert common([1, 2], [1, 2, 3]) == 2
+    assert common([1, *one.tokens(8, 9), 2], [1, *one.tokens(8, 9), 3]) == 7
+    assert common([1, *one.tokens(8, 9)], [1, *other.tokens(8, 9)]) == 2  # the frame's beginning
+
+
+def test_a_document_read_in_two_parts_is_one_forward():
+    model, seen = tiny_model(), understood()
+    first = read(model, None, [*TEXT, 8], PAD)
+    tokens = [*TEXT, *seen.tokens(BEGIN, END), 11]
+    second = read(model, first, tokens, PAD)
+    expected = whole(model, [TEXT, image("understanding", model, 4), [11, BEGIN]], **seen.media)
+    assert worst(second.prefix.last_state[0], expected[-2]) < 1e-5  # measured 4e-7
+    assert worst(second.begun.last_state[0], expected[-1]) < 1e-5  # measured 4e-7
+
+
+@pytest.mark.parametrize("path", ["diffusion", "vq"])
+def test_a_row_is_never_changed(path):
+    """By reading on, writing, drawing against it or committing to it."""
+    model = tiny_model()
+    row = read(model, None, TEXT, PAD)
+    before, state = contents(row), row.prefix.last_state.clone()
+    read(model, row, [*TEXT, 9, 10], PAD)
+    for _ in writing_tokens(model, row.until(len(TEXT)), 4, lambda logits: int(logits.argmax()), set()):
+        pass
+    media = {"latents": torch.randn(1, 3, 16, 16)} if path == "diffusion" else {"codes": torch.arange(16)}
+    drawn = Picture(path, 16, path == "diffusion", media)
+    against = side_by_side([row.begun])
+    if path == "vq":
+        extend(model, against, torch.full((15,), model.config.vq_token_id), codes=torch.arange(15))
+    grown = commit(model, row, against, drawn)
+    assert len(grown.tokens) == len(grown.prefix) - (len(row.prefix) - len(TEXT)) == len(TEXT) + 18
+    assert all(torch.equal(a, b) for a, b in zip(contents(row), before, strict=True))
+    assert torch.equal(row.prefix.last_state, state)
+
+
+def test_stacked_prefixes_read_on_as_each_alone():
+    model = tiny_model()
+    parts = [prefix_of(model, [ids]) for ids in (TEXT, [1, 8], [1, 9, 10, 11, 12, 13])]
+    states = extend(model, stack(parts), torch.tensor([21, 22, 23]))
+    for row, part in enumerate(parts):
+        assert worst(states[row], extend(model, part, torch.tensor([21, 22, 23]))[0]) < 1e-5  # measured 5e-7
+
+
+def test_text_told_piece_by_piece_is_text_decoded_whole():
+    """Of any tokens, such that are no whole characters among them."""
+    tokenizer, generator = tiny_tokenizer(), torch.Generator().manual_seed(0)
+    held = 0
+    for number in range(200):
+        ids = torch.randint(len(tokenizer), (12,), generator=generator).tolist()
+        ids = tokenizer.encode(f" {WORDS[number % 4]} \u00e4\u20ac ") + ids if number % 2 else ids
+        text = StableText(tokenizer)
+        pieces = [text.add(token) for token in ids]
+        assert "".join([*pieces, text.rest()]) == tokenizer.decode(ids, skip_special_tokens=True).strip() == text.said
+        held += "" in pieces
+    assert held > 100
