@@ -2,10 +2,11 @@
 
 A turn is made by `pipeline_turn`; this file keeps what turns leave behind. The fact a newcomer gets wrong: `stream` and
 `send` return at once, with everything checked and nothing done. The work is done while their events are asked for, and
-a turn belongs to the chat only when its last event was.
+a turn belongs to the chat only when its last event, `Usage`, was.
 """
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from PIL import Image
 from hybridgen.chat import check_messages
 from hybridgen.pipeline_asked import TurnSettings
 from hybridgen.pipeline_checks import check_counts
-from hybridgen.pipeline_events import Event, ImageDone, TextDelta
+from hybridgen.pipeline_events import Event, ImageDone, TextDelta, Usage
 from hybridgen.pipeline_turn import Conversation, Turn
 from hybridgen.sampling.interleaved import Row, Token, common
 
@@ -76,11 +77,11 @@ class Chat:
         """How many there were."""
         return len(self._marks)
 
-    def send(self, text: str = "", images: list | tuple = (), **settings) -> Iterator[Event]:
+    def send(self, text: str = "", images=(), **settings) -> Iterator[Event]:
         """The user's turn; the assistant's, event by event.
 
         Args:
-            images: pictures, said before the text.
+            images: pictures, or one, said before the text.
             settings: those of `TurnSettings`, for this turn.
 
         Raises:
@@ -88,31 +89,37 @@ class Chat:
         """
         if not isinstance(text, str):
             raise ValueError(f"text is {text!r}; give a text")
+        images = images if isinstance(images, list | tuple) else [images]
         content = [{"type": "image", "image": image} for image in images]
-        said = {
-            "role": "user",
-            "content": [*content, {"type": "text", "text": text}] if text or not content else content,
-        }
+        if text or not content:
+            content.append({"type": "text", "text": text})
+        said = {"role": "user", "content": content}
         messages = [said] if self._kept.messages else [*self._opening, said]
         return self._made(Turn(self.pipe, self._kept, messages, replace(self.settings, **settings)))
 
     def _made(self, turn: Turn) -> Iterator[Event]:
         before = self._kept
-        yield from turn.events()
-        if self._kept is not before:
-            raise ValueError("the chat went on while this turn was made; fork() it to follow two threads")
-        self._kept = turn.conversation
-        tokens = [[] if row is None else row.tokens for row in (self._kept.full, self._kept.without)]
-        self._marks.append(_Mark(len(self._kept.messages), len(self._kept.pictures), *tokens))
+        with closing(turn.events()) as events:
+            for event in events:
+                if isinstance(event, Usage):  # the last one
+                    if self._kept is not before:
+                        raise ValueError("the chat went on while this turn was made; fork() it to follow two threads")
+                    self._keep(turn.conversation)
+                yield event
 
-    def ask(self, text: str = "", images: list | tuple = (), **settings) -> str:
+    def _keep(self, conversation: Conversation) -> None:
+        self._kept = conversation
+        tokens = [[] if row is None else row.tokens for row in (conversation.full, conversation.without)]
+        self._marks.append(_Mark(len(conversation.messages), len(conversation.pictures), *tokens))
+
+    def ask(self, text: str = "", images=(), **settings) -> str:
         """`send` for a text alone: the answer."""
-        events = self.send(text, images, **{"plan": ["text"], **settings})
+        events = self.send(text, images, **{"plan": ["text"], "max_images": None, **settings})
         return "".join(event.text for event in events if isinstance(event, TextDelta))
 
-    def draw(self, text: str = "", images: list | tuple = (), **settings) -> Image.Image:
+    def draw(self, text: str = "", images=(), **settings) -> Image.Image:
         """`send` for a picture alone: the picture."""
-        events = self.send(text, images, **{"plan": ["image"], **settings})
+        events = self.send(text, images, **{"plan": ["image"], "max_images": None, **settings})
         return [event.image for event in events if isinstance(event, ImageDone)][-1]
 
     def fork(self) -> "Chat":

@@ -216,12 +216,13 @@ class Turn:
         """At most so many tokens. Returns whether the model wrote that an image begins."""
         begins, ended = self.special.begin_image, self.tokenizer.eos_token_id
         never = set(image_tokens(self.special)) - ({begins} if may_draw else set())
-        never = torch.tensor([token for token in never if token < self.model.lm_head.out_features])
+        never = [token for token in never if token < self.model.lm_head.out_features]
+        never, words = torch.tensor(never, device=self.model.device), self.asked.words
         prefix, ids = self.full.until(len(self.full.tokens)), []
         text, drawn = StableText(self.tokenizer, first=not self.content), False
 
         def choose(logits: Tensor) -> int:
-            return int(self.asked.words.draw(logits.index_fill(-1, never.to(logits.device), -torch.inf), self._noise))
+            return int(words.draw(logits.index_fill(-1, never, -torch.inf), self._noise))
 
         for token in writing_tokens(self.model, prefix, count, choose, {begins, ended}):
             drawn = token == begins
