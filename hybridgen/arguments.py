@@ -315,6 +315,9 @@ def _add_drawing(group) -> None:
     group.add_argument("--temperature", type=_real, help="vq path; 0 = the likeliest codes (default: 1)")
     group.add_argument("--top-k", type=_whole(0), help="vq path: among the k likeliest; 0 = all (default)")
     group.add_argument("--top-p", type=_real, help="vq path: among this much probability (default: 1)")
+    group.add_argument(
+        "--precision", choices=("model", "bf16", "int8"), help="of the inner loop's weights (default: model, as saved)"
+    )
 
 
 def _add_guidance(group) -> None:

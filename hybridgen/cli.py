@@ -149,6 +149,7 @@ def _sample(options: argparse.Namespace) -> Iterator[str]:
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
+        precision=options.precision,
     )
     if options.image is not None:
         condition["read"] = options.read or pipeline.model.config.paths[0]
@@ -232,6 +233,7 @@ def _evaluate(options: argparse.Namespace) -> Iterator[str]:
 def _draw_settings(options: argparse.Namespace, pipeline: HybridGenPipeline, path: str) -> DrawSettings:
     given = {"num_inference_steps": options.steps, "guidance_scale": options.guidance}
     given |= {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
+    given["precision"] = options.precision
     known = pipeline.sampling_settings(path, **given)
     named = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
     names = {name: named.get(name, name) for name in DrawSettings().of_path(path)}

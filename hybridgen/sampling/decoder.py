@@ -6,7 +6,8 @@ file runs those on the layers' own weights. Any other backbone, and one whose la
 library's quantization), is run as transformers runs it; a test holds both equal.
 
 The fact a newcomer gets wrong: precision `model` copies nothing, so it is always the model as it is now. `bf16` and
-`int8` copy the matrices as they are when the decoder is made: make another after training on.
+`int8` copy the matrices as they are when the decoder is made (`is_current` tells whether they still are). They round
+more, and not the same in every batch: a code that hangs by a hair may then depend on what is drawn beside it.
 
 Shapes: R rows, n new tokens, K keys up to the last of them, H width, A heads of the queries, G of the keys, d their
 width.
@@ -67,6 +68,7 @@ class _Product:
             scale = (weight.float().abs().amax(1) / 127).clamp(min=1e-12)  # one a row, symmetric
             self.small = (weight.float() / scale[:, None]).round().to(torch.int8)
             self.scale = scale.bfloat16()
+            self.wide = self.small.bfloat16() * self.scale[:, None]  # the same weights, however many tokens come
 
     def __call__(self, inputs: Tensor) -> list[Tensor]:
         """(R, n, in) -> (R, n, out) of each layer, in the input's dtype."""
@@ -135,6 +137,7 @@ class Decoder:
             raise ValueError(f"precision is {precision!r}; choose one of {', '.join(PRECISIONS)}")
         self.model, self.precision = model, precision
         self.layers: list[_Layer] | None = None
+        self._made_of = self._weights()
         if not can_be_lean(model):
             if precision != "model":
                 raise ValueError(
@@ -154,6 +157,14 @@ class Decoder:
                 head.activation_fn,
                 _Product([head.vision_head], precision),
             )
+
+    def _weights(self) -> list[tuple[int, int]]:
+        """Where the model's weights lie, and how often they were changed there."""
+        return [(parameter.data_ptr(), parameter._version) for parameter in self.model.parameters()]
+
+    def is_current(self) -> bool:
+        """Whether the model's weights are still those that this was made of."""
+        return self._made_of == self._weights()
 
     def code_logits(self, states: Tensor) -> Tensor:
         """(R, H) -> (R, num_embeddings), in float32."""
