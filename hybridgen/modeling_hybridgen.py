@@ -9,7 +9,7 @@ Shapes: B rows, N new tokens, K = P + N keys, H width, V vocabulary, I images, T
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, Cache, GenerationMixin, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
@@ -17,10 +17,11 @@ from hybridgen import layout
 from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.modeling_embedding import ImageEmbedding
 from hybridgen.modeling_outputs import HybridGenModelOutput, HybridGenOutput, Latents
+from hybridgen.paths.alignment import AlignmentHead, similarities
 from hybridgen.paths.diffusion import FinalLayer, PatchEmbed, TimestepEmbedder
 from hybridgen.paths.initial import XavierLinear, ZeroLinear
 from hybridgen.paths.patches import unpatchify
-from hybridgen.paths.understanding import Aligner, build_vision_tower
+from hybridgen.paths.understanding import Aligner, build_vision_tower, look
 from hybridgen.paths.vq import GenerationHead
 from hybridgen.repository import part_of
 
@@ -64,7 +65,7 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
             self.aligner = Aligner(
                 config.vision_config.hidden_size, width, config.aligner_depth, config.aligner_hidden_act
             )
-        if (vq := config.vq_config) is not None:
+        if (vq := config.vq_config) is not None and vq.first_token_id is None:
             self.generation_embeddings = nn.Embedding(vq.num_embeddings, vq.embed_dim)
             self.generation_aligner = Aligner(vq.embed_dim, vq.projection_dim, vq.num_hidden_layers, vq.hidden_act)
             self.generation_head = GenerationHead(vq)
@@ -72,6 +73,8 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
             self.patch_embed = PatchEmbed(config.diffusion_config, width)
             self.timestep_embedder = TimestepEmbedder(config.diffusion_config, width)
             self.final_layer = FinalLayer(config.diffusion_config, width)
+            if config.diffusion_config.alignment_layer is not None:
+                self.alignment_head = AlignmentHead(config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -219,6 +222,7 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         codes_to_keep: Tensor | None = None,
+        alignment_pixels: Tensor | None = None,
         pixel_values: Tensor | None = None,
         latents: Latents | None = None,
         timesteps: Tensor | None = None,
@@ -234,7 +238,10 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
             labels: (B, N) text targets, unshifted, IGNORE where there is none; fills `loss`.
             logits_to_keep: the last n positions (0 = all), or positions (n,), or a boolean mask (B, N).
             codes_to_keep: boolean mask (B, N) of the positions whose code logits are wanted; None = none.
+            alignment_pixels: (I, 3, h, w) the clean pictures of `latents` as the tower takes them; fills `alignment`.
         """
+        if alignment_pixels is not None:
+            kwargs["output_hidden_states"] = True
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -255,6 +262,9 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
         logits = self.lm_head(_keep(states, logits_to_keep))
         code_logits = None if codes_to_keep is None else self.code_logits(states[codes_to_keep])
         prediction = None if outputs.conditioning is None else self._predict(states, outputs, latents)
+        alignment = None
+        if alignment_pixels is not None:
+            alignment = self._align(outputs, latents, alignment_pixels)
         loss = None
         if labels is not None:
             vocab_size = self.config.text_config.vocab_size
@@ -265,6 +275,7 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
             logits=logits,
             code_logits=code_logits,
             prediction=prediction,
+            alignment=alignment,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -273,6 +284,8 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
 
     def code_logits(self, hidden_states: Tensor) -> Tensor:
         """(..., H) -> (..., num_embeddings): the state at a position scores the code that comes next."""
+        if (first := self.config.vq_config.first_token_id) is not None:
+            return self.lm_head(hidden_states)[..., first : first + self.config.vq_config.num_embeddings]
         return self.model.generation_head(hidden_states)
 
     def _idle_heads(self, states: Tensor, outputs: HybridGenModelOutput) -> Tensor:
@@ -283,7 +296,22 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
             zero = zero + self.code_logits(nothing).sum()
         if outputs.conditioning is not None:
             zero = zero + self.model.final_layer(nothing, outputs.conditioning[:0]).sum()
+            if self.config.diffusion_config.alignment_layer is not None:
+                zero = zero + self.model.alignment_head(nothing).sum()
         return zero
+
+    def _align(self, outputs: HybridGenModelOutput, latents: Latents, pixels: Tensor) -> Tensor:
+        """(I,); of no image, an empty one that keeps the head in the graph."""
+        config = self.config.diffusion_config
+        if config is None or config.alignment_layer is None:
+            raise ValueError("alignment_pixels are given, but the model has no diffusion_config.alignment_layer")
+        if not len(pixels):
+            return self.model.alignment_head(outputs.last_hidden_state.flatten(0, 1)[:0]).sum(-1)
+        states = outputs.hidden_states[config.alignment_layer][outputs.diffusion_mask]  # T, H
+        with torch.no_grad():
+            features = look(self.model.vision_model, pixels.to(self.model.vision_model.dtype)).last_hidden_state
+        grids = [tuple(side // config.patch_size for side in image.shape[-2:]) for image in latents]
+        return similarities(self.model.alignment_head(states), features, grids)
 
     def _predict(self, states: Tensor, outputs: HybridGenModelOutput, latents: Latents | None) -> Latents:
         p = self.config.diffusion_config.patch_size
@@ -295,6 +323,14 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
         sizes = [image.shape[-2:] for image in latents]
         parts = patches.split([height // p * (width // p) for height, width in sizes])
         return [unpatchify(part, p, *size) for part, size in zip(parts, sizes, strict=True)]
+
+    def generate(self, *args, **kwargs):
+        """As everywhere in transformers. Codes that are tokens of the vocabulary are no text, and are never written."""
+        vq = self.config.vq_config
+        if vq is not None and (first := vq.first_token_id) is not None:
+            without = _Without(first, first + vq.num_embeddings)
+            kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or []), without])
+        return super().generate(*args, **kwargs)
 
     def prepare_inputs_for_generation(
         self,
@@ -327,6 +363,19 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
     def create_masks_for_generate(attention_mask, **kwargs):
         """Asked for a static cache, and not told the tokens, which decide; see `prepare_inputs_for_generation`."""
         return attention_mask
+
+
+class _Without(LogitsProcessor):
+    """No token from `start` to before `end` is written. (Of one class, `generate` heeds a single processor: the
+    caller's, or ours if it were `SuppressTokensLogitsProcessor`.)"""
+
+    def __init__(self, start: int, end: int):
+        self.start, self.end = start, end
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores = scores.clone()
+        scores[:, self.start : self.end] = -torch.inf
+        return scores
 
 
 def _keep(states: Tensor, keep: int | Tensor) -> Tensor:

@@ -78,7 +78,7 @@ def build_model(
         model = HybridGenForConditionalGeneration(hybrid)
         if config.language_model is not None:
             language_model = AutoModelForCausalLM.from_pretrained(config.language_model, dtype=torch.float32)
-            language_model.resize_token_embeddings(len(tokenizer))
+            language_model.resize_token_embeddings(hybrid.vocab_size)
             model.model.language_model.load_state_dict(language_model.base_model.state_dict())
             model.lm_head.load_state_dict(language_model.get_output_embeddings().state_dict())
     if config.vision_model is not None:

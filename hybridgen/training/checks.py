@@ -67,6 +67,7 @@ def _check_numbers(config: "TrainConfig") -> None:
         _require(config, key, lambda value: value >= 0, "0 or more")
     for key in ("optimizer.lr", "optimizer.eps"):
         _require(config, key, lambda value: value > 0, "above 0")
+    _require(config, "dropout", lambda value: 0 <= value < 1, "from 0 to below 1")
     for key in ("max_seconds", "clip", "threads", "optimizer.muon_lr"):
         _require(config, key, lambda value: value is None or value > 0, "above 0, or null")
     _require(config, "schedule.min_ratio", lambda value: 0 <= value <= 1, "from 0 to 1")
@@ -74,6 +75,8 @@ def _check_numbers(config: "TrainConfig") -> None:
     _require(
         config, "optimizer.betas", lambda value: len(value) == 2 and all(0 <= b < 1 for b in value), "two in [0, 1)"
     )
+    if config.schedule.name == "exponential":
+        _require(config, "schedule.min_ratio", lambda value: value > 0, "above 0, as nothing decays to 0 by factors")
     if config.ema is not None:
         _require(config, "ema.decay", lambda value: 0 <= value < 1, "from 0 to below 1")
     if config.schedule.warmup_steps > config.steps:
@@ -134,6 +137,11 @@ def _check_model_stage(config: "TrainConfig") -> None:
     hybrid = hybrid_config(config.model)
     if config.model.codes_from_codebook and hybrid.vq_config is None:
         raise ValueError("model.codes_from_codebook is true, but the model has no vq_config; give it, or say false")
+    if config.model.codes_from_codebook and hybrid.vq_config.first_token_id is not None:
+        raise ValueError(
+            "model.codes_from_codebook is true, but codes are tokens of the vocabulary here and have no table of their "
+            "own; say false"
+        )
     factors = codec_factors(hybrid, config.codec, config.model.from_pretrained)
     sides = {path: getattr(hybrid, f"{path}_config").sample_size * factors[path] for path in factors}
     if len(set(sides.values())) > 1:
