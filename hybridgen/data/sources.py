@@ -95,7 +95,7 @@ class SourceConfig:
         split: worlds only; None = `train`.
         weight: its share of the tokens is this over the sum of all weights. One that changes is a mapping from the
             optimizer step on which it begins to hold, the first 0: `{0: 0.5, 1000: 0.1}`.
-        read, write, loss_on, twin, height, width: see `HybridGenProcessor.document`.
+        read, write, loss_on, twin, height, width: see `HybridGenProcessor.document`; `read` may be a list of paths.
         prompt_dropout: share of the documents that lose what the user says (0.1 is usual where guidance is wanted).
         order: `caption_first`, `image_first`, or the share of documents that are caption first (Transfusion: 0.8).
             Concerns records of a caption by the user and a picture by the assistant; `image_first` exchanges the two.
@@ -111,7 +111,7 @@ class SourceConfig:
     task: str | None = None
     split: str | None = None
     weight: float | dict = 1.0
-    read: str = "understanding"
+    read: str | list = "understanding"
     write: str | None = None
     loss_on: str = "assistant"
     prompt_dropout: float = 0.0
@@ -126,7 +126,8 @@ class SourceConfig:
 
     def __post_init__(self):
         if self.name is None:
-            words = (Path(self.source).stem if self.is_file else self.source, self.task, self.write or self.read)
+            read = self.read if isinstance(self.read, str) else "+".join(map(str, self.read))
+            words = (Path(self.source).stem if self.is_file else self.source, self.task, self.write or read)
             self.name = "-".join(word for word in words if word)
         self._check_weight()
         if not 0 <= self.prompt_dropout <= 1:
@@ -136,12 +137,14 @@ class SourceConfig:
                 f"{self.name}: order is {self.order!r}; use 'caption_first', 'image_first' or a share from 0 to 1"
             )
         for key, value, allowed in (
-            ("read", self.read, PATHS),
+            *(("read", path, PATHS) for path in self.reads),
             ("write", self.write, (None, *PATHS)),
             ("loss_on", self.loss_on, LOSS_ON),
         ):
             if value not in allowed:
                 raise ValueError(f"{self.name}: {key} is {value!r}; it must be one of {', '.join(map(str, allowed))}")
+        if not self.reads or len(set(self.reads)) < len(self.reads):
+            raise ValueError(f"{self.name}: read is {self.read!r}; name each path by which images are read once")
         names = ("task", "split", "questions_per_picture", "yes_no_questions")
         world_only = {name: getattr(self, name) for name in names}
         if self.is_file and (given := [key for key, value in world_only.items() if value is not None]):
@@ -159,6 +162,11 @@ class SourceConfig:
         for weight in by_step.values():
             if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
                 raise ValueError(f"{self.name}: weight is {weight}; it must be a finite number of at least 0")
+
+    @property
+    def reads(self) -> list[str]:
+        """The paths by which images are read."""
+        return [self.read] if isinstance(self.read, str) else list(self.read)
 
     @property
     def is_file(self) -> bool:

@@ -168,15 +168,14 @@ def _check_source(
 ) -> None:
     if source.write is not None and source.write not in WRITING:
         raise ValueError(f"{key}.write is {source.write!r}; images are written by 'diffusion' or 'vq'")
-    for role in ("read", "write"):
-        path = getattr(source, role)
+    for role, path in (*(("read", path) for path in source.reads), ("write", source.write)):
         if path is None or path in hybrid.paths:
             continue
         if role == "read" and source.task != "answer":
             continue  # texts and captions read no picture; a file's pictures are known when its records are
         part = "vision_config" if path == "understanding" else f"{path}_config"
         raise ValueError(f"{key}.{role} is {path!r}, but the model has no {part}; give model.{part} or another path")
-    used = {path for path in (source.read, source.write) if path in hybrid.paths}
+    used = {path for path in (*source.reads, source.write) if path in hybrid.paths}
     for path in used:
         tokens = _image_tokens(key, path, source, hybrid, factors, sides)
         if tokens + 2 > row_length:
