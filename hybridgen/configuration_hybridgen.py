@@ -40,6 +40,8 @@ class HybridGenDiffusionConfig(PreTrainedConfig):
         num_train_timesteps: the range of the timestep that the model is told.
         bidirectional: tokens of one image see each other (Transfusion) or only what came before (JanusFlow).
         frequency_embedding_size: width of the sinusoid under the timestep MLP (DiT: 256).
+        own_layers: tokens of this path have projections and norms of their own in every layer of the backbone, whose
+            attention they share with the others (LMFusion, BAGEL; `paths.own_layers`).
         alignment_layer: layer of the backbone, from 1, whose states of an image's tokens are drawn towards what the
             vision tower sees in the clean picture (REPA, arXiv 2410.06940; JanusFlow: 6); None = there is no such head.
         alignment_depth: linear layers between the two.
@@ -56,6 +58,7 @@ class HybridGenDiffusionConfig(PreTrainedConfig):
     num_train_timesteps: int = 1000
     bidirectional: bool = True
     frequency_embedding_size: int = 256
+    own_layers: bool = False
     alignment_layer: int | None = None
     alignment_depth: int = 3
 

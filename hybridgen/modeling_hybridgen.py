@@ -20,6 +20,7 @@ from hybridgen.modeling_outputs import HybridGenModelOutput, HybridGenOutput, La
 from hybridgen.paths.alignment import AlignmentHead, similarities
 from hybridgen.paths.diffusion import FinalLayer, PatchEmbed, TimestepEmbedder
 from hybridgen.paths.initial import XavierLinear, ZeroLinear
+from hybridgen.paths.own_layers import add_own_layers
 from hybridgen.paths.patches import unpatchify
 from hybridgen.paths.understanding import Aligner, build_vision_tower, look
 from hybridgen.paths.vq import GenerationHead
@@ -75,6 +76,8 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
             self.final_layer = FinalLayer(config.diffusion_config, width)
             if config.diffusion_config.alignment_layer is not None:
                 self.alignment_head = AlignmentHead(config)
+            if config.diffusion_config.own_layers:
+                self.route = add_own_layers(self.language_model)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -132,6 +135,7 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
         mask = self.render_mask(input_ids, attention_mask, document_ids, block_ids, hidden, past_key_values)
         if position_ids is None:
             position_ids = self._positions(attention_mask, input_ids, past)
+        self.lay_down(input_ids == self.config.diffusion_token_id if "conditioning" in extra else None)
         outputs = self.language_model(
             inputs_embeds=embeds,
             attention_mask=mask,
@@ -147,6 +151,11 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
             attentions=outputs.attentions,
             **extra,
         )
+
+    def lay_down(self, is_own: Tensor | None) -> None:
+        """Tell own layers, where there are any, which of the tokens (B, N) are theirs; None = none is."""
+        if hasattr(self, "route"):
+            self.route.lay_down(is_own)
 
     def render_mask(self, input_ids, attention_mask, document_ids=None, block_ids=None, hidden=None, cache=None):
         """Step 3. A 4-D mask, or a dict of them, passes as it is.

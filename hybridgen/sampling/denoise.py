@@ -227,7 +227,7 @@ def image_predictor(
         patches = patchify(noisy, config.patch_size).to(vectors.dtype)  # I, T, D
         embeds = core.patch_embed(patches, where) + vectors[step]  # I, T, H
         with prefix.cache.peeking():
-            states = backbone(model, prefix, embeds.repeat(copies, 1, 1), mask, position_ids)  # R, T, H
+            states = backbone(model, prefix, embeds.repeat(copies, 1, 1), mask, position_ids, diffusion=True)
         patches = core.final_layer(states, vectors[step]).float()  # R, T, D
         return guide(unpatchify(patches, config.patch_size, *size), images, guidance, step)
 
