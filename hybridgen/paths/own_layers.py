@@ -43,8 +43,8 @@ def add_own_layers(backbone: nn.Module) -> Route:
                 continue
             if not (isinstance(module, nn.Linear) or type(module).__name__.endswith("Norm")):
                 raise ValueError(
-                    f"diffusion_config.own_layers is true, but {name!r} of the backbone's layers is neither a projection "
-                    f"nor a norm ({type(module).__name__}); take a decoder of Llama's or Qwen's form"
+                    f"diffusion_config.own_layers is true, but {name!r} in the backbone's layers is neither projection "
+                    f"nor norm ({type(module).__name__}); take a decoder of Llama's or Qwen's form"
                 )
             _give(module, route)
     return route

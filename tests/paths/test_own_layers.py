@@ -138,7 +138,12 @@ def test_they_start_as_copies_of_a_pretrained_backbone(tmp_path):
 
 
 def test_a_backbone_with_experts_is_refused():
-    with pytest.raises(
-        ValueError, match="own_layers is true, but .* is neither a projection nor a norm .*; take a dec"
-    ):
+    with pytest.raises(ValueError, match="own_layers is true, but .* is neither projection nor norm .*; take a dec"):
         model_of("qwen3_moe")
+
+
+def test_they_start_as_copies_of_random_weights_too():
+    torch.manual_seed(0)
+    model = HybridGenForConditionalGeneration(tiny_config(diffusion_config={**DIFFUSION, "own_layers": True}))
+    weights = model.model.language_model.state_dict()
+    assert all(torch.equal(weights[name], weights[name.replace(".own.", ".")]) for name in weights)
