@@ -9,20 +9,20 @@ Shapes: B rows, N new tokens, K = P + N keys, H width, V vocabulary, I images, T
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, Cache, GenerationMixin, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
 from hybridgen import layout
 from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.modeling_embedding import ImageEmbedding
+from hybridgen.modeling_heads import ImageHeads
 from hybridgen.modeling_outputs import HybridGenModelOutput, HybridGenOutput, Latents
-from hybridgen.paths.alignment import AlignmentHead, similarities
+from hybridgen.paths.alignment import AlignmentHead
 from hybridgen.paths.diffusion import FinalLayer, PatchEmbed, TimestepEmbedder
 from hybridgen.paths.initial import XavierLinear, ZeroLinear
 from hybridgen.paths.own_layers import add_own_layers
-from hybridgen.paths.patches import unpatchify
-from hybridgen.paths.understanding import Aligner, build_vision_tower, look
+from hybridgen.paths.understanding import Aligner, build_vision_tower
 from hybridgen.paths.vq import GenerationHead
 from hybridgen.repository import part_of
 
@@ -196,7 +196,7 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
         return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -new:]
 
 
-class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixin):
+class HybridGenForConditionalGeneration(ImageHeads, HybridGenPreTrainedModel, GenerationMixin):
     """The model with its heads: text logits, code logits, denoising prediction."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
@@ -291,56 +291,6 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
             image_hidden_states=outputs.image_hidden_states,
         )
 
-    def code_logits(self, hidden_states: Tensor) -> Tensor:
-        """(..., H) -> (..., num_embeddings): the state at a position scores the code that comes next."""
-        if (first := self.config.vq_config.first_token_id) is not None:
-            return self.lm_head(hidden_states)[..., first : first + self.config.vq_config.num_embeddings]
-        return self.model.generation_head(hidden_states)
-
-    def _idle_heads(self, states: Tensor, outputs: HybridGenModelOutput) -> Tensor:
-        """Zero, from the heads that a loss of text alone does not reach: no rank of DDP or FSDP waits for them."""
-        nothing = states.flatten(0, 1)[:0]  # 0, H
-        zero = nothing.sum()
-        if self.config.vq_config is not None:
-            zero = zero + self.code_logits(nothing).sum()
-        if outputs.conditioning is not None:
-            zero = zero + self.model.final_layer(nothing, outputs.conditioning[:0]).sum()
-            if self.config.diffusion_config.alignment_layer is not None:
-                zero = zero + self.model.alignment_head(nothing).sum()
-        return zero
-
-    def _align(self, outputs: HybridGenModelOutput, latents: Latents, pixels: Tensor) -> Tensor:
-        """(I,); of no image, an empty one that keeps the head in the graph."""
-        config = self.config.diffusion_config
-        if config is None or config.alignment_layer is None:
-            raise ValueError("alignment_pixels are given, but the model has no diffusion_config.alignment_layer")
-        if not len(pixels):
-            return self.model.alignment_head(outputs.last_hidden_state.flatten(0, 1)[:0]).sum(-1)
-        states = outputs.hidden_states[config.alignment_layer][outputs.diffusion_mask]  # T, H
-        with torch.no_grad():
-            features = look(self.model.vision_model, pixels.to(self.model.vision_model.dtype)).last_hidden_state
-        grids = [tuple(side // config.patch_size for side in image.shape[-2:]) for image in latents]
-        return similarities(self.model.alignment_head(states), features, grids)
-
-    def _predict(self, states: Tensor, outputs: HybridGenModelOutput, latents: Latents | None) -> Latents:
-        p = self.config.diffusion_config.patch_size
-        patches = self.model.final_layer(states[outputs.diffusion_mask], outputs.conditioning)  # T, D
-        if latents is None or len(latents) == 0:
-            return patches  # 0, D: no image, but the head is in the graph
-        if isinstance(latents, Tensor):
-            return unpatchify(patches.view(len(latents), -1, patches.shape[-1]), p, *latents.shape[-2:])
-        sizes = [image.shape[-2:] for image in latents]
-        parts = patches.split([height // p * (width // p) for height, width in sizes])
-        return [unpatchify(part, p, *size) for part, size in zip(parts, sizes, strict=True)]
-
-    def generate(self, *args, **kwargs):
-        """As everywhere in transformers. Codes that are tokens of the vocabulary are no text, and are never written."""
-        vq = self.config.vq_config
-        if vq is not None and (first := vq.first_token_id) is not None:
-            without = _Without(first, first + vq.num_embeddings)
-            kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or []), without])
-        return super().generate(*args, **kwargs)
-
     def prepare_inputs_for_generation(
         self,
         input_ids,
@@ -372,19 +322,6 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
     def create_masks_for_generate(attention_mask, **kwargs):
         """Asked for a static cache, and not told the tokens, which decide; see `prepare_inputs_for_generation`."""
         return attention_mask
-
-
-class _Without(LogitsProcessor):
-    """No token from `start` to before `end` is written. (Of one class, `generate` heeds a single processor: the
-    caller's, or ours if it were `SuppressTokensLogitsProcessor`.)"""
-
-    def __init__(self, start: int, end: int):
-        self.start, self.end = start, end
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        scores = scores.clone()
-        scores[:, self.start : self.end] = -torch.inf
-        return scores
 
 
 def _keep(states: Tensor, keep: int | Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from hybridgen import HybridGenForConditionalGeneration
+from hybridgen.bridges.configs import janus_config
 from hybridgen.data.loading import RowLoader
 from hybridgen.data.mixture import Mixture
 from hybridgen.layout import IGNORE, ImageSegment, TextSegment, lay_out
@@ -18,7 +19,7 @@ from hybridgen.training.stages import ModelStage
 from tests.data.in_memory import drawings, questions, task
 from tests.models import BEGIN, END, IMAGE, TOKENS, VQ, batch_of, inputs_of, text_config, tiny_config
 from tests.models import tiny_model as made
-from tests.pipelines import tiny_pipeline
+from tests.pipelines import tiny_pipeline, tiny_vq_model
 from tests.processors import tiny_tokenizer
 from tests.sampling.prompts import PROMPTS, prefix_of, worst
 
@@ -190,3 +191,12 @@ def test_codes_that_have_no_place_are_refused(vq, ids, message):
     placed = {"image_token_id": None, "diffusion_token_id": None, "vq_token_id": None, "begin_image_token_id": None}
     with pytest.raises(ValueError, match=message):
         tiny_config(vq_config={"num_embeddings": CODES, **vq}, **{**placed, "end_image_token_id": None, **ids})
+
+
+def test_it_is_no_janus():
+    shared = {"num_embeddings": CODES, "first_token_id": 40}
+    tower = {"model_type": "janus_vision_model", "hidden_size": 16, "image_size": 16, "patch_size": 8}
+    placed = {"image_token_id": 30, "diffusion_token_id": 31, "vq_token_id": 32, "begin_image_token_id": 33}
+    hybrid = tiny_config(vq_config=shared, vision_config=tower, **placed, end_image_token_id=34)
+    with pytest.raises(ValueError, match="a Janus has a table and a head for codes, but this model's codes are tokens"):
+        janus_config(hybrid, tiny_vq_model().config)
