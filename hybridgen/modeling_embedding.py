@@ -37,6 +37,8 @@ class ImageEmbedding:
 
     def embed_codes(self, codes: Tensor) -> Tensor:
         """vq: codes (T,) -> (T, H)."""
+        if (first := self.config.vq_config.first_token_id) is not None:
+            return self.get_input_embeddings()(codes + first)
         return self.generation_aligner(self.generation_embeddings(codes))
 
     def embed_latents(self, latents: Latents, timesteps: Tensor) -> tuple[Tensor, Tensor]:

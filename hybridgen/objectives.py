@@ -29,6 +29,7 @@ class ObjectiveConfig:
 
     Args:
         text_weight, code_weight, diffusion_weight: lambda of each mean loss (Transfusion: 1 and 5).
+        alignment_weight: of the loss that a model with `diffusion_config.alignment_layer` has (JanusFlow: 1).
         z_loss: weight of log^2 Z on text and code logits (Chameleon: 1e-5).
         timestep_sampling: `uniform`, or `logit_normal` with `logit_mean` and `logit_std` (SD3, arXiv 2403.03206).
         timestep_shift: s -> shift s / (1 + (shift - 1) s): above 1, more noise.
@@ -41,6 +42,7 @@ class ObjectiveConfig:
     text_weight: float = 1.0
     code_weight: float = 1.0
     diffusion_weight: float = 1.0
+    alignment_weight: float = 1.0
     z_loss: float = 0.0
     timestep_sampling: str = "uniform"
     logit_mean: float = 0.0
@@ -52,7 +54,7 @@ class ObjectiveConfig:
     image_first_max_timestep: float = 1000.0
 
     def __post_init__(self):
-        for name in ("text_weight", "code_weight", "diffusion_weight", "z_loss"):
+        for name in ("text_weight", "code_weight", "diffusion_weight", "alignment_weight", "z_loss"):
             if getattr(self, name) < 0:
                 raise ValueError(f"objective.{name} is {getattr(self, name)}; a weight cannot be negative")
         if self.timestep_sampling not in ("uniform", "logit_normal"):
@@ -76,6 +78,7 @@ class ObjectiveConfig:
             "text": self.text_weight,
             "code": self.code_weight,
             "diffusion": self.diffusion_weight,
+            "alignment": self.alignment_weight,
             "z": self.z_loss,
         }
 
@@ -235,6 +238,12 @@ def diffusion_loss(prediction: Tensor | list[Tensor], targets: DiffusionTargets)
         pairs = zip(prediction, targets.values, strict=True)
         errors = torch.stack([F.mse_loss(made.float(), wanted.float()) for made, wanted in pairs])
     return (errors * targets.weights).sum(), drawn.sum().float()
+
+
+def alignment_loss(alignment: Tensor, targets: DiffusionTargets) -> Loss:
+    """One minus the mean cosine (I,) of each drawn image, summed; the count is the number of drawn images."""
+    drawn = targets.weights.to(alignment.device) > 0
+    return ((1 - alignment) * drawn).sum(), drawn.sum().float()
 
 
 def total(losses: dict[str, Loss], counts: dict[str, Tensor], weights: dict[str, float]) -> Tensor:

@@ -331,7 +331,7 @@ class HybridGenPipeline(Checks, Planning, Saving, DiffusionPipeline):
         self,
         images,
         questions: str | list[str],
-        path: str = "understanding",
+        path: str | list[str] = "understanding",
         max_new_tokens: int = 32,
         max_batch: int = 64,
     ) -> list[str]:
@@ -339,14 +339,16 @@ class HybridGenPipeline(Checks, Planning, Saving, DiffusionPipeline):
 
         Args:
             images, questions: equally many, or one of either for all of the other.
-            path: by which the images are read: `understanding`, `diffusion` (clean) or `vq`.
+            path: by which the images are read: `understanding`, `diffusion` (clean) or `vq`; or several, one after the
+                other, where the model was trained so (BAGEL).
             max_batch: questions at a time.
 
         Raises:
             ValueError: in one sentence, what is wrong.
         """
-        require_path(self.model.config.paths, path)
-        self.check_codec(path)
+        for one in [path] if isinstance(path, str) else path:
+            require_path(self.model.config.paths, one)
+            self.check_codec(one)
         check_counts(max_new_tokens=max_new_tokens, max_batch=max_batch)
         answers = []
         asked = _pairs(images, questions)

@@ -225,6 +225,10 @@ def janus_config(hybrid: HybridGenConfig, vq_config) -> JanusConfig:
         raise ValueError(f"a Janus has Janus' vision tower, but this model's is a {hybrid.vision_config.model_type}")
     if getattr(vq_config, "model_type", None) != "janus_vqgan":
         raise ValueError("a Janus has Janus' VQ tokenizer, but the vq_model of this checkpoint is of another kind")
+    if hybrid.vq_config.first_token_id is not None:
+        raise ValueError(
+            "a Janus has a table and a head for codes, but this model's codes are tokens of its vocabulary"
+        )
     if hybrid.understanding_bidirectional:
         raise ValueError("a Janus reads images causally, but this model's understanding_bidirectional is true")
     return JanusConfig(

@@ -173,21 +173,23 @@ class Decoder:
         inner, activation, outer = self.head
         return outer(activation(inner(states)[0]))[0].float()
 
-    def after(self, prefix: Prefix, blocks: Tensor, causal: bool = False) -> "Reader":
+    def after(self, prefix: Prefix, blocks: Tensor, causal: bool = False, diffusion: bool = False) -> "Reader":
         """What reads tokens that come next in a prefix.
 
         Args:
             blocks: (T,) blocks of all tokens that will come.
             causal: they come one at a time.
+            diffusion: they are tokens of the diffusion path.
         """
-        return Reader(self, prefix, blocks, causal)
+        return Reader(self, prefix, blocks, causal, diffusion)
 
 
 class Reader:
     """Reads tokens behind a prefix; all that does not depend on them is computed here, once."""
 
-    def __init__(self, decoder: Decoder, prefix: Prefix, blocks: Tensor, causal: bool):
+    def __init__(self, decoder: Decoder, prefix: Prefix, blocks: Tensor, causal: bool, diffusion: bool):
         self.decoder, self.prefix, self.blocks, self.causal = decoder, prefix, blocks, causal
+        self.diffusion = diffusion
         model, count = decoder.model, len(blocks)
         self.kept = len(prefix)
         self.position_ids = prefix.positions_of(count)  # R, T
@@ -218,13 +220,8 @@ class Reader:
         last, cache = first + embeds.shape[1], self.prefix.cache
         with nullcontext() if keep else cache.peeking():
             if not self.lean:
-                return backbone(
-                    self.decoder.model,
-                    self.prefix,
-                    embeds,
-                    self._mask_of(first, last),
-                    self.position_ids[:, first:last],
-                )
+                where = self._mask_of(first, last), self.position_ids[:, first:last]
+                return backbone(self.decoder.model, self.prefix, embeds, *where, self.diffusion)
             mask, cos, sin = self._mask_of(first, last), self.cos[:, first:last], self.sin[:, first:last]
             for layer, kept in zip(self.decoder.layers, cache.layers, strict=True):
                 embeds = layer(embeds, mask, cos, sin, kept)

@@ -260,9 +260,18 @@ def extend(
 
 
 def backbone(
-    model: HybridGenForConditionalGeneration, prefix: Prefix, embeds: Tensor, mask, position_ids: Tensor
+    model: HybridGenForConditionalGeneration,
+    prefix: Prefix,
+    embeds: Tensor,
+    mask,
+    position_ids: Tensor,
+    diffusion: bool = False,
 ) -> Tensor:
-    """The backbone alone on embeddings (R, n, H), without the heads: for inner loops, where all else is precomputed."""
+    """The backbone alone on embeddings (R, n, H), without the heads: for inner loops, where all else is precomputed.
+
+    `diffusion` says whether they are all tokens of that path.
+    """
+    model.model.lay_down(torch.ones_like(embeds[..., 0], dtype=torch.bool) if diffusion else None)
     return model.model.language_model(
         inputs_embeds=embeds,
         attention_mask=mask,

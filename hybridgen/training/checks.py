@@ -69,6 +69,7 @@ def _check_numbers(config: "TrainConfig") -> None:
         _require(config, key, lambda value: value >= 0, "0 or more")
     for key in ("optimizer.lr", "optimizer.eps", "data.temperature"):
         _require(config, key, lambda value: value > 0, "above 0")
+    _require(config, "dropout", lambda value: 0 <= value < 1, "from 0 to below 1")
     for key in ("max_seconds", "clip", "threads", "optimizer.muon_lr"):
         _require(config, key, lambda value: value is None or value > 0, "above 0, or null")
     _require(config, "schedule.min_ratio", lambda value: 0 <= value <= 1, "from 0 to 1")
@@ -76,6 +77,8 @@ def _check_numbers(config: "TrainConfig") -> None:
     _require(
         config, "optimizer.betas", lambda value: len(value) == 2 and all(0 <= b < 1 for b in value), "two in [0, 1)"
     )
+    if config.schedule.name == "exponential":
+        _require(config, "schedule.min_ratio", lambda value: value > 0, "above 0, as nothing decays to 0 by factors")
     if config.ema is not None:
         _require(config, "ema.decay", lambda value: 0 <= value < 1, "from 0 to below 1")
     if config.schedule.warmup_steps > config.steps:
@@ -136,6 +139,11 @@ def _check_model_stage(config: "TrainConfig") -> None:
     hybrid = hybrid_config(config.model)
     if config.model.codes_from_codebook and hybrid.vq_config is None:
         raise ValueError("model.codes_from_codebook is true, but the model has no vq_config; give it, or say false")
+    if config.model.codes_from_codebook and hybrid.vq_config.first_token_id is not None:
+        raise ValueError(
+            "model.codes_from_codebook is true, but codes are tokens of the vocabulary here and have no table of their "
+            "own; say false"
+        )
     factors = codec_factors(hybrid, config.codec, config.model.from_pretrained)
     sides = {path: getattr(hybrid, f"{path}_config").sample_size * factors[path] for path in factors}
     if len(set(sides.values())) > 1:
@@ -162,15 +170,14 @@ def _check_source(
 ) -> None:
     if source.write is not None and source.write not in WRITING:
         raise ValueError(f"{key}.write is {source.write!r}; images are written by 'diffusion' or 'vq'")
-    for role in ("read", "write"):
-        path = getattr(source, role)
+    for role, path in (*(("read", path) for path in source.reads), ("write", source.write)):
         if path is None or path in hybrid.paths:
             continue
         if role == "read" and source.task != "answer":
             continue  # texts and captions read no picture; a file's pictures are known when its records are
         part = "vision_config" if path == "understanding" else f"{path}_config"
         raise ValueError(f"{key}.{role} is {path!r}, but the model has no {part}; give model.{part} or another path")
-    used = {path for path in (source.read, source.write) if path in hybrid.paths}
+    used = {path for path in (*source.reads, source.write) if path in hybrid.paths}
     for path in used:
         tokens = _image_tokens(key, path, source, hybrid, factors, sides)
         if tokens + 2 > row_length:

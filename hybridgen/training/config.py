@@ -42,6 +42,8 @@ class ModelConfig:
         text_config, vision_config, diffusion_config, vq_config, ...: as in `HybridGenConfig`. Token ids and the
             vocabulary's size come from the tokenizer, `vq_config.num_embeddings` has to be the codec's.
         codes_from_codebook: start code embeddings and the rows of the generation head from the codec's codebook.
+        shared_vocabulary: codes are tokens of the language model, behind those of the tokenizer (Chameleon); of
+            `vq_config` only `num_embeddings` and `sample_size` count then.
     """
 
     from_pretrained: str | None = None
@@ -57,6 +59,7 @@ class ModelConfig:
     initializer_range: float = 0.02
     tie_word_embeddings: bool | None = None
     codes_from_codebook: bool = False
+    shared_vocabulary: bool = False
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
 
 
@@ -188,9 +191,10 @@ class GroupConfig:
 @dataclass
 class ScheduleConfig:
     """The learning rate over the run: linear warmup, then `constant`, `cosine` down to `min_ratio`, or `wsd`:
-    constant, then linear to `min_ratio` over the last `decay_fraction` of the run."""
+    constant, then linear to `min_ratio` over the last `decay_fraction` of the run; or `exponential`, down to
+    `min_ratio` by the same factor each step."""
 
-    name: Literal["constant", "cosine", "wsd"] = "cosine"
+    name: Literal["constant", "cosine", "wsd", "exponential"] = "cosine"
     warmup_steps: int = 0
     min_ratio: float = 0.0
     decay_fraction: float = 0.2
@@ -263,6 +267,7 @@ class TrainConfig:
         threads: of torch on a CPU; null = leave them.
         accumulation: batches of an optimizer step.
         clip: bound of the gradient's norm; null = none.
+        dropout: share of what each layer's attention and feed-forward add that is dropped (Chameleon-7B: 0.1).
         log_every, save_every: steps. `keep_last` states are kept.
     """
 
@@ -292,6 +297,7 @@ class TrainConfig:
     threads: int | None = None
     accumulation: int = 1
     clip: float | None = 1.0
+    dropout: float = 0.0
     log_every: int = 10
     save_every: int = 500
     keep_last: int = 2

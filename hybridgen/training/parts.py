@@ -55,6 +55,11 @@ def hybrid_config(model: "ModelConfig", vocab_size: int | None = None, **token_i
             parts[part] = sub_config(parts[part], kind, f"model.{part}")
     if vocab_size is not None:
         parts["text_config"].vocab_size = vocab_size
+    if model.shared_vocabulary:
+        if (vq := parts["vq_config"]) is None:
+            raise ValueError("model.shared_vocabulary is true, but the model has no vq_config; give it, or say false")
+        vq.first_token_id = parts["text_config"].vocab_size
+        parts["text_config"].vocab_size += vq.num_embeddings
     names = ("understanding_bidirectional", "aligner_depth", "aligner_hidden_act", "initializer_range")
     settings = {name: getattr(model, name) for name in (*names, "tie_word_embeddings")}
     return HybridGenConfig(**parts, **settings, **token_ids)

@@ -26,6 +26,7 @@ from hybridgen.layout import IGNORE, PADDING_DOCUMENT
 from hybridgen.objectives import (
     DiffusionTargets,
     Loss,
+    alignment_loss,
     corrupt,
     cross_entropy,
     diffusion_loss,
@@ -33,11 +34,13 @@ from hybridgen.objectives import (
     shift,
     z_loss,
 )
+from hybridgen.paths.alignment import as_seen
 from hybridgen.paths.understanding import look
 from hybridgen.training.building import build_parts
 from hybridgen.training.caching import CachedInputs
 from hybridgen.training.codec_stage import build_codec_stage
 from hybridgen.training.config import TrainConfig
+from hybridgen.training.dropout import add_dropout
 from hybridgen.training.precision import choose_attention, choose_precision, set_attention
 from hybridgen.training.sheets import sheet
 from hybridgen.training.speed import compile_layers, compiler_found, keep_freed_memory
@@ -67,7 +70,9 @@ class ModelStage:
         self.inputs = CachedInputs(config.data.cache, self.latents, self.vq, tower)
         self.weights = config.objective.weights
         present = {"text": True, "code": "vq" in self.paths, "diffusion": "diffusion" in self.paths}
-        present["z"] = config.objective.z_loss > 0
+        self.aligned = "diffusion" in self.paths and self.model.config.diffusion_config.alignment_layer is not None
+        self.first_code = self.model.config.vq_config.first_token_id if "vq" in self.paths else None
+        present |= {"alignment": self.aligned, "z": config.objective.z_loss > 0}
         self.kinds = tuple(kind for kind, here in present.items() if here)
         levels = config.validation.levels
         self._levels = (torch.arange(levels) + 0.5) / levels  # the middle of each of `levels` equal bins
@@ -78,7 +83,8 @@ class ModelStage:
         """
         1. Pictures of the diffusion path become latents; those that are to be drawn are noised.
         2. Pictures of the vq path become codes, in the forward and as labels.
-        3. One forward; logits only where a label waits for them.
+        3. One forward; logits only where a label waits for them. Codes that are tokens of the vocabulary are told
+           apart from all of it, as text is.
         4. Each head's loss as (sum, count).
         """
         inputs = {name: batch[name] for name in FORWARD if name in batch}
@@ -95,16 +101,26 @@ class ModelStage:
             code_labels = place_codes(code_labels, inputs["codes"], is_code)
         text_at, text_targets = shift(batch["labels"])
         code_at, code_targets = shift(code_labels)
-        codes_to_keep = code_at if "vq" in self.paths else None
-        outputs = model(**inputs, logits_to_keep=text_at, codes_to_keep=codes_to_keep, use_cache=False)
+        shared = self.first_code is not None
+        if self.aligned:
+            inputs["alignment_pixels"] = self._as_seen(batch.get("diffusion_images", []))
+        codes_to_keep = code_at if "vq" in self.paths and not shared else None
+        logits_to_keep = text_at | code_at if shared else text_at
+        outputs = model(**inputs, logits_to_keep=logits_to_keep, codes_to_keep=codes_to_keep, use_cache=False)
 
         logits = {"text": (outputs.logits, text_targets)}
-        if "code" in self.kinds:
+        if shared:
+            is_code = code_at[logits_to_keep]
+            logits["text"] = (outputs.logits[~is_code], text_targets)
+            logits["code"] = (outputs.logits[is_code], code_targets + self.first_code)
+        elif "code" in self.kinds:
             logits["code"] = (outputs.code_logits, code_targets)
         losses = {kind: cross_entropy(*pair) for kind, pair in logits.items()}
         if "diffusion" in self.kinds:
             prediction = outputs.logits.new_zeros(0) if outputs.prediction is None else outputs.prediction
             losses["diffusion"] = diffusion_loss(prediction, targets)
+        if self.aligned:
+            losses["alignment"] = alignment_loss(outputs.alignment, targets)
         if "z" in self.kinds:
             losses["z"] = tuple(map(sum, zip(*(z_loss(scores) for scores, _ in logits.values()), strict=True)))
         return losses
@@ -131,11 +147,17 @@ class ModelStage:
         tower.train(training)
         return seen
 
+    def _as_seen(self, pictures: Tensor | list[Tensor]) -> Tensor:
+        images = self.pipeline.processor.image_processor
+        if not len(pictures):
+            return torch.zeros(0, 3, images.image_size, images.image_size, device=self.model.device)
+        return as_seen(pictures, images.image_size, images.image_mean, images.image_std)
+
     def counts(self, batch: dict) -> dict[str, float]:
         """As `losses` counts, from the labels alone."""
         text, code = (int((batch[name][:, 1:] != IGNORE).sum()) for name in ("labels", "code_labels"))
         drawn = int(batch["diffusion_noised"].sum()) if "diffusion_noised" in batch else 0
-        return {"text": text, "code": code, "diffusion": drawn, "z": text + code}
+        return {"text": text, "code": code, "diffusion": drawn, "alignment": drawn, "z": text + code}
 
     # ---------------------------------------------------------------------------------------------- what else it does
 
@@ -181,6 +203,8 @@ def build_model_stage(config: TrainConfig, accelerator: Accelerator) -> ModelSta
     precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
     compiled = config.compile and compiler_found(accelerator.device)
     set_attention(model, choose_attention(config.attention, precision, accelerator.device, compiled))
+    if config.dropout:
+        add_dropout(model.model.language_model, config.dropout)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if compiled:

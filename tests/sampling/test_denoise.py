@@ -57,6 +57,7 @@ DDPM = {
     "heun": HeunDiscreteScheduler(**COSINE),
     "pndm": PNDMScheduler(**COSINE, skip_prk_steps=True),
 }
+OWN = ", own layers"
 STEPS = 8
 FLOW_CONFIG = HybridGenDiffusionConfig()
 X0_CONFIG = HybridGenDiffusionConfig(prediction_type="sample")
@@ -279,12 +280,13 @@ def test_a_scheduler_of_another_process_is_refused(scheduler, config, message):
 
 def config_of(bidirectional: bool = True, backbone: str = "qwen3"):
     settings = {"patch_size": 4, "sample_size": 16, "frequency_embedding_size": 32, "bidirectional": bidirectional}
-    return tiny_config(backbone, diffusion_config=settings)
+    settings["own_layers"] = backbone.endswith(OWN)
+    return tiny_config(backbone.removesuffix(OWN), diffusion_config=settings)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (8, 20)])
 @pytest.mark.parametrize("bidirectional", [True, False])
-@pytest.mark.parametrize("backbone", ["qwen3", "llama4_text"])
+@pytest.mark.parametrize("backbone", ["qwen3", "llama4_text", "llama" + OWN])
 def test_cached_denoising_equals_the_whole_forward(bidirectional, size, backbone):
     model = tiny_model(config_of(bidirectional, backbone))
     timesteps, scale = torch.tensor([1000.0, 400.0]), 2.5
@@ -414,8 +416,9 @@ def test_each_step_hands_over_its_latents():
 
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize("guided", [True, False])
-def test_text_after_a_committed_picture_equals_the_teacher_forced_forward(bidirectional, guided):
-    model = tiny_model(config_of(bidirectional))
+@pytest.mark.parametrize("backbone", ["qwen3", "qwen3" + OWN])
+def test_text_after_a_committed_picture_equals_the_teacher_forced_forward(bidirectional, guided, backbone):
+    model = tiny_model(config_of(bidirectional, backbone))
     prompts = [*PROMPTS, *[EMPTY] * len(PROMPTS)] if guided else PROMPTS
     prefix = prefix_of(model, prompts)
     image_predictor(model, prefix, len(PROMPTS), (16, 16), torch.tensor([500.0]))(torch.randn(5, 3, 16, 16), 0)
