@@ -9,7 +9,7 @@ whose weights lack a tensor, with random numbers in its place and a warning. Her
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -89,10 +89,11 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     Raises:
         ValueError: something is there already.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if (folder := Path(folder)).exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there already; choose a folder that is not, or empty it first")
+    folder = folder.resolve()
     aside = folder.parent / f".{folder.name}.unfinished"
+    made = [parent for parent in folder.parents if not parent.exists()]  # innermost first
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
@@ -100,6 +101,9 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         aside.rename(folder)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):  # somebody else has put something there
+                parent.rmdir()
         raise
 
 

@@ -7,6 +7,7 @@ up to an answer are exactly the tokens of the prompt, which tokenising the whole
 """
 
 from transformers import BatchFeature, PreTrainedTokenizerBase
+from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessorMixin
 
 from hybridgen.chat import DEFAULT_CHAT_TEMPLATE
@@ -157,7 +158,7 @@ class HybridGenProcessor(ProcessorMixin, DocumentBuilding):
 
     # ----------------------------------------------------------------------------------------- as transformers calls
 
-    def __call__(self, images=None, text: str | list[str] | None = None, **kwargs) -> BatchFeature:
+    def __call__(self, images: ImageInput | None = None, text: str | list[str] | None = None, **kwargs) -> BatchFeature:
         """Texts in which `<image_placeholder>` stands for an image, and those images -> `input_ids`, `attention_mask`
         and `pixel_values` of the understanding path, padded on the left. Other arguments as everywhere in transformers.
 

@@ -236,6 +236,31 @@ def janus_config(hybrid: HybridGenConfig, vq_config) -> JanusConfig:
     )
 
 
+def unsaid(config: JanusConfig, to: str, tensors: dict[str, Stored], dtype: torch.dtype) -> dict[str, tuple]:
+    """What of a config is another after it was written in a layout and read again: name -> (before, after)."""
+    if to == "janus-official":
+        again = config_from_official(config_to_official(config, dtype), tensors)
+    else:
+        ids = {"image_token_id": config.image_token_id}
+        again = janus_config(hybrid_config(config, ids), config.vq_config)
+    before, after = _flat(config.to_dict()), _flat(again.to_dict())
+    names = [name for name in before | after if not name.endswith(_SAID_ELSEWHERE)]
+    pairs = {name: (before.get(name), after.get(name)) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+_SAID_ELSEWHERE = (  # by the tokenizer, by the tensors, or by nobody who reads it
+    "_token_id", "tie_word_embeddings", "dtype", "architectures", "transformers_version", "_name_or_path",
+)  # fmt: skip
+
+
+def _flat(settings: dict, prefix: str = "") -> dict:
+    flat = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
 def _of_its_own(config):
     """A copy: a config that is handed on is written into. Where its dtype was noted is not part of it."""
     settings = config.to_dict()
