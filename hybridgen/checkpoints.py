@@ -8,6 +8,7 @@ whose weights lack a tensor, with random numbers in its place and a warning. Her
 
 import json
 import shutil
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -140,5 +141,5 @@ def told_in_one_sentence(folder: Path) -> Iterator[None]:
         yield
     except _Incomplete:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, IndexError, struct.error, SafetensorError) as error:
         raise ValueError(f"checkpoint {folder} cannot be loaded: {' '.join(str(error).split())}") from error

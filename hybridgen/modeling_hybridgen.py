@@ -16,6 +16,7 @@ from transformers.utils import can_return_tuple
 from hybridgen import layout
 from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.modeling_embedding import ImageEmbedding
+from hybridgen.modeling_generation import ImageExpansion
 from hybridgen.modeling_outputs import HybridGenModelOutput, HybridGenOutput, Latents
 from hybridgen.paths.diffusion import FinalLayer, PatchEmbed, TimestepEmbedder
 from hybridgen.paths.initial import XavierLinear, ZeroLinear
@@ -184,7 +185,7 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
         return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -new:]
 
 
-class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixin):
+class HybridGenForConditionalGeneration(ImageExpansion, HybridGenPreTrainedModel, GenerationMixin):
     """The model with its heads: text logits, code logits, denoising prediction."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}

@@ -28,7 +28,7 @@ _DIFFUSION = ("model.patch_embed.", "model.timestep_embedder.", "model.final_lay
 UNREAD, TIED, NO_PATH = "not read by any computation", "the embeddings once more", "of a path that no Janus has"
 GUIDANCE = 5  # Janus' own setting, which transformers reads from generation_config.json
 # of that file, what the layouts say in ways of their own, and what says nothing
-_OWN_GENERATION = ("guidance_scale", "generation_kwargs", "transformers_version", "_from_model_config")
+OWN_GENERATION = ("guidance_scale", "generation_kwargs", "transformers_version", "_from_model_config")
 
 
 @dataclass
@@ -154,7 +154,7 @@ def _generation(folder: Path, tokenizer: PreTrainedTokenizerFast) -> GenerationC
     """What generation_config.json says, less what transformers would refuse to write again (a temperature without
     sampling)."""
     settings = generation_settings(folder)
-    carried = {name: value for name, value in settings.items() if name not in _OWN_GENERATION}
+    carried = {name: value for name, value in settings.items() if name not in OWN_GENERATION}
     try:
         config = GenerationConfig(**carried)
         config.validate(strict=True)

@@ -227,10 +227,19 @@ def janus_config(hybrid: HybridGenConfig, vq_config) -> JanusConfig:
         raise ValueError("a Janus has Janus' VQ tokenizer, but the vq_model of this checkpoint is of another kind")
     if hybrid.understanding_bidirectional:
         raise ValueError("a Janus reads images causally, but this model's understanding_bidirectional is true")
+    vision, vq = _of_its_own(hybrid.vision_config), _of_its_own(vq_config)
+    if hybrid.aligner_hidden_act != vision.hidden_act:
+        raise ValueError(
+            f"a Janus has one activation in tower and aligner, but this model has {vision.hidden_act!r} and "
+            f"{hybrid.aligner_hidden_act!r}"
+        )
+    vision.depth, vision.projection_dim = hybrid.aligner_depth, hybrid.text_config.hidden_size
+    for name in ("projection_dim", "num_hidden_layers", "hidden_act", "image_token_embed_dim"):
+        setattr(vq, name, getattr(hybrid.vq_config, name))  # of what lies between tokenizer and backbone
     return JanusConfig(
         text_config=_of_its_own(hybrid.text_config),
-        vision_config=_of_its_own(hybrid.vision_config),
-        vq_config=_of_its_own(vq_config),
+        vision_config=vision,
+        vq_config=vq,
         image_token_id=hybrid.image_token_id,
         tie_word_embeddings=hybrid.tie_word_embeddings,
     )
@@ -238,6 +247,8 @@ def janus_config(hybrid: HybridGenConfig, vq_config) -> JanusConfig:
 
 def unsaid(config: JanusConfig, to: str, tensors: dict[str, Stored], dtype: torch.dtype) -> dict[str, tuple]:
     """What of a config is another after it was written in a layout and read again: name -> (before, after)."""
+    if to == "janus-hf":
+        return {}
     if to == "janus-official":
         again = config_from_official(config_to_official(config, dtype), tensors)
     else:
@@ -270,9 +281,16 @@ def _of_its_own(config):
 
 
 def expected_shapes(config: JanusConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a model's tensors as transformers saves them; no memory is used for weights."""
-    with torch.device("meta"):
-        model = JanusForConditionalGeneration(config)
+    """Names and shapes of a model's tensors as transformers saves them; no memory is used for weights.
+
+    Raises:
+        ValueError: no model can be built of these sizes.
+    """
+    try:
+        with torch.device("meta"):
+            model = JanusForConditionalGeneration(config)
+    except (ValueError, AssertionError, RuntimeError, KeyError, TypeError) as error:  # as the parts say it
+        raise ValueError(f"config.json describes no Janus that can be built: {' '.join(str(error).split())}") from error
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items() if not is_dropped(name)}
     if config.tie_word_embeddings:
         shapes.pop("lm_head.weight")

@@ -88,7 +88,10 @@ def _open_tokenizer(folder: Path, rows: int, given: dict) -> PreTrainedTokenizer
     except Exception as error:  # whatever it is (the library raises ten kinds), the folder's tokenizer is the cause
         reason = " ".join(str(error).split())
         raise ValueError(f"the tokenizer of backbone {folder} cannot be loaded ({reason}); copy its files") from error
-    ids = tokenizer.get_vocab().values()
+    known = tokenizer.get_vocab()
+    if "gguf_file" in given:  # a token of GPT-2's that transformers adds, and the model never had, is a new one
+        known = {token: id for token, id in known.items() if token not in tokenizer.get_added_vocab() or id < rows}
+    ids = known.values()
     if not ids or max(ids) >= rows:
         raise ValueError(
             f"the tokenizer of backbone {folder} has ids up to {max(ids, default=-1)}, but the model has {rows} "

@@ -137,7 +137,8 @@ def _write_hybridgen(janus: Janus, folder: Path, max_shard_size: int | str) -> N
         model = HybridGenForConditionalGeneration(hybrid_config(janus.config, image_token_ids(processor.tokenizer)))
         vq_model = JanusVQVAE(copy.deepcopy(janus.config.vq_config))
     model.generation_config = copy.deepcopy(janus.generation)
-    HybridGenPipeline(model, processor, vq_model=vq_model).save_config(folder)
+    pipeline = HybridGenPipeline(model, processor, vq_model=vq_model)
+    pipeline.save_config(folder)
     processor.save_pretrained(folder / "processor")
     tensors = zip(("model", "vq_model"), (model, vq_model), _split(janus.tensors), strict=True)
     for name, part, weights in tensors:
@@ -146,6 +147,7 @@ def _write_hybridgen(janus: Janus, folder: Path, max_shard_size: int | str) -> N
         part.config.save_pretrained(folder / name)
         part.generation_config.save_pretrained(folder / name) if part.can_generate() else None
         save_weights(folder / name, {n: weights[n] for n in part.state_dict() if n in weights}, max_shard_size)
+    pipeline.save_front(folder)
 
 
 def _write_transformers(janus: Janus, folder: Path, max_shard_size: int | str) -> None:

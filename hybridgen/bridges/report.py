@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hybridgen.bridges.checkpoint import GUIDANCE, Janus, generation_settings
+from hybridgen.bridges.checkpoint import GUIDANCE, OWN_GENERATION, Janus, generation_settings
 from hybridgen.bridges.configs import expected_shapes, not_deepseeks, unsaid
 from hybridgen.bridges.prompts import begins_texts, chat_template, template_of, transformers_template
 from hybridgen.bridges.weights import common_dtype, read_json
@@ -65,8 +65,6 @@ def in_table(janus: Janus, to: str) -> Iterator[str]:
     yield from _listed("other shape", {name: f"{a}, expected {b}" for name, (a, b) in found.shapes.items()})
     yield from _listed("other dtype", {name: f"{_short(a)}, most {_short(b)}" for name, (a, b) in found.dtypes.items()})
     yield from _listed("left out", janus.dropped)
-    losses = dict.fromkeys(lost(janus, to), "")
-    yield from _listed("lost", losses)
     yield ""
     yield f"head         {'tied to the embeddings' if janus.config.tie_word_embeddings else 'untied'}"
     for kind, (name, token_id) in janus.token_ids.items():
@@ -75,6 +73,9 @@ def in_table(janus: Janus, to: str) -> Iterator[str]:
     images = janus.image_processor
     size, mean, std = images.image_size, images.image_mean, images.image_std
     yield f"images       {size} pixels, mean {mean}, std {std}, pad {images.pad_value}"
+    yield ""
+    losses = dict.fromkeys(lost(janus, to), "")  # last, for it needs a config that is sound
+    yield from _listed("lost", losses)
 
 
 def lost(janus: Janus, to: str) -> Iterator[str]:
@@ -97,10 +98,10 @@ def _lost_generation(janus: Janus, to: str) -> Iterator[str]:
     said = generation_settings(janus.folder / "model" if janus.layout == "hybridgen" else janus.folder)
     if said.get("guidance_scale") not in (None, GUIDANCE):
         yield f"generation_config.json: guidance_scale {said['guidance_scale']}; a Janus is drawn with {GUIDANCE}"
-    kept = {} if to == "janus-official" else janus.generation.to_diff_dict()
-    usual = ("transformers_version", "_from_model_config", "guidance_scale", "generation_kwargs")
+    usual = (*OWN_GENERATION, "use_cache", "bos_token_id", "eos_token_id", "pad_token_id")
     for name, value in said.items():
-        if name not in usual and not name.endswith("_token_id") and kept.get(name, value) != value:
+        gone = to == "janus-official" or getattr(janus.generation, name, None) != value
+        if gone and name not in usual and value not in (None, False):
             yield f"generation_config.json: {name} {value}"
 
 
