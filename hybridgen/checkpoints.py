@@ -7,12 +7,14 @@ whose weights lack a tensor, with random numbers in its place and a warning. Her
 """
 
 import json
+import pickle
 import shutil
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -108,6 +110,12 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         raise
 
 
+_UNREADABLE = (
+    OSError, ValueError, RuntimeError, KeyError, IndexError, TypeError, struct.error, SafetensorError,
+    StrictDataclassError,
+)  # fmt: skip
+
+
 class _Incomplete(ValueError):
     """Already one sentence."""
 
@@ -118,9 +126,15 @@ def load_model(folder: Path) -> HybridGenForConditionalGeneration:
     Raises:
         ValueError: it has not.
     """
-    model, report = HybridGenForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    model, report = HybridGenForConditionalGeneration.from_pretrained(
+        folder, output_loading_info=True, ignore_mismatched_sizes=True
+    )
     if missing := sorted(report["missing_keys"]):
         raise _Incomplete(f"checkpoint {folder.parent} lacks {len(missing)} weights of its model, such as {missing[0]}")
+    for name, found, wanted in sorted(report["mismatched_keys"]):
+        raise _Incomplete(
+            f"checkpoint {folder.parent} has {name} of shape {tuple(found)}, but config.json makes it {tuple(wanted)}"
+        )
     return model
 
 
@@ -141,5 +155,10 @@ def told_in_one_sentence(folder: Path) -> Iterator[None]:
         yield
     except _Incomplete:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, IndexError, struct.error, SafetensorError) as error:
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"checkpoint {folder} has weights in a pickle that holds more than tensors, so it could run code and is "
+            "not read; ask for safetensors instead"
+        ) from error
+    except _UNREADABLE as error:
         raise ValueError(f"checkpoint {folder} cannot be loaded: {' '.join(str(error).split())}") from error

@@ -161,7 +161,10 @@ def _generation(folder: Path, tokenizer: PreTrainedTokenizerFast) -> GenerationC
     except (ValueError, TypeError):
         config = GenerationConfig()
     config.bos_token_id, config.pad_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id
-    config.eos_token_id = settings.get("eos_token_id") or tokenizer.eos_token_id
+    ends = settings.get("eos_token_id", tokenizer.eos_token_id)
+    if not all(isinstance(end, int) for end in (ends if isinstance(ends, list) else [ends])):
+        raise ValueError(f"{folder / 'generation_config.json'} has eos_token_id {ends!r}; give ids, or leave it out")
+    config.eos_token_id = ends
     return config
 
 
@@ -197,7 +200,7 @@ def _config_in_one_sentence(file: Path) -> Iterator[None]:
     """What a config class says of values it does not take becomes a ValueError that names the file."""
     try:
         yield
-    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, StrictDataclassError) as error:
         raise ValueError(f"{file} does not describe a Janus: {' '.join(str(error).split())}") from error
 
 

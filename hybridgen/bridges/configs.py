@@ -31,6 +31,9 @@ def config_from_official(official: dict, tensors: dict[str, Stored]) -> JanusCon
     Raises:
         ValueError: a tensor is missing that tells a size, or the tower's heads cannot be known.
     """
+    kind = official["language_config"].get("model_type", "llama")
+    if kind != "llama":
+        raise ValueError(f"its language_config is a {kind!r}, but a Janus' backbone is a llama")
     language = {name: value for name, value in official["language_config"].items() if name in _LANGUAGE}
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     aligner, vq_aligner = "model.aligner.", "model.generation_aligner."

@@ -166,6 +166,7 @@ def test_safetensors_are_read_where_pickles_stand_beside_them(plain, tmp_path):
         ("vision_config", {"num_attention_heads": 3}),
         ("vq_config", {"base_channels": 20}),
         ("text_config", {"pad_token_id": 5000}),
+        ("vision_config", {"patch_size": 0}),
     ],
 )
 def test_sizes_of_which_nothing_can_be_built_are_one_sentence(plain, tmp_path, run, part, values):
@@ -175,6 +176,25 @@ def test_sizes_of_which_nothing_can_be_built_are_one_sentence(plain, tmp_path, r
     assert code == 2
     assert "config.json" in said[-1]
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "sentence"),
+    [
+        ("config.json", {"language_config": None}, "config.json does not describe a Janus"),
+        ("config.json", {"language_config": {"model_type": "qwen2"}}, "is a 'qwen2', but a Janus' backbone is a llama"),
+        ("config.json", {"vision_config": {"params": []}}, "config.json does not describe a Janus"),
+        ("preprocessor_config.json", {"image_mean": 0.5}, "has image_mean 0.5; it must be three numbers"),
+        ("generation_config.json", {"eos_token_id": "</s>"}, "has eos_token_id '</s>'; give ids"),
+    ],
+)
+def test_official_settings_that_say_nothing_sensible(plain, tmp_path, run, file, values, sentence):
+    convert(plain, tmp_path / "official", "janus-official")
+    (tmp_path / "official" / "generation_config.json").write_text("{}")
+    change(tmp_path / "official" / file, **values)
+    code, _, said = run(tmp_path / "official", tmp_path / "out")
+    assert code == 2
+    assert sentence in said[-1]
 
 
 def test_a_weight_map_that_is_none(plain, tmp_path, run):
