@@ -5,11 +5,13 @@ here, but whether a checkpoint has one only once the checkpoint is open.
 """
 
 import argparse
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from hybridgen.bridges.janus import WRITERS
 from hybridgen.bridges.prompts import ROLES
+from hybridgen.bridges.weights import SHARD_SIZE
 from hybridgen.evaluation.suites import SUITES
 from hybridgen.layout import PATHS
 from hybridgen.version import __version__
@@ -300,6 +302,10 @@ def _add_convert(commands) -> None:
     command.add_argument("--dry-run", action="store_true", help="compare names, shapes and dtypes; write nothing")
     styles = " or ".join(ROLES)
     command.add_argument("--style", choices=tuple(ROLES), help=f"of the prompts: {styles} (default: found out)")
+    command.add_argument(
+        "--max-shard-size", metavar="SIZE", type=_size, default=SHARD_SIZE,
+        help=f"of a file of weights, such as 5GB (default: {SHARD_SIZE}, as transformers)",
+    )  # fmt: skip
 
 
 def _add_checkpoint(command) -> None:
@@ -357,6 +363,12 @@ def _whole(lowest: int) -> Callable[[str], int]:
         return int(text)
 
     return convert
+
+
+def _size(text: str) -> str:
+    if not re.fullmatch(r"[1-9]\d*(\.\d+)?[KMGT]B", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500MB or 5GB")
+    return text
 
 
 def _real(text: str) -> float:

@@ -28,7 +28,7 @@ from hybridgen.arguments import parser
 from hybridgen.bridges.checkpoint import open_janus
 from hybridgen.bridges.grafting import Shape, graft
 from hybridgen.bridges.janus import check_conversion, convert
-from hybridgen.bridges.report import in_table
+from hybridgen.bridges.report import in_table, lost
 from hybridgen.checkpoints import new_folder
 from hybridgen.data_command import inspect
 from hybridgen.evaluation import suites
@@ -258,9 +258,11 @@ def _convert(options: argparse.Namespace) -> Iterator[str]:
         return
     if options.destination is None:
         raise ValueError("no folder to write to; name one after the source, or say --dry-run")
-    janus = convert(options.source, options.destination, options.to, options.style)
+    janus = convert(options.source, options.destination, options.to, options.style, options.max_shard_size)
     for name in janus.dropped:
         print(f"left out: {name}", file=sys.stderr)
+    for what in lost(janus, options.to):
+        print(f"lost: {what}", file=sys.stderr)
     yield str(options.destination)
 
 

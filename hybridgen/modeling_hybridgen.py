@@ -16,6 +16,7 @@ from transformers.utils import can_return_tuple
 from hybridgen import layout
 from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.modeling_embedding import ImageEmbedding
+from hybridgen.modeling_generation import ImageExpansion
 from hybridgen.modeling_heads import ImageHeads
 from hybridgen.modeling_outputs import HybridGenModelOutput, HybridGenOutput, Latents
 from hybridgen.paths.alignment import AlignmentHead
@@ -196,7 +197,7 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
         return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -new:]
 
 
-class HybridGenForConditionalGeneration(ImageHeads, HybridGenPreTrainedModel, GenerationMixin):
+class HybridGenForConditionalGeneration(ImageHeads, ImageExpansion, HybridGenPreTrainedModel, GenerationMixin):
     """The model with its heads: text logits, code logits, denoising prediction."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}

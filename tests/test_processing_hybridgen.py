@@ -213,8 +213,12 @@ def test_call_pads_on_the_left_and_expands_images():
     assert inputs["attention_mask"][0][-1] == 1
     assert [row.count(processor.special_tokens.understanding) for row in inputs["input_ids"]] == [4, 4]
     assert inputs["pixel_values"].shape == (2, 3, 16, 16)
-    with pytest.raises(ValueError, match="2 times '<image_placeholder>' stands in the text, but 1 images"):
+    with pytest.raises(ValueError, match="'<image_placeholder>' tokens in the prompts .* there are 2, and 1 images"):
         processor(images=picture(), text="<image_placeholder> <image_placeholder>")
+    texts, pictures = ["<image_placeholder>red", "red <image_placeholder>"], [picture(), picture(seed=1)]
+    with pytest.raises(ValueError, match=r"there are \[1, 1\], and \[2, 0\] images"):
+        processor(images=[pictures, []], text=texts)
+    assert processor(images=[[], pictures[:1]], text=["red", texts[1]])["pixel_values"].shape[0] == 1
 
 
 def test_a_processor_made_for_a_config_feeds_its_model():
