@@ -51,7 +51,7 @@ def test_shapes_and_the_least_picture():
             PatchDiscriminator(8, layers)(torch.zeros(2, 3, side - 1, side - 1))
     assert PatchDiscriminator(64, 3)(torch.zeros(1, 3, 256, 256)).shape == (1, 1, 30, 30)  # as in VQGAN
     counted = sum(each.numel() for each in PatchDiscriminator(64, 3).parameters())
-    assert counted == 2_764_737 + 0  # Isola et al.'s, with normalisation of the same size
+    assert counted == 2_765_633  # pix2pix's 70x70 discriminator, its normalisation with scale and shift
 
 
 def test_the_losses_are_hinge_losses(tmp_path):
