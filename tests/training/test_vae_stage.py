@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from tests.data.in_memory import drawings, task
 from tests.training.test_codec_stage import metrics_of
 from tests.training.test_perceptual import resnet
 
+ROOT = Path(__file__).parents[2]
 SHAPE = {
     "block_out_channels": [8, 16, 16],
     "latent_channels": 8,
@@ -139,6 +142,27 @@ def test_two_batches_a_step_are_one_of_twice_the_rows(tmp_path):
     assert metrics_of(whole.parent)[-1]["adversarial_weight"] > 0
 
 
+def test_two_processes_are_one(tmp_path):
+    """The second optimizer and the scores included; each process sees half of the pictures."""
+    terms = {"adversarial": {"start": 1, "channels": 8, "layers": 2}}
+    words = ["steps=4", "log_every=1", "validation.every=4", "sampling.every=0"]
+    alone = run(tmp_path / "one", *words, **terms).parent
+    two = tmp_path / "two"
+    two.mkdir()
+    (two / "given.yaml").write_text(yaml.safe_dump(content_of(two, **terms)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(ROOT / "scripts" / "train.py"), str(two / "given.yaml"), *words, "data.rows=2"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr
+    names = ["loss", "loss/kl", "loss/adversarial", "loss/discriminator", "adversarial_weight", "psnr"]
+    for ours, theirs in zip(metrics_of(two), metrics_of(alone), strict=True):
+        more = [name for name in theirs if name.startswith("validation/")]
+        for name in names + more:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
+    scores = [json.loads((each / "checkpoint" / "scores.json").read_text()) for each in (two, alone)]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-3)
+
+
 def test_without_held_out_pictures_those_of_training_are_scored(tmp_path):
     run(tmp_path, "validation={}", "steps=1", "sampling.every=1")
     scores = json.loads((tmp_path / "checkpoint" / "scores.json").read_text())
@@ -189,7 +213,7 @@ def test_reconstruction_terms_are_weighed_as_the_config_says():
     stage = stage_of(l1=0.0, l2=3.0, kl=0.5)
     assert stage.weights == {"l1": 0.0, "l2": 3.0, "kl": 0.5}
     losses = stage.losses(stage.model, next(stage.loader))
-    assert all(float(count) == 4 and math.isfinite(float(value)) for value, count in losses.values())
+    assert all(float(count) == 4 and math.isfinite(value.item()) for value, count in losses.values())
 
 
 # ---------------------------------------------------------------------------------------------------- what takes them
@@ -217,6 +241,15 @@ def test_a_model_stage_and_a_pipeline_take_the_vae(trained, tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(ValueError, match="in_channels is 4, but the latents of codec.vae have 8 channels"):
         load_config(tmp_path / "config.yaml")
+
+
+def test_in_half_precision_every_term_is_finite(tmp_path):
+    """The model, the discriminator and the features run under autocast; the losses are float32."""
+    terms = {"perceptual": {"path": resnet(tmp_path / "resnet")}, "adversarial": {"channels": 8, "layers": 2}}
+    run(tmp_path, "precision=bf16", "steps=3", "log_every=1", "validation.every=3", "sampling.every=0", **terms)
+    last = metrics_of(tmp_path)[-1]
+    assert all(math.isfinite(value) for value in last.values())
+    assert last["adversarial_weight"] > 0
 
 
 @pytest.mark.parametrize("channels", [4, 16])
