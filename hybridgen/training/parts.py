@@ -120,6 +120,12 @@ def vae_config(settings: "VAETrainingConfig") -> dict:
         raise ValueError(
             f"{where}: every one of block_out_channels {list(widths)} must be divisible by norm_num_groups {groups}"
         )
+    for key in BLOCKS:
+        if key in content and (not isinstance(content[key], list | tuple) or len(content[key]) != len(widths)):
+            raise ValueError(
+                f"{where}.{key} is {content[key]!r}, but block_out_channels has {len(widths)} levels; give one type "
+                "for each, or leave it out"
+            )
     made = {key: [block] * len(widths) for key, block in BLOCKS.items()} | {"sample_size": settings.image_size}
     made |= content
     try:
