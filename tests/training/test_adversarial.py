@@ -78,7 +78,7 @@ def test_the_weight_is_vqgans_ratio_of_gradients_measured_in_the_step_before(tmp
     (of_errors,) = torch.autograd.grad((decoded - pictures).abs().mean(), decoder.weight, retain_graph=True)
     (of_term,) = torch.autograd.grad(-before(decoded).mean(), decoder.weight)
     expected = of_errors.norm() / (of_term.norm() + 1e-4)
-    assert judge.weight == pytest.approx(0.5 * float(expected), rel=1e-4)  # measured 2e-7
+    assert judge.weight == pytest.approx(0.5 * float(expected), rel=1e-4)  # measured 3e-9
 
 
 def test_without_adaptation_the_weight_is_the_configs(tmp_path):
@@ -112,7 +112,7 @@ def test_the_codecs_loss_does_not_move_the_discriminator_nor_the_other_way(tmp_p
         nn.utils.clip_grad_norm_(twin.parameters(), 0.01)
         optimizer.step()
         for ours, theirs in zip(judge.discriminator.parameters(), twin.parameters(), strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5)  # measured 4e-6
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)  # measured 0
 
 
 def test_a_batch_in_two_parts_is_the_same_batch(tmp_path):
@@ -121,10 +121,10 @@ def test_a_batch_in_two_parts_is_the_same_batch(tmp_path):
     for number in range(3):
         step(whole, decoder, number)
         step(halves, decoder_of_halves, number, parts=2)
-        assert whole.weight == pytest.approx(halves.weight, rel=1e-4)  # measured 1e-6
+        assert whole.weight == pytest.approx(halves.weight, rel=1e-4)  # measured 3e-7
     assert whole.weight > 0
     for ours, theirs in zip(whole.discriminator.parameters(), halves.discriminator.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)  # measured 2e-7
 
 
 def test_the_state_is_all_that_the_next_step_depends_on(tmp_path):

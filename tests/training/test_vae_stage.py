@@ -100,13 +100,13 @@ def test_latents_of_the_training_pictures_have_mean_0_and_variance_1(trained):
     pictures = next(PictureLoader([open_source(source, 0) for source in sources], 10, 32))["pictures"]
     with torch.no_grad():
         modes = vae.encode(pictures).latent_dist.mode()
-    assert vae.config.shift_factor == pytest.approx(float(modes.mean()), abs=1e-5)  # measured 3e-8
+    assert vae.config.shift_factor == pytest.approx(float(modes.mean()), abs=1e-5)  # measured 1e-8
     assert vae.config.scaling_factor == pytest.approx(1 / float(modes.std(correction=0)), rel=1e-4)
     latents = VAECodec(vae).encode(pictures)
     assert (float(latents.mean()), float(latents.var())) == pytest.approx((0, 1), abs=1e-3)
     decoded = VAECodec(vae).decode(latents)
     with torch.no_grad():
-        torch.testing.assert_close(decoded, vae.decode(modes).sample, rtol=0, atol=1e-4)  # measured 1e-6
+        torch.testing.assert_close(decoded, vae.decode(modes).sample, rtol=0, atol=1e-4)  # measured 5e-7
 
 
 def test_resumed_is_uninterrupted_discriminator_included(trained, tmp_path):
@@ -138,7 +138,7 @@ def test_two_batches_a_step_are_one_of_twice_the_rows(tmp_path):
     halves = run(tmp_path / "halves", *words, "data.rows=2", "accumulation=2", **terms)
     for ours, theirs in zip(metrics_of(halves.parent), metrics_of(whole.parent), strict=True):
         for name in ("loss", "loss/kl", "loss/discriminator", "adversarial_weight", "grad_norm"):
-            assert ours[name] == pytest.approx(theirs[name], rel=2e-3)  # measured 2e-4, in the last step
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4)  # measured 2e-6
     assert metrics_of(whole.parent)[-1]["adversarial_weight"] > 0
 
 
@@ -158,7 +158,7 @@ def test_two_processes_are_one(tmp_path):
     for ours, theirs in zip(metrics_of(two), metrics_of(alone), strict=True):
         more = [name for name in theirs if name.startswith("validation/")]
         for name in names + more:
-            assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), name  # measured 2e-6 of either
     scores = [json.loads((each / "checkpoint" / "scores.json").read_text()) for each in (two, alone)]
     assert scores[0] == pytest.approx(scores[1], rel=1e-3)
 
@@ -200,7 +200,7 @@ def test_noise_belongs_to_the_picture_and_validation_has_none():
     assert next(stage.loader)["numbers"].tolist() == [4, 5, 6, 7]
     last = {name: each[3:] for name, each in batch.items()}
     alone = stage.reconstruct(stage.model, last).decoded
-    torch.testing.assert_close(alone, once[3:], rtol=0, atol=1e-5)  # measured 2e-7
+    torch.testing.assert_close(alone, once[3:], rtol=0, atol=1e-4)  # measured 4e-6
     other = {**batch, "numbers": batch["numbers"] + 1}
     assert not torch.equal(stage.reconstruct(stage.model, other).decoded, once)
     stage.model.eval()
