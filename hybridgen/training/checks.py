@@ -14,7 +14,8 @@ from hybridgen.codecs import vq_factor
 from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.paths.patches import check_size
 from hybridgen.paths.understanding import tokens_per_image
-from hybridgen.training.parts import hybrid_config, read_json, vq_config
+from hybridgen.training.codec_checks import check_codec_stage
+from hybridgen.training.parts import hybrid_config, read_json
 
 if TYPE_CHECKING:  # `config` calls `check`
     from hybridgen.data.sources import SourceConfig
@@ -45,7 +46,7 @@ def check(config: "TrainConfig") -> None:
     if config.resume not in ("auto", "never") and not Path(config.resume).is_dir():
         raise ValueError(f"resume is {config.resume!r}; it must be 'auto', 'never' or the folder of a saved state")
     if config.stage == "codec":
-        _check_codec_stage(config)
+        check_codec_stage(config)
     else:
         _check_model_stage(config)
 
@@ -101,37 +102,15 @@ def _require(config, key: str, holds, rule: str) -> None:
         raise ValueError(f"{key} is {value!r}; it must be {rule}")
 
 
-# ---------------------------------------------------------------------------------------------------- codec stage
-
-
-def _check_codec_stage(config: "TrainConfig") -> None:
-    if config.vq_model is None:
-        raise ValueError("stage is 'codec', but vq_model is missing; say which tokenizer is to be trained")
-    if config.model is not None:
-        raise ValueError("stage is 'codec', but model is given; remove it, or set stage=model")
-    if config.lora is not None:
-        raise ValueError("stage is 'codec', but lora is given; remove it, or set stage=model")
-    factor = vq_factor(vq_config(config.vq_model))
-    if config.vq_model.image_size % factor:
-        raise ValueError(
-            f"vq_model.image_size {config.vq_model.image_size} is not divisible by {factor}, the pixels along one side "
-            "of a code that vq_model.config makes"
-        )
-    if config.vq_model.continuous_steps >= config.steps:
-        raise ValueError(
-            f"vq_model.continuous_steps {config.vq_model.continuous_steps} leaves none of the {config.steps} steps to "
-            "learn codes in; lower it"
-        )
-
-
 # ---------------------------------------------------------------------------------------------------- model stage
 
 
 def _check_model_stage(config: "TrainConfig") -> None:
     if config.model is None:
         raise ValueError("stage is 'model', but model is missing; give model.from_pretrained or model.text_config")
-    if config.vq_model is not None:
-        raise ValueError("stage is 'model', but vq_model is given; remove it, or set stage=codec")
+    for key in ("vq_model", "vae"):
+        if getattr(config, key) is not None:
+            raise ValueError(f"stage is 'model', but {key} is given; remove it, or set stage=codec")
     if config.lora is not None:
         if config.model.from_pretrained is None:
             raise ValueError("lora adapts a pretrained pipeline, but model.from_pretrained is missing; give it")

@@ -14,6 +14,7 @@ from hybridgen.data.sources import SourceConfig
 from hybridgen.objectives import ObjectiveConfig
 from hybridgen.training import strict
 from hybridgen.training.checks import check
+from hybridgen.training.codec_config import VAETrainingConfig, VQTrainingConfig
 
 
 @dataclass
@@ -217,38 +218,6 @@ class WandbConfig:
 
 
 @dataclass
-class VQTrainingConfig:
-    """Stage `codec`: the VQ tokenizer that is trained, and its losses (means over pixels and latents, summed).
-
-    Args:
-        kind: `janus` is transformers' `JanusVQVAE`; `patch` is `PatchVQ`, for small pictures that repeat themselves.
-        config: arguments of `JanusVQVAEConfig` or `PatchVQ`.
-        image_size: side of the pictures.
-        l1, l2: weights of the reconstruction errors.
-        commitment, codebook: weights of the latents' pull to their codes, and of the codes' to their latents.
-        codebook_decay: the codes are moving averages of the latents that chose them, with this decay, and not trained
-            by gradient (`codebook` is not used then); null = by gradient.
-        continuous_steps: first steps without quantization; then the codes start from k-means on latents.
-        restart_every: every so many steps, codes used less than `restart_below` of their fair share move to latents
-            of the current batch (0 = never).
-        restart_until: share of the run after which no code moves any more.
-    """
-
-    config: dict
-    image_size: int
-    kind: Literal["janus", "patch"] = "janus"
-    l1: float = 1.0
-    l2: float = 1.0
-    commitment: float = 0.25
-    codebook: float = 1.0
-    codebook_decay: float | None = None
-    continuous_steps: int = 0
-    restart_every: int = 0
-    restart_below: float = 0.1
-    restart_until: float = 0.8
-
-
-@dataclass
 class TrainConfig:
     """A training run.
 
@@ -278,6 +247,7 @@ class TrainConfig:
     model: ModelConfig | None = None
     lora: LoraConfig | None = None
     vq_model: VQTrainingConfig | None = None
+    vae: VAETrainingConfig | None = None
     codec: CodecPaths = field(default_factory=CodecPaths)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -16,7 +16,8 @@ PATIENCE = 1000  # records in a row without a picture
 
 
 class PictureLoader:
-    """An endless iterator of {"pictures": (rows, 3, size, size) in [-1, 1]} (`protocols.Loader`).
+    """An endless iterator of {"pictures": (rows, 3, size, size) in [-1, 1], "numbers": (rows,) which of the run's
+    pictures they are} (`protocols.Loader`).
 
     The task that lags its share most gives the next picture. Every rank counts all pictures of a step and makes pixels
     of its own, so W ranks see what one of W times the rows would.
@@ -47,9 +48,11 @@ class PictureLoader:
         return self
 
     def __next__(self) -> dict[str, torch.Tensor]:
+        first = sum(self._state["given"]) + self.rank * self.rows
         pictures = [self._draw() for _ in range(self.rows * self.world_size)]
         mine = pictures[self.rank * self.rows : (self.rank + 1) * self.rows]
-        return {"pictures": torch.stack([self._processor.generation(each, self.size, self.size) for each in mine])}
+        pixels = torch.stack([self._processor.generation(each, self.size, self.size) for each in mine])
+        return {"pictures": pixels, "numbers": torch.arange(first, first + self.rows)}
 
     def _draw(self):
         """The next picture. `cursors` and `inside` say which record of a task comes next, and which picture of it."""

@@ -1,8 +1,8 @@
 """What the trainer is handed: a stage, and inside it a loader. Anything of this shape can be trained by the one loop.
 
-The two real stages are `stages.ModelStage` and `codec_stage.CodecStage`; the tests train a toy. The fact a newcomer
-gets wrong: `losses` returns sums and counts and never divides, and every rank returns every kind, whatever its batch
-holds.
+The real stages are `stages.ModelStage`, `codec_stage.CodecStage` and `vae_stage.VAEStage`; the tests train a toy. A
+stage that needs a second optimizer owns it and has accelerate save it (`adversarial`). The fact a newcomer gets wrong:
+`losses` returns sums and counts and never divides, and every rank returns every kind, whatever its batch holds.
 """
 
 from collections.abc import Iterable, Iterator

@@ -29,7 +29,7 @@ from hybridgen.training.protocols import Stage
 from hybridgen.training.speed import eagerly
 from hybridgen.training.tracking import Tracker, say
 
-FIXED = ("stage", "model", "lora", "vq_model")  # a run is not resumed with others
+FIXED = ("stage", "model", "lora", "vq_model", "vae")  # a run is not resumed with others
 MAX_SKIPPED = 10  # steps in a row whose gradient is not finite
 
 
