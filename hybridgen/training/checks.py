@@ -55,6 +55,7 @@ def check(config: "TrainConfig") -> None:
 
 def _check_numbers(config: "TrainConfig") -> None:
     at_least_one = ("steps", "accumulation", "log_every", "save_every", "keep_last", "data.rows", "data.row_length")
+    at_least_one += ("spike.window", "spike.limit")
     for key in at_least_one:
         _require(config, key, lambda value: value >= 1, "at least 1")
     for key in (
@@ -74,6 +75,12 @@ def _check_numbers(config: "TrainConfig") -> None:
     _require(
         config, "optimizer.betas", lambda value: len(value) == 2 and all(0 <= b < 1 for b in value), "two in [0, 1)"
     )
+    _require(config, "spike.factor", lambda value: value is None or value > 1, "above 1, or null")
+    if config.spike.limit > config.spike.window:
+        raise ValueError(
+            f"spike.limit {config.spike.limit} can never be reached within spike.window {config.spike.window}; make it "
+            "the smaller one"
+        )
     if config.ema is not None:
         _require(config, "ema.decay", lambda value: 0 <= value < 1, "from 0 to below 1")
     if config.schedule.warmup_steps > config.steps:

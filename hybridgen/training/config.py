@@ -180,9 +180,29 @@ class ScheduleConfig:
 
 @dataclass
 class EMAConfig:
-    """An average of the trainable weights, with decay min(decay, (1 + t) / (10 + t)). It is what is saved."""
+    """An average of the trainable weights, with decay min(decay, (1 + t) / (10 + t)). It is what is saved.
+
+    Sharded where the weights are; `on_cpu` keeps it in main memory, and copies the weights there each step.
+    """
 
     decay: float = 0.999
+    on_cpu: bool = False
+
+
+@dataclass
+class SpikeConfig:
+    """Steps that are not taken: the weights stay, the data moves on, `skipped.jsonl` names the records.
+
+    Args:
+        factor: a loss above this many times the median of the last `window` losses is one; null = only losses and
+            gradients that are not finite are.
+        window: steps; until so many were taken no loss is too high.
+        limit: the run ends when so many of the last `window` steps were skipped.
+    """
+
+    factor: float | None = None
+    window: int = 100
+    limit: int = 10
 
 
 @dataclass
@@ -261,6 +281,7 @@ class TrainConfig:
     groups: list[GroupConfig] = field(default_factory=list)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     ema: EMAConfig | None = None
+    spike: SpikeConfig = field(default_factory=SpikeConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)

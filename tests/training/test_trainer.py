@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hybridgen.training.stages import make_accelerator
+from hybridgen.training.processes import make_accelerator
 from hybridgen.training.trainer import Trainer
 from tests.training.toy import ToyLoader, ToyStage, config_of, train
 
@@ -242,12 +242,16 @@ def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path, capfd):
     assert Trainer(config, stage, make_accelerator(config)).run()
     assert all(parameter.isfinite().all() for parameter in stage.model.parameters())
     assert all(math.isfinite(record["loss"]) for record in metrics_of(tmp_path) if record["step"] != 4)
-    assert "the gradient of step 3 is not finite: the step is skipped" in capfd.readouterr().err
+    assert "the loss is not finite in step 3: the step is skipped (toy.jsonl:16, toy.jsonl:17" in capfd.readouterr().err
+    skipped = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in skipped] == [3, 4]
+    assert skipped[0]["records"] == [f"toy.jsonl:{number}" for number in range(16, 24)]
+    assert metrics_of(tmp_path)[-1]["skipped"] == 2
 
     config = config_of(tmp_path / "hopeless", steps=30)
     stage = Poisoned(ToyLoader(4))
     stage.poisoned = range(2, 99)
-    with pytest.raises(ValueError, match="not finite for 10 steps in a row, up to 12; lower optimizer.lr 0.01"):
+    with pytest.raises(ValueError, match="10 of the last 100 steps were skipped, up to step 12, where the loss"):
         Trainer(config, stage, make_accelerator(config)).run()
 
 
