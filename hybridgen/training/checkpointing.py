@@ -15,8 +15,6 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 MANIFEST = "manifest.json"
@@ -163,14 +161,6 @@ def write_text(path: Path, content: str) -> None:
     aside = path.with_name(path.name + ".tmp")
     aside.write_text(content, encoding="utf-8")
     os.replace(aside, path)
-
-
-def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
-
-
-def load_tensors(path: Path) -> dict[str, Tensor]:
-    return load_file(path)
 
 
 def read_json(path: Path) -> dict:

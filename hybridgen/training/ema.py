@@ -11,8 +11,9 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from hybridgen.training.sharding import as_shard, local
+from hybridgen.training.sharding import as_shard, local, local_part
 
 
 class WeightAverage:
@@ -61,9 +62,10 @@ class WeightAverage:
         return {name: as_shard(average, w) for name, (w, average) in zip(self._names, self._pairs(), strict=True)}
 
     def load_state_dict(self, averages: dict[str, Tensor], updates: int) -> None:
-        """Continue an average that has taken in `updates` steps."""
-        for name, average in zip(self._names, self._averages, strict=True):
-            average.copy_(local(averages[name]))
+        """Continue an average that has taken in `updates` steps; sharded as the weights are, or whole."""
+        for name, (weight, average) in zip(self._names, self._pairs(), strict=True):
+            saved = averages[name]
+            average.copy_(local(saved) if isinstance(saved, DTensor) else local_part(saved, weight))
         self.updates = updates
 
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -6,6 +6,7 @@ They wait in the next collective; what ends them is the broken connection (gloo)
 """
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import time
@@ -41,8 +42,10 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         ValueError: the config asks for what this way of sharing cannot do.
     """
     AcceleratorState._reset_state()
+    if _told_to_use("DEEPSPEED"):
+        _check_deepspeed_is_here()
     cpu = not torch.accelerator.is_available()
-    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    sharded = _told_to_use("FSDP")
     precision = choose_precision(config.precision, PartialState(cpu=cpu, timeout=PATIENCE).device)
     # weights and reductions stay fp32 and autocast does the rest, as in every other way of running
     plugin = FullyShardedDataParallelPlugin(mixed_precision_policy=MixedPrecisionPolicy()) if sharded else None
@@ -56,7 +59,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             InitProcessGroupKwargs(timeout=PATIENCE),
         ],
     )
-    if sharded and accelerator.use_distributed and accelerator.distributed_type != DistributedType.FSDP:
+    if sharded and torch.distributed.is_initialized() and accelerator.distributed_type != DistributedType.FSDP:
         PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = plugin
     check(config, accelerator)
@@ -84,6 +87,19 @@ def check(config: TrainConfig, accelerator: Accelerator) -> None:
             )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         _check_deepspeed(config, accelerator)
+
+
+def _told_to_use(engine: str) -> bool:
+    """What `accelerate launch` says in the environment."""
+    return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
+
+
+def _check_deepspeed_is_here() -> None:
+    if not (importlib.util.find_spec("deepspeed") and torch.accelerator.is_available()):
+        raise ValueError(
+            "accelerate is told to use DeepSpeed, which is not installed or finds no GPU here; install it, or use "
+            "configs/accelerate/fsdp2.yaml, which needs neither"
+        )
 
 
 def _check_deepspeed(config: TrainConfig, accelerator: Accelerator) -> None:

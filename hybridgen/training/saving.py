@@ -1,10 +1,10 @@
 """What a run keeps, and how it goes on: everything that the next step depends on, and the result at the end.
 
 How a folder gets to disk whole is `checkpointing`'s. The fact a newcomer gets wrong: a state belongs to no number of
-processes. Weights, their average, moments, the schedule, the position in the data and the log's sums are the run's;
-of a process' own there is only dropout's random stream, and a process that finds none begins a new one. Two things
-must stay: rows of a step (`data.rows` times processes), and the form of the weights, whole (one process, DDP) or
-sharded (FSDP2).
+processes. Weights, their average, moments, the schedule, the position in the data, the guard's memory and the log's
+sums are the run's, and kept, whether weights are whole (one process, DDP) or sharded (FSDP2). Dropout's random streams
+are each process' own: with another number of processes they begin anew. What must stay is the number of rows of a step,
+`data.rows` times processes times `accumulation`'s batches.
 """
 
 import json
@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING
 
 import torch
 from accelerate.utils import set_seed
+from safetensors.torch import load_file, save_file
 from torch.distributed import checkpoint as sharded_files
 
 from hybridgen.training import checkpointing as states
+from hybridgen.training.sharding import SHARDED
 
 if TYPE_CHECKING:
     from hybridgen.training.trainer import Trainer
 
 FIXED = ("stage", "model", "lora", "vq_model")  # a run is not resumed with others
-SHARDED = "pytorch_model_fsdp_0"  # accelerate's name of a model in pieces
 
 
 def save_state(trainer: "Trainer") -> None:
@@ -67,12 +68,14 @@ def restore(trainer: "Trainer") -> dict | None:
         return None
     run = states.read_json(state / "trainer.json")
     _check_same_run(trainer, run["config"], state)
-    _check_same_form(accelerator.is_fsdp2, state)
     trainer.stage.loader.load_state_dict(run["loader"])
-    accelerator.load_state(str(state))
-    if run["processes"] != accelerator.num_processes:
+    if trainer.accelerator.is_fsdp2 == (state / SHARDED).exists():
+        accelerator.load_state(str(state))
+    else:
+        trainer.weights.load(state)
+    if (before := run["processes"]) != accelerator.num_processes:
         set_seed(config.seed + run["step"], device_specific=True)
-        trainer.say(f"{state} is of {run['processes']} processes, now there are {accelerator.num_processes}: dropout")
+        trainer.say(f"{before} processes saved {state}, {accelerator.num_processes} go on: dropout is drawn anew")
     trainer.meter.tally = torch.tensor(run["tally"], dtype=torch.float64)
     if trainer.ema is not None and run["averaged"]:
         _load_average(trainer, state, run["averaged"])
@@ -87,25 +90,17 @@ def _save_average(trainer: "Trainer", folder: Path) -> None:
     if trainer.accelerator.is_fsdp2:
         sharded_files.save(trainer.ema.state_dict(), checkpoint_id=folder / "ema")
     elif trainer.accelerator.is_main_process:
-        states.save_tensors(trainer.ema.state_dict(), folder / "ema.safetensors")
+        tensors = {name: average.contiguous() for name, average in trainer.ema.state_dict().items()}
+        save_file(tensors, folder / "ema.safetensors")
 
 
 def _load_average(trainer: "Trainer", state: Path, updates: int) -> None:
     averages = trainer.ema.state_dict()
-    if trainer.accelerator.is_fsdp2:
+    if (state / "ema").exists():
         sharded_files.load(averages, checkpoint_id=state / "ema")
     else:
-        averages = states.load_tensors(state / "ema.safetensors")
+        averages = load_file(state / "ema.safetensors")
     trainer.ema.load_state_dict(averages, updates)
-
-
-def _check_same_form(sharded: bool, state: Path) -> None:
-    if sharded != (state / SHARDED).exists():
-        was, way = ("sharded", "fsdp2.yaml") if not sharded else ("whole", "single.yaml or ddp.yaml")
-        raise ValueError(
-            f"{state} holds {was} weights; go on with configs/accelerate/{way}, on any number of processes, or choose "
-            "another output_dir and start from its result (model.from_pretrained)"
-        )
 
 
 def _check_same_run(trainer: "Trainer", saved: dict, state: Path) -> None:

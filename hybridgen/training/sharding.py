@@ -8,15 +8,27 @@ needs the whole, and for that all processes ask together, or wait for ever.
 import contextlib
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from types import MethodType
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.utils import convert_outputs_to_fp32
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed import checkpoint as sharded_files
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+    set_state_dict,
+)
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+SHARDED = "pytorch_model_fsdp_0"  # accelerate's name of a model in pieces
 
 
 class Wholes:
@@ -29,21 +41,28 @@ class Wholes:
 
     def __init__(self, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer):
         self._accelerator, self._skeleton = accelerator, None
-        if accelerator.is_fsdp2:
-            if accelerator.is_main_process:
-                self._skeleton = _without_weights(model)
-            _choose_layers(accelerator, model)
-            _autocast(accelerator, model)
+        deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        self.sharded = accelerator.is_fsdp2 or (deepspeed and accelerator.state.deepspeed_plugin.zero_stage == 3)
+        if self.sharded and accelerator.is_main_process:
+            self._skeleton = _without_weights(model)
+        if self.sharded:
             for module in model.modules():
                 if hasattr(module, "every_path"):
                     module.every_path = True
+        if accelerator.is_fsdp2:
+            _choose_layers(accelerator, model)
+            _autocast(accelerator, model)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
 
     def gather(self) -> nn.Module | None:
         """The model with all its weights on the main process, None on the others; called by all."""
-        if not self._accelerator.is_fsdp2:
+        if not self.sharded:
             return self._accelerator.unwrap_model(self.model) if self._accelerator.is_main_process else None
-        weights = get_model_state_dict(self.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        if self._accelerator.is_fsdp2:
+            options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+            weights = get_model_state_dict(self.model, options=options)
+        else:
+            weights = self._accelerator.get_state_dict(self.model)
         if self._skeleton is None:
             return None
         whole = copy.deepcopy(self._skeleton)
@@ -51,6 +70,27 @@ class Wholes:
         if hasattr(whole, "tie_weights"):
             whole.tie_weights()
         return whole.to(self._accelerator.device).eval()
+
+    def load(self, state: Path) -> None:
+        """Weights and moments that accelerate saved in the other form: whole, and now they are sharded, or sharded."""
+        if (state / SHARDED).exists():
+            weights, moments = get_state_dict(self.model, self.optimizer)
+            sharded_files.load({"model": weights}, checkpoint_id=state / SHARDED)
+            sharded_files.load({"optimizer": moments}, checkpoint_id=state / "optimizer_0")
+            set_state_dict(self.model, self.optimizer, model_state_dict=weights, optim_state_dict=moments)
+            return
+        options = StateDictOptions(full_state_dict=True, strict=False)  # of tied weights only one is in the file
+        set_model_state_dict(self.model, load_file(state / "model.safetensors"), options=options)
+        saved = torch.load(state / "optimizer.bin", map_location="cpu", weights_only=True)
+        names = {id(weight): name for name, weight in self.model.named_parameters()}
+        order = [names[id(weight)] for group in self.optimizer.param_groups for weight in group["params"]]
+        moments = {
+            "state": {order[number]: moment for number, moment in saved["state"].items()},
+            "param_groups": [
+                {**group, "params": [order[number] for number in group["params"]]} for group in saved["param_groups"]
+            ],
+        }
+        set_optimizer_state_dict(self.model, self.optimizer, moments, options=options)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:

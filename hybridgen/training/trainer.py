@@ -10,11 +10,11 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.utils import gather_object, send_to_device
 from torch import Tensor
 
@@ -85,7 +85,10 @@ class Trainer:
         for group, settings in zip(self.optimizer.param_groups, self._settings, strict=True):
             group.update(settings)  # the config's, not the saved ones
         is_main, logged = self.accelerator.is_main_process, asdict(self.config)
-        self.guard = Guard(self.config.spike, self.folder / "skipped.jsonl" if is_main else None, self.step)
+        spike = self.config.spike
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            spike = replace(spike, limit=1)  # it has taken the step in the backward pass, so the first must be the last
+        self.guard = Guard(spike, self.folder / "skipped.jsonl" if is_main else None, self.step)
         if "guard" in kept:
             self.guard.load_state_dict(kept["guard"])
         arguments = (self.config.wandb, logged, self.config.steps, self.step, is_main, kept.get("wandb"))

@@ -1,0 +1,151 @@
+"""What may happen to a run: kills at any moment, files that vanish, disks that fill; nothing is lost but unsaved steps."""
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hybridgen.training import checkpointing as states
+from hybridgen.training import load_config
+from hybridgen.training import train as train_config
+from tests.training.test_trainer import metrics_of
+from tests.training.toy import ToyLoader, ToyStage, config_of, make_accelerator, train
+from tests.training.world import World, train_toy
+
+KILLS = 20
+BUSY = {
+    "steps": 300,
+    "save_every": 1,
+    "log_every": 5,
+    "validation": {"every": 7},
+    "sampling": {"every": 50},
+    "keep_last": 2,
+}
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_is_uninterrupted(tmp_path):
+    """SIGKILL at random moments: while importing nothing, restoring, stepping, saving, renaming, removing. Every life
+    saves each step. The last weights, their average, moments and metrics are those of a run left alone."""
+    train(config_of(tmp_path / "calm", **BUSY))
+    folder, moments, kills, reached = tmp_path / "killed", random.Random(0), 0, []
+    while kills < KILLS:
+        world = World(tmp_path / "logs", train_toy, folder=folder, changes=BUSY, pause=0.004)
+        if kills % 4 != 3:  # most lives do something; each fourth is killed at any moment, the start included
+            world.wait_for(folder / f"state/step_{max(reached, default=0) + 1:06d}")
+        time.sleep(moments.uniform(0, 0.25))
+        assert world.processes[0].exitcode is None, world.said()
+        world.kill()
+        world.processes[0].join()
+        kills += 1
+        found = [state for state in states.saved_steps(folder / "state") if states.damage(state) is None]
+        reached.append(max((int(state.name[5:]) for state in found), default=0))
+    assert reached == sorted(reached)  # nothing that was saved is ever lost
+    assert 15 < reached[-1] < BUSY["steps"]
+    train(config_of(folder, **BUSY))
+    for name in (
+        "checkpoint/toy.safetensors",
+        "state/step_000300/model.safetensors",
+        "state/step_000300/ema.safetensors",
+    ):
+        ours, theirs = load_file(folder / name), load_file(tmp_path / "calm" / name)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+    clocks = ("seconds", "tokens_per_second", "data_wait")
+    ours, theirs = (
+        [{k: v for k, v in line.items() if k not in clocks} for line in metrics_of(run)]
+        for run in (folder, tmp_path / "calm")
+    )
+    assert ours == theirs
+    assert sorted(path.name for path in (folder / "state").iterdir()) == ["step_000299", "step_000300"]
+
+
+def test_sigterm_while_validating_is_not_waited_for(tmp_path):
+    """A validation of ten minutes ends after the batch that is running."""
+    world = World(tmp_path / "logs", validate_for_ever, folder=tmp_path / "run")
+    world.wait_for(tmp_path / "run/validating")
+    started = time.monotonic()
+    world.kill(how=signal.SIGTERM)
+    assert world.wait(60) == [0], world.said()
+    assert time.monotonic() - started < 15
+    assert (tmp_path / "run/state/step_000002/manifest.json").exists()
+
+
+def validate_for_ever(folder: Path) -> None:
+    class Slow(ToyStage):
+        def validation_batches(self):
+            for number in range(6000):
+                (folder / "validating").touch()
+                time.sleep(0.1)
+                yield self.loader.batch(number)
+
+    config = config_of(folder, validation={"every": 2})
+    from hybridgen.training.trainer import Trainer
+
+    assert not Trainer(config, Slow(ToyLoader(4)), make_accelerator(config)).run()
+
+
+def test_an_older_state_that_was_chosen_is_not_overtaken(tmp_path):
+    """Going back to a state gives up those after it, damaged or not: with keep_last=1 they would be all that is kept."""
+    train(config_of(tmp_path, save_every=4, keep_last=3))
+    os.truncate(tmp_path / "state/step_000012/optimizer.bin", 10)
+    train(config_of(tmp_path, save_every=5, keep_last=1, steps=10, resume=str(tmp_path / "state/step_000008")))
+    left = [path.name for path in (tmp_path / "state").iterdir()]
+    assert left == ["step_000010"]
+    assert states.damage(tmp_path / "state/step_000010") is None
+
+
+# ------------------------------------------------------------------------------------------------------------ data
+
+
+def test_a_shard_that_vanishes_is_named(tmp_path):
+    class Vanishing(ToyLoader):
+        def __next__(self):
+            if self.number == 6:
+                (tmp_path / "shards" / "00003.tar").read_bytes()
+            return super().__next__()
+
+    from hybridgen.training.trainer import Trainer
+
+    config = config_of(tmp_path / "run", save_every=2)
+    with pytest.raises(OSError, match=r"^the data of step 4 cannot be read \(.*00003.tar: No such file.*\); bring the"):
+        Trainer(config, ToyStage(Vanishing(4)), make_accelerator(config)).run()
+    assert states.damage(tmp_path / "run/state/step_000002") is None
+    train(config_of(tmp_path / "run"))
+    assert metrics_of(tmp_path / "run")[-1]["step"] == 12
+
+
+def test_a_jsonl_file_that_vanishes_is_named(tmp_path, monkeypatch):
+    """The real stage and loader, with batches made ahead in a thread."""
+    data = tmp_path / "captions.jsonl"
+    message = [{"role": "user", "content": "say a"}, {"role": "assistant", "content": "a b c"}]
+    data.write_text((json.dumps({"messages": message}) + "\n") * 40)
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        f"""
+        output_dir: {tmp_path / "run"}
+        steps: 1000
+        data: {{sources: [{{source: {data}}}], rows: 1, row_length: 64}}
+        model: {{text_config: {{model_type: qwen3, hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1,
+                num_attention_heads: 2, num_key_value_heads: 1, head_dim: 8}}, tokenizer: {{vocab_size: 300}}}}
+        log_every: 1
+        save_every: 2
+        """
+    )
+    world = World(tmp_path / "logs", train_file, config=config)
+    world.wait_for(tmp_path / "run/state/step_000002")
+    data.rename(tmp_path / "elsewhere.jsonl")
+    assert world.wait(100) == [2], world.said()
+    said = world.said()
+    assert f"cannot be read ({data}: No such file or directory); bring the file back and start the same command" in said
+    assert "Traceback" not in said
+
+
+def train_file(config: Path) -> None:
+    train_config(load_config(config))
