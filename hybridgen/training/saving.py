@@ -32,10 +32,12 @@ def save_state(trainer: "Trainer") -> None:
     with states.written_aside(states.step_folder(folder, trainer.step), accelerator) as aside:
         accelerator.save_state(str(aside))  # weights, optimizer, random streams
         _save_average(trainer, aside)
+        mine = {"loader": trainer.stage.loader.state_dict()}
+        states.write_json(aside / f"rank_{accelerator.process_index}.json", mine)
         if accelerator.is_main_process:
             run = {"step": trainer.step, "elapsed": trainer.elapsed, "processes": accelerator.num_processes}
-            run |= {"loader": trainer.stage.loader.state_dict(), "tally": trainer.meter.tally.tolist()}
-            run |= {"guard": trainer.guard.state_dict(), "averaged": trainer.ema.updates if trainer.ema else 0}
+            run |= {"tally": trainer.meter.tally.tolist(), "guard": trainer.guard.state_dict()}
+            run |= {"averaged": 0 if trainer.ema is None else trainer.ema.updates}
             run |= {"wandb": trainer.tracker.run_id, "config": asdict(trainer.config)}
             states.write_json(aside / "trainer.json", run)
     if accelerator.is_main_process:
@@ -68,15 +70,17 @@ def restore(trainer: "Trainer") -> dict | None:
         return None
     run = states.read_json(state / "trainer.json")
     _check_same_run(trainer, run["config"], state)
-    trainer.stage.loader.load_state_dict(run["loader"])
-    if trainer.accelerator.is_fsdp2 == (state / SHARDED).exists():
+    before, now = run.get("processes", accelerator.num_processes), accelerator.num_processes
+    mine = accelerator.process_index if before == now else 0
+    trainer.stage.loader.load_state_dict(states.read_json(state / f"rank_{mine}.json")["loader"])
+    if accelerator.is_fsdp2 == (state / SHARDED).exists():
         accelerator.load_state(str(state))
     else:
         trainer.weights.load(state)
-    if (before := run["processes"]) != accelerator.num_processes:
+    if before != now:
         set_seed(config.seed + run["step"], device_specific=True)
-        trainer.say(f"{before} processes saved {state}, {accelerator.num_processes} go on: dropout is drawn anew")
-    trainer.meter.tally = torch.tensor(run["tally"], dtype=torch.float64)
+        trainer.say(f"{before} processes saved {state}, {now} go on: dropout is drawn anew")
+    trainer.meter.tally = torch.tensor(run.get("tally", trainer.meter.tally.tolist()), dtype=torch.float64)
     if trainer.ema is not None and run["averaged"]:
         _load_average(trainer, state, run["averaged"])
     trainer.step, trainer.elapsed = run["step"], run["elapsed"]

@@ -31,7 +31,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 SHARDED = "pytorch_model_fsdp_0"  # accelerate's name of a model in pieces
 
 
-class Wholes:
+class SharedModel:
     """The model as accelerate shares it, and the way back to one that a single process can use.
 
     Args:

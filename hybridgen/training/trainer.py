@@ -27,7 +27,7 @@ from hybridgen.training.processes import peers_lost
 from hybridgen.training.protocols import Stage
 from hybridgen.training.reporting import Meter
 from hybridgen.training.saving import restore, save_result, save_state
-from hybridgen.training.sharding import Wholes, full
+from hybridgen.training.sharding import SharedModel, full
 from hybridgen.training.speed import eagerly
 from hybridgen.training.stopping import StopSignal
 from hybridgen.training.tracking import Tracker, say
@@ -46,7 +46,7 @@ class Trainer:
         freeze(stage.model, config.groups)
         optimizer = build_optimizer(stage.model, config.optimizer, config.groups)
         self._settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-        self.weights = Wholes(accelerator, stage.model, optimizer)
+        self.weights = SharedModel(accelerator, stage.model, optimizer)
         self.model, self.optimizer = self.weights.model, self.weights.optimizer
         self.trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.ema = None
@@ -65,14 +65,13 @@ class Trainer:
             ValueError: too many steps could not be taken.
             OSError: a disk is full, a file of the data is gone, or another process is.
         """
-        with peers_lost(self.accelerator, self.folder):
+        with peers_lost(self.accelerator, self.folder), self._stop.listening():
             self._restore()
             self.model.train()
             try:
-                with self._stop.listening():
-                    self._loop()
+                self._loop()
                 if self.progress < 1:
-                    self.say(f"stopped by SIGTERM after step {self.step} and saved it; start again to go on")
+                    self.say(f"stopped by SIGTERM after step {self.step}; the same command goes on from there")
                     return False
                 save_result(self)
                 return True
@@ -176,7 +175,8 @@ class Trainer:
         return agreed[:-4], agreed[-4:-2]
 
     def _forward_backward(self, window: list[dict], counts: Tensor) -> Tensor:
-        """Gradients of all batches, synchronised once, with the last of them. Returns the sum of each loss (kinds,)."""
+        """Gradients of all batches, synchronised once, with the last of them. Returns the sum of each loss (kinds,) on
+        this rank."""
         sums = torch.zeros(len(self.stage.kinds), dtype=torch.float64, device=self.device)
         divisors = dict(zip(self.stage.kinds, counts.float().to(self.device), strict=True))
         # accelerate divides by the accumulation and data parallelism by the ranks, but these losses are divided already
@@ -186,7 +186,7 @@ class Trainer:
                 losses = self.stage.losses(self.model, send_to_device(batch, self.device))
                 self.accelerator.backward(total(losses, divisors, self.stage.weights) * undo)
             sums += torch.stack([losses[kind][0].detach().double() for kind in self.stage.kinds])
-        return self._sum(sums)
+        return sums
 
     def _update(self, sums: Tensor, counts: Tensor, window: list[dict]) -> float:
         """Clip and step; returns the gradient's norm. A step that something speaks against changes nothing.
@@ -194,7 +194,8 @@ class Trainer:
         Raises:
             ValueError: there were too many of those.
         """
-        norm = float(full(self.accelerator.clip_grad_norm_(self.trainable, self.config.clip or math.inf)))
+        norm = self.accelerator.clip_grad_norm_(self.trainable, self.config.clip or math.inf)
+        sums, norm = self._sum(sums), float(full(norm))
         objection = self.guard.objection(self.meter.loss(sums, counts), norm)
         if objection is None:
             self.optimizer.step()
