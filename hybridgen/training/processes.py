@@ -47,8 +47,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     cpu = not torch.accelerator.is_available()
     sharded = _told_to_use("FSDP")
     precision = choose_precision(config.precision, PartialState(cpu=cpu, timeout=PATIENCE).device)
-    # weights and reductions stay fp32 and autocast does the rest, as in every other way of running
-    plugin = FullyShardedDataParallelPlugin(mixed_precision_policy=MixedPrecisionPolicy()) if sharded else None
+    plugin = _sharding() if sharded else None
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision="bf16" if precision == "bf16" else "no",
@@ -72,10 +71,7 @@ def check(config: TrainConfig, accelerator: Accelerator) -> None:
         ValueError: what cannot work, and the way out.
     """
     if accelerator.distributed_type == DistributedType.FSDP:
-        plugin = accelerator.state.fsdp_plugin
-        if plugin.fsdp_version != 2:
-            raise ValueError("fsdp_version is 1; use 2, as in configs/accelerate/fsdp2.yaml")
-        if plugin.activation_checkpointing:
+        if accelerator.state.fsdp_plugin.activation_checkpointing:
             raise ValueError(
                 "fsdp_activation_checkpointing is true; set it to false, and gradient_checkpointing=true in the "
                 "training config, which does the same under every launcher"
@@ -92,6 +88,13 @@ def check(config: TrainConfig, accelerator: Accelerator) -> None:
 def _told_to_use(engine: str) -> bool:
     """What `accelerate launch` says in the environment."""
     return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
+
+
+def _sharding() -> FullyShardedDataParallelPlugin:
+    """Weights and what is reduced stay fp32, and autocast does the rest, as in every other way of running."""
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise ValueError("accelerate is told to use FSDP 1; set fsdp_version: 2, as in configs/accelerate/fsdp2.yaml")
+    return FullyShardedDataParallelPlugin(mixed_precision_policy=MixedPrecisionPolicy())
 
 
 def _check_deepspeed_is_here() -> None:

@@ -110,7 +110,9 @@ class Tracker:
         """Save a picture of samples, and show it where pictures are shown."""
         if self.is_main:
             path.parent.mkdir(parents=True, exist_ok=True)
-            image.save(path)
+            aside = path.with_suffix(".tmp")
+            image.save(aside, format="PNG")
+            os.replace(aside, path)
             if self._run:
                 import wandb  # slow, and only here when it is used already
 
