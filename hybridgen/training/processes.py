@@ -17,11 +17,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    FullyShardedDataParallelPlugin,
-    InitProcessGroupKwargs,
-)
+from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from hybridgen.training.config import TrainConfig
@@ -53,10 +49,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         mixed_precision="bf16" if precision == "bf16" else "no",
         gradient_accumulation_steps=config.accumulation,
         fsdp_plugin=plugin,
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False),  # stages reduce theirs themselves
-            InitProcessGroupKwargs(timeout=PATIENCE),
-        ],
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # stages reduce theirs themselves
     )
     if sharded and torch.distributed.is_initialized() and accelerator.distributed_type != DistributedType.FSDP:
         PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP

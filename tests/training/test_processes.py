@@ -60,7 +60,8 @@ def alone(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_two_processes_are_one(tmp_path, alone, form):
-    """With Muon, clipping, accumulation, an average, validation and samples. Largest difference of a weight: 2e-7."""
+    """With Muon, clipping, accumulation, an average, validation and samples. Largest difference of a weight seen:
+    5e-10, of a loss 2e-7."""
     World(tmp_path / "logs", train_toy, 2, form, folder=tmp_path / "two", changes=SHARED, dropout=0.0).finish()
     assert_alike(tmp_path / "two", alone, atol=1e-5)
     assert (tmp_path / "two" / "samples" / "step_000006.png").exists()
@@ -99,7 +100,7 @@ def test_accelerate_starts_two(tmp_path, alone):
 
 
 def test_states_are_read_by_any_number_in_any_form(tmp_path, alone):
-    """1 -> 2 -> 1 -> 2 -> 1 processes, and whole -> sharded -> whole -> DDP -> sharded. Largest difference: 1e-7."""
+    """1 -> 2 -> 1 -> 2 -> 1 processes, and whole -> sharded -> whole -> DDP -> sharded."""
     folder, said = tmp_path / "run", ""
     lives = [(1, 1, "single"), (3, 2, "fsdp2"), (5, 1, "single"), (7, 2, "ddp"), (8, 1, "fsdp2")]
     for number, (steps, processes, form) in enumerate(lives):
@@ -163,9 +164,9 @@ def count_reductions(folder: Path) -> None:
 class TwoBatches:
     """Rank 0 gets text alone, rank 1 pictures alone; a single process gets both, one after the other."""
 
-    def __init__(self, rank: int | None):
+    def __init__(self, rank: int | None, tied: bool):
         pictures = [task(drawings(9), write="diffusion"), task(questions(9), name="ask")]
-        self.stages = [model_stage([task(numbered(9), name="text")]), model_stage(pictures)]
+        self.stages = [model_stage([task(numbered(9), name="text")], tied), model_stage(pictures, tied)]
         self.loaders, self.rank, self.turn = [stage.loader for stage in self.stages], rank, 0
 
     def __iter__(self):
@@ -188,36 +189,37 @@ class TwoBatches:
         pass
 
 
-def model_stage(tasks) -> ModelStage:
+def model_stage(tasks, tied: bool) -> ModelStage:
     from hybridgen.data.loading import RowLoader
     from hybridgen.data.mixture import Mixture
 
     config = strict.build(TrainConfig, {"output_dir": "none", "steps": 1, "data": {"sources": []}})
-    pipeline = tiny_pipeline()
+    pipeline = tiny_pipeline(tie_word_embeddings=tied)
     return ModelStage(config, pipeline, RowLoader(Mixture(tasks), pipeline.processor, 2, 80, prefetch=0))
 
 
-def train_hybrid(folder: Path, of: int, gradient_checkpointing: bool = False) -> None:
+def train_hybrid(folder: Path, of: int, tied: bool, gradient_checkpointing: bool = False) -> None:
     content = {"output_dir": str(folder), "steps": 3, "data": {"sources": []}, "ema": {"decay": 0.5}, "log_every": 1}
     content |= {"accumulation": 2 // of, "precision": "fp32", "validation": {"every": 2}, "save_every": 99}
     content |= {"optimizer": {"name": "muon", "lr": 1e-3}}
     config = strict.build(TrainConfig, content)
     accelerator = make_accelerator(config)
-    batches = TwoBatches(accelerator.process_index if of == 2 else None)
+    batches = TwoBatches(accelerator.process_index if of == 2 else None, tied)
     stage = batches.stages[0]
     if gradient_checkpointing:
         stage.model.gradient_checkpointing_enable({"use_reentrant": False})
-    stage.loader, held_out = batches, TwoBatches(batches.rank)
+    stage.loader, held_out = batches, TwoBatches(batches.rank, tied)
     stage.validation_batches = lambda: [next(held_out) for _ in range(config.accumulation)]
     assert Trainer(config, stage, accelerator).run()
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_one_with_text_and_one_with_pictures(tmp_path, form):
+@pytest.mark.parametrize(("form", "tied"), [("ddp", False), ("fsdp2", False), ("fsdp2", True)])
+def test_one_with_text_and_one_with_pictures(tmp_path, form, tied):
     """No process waits for the other, in training or validation, and the weights are those of one process that saw
     both. Worst difference of a weight after 3 steps of Muon: 4e-6; of a loss: 3e-7. Activations are recomputed."""
-    World(tmp_path / "1", train_hybrid, folder=tmp_path / "one", of=1).finish()
-    World(tmp_path / "2", train_hybrid, 2, form, folder=tmp_path / "two", of=2, gradient_checkpointing=True).finish()
+    World(tmp_path / "1", train_hybrid, folder=tmp_path / "one", of=1, tied=tied).finish()
+    arguments = {"folder": tmp_path / "two", "of": 2, "tied": tied, "gradient_checkpointing": True}
+    World(tmp_path / "2", train_hybrid, 2, form, **arguments).finish()
     ours, theirs = (load_file(tmp_path / run / "checkpoint/model/model.safetensors") for run in ("two", "one"))
     assert ours.keys() == theirs.keys()
     for name in ours:
@@ -238,8 +240,8 @@ def test_one_that_dies_ends_the_others(tmp_path, dies, form):
     world.wait_for(tmp_path / "run/state/step_000004")
     world.kill(dies)
     started = time.monotonic()
-    codes = world.wait(60)
-    assert time.monotonic() - started < 30
+    codes = world.wait()
+    assert time.monotonic() - started < 150
     assert codes[dies] == -signal.SIGKILL
     assert codes[1 - dies] == 2, world.said()
     said = world.said(1 - dies)
@@ -255,8 +257,8 @@ def test_sigterm_to_one_stops_both(tmp_path, alone):
     world.wait_for(tmp_path / "run/metrics.jsonl")
     started = time.monotonic()
     world.kill(1, signal.SIGTERM)
-    assert world.wait(60) == [0, 0], world.said()
-    assert time.monotonic() - started < 20
+    assert world.wait() == [0, 0], world.said()
+    assert time.monotonic() - started < 150
     assert "stopped by SIGTERM after step" in world.said(0)
     World(tmp_path / "logs", train_toy, 2, "fsdp2", changes=SHARED, **arguments).finish()
     assert_alike(tmp_path / "run", alone, atol=1e-5)

@@ -158,7 +158,7 @@ def test_sigterm_saves_and_ends_well(tmp_path, uninterrupted):
     started = time.monotonic()
     world.kill(how=signal.SIGTERM)
     assert "stopped by SIGTERM after step" in world.finish()
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 150
     assert not (folder / "checkpoint").exists()
     train(config_of(folder))
     assert_same(weights_of(folder), weights_of(uninterrupted))
