@@ -30,9 +30,9 @@ def test_a_spike_is_measured_by_the_median_of_the_window():
         assert judge.objection(loss, 1.0) is None
     assert judge.objection(100.0, 1.0) is None  # four are known, not five
     assert judge.losses == [9.0, 1.0, 2.0, 1.0, 100.0]
-    assert judge.objection(6.0, 1.0) is None  # at the bound: median 2
-    assert judge.objection(9.1, 1.0) is None  # 1, 2, 1, 100, 6: median 2... and 6 was taken
-    assert judge.losses[-1] == 9.1
+    assert judge.objection(6.0, 1.0) is None  # not above 3 times the median, 2
+    assert judge.objection(6.1, 1.0) == "the loss 6.1 is more than 3 times the usual 2"
+    assert judge.losses == [1.0, 2.0, 1.0, 100.0, 6.0]
 
 
 def test_a_spike_leaves_the_usual_alone():
