@@ -76,7 +76,8 @@ class Trainer:
                 save_result(self)
                 return True
             finally:
-                self.stage.loader.close()
+                with contextlib.suppress(OSError, ValueError):  # it rewinds, which needs files that may be gone
+                    self.stage.loader.close()
                 self.tracker.close()
 
     def _restore(self) -> None:
