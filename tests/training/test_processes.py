@@ -75,14 +75,14 @@ def test_two_processes_are_one(tmp_path, alone, form):
 
 def test_bf16_is_autocast_where_weights_are_sharded(tmp_path):
     """And so the same as in one process: accelerate alone would keep sharded weights, and the outputs, in bf16. Largest
-    difference of a loss: 1e-4; from fp32: 1e-2."""
+    difference of a loss seen: 2e-7; from fp32: 5e-3."""
     quick = {"optimizer": {"name": "adamw"}, "ema": None, "steps": 3}
     for precision in ("bf16", "fp32"):
         train(config_of(tmp_path / precision, **{**ALONE, **quick, "precision": precision}), dropout=0.0)
     changes = {**SHARED, **quick, "precision": "bf16"}
     World(tmp_path / "logs", train_toy, 2, "fsdp2", folder=tmp_path / "two", changes=changes, dropout=0.0).finish()
     losses = {run: [line["loss"] for line in metrics_of(tmp_path / run)] for run in ("two", "bf16", "fp32")}
-    assert losses["two"] == pytest.approx(losses["bf16"], abs=1e-3)
+    assert losses["two"] == pytest.approx(losses["bf16"], abs=1e-5)
     assert losses["two"] != pytest.approx(losses["fp32"], abs=1e-3)
 
 
@@ -100,7 +100,8 @@ def test_accelerate_starts_two(tmp_path, alone):
 
 
 def test_states_are_read_by_any_number_in_any_form(tmp_path, alone):
-    """1 -> 2 -> 1 -> 2 -> 1 processes, and whole -> sharded -> whole -> DDP -> sharded."""
+    """1 -> 2 -> 1 -> 2 -> 1 processes, and whole -> sharded -> whole -> DDP -> sharded. Largest difference of a weight
+    seen: 5e-10."""
     folder, said = tmp_path / "run", ""
     lives = [(1, 1, "single"), (3, 2, "fsdp2"), (5, 1, "single"), (7, 2, "ddp"), (8, 1, "fsdp2")]
     for number, (steps, processes, form) in enumerate(lives):
@@ -216,14 +217,15 @@ def train_hybrid(folder: Path, of: int, tied: bool, gradient_checkpointing: bool
 @pytest.mark.parametrize(("form", "tied"), [("ddp", False), ("fsdp2", False), ("fsdp2", True)])
 def test_one_with_text_and_one_with_pictures(tmp_path, form, tied):
     """No process waits for the other, in training or validation, and the weights are those of one process that saw
-    both. Worst difference of a weight after 3 steps of Muon: 4e-6; of a loss: 3e-7. Activations are recomputed."""
+    both. Worst difference of a weight seen after 3 steps of Muon: DDP 0, FSDP2 3e-6; of a loss: 2e-7. Activations are
+    recomputed in the two."""
     World(tmp_path / "1", train_hybrid, folder=tmp_path / "one", of=1, tied=tied).finish()
     arguments = {"folder": tmp_path / "two", "of": 2, "tied": tied, "gradient_checkpointing": True}
     World(tmp_path / "2", train_hybrid, 2, form, **arguments).finish()
     ours, theirs = (load_file(tmp_path / run / "checkpoint/model/model.safetensors") for run in ("two", "one"))
     assert ours.keys() == theirs.keys()
     for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-4, msg=lambda text: f"{name}: {text}")  # noqa: B023
+        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-5, msg=lambda text: f"{name}: {text}")  # noqa: B023
     for mine, other in zip(metrics_of(tmp_path / "two"), metrics_of(tmp_path / "one"), strict=True):
         assert mine["loss"] == pytest.approx(other["loss"], abs=1e-5)
         assert {"loss/text", "loss/diffusion"} <= mine.keys()
