@@ -14,6 +14,7 @@ from hybridgen.data.sources import SourceConfig
 from hybridgen.objectives import ObjectiveConfig
 from hybridgen.training import strict
 from hybridgen.training.checks import check
+from hybridgen.training.guard import SpikeConfig
 
 
 @dataclass
@@ -187,22 +188,6 @@ class EMAConfig:
 
     decay: float = 0.999
     on_cpu: bool = False
-
-
-@dataclass
-class SpikeConfig:
-    """Steps that are not taken: the weights stay, the data moves on, `skipped.jsonl` names the records.
-
-    Args:
-        factor: a loss above this many times the median of the last `window` losses is one; null = only losses and
-            gradients that are not finite are.
-        window: steps; until so many were taken no loss is too high.
-        limit: the run ends when so many of the last `window` steps were skipped.
-    """
-
-    factor: float | None = None
-    window: int = 100
-    limit: int = 10
 
 
 @dataclass

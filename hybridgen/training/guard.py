@@ -8,15 +8,28 @@ before the run is started once more.
 import math
 import statistics
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hybridgen.training.tracking import Metrics
 
-if TYPE_CHECKING:
-    from hybridgen.training.config import SpikeConfig
-
 NAMED = 8  # records in a sentence
+
+
+@dataclass
+class SpikeConfig:
+    """Steps that are not taken: the weights stay, the data moves on, `skipped.jsonl` names the records.
+
+    Args:
+        factor: a loss above this many times the median of the last `window` losses is one; null = only losses and
+            gradients that are not finite are.
+        window: steps; until so many were taken no loss is too high.
+        limit: the run ends when so many of the last `window` steps were skipped.
+    """
+
+    factor: float | None = None
+    window: int = 100
+    limit: int = 10
 
 
 class Guard:
@@ -27,7 +40,7 @@ class Guard:
         step: that was restored.
     """
 
-    def __init__(self, config: "SpikeConfig", file: Path | None, step: int):
+    def __init__(self, config: SpikeConfig, file: Path | None, step: int):
         self.config, self._file = config, None if file is None else Metrics(file, step)
         self.losses: list[float] = []  # of the last `window` steps that were taken
         self.skipped: list[dict] = []  # the last steps that were not: step, reason, records
