@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import (
+    CMStochasticIterativeScheduler,
     DDIMInverseScheduler,
     DDIMScheduler,
     DDPMScheduler,
@@ -19,6 +20,7 @@ from diffusers import (
     PNDMScheduler,
     RePaintScheduler,
     SASolverScheduler,
+    ScoreSdeVeScheduler,
     UniPCMultistepScheduler,
 )
 
@@ -261,6 +263,10 @@ def test_the_scheduler_handed_over_stays_as_it_was():
         (DDIMScheduler(), COSINE_CONFIG, "DDIMScheduler has other betas than training had"),
         (DDIMScheduler(**COSINE, num_train_timesteps=500), COSINE_CONFIG, "counts 500 timesteps, but .* on 1000"),
         (FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), FLOW_CONFIG, "has use_dynamic_shifting, which"),
+        (DDIMScheduler(prediction_type="flow_prediction"), FLOW_CONFIG, "DDIMScheduler samples a DDPM process"),
+        (DPMSolverMultistepScheduler(prediction_type="flow_prediction"), FLOW_CONFIG, "samples a DDPM process"),
+        (ScoreSdeVeScheduler(num_train_timesteps=1000), FLOW_CONFIG, "ScoreSdeVeScheduler takes no steps"),
+        (CMStochasticIterativeScheduler(num_train_timesteps=1000), FLOW_CONFIG, "CMStochasticIterativeScheduler"),
         (EDMEulerScheduler(), COSINE_CONFIG, "EDMEulerScheduler has no table of alphas"),
         (
             UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="v_prediction"), FLOW_CONFIG,
