@@ -324,6 +324,7 @@ def _add_drawing(group) -> None:
     group.add_argument(
         "--precision", choices=("model", "bf16", "int8"), help="of the inner loop's weights (default: model, as saved)"
     )
+    group.add_argument("--window", type=_whole(1), help="vq path: codes read at once, guessing ahead (default: 1)")
 
 
 def _add_guidance(group) -> None:

@@ -150,6 +150,7 @@ def _sample(options: argparse.Namespace) -> Iterator[str]:
         top_k=options.top_k,
         top_p=options.top_p,
         precision=options.precision,
+        window=options.window,
     )
     if options.image is not None:
         condition["read"] = options.read or pipeline.model.config.paths[0]
@@ -233,7 +234,7 @@ def _evaluate(options: argparse.Namespace) -> Iterator[str]:
 def _draw_settings(options: argparse.Namespace, pipeline: HybridGenPipeline, path: str) -> DrawSettings:
     given = {"num_inference_steps": options.steps, "guidance_scale": options.guidance}
     given |= {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
-    given["precision"] = options.precision
+    given |= {"precision": options.precision, "window": options.window}
     known = pipeline.sampling_settings(path, **given)
     named = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
     names = {name: named.get(name, name) for name in DrawSettings().of_path(path)}
@@ -298,7 +299,7 @@ def open_picture(file: Path) -> Image.Image:
 def in_png(made: dict) -> dict:
     """What a PNG says of itself: its manifest, and the most of it in plain words."""
     settings, named = made["settings"], {"num_inference_steps": "steps", "guidance_scale": "guidance"}
-    shown = DrawSettings().of_path(made["path"])
+    shown = DrawSettings().of_path(made["path"]).keys() - {"precision", "window"}  # how fast, not what
     plain = {named.get(name, name): value for name, value in settings.items() if named.get(name, name) in shown}
     return {
         "prompt": made["prompt"],

@@ -26,7 +26,7 @@ from hybridgen.pipeline_plan import Planning, batches
 from hybridgen.pipeline_saving import Saving
 from hybridgen.pipeline_settings import check_defaults, code_sampling, each, guidance_of, settings_of
 from hybridgen.processing_hybridgen import Document, HybridGenProcessor, left_pad
-from hybridgen.sampling.codes import CodeSampling, write_codes
+from hybridgen.sampling.codes import CodeSampling, check_window, write_codes
 from hybridgen.sampling.decoder import Decoder
 from hybridgen.sampling.denoise import OnStep, draw_latents, prepare
 from hybridgen.sampling.guidance import Guidance, Scale
@@ -129,6 +129,7 @@ class HybridGenPipeline(Checks, Planning, Saving, DiffusionPipeline):
         image_guidance_scale: float | list[float] | None = None,
         read: str | None = None,
         precision: str | None = None,
+        window: int | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Draw.
 
@@ -167,6 +168,8 @@ class HybridGenPipeline(Checks, Planning, Saving, DiffusionPipeline):
             read: path by which `image` is read; None = the first that the model has.
             precision: of the weights in the inner loop: `model` (as loaded), `bf16`, or `int8` (CPU): two to five times
                 as fast, and no longer the same picture to the bit.
+            window: codes read at once, all but one of them guessed (vq): the same codes, sooner where many guesses are
+                right.
 
         Raises:
             ValueError: in one sentence, what is wrong.
@@ -182,9 +185,10 @@ class HybridGenPipeline(Checks, Planning, Saving, DiffusionPipeline):
         settings = self.sampling_settings(
             path, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, shift=shift,
             guidance_rescale=guidance_rescale, image_guidance_scale=image_guidance_scale, temperature=temperature,
-            top_k=top_k, top_p=top_p, precision=precision,
+            top_k=top_k, top_p=top_p, precision=precision, window=window,
         )  # fmt: skip
-        decoder = self.decoder(settings["precision"])
+        decoder, window = self.decoder(settings["precision"]), settings.get("window", 1)
+        check_window(window, guidance)
         guidance = replace(guidance, guidance_rescale=settings["guidance_rescale"])
         sampling = code_sampling({"temperature": temperature, "top_k": top_k, "top_p": top_p}, settings)
         steps, shift = settings.get("num_inference_steps", 1), settings.get("shift")
@@ -282,6 +286,7 @@ class HybridGenPipeline(Checks, Planning, Saving, DiffusionPipeline):
         noise: Tensor | None = None,
         shift: float | None = None,
         decoder: Decoder | None = None,
+        window: int = 1,
     ) -> Tensor:
         """The pictures that come next in a prefix: latents (I, C, h, w), or codes (I, h, w).
 
@@ -291,10 +296,11 @@ class HybridGenPipeline(Checks, Planning, Saving, DiffusionPipeline):
             generators: one an image; their number is I.
             noise: to start from (diffusion); None = drawn from the generators.
             decoder: the model's, in another precision (`decoder`); None = in its own.
+            window: see `write_codes` (vq).
         """
         if path == "vq":
             grid = tuple(side // self.processor.vq_token_size for side in size)
-            settings = (generators, sampling, guidance, on_step, None, decoder)
+            settings = (generators, sampling, guidance, on_step, None, decoder, window)
             codes = write_codes(self.model, prefix, grid[0] * grid[1], *settings)
             return codes.view(-1, *grid)
         size = self.latent_size(size)

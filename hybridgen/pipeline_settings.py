@@ -18,6 +18,7 @@ DEFAULTS = {
     "top_k": 0,
     "top_p": 1.0,
     "precision": "model",
+    "window": 1,
 }
 OF_PATH = {  # those that matter to a path
     "diffusion": (
@@ -25,6 +26,7 @@ OF_PATH = {  # those that matter to a path
     ),
     "vq": (
         "guidance_scale", "guidance_rescale", "image_guidance_scale", "temperature", "top_k", "top_p", "precision",
+        "window",
     ),
 }  # fmt: skip
 

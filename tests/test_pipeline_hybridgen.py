@@ -674,3 +674,10 @@ def test_copied_weights_are_kept_until_they_change():
 def test_a_precision_that_is_none_is_refused_before_anything_is_read(pipe):
     with pytest.raises(ValueError, match="precision is 'fp8'; choose one of model, bf16, int8"):
         pipe(PROMPTS[0], precision="fp8")
+
+
+def test_a_window_of_codes_changes_no_picture(pipe):
+    one, several = (pipe(PROMPTS, path="vq", seed=0, window=window, output_type="latent").images for window in (1, 4))
+    assert torch.equal(one, several)
+    with pytest.raises(ValueError, match="window is 0"):
+        pipe(PROMPTS, path="vq", window=0)

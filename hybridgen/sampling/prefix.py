@@ -91,6 +91,11 @@ class PrefixCache(Cache):
         for layer in self.layers:
             layer.reserve(layer.length + room)
 
+    def advance(self, count: int) -> None:
+        """Keep the first `count` of the tokens that were read last while peeking."""
+        for layer in self.layers:
+            layer.length += count
+
     @contextmanager
     def peeking(self) -> Iterator[None]:
         """Inside, new tokens are read but not kept."""

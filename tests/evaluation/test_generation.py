@@ -70,7 +70,7 @@ def test_settings_name_what_matters_to_a_path():
     assert "steps" not in DrawSettings().of_path("vq")
     assert DrawSettings(steps=5, top_k=3).arguments() == {
         "num_inference_steps": 5, "guidance_scale": 3.0, "temperature": 1.0, "top_k": 3, "top_p": 1.0,
-        "precision": "model",
+        "precision": "model", "window": 1,
     }  # fmt: skip
 
 
