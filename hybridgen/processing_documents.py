@@ -118,6 +118,10 @@ class DocumentBuilding:
         check_size(height, width, side)
         return (height // side) * (width // side)
 
+    def decode_piece(self, ids: list[int]) -> str:
+        """The text of tokens, special tokens left out; safe while another thread tokenises."""
+        return self._encode.decode(ids)
+
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
         if height is None and width is None and self.default_size is not None:
             return tuple(self.default_size)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hybridgen.data.attribution import attribute
 from hybridgen.data.mixture import Drawn, Mixture
 from hybridgen.data.packing import pack_rows
 from hybridgen.documents import Document, DocumentImage
@@ -165,6 +166,7 @@ class RowLoader:
         mine = slice(self.rank * self.rows, (self.rank + 1) * self.rows)
         documents = [[drawn.document for drawn in row] for row in rows[mine]]
         batch = collate(documents, self.length, self.processor.special_tokens.pad, list(numbers[mine]))
+        batch |= attribute(rows[mine], list(self.mixture.tasks), self.processor, self.length)
         return batch, self._snapshot()
 
     def _snapshot(self) -> dict:

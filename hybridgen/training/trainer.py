@@ -23,6 +23,7 @@ from torch import Tensor
 from hybridgen.objectives import total
 from hybridgen.training import checkpointing as states
 from hybridgen.training.config import TrainConfig
+from hybridgen.training.diagnostics import Diagnostics
 from hybridgen.training.ema import WeightAverage
 from hybridgen.training.optimization import build_optimizer, freeze, lr_factor
 from hybridgen.training.protocols import Stage
@@ -53,6 +54,7 @@ class Trainer:
         # since the last log: sums of each loss and, last, the batches' size; their counts and, last, their capacity
         self.tally = torch.zeros(2, len(stage.kinds) + 1, dtype=torch.float64, device=self.device)
         self._skipped, self._waited = 0, 0.0
+        self.diagnostics = Diagnostics(config, stage, accelerator, self.model)
         self._asked_to_stop, self._stopping = threading.Event(), False
 
     # ------------------------------------------------------------------------------------------------------ the loop
@@ -123,14 +125,16 @@ class Trainer:
                 losses = self.stage.losses(self.model, send_to_device(batch, self.device))
                 self.accelerator.backward(total(losses, counts, self.stage.weights) * undo)
             sums += torch.stack([losses[kind][0].detach().double() for kind in self.stage.kinds])
+        self._logged_at += self.diagnostics.look(self.step + 1, window, counts)
         norm = self._update()
         self.step += 1
         self.tally[:, -1] += size
         if math.isfinite(norm):
             self.tally[0, :-1] += sums
             self.tally[1, :-1] += torch.stack([counts[kind].double() for kind in self.stage.kinds])
+        seen = self.diagnostics.end(window, counts=math.isfinite(norm))
         logs = self.step % self.config.log_every == 0 or self.progress >= 1
-        return self._numbers(self.config.optimizer.lr * factor, norm) if logs else {}
+        return (self._numbers(self.config.optimizer.lr * factor, norm) if logs else {}) | seen
 
     def _agree(self, window: list[dict]) -> tuple[dict[str, Tensor], Tensor]:
         """Each loss' count and (size, capacity) over all batches of the step and all ranks. The same all-reduce tells
@@ -185,6 +189,7 @@ class Trainer:
         record |= {"lr": lr, "grad_norm": norm, f"{self.stage.unit}_per_second": float(sums[-1]) / seconds}
         record |= {"fill": float(sums[-1] / counts[-1]), "data_wait": self._waited / seconds, "seconds": self.elapsed}
         record |= {f"share/{name}": share for name, share in self.stage.loader.shares().items()}
+        record |= self.diagnostics.numbers(seconds)
         self.tally.zero_()
         self._waited, self._logged_at = 0.0, now
         return record
@@ -210,7 +215,8 @@ class Trainer:
                 losses = self.stage.losses(self.model, send_to_device(batch, self.device))
                 for part in (0, 1):
                     tally[part] += torch.stack([losses[kind][part].double() for kind in self.stage.kinds])
-        return self._means(*self.accelerator.reduce(tally, reduction="sum"), prefix="validation/")
+        means = self._means(*self.accelerator.reduce(tally, reduction="sum"), prefix="validation/")
+        return means | self.diagnostics.validation_numbers()
 
     def _sample(self) -> None:
         """A picture of what the averaged weights draw: `samples/step_N.png`."""
@@ -239,6 +245,7 @@ class Trainer:
         with states.written_aside(states.step_folder(self.folder / "state", self.step), self.accelerator) as aside:
             self.accelerator.save_state(str(aside))  # weights, optimizer, random streams
             mine = {"loader": self.stage.loader.state_dict(), "tally": self.tally.tolist()}
+            mine["diagnostics"] = self.diagnostics.state_dict()
             states.write_json(aside / f"rank_{self.accelerator.process_index}.json", mine)
             if self.accelerator.is_main_process:
                 averaged = 0 if self.ema is None else self.ema.save(aside / "ema.safetensors")
@@ -247,6 +254,7 @@ class Trainer:
                 states.write_json(aside / "trainer.json", run)
         if self.accelerator.is_main_process:
             states.prune(self.folder / "state", self.config.keep_last)
+        self.diagnostics.plot(at_end=self.progress >= 1)
         self._logged_at += time.monotonic() - start
 
     def _save_result(self) -> None:
@@ -276,6 +284,7 @@ class Trainer:
         mine = states.read_json(mine if mine.exists() else state / "rank_0.json")
         self.stage.loader.load_state_dict(mine["loader"])
         self.tally.copy_(torch.tensor(mine["tally"], dtype=torch.float64))
+        self.diagnostics.load_state_dict(mine.get("diagnostics"))
         if self.ema is not None and (state / "ema.safetensors").exists():
             self.ema.load(state / "ema.safetensors", run["averaged"])
         self.step, self.elapsed = run["step"], run["elapsed"]
