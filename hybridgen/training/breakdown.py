@@ -106,11 +106,11 @@ class Breakdown:
         source/NAME/text, code, diffusion    mean nats a token or code; mean squared error a latent value
         source/NAME/bits_per_byte            of the text it teaches; bits_per_code of its codes
         source/NAME/loss                     its kinds' weighted sum, which the progress bar shows
-        bits_per_byte, bits_per_code         over all entries
+        bits_per_byte, bits_per_code         over all entries that have one
         diffusion_at/300                     images whose timestep lies in [300, 400)
         """
         parts = {name: part.tolist() for name, part in self._parts(cells).items()}
-        (text, code, _), (tokens, codes, _) = parts["losses"]
+        (text, code, _), (_, codes, _) = parts["losses"]
         found: dict[str, float] = {}
         for number, name in enumerate(self.names):
             sums, counts = ([of_kind[number] for of_kind in part] for part in parts["losses"])
@@ -120,7 +120,8 @@ class Breakdown:
             found[f"source/{name}/loss"] = sum(self.weights.get(kind, 1.0) * mean for kind, mean in means.items())
             numbers = means | in_bits(text[number], parts["bytes"][number], code[number], codes[number])
             found |= {f"source/{name}/{key}": value for key, value in numbers.items()}
-        found |= in_bits(sum(text), sum(parts["bytes"]), sum(code), sum(codes))
+        taught = [nats for nats, size in zip(text, parts["bytes"], strict=True) if size]  # not where a picture begins
+        found |= in_bits(sum(taught), sum(parts["bytes"]), sum(code), sum(codes))
         width = TIMESTEPS // BINS
         bins = zip(*parts["bins"], strict=True)
         return found | {f"diffusion_at/{place * width:03d}": loss / n for place, (loss, n) in enumerate(bins) if n}

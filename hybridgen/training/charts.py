@@ -10,7 +10,7 @@ import math
 import os
 from pathlib import Path
 
-# title -> patterns of its curves' names; "|" after it: logarithmic where the values allow
+# title -> patterns of its curves' names; "|" after it: logarithmic where the values span decades
 PANELS = {
     "loss |": ("loss", "loss/*", "validation/loss"),
     "loss by entry of the mixture |": ("source/*/loss",),
@@ -40,6 +40,7 @@ def draw(metrics: Path, picture: Path) -> bool:
     """
     from matplotlib import colormaps  # slow to import, and only a plot needs it
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     found = curves(metrics)
     chosen = {title: named for title, patterns in PANELS.items() if (named := _matching(found, patterns))}
@@ -52,17 +53,22 @@ def draw(metrics: Path, picture: Path) -> bool:
         for number, (name, (steps, values)) in enumerate(named.items()):
             colour = colormaps["tab10"](number) if len(named) <= 10 else colormaps["viridis"](number / (len(named) - 1))
             axes.plot(steps, values, color=colour, linewidth=1, label=name, marker="." if len(steps) == 1 else None)
-        if title.endswith("|") and all(value > 0 for _, values in named.values() for value in values):
+        if title.endswith("|") and _spans_decades([value for _, values in named.values() for value in values]):
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_title(title.rstrip(" |"), fontsize=9, loc="left")
         axes.tick_params(labelsize=7, which="both")
         handles = axes.get_lines()
-        step = -(-len(handles) // NAMED)
-        axes.legend(handles=handles[::step], fontsize=6, frameon=False)
+        axes.legend(handles=handles[:: -(-len(handles) // NAMED)], fontsize=6, frameon=False, loc="upper right")
     aside = picture.with_name(picture.name + ".tmp")
     figure.savefig(aside, format="png", dpi=80)
     os.replace(aside, picture)
     return True
+
+
+def _spans_decades(values: list[float]) -> bool:
+    return min(values) > 0 and max(values) > 30 * min(values)
 
 
 def curves(metrics: Path) -> dict[str, Curve]:

@@ -43,11 +43,11 @@ class Diagnostics:
     A stage without a `breakdown` (the codec's) has no entries, no FLOPs and no backbone; its gradients have norms.
 
     Args:
-        model: as the accelerator prepared it, its parameters frozen where they will be.
+        stage: its model is frozen where it will be, and not yet sharded: FLOPs are counted from whole weights.
     """
 
-    def __init__(self, config: "TrainConfig", stage: Stage, accelerator: Accelerator, model: nn.Module):
-        self.config, self.stage, self.accelerator, self.model = config, stage, accelerator, model
+    def __init__(self, config: "TrainConfig", stage: Stage, accelerator: Accelerator):
+        self.config, self.stage, self.accelerator = config, stage, accelerator
         self.every = config.diagnostics.every
         self.breakdown = getattr(stage, "breakdown", None)
         self._flops, self._peak, self._cost = 0.0, 0.0, None
@@ -68,27 +68,28 @@ class Diagnostics:
 
     # ------------------------------------------------------------------------------------------------------ in a step
 
-    def look(self, step: int, window: list[dict], counts: dict[str, Tensor]) -> float:
+    def look(self, step: int, wrapped: nn.Module, window: list[dict], counts: dict[str, Tensor]) -> float:
         """The look inside, where step number `step` (from 1) has one. Returns the seconds that it took.
 
         Args:
+            wrapped: the model as the accelerator prepared it.
             window: the step's batches.
             counts: of each kind of loss, over the window and all ranks.
         """
         if not self.every or step % self.every:
             return 0.0
         start = time.monotonic()
-        model, device = self.accelerator.unwrap_model(self.model), self.accelerator.device
+        model, device = self.accelerator.unwrap_model(wrapped), self.accelerator.device
         if not self._sharded_elsewhere:
             self._found |= probes.norms(model)
         if self.breakdown is not None:
             with probes.untouched(model, device), self.breakdown.paused(), eagerly():
                 if not self._sharded_elsewhere:
-                    self._found |= self._sides(model, window, counts)
-                self._found |= self._inside(model, send_to_device(window[0], device))
+                    self._found |= self._sides(wrapped, window, counts)
+                self._found |= self._inside(wrapped, send_to_device(window[0], device))
         return time.monotonic() - start
 
-    def _sides(self, model: nn.Module, window: list[dict], counts: dict[str, Tensor]) -> dict[str, float]:
+    def _sides(self, wrapped: nn.Module, window: list[dict], counts: dict[str, Tensor]) -> dict[str, float]:
         """The gradients of the step's text losses alone and of its image losses alone, compared.
 
         The other losses stay in the graph with weight 0, so that no rank waits for a parameter that is not reached.
@@ -101,21 +102,22 @@ class Diagnostics:
         for kinds in sides.values():
             weights = {kind: self.stage.weights.get(kind, 1.0) * (kind in kinds) for kind in self.stage.kinds}
             for batch in window:
-                losses = self.stage.losses(self.model, send_to_device(batch, self.accelerator.device))
+                losses = self.stage.losses(wrapped, send_to_device(batch, self.accelerator.device))
                 self.accelerator.backward(total(losses, counts, weights) * undo)
-            found.append(probes.gradients(model))
-            probes.forget(model)
+            found.append(probes.gradients(wrapped))
+            probes.forget(wrapped)
         return probes.compare(*found, names=tuple(sides))
 
     @torch.no_grad()
-    def _inside(self, model: nn.Module, batch: dict) -> dict[str, float]:
+    def _inside(self, wrapped: nn.Module, batch: dict) -> dict[str, float]:
         """One forward of the main process' first batch, with dropout and noise as they are trained with."""
+        model = self.accelerator.unwrap_model(wrapped)
         heads = {"text": model.lm_head}
         if hasattr(model.model, "generation_head"):
             heads["code"] = model.model.generation_head
         real = batch["document_ids"] != PADDING_DOCUMENT
         with probes.Inside(model.model.language_model, heads, real) as inside:
-            self.stage.losses(self.model, batch)
+            self.stage.losses(wrapped, batch)
         return inside.numbers()
 
     def end(self, window: list[dict], counts: bool) -> dict[str, float]:

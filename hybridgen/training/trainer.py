@@ -45,6 +45,7 @@ class Trainer:
         self.config, self.stage, self.accelerator = config, stage, accelerator
         self.folder, self.device = Path(config.output_dir), accelerator.device
         freeze(stage.model, config.groups)
+        self.diagnostics = Diagnostics(config, stage, accelerator)
         optimizer = build_optimizer(stage.model, config.optimizer, config.groups)
         self._settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         self.model, self.optimizer = accelerator.prepare(stage.model, optimizer)
@@ -54,7 +55,6 @@ class Trainer:
         # since the last log: sums of each loss and, last, the batches' size; their counts and, last, their capacity
         self.tally = torch.zeros(2, len(stage.kinds) + 1, dtype=torch.float64, device=self.device)
         self._skipped, self._waited = 0, 0.0
-        self.diagnostics = Diagnostics(config, stage, accelerator, self.model)
         self._asked_to_stop, self._stopping = threading.Event(), False
 
     # ------------------------------------------------------------------------------------------------------ the loop
@@ -125,7 +125,7 @@ class Trainer:
                 losses = self.stage.losses(self.model, send_to_device(batch, self.device))
                 self.accelerator.backward(total(losses, counts, self.stage.weights) * undo)
             sums += torch.stack([losses[kind][0].detach().double() for kind in self.stage.kinds])
-        self._logged_at += self.diagnostics.look(self.step + 1, window, counts)
+        self._logged_at += self.diagnostics.look(self.step + 1, self.model, window, counts)
         norm = self._update()
         self.step += 1
         self.tally[:, -1] += size
