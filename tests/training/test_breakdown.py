@@ -17,7 +17,7 @@ def told(stage, batches: int = 2) -> tuple[dict, dict[str, tuple[float, float]],
     seen = [next(stage.loader) for _ in range(batches)]
     losses = [stage.losses(stage.model, batch) for batch in seen]
     stage.breakdown.settle()
-    sums = {kind: [sum(float(each[kind][part]) for each in losses) for part in (0, 1)] for kind in stage.kinds}
+    sums = {kind: [sum(each[kind][part].item() for each in losses) for part in (0, 1)] for kind in stage.kinds}
     return stage.breakdown._parts(stage.breakdown.kept), sums, seen
 
 
