@@ -186,10 +186,11 @@ class Diagnostics:
         return {"kept": kept, "flops": self._flops}
 
     def load_state_dict(self, state: dict | None) -> None:
-        """Go on adding; states of older versions have nothing to add to."""
-        if state is not None and self.breakdown is not None and state["kept"] is not None:
-            self.breakdown.kept = torch.tensor(state["kept"], dtype=torch.float64)
-            self._flops = state["flops"]
+        """Go on adding; states of older versions, and of other entries, have nothing to add to."""
+        if state is None or self.breakdown is None or len(state["kept"] or ()) != len(self.breakdown.kept):
+            return
+        self.breakdown.kept = torch.tensor(state["kept"], dtype=torch.float64)
+        self._flops = state["flops"]
 
 
 def peak_memory(device: torch.device) -> float:

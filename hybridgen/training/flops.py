@@ -101,7 +101,8 @@ def costs(model: nn.Module) -> dict[str, float]:
     width = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
     active = share_of_experts(text)
     for layer in inner.language_model.layers:
-        cost, flows = linear(layer, flows, active)
+        norms = (parameter for parameter in layer.parameters() if parameter.ndim == 1)  # stand before the matrices
+        cost, flows = linear(layer, flows or trained(norms), active)
         found["tokens"] += cost
         found["pairs"] += attention(width, 1 + 2 * flows)
     flows |= trained(inner.language_model.norm.parameters())
@@ -109,16 +110,15 @@ def costs(model: nn.Module) -> dict[str, float]:
     if config.vq_config is not None:
         found["code_labels"] = linear(inner.generation_head, flows)[0]
     if config.diffusion_config is not None:
-        found["diffusion"] += linear(inner.final_layer.modulation, conditioning)[0]
-        found["diffusion"] += linear(inner.final_layer.linear, conditioning or flows)[0]
+        of_modulation, modulated = linear(inner.final_layer.modulation, conditioning)
+        found["diffusion"] += of_modulation + linear(inner.final_layer.linear, modulated or flows)[0]
     return found
 
 
 def linear(module: nn.Module, flows: bool, active: float = 1.0) -> tuple[float, bool]:
     """FLOPs for one token of all matrices in a module, and whether what comes out has a gradient to pass back.
 
-    Parameters stand in the order of the computation, nearly: where a layer's norm is trained and all before it is
-    frozen, some of its matrices count 4 instead of 6.
+    Parameters stand in the order of the computation.
 
     Args:
         flows: what goes in has a gradient.

@@ -2,7 +2,7 @@
 
 When they are taken, and what becomes of the numbers, is `diagnostics`'. The fact a newcomer gets wrong: the residual
 stream and attention say that a run is going to diverge long before its loss does (Chameleon, arXiv 2405.09818, section
-2.2: output norms of the last layer grow without bound; arXiv 2303.06296: attention's entropy falls to nothing).
+2.3: output norms of the last layer grow without bound; arXiv 2303.06296: attention's entropy falls to nothing).
 
 Shapes: B rows, N tokens, H width, h heads, d width of a head, Q queries that are looked at.
 """

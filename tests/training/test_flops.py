@@ -39,7 +39,7 @@ def test_pairs_are_those_of_the_mask():
 @pytest.mark.parametrize("frozen", FROZEN)
 def test_costs_are_what_torch_counts(frozen):
     """A forward and a backward of all paths. torch counts every pair of eager attention and each padding token, so the
-    formula is given those amounts. Worst relative difference seen: WORST."""
+    formula is given those amounts. No difference was seen."""
     stage = stage_of(all_tasks(), rows=3, length=120)
     model = stage.model
     for name, parameter in model.named_parameters():
@@ -47,17 +47,15 @@ def test_costs_are_what_torch_counts(frozen):
     set_attention(model, "eager")
     batch = next(stage.loader)
     counts = {kind: torch.tensor(float(count)) for kind, count in stage.counts(batch).items()}
-    inputs = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
-    stage.vq.encode(batch["vq_images"])
     with FlopCounterMode(display=False) as codec:
         stage.vq.encode(batch["vq_images"])
     with FlopCounterMode(display=False) as counter:
-        total(stage.losses(model, inputs), counts, stage.weights).backward()
+        total(stage.losses(model, batch), counts, stage.weights).backward()
     amounts = flops.amounts(batch, model.model.placeholders())
     amounts |= {"tokens": batch["input_ids"].numel(), "pairs": 3 * 120 * 120}
     expected = sum(cost * amounts[what] for what, cost in flops.costs(model).items())
     counted = counter.get_total_flops() - codec.get_total_flops()
-    assert expected == pytest.approx(counted, rel=0.02)
+    assert expected == pytest.approx(counted, rel=1e-3)
 
 
 def test_padding_and_masked_pairs_cost_nothing():
