@@ -6,7 +6,10 @@ and the images' gradients, residual stream, attention entropy and largest logits
 of it changes a run. A look stands between the backward pass and the update; gradients and random streams are put aside
 and put back, so weights are the same bits with any `every`, and its time is not counted in tokens per second.
 
-What it costs: see `Diagnostics`.
+What it costs, in CPU time of one core with configs/demo.yaml (0.61 s a step): what is always on 0.5 % of a step (of its
+2.8 ms, bytes and sources of tokens take 1.2, in the loader's thread; FLOPs 0.9; sums 0.5), and a look two steps more
+(the two gradients 1.7, the forward 0.3), so 2 % at every 100th step. A look holds two more copies of the gradients. The
+plot takes 2 s, at the end and at a save every two minutes; a peak that is measured, 0.1 s at the start.
 """
 
 import os
