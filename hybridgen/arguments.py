@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"hybridgen {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     parts = (_add_init, _add_convert, _add_merge)
-    for add in (_add_demo, *parts, _add_train, _add_sample, _add_ask, _add_evaluate):
+    for add in (_add_demo, *parts, _add_data, _add_train, _add_sample, _add_replay, _add_ask, _add_evaluate):
         add(commands)
     return top
 
@@ -134,6 +134,29 @@ def _add_train(commands) -> None:
     command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=_OVERRIDES)
 
 
+def _add_data(commands) -> None:
+    command = _command(
+        commands,
+        "data",
+        "look at data before a run is spent on them",
+        """\
+        Count records, pictures, sizes, words and tokens; draw from the mixture and say what share of the tokens each
+        task gets; find what training and validation share, and what is broken. The table goes to stdout; a picture,
+        the table and the broken records are written to --out.
+
+        examples:
+          hybridgen data inspect configs/demo_codec.yaml
+          hybridgen data inspect pictures/
+          hybridgen data inspect 'shards/{000..007}.tar' columns.text=json.caption streaming=true
+        """,
+    )
+    command.add_argument("action", choices=("inspect",), help="the one thing that there is to do")
+    command.add_argument("what", metavar="SOURCE|CONFIG", help="a source as configs name it, or a config (.yaml)")
+    command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of the source, or of the config")
+    command.add_argument("--limit", type=_whole(0), default=1000, help="records of each task; 0 = all (default: 1000)")
+    command.add_argument("--out", type=Path, default=Path("inspected"), metavar="DIR", help="default: inspected")
+
+
 def _add_merge(commands) -> None:
     command = _command(
         commands,
@@ -170,13 +193,40 @@ def _add_sample(commands) -> None:
     what.add_argument("--prompt", action="append", required=True, help="what to draw; give it again for more prompts")
     what.add_argument("--negative-prompt", help="what guidance leads away from (default: the empty prompt)")
     what.add_argument("--num-images", type=_whole(1), default=1, help="pictures of each prompt (default: 1)")
-    what.add_argument("--height", type=_whole(1), help="in pixels (default: as trained)")
-    what.add_argument("--width", type=_whole(1), help="in pixels (default: as trained)")
+    sides = {"type": _whole(1), "action": "append", "help": "in pixels, one or one a prompt (default: as trained)"}
+    what.add_argument("--height", **sides)
+    what.add_argument("--width", **sides)
+    what.add_argument("--image", type=Path, metavar="FILE", help="a picture that stands before the prompt")
+    what.add_argument(
+        "--read", type=_path, metavar="PATH", help="path to read it by (default: the first that there is)"
+    )
     how = command.add_argument_group("how to draw")
     how.add_argument("--path", type=_path, help="diffusion or vq (default: the first that the checkpoint has)")
     how.add_argument("--seed", type=_whole(0), default=0, help="of the first picture (default: 0)")
     _add_drawing(how)
+    _add_guidance(command.add_argument_group("how to guide"))
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the PNG files")
+
+
+def _add_replay(commands) -> None:
+    command = _command(
+        commands,
+        "replay",
+        "draw a picture again from what its PNG says",
+        """\
+        Draw a picture of `hybridgen sample` again, from the manifest in its PNG, and print whether every pixel is as it
+        was or what differs. Exit code 0 if it is identical, 1 if it differs. A checkpoint of other weights is refused.
+
+        examples:
+          hybridgen replay pictures/an-elf-diffusion-seed0.png
+          hybridgen replay pictures/an-elf-diffusion-seed0.png runs/demo/checkpoint --out again
+        """,
+    )
+    command.add_argument("picture", metavar="PNG", type=Path, help="a picture that hybridgen drew")
+    command.add_argument(
+        "checkpoint", metavar="CHECKPOINT", type=Path, nargs="?", help="that drew it (default: the folder it names)"
+    )
+    command.add_argument("--out", type=Path, metavar="DIR", help="folder for the picture drawn again")
 
 
 def _add_ask(commands) -> None:
@@ -259,11 +309,24 @@ def _add_checkpoint(command) -> None:
 
 
 def _add_drawing(group) -> None:
-    group.add_argument("--steps", type=_whole(1), default=30, help="denoising steps, diffusion path (default: 30)")
-    group.add_argument("--guidance", type=_real, default=3.0, help="1 = none, more = closer to the prompt (default: 3)")
-    group.add_argument("--temperature", type=_real, default=1.0, help="vq path; 0 = the likeliest codes (default: 1)")
-    group.add_argument("--top-k", type=_whole(0), default=0, help="vq path: among the k likeliest; 0 = all (default)")
-    group.add_argument("--top-p", type=_real, default=1.0, help="vq path: among this much probability (default: 1)")
+    """Where the checkpoint has defaults of its own, they hold before those named here."""
+    group.add_argument("--steps", type=_whole(1), help="denoising steps, diffusion path (default: 30)")
+    group.add_argument("--guidance", type=_real, help="1 = none, more = closer to the prompt (default: 3)")
+    group.add_argument("--temperature", type=_real, help="vq path; 0 = the likeliest codes (default: 1)")
+    group.add_argument("--top-k", type=_whole(0), help="vq path: among the k likeliest; 0 = all (default)")
+    group.add_argument("--top-p", type=_real, help="vq path: among this much probability (default: 1)")
+    group.add_argument(
+        "--precision", choices=("model", "bf16", "int8"), help="of the inner loop's weights (default: model, as saved)"
+    )
+
+
+def _add_guidance(group) -> None:
+    group.add_argument("--guider", choices=("cfg", "apg", "zero_star"), help="plain, projected, or CFG-Zero* guidance")
+    group.add_argument("--guidance-rescale", type=_real, metavar="X", help="0 to 1, against glare (default: 0)")
+    interval = {"nargs": 2, "type": _real, "metavar": ("START", "STOP")}
+    group.add_argument("--guidance-interval", help="shares of the steps that are guided (default: 0 1)", **interval)
+    group.add_argument("--image-guidance", type=_real, metavar="X", help="how closely to follow --image (default: 1)")
+    group.add_argument("--shift", type=_real, metavar="X", help="flow matching: above 1, more steps in the noise")
 
 
 # ---------------------------------------------------------------------------------------------------- how it parses

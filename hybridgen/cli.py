@@ -1,4 +1,4 @@
-"""The command line: `hybridgen train | sample | ask | evaluate | init | convert | merge | demo`.
+"""The command line: `hybridgen train | sample | replay | ask | evaluate | init | convert | merge | data | demo`.
 
 It reads arguments, calls the library and says what came of it; nothing is computed here. The fact a newcomer gets
 wrong: stdout carries results alone (paths written, an answer), because people pipe it. Progress, warnings and
@@ -8,6 +8,7 @@ exception that nobody foresaw keeps its traceback.
 
 import argparse
 import contextlib
+import json
 import os
 import re
 import sys
@@ -29,15 +30,19 @@ from hybridgen.bridges.grafting import Shape, graft
 from hybridgen.bridges.janus import check_conversion, convert
 from hybridgen.bridges.report import in_table
 from hybridgen.checkpoints import new_folder
+from hybridgen.data_command import inspect
 from hybridgen.evaluation import suites
 from hybridgen.evaluation.generation import DrawSettings
 from hybridgen.evaluation.scores import in_lines, save_scores
-from hybridgen.pipeline_hybridgen import WRITING_PATHS
+from hybridgen.manifest import KEY, manifest, origin, replay
+from hybridgen.pipeline_hybridgen import WRITING_PATHS, HybridGenPipeline
+from hybridgen.sampling.guidance import Guidance
 from hybridgen.training.config import load_config
 from hybridgen.training.stages import train
 from hybridgen.version import __version__
 
 _PACKAGE = Path(__file__).parent
+_GUIDERS = {"apg": {"eta": 0.0, "momentum": -0.5}}  # the paper's: nothing along the prediction, against the last update
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,8 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         run = _COMMANDS[options.command]
         results = sys.stdout
         with contextlib.redirect_stdout(sys.stderr):  # libraries print; results go to the real stdout
-            for line in run(options):
-                print(line, file=results, flush=True)
+            return _print_all(run(options), results)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # whoever read our results went away, as `head` does
@@ -61,7 +65,16 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"hybridgen: {_sentence(error)}", file=sys.stderr)
         return 2
-    return 0
+
+
+def _print_all(lines: Iterator[str], results) -> int:
+    """Print what a command yields; returns the exit code that it returns, 0 where it says none."""
+    while True:
+        try:
+            line = next(lines)
+        except StopIteration as done:
+            return done.value or 0
+        print(line, file=results, flush=True)
 
 
 def _is_for_the_user(error: Exception) -> bool:
@@ -122,24 +135,73 @@ def _train(options: argparse.Namespace) -> Iterator[str]:
 
 def _sample(options: argparse.Namespace) -> Iterator[str]:
     out = _folder_to_write(options.out)
+    guidance = _guidance(options)
+    condition = {} if options.image is None else {"image": open_picture(options.image)}
     pipeline = demo.best_device(open_pipeline(options.checkpoint))
-    settings = _draw_settings(options)
-    path = options.path or next((path for path in WRITING_PATHS if path in pipeline.model.config.paths), None)
+    drawn_by, path = origin(options.checkpoint), pipeline.writing_path(options.path)
+    settings = pipeline.sampling_settings(
+        path,
+        num_inference_steps=options.steps,
+        guidance_scale=options.guidance,
+        guidance_rescale=options.guidance_rescale,
+        image_guidance_scale=options.image_guidance,
+        shift=options.shift,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        precision=options.precision,
+    )
+    if options.image is not None:
+        condition["read"] = options.read or pipeline.model.config.paths[0]
     images = pipeline(
         options.prompt,
         path=path,
         seed=options.seed,
         negative_prompt=options.negative_prompt,
         num_images_per_prompt=options.num_images,
-        height=options.height,
-        width=options.width,
-        **settings.arguments(),
+        height=_one_or_each(options.height),
+        width=_one_or_each(options.width),
+        guider=guidance,
+        **condition,
+        **settings,
     ).images
     for number, image in enumerate(images):
         prompt, seed = options.prompt[number // options.num_images], options.seed + number
-        facts = {"prompt": prompt, "negative prompt": options.negative_prompt, "path": path, "seed": seed}
-        facts |= {**settings.of_path(path), "size": f"{image.width}x{image.height}", "checkpoint": options.checkpoint}
-        yield str(save_png(image, out, f"{slug(prompt)}-{path}-seed{seed}", facts))
+        made = manifest(
+            pipeline,
+            drawn_by,
+            path,
+            prompt,
+            seed,
+            (image.height, image.width),
+            settings,
+            negative_prompt=options.negative_prompt,
+            guidance=guidance,
+            image=options.image,
+            read=condition.get("read"),
+        )
+        yield str(save_png(image, out, f"{slug(prompt)}-{path}-seed{seed}", in_png(made)))
+
+
+def _replay(options: argparse.Namespace) -> Iterator[str]:
+    picture = open_picture(options.picture)
+    out = None if options.out is None else _folder_to_write(options.out)
+    again = replay(options.picture, picture, options.checkpoint)
+    if out is not None:
+        yield str(save_png(again.image, out, options.picture.stem, in_png(again.facts)))
+    yield again.verdict
+    return 0 if again.identical else 1
+
+
+def _guidance(options: argparse.Namespace) -> Guidance | None:
+    if options.guider is None and options.guidance_interval is None:
+        return None
+    method, (start, stop) = options.guider or "cfg", options.guidance_interval or (0.0, 1.0)
+    return Guidance(method=method, start=start, stop=stop, **_GUIDERS.get(method, {}))
+
+
+def _one_or_each(values: list[int] | None) -> int | list[int] | None:
+    return values[0] if values is not None and len(values) == 1 else values
 
 
 def _ask(options: argparse.Namespace) -> Iterator[str]:
@@ -160,7 +222,7 @@ def _evaluate(options: argparse.Namespace) -> Iterator[str]:
             seed=options.seed,
             draw_paths=_those_that_draw(options.paths) if options.draw is None else options.draw,
             answer_paths=options.paths if options.answer is None else options.answer,
-            settings=dict.fromkeys(WRITING_PATHS, _draw_settings(options)),
+            settings={path: _draw_settings(options, pipeline, path) for path in WRITING_PATHS},
             report=report,
         ).scores
     scores["checkpoint"] = str(options.checkpoint)
@@ -168,8 +230,14 @@ def _evaluate(options: argparse.Namespace) -> Iterator[str]:
     yield str(save_scores(scores, out))
 
 
-def _draw_settings(options: argparse.Namespace) -> DrawSettings:
-    return DrawSettings(options.steps, options.guidance, options.temperature, options.top_k, options.top_p)
+def _draw_settings(options: argparse.Namespace, pipeline: HybridGenPipeline, path: str) -> DrawSettings:
+    given = {"num_inference_steps": options.steps, "guidance_scale": options.guidance}
+    given |= {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
+    given["precision"] = options.precision
+    known = pipeline.sampling_settings(path, **given)
+    named = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
+    names = {name: named.get(name, name) for name in DrawSettings().of_path(path)}
+    return DrawSettings(**{name: known[told] for name, told in names.items()})
 
 
 def _those_that_draw(paths: list[str] | None) -> list[str] | None:
@@ -201,10 +269,12 @@ _COMMANDS = {
     "merge": _merge,
     "train": _train,
     "sample": _sample,
+    "replay": _replay,
     "ask": _ask,
     "evaluate": _evaluate,
     "demo": _demo,
     "convert": _convert,
+    "data": inspect,
 }
 
 
@@ -221,6 +291,23 @@ def open_picture(file: Path) -> Image.Image:
         raise ValueError(f"there is no image {file}") from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises on broken files
         raise ValueError(f"{file} cannot be read as an image: {error}") from error
+
+
+def in_png(made: dict) -> dict:
+    """What a PNG says of itself: its manifest, and the most of it in plain words."""
+    settings, named = made["settings"], {"num_inference_steps": "steps", "guidance_scale": "guidance"}
+    shown = DrawSettings().of_path(made["path"])
+    plain = {named.get(name, name): value for name, value in settings.items() if named.get(name, name) in shown}
+    return {
+        "prompt": made["prompt"],
+        "negative prompt": made["negative_prompt"],
+        "path": made["path"],
+        "seed": made["seed"],
+        **plain,
+        "size": f"{made['width']}x{made['height']}",
+        "checkpoint": made["checkpoint"],
+        KEY: json.dumps(made),
+    }
 
 
 def slug(prompt: str) -> str:

@@ -25,12 +25,14 @@ class DocumentImage:
         write: the model is taught to draw it; otherwise it is read.
         image_first: no text of the conversation stands before it (role tokens are no text). Text that prompt dropout
             took away counts as standing there: an unconditional drawing must see every noise level.
+        max_timestep: cap on its noise where it is drawn by diffusion; None = the objective's.
     """
 
     path: str
     pixels: Tensor
     write: bool = False
     image_first: bool = False
+    max_timestep: float | None = None
 
 
 @dataclass
@@ -48,8 +50,11 @@ class Document:
         return [image.pixels for image in self.images if image.path == path]
 
 
-def left_pad(documents: list[Document], pad_id: int) -> dict[str, Tensor | list[Tensor] | None]:
+def left_pad(documents: list[Document], pad_id: int, multiple: int = 1) -> dict[str, Tensor | list[Tensor] | None]:
     """Documents as one batch that ends flush, so that every row goes on in the same column.
+
+    Args:
+        multiple: N is a whole number of so many tokens.
 
     Returns:
         input_ids, attention_mask, document_ids, block_ids, position_ids: (B, N). Padding is a document of its own.
@@ -61,7 +66,7 @@ def left_pad(documents: list[Document], pad_id: int) -> dict[str, Tensor | list[
     """
     if not documents:
         raise ValueError("no documents to make a batch of; give at least one prompt")
-    longest = max(len(document) for document in documents)
+    longest = -(-max(len(document) for document in documents) // multiple) * multiple
     columns: dict[str, list[list[int]]] = {}
     for document in documents:
         layout, pad = document.layout, longest - len(document)

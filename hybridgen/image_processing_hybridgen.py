@@ -8,6 +8,8 @@ transformers' Janus rounds, and so differs on half of all aspect ratios.
 Shapes: I images, S the understanding path's side, H x W pixels.
 """
 
+import math
+
 import numpy as np
 import torch
 from PIL import Image
@@ -137,6 +139,21 @@ def as_rgb(image: Picture) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def fit_size(image: Picture, tokens: int, side: int) -> tuple[int, int]:
+    """(height, width) in pixels of the grid of at most `tokens` tokens whose shape is nearest to the picture's.
+
+    Of grids that are equally near, the one of the most tokens.
+
+    Args:
+        side: pixels along one side of a token.
+    """
+    rgb = as_rgb(image)
+    wanted = math.log(rgb.width / rgb.height)
+    grids = [(rows, tokens // rows) for rows in range(1, tokens + 1)]
+    rows, columns = min(grids, key=lambda grid: (abs(math.log(grid[1] / grid[0]) - wanted), -grid[0] * grid[1]))
+    return rows * side, columns * side
 
 
 def _resize(image: Image.Image, width: int, height: int) -> Image.Image:

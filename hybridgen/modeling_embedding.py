@@ -24,7 +24,13 @@ class ImageEmbedding:
 
     @can_return_tuple
     def get_image_features(self, pixel_values: Tensor, **kwargs) -> BaseModelOutputWithPooling:
-        """Understanding: pixels (I, 3, h, w) -> tower output whose `pooler_output` is aligned, (I, tokens, H)."""
+        """Understanding: pixels (I, 3, h, w) -> tower output whose `pooler_output` is aligned, (I, tokens, H).
+
+        What has three dimensions, (I, tokens, width), is taken for the tower's last hidden states.
+        """
+        if pixel_values.ndim == 3:
+            aligned = self.aligner(pixel_values)
+            return BaseModelOutputWithPooling(last_hidden_state=pixel_values, pooler_output=aligned)
         outputs = look(self.vision_model, pixel_values.to(self.vision_model.dtype), **kwargs)
         outputs.pooler_output = self.aligner(outputs.last_hidden_state)
         return outputs

@@ -15,10 +15,10 @@ from transformers import GenerationMixin
 
 from hybridgen import layout
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
-from hybridgen.pipeline_hybridgen import GUIDANCE_SCALE, STEPS, HybridGenPipeline
+from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.repository import whole_around
 from hybridgen.sampling.codes import CodeSampling
-from hybridgen.sampling.guidance import is_guided
+from hybridgen.sampling.guidance import Guidance, is_guided
 from hybridgen.sampling.prefix import Prefix, begin_image, prefill
 from hybridgen.sampling.seeds import image_generators
 
@@ -52,9 +52,9 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
             attention_mask, pixel_values, latents, codes: of the prompt, as `forward` takes them.
             path: `diffusion` or `vq`; None = the first of them that the model has.
             height, width: None = the processor's default size.
-            num_inference_steps: denoising steps (diffusion).
+            num_inference_steps: denoising steps (diffusion); None = as the pipeline's folder says.
             seed, generator: as in `HybridGenPipeline`; with neither, torch's global stream seeds each image.
-            guidance_scale: 1 = none.
+            guidance_scale: 1 = none; None = as the pipeline's folder says.
             negative_prompt_ids, negative_prompt_attention_mask: (1, n) or (B, n); None = the empty prompt.
             num_return_sequences: images of a prompt stand together.
             do_sample, temperature, top_k, top_p: of the codes (vq); without `do_sample` the likeliest each time.
@@ -112,7 +112,7 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
         path: str | None = None,
         height: int | None = None,
         width: int | None = None,
-        num_inference_steps: int = STEPS,
+        num_inference_steps: int | None = None,
         seed: int | list[int] | None = None,
         generator=None,
         negative_prompt_ids: Tensor | None = None,
@@ -128,14 +128,16 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
         pipeline = self._drawing()
         config, rest = self._prepare_generation_config(generation_config, **kwargs)
         images = {name: rest.pop(name) for name in _READ if rest.get(name) is not None}
-        scale = GUIDANCE_SCALE if config.guidance_scale is None else config.guidance_scale
         if unknown := sorted(name for name, value in rest.items() if value is not None):
             raise ValueError(f"generate(generation_mode='image') does not know {', '.join(unknown)}")
         if (config.num_beams or 1) > 1:
             raise ValueError(f"num_beams is {config.num_beams}, but images are drawn without beams; leave it out")
         path = pipeline.writing_path(path)
-        pipeline.check_drawing(path, num_inference_steps, scale, height, width)
-        size = (height, width) if height is not None else tuple(pipeline.processor.default_size)
+        given = {"num_inference_steps": num_inference_steps, "guidance_scale": config.guidance_scale}
+        settings = pipeline.sampling_settings(path, **given)
+        scale, steps = settings["guidance_scale"], settings.get("num_inference_steps", 1)
+        size = pipeline.check_sizes([height], [width], path)[0]
+        pipeline.check_drawing(path, steps, scale, settings.get("shift"))
         sampling = CodeSampling(config.temperature, config.top_k or 0, config.top_p) if config.do_sample else GREEDY
 
         copies = config.num_return_sequences or 1
@@ -152,7 +154,9 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
         if seed is None and generator is None:
             seed = torch.randint(1 << 62, (count,)).tolist()
         generators = image_generators(count, seed, generator)
-        drawn = pipeline.draw(prefix, path, size, num_inference_steps, generators, sampling, scale)
+        guidance = Guidance(scale, guidance_rescale=settings["guidance_rescale"])
+        shift = settings.get("shift")
+        drawn = pipeline.draw(prefix, path, size, steps, generators, sampling, guidance, shift=shift)
         return drawn.flatten(1) if path == "vq" else drawn
 
     def _prompts(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -123,6 +123,7 @@ def corrupt(
     config: ObjectiveConfig,
     seed: int,
     fixed_levels: Tensor | None = None,
+    max_timesteps: Tensor | None = None,
 ) -> tuple[Tensor | list[Tensor], DiffusionTargets]:
     """Noise the images that are to be drawn; leave those that are read as they are, at timestep 0.
 
@@ -133,6 +134,7 @@ def corrupt(
         row_numbers: (B,) the run's number of each row: what its random stream is seeded with.
         image_first: (I,) whether it stands before its text, and so under `image_first_max_timestep`.
         fixed_levels: noise levels to cycle through instead of drawing (validation).
+        max_timesteps: (I,) further caps on t, the sources'; None = none.
 
     Returns:
         noisy latents in the form of `latents`, and their targets.
@@ -151,8 +153,10 @@ def corrupt(
         s = draw_noise_levels(1, config, generator)[0]
         if fixed_levels is not None:
             s = fixed_levels[i % len(fixed_levels)]
-        if image_first[i]:
-            s = s * config.image_first_max_timestep / 1000
+        cap = 1000.0 if max_timesteps is None else float(max_timesteps[i])
+        cap = min(cap, config.image_first_max_timestep) if image_first[i] else cap
+        if image_first[i] or cap < 1000:
+            s = s * cap / 1000
         noise = torch.randn(clean.shape, generator=generator).to(clean)
         alpha, sigma = process.coefficients(process.timesteps(s[None]).to(clean.device))
         noisy.append(add_noise(clean, noise, alpha.to(clean.dtype), sigma.to(clean.dtype)))

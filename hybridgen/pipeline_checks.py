@@ -4,9 +4,12 @@ The fact a newcomer gets wrong: seeds, schedulers' steps and documents are check
 `processing`); here is what needs the whole pipeline, or nothing.
 """
 
+from torch import Tensor
+
 from hybridgen.configuration_hybridgen import require_path
-from hybridgen.sampling.denoise import check_scheduler
-from hybridgen.sampling.guidance import check_scale
+from hybridgen.pipeline_settings import each
+from hybridgen.sampling.denoise import prepare, try_out
+from hybridgen.sampling.guidance import Guidance
 
 WRITING_PATHS = ("diffusion", "vq")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -16,26 +19,11 @@ class Checks:
     """Mixed into the pipeline. All methods raise ValueError."""
 
     def check_inputs(
-        self,
-        prompts,
-        path,
-        num_inference_steps,
-        guidance_scale,
-        negative_prompt,
-        num_images_per_prompt,
-        height,
-        width,
-        max_batch,
-        output_type,
-        callback_on_step_end_tensor_inputs,
+        self, prompts, num_images_per_prompt, max_batch, output_type, callback_on_step_end_tensor_inputs
     ) -> None:
         """Raises ValueError for what `__call__` cannot do; lengths and seeds are checked where they are known."""
         if not isinstance(prompts, list) or not prompts or not all(isinstance(text, str) for text in prompts):
             raise ValueError(f"prompt is {prompts!r}; give a text or a list of at least one text")
-        if isinstance(negative_prompt, list) and len(negative_prompt) != len(prompts):
-            raise ValueError(
-                f"negative_prompt is a list of {len(negative_prompt)} for {len(prompts)} prompts; give one for each"
-            )
         check_counts(num_images_per_prompt=num_images_per_prompt, max_batch=max_batch)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"output_type is {output_type!r}; it must be one of {', '.join(map(repr, OUTPUT_TYPES))}")
@@ -43,28 +31,58 @@ class Checks:
             raise ValueError(
                 f"callback_on_step_end_tensor_inputs has {sorted(unknown)}; only 'latents' can be handed over"
             )
-        self.check_drawing(path, num_inference_steps, guidance_scale, height, width)
+
+    def check_sizes(self, heights: list, widths: list, path: str) -> list[tuple[int, int]]:
+        """Heights and widths in pixels, one a prompt and None by default -> sizes. Raises ValueError for those that a
+        path cannot draw."""
+        sizes = []
+        for height, width in zip(heights, widths, strict=True):
+            check_counts(**{name: side for name, side in (("height", height), ("width", width)) if side is not None})
+            self.processor.count_tokens(path, height, width)  # refuses sizes
+            sizes.append((height, width) if height is not None else tuple(self.processor.default_size))
+        return sizes
 
     def check_drawing(
-        self, path: str, num_inference_steps: int, guidance_scale: float, height: int | None, width: int | None
+        self, path: str, num_inference_steps: int, guidance: Guidance | float, shift: float | None = None
     ) -> None:
-        """Raises ValueError if no picture could be drawn so, whatever the prompt."""
-        check_scale(guidance_scale)
+        """Raises ValueError if no picture could be drawn so, whatever the prompt and the size."""
         check_counts(num_inference_steps=num_inference_steps)
-        self.processor.count_tokens(path, height, width)  # refuses sizes
+        diffusion = self.model.config.diffusion_config
+        Guidance.of(guidance).check_path(path, getattr(diffusion, "noise_schedule", None))
         self.check_codec(path)
         if path == "diffusion":
-            check_scheduler(self.scheduler, self.model.config.diffusion_config)
+            try_out(prepare(self.scheduler, num_inference_steps, diffusion, shift=shift), diffusion.prediction_type)
 
-    def check_noise(self, latents, path: str, size: tuple[int, int], images: int) -> None:
-        """Raises ValueError if noise that was given is not that of these images."""
+    def check_conditions(
+        self, image, read: str | None, image_scales: list[float], count: int
+    ) -> tuple[list, str | None]:
+        """Images that stand before the prompts, one a prompt or None, and the path by which they are read. Raises
+        ValueError if they cannot be."""
+        if image is None:
+            if any(scale != 1 for scale in image_scales):
+                raise ValueError(
+                    "image_guidance_scale leads to an image, but none is given; give image=..., or leave it out"
+                )
+            return [None] * count, None
+        paths = self.model.config.paths
+        read = paths[0] if read is None else read
+        require_path(paths, read)
+        self.check_codec(read)
+        return each("image", image, count), read
+
+    def check_noise(self, latents, path: str, sizes: list[tuple[int, int]]):
+        """Raises ValueError if noise that was given is not that of these images; returns it."""
         if latents is None:
-            return
+            return None
         if path != "diffusion":
             raise ValueError(f"latents are noise to denoise, but the {path} path starts from none; leave them out")
-        wanted = (images, self.model.config.diffusion_config.in_channels, *self.latent_size(size))
-        if tuple(latents.shape) != wanted:
-            raise ValueError(f"latents have shape {tuple(latents.shape)}, but {images} images need noise of {wanted}")
+        channels, images = self.model.config.diffusion_config.in_channels, len(sizes)
+        shapes = [(channels, *self.latent_size(size)) for size in sizes]
+        if [tuple(noise.shape) for noise in latents] != shapes:
+            has = tuple(latents.shape) if isinstance(latents, Tensor) else [tuple(noise.shape) for noise in latents]
+            wanted = (images, *shapes[0]) if len(set(shapes)) == 1 else shapes
+            raise ValueError(f"latents have shape {has}, but {images} images need noise of {wanted}")
+        return latents
 
     def writing_path(self, path: str | None) -> str:
         """The path to draw by: the one asked for, or the first that there is. Raises ValueError if it cannot draw."""

@@ -9,6 +9,7 @@ that the component was saved from (diffusers looks there), which is why those mo
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,27 +22,30 @@ from hybridgen.configuration_hybridgen import require_path
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.noise import NoiseProcess
 from hybridgen.pipeline_checks import WRITING_PATHS, Checks, check_counts
+from hybridgen.pipeline_plan import Planning, batches
 from hybridgen.pipeline_saving import Saving
+from hybridgen.pipeline_settings import check_defaults, code_sampling, each, guidance_of, settings_of
 from hybridgen.processing_hybridgen import Document, HybridGenProcessor, left_pad
 from hybridgen.sampling.codes import CodeSampling, write_codes
+from hybridgen.sampling.decoder import Decoder
 from hybridgen.sampling.denoise import OnStep, draw_latents, prepare
-from hybridgen.sampling.guidance import Scale, is_guided
+from hybridgen.sampling.guidance import Guidance, Scale
 from hybridgen.sampling.prefix import Prefix, read_prompts
 from hybridgen.sampling.seeds import image_generators
 from hybridgen.sampling.text import write_text
 
 __all__ = ["WRITING_PATHS", "HybridGenPipeline", "load_pipeline"]
 
-STEPS, GUIDANCE_SCALE = 30, 3.0  # unless the caller says otherwise
 
-
-class HybridGenPipeline(Checks, Saving, DiffusionPipeline):
+class HybridGenPipeline(Checks, Planning, Saving, DiffusionPipeline):
     """
     Args:
         model, processor: what reads and writes.
         scheduler: any scheduler of diffusers that samples the model's noise process; None = the process' own.
         vae: autoencoder under the diffusion path; None = it works on pixels.
         vq_model: tokenizer of the vq path; None = that path cannot be used.
+        sampling_defaults: how it draws unless a call says otherwise, {path: {setting: value}}, such as {"vq":
+            {"guidance_scale": 5.0}}; saved with it.
     """
 
     _optional_components = ["scheduler", "vae", "vq_model"]
@@ -54,8 +58,12 @@ class HybridGenPipeline(Checks, Saving, DiffusionPipeline):
         scheduler=None,
         vae=None,
         vq_model=None,
+        sampling_defaults: dict[str, dict] | None = None,
     ):
         super().__init__()
+        check_defaults(sampling_defaults)
+        if sampling_defaults is not None:
+            self.register_to_config(sampling_defaults=sampling_defaults)
         diffusion = model.config.diffusion_config
         if scheduler is None and diffusion is not None:
             scheduler = NoiseProcess.of(diffusion).default_scheduler(diffusion.prediction_type)
@@ -64,7 +72,16 @@ class HybridGenPipeline(Checks, Saving, DiffusionPipeline):
     # ------------------------------------------------------------------------------------------------ what it has
 
     @property
-    def guidance_scale(self) -> float:
+    def sampling_defaults(self) -> dict[str, dict] | None:
+        """What its folder says of how to draw."""
+        return self.config.get("sampling_defaults")
+
+    def sampling_settings(self, path: str, **given) -> dict:
+        """Every setting that matters to a path (`pipeline_settings`), as given or, where None, as by default."""
+        return settings_of(path, self.sampling_defaults, given)
+
+    @property
+    def guidance_scale(self) -> float | list[float]:
         return self._guidance_scale
 
     @property
@@ -88,117 +105,169 @@ class HybridGenPipeline(Checks, Saving, DiffusionPipeline):
         self,
         prompt: str | list[str],
         path: str | None = None,
-        num_inference_steps: int = STEPS,
-        guidance_scale: float = GUIDANCE_SCALE,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | list[float] | None = None,
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int = 1,
-        height: int | None = None,
-        width: int | None = None,
+        height: int | list[int] | None = None,
+        width: int | list[int] | None = None,
         generator: Generator | list[Generator] | None = None,
         seed: int | list[int] | None = None,
-        latents: Tensor | None = None,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
+        latents: Tensor | list[Tensor] | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
         max_batch: int = 64,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: list[str] | None = None,
+        guider=None,
+        guidance_rescale: float | None = None,
+        shift: float | None = None,
+        image=None,
+        image_guidance_scale: float | list[float] | None = None,
+        read: str | None = None,
+        precision: str | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Draw.
 
-        1. Check everything that needs no forward.
-        2. For each batch of images: read their prompts into a prefix, then denoise or write codes against it.
-        3. Decode.
+        1. Fill in what is not given, and check everything that needs no forward.
+        2. Cut the images into batches that are alike (`pipeline_plan`).
+        3. For each batch: read its prompts into a prefix, denoise or write codes against it, decode.
 
         Args:
             prompt: any number of prompts.
             path: `diffusion` or `vq`; None = the first of them that the model has.
-            num_inference_steps: denoising steps (diffusion).
-            guidance_scale: 1 = no guidance, which costs half; above 1 = closer to the prompt, 0 = the negative prompt
-                alone.
+            num_inference_steps: denoising steps (diffusion). This and other settings of drawing: None = as the folder's
+                `sampling_defaults` say, or 30 steps, guidance 3, temperature 1.
+            guidance_scale: one, or one a prompt: 1 = no guidance, which costs half; above 1 = closer to the prompt, 0 =
+                the negative prompt alone.
             negative_prompt: what guidance leads away from; None = as the processor's `unconditional` says.
             num_images_per_prompt: images of a prompt stand together in the result.
-            height, width: None = the processor's default size.
+            height, width: one, or one a prompt: any multiple of a token's side. None = the processor's default size.
             generator: one an image; a single one seeds one for each of several images.
             seed: image i is drawn with `seed + i`, or with `seed[i]`, whatever is drawn beside it.
-            latents: (I, C, h, w) standard normal noise to start from (diffusion); None = drawn from the seeds.
+            latents: (I, C, h, w), or a list of (C, h, w): standard normal noise to start from (diffusion); None = drawn
+                from the seeds.
             temperature, top_k, top_p: of the codes (vq); temperature 0 takes the likeliest code each time.
-            max_batch: rows of the backbone at a time; a guided image takes two.
+            max_batch: rows of the backbone at a time; a guided image takes two, or three.
             output_type: `pil`, `np` (I, H, W, 3) or `pt` (I, 3, H, W) in [0, 1], or `latent`: latents (I, C, h, w),
-                codes (I, h, w).
+                codes (I, h, w); lists where sizes differ.
             callback_on_step_end: called with (pipeline, step, timestep, {"latents": ...}) in every batch; on the vq
                 path with (pipeline, step, step, ...) and the codes so far. What it returns under "latents" is gone on
                 with.
+            guider: another way to guide than plain guidance: one of `diffusers.guiders` (ClassifierFreeGuidance,
+                AdaptiveProjectedGuidance, ClassifierFreeZeroStarGuidance), or a `Guidance`. Its scale and rescale hold
+                where the call gives none.
+            guidance_rescale: 0 to 1, against the glare of strong guidance.
+            shift: of flow matching's noise levels; above 1 = more steps in the noise. None = as the scheduler has it.
+            image: one, or one a prompt, that stands before the prompt.
+            image_guidance_scale: one, or one a prompt: how closely to follow `image`; other than 1 costs a third row.
+            read: path by which `image` is read; None = the first that the model has.
+            precision: of the weights in the inner loop: `model` (as loaded), `bf16`, or `int8` (CPU): two to five times
+                as fast, and no longer the same picture to the bit.
 
         Raises:
             ValueError: in one sentence, what is wrong.
         """
         path = self.writing_path(path)
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        self.check_inputs(
-            prompts, path, num_inference_steps, guidance_scale, negative_prompt, num_images_per_prompt, height, width,
-            max_batch, output_type, callback_on_step_end_tensor_inputs,
+        self.check_inputs(prompts, num_images_per_prompt, max_batch, output_type, callback_on_step_end_tensor_inputs)
+        guidance = guidance_of(guider)
+        if guider is not None:
+            guidance_scale = guidance.scale if guidance_scale is None else guidance_scale
+            guidance_rescale = guidance.guidance_rescale if guidance_rescale is None else guidance_rescale
+            image_guidance_scale = guidance.image_scale if image_guidance_scale is None else image_guidance_scale
+        settings = self.sampling_settings(
+            path, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, shift=shift,
+            guidance_rescale=guidance_rescale, image_guidance_scale=image_guidance_scale, temperature=temperature,
+            top_k=top_k, top_p=top_p, precision=precision,
         )  # fmt: skip
-        sampling = CodeSampling(temperature, top_k, top_p)
-        size = (height, width) if height is not None else tuple(self.processor.default_size)
-        generators = image_generators(len(prompts) * num_images_per_prompt, seed, generator)
-        self.check_noise(latents, path, size, len(generators))
-        columns = self._columns(prompts, negative_prompt, guidance_scale, num_images_per_prompt, path, size)
-        timesteps = self._steps(path, size, num_inference_steps)
-        self._guidance_scale, self._num_timesteps = guidance_scale, len(timesteps)
-        at_once, tokens = max(1, max_batch // len(columns)), self.processor.special_tokens
-        batches = [slice(start, start + at_once) for start in range(0, len(generators), at_once)]
-        drawn = []
-        with self.progress_bar(total=len(batches) * len(timesteps)) as progress:
+        decoder = self.decoder(settings["precision"])
+        guidance = replace(guidance, guidance_rescale=settings["guidance_rescale"])
+        sampling = code_sampling({"temperature": temperature, "top_k": top_k, "top_p": top_p}, settings)
+        steps, shift = settings.get("num_inference_steps", 1), settings.get("shift")
+        sizes = self.check_sizes(each("height", height, len(prompts)), each("width", width, len(prompts)), path)
+        self.check_drawing(path, steps, guidance, shift)
+        orders = self.plan(
+            prompts, negative_prompt, sizes, settings["guidance_scale"], settings["image_guidance_scale"],
+            image, read, path,
+        )  # fmt: skip
+        guidance.check_rows(max(len(order.rows) for order in orders))
+        orders = [order for order in orders for _ in range(num_images_per_prompt)]
+        generators = image_generators(len(orders), seed, generator)
+        latents = self.check_noise(latents, path, [order.size for order in orders])
+        self._guidance_scale = settings["guidance_scale"]
+        cut = batches(orders, max_batch)
+        timesteps = {size: self._steps(path, size, steps, shift) for size in set(sizes)}
+        drawn: list[Tensor | None] = [None] * len(orders)
+        with self.progress_bar(total=sum(len(timesteps[orders[batch[0]].size]) for batch in cut)) as progress:
+            for batch in cut:
+                first = orders[batch[0]]
+                told = timesteps[first.size]
+                self._num_timesteps = len(told)
 
-            def on_step(step: int, current: Tensor) -> Tensor:
-                if callback_on_step_end is not None:
-                    kept = callback_on_step_end(self, step, timesteps[step], {"latents": current}) or {}
-                    current = kept.get("latents", current)
-                progress.update()
-                return current
+                def on_step(step: int, current: Tensor, told=told) -> Tensor:
+                    if callback_on_step_end is not None:
+                        kept = callback_on_step_end(self, step, told[step], {"latents": current}) or {}
+                        current = kept.get("latents", current)
+                    progress.update()
+                    return current
 
-            def guidance(step: int) -> float:
-                return self._guidance_scale  # a callback may change it
+                def scale(step: int, batch=batch) -> float | Tensor:
+                    given = self._guidance_scale  # a callback may change it
+                    if not isinstance(given, list | tuple):
+                        return given
+                    return torch.tensor([given[number // num_images_per_prompt] for number in batch])
 
-            for batch in batches:
-                rows = [document for column in columns for document in column[batch]]
-                prefix = read_prompts(self.model, rows, tokens.pad, tokens.begin_image, self._execution_device)
-                noise = None if latents is None else latents[batch]
-                settings = (path, size, num_inference_steps, generators[batch], sampling, guidance, on_step, noise)
-                made = self.draw(prefix, *settings)
-                drawn.append(made if output_type == "latent" else self._decode(made, path))
-        images = self._output(torch.cat(drawn), output_type)
+                image_scale = torch.tensor([orders[number].image_scale for number in batch])
+                guided = replace(guidance, scale=scale, image_scale=image_scale)
+                noise = None if latents is None else torch.stack([latents[number] for number in batch])
+                rows = [orders[number].rows[row] for row in range(len(first.rows)) for number in batch]
+                chosen = [generators[number] for number in batch]
+                made = self.draw(
+                    self._prefix(rows),
+                    path,
+                    first.size,
+                    steps,
+                    chosen,
+                    sampling,
+                    guided,
+                    on_step,
+                    noise,
+                    shift,
+                    decoder,
+                )
+                made = made if output_type == "latent" else self._decode(made, path)
+                for number, picture in zip(batch, made, strict=True):
+                    drawn[number] = picture
+        images = self._output(drawn, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _columns(
-        self, prompts: list[str], negative, guidance_scale: float, copies: int, path: str, size: tuple[int, int]
-    ) -> list[list[Document]]:
-        """What the backbone reads: one prompt an image, and with guidance another column of unconditional ones."""
-        more = 1 + self.processor.count_tokens(path, *size)
-        documents: dict[tuple[int, ...], Document] = {}  # equal ones are one, so that they are read once
+    def _prefix(self, rows: list[Document]) -> Prefix:
+        tokens = self.processor.special_tokens
+        return read_prompts(self.model, rows, tokens.pad, tokens.begin_image, self._execution_device, self._media)
 
-        def read(text: str, unconditional: bool = False) -> Document:
-            document = self.processor.prompt([{"role": "user", "content": text}], unconditional=unconditional)
-            self.check_length(text, len(document), more, "the picture")
-            return documents.setdefault(tuple(document.layout.input_ids), document)
+    def decoder(self, precision: str = "model") -> Decoder:
+        """The model's decoder in a precision; weights that are copied for it are kept until the model's change.
 
-        columns = [[read(text) for text in prompts]]
-        if is_guided(guidance_scale):
-            if negative is None:
-                columns.append([read(text, unconditional=True) for text in prompts])
-            else:
-                negative = [negative] * len(prompts) if isinstance(negative, str) else negative
-                columns.append([read(text) for text in negative])
-        return [[document for document in column for _ in range(copies)] for column in columns]
+        Raises:
+            ValueError: the precision is none, or cannot be had with this model.
+        """
+        if precision == "model":
+            return Decoder(self.model)  # copies nothing
+        kept = getattr(self, "_kept_decoder", None)
+        if kept is None or kept.precision != precision or kept.model is not self.model or not kept.is_current():
+            kept = self._kept_decoder = Decoder(self.model, precision)
+        return kept
 
-    def _steps(self, path: str, size: tuple[int, int], steps: int) -> list:
+    def _steps(self, path: str, size: tuple[int, int], steps: int, shift: float | None) -> list:
         """What a callback is told at each step: the scheduler's timestep, or the number of the code."""
         if path == "vq":
             return list(range(self.processor.count_tokens("vq", *size)))
-        return list(prepare(self.scheduler, steps, self.model.config.diffusion_config).scheduler.timesteps)
+        schedule = prepare(self.scheduler, steps, self.model.config.diffusion_config, shift=shift)
+        return list(schedule.scheduler.timesteps)
 
     def draw(
         self,
@@ -208,24 +277,29 @@ class HybridGenPipeline(Checks, Saving, DiffusionPipeline):
         steps: int,
         generators: list[Generator],
         sampling: CodeSampling,
-        guidance: Scale = 1.0,
+        guidance: Guidance | Scale = 1.0,
         on_step: OnStep | None = None,
         noise: Tensor | None = None,
+        shift: float | None = None,
+        decoder: Decoder | None = None,
     ) -> Tensor:
         """The pictures that come next in a prefix: latents (I, C, h, w), or codes (I, h, w).
 
         Args:
-            prefix: I rows or, guided, 2 I; each ends with the token that begins an image.
+            prefix: I rows or, guided, 2 I or 3 I; each ends with the token that begins an image.
             size: height and width in pixels.
             generators: one an image; their number is I.
             noise: to start from (diffusion); None = drawn from the generators.
+            decoder: the model's, in another precision (`decoder`); None = in its own.
         """
         if path == "vq":
             grid = tuple(side // self.processor.vq_token_size for side in size)
-            codes = write_codes(self.model, prefix, grid[0] * grid[1], generators, sampling, guidance, on_step)
+            settings = (generators, sampling, guidance, on_step, None, decoder)
+            codes = write_codes(self.model, prefix, grid[0] * grid[1], *settings)
             return codes.view(-1, *grid)
         size = self.latent_size(size)
-        return draw_latents(self.model, prefix, self.scheduler, steps, size, generators, guidance, on_step, noise)
+        settings = (steps, size, generators, guidance, on_step, noise, shift, decoder)
+        return draw_latents(self.model, prefix, self.scheduler, *settings)
 
     def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width in pixels -> in latents of the diffusion path."""
@@ -237,13 +311,18 @@ class HybridGenPipeline(Checks, Saving, DiffusionPipeline):
         codec = self.vq_codec if path == "vq" else self.latent_codec
         return codec.decode(latents).float().cpu()
 
-    def _output(self, drawn: Tensor, output_type: str):
-        if output_type == "latent":
-            return drawn
+    def _output(self, drawn: list[Tensor], output_type: str):
+        """One tensor, or a list of them where sizes differ."""
         if output_type == "pil":
             return self.processor.postprocess(drawn)
-        pixels = ((drawn + 1) / 2).clamp(0, 1)
-        return pixels if output_type == "pt" else pixels.permute(0, 2, 3, 1).numpy()
+        if output_type != "latent":
+            drawn = [((picture + 1) / 2).clamp(0, 1) for picture in drawn]
+        if output_type == "np":
+            drawn = [picture.permute(1, 2, 0) for picture in drawn]
+        if len({picture.shape for picture in drawn}) == 1:
+            drawn = torch.stack(drawn)
+            return drawn.numpy() if output_type == "np" else drawn
+        return [picture.numpy() for picture in drawn] if output_type == "np" else drawn
 
     # -------------------------------------------------------------------------------------------------- answering
 
@@ -285,14 +364,19 @@ class HybridGenPipeline(Checks, Saving, DiffusionPipeline):
         """Documents with images -> what `forward` takes, padded on the left."""
         batch, device = left_pad(documents, self.processor.special_tokens.pad), self._execution_device
         inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+        return inputs | self._media(batch)
+
+    def _media(self, batch: dict) -> dict[str, Tensor]:
+        """The images of a batch as `left_pad` makes it -> as `forward` takes them."""
+        media, device = {}, self._execution_device
         if batch["pixel_values"] is not None:
-            inputs["pixel_values"] = batch["pixel_values"].to(device)
+            media["pixel_values"] = batch["pixel_values"].to(device)
         if batch["diffusion_images"]:
-            inputs["latents"] = self.latent_codec.encode(torch.stack(batch["diffusion_images"]).to(device))
-            inputs["timesteps"] = torch.zeros(len(inputs["latents"]), device=device)  # clean
+            media["latents"] = self.latent_codec.encode(torch.stack(batch["diffusion_images"]).to(device))
+            media["timesteps"] = torch.zeros(len(media["latents"]), device=device)  # clean
         if batch["vq_images"]:
-            inputs["codes"] = self.vq_codec.encode(torch.stack(batch["vq_images"]).to(device))
-        return inputs
+            media["codes"] = self.vq_codec.encode(torch.stack(batch["vq_images"]).to(device))
+        return media
 
 
 def _pairs(images, questions: str | list[str]) -> list[tuple]:

@@ -12,8 +12,9 @@ from torch import Tensor
 from hybridgen.chat import ChatTemplate, Piece, check_messages
 from hybridgen.configuration_hybridgen import require_path
 from hybridgen.documents import Document, DocumentImage
+from hybridgen.image_processing_hybridgen import fit_size
 from hybridgen.layout import PATHS, ImageSegment, TextSegment, lay_out
-from hybridgen.paths.patches import check_size
+from hybridgen.paths.patches import aspect_buckets, check_size
 
 LOSS_ON = ("assistant", "all")
 UNCONDITIONAL = ("empty", "janus-official", "janus-hf")
@@ -33,6 +34,7 @@ class DocumentBuilding:
         twin: bool = False,
         height: int | None = None,
         width: int | None = None,
+        image_tokens: int | None = None,
     ) -> Document:
         """A training document.
 
@@ -45,6 +47,7 @@ class DocumentBuilding:
             prompt_dropout: leave out what the user says, as in the unconditional prompt of guidance.
             twin: later tokens read a clean copy of each written image instead of the noised one (diffusion only).
             height, width: of images on the diffusion and vq paths; None = `default_size`.
+            image_tokens: those images keep their aspect ratio instead, and have at most so many tokens.
 
         Raises:
             ValueError: in one sentence, what is wrong with the messages or the settings.
@@ -54,7 +57,7 @@ class DocumentBuilding:
         pieces = self._pieces(messages, prompt_dropout=prompt_dropout and not padded)
         if loss_on == "assistant" and not any(piece.assistant for piece in pieces):
             raise ValueError("no message of the assistant, so nothing to learn; add one, or set loss_on='all'")
-        return self._assemble(pieces, read, write, loss_on, twin, height, width, padded)
+        return self._assemble(pieces, read, write, loss_on, twin, height, width, padded, image_tokens)
 
     def prompt(
         self,
@@ -122,6 +125,17 @@ class DocumentBuilding:
         """The text of tokens, special tokens left out; safe while another thread tokenises."""
         return self._encode.decode(ids)
 
+    def aspect_buckets(self, path: str, ratio: float = 2.0) -> list[tuple[int, int]]:
+        """Heights and widths that a path can draw for no more tokens than a square with `default_size`' shorter side.
+
+        Raises:
+            ValueError: the path is not there, or makes the same of every size.
+        """
+        require_path(self.paths, path)
+        if path == "understanding":
+            raise ValueError("the understanding path reads squares of one size; name a path that draws")
+        return aspect_buckets(min(self._size(None, None)), self._token_sizes[path], ratio)
+
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
         if height is None and width is None and self.default_size is not None:
             return tuple(self.default_size)
@@ -144,7 +158,7 @@ class DocumentBuilding:
 
     def _assemble(
         self, pieces: list[Piece], read: str, write: str | None, loss_on: str | None, twin: bool, height, width,
-        padded: bool = False,
+        padded: bool = False, image_tokens: int | None = None,
     ) -> Document:  # fmt: skip
         """Pieces -> segments and pixels -> a laid-out document."""
         segments: list[TextSegment | ImageSegment] = []
@@ -159,6 +173,8 @@ class DocumentBuilding:
                 continue
             written = taught and write is not None
             path = write if written else read
+            if image_tokens is not None and path in self._token_sizes:
+                height, width = fit_size(piece.picture, image_tokens, self._token_sizes[path])
             length = self.count_tokens(path, height, width)
             bidirectional = path in self.bidirectional_paths
             segments.append(ImageSegment(path, length, bidirectional, write=written, twin=twin and written))

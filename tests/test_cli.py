@@ -63,6 +63,9 @@ def test_sample_writes_pictures_that_say_how_they_were_made(run, tiny_checkpoint
     assert Path(file).parent == tmp_path / "a"
     picture = Image.open(file)
     assert picture.size == (32, 32)
+    made = json.loads(picture.text.pop("manifest"))
+    assert made["settings"]["num_inference_steps"] == 2
+    assert made["scheduler"]["class"] == "FlowMatchEulerDiscreteScheduler"
     assert picture.text == {
         "prompt": PROMPT, "path": "diffusion", "seed": "5", "steps": "2", "guidance": "2.0", "size": "32x32",
         "checkpoint": str(tiny_checkpoint), "hybridgen": __version__,
@@ -101,6 +104,14 @@ def test_sample_takes_sizes_and_a_negative_prompt(run, tiny_checkpoint, tmp_path
     picture = Image.open(lines[0])
     assert picture.size == (48, 16)
     assert (picture.text["prompt"], picture.text["negative prompt"]) == ("Ünïcode, 猫", "a troll")
+
+
+def test_sample_takes_sizes_one_a_prompt(run, tiny_checkpoint, tmp_path):
+    _, lines, _ = run(
+        "sample", tiny_checkpoint, "--prompt", "an orc", "--prompt", "an elf", "--height", 16, "--height", 32,
+        "--width", 24, "--steps", 1, "--out", tmp_path,
+    )  # fmt: skip
+    assert [Image.open(file).size for file in lines] == [(24, 16), (24, 32)]
 
 
 @pytest.mark.parametrize(
@@ -185,6 +196,16 @@ BAD = {
         "context",
     ),
     "no steps": (("sample", "{ck}", "--prompt", "a", "--steps", 0, "--out", "{tmp}"), "'0' is not a whole number"),
+    "a size beyond the context": (("sample", "{ck}", *SAMPLE, "--height", 800, "--width", 800), "context is 512"),
+    "more steps than there are": (("sample", "{ck}", *SAMPLE, "--steps", 1001), "the process has 1000 timesteps"),
+    "a rescale beyond 1": (("sample", "{ck}", *SAMPLE, "--guidance-rescale", 2), "guidance_rescale is 2.0"),
+    "an interval that ends before it begins": (
+        ("sample", "{ck}", *SAMPLE, "--guidance-interval", 0.8, 0.2),
+        "guidance stop is 0.2",
+    ),
+    "guidance to an image that is not": (("sample", "{ck}", *SAMPLE, "--image-guidance", 2), "give image"),
+    "no picture to replay": (("replay", "{tmp}/none.png"), "there is no image {tmp}/none.png"),
+    "a picture without a manifest": (("replay", "{tmp}/doll.png", "{ck}"), "doll.png carries no manifest"),
     "a seed that is no number": (("sample", "{ck}", *SAMPLE, "--seed", "x"), "'x' is not a whole number"),
     "guidance below 0": (("sample", "{ck}", *SAMPLE, "--guidance=-1"), "'-1' is not a number of at least 0"),
     "a file for a folder": (("sample", "{ck}", "--prompt", "a", "--out", "{tmp}/doll.png"), "a file is in its place"),
@@ -340,7 +361,7 @@ def test_an_interrupted_process_is_quiet():
 # -------------------------------------------------------------------------------------------------------------- help
 
 
-@pytest.mark.parametrize("command", ["", "demo", "train", "sample", "ask", "evaluate"])
+@pytest.mark.parametrize("command", ["", "demo", "train", "sample", "replay", "ask", "evaluate"])
 def test_help_is_worth_reading(run, command):
     code, lines, _ = run(*command.split(), "--help")
     text = "\n".join(lines)

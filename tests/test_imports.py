@@ -36,7 +36,7 @@ LEVELS: list[list[tuple[str, ...]]] = [
     [("pipeline_*", "multimodal_hybridgen")],
     [("bridges", "bridges.*", "adapters")],
     [("training", "training.*"), ("evaluation", "evaluation.*")],
-    [("cli", "arguments", "demo", "demo_report", "__main__")],
+    [("cli", "arguments", "data_command", "demo", "demo_report", "manifest", "__main__")],
 ]
 NEVER = [  # what the levels alone would allow
     ("objectives", "data"),

@@ -8,11 +8,21 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from diffusers.guiders import (
+    AdaptiveProjectedGuidance,
+    ClassifierFreeGuidance,
+    ClassifierFreeZeroStarGuidance,
+    TangentialClassifierFreeGuidance,
+)
 from PIL import Image
 from torch import Generator
 
+from hybridgen.documents import left_pad
 from hybridgen.layout import ImageSegment
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
+from hybridgen.sampling.denoise import image_predictor
+from hybridgen.sampling.guidance import Guidance
+from hybridgen.sampling.prefix import begin_image, extend, prefill
 from tests.pipelines import tiny_pipeline, tiny_vae
 from tests.sampling.prompts import worst
 
@@ -120,6 +130,161 @@ def test_picture_i_is_the_same_alone_in_a_batch_and_in_any_chunking(path, backbo
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Codes exactly, latents to rounding: measured 6e-7 of values up to 4."""
     return torch.equal(a, b) if a.dtype == torch.long else worst(a, b) < 1e-4
+
+
+@pytest.mark.parametrize("path", ["diffusion", "vq"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_picture_i_is_the_same_to_the_bit(path, dtype):
+    """On a CPU, where the rows of a product do not depend on one another, and in half precision too: prompts are padded
+    to a whole number of shelves, so no sum is taken in another order."""
+    pipe = tiny_pipeline().to(dtype)
+    together = pipe(PROMPTS, path=path, seed=7, **FAST).images
+    for i in (0, 1, 4):
+        assert torch.equal(pipe(PROMPTS[i], path=path, seed=7 + i, **FAST).images[0], together[i])
+    turned = pipe(PROMPTS[::-1], path=path, seed=[11, 10, 9, 8, 7], max_batch=6, **FAST).images
+    assert torch.equal(turned.flip(0), together)
+
+
+@pytest.mark.parametrize("path", ["diffusion", "vq"])
+def test_sizes_and_scales_may_differ_in_a_call(pipe, path):
+    """Each picture as if it were alone, in the order of the prompts."""
+    sizes, scales = [(16, 16), (8, 24), (16, 16), (24, 8), (8, 24)], [3.0, 1.0, 1.0, 0.0, 6.0]
+    settings = {**FAST, "path": path, "num_images_per_prompt": 2}
+    heights, widths = map(list, zip(*sizes, strict=True))
+    mixed = {"guidance_scale": scales, "height": heights, "width": widths}
+    together = pipe(PROMPTS, seed=3, max_batch=6, **settings | mixed).images
+    assert pipe.guidance_scale == scales
+    for i, (prompt, (height, width), scale) in enumerate(zip(PROMPTS, sizes, scales, strict=True)):
+        own = {"guidance_scale": scale, "height": height, "width": width}
+        alone = pipe(prompt, seed=3 + 2 * i, **settings | own).images
+        assert torch.equal(torch.stack(together[2 * i : 2 * i + 2]), alone)
+    pictures = pipe(PROMPTS, seed=3, height=heights, width=widths, path=path, num_inference_steps=2).images
+    assert [image.size[::-1] for image in pictures] == sizes
+    noise = [torch.randn(3, *size, generator=Generator().manual_seed(i)) for i, size in enumerate(sizes)]
+    if path == "diffusion":
+        given = pipe(PROMPTS, latents=noise, height=heights, width=widths, **FAST).images
+        seeded = pipe(PROMPTS, seed=0, height=heights, width=widths, **FAST).images
+        assert all(torch.equal(a, b) for a, b in zip(given, seeded, strict=True))
+
+
+def test_only_what_is_guided_costs_two_rows(pipe):
+    steps, scales = FAST["num_inference_steps"], [1.0, 3.0, 1.0]
+    rows = rows_seen(pipe, prompt=PROMPTS[:3], guidance_scale=scales)
+    assert sorted(rows) == sorted([2] + [2] * steps + [2] + [2] * steps)  # two alone; one with the empty prompt
+    whole = rows_seen(pipe, prompt=PROMPTS[0], guider=Guidance(3.0, start=0.4, stop=0.7), guidance_scale=3.0)
+    assert whole == [2, 1, 2, 1]
+
+
+# ----------------------------------------------------------------------------------------------------------- guidance
+
+
+def test_guiders_of_diffusers_guide(pipe):
+    settings = {"seed": 0, "num_inference_steps": 4, "output_type": "latent"}
+    plain = pipe(PROMPTS[:2], guidance_scale=4.0, guidance_rescale=0.5, **settings).images
+    assert torch.equal(pipe(PROMPTS[:2], guider=ClassifierFreeGuidance(4.0, 0.5), **settings).images, plain)
+    assert torch.equal(
+        pipe(PROMPTS[:2], guider=ClassifierFreeGuidance(9.0, 0.5), guidance_scale=[4.0, 4.0], **settings).images, plain
+    )
+    for guider in (AdaptiveProjectedGuidance(4.0, -0.5, eta=0.0), ClassifierFreeZeroStarGuidance(4.0)):
+        together = pipe(PROMPTS[:2], guider=guider, **settings).images
+        assert torch.equal(pipe(PROMPTS[:2], guider=guider, **settings).images, together)  # nothing is left in it
+        assert torch.equal(pipe(PROMPTS[0], guider=guider, **settings).images[0], together[0])
+        assert not same(together, plain)
+    codes = {**settings, "path": "vq"}
+    apg = Guidance(4.0, method="apg", eta=0.0)
+    assert not torch.equal(pipe(PROMPTS[:2], guider=apg, **codes).images, pipe(PROMPTS[:2], **codes).images)
+
+
+@pytest.mark.parametrize("read", ["understanding", "diffusion", "vq"])
+@pytest.mark.parametrize("path", ["diffusion", "vq"])
+def test_an_image_condition_is_a_third_row(pipe, path, read):
+    """Against whole forwards of three documents: prompt and image, image alone, neither."""
+    condition, steps = picture(3), 2
+    scales = {"guidance_scale": 3.0, "image_guidance_scale": 1.7}
+    settings = {"path": path, "num_inference_steps": steps, "temperature": 0, "output_type": "latent", "seed": 2}
+    made = pipe(PROMPTS[1], image=condition, read=read, **scales, **settings).images
+    image = {"type": "image", "image": condition}
+    contents = [[image, {"type": "text", "text": PROMPTS[1]}], [image], ""]
+    documents = [pipe.processor.prompt([{"role": "user", "content": content}], read=read) for content in contents]
+    rows = [read_prompts_alone(pipe, document) for document in documents]
+
+    def guided(said: list[torch.Tensor]) -> torch.Tensor:
+        full, without, nothing = said
+        return nothing + 1.7 * (without - nothing) + 3.0 * (full - without)
+
+    if path == "vq":
+        codes = torch.zeros(0, dtype=torch.long)
+        for _ in range(16):
+            said = []
+            for document, media in rows:
+                prefix = prefill_alone(pipe, document, media)
+                for code in codes:
+                    extend(pipe.model, prefix, torch.tensor([pipe.model.config.vq_token_id]), codes=code[None])
+                said.append(pipe.model.code_logits(prefix.last_state))
+            codes = torch.cat([codes, guided(said).argmax(-1)])
+        assert torch.equal(made.flatten(), codes)
+        return
+    x = torch.randn(3, 16, 16, generator=Generator().manual_seed(2))[None]
+    for step in range(steps):
+        told = torch.tensor([1000 * (1 - step / steps)])
+        predict = [image_predictor(pipe.model, prefill_alone(pipe, *row), 1, (16, 16), told) for row in rows]
+        x = x - guided([each(x, 0) for each in predict]) / steps
+    assert worst(made, x) < 2e-4  # of values up to 10
+
+
+def read_prompts_alone(pipe, document):
+    return document, pipe._media(left_pad([document], 0))
+
+
+@torch.no_grad()
+def prefill_alone(pipe, document, media):
+    vectors = {name: value[None] for name, value in document.layout.tensors().items()}
+    names = ("input_ids", "document_ids", "block_ids", "position_ids")
+    begun = begin_image({name: vectors[name] for name in names}, pipe.model.config.begin_image_token_id)
+    return prefill(pipe.model, **begun, **media)
+
+
+def test_images_stand_beside_their_prompts(pipe):
+    settings = {**FAST, "image_guidance_scale": [1.0, 2.0, 1.0]}
+    pictures = [picture(i) for i in range(3)]
+    together = pipe(PROMPTS[:3], image=pictures, seed=0, **settings).images
+    for i in range(3):
+        own = {**FAST, "image_guidance_scale": settings["image_guidance_scale"][i]}
+        assert torch.equal(pipe(PROMPTS[i], image=pictures[i], seed=i, **own).images[0], together[i])
+    assert not same(pipe(PROMPTS[0], image=pictures[1], seed=0, **FAST).images[0], together[0])
+    assert not same(pipe(PROMPTS[0], seed=0, **FAST).images[0], together[0])
+    twice = pipe(PROMPTS[1], image=pictures[1], seed=1, **FAST | {"image_guidance_scale": 2.0, "negative_prompt": ""})
+    assert torch.equal(twice.images[0], together[1])
+
+
+def test_shift_is_the_schedulers(pipe):
+    shifted = HybridGenPipeline(
+        pipe.model, pipe.processor, pipe.scheduler.from_config(pipe.scheduler.config, shift=3.0)
+    )
+    shifted.set_progress_bar_config(disable=True)
+    made = pipe(PROMPTS[0], seed=0, shift=3.0, **FAST).images
+    assert torch.equal(shifted(PROMPTS[0], seed=0, **FAST).images, made)
+    assert not same(made, pipe(PROMPTS[0], seed=0, **FAST).images)
+
+
+def test_a_folder_has_defaults_of_its_own(pipe, tmp_path):
+    defaults = {"diffusion": {"num_inference_steps": 2, "guidance_scale": 1.0}, "vq": {"temperature": 0.0}}
+    own = HybridGenPipeline(pipe.model, pipe.processor, vq_model=pipe.vq_model, sampling_defaults=defaults)
+    own.save_pretrained(tmp_path)
+    loaded = load_pipeline(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    assert loaded.sampling_defaults == defaults
+    assert loaded.sampling_settings("vq", guidance_scale=2.0)["guidance_scale"] == 2.0
+    assert rows_seen(loaded, prompt="a", num_inference_steps=None, guidance_scale=None) == [1, 1, 1]
+    first, second = (loaded("a", path="vq", output_type="latent", seed=seed).images for seed in (0, 1))
+    assert torch.equal(first, second)  # temperature 0
+    assert pipe.sampling_settings("diffusion")["guidance_scale"] == 3.0
+    for wrong, message in (
+        ({"vq": {"guidance": 5}}, "sampling_defaults of vq have 'guidance'; there are: guidance_scale"),
+        ({"understanding": {}}, "sampling_defaults has 'understanding'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            HybridGenPipeline(pipe.model, pipe.processor, sampling_defaults=wrong)
 
 
 @pytest.mark.parametrize("path", ["diffusion", "vq"])
@@ -355,6 +520,26 @@ def test_answers_hold_no_token_of_images(pipe):
         ({"height": 10, "width": 16}, "size 10x16 is not divisible by the patch size 4; the nearest that is: 8x16"),
         ({"height": 16}, "the size of an image is 16xNone; give height and width"),
         ({"guidance_scale": -1.0}, "guidance_scale is -1.0; it must be a number of at least 0"),
+        ({"guidance_scale": [1.0, 2.0]}, "guidance_scale is a list of 2 for 1 prompts; give one for each"),
+        ({"guidance_scale": [float("nan")]}, "guidance_scale is nan; it must be a number of at least 0"),
+        ({"guidance_rescale": 2.0}, "guidance_rescale is 2.0; it must be a number from 0 to 1"),
+        ({"guider": 3.0}, "guider is 3.0; give one of diffusers.guiders"),
+        ({"guider": TangentialClassifierFreeGuidance()}, "TangentialClassifierFreeGuidance cannot guide here"),
+        ({"guider": ClassifierFreeZeroStarGuidance(3.0), "path": "vq"}, "zero_init_steps is 1, .* set it to 0"),
+        ({"image_guidance_scale": 2.0}, "image_guidance_scale leads to an image, but none is given"),
+        (
+            {"image": Image.new("RGB", (4, 4)), "image_guidance_scale": 2.0, "guider": Guidance(3.0, method="apg")},
+            "guidance by apg knows no image_guidance_scale",
+        ),
+        ({"image": [1, 2]}, "image is a list of 2 for 1 prompts"),
+        ({"image": "x.png"}, "an image must be a PIL image, an array or a tensor, not str"),
+        ({"image": Image.new("RGB", (4, 4)), "read": "sight"}, "no path 'sight' here"),
+        ({"height": [16, 8], "width": 16}, "height is a list of 2 for 1 prompts"),
+        ({"height": 0, "width": 16}, "height is 0; it must be a whole number of at least 1"),
+        ({"height": 16.0, "width": 16}, "height is 16.0; it must be a whole number"),
+        ({"height": 400, "width": 400}, "the picture needs 10001 more, but the model's context is 512"),
+        ({"shift": -1.0}, "shift is -1.0; it must be a number above 0"),
+        ({"num_inference_steps": 1001}, "num_inference_steps is 1001; the process has 1000 timesteps, take fewer"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0; it must be a whole number of at least 1"),
         ({"num_inference_steps": 2.5}, "num_inference_steps is 2.5"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
@@ -463,3 +648,29 @@ def test_a_pipeline_without_optional_parts_round_trips(tmp_path):
     loaded = load_pipeline(tmp_path)
     assert (loaded.scheduler, loaded.vae, loaded.vq_model) == (None, None, None)
     assert len(loaded.answer(picture(0), "what color?", max_new_tokens=2)) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------- precision
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_fewer_bits_draw_nearly_the_same_pictures(pipe, precision):
+    exact = pipe(PROMPTS, path="diffusion", seed=0, **FAST).images
+    rough = pipe(PROMPTS, path="diffusion", seed=0, precision=precision, **FAST).images
+    assert 0 < (exact - rough).norm() / exact.norm() < 0.05  # measured 0.004 (bf16), 0.008 (int8)
+    codes = pipe(PROMPTS, path="vq", seed=0, precision=precision, output_type="latent").images
+    assert (codes == pipe(PROMPTS, path="vq", seed=0, output_type="latent").images).float().mean() > 0.5
+
+
+def test_copied_weights_are_kept_until_they_change():
+    pipe = tiny_pipeline()
+    first = pipe.decoder("bf16")
+    assert pipe.decoder("bf16") is first
+    with torch.no_grad():
+        pipe.model.model.language_model.norm.weight.mul_(2)
+    assert pipe.decoder("bf16") is not first
+
+
+def test_a_precision_that_is_none_is_refused_before_anything_is_read(pipe):
+    with pytest.raises(ValueError, match="precision is 'fp8'; choose one of model, bf16, int8"):
+        pipe(PROMPTS[0], precision="fp8")

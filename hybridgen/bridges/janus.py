@@ -28,6 +28,7 @@ from hybridgen.processing_hybridgen import HybridGenProcessor
 from hybridgen.tokenization_hybridgen import add_image_tokens, image_token_ids
 
 GUIDANCE = 5  # Janus' own setting, which transformers reads from generation_config.json
+SAMPLING = {"vq": {"guidance_scale": float(GUIDANCE)}}  # the same, as our pipeline reads it from model_index.json
 
 # ----------------------------------------------------------------------------------------------------- a pipeline
 
@@ -57,7 +58,7 @@ def load_janus(folder: str | Path, style: str | None = None, dtype: torch.dtype 
     model = load(HybridGenForConditionalGeneration, config, ours)
     vq_model = load(JanusVQVAE, janus.config.vq_config, codec).eval().requires_grad_(False)
     _set_generation(model, janus)
-    return HybridGenPipeline(model, processor, vq_model=vq_model)
+    return HybridGenPipeline(model, processor, vq_model=vq_model, sampling_defaults=SAMPLING)
 
 
 def build_processor(janus: Janus) -> HybridGenProcessor:
@@ -152,7 +153,7 @@ def _write_hybridgen(janus: Janus, folder: Path, max_shard_size: int | str) -> N
         model = HybridGenForConditionalGeneration(hybrid_config(janus.config, image_token_ids(processor.tokenizer)))
         vq_model = JanusVQVAE(copy.deepcopy(janus.config.vq_config))
     _set_generation(model, janus)
-    HybridGenPipeline(model, processor, vq_model=vq_model).save_config(folder)
+    HybridGenPipeline(model, processor, vq_model=vq_model, sampling_defaults=SAMPLING).save_config(folder)
     processor.save_pretrained(folder / "processor")
     tensors = zip(("model", "vq_model"), (model, vq_model), _split(janus.tensors), strict=True)
     for name, part, weights in tensors:

@@ -29,18 +29,18 @@ def attribute(rows: list[list[Drawn]], names: list[str], processor: HybridGenPro
     Returns:
         source_ids: (B, N) the entry of each token, NOWHERE on padding.
         diffusion_sources: (I,) the entry of each image of the diffusion path; absent where there is none.
-        text_bytes: (S,) bytes of the text that the batch teaches, by entry.
+        text_bytes: (B, S) bytes of the text that each row teaches, by entry.
     """
     number = {name: place for place, name in enumerate(names)}
     ids = torch.full((len(rows), length), NOWHERE)
-    pictures, sizes = [], torch.zeros(len(names), dtype=torch.long)
+    pictures, sizes = [], torch.zeros(len(rows), len(names), dtype=torch.long)
     for row, documents in enumerate(rows):
         start = 0
         for drawn in documents:
             source = number[drawn.task.name]
             ids[row, start : start + len(drawn)] = source
             pictures += [source] * len(drawn.document.pixels("diffusion"))
-            sizes[source] += text_bytes(drawn.document, processor)
+            sizes[row, source] += text_bytes(drawn.document, processor)
             start += len(drawn)
     found: dict[str, Tensor] = {"source_ids": ids, "text_bytes": sizes}
     return found | ({"diffusion_sources": torch.tensor(pictures)} if pictures else {})

@@ -5,7 +5,8 @@ newcomer gets wrong: the state is that of the last batch *handed out*. A thread 
 it has prepared is made again after an interruption.
 
 Every rank packs all rows of a step and keeps its own, so that W ranks of R rows see what one of W x R would: exactness
-costs each rank the reading of everything. Shapes: B rows of this rank, N tokens of a row, I images of a path.
+costs each rank the reading of everything. With `divide` each reads its own part of the records instead. Shapes: B rows
+of this rank, N tokens of a row, I images of a path.
 """
 
 import queue
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from hybridgen.data.attribution import attribute
+from hybridgen.data.broken import Broken
 from hybridgen.data.mixture import Drawn, Mixture
 from hybridgen.data.packing import pack_rows
 from hybridgen.documents import Document, DocumentImage
@@ -38,6 +40,7 @@ def collate(rows: list[list[Document]], length: int, pad_id: int, row_numbers: l
         diffusion_images: (I, 3, H, W), or a list where sizes differ.
         diffusion_noised, diffusion_image_first: (I,) whether each is drawn, and whether it stands before its text.
         diffusion_rows: (I,) the row of the batch that each stands in.
+        diffusion_max_timesteps: (I,) cap on the noise of each; absent where no source has one.
         vq_images: (I, 3, H, W), or a list where sizes differ.
     """
     packed = [pack([document.layout for document in row], length, pad_id) for row in rows]
@@ -55,6 +58,9 @@ def collate(rows: list[list[Document]], length: int, pad_id: int, row_numbers: l
         batch["diffusion_noised"] = torch.tensor([image.write for _, image in drawn])
         batch["diffusion_image_first"] = torch.tensor([image.image_first for _, image in drawn])
         batch["diffusion_rows"] = torch.tensor([number for number, _ in drawn])
+        caps = [image.max_timestep for _, image in drawn]
+        if any(cap is not None for cap in caps):
+            batch["diffusion_max_timesteps"] = torch.tensor([1000.0 if cap is None else float(cap) for cap in caps])
     return batch
 
 
@@ -71,6 +77,9 @@ class RowLoader:
         rank, world_size: this process takes rows rank * rows and following of each step's world_size * rows.
         prefetch: batches prepared ahead by a thread; 0 = none, everything happens when a batch is asked for.
         batches_per_step: of the optimizer, whose steps weights that change are stated in.
+        divide: each rank reads its own part of the records, with a mixture and a position of its own. What the ranks
+            see together is then no longer what one process would.
+        on_broken: called with all broken records when there are more of them.
 
     Raises:
         ValueError: the processor cannot serve a task of the mixture, or a number makes no sense.
@@ -86,12 +95,17 @@ class RowLoader:
         world_size: int = 1,
         prefetch: int = 2,
         batches_per_step: int = 1,
+        divide: bool = False,
+        on_broken: Callable[[list[Broken]], None] | None = None,
     ):
         for name, value, least in (("rows", rows, 1), ("length", length, 1), ("prefetch", prefetch, 0)):
             if value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} does not exist among {world_size}; ranks count from 0")
+        self._part = [rank, world_size] if divide else None
+        for task in mixture.tasks.values() if divide else ():
+            task.take_part(rank, world_size)
         mixture.check(processor)
         self.mixture, self.processor = mixture, processor
         self.rows, self.length, self.rank, self.world_size = rows, length, rank, world_size
@@ -99,6 +113,7 @@ class RowLoader:
         self._pending: list[Drawn] = []
         self._batches = self._used = 0  # made so far, and tokens of documents in them, over all ranks
         self._thread: _Ahead | None = None
+        self._on_broken, self._listed = on_broken, 0
         self._state = self._snapshot()
 
     def __iter__(self) -> Iterator[Batch]:
@@ -107,11 +122,18 @@ class RowLoader:
     def __next__(self) -> Batch:
         if not self.prefetch:
             batch, self._state = self._make()
-            return batch
-        if self._thread is None:
-            self._thread = _Ahead(self._make, self.prefetch)
-        batch, self._state = self._thread.get()
+        else:
+            if self._thread is None:
+                self._thread = _Ahead(self._make, self.prefetch)
+            batch, self._state = self._thread.get()
+        if self._on_broken is not None and len(self.broken()) > self._listed:
+            self._listed = len(self.broken())
+            self._on_broken(self.broken())
         return batch
+
+    def broken(self) -> list[Broken]:
+        """The broken records met up to the last batch handed out."""
+        return [Broken(where, reason) for where, _, reason in self._state["mixture"]["broken"]]
 
     def state_dict(self) -> dict:
         """The position after the last batch handed out; JSON-able, and the same on every rank."""
@@ -130,6 +152,11 @@ class RowLoader:
                 f"the saved position is of steps of {saved['rows']} rows of {saved['length']} tokens, but now "
                 f"{shape['rows']} rows of {shape['length']} are asked for; keep both, or start anew"
             )
+        if state.get("part") != self._part:
+            raise ValueError(
+                f"the saved position is of part {_shown(state.get('part'))} of the data, but this is "
+                f"{_shown(self._part)}; go on with data.divide and the number of processes as they were, or start anew"
+            )
         self.close()
         self.mixture.load_state_dict(state["mixture"])
         self._pending = [self.mixture.again(name, cursor, self.processor) for name, cursor in state["pending"]]
@@ -144,11 +171,13 @@ class RowLoader:
 
     def fill_rate(self) -> float:
         """The share of all places in rows so far that hold a token of a document, not padding."""
-        places = self._state["batches"] * self.rows * self.world_size * self.length
+        ranks = self.world_size if self._part is None else 1  # whose rows this one packs
+        places = self._state["batches"] * self.rows * ranks * self.length
         return self._state["used"] / places if places else 0.0
 
     def close(self) -> None:
         """Stop preparing batches; asking for another starts again after the last one handed out."""
+        self.mixture.forget()
         if self._thread is None:
             return
         self._thread.stop()
@@ -158,26 +187,33 @@ class RowLoader:
     def _make(self) -> tuple[Batch, dict]:
         """The next batch of this rank, and the state after it."""
         count, step = self.rows * self.world_size, self._batches // self.batches_per_step
-        draw = partial(self.mixture.draw, self.processor, step)
-        rows, self._pending = pack_rows(draw, count, self.length, self._pending)
+        draw = partial(self.mixture.draw, self.processor, step, self.length)
+        packed = count if self._part is None else self.rows
+        rows, self._pending = pack_rows(draw, packed, self.length, self._pending)
         numbers = range(self._batches * count, (self._batches + 1) * count)
         self._batches += 1
         self._used += sum(len(document) for row in rows for document in row)
         mine = slice(self.rank * self.rows, (self.rank + 1) * self.rows)
-        documents = [[drawn.document for drawn in row] for row in rows[mine]]
+        own = rows[mine] if self._part is None else rows
+        documents = [[drawn.document for drawn in row] for row in own]
         batch = collate(documents, self.length, self.processor.special_tokens.pad, list(numbers[mine]))
-        batch |= attribute(rows[mine], list(self.mixture.tasks), self.processor, self.length)
+        batch |= attribute(own, list(self.mixture.tasks), self.processor, self.length)
         return batch, self._snapshot()
 
     def _snapshot(self) -> dict:
         return {
             "rows": self.rows * self.world_size,
             "length": self.length,
+            "part": self._part,
             "batches": self._batches,
             "used": self._used,
             "mixture": self.mixture.state_dict(),
             "pending": [[drawn.task.name, drawn.cursor] for drawn in self._pending],
         }
+
+
+def _shown(part: list[int] | None) -> str:
+    return "all" if part is None else f"{part[0]} of {part[1]}"
 
 
 class _Ahead:

@@ -5,9 +5,11 @@
 
 The format is that of transformers' chat templates, and the same for text-to-image, questions about pictures, plain text
 and interleaved documents. Other keys beside `messages` are kept and ignored. The fact a newcomer gets wrong: the path
-of an image is relative to the file that names it, not to where the program runs.
+of an image is relative to the file that names it, not to where the program runs. (In memory an image may also be its
+encoded bytes, or what the datasets library makes of one, {"bytes": ..., "path": ...}.)
 """
 
+import io
 import struct
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from PIL import Image, ImageOps
 
 from hybridgen.chat import check_messages, parts
 
+Picture = str | bytes | dict | Image.Image  # dict: {"bytes": ..., "path": ...}, one of them may be None
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)  # what PIL raises
 
 
@@ -32,7 +35,7 @@ def check_record(obj: Any, where: str) -> dict:
         raise ValueError(f"{where}: a record must be an object with the key messages, as {{'messages': [...]}}")
     for message in check_messages(obj["messages"], where):
         for part in parts(message):
-            if part["type"] == "image" and not isinstance(part["image"], str | Image.Image):
+            if part["type"] == "image" and not isinstance(part["image"], Picture):
                 kind = type(part["image"]).__name__
                 raise ValueError(f"{where}: the image of an image part must be the path of a file, not {kind}")
     return obj
@@ -52,23 +55,34 @@ def load_images(record: dict, root: Path, where: str) -> dict:
     return {**record, "messages": messages}
 
 
-def load_image(image: str | Image.Image, root: Path, where: str) -> Image.Image:
+def load_image(image: Picture, root: Path, where: str) -> Image.Image:
     """One picture, decoded and turned upright as its EXIF tag says; a PIL image stays as it is.
 
     Raises:
         ValueError: the file is missing, or is not a picture that PIL can decode whole.
     """
+    if isinstance(image, dict):
+        image = image.get("path") if image.get("bytes") is None else image["bytes"]
     if isinstance(image, Image.Image):
         return image
+    if isinstance(image, bytes):
+        return _decoded(io.BytesIO(image), f"{where}: the image of {len(image)} bytes")
+    if not isinstance(image, str) or not image:
+        raise ValueError(f"{where}: the image must be a file or the bytes of one, not {type(image).__name__}")
+    if "://" in image:
+        raise ValueError(f"{where}: the image {image!r} is an address; pictures are not downloaded, name a file")
     path = root / image
     if not path.is_file():
         raise ValueError(
             f"{where}: the image {image!r} is not there (looked for {path}); paths are relative to the file"
         )
+    return _decoded(path, f"{where}: the image {path}")
+
+
+def _decoded(file: Path | io.BytesIO, what: str) -> Image.Image:
     try:
-        with Image.open(path) as opened:
+        with Image.open(file) as opened:
             return ImageOps.exif_transpose(opened)
     except UNREADABLE as error:
-        raise ValueError(
-            f"{where}: the image {path} cannot be decoded ({error}); replace it or drop the record"
-        ) from error
+        reason = str(error).replace(repr(file), "it")
+        raise ValueError(f"{what} cannot be decoded ({reason}); replace it or drop the record") from error

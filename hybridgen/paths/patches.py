@@ -49,8 +49,29 @@ def patch_positions(height: int, width: int, patch_size: int, device=None) -> Te
     return torch.cartesian_prod(rows, columns).reshape(-1, 2)
 
 
+def aspect_buckets(side: int, token_size: int, ratio: float = 2.0) -> list[tuple[int, int]]:
+    """Heights and widths that cost no more tokens than a square of `side`, from wide to tall, each in whole tokens.
+
+    Args:
+        token_size: pixels along one side of a token.
+        ratio: of the longer side to the shorter, at most.
+
+    Raises:
+        ValueError: the square is no whole number of tokens, or the ratio is below 1.
+    """
+    check_size(side, side, token_size)
+    if not 1 <= ratio < float("inf"):
+        raise ValueError(f"ratio is {ratio!r}; the longer side over the shorter is at least 1")
+    tokens = (side // token_size) ** 2
+    grids = [(rows, tokens // rows) for rows in range(1, tokens + 1)]
+    return [(h * token_size, w * token_size) for h, w in grids if max(h, w) <= ratio * min(h, w)]
+
+
 def sincos_table(positions: Tensor, dim: int) -> Tensor:
     """Fixed sine-cosine features (T, dim) of integer positions (T, 2): half for the row, half for the column (DiT).
+
+    It is a function of the position and has no end, so a picture of any size is drawn; rows and columns beyond those of
+    training are numbers that the model never saw, and nothing is stretched to hide that.
 
     Raises:
         ValueError: `dim` is not divisible by 4.

@@ -6,7 +6,7 @@ and the last code is drawn but never read. `commit_codes` reads it, and the end 
 A code is the largest of (logits / temperature + Gumbel noise), with noise from the image's own stream. That is a
 sample of their softmax, and one that a rounding error in the logits, of another batch size say, hardly ever changes.
 
-Shapes: I images, R rows (I, or 2 I with guidance), V codes to choose from, T codes of one image.
+Shapes: I images, R rows (I, or 2 I or 3 I with guidance), V codes to choose from, T codes of one image.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,8 +16,9 @@ import torch
 from torch import Generator, Tensor
 
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
-from hybridgen.sampling.guidance import Scale, guide
-from hybridgen.sampling.prefix import Prefix, backbone, extend
+from hybridgen.sampling.decoder import Decoder
+from hybridgen.sampling.guidance import Guidance, Guide, Scale
+from hybridgen.sampling.prefix import Prefix, extend
 from hybridgen.sampling.seeds import draw_gumbel
 
 
@@ -71,27 +72,33 @@ def write_codes(
     count: int,
     generators: list[Generator],
     sampling: CodeSampling,
-    guidance: Scale = 1.0,
+    guidance: Guidance | Scale = 1.0,
     on_step: Callable[[int, Tensor], Tensor] | None = None,
     on_logits: Callable[[int, Tensor], None] | None = None,
+    decoder: Decoder | None = None,
 ) -> Tensor:
     """The codes (I, count) that follow a prefix whose rows end with the begin-of-image token; the prefix grows by them.
 
     Args:
-        generators: one an image; their number is I. The prefix has I or 2 I rows, conditional ones first.
+        generators: one an image; their number is I. The prefix has I, 2 I or 3 I rows, as `guidance` orders
+            them.
         on_step: told the codes so far (I, t) after each step; what it returns is gone on with.
         on_logits: told the guided logits (I, V) of each step, before temperature and filters.
+        decoder: the model's, in another precision; None = in its own.
     """
     images, device = len(generators), prefix.last_state.device
     copies = prefix.rows // images
-    prefix.cache.reserve(count)
-    mask = _growing_mask(model, prefix, count)
-    position_ids = prefix.positions_of(count)  # R, T
+    decoder = Decoder(model) if decoder is None else decoder
+    read = decoder.after(prefix, torch.arange(count, device=device), causal=True)
     noise = draw_gumbel(generators, count, model.config.vq_config.num_embeddings, device)
     codes = torch.zeros(images, count, dtype=torch.long, device=device)
+    guide = Guide(guidance, images, count)
     states = prefix.last_state  # R, H
     for step in range(count):
-        logits = guide(model.code_logits(states).float(), images, guidance, step)  # I, V
+        logits = decoder.code_logits(states)  # R, V
+        if guide.guidance.method != "cfg":
+            logits = logits - logits.mean(-1, keepdim=True)
+        logits = guide(logits, step)  # I, V
         if on_logits is not None:
             on_logits(step, logits)
         codes[:, step] = sampling.draw(logits, noise)
@@ -99,20 +106,11 @@ def write_codes(
             codes[:, : step + 1] = on_step(step, codes[:, : step + 1])
         if step + 1 < count:
             embeds = model.model.embed_codes(codes[:, step]).repeat(copies, 1)[:, None]  # R, 1, H
-            states = backbone(model, prefix, embeds, mask(step + 1), position_ids[:, step : step + 1])[:, 0]
+            states = read(embeds, step)[:, 0]
     prefix.document_ids = torch.nn.functional.pad(prefix.document_ids, (0, count - 1))
     prefix.positions = prefix.positions + count - 1
     prefix.last_state = states
     return codes
-
-
-def _growing_mask(model: HybridGenForConditionalGeneration, prefix: Prefix, count: int) -> Callable[[int], object]:
-    """The mask of the last of `t` codes, as a function of t: a slice of one mask, where masks can be sliced."""
-    blocks, kept = torch.arange(count, device=prefix.positions.device), prefix.document_ids.shape[1]
-    whole = prefix.mask_with(model, blocks, queries=1)  # R, 1, 1, P + T
-    if isinstance(whole, Tensor):
-        return lambda t: whole[..., : kept + t]
-    return lambda t: prefix.mask_with(model, blocks[:t], queries=1)
 
 
 @torch.no_grad()

@@ -1,39 +1,223 @@
-"""Classifier-free guidance (arXiv 2207.12598), the same for denoising and for code logits.
+"""Guidance: what the model says of a prompt, led away from what it says of less; alike for denoising and for codes.
 
-    guided = unconditional + scale * (conditional - unconditional)
+    rows of an image                          guided
+    full                                      full                                     scale 1: nothing is led away from
+    full, without                             without + scale * (full - without)       CFG, arXiv 2207.12598
+    full, without, nothing                    nothing + image_scale * (without - nothing) + scale * (full - without)
 
-Rows come as [conditional; unconditional] along the first dimension. The fact a newcomer gets wrong: `scale` 1 *is* the
-conditional prediction, so no unconditional row is computed then; 0 is the unconditional one, below 1 mixes the two. On
-the diffusion path it is applied to what the model predicts. Velocity, noise and x_0 are affine in one another at a
-given x_t, and the two weights sum to one, so it makes no difference which of them is guided.
+`full` is prompt and image condition, `without` leaves the prompt out (or says a negative one), `nothing` the image too
+(InstructPix2Pix, arXiv 2211.09800). Rows come as [all full; all without; all nothing] along the first dimension.
+
+The fact a newcomer gets wrong: `scale` 1 *is* the conditional prediction, so no other row is computed then. For plain
+CFG it makes no difference whether velocity, noise or x_0 is guided, as these are affine in one another at a given x_t
+and the weights sum to one; for the other methods it does. They are applied to what the model predicts, as diffusers
+does, but for CFG-Zero*, which is defined on velocities. Logits of codes are known up to a constant only, so the other
+methods are given them with mean zero. The names are those of `diffusers.guiders`, and `Guidance.of` takes its guiders.
+
+Shapes: I images, R rows (I, 2 I or 3 I).
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 Scale = float | Tensor | Callable[[int], float | Tensor]  # one, one an image (I,), or either as a function of the step
 
+METHODS = {
+    "ClassifierFreeGuidance": "cfg",
+    "AdaptiveProjectedGuidance": "apg",
+    "ClassifierFreeZeroStarGuidance": "zero_star",
+}
 
-def is_guided(scale: float) -> bool:
-    """Whether unconditional rows are needed at all."""
+
+@dataclass(frozen=True)
+class Guidance:
+    """How the rows of an image become one prediction.
+
+    Args:
+        scale: 1 = no guidance, more = closer to the prompt, 0 = the row without the prompt.
+        image_scale: of the image condition; 1 = the two rows are enough.
+        guidance_rescale: 0 to 1, how far the standard deviation of the guided prediction is brought back to that of the
+            full one (arXiv 2305.08891, sec. 3.4).
+        start, stop: shares of the steps between which guidance is on (arXiv 2404.07724); elsewhere an image costs one
+            row.
+        method: `cfg`; `apg`, adaptive projected guidance (arXiv 2410.02416); `zero_star`, CFG-Zero* (arXiv 2503.18886).
+        eta: apg: weight of the part of the update that is parallel to the full prediction.
+        norm_threshold: apg: bound of the update's norm; 0 = none.
+        momentum: apg: of the update over the steps; 0 = none.
+        zero_init_steps: zero_star: first steps at which the velocity is taken to be zero.
+    """
+
+    scale: Scale = 1.0
+    image_scale: Scale = 1.0
+    guidance_rescale: float = 0.0
+    start: float = 0.0
+    stop: float = 1.0
+    method: str = "cfg"
+    eta: float = 1.0
+    norm_threshold: float = 0.0
+    momentum: float = 0.0
+    zero_init_steps: int = 0
+
+    def __post_init__(self):
+        for name, scale in (("guidance_scale", self.scale), ("image_guidance_scale", self.image_scale)):
+            if not isinstance(scale, Tensor) and not callable(scale):
+                check_scale(scale, name)
+        if self.method not in METHODS.values():
+            raise ValueError(f"guidance method is {self.method!r}; it must be one of {', '.join(METHODS.values())}")
+        _check_number("guidance_rescale", self.guidance_rescale, 0, 1)
+        _check_number("guidance start", self.start, 0, 1)
+        _check_number("guidance stop", self.stop, self.start, 1)
+        _check_number("guidance eta", self.eta, 0, 1e6)
+        _check_number("guidance norm_threshold", self.norm_threshold, 0, 1e6)
+        _check_number("guidance momentum", self.momentum, -1, 1)
+        steps = self.zero_init_steps
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+            raise ValueError(f"zero_init_steps is {steps!r}; it must be a whole number, 0 for none")
+
+    @classmethod
+    def of(cls, guider) -> "Guidance":
+        """A guider of diffusers as this class; a scale likewise, and a `Guidance` is one already.
+
+        Raises:
+            ValueError: it is a guider that does more than mix the rows' predictions, or no guider at all.
+        """
+        if isinstance(guider, cls):
+            return guider
+        if not hasattr(guider, "_input_predictions"):
+            return cls(guider)
+        name, config = type(guider).__name__, guider.config
+        if name not in METHODS:
+            raise ValueError(f"{name} cannot guide here; use one of {', '.join(METHODS)}, or hybridgen's own Guidance")
+        if guider.use_original_formulation and METHODS[name] == "apg":
+            raise ValueError(f"{name} with use_original_formulation is not supported; set it to False")
+        if config.get("adaptive_projected_guidance_norm_dim") is not None:
+            raise ValueError(f"{name} takes its norms over the whole picture here; leave its norm_dim out")
+        if not guider._enabled:
+            return cls()
+        return cls(
+            scale=guider.guidance_scale + 1 if guider.use_original_formulation else guider.guidance_scale,
+            guidance_rescale=guider.guidance_rescale,
+            start=config.start,
+            stop=config.stop,
+            method=METHODS[name],
+            eta=config.get("eta", 1.0),
+            norm_threshold=config.get("adaptive_projected_guidance_rescale") or 0.0,
+            momentum=config.get("adaptive_projected_guidance_momentum") or 0.0,
+            zero_init_steps=config.get("zero_init_steps", 0),
+        )
+
+    @property
+    def rows(self) -> int:
+        """How many rows an image takes: 1 to 3. A scale that is no number may be any."""
+        if is_guided(self.image_scale):
+            return 3
+        return 2 if is_guided(self.scale) else 1
+
+    def check_rows(self, rows: int) -> None:
+        """Raises ValueError if it cannot guide an image that takes so many rows."""
+        if rows == 3 and self.method != "cfg":
+            raise ValueError(f"guidance by {self.method} knows no image_guidance_scale; set it to 1, or guide by cfg")
+
+    def check_path(self, path: str, schedule: str | None) -> None:
+        """Raises ValueError if it cannot guide on a path, whose noise schedule is `schedule`."""
+        if self.zero_init_steps and (path == "vq" or schedule != "flow"):
+            where = "codes" if path == "vq" else f"noise_schedule {schedule!r}"
+            raise ValueError(
+                f"zero_init_steps is {self.zero_init_steps}, a velocity of zero, which there is in flow matching only "
+                f"and not with {where}; set it to 0"
+            )
+
+
+def is_guided(scale: Scale) -> bool:
+    """Whether other rows than the full one are needed at all."""
+    if isinstance(scale, Tensor):
+        return bool((scale != 1).any())
     return scale != 1
 
 
-def check_scale(scale: float) -> None:
+def check_scale(scale: float, name: str = "guidance_scale") -> None:
     """Raises ValueError for a scale that means nothing."""
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale < float("inf"):
         raise ValueError(
-            f"guidance_scale is {scale!r}; it must be a number of at least 0 (1 = none, more = closer to the prompt)"
+            f"{name} is {scale!r}; it must be a number of at least 0 (1 = none, more = closer to the prompt)"
         )
 
 
-def guide(prediction: Tensor, images: int, scale: Scale, step: int) -> Tensor:
-    """Predictions of all rows (R, ...) -> (I, ...): guided where there are two rows an image, untouched where one."""
-    if len(prediction) == images:
-        return prediction
-    conditional, unconditional = prediction.chunk(2)
-    scale = scale(step) if callable(scale) else scale
-    if isinstance(scale, Tensor) and scale.ndim:
-        scale = scale.view(-1, *[1] * (prediction.ndim - 1))
-    return unconditional + scale * (conditional - unconditional)
+def _check_number(name: str, value: float, least: float, most: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise ValueError(f"{name} is {value!r}; it must be a number from {least:g} to {most:g}")
+
+
+def guide(prediction: Tensor, images: int, guidance: Guidance | Scale, step: int) -> Tensor:
+    """Predictions of all rows (R, ...) -> (I, ...) at one step of any number; what goes over steps is `Guide`'s."""
+    return Guide(guidance, images, step + 1)(prediction, step)
+
+
+class Guide:
+    """Guidance over the steps of one batch: a function (predictions of all rows, step) -> predictions of the images.
+
+    Args:
+        guidance: or a scale alone.
+        images: I.
+        steps: of how many; `start` and `stop` are shares of them.
+    """
+
+    def __init__(self, guidance: Guidance | Scale, images: int, steps: int = 1):
+        self.guidance, self.images = Guidance.of(guidance), images
+        self.first, self.end = int(self.guidance.start * steps), int(self.guidance.stop * steps)
+        self._running: Tensor | None = None  # APG's average of updates
+
+    def is_on(self, step: int) -> bool:
+        """Whether other rows than the full ones count at a step."""
+        return self.first <= step < self.end and step >= self.guidance.zero_init_steps
+
+    def __call__(self, prediction: Tensor, step: int) -> Tensor:
+        """Predictions of all rows (R, ...) -> (I, ...): untouched where there is one row an image."""
+        if step < self.guidance.zero_init_steps:
+            return torch.zeros_like(prediction[: self.images])
+        full, *others = prediction.split(self.images)
+        if not others or not self.is_on(step):
+            return full
+        scale = self._at(self.guidance.scale, step, full)
+        guided = getattr(self, f"_{self.guidance.method}")(full, others[0], scale)
+        if len(others) == 2:
+            without, nothing = others
+            guided = guided + (self._at(self.guidance.image_scale, step, full) - 1) * (without - nothing)
+        return self._rescaled(guided, full) if self.guidance.guidance_rescale else guided
+
+    @staticmethod
+    def _at(scale: Scale, step: int, like: Tensor) -> float | Tensor:
+        scale = scale(step) if callable(scale) else scale
+        if isinstance(scale, Tensor) and scale.ndim:
+            return scale.to(like).view(-1, *[1] * (like.ndim - 1))
+        return scale
+
+    def _cfg(self, full: Tensor, without: Tensor, scale: float | Tensor) -> Tensor:
+        return without + scale * (full - without)
+
+    def _apg(self, full: Tensor, without: Tensor, scale: float | Tensor) -> Tensor:
+        """The update, averaged, shortened, and its part along `full` weighted by eta."""
+        update, dims = full - without, tuple(range(1, full.ndim))
+        if self.guidance.momentum:
+            self._running = update if self._running is None else update + self.guidance.momentum * self._running
+            update = self._running
+        if self.guidance.norm_threshold:
+            norm = torch.linalg.vector_norm(update, dim=dims, keepdim=True)
+            update = update * (self.guidance.norm_threshold / norm).clamp(max=1)
+        along = torch.nn.functional.normalize(full.double(), dim=dims)
+        parallel = ((update.double() * along).sum(dims, keepdim=True) * along).to(update.dtype)
+        return without + scale * (update - parallel + self.guidance.eta * parallel)
+
+    def _zero_star(self, full: Tensor, without: Tensor, scale: float | Tensor) -> Tensor:
+        """CFG from the multiple of `without` that is nearest to `full`."""
+        dims = tuple(range(1, full.ndim))
+        share = (full * without).sum(dims, keepdim=True) / (without.pow(2).sum(dims, keepdim=True) + 1e-8)
+        return self._cfg(full, share * without, scale)
+
+    def _rescaled(self, guided: Tensor, full: Tensor) -> Tensor:
+        dims, share = tuple(range(1, full.ndim)), self.guidance.guidance_rescale
+        ratio = full.std(dims, keepdim=True) / guided.std(dims, keepdim=True)
+        return share * (guided * ratio) + (1 - share) * guided

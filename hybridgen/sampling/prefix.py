@@ -1,14 +1,14 @@
 """The prefix: what the model has read so far, as keys and values, so that a step computes only what is new.
 
-A `Prefix` holds R rows: I images' conditional prompts, then (with guidance) their I unconditional ones, padded on the
-left so that all rows end together. The fact a newcomer gets wrong: denoising must not add to it. The tokens of a noisy
+A `Prefix` holds R rows: I images' prompts, then (with guidance) what stands in their place, padded on the left so that
+all rows end together. The fact a newcomer gets wrong: denoising must not add to it. The tokens of a noisy
 image are *peeked*: written behind the prefix, read, and overwritten by the next step; only the finished image is kept
 (`extend`).
 
 Shapes: R rows, P tokens of the prefix, n new tokens, H width of the backbone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -20,6 +20,8 @@ from transformers.cache_utils import DynamicLayer
 from hybridgen import layout
 from hybridgen.documents import Document, left_pad
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
+
+SHELF = 32  # prompts are padded to a whole number of so many tokens
 
 
 class _BufferLayer(DynamicLayer):
@@ -54,7 +56,13 @@ class _BufferLayer(DynamicLayer):
         if room > self.keys.shape[-2]:
             self.keys, self.values = (_enlarged(kept, self.length, room) for kept in (self.keys, self.values))
 
-    def selected(self, rows: Tensor) -> "_BufferLayer":
+    def head(self, rows: int) -> "_BufferLayer":
+        """The first rows, in the same memory."""
+        layer = self.selected(slice(0, 0))
+        layer.keys, layer.values = self.keys[:rows], self.values[:rows]
+        return layer
+
+    def selected(self, rows: Tensor | slice) -> "_BufferLayer":
         """A layer of its own that holds these rows."""
         layer = _BufferLayer()
         layer.dtype, layer.device, layer.is_initialized, layer.length = self.dtype, self.device, True, self.length
@@ -122,6 +130,16 @@ class Prefix:
         cache = PrefixCache([layer.selected(rows) for layer in self.cache.layers])
         return Prefix(cache, self.document_ids[rows], self.positions[rows], self.last_state[rows])
 
+    def heads(self, count: int) -> tuple["Prefix", ...]:
+        """Its first `count` rows, in the same memory, and itself; itself alone where there are no others.
+
+        Reserve room first: what outgrows its room is copied, and no longer shared."""
+        if self.rows == count:
+            return (self,)
+        cache = PrefixCache([layer.head(count) for layer in self.cache.layers])
+        first = Prefix(cache, self.document_ids[:count], self.positions[:count], self.last_state[:count])
+        return first, self
+
     def keys_with(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """`document_ids` and `block_ids` (R, P + n) of all keys, when tokens of `blocks` (n,) come next."""
         document_ids = torch.nn.functional.pad(self.document_ids, (0, len(blocks)))
@@ -178,16 +196,26 @@ def prefill(
 
 @torch.no_grad()
 def read_prompts(
-    model: HybridGenForConditionalGeneration, documents: list[Document], pad: int, begin: int, device: torch.device
+    model: HybridGenForConditionalGeneration,
+    documents: list[Document],
+    pad: int,
+    begin: int,
+    device: torch.device,
+    encode: Callable[[dict], dict[str, Tensor]] = lambda batch: {},
 ) -> Prefix:
-    """Prompts of text, one a row, and the token that begins an image: ready to draw.
+    """Prompts, one a row, and the token that begins an image: ready to draw.
 
     A document that stands in several rows (the empty prompt of guidance, several images of a prompt) is read once.
+    All are padded to a whole number of `SHELF` tokens: a sum in another order rounds otherwise, and so a picture would
+    depend on the longest prompt beside it.
+
+    Args:
+        encode: a batch as `left_pad` makes it -> its images as `prefill` takes them.
     """
     different = list({id(document): document for document in documents}.values())
-    batch = left_pad(different, pad)
+    batch = left_pad(different, pad, SHELF)
     vectors = {name: batch[name].to(device) for name in ("input_ids", "document_ids", "block_ids", "position_ids")}
-    prefix = prefill(model, **begin_image(vectors, begin))
+    prefix = prefill(model, **begin_image(vectors, begin), **encode(batch))
     if len(different) == len(documents):
         return prefix
     where = {id(document): row for row, document in enumerate(different)}

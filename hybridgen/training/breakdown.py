@@ -57,7 +57,7 @@ class Breakdown:
         parts = self._parts(self._pending)
         for kind, (where, losses) in tokens.items():
             self._add(parts["losses"][:, KINDS.index(kind)], batch["source_ids"][where], losses)
-        parts["bytes"].add_(batch["text_bytes"])
+        parts["bytes"].add_(batch["text_bytes"].sum(0))
         if images is not None and "diffusion_sources" in batch:
             drawn = targets.weights > 0
             losses = images[drawn]

@@ -18,9 +18,10 @@ from hybridgen.chat import parts
 from hybridgen.codecs import VAECodec, VQCodec, load_vq
 from hybridgen.data.sources import Task, open_source
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
-from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
+from hybridgen.pipeline_hybridgen import WRITING_PATHS, HybridGenPipeline, load_pipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor, add_image_tokens, build_tokenizer, image_token_ids
 from hybridgen.training.checkpointing import saved_steps
+from hybridgen.training.checks import codec_factors
 from hybridgen.training.config import ModelConfig, TrainConfig
 from hybridgen.training.parts import hybrid_config
 
@@ -51,7 +52,7 @@ def build_parts(config: TrainConfig) -> Parts:
         given = load_pipeline(config.model.from_pretrained)
         given.model.float()  # half precision loses the small steps of an optimizer; autocast is what makes it fast
         vq, vae = given.vq_model if vq is None else vq, given.vae if vae is None else vae
-        pipeline = HybridGenPipeline(given.model, given.processor, given.scheduler, vae, vq)
+        pipeline = HybridGenPipeline(given.model, given.processor, given.scheduler, vae, vq, given.sampling_defaults)
         return Parts(pipeline, tasks, validation)
     tokenizer = build_or_load_tokenizer(config, tasks)
     model = build_model(config.model, tokenizer, config.seed)
@@ -63,7 +64,25 @@ def build_parts(config: TrainConfig) -> Parts:
         vae_factor=1 if vae is None else VAECodec(vae).factor,
         vq_factor=None if vq is None else VQCodec(vq).factor,
     )
-    return Parts(HybridGenPipeline(model, processor, vae=vae, vq_model=vq), tasks, validation)
+    defaults = {path: config.sampling.of_path(path) for path in WRITING_PATHS if path in model.config.paths}
+    pipeline = HybridGenPipeline(model, processor, vae=vae, vq_model=vq, sampling_defaults=defaults or None)
+    return Parts(pipeline, tasks, validation)
+
+
+def build_processor(config: TrainConfig, tasks: list[Task]) -> HybridGenProcessor:
+    """The processor of a run without its model: a tokenizer from scratch is trained, and not kept.
+
+    Raises:
+        ValueError: a file is missing or of another kind; in one sentence.
+    """
+    if config.model.from_pretrained is not None:
+        return HybridGenProcessor.from_pretrained(config.model.from_pretrained)
+    tokenizer = build_or_load_tokenizer(config, tasks, keep=False)
+    hybrid = hybrid_config(config.model, vocab_size=len(tokenizer), **image_token_ids(tokenizer))
+    factors = codec_factors(hybrid, config.codec)
+    return HybridGenProcessor.for_config(
+        hybrid, tokenizer, vae_factor=factors.get("diffusion", 1), vq_factor=factors.get("vq")
+    )
 
 
 def build_model(
@@ -104,7 +123,7 @@ def start_from_codebook(model: HybridGenForConditionalGeneration, codebook: Tens
         weight.copy_(projected / projected.std() * std)
 
 
-def build_or_load_tokenizer(config: TrainConfig, tasks: list[Task]) -> PreTrainedTokenizerBase:
+def build_or_load_tokenizer(config: TrainConfig, tasks: list[Task], keep: bool = True) -> PreTrainedTokenizerBase:
     """The tokenizer of a pretrained part, of a folder, of this run when it goes on, or one trained now."""
     settings, kept = config.model.tokenizer, Path(config.output_dir) / "tokenizer"
     folder = settings.path or config.model.language_model
@@ -115,15 +134,21 @@ def build_or_load_tokenizer(config: TrainConfig, tasks: list[Task]) -> PreTraine
         add_image_tokens(tokenizer)
         return tokenizer
     tokenizer = build_tokenizer(texts(tasks, settings.samples), settings.vocab_size)
-    tokenizer.save_pretrained(kept)
+    if keep:
+        tokenizer.save_pretrained(kept)
     return tokenizer
 
 
 def texts(tasks: list[Task], samples: int) -> Iterator[str]:
     """The texts of `samples` records, taken from all tasks in turn."""
     for task in tasks:
-        for cursor in range(min(len(task), -(-samples // len(tasks)))):
-            for message in task[task.index(cursor)]["messages"]:
+        wanted = -(-samples // len(tasks))
+        for cursor in range(wanted if task.records is None else min(task.records, wanted)):
+            try:
+                messages = task[task.index(cursor)]["messages"]
+            except ValueError:
+                continue  # broken; the mixture lists it
+            for message in messages:
                 yield from (part["text"] for part in parts(message) if part["type"] == "text")
 
 

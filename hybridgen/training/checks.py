@@ -64,9 +64,11 @@ def _check_numbers(config: "TrainConfig") -> None:
         "schedule.warmup_steps",
         "optimizer.weight_decay",
         "data.prefetch",
+        "data.workers",
+        "data.max_broken",
     ):
         _require(config, key, lambda value: value >= 0, "0 or more")
-    for key in ("optimizer.lr", "optimizer.eps"):
+    for key in ("optimizer.lr", "optimizer.eps", "data.temperature"):
         _require(config, key, lambda value: value > 0, "above 0")
     for key in ("max_seconds", "clip", "threads", "optimizer.muon_lr", "diagnostics.peak_tflops"):
         _require(config, key, lambda value: value is None or value > 0, "above 0, or null")
@@ -182,6 +184,8 @@ def _check_source(
 def _image_tokens(key, path, source, hybrid, factors, sides) -> int:
     if path == "understanding":
         return tokens_per_image(hybrid.vision_config)
+    if source.image_tokens is not None:
+        return source.image_tokens
     height, width = source.height or sides[path], source.width or sides[path]
     side = factors[path] * (hybrid.diffusion_config.patch_size if path == "diffusion" else 1)
     try:

@@ -11,6 +11,7 @@ Shapes: I pictures, H x W pixels, h x w codes of a picture, D width of the codeb
 
 import itertools
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ from hybridgen.training.config import TrainConfig, VQTrainingConfig
 from hybridgen.training.parts import vq_config
 from hybridgen.training.pictures import PictureLoader
 from hybridgen.training.sheets import sheet
+from hybridgen.training.tracking import list_broken
 
 RECENT = 32768  # latents remembered, for k-means and for codes that move
 USAGE_DECAY = 0.99  # of the usage counts, where `codebook_decay` does not say
@@ -211,7 +213,10 @@ def build_codec_stage(config: TrainConfig, accelerator: Accelerator) -> CodecSta
 
     def loader(of: list) -> PictureLoader:
         rank, world = accelerator.process_index, accelerator.num_processes
-        return PictureLoader(of, config.data.rows, config.vq_model.image_size, rank, world)
+        name = "broken.jsonl" if of is tasks else "broken_validation.jsonl"
+        listing = partial(list_broken, Path(config.output_dir) / name) if rank == 0 else None
+        shape = (config.data.rows, config.vq_model.image_size, rank, world)
+        return PictureLoader(of, *shape, config.data.max_broken, listing)
 
     model = CodecModel(build_vq_model(config.vq_model, config.seed))
     return CodecStage(config, model, loader(tasks), lambda: loader(held_out), accelerator)

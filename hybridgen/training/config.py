@@ -80,12 +80,24 @@ class DataConfig:
         rows: rows of a batch, a process (pictures, in the codec stage).
         row_length: tokens of a row; documents are packed into rows first-fit.
         prefetch: batches made ahead in a background thread.
+        temperature: shares are weights to the power of 1 / temperature: above 1, small ones gain.
+        max_broken: broken records are skipped and listed in output_dir/broken.jsonl; more than so many of them (below
+            1: than this share of a source) stop the run with the list.
+        workers: threads that read and decode ahead; their number changes nothing but the time.
+        divide: each process reads its own part of the records, so that none reads all. The run is then another with
+            another number of processes; without it, two processes equal one.
+        cache: a folder that keeps the latents and codes of pictures, and their features while the tower is frozen.
     """
 
     sources: list[SourceConfig]
     rows: int = 8
     row_length: int = 1024
     prefetch: int = 2
+    temperature: float = 1.0
+    max_broken: float = 100
+    workers: int = 0
+    divide: bool = False
+    cache: str | None = None
 
 
 @dataclass
@@ -122,6 +134,12 @@ class SamplingConfig:
     guidance: float = 2.0
     guidance_vq: float = 1.0
     temperature_vq: float = 1.0
+
+    def of_path(self, path: str) -> dict[str, float]:
+        """As the pipeline names them: what a checkpoint that is trained from nothing carries as its defaults."""
+        if path == "vq":
+            return {"guidance_scale": self.guidance_vq, "temperature": self.temperature_vq}
+        return {"guidance_scale": self.guidance, "num_inference_steps": self.steps}
 
 
 @dataclass

@@ -55,7 +55,7 @@ class Diagnostics:
         self.breakdown = getattr(stage, "breakdown", None)
         self._flops, self._peak, self._cost = 0.0, 0.0, None
         if self.breakdown is not None:
-            self._cost = FlopCount(stage.model)
+            self._cost = FlopCount(stage.model, cached=config.data.cache is not None)
             self._peak = self._peak_flops()
         self._found: dict[str, float] = {}
         self._plotted = time.monotonic()
@@ -143,14 +143,14 @@ class Diagnostics:
         Args:
             seconds: of training since then.
         """
-        ranks, device = self.accelerator.num_processes, self.accelerator.device
+        ranks = self.accelerator.num_processes
         memory = torch.zeros(ranks, dtype=torch.float64)
-        memory[self.accelerator.process_index] = peak_memory(device)
+        memory[self.accelerator.process_index] = peak_memory(self.accelerator.device)
         parts = [memory, torch.tensor([self._flops, self._peak], dtype=torch.float64)]
         if self.breakdown is not None:
             parts.append(self.breakdown.take())
         self._flops = 0.0
-        agreed = self.accelerator.reduce(torch.cat(parts).to(device), reduction="sum").cpu()
+        agreed = self._sum(torch.cat(parts))
         found = {"peak_memory_gb": float(agreed[:ranks].max()) / 1e9}
         flops, peak = agreed[ranks : ranks + 2].tolist()
         if flops:
@@ -165,8 +165,8 @@ class Diagnostics:
         if breakdown is None:
             return {}
         breakdown.settle()
-        cells = self.accelerator.reduce(breakdown.take().to(self.accelerator.device), reduction="sum").cpu()
-        return {f"validation/{name}": value for name, value in breakdown.describe(cells).items()}
+        numbers = breakdown.describe(self._sum(breakdown.take()))
+        return {f"validation/{name}": value for name, value in numbers.items()}
 
     def plot(self, at_end: bool) -> None:
         """`diagnostics.png` of the whole run, from `metrics.jsonl`; between two of them go some minutes."""
@@ -184,16 +184,23 @@ class Diagnostics:
     # ------------------------------------------------------------------------------------------------------- resuming
 
     def state_dict(self) -> dict:
-        """What has been added up since the last log on this rank; JSON-able."""
-        kept = None if self.breakdown is None else self.breakdown.kept.tolist()
-        return {"kept": kept, "flops": self._flops}
+        """What has been added up since the last log, over all ranks, which call this together; JSON-able."""
+        return {} if self.breakdown is None else {"kept": self._sum(self._mine()).tolist()}
 
     def load_state_dict(self, state: dict | None) -> None:
-        """Go on adding; states of older versions, and of other entries, have nothing to add to."""
-        if state is None or self.breakdown is None or len(state["kept"] or ()) != len(self.breakdown.kept):
-            return
-        self.breakdown.kept = torch.tensor(state["kept"], dtype=torch.float64)
-        self._flops = state["flops"]
+        """Go on adding, on any number of ranks: the main process' goes on from all. States of older versions, and of
+        other entries, have nothing to add to."""
+        kept = torch.tensor((state or {}).get("kept", ()), dtype=torch.float64)
+        if self.breakdown is not None and self.accelerator.is_main_process and len(kept) == len(self._mine()):
+            self._flops, self.breakdown.kept = float(kept[0]), kept[1:]
+
+    def _mine(self) -> Tensor:
+        """FLOPs and the breakdown of this rank, not taken away."""
+        return torch.cat([torch.tensor([self._flops], dtype=torch.float64), self.breakdown.kept.cpu()])
+
+    def _sum(self, values: Tensor) -> Tensor:
+        """Over all ranks, on the CPU."""
+        return self.accelerator.reduce(values.to(self.accelerator.device), reduction="sum").cpu()
 
 
 def peak_memory(device: torch.device) -> float:

@@ -24,11 +24,12 @@ class FlopCount:
 
     Args:
         model: frozen as it will be trained.
+        cached: features of a frozen tower are kept, and it does not run.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, cached: bool = False):
         self._ids = model.model.placeholders()
-        self._cost = costs(model)
+        self._cost = costs(model, cached)
 
     def of(self, batch: dict[str, Tensor]) -> float:
         """FLOPs of a forward and a backward of a batch, as the loader made it."""
@@ -74,7 +75,7 @@ def pairs(documents: Tensor, blocks: Tensor, hidden: Tensor) -> int:
 # ----------------------------------------------------------------------------------------------------------- a model
 
 
-def costs(model: nn.Module) -> dict[str, float]:
+def costs(model: nn.Module, cached: bool = False) -> dict[str, float]:
     """FLOPs for one of each of `amounts`, from the sizes of the weights and from which of them are trained."""
     inner, config = model.model, model.config
     found = dict.fromkeys(("tokens", "pairs", "understanding", "diffusion", "vq", "images", "labels", "code_labels"), 0)
@@ -84,7 +85,8 @@ def costs(model: nn.Module) -> dict[str, float]:
         of_tower, flows = linear(tower, False)
         of_aligner, flows = linear(inner.aligner, flows)
         layers = vision.num_hidden_layers * attention(vision.hidden_size, 1 + 2 * trained(tower.parameters()))
-        found["understanding"] = of_tower + of_aligner + layers * tokens_per_image(vision)
+        seen = trained(tower.parameters()) or not cached
+        found["understanding"] = of_aligner + seen * (of_tower + layers * tokens_per_image(vision))
         embedding |= flows
     if config.vq_config is not None:
         flows = trained(inner.generation_embeddings.parameters())

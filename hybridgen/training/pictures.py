@@ -4,8 +4,11 @@ Rows of documents are `data.loading`'s. The fact a newcomer gets wrong: here a s
 *pictures*, and a record with three of them gives three.
 """
 
+from collections.abc import Callable
+
 import torch
 
+from hybridgen.data.broken import Broken, Ledger
 from hybridgen.data.sources import Task
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 
@@ -19,11 +22,25 @@ class PictureLoader:
     of its own, so W ranks see what one of W times the rows would.
     """
 
-    def __init__(self, tasks: list[Task], rows: int, size: int, rank: int = 0, world_size: int = 1):
+    def __init__(
+        self,
+        tasks: list[Task],
+        rows: int,
+        size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        max_broken: float = 0,
+        on_broken: Callable[[list[Broken]], None] | None = None,
+    ):
+        self._on_broken = on_broken
         self.tasks, self.rows, self.size, self.rank, self.world_size = tasks, rows, size, rank, world_size
         self._processor = HybridGenImageProcessor()
         total = sum(task.weight for task in tasks)
         self._weights = [task.weight / total for task in tasks]
+        self.broken = Ledger(max_broken)
+        for task in tasks:
+            for broken in task.broken:
+                self._list(task, broken)
         self._state = {"cursors": [0] * len(tasks), "given": [0] * len(tasks), "inside": [0] * len(tasks)}
 
     def __iter__(self) -> "PictureLoader":
@@ -41,7 +58,12 @@ class PictureLoader:
         lag = [weight * total - given for weight, given in zip(self._weights, state["given"], strict=True)]
         number = lag.index(max(lag))
         for _ in range(PATIENCE):
-            found = self.tasks[number].pictures(state["cursors"][number])
+            task, cursor = self.tasks[number], state["cursors"][number]
+            try:
+                found = task.pictures(cursor)
+            except ValueError as error:
+                self._list(task, Broken.of(task.where(cursor), error))
+                found = []
             inside = state["inside"][number]
             last = inside + 1 >= len(found)
             state["cursors"][number] += int(last)
@@ -54,8 +76,16 @@ class PictureLoader:
             "alone, leave the source out"
         )
 
+    def _list(self, task: Task, broken: Broken) -> None:
+        before = len(self.broken)
+        self.broken.add(task.name, broken, PATIENCE if task.records is None else task.records + len(task.broken))
+        if self._on_broken is not None and len(self.broken) > before:
+            self._on_broken(self.broken.entries())
+
     def state_dict(self) -> dict:
-        return {name: list(values) for name, values in self._state.items()}
+        streams = {task.name: task.source.state_dict() for task in self.tasks if task.streaming}
+        state = {name: list(values) for name, values in self._state.items()}
+        return state | {"broken": self.broken.state_dict(), "streams": streams}
 
     def load_state_dict(self, state: dict) -> None:
         """Raises ValueError if the state is of another number of sources."""
@@ -64,7 +94,11 @@ class PictureLoader:
                 f"the saved position is of {len(state['cursors'])} sources, but the config names {len(self.tasks)}; "
                 "go on with the same sources, or start anew"
             )
-        self._state = {name: list(values) for name, values in state.items()}
+        self._state = {name: list(state[name]) for name in self._state}
+        self.broken.load_state_dict(state.get("broken", []))
+        for task in self.tasks:
+            if task.streaming:
+                task.source.load_state_dict(state.get("streams", {}).get(task.name, {}))
 
     def shares(self) -> dict[str, float]:
         total = max(1, sum(self._state["given"]))

@@ -8,6 +8,7 @@ codes, is decided here, by frozen codecs, at the last moment; so one batch serve
 import itertools
 from collections.abc import Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,14 +34,16 @@ from hybridgen.objectives import (
     token_losses,
     z_loss,
 )
+from hybridgen.paths.understanding import look
 from hybridgen.training.breakdown import Breakdown
 from hybridgen.training.building import build_parts
+from hybridgen.training.caching import CachedInputs
 from hybridgen.training.codec_stage import build_codec_stage
 from hybridgen.training.config import TrainConfig
 from hybridgen.training.precision import choose_attention, choose_precision, set_attention
 from hybridgen.training.sheets import sheet
 from hybridgen.training.speed import compile_layers, compiler_found, keep_freed_memory
-from hybridgen.training.tracking import say
+from hybridgen.training.tracking import list_broken, say
 from hybridgen.training.trainer import Trainer
 
 FORWARD = ("input_ids", "position_ids", "document_ids", "block_ids", "hidden", "pixel_values")  # batch keys as they are
@@ -63,6 +66,8 @@ class ModelStage:
         self.model, self.paths = pipeline.model, pipeline.model.config.paths
         self.vq = pipeline.vq_codec if "vq" in self.paths else None
         self.latents = pipeline.latent_codec
+        tower = getattr(self.model.model, "vision_model", None)
+        self.inputs = CachedInputs(config.data.cache, self.latents, self.vq, tower)
         self.weights = config.objective.weights
         present = {"text": True, "code": "vq" in self.paths, "diffusion": "diffusion" in self.paths}
         present["z"] = config.objective.z_loss > 0
@@ -86,12 +91,14 @@ class ModelStage:
         """
         inputs = {name: batch[name] for name in FORWARD if name in batch}
         targets = DiffusionTargets([], torch.zeros(0, device=batch["input_ids"].device), torch.zeros(0))
+        if "pixel_values" in batch:
+            inputs["pixel_values"] = self.inputs.features(batch["pixel_values"], self._look)
         if "diffusion_images" in batch:
             inputs["latents"], targets = self._noised(batch, fixed=not model.training)
             inputs["timesteps"] = targets.timesteps
         code_labels = batch["code_labels"]
         if "vq_images" in batch:
-            inputs["codes"] = self.vq.encode(batch["vq_images"])
+            inputs["codes"] = self.inputs.codes(batch["vq_images"])
             is_code = batch["input_ids"] == self.model.config.placeholder("vq")
             code_labels = place_codes(code_labels, inputs["codes"], is_code)
         text_at, text_targets = shift(batch["labels"])
@@ -118,7 +125,7 @@ class ModelStage:
 
     def _noised(self, batch: dict, fixed: bool) -> tuple[Tensor | list[Tensor], DiffusionTargets]:
         return corrupt(
-            self.latents.encode(batch["diffusion_images"]),
+            self.inputs.latents(batch["diffusion_images"]),
             batch["diffusion_noised"],
             batch["diffusion_rows"],
             batch["row_numbers"],
@@ -127,7 +134,16 @@ class ModelStage:
             self.config.objective,
             self.config.seed,
             fixed_levels=self._levels if fixed else None,
+            max_timesteps=batch.get("diffusion_max_timesteps"),
         )
+
+    def _look(self, pixels: Tensor) -> Tensor:
+        """Pixels (1, 3, h, w) -> the tower's last hidden states (1, tokens, width)."""
+        tower = self.model.model.vision_model
+        training = tower.training
+        seen = look(tower.eval(), pixels.to(tower.dtype)).last_hidden_state  # what is kept has no dropout
+        tower.train(training)
+        return seen
 
     def counts(self, batch: dict) -> dict[str, float]:
         """As `losses` counts, from the labels alone."""
@@ -168,6 +184,7 @@ class ModelStage:
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """The pipeline, or the adapter alone where one was trained."""
+        self.inputs.flush()
         (self.pipeline if self.config.lora is None else self.model).save_pretrained(folder)
 
 
@@ -193,7 +210,13 @@ def build_model_stage(config: TrainConfig, accelerator: Accelerator) -> ModelSta
     def loader(tasks, prefetch: int) -> RowLoader:
         rank, world = accelerator.process_index, accelerator.num_processes
         shape = (config.data.rows, config.data.row_length, rank, world, prefetch, config.accumulation)
-        return RowLoader(Mixture(tasks), pipeline.processor, *shape)
+        training, data = tasks is parts.tasks, config.data
+        mixture = Mixture(tasks, None, data.temperature, data.max_broken, data.workers if training else 0)
+        kind = "broken" if training else "broken_validation"
+        name = f"{kind}_{rank}.jsonl" if data.divide and training else f"{kind}.jsonl"
+        listing = partial(list_broken, Path(config.output_dir) / name)
+        listing = listing if rank == 0 or data.divide and training else None
+        return RowLoader(mixture, pipeline.processor, *shape, data.divide and training, listing)
 
     validation = (lambda: loader(parts.validation, prefetch=0)) if parts.validation else None
     stage = ModelStage(config, pipeline, loader(parts.tasks, config.data.prefetch), validation)

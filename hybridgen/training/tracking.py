@@ -17,12 +17,24 @@ from PIL import Image
 from tqdm import tqdm
 
 if TYPE_CHECKING:
+    from hybridgen.data.broken import Broken
     from hybridgen.training.config import WandbConfig
 
 
 def say(sentence: str) -> None:
     """One sentence to the person who watches, above the bar if there is one."""
     tqdm.write(f"hybridgen: {sentence}", file=sys.stderr)
+
+
+def list_broken(file: Path, broken: list["Broken"]) -> None:
+    """Write the broken records, one a line, and say how many there are; nothing where that was said before."""
+    lines = "".join(json.dumps(each._asdict()) + "\n" for each in broken)
+    if file.is_file() and file.read_text(encoding="utf-8") == lines:
+        return
+    aside = file.with_name(f"{file.name}.tmp")
+    aside.write_text(lines, encoding="utf-8")
+    os.replace(aside, file)
+    say(f"{len(broken)} broken record{'s are' if len(broken) > 1 else ' is'} skipped, see {file}")
 
 
 class Metrics:

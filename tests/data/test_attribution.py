@@ -72,5 +72,5 @@ def test_bytes_of_a_batch_add_up_by_entry():
         for row, sources in zip(batch["document_ids"], batch["source_ids"], strict=True)
         for document in range(int(row.max()) + 1)
     )
-    assert batch["text_bytes"].tolist() == [3 * documents, 0]
+    assert batch["text_bytes"].sum(0).tolist() == [3 * documents, 0]
     assert documents > 1

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers.models.embeddings import get_2d_sincos_pos_embed
 
-from hybridgen.paths.patches import patch_positions, patchify, sincos_table, unpatchify
+from hybridgen.paths.patches import aspect_buckets, check_size, patch_positions, patchify, sincos_table, unpatchify
 
 
 @pytest.mark.parametrize(("height", "width", "patch"), [(8, 8, 2), (12, 4, 4), (6, 10, 1)])
@@ -42,3 +42,24 @@ def test_sizes_that_cannot_be_cut_are_refused(height, width):
 def test_width_of_the_table():
     with pytest.raises(ValueError, match="divisible by 4, not 30"):
         sincos_table(torch.zeros(1, 2), 30)
+
+
+def test_aspect_buckets_cost_no_more_than_the_square():
+    assert aspect_buckets(64, 16, 2.0) == [(48, 80), (64, 64), (80, 48)]
+    assert aspect_buckets(64, 16, 1.0) == [(64, 64)]
+    for side, token, ratio in ((256, 16, 3.0), (64, 8, 2.0), (384, 16, 1.6)):
+        buckets = aspect_buckets(side, token, ratio)
+        assert (side, side) in buckets
+        assert len(set(buckets)) == len(buckets) > 4
+        for height, width in buckets:
+            check_size(height, width, token)
+            assert 0.8 * side**2 < height * width <= side**2
+            assert max(height, width) <= ratio * min(height, width)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [((60, 16), "60x60 is not divisible"), ((64, 16, 0.5), "ratio is 0.5")]
+)
+def test_buckets_that_cannot_be_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        aspect_buckets(*arguments)

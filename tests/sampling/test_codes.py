@@ -5,6 +5,7 @@ import torch
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from hybridgen.sampling.codes import CodeSampling, commit_codes, write_codes
+from hybridgen.sampling.guidance import Guidance
 from hybridgen.sampling.prefix import extend
 from hybridgen.sampling.seeds import draw_gumbel, image_generators
 from tests.models import tiny_config, tiny_model
@@ -123,6 +124,41 @@ def test_codes_are_drawn_as_often_as_their_probability_says():
     counts = torch.bincount(codes, minlength=4)
     chi_squared = ((counts - expected) ** 2 / expected).sum()
     assert chi_squared < 16.3  # 99.9 % of fair draws, 3 degrees of freedom; measured 2.6
+
+
+@pytest.mark.parametrize("sampling", [CodeSampling(1.3), CodeSampling(0.8, top_k=3), CodeSampling(1.2, top_p=0.8)])
+def test_the_whole_loop_draws_from_the_models_own_distribution(sampling):
+    """Two codes of four: the 16 pairs against p(a) p(b | a), computed from whole forwards, guided and filtered."""
+    model = tiny_model(tiny_config(vq_config={"num_embeddings": 4, "embed_dim": 8, "sample_size": 4}))
+    for parameter in model.model.generation_head.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    draws, scale, prompt = 4000, 2.0, PROMPTS[0]
+    prefix = prefix_of(model, [prompt, EMPTY]).select(torch.tensor([0] * draws + [1] * draws))
+    drawn = write_codes(model, prefix, 2, image_generators(draws, 0), sampling, scale)
+    expected = torch.zeros(4, 4)
+    for first in range(4):
+        full, empty = (whole_logits(model, ids, torch.tensor([first, 0])) for ids in (prompt, EMPTY))
+        shares = sampling.filter(empty + scale * (full - empty)).softmax(-1)  # 2, 4
+        expected[first] = shares[0, first] * shares[1]
+    counts = torch.zeros(4, 4).index_put_((drawn[:, 0], drawn[:, 1]), torch.ones(draws), accumulate=True)
+    possible = expected > 0
+    assert counts[~possible].sum() == 0  # what the filters leave out is never drawn
+    wanted = expected[possible] * draws
+    chi_squared = ((counts[possible] - wanted) ** 2 / wanted).sum()
+    assert chi_squared < 37.7  # 99.9 % of fair draws with 15 degrees of freedom, and more with fewer
+
+
+@pytest.mark.parametrize("method", ["apg", "zero_star"])
+def test_guidance_of_codes_does_not_depend_on_a_constant_in_the_logits(model, method):
+    guidance = Guidance(3.0, method=method, eta=0.3)
+    before = draw(model, PROMPTS[:2], 0, guidance)
+    bias = model.model.generation_head.vision_head.bias
+    with torch.no_grad():
+        bias += 5
+        after = draw(model, PROMPTS[:2], 0, guidance)
+        bias -= 5
+    assert torch.equal(before, after)
+    assert not torch.equal(before, draw(model, PROMPTS[:2], 0, 3.0))
 
 
 @pytest.mark.parametrize("top_k", [1, 5, 50, 0, 1000])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import (
+    DDIMInverseScheduler,
     DDIMScheduler,
     DDPMScheduler,
     DEISMultistepScheduler,
@@ -14,13 +15,17 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
     HeunDiscreteScheduler,
+    KDPM2AncestralDiscreteScheduler,
     PNDMScheduler,
+    RePaintScheduler,
+    SASolverScheduler,
     UniPCMultistepScheduler,
 )
 
 from hybridgen.configuration_hybridgen import HybridGenDiffusionConfig
 from hybridgen.noise import NoiseProcess, convert
-from hybridgen.sampling.denoise import check_scheduler, commit_image, denoise, image_predictor, prepare
+from hybridgen.sampling.denoise import check_scheduler, commit_image, denoise, image_predictor, prepare, try_out
+from hybridgen.sampling.guidance import Guidance
 from hybridgen.sampling.prefix import extend
 from hybridgen.sampling.seeds import draw_noise, image_generators
 from tests.models import tiny_config, tiny_model
@@ -54,6 +59,7 @@ DDPM = {
 }
 STEPS = 8
 FLOW_CONFIG = HybridGenDiffusionConfig()
+X0_CONFIG = HybridGenDiffusionConfig(prediction_type="sample")
 COSINE_CONFIG = HybridGenDiffusionConfig(noise_schedule="cosine", prediction_type="epsilon")
 
 
@@ -76,6 +82,7 @@ def test_flow_trajectories_are_diffusers(name):
     ours = denoise(lambda x, i: wavy(x, schedule.timesteps[i]), noise, schedule, "velocity", image_generators(2, 7))
 
     theirs = type(FLOW[name]).from_config(FLOW[name].config)
+    theirs.sigma_min = 1 / STEPS  # read by Heun alone: the same grid as Euler's
     grid = {"sigmas": torch.linspace(1, 1 / STEPS, STEPS).tolist()} if name.startswith("euler") else {}
     theirs.set_timesteps(**(grid or {"num_inference_steps": STEPS}))
     x, extra = noise, {"generator": image_generators(2, 7)} if schedule.generator else {}
@@ -150,8 +157,84 @@ def test_the_model_sees_its_own_process(scheduler_class, noise_schedule):
 
 
 def test_more_steps_than_the_process_has_are_refused():
-    with pytest.raises(ValueError, match="num_inference_steps is 1001; the process has 1000 timesteps, take fewer"):
-        prepare(DDPM["ddim"], 1001, COSINE_CONFIG)
+    for scheduler, config in ((DDPM["ddim"], COSINE_CONFIG), (FLOW["euler"], FLOW_CONFIG)):
+        with pytest.raises(ValueError, match="num_inference_steps is 1001; the process has 1000 timesteps, take fewer"):
+            prepare(scheduler, 1001, config)
+
+
+@pytest.mark.parametrize("name", FLOW)
+@pytest.mark.parametrize("steps", [2, 8, 30])
+def test_a_mistake_of_the_model_is_drawn_no_larger(name, steps):
+    """A model that predicts x_0, wrong by one per cent. Heun's own grid asks it for a velocity at 1/1000, and draws the
+    mistake a hundredfold."""
+    schedule = prepare(FLOW[name], steps, X0_CONFIG)
+    try_out(schedule, "sample")  # leaves no trace in the schedule
+    wrong = clean_images() + 0.01 * torch.randn(len(schedule), 2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    noise = draw_noise(image_generators(2, 0), (3, 4, 4), "cpu")
+    made = denoise(lambda x, i: wrong[i], noise, schedule, "sample", image_generators(2, 1))
+    assert (made - clean_images()).pow(2).mean().sqrt() < 0.02  # measured 0.011
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "config", "steps", "message"),
+    [
+        (DDIMInverseScheduler(**COSINE, clip_sample=False), COSINE_CONFIG, 8, "draws another picture than the model"),
+        (KDPM2AncestralDiscreteScheduler(**COSINE), COSINE_CONFIG, 8, "in 15 evaluations draws .* ended nan away"),
+        (
+            SASolverScheduler(**AS_FLOW),
+            FLOW_CONFIG,
+            8,
+            "SASolverScheduler in 8 .* take more steps or another scheduler",
+        ),
+    ],
+)
+def test_a_scheduler_that_draws_something_else_is_refused(scheduler, config, steps, message):
+    schedule = prepare(scheduler, steps, config)
+    with pytest.raises(ValueError, match=message):
+        try_out(schedule, config.prediction_type)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "steps", "message"),
+    [
+        (RePaintScheduler(**COSINE), 8, "RePaintScheduler cannot take a step here"),
+        (PNDMScheduler(**COSINE), 2, "PNDMScheduler cannot be set to 2 steps .*; take another number of steps or one"),
+    ],
+)
+def test_what_schedulers_raise_becomes_one_sentence(scheduler, steps, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        prepare(scheduler, steps, COSINE_CONFIG)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "shifted"),
+    [
+        (FLOW["euler"], FLOW["euler, shifted"]),
+        (FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), FLOW["euler, shifted"]),
+        (DPMSolverMultistepScheduler(**AS_FLOW), DPMSolverMultistepScheduler(**AS_FLOW, flow_shift=3.0)),
+    ],
+)
+def test_shift_is_the_schedulers_own(scheduler, shifted):
+    ours, theirs = prepare(scheduler, STEPS, FLOW_CONFIG, shift=3.0), prepare(shifted, STEPS, FLOW_CONFIG)
+    assert torch.equal(ours.timesteps, theirs.timesteps)
+    assert torch.equal(ours.sigma, theirs.sigma)
+    if shifted is FLOW["euler, shifted"]:
+        s = torch.linspace(1, 1 / STEPS, STEPS)
+        torch.testing.assert_close(ours.sigma, 3 * s / (1 + 2 * s))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "shift", "message"),
+    [
+        (FLOW["euler"], 0.0, "shift is 0.0; it must be a number above 0"),
+        (FLOW["euler"], float("nan"), "shift is nan"),
+        (DDPM["ddim"], 3.0, "shift moves the noise levels of flow matching, but DDIMScheduler has none; leave it out"),
+    ],
+)
+def test_a_shift_that_means_nothing_is_refused(scheduler, shift, message):
+    with pytest.raises(ValueError, match=message):
+        prepare(scheduler, STEPS, FLOW_CONFIG, shift=shift)
 
 
 def test_flow_tells_a_thousandfold_of_s():
@@ -258,6 +341,41 @@ def test_guidance_one_is_unguided_and_costs_one_row():
     handle.remove()
     assert rows == [4, 4, 4, 4]
     assert worst(guided, unguided) < 1e-4  # measured 0
+
+
+def test_outside_its_interval_guidance_costs_one_row_and_changes_nothing():
+    model, rows = tiny_model(), []
+    handle = model.model.language_model.register_forward_hook(
+        lambda m, args, out: rows.append(len(out.last_hidden_state))
+    )
+    interval = {"start": 0.25, "stop": 0.5}
+    made = draw(model, PROMPTS[:2], [1, 2], Guidance(5.0, **interval))
+    handle.remove()
+    assert rows == [4, 2, 4, 2, 2]  # the prefix, then four steps
+    by_hand = draw(model, PROMPTS[:2], [1, 2], lambda step: 5.0 if step == 1 else 1.0)
+    assert worst(made, by_hand) < 1e-4  # measured 1e-6
+
+
+@pytest.mark.parametrize("kind", ["velocity", "sample", "epsilon"])
+def test_cfg_zero_star_works_on_velocities_whatever_the_model_predicts(kind):
+    """The first step stands still; the second starts from the nearest multiple of the empty prompt's velocity."""
+    settings = {**config_of().diffusion_config.to_dict(), "prediction_type": kind}
+    model = tiny_model(tiny_config(diffusion_config=settings))
+    timesteps, noisy = torch.tensor([900.0, 400.0]), torch.randn(2, 3, 16, 16)
+    guidance = Guidance(3.0, method="zero_star", zero_init_steps=1)
+    prefix = prefix_of(model, [*PROMPTS[:2], EMPTY, EMPTY])
+    made = [image_predictor(model, prefix, 2, (16, 16), timesteps, guidance)(noisy, step) for step in (0, 1)]
+    alone = [prefix_of(model, prompts) for prompts in (PROMPTS[:2], [EMPTY, EMPTY])]
+    mix = torch.tensor(0.6), torch.tensor(0.4)
+    full, empty = (
+        convert(kind, "velocity", image_predictor(model, rows, 2, (16, 16), timesteps)(noisy, 1), noisy, *mix)
+        for rows in alone
+    )
+    share = (full * empty).sum((1, 2, 3), keepdim=True) / (empty**2).sum((1, 2, 3), keepdim=True)
+    expected = share * empty + 3 * (full - share * empty)
+    assert worst(convert(kind, "velocity", made[1], noisy, *mix), expected) < 1e-3  # of values up to 20
+    still = convert(kind, "velocity", made[0], noisy, torch.tensor(0.1), torch.tensor(0.9))
+    assert still.abs().max() < 1e-4  # measured 5e-6
 
 
 def test_guidance_between_equal_prompts_changes_nothing():

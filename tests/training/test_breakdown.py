@@ -73,7 +73,7 @@ def test_what_is_told_is_means_and_bits():
     breakdown = Breakdown(["say", "draw", "idle"], {"diffusion": 5.0})
     batch = {
         "source_ids": torch.tensor([[0, 0, 1, 1, 1]]),
-        "text_bytes": torch.tensor([4, 0, 0]),
+        "text_bytes": torch.tensor([[4, 0, 0]]),
         "diffusion_sources": torch.tensor([1, 1, 1, 1]),
     }
     text = torch.tensor([[True, True, True, False, False]]), torch.tensor([3.0, 5.0, 0.5])

@@ -73,6 +73,15 @@ def test_padding_and_masked_pairs_cost_nothing():
     assert count.of(padded) == count.of(longer) > 0
 
 
+def test_a_tower_whose_features_are_kept_does_not_run():
+    model = tiny_pipeline().model
+    whole = flops.costs(model, cached=True)["understanding"]
+    assert whole == flops.costs(model)["understanding"]  # trained, it does
+    model.model.vision_model.requires_grad_(False)
+    kept, run = (flops.costs(model, cached)["understanding"] for cached in (True, False))
+    assert kept == flops.linear(model.model.aligner, False)[0] < run < whole
+
+
 def test_only_the_experts_that_see_a_token_cost():
     """Two of four experts: half of their weights."""
     model = tiny_pipeline(backbone="qwen3_moe").model

@@ -1,0 +1,190 @@
+"""What a config says of one source: where its records are and how they become documents, with every check of it.
+
+Nothing is opened here (`sources.open_source`). The fact a newcomer gets wrong: a name decides what is tried. A world is
+a bare word, a file has a suffix that is known, and `owner/name` that is no folder here is the name of a data set.
+"""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hybridgen.data.folders import METADATA, PICTURES
+from hybridgen.data.forms import FORMS
+from hybridgen.layout import PATHS
+from hybridgen.processing_hybridgen import LOSS_ON
+
+ORDERS = {"caption_first": 1.0, "image_first": 0.0}
+FORMATS = ("world", "jsonl", "json", "folder", "webdataset", "parquet", "dataset")
+STREAMED = ("jsonl", "webdataset", "parquet", "dataset")
+_SUFFIXES = {
+    ".jsonl": "jsonl", ".json": "json", ".parquet": "parquet", ".tar": "webdataset", ".tgz": "webdataset",
+}  # fmt: skip
+
+
+@dataclass
+class SourceConfig:
+    """One task of the mixture.
+
+    Args:
+        source: a world (`dolls`, `emoji`), a folder of captioned pictures (`data.folders`), .jsonl, .json, .parquet or
+            .tar files (a pattern with * or {000..007} for many), or a data set's name or folder.
+        name: what it is called in logs and checkpoints; None = made of source, task and path.
+        task: worlds only: `draw` or `answer`.
+        split: of a world or a data set; None = `train`.
+        subset: of a data set: what the datasets library calls its configuration.
+        format: one of `FORMATS`; None = told by the source.
+        form: what a row is (`data.forms`); None = told by its columns.
+        columns: names of columns that are not the usual, as in {image: picture, text: json.caption}.
+        images: the folder that paths of images are relative to; None = that of the file.
+        streaming: read from front to end, and shuffle within `buffer` records; nothing is counted or copied before.
+        weight: its share of the tokens is this over the sum of all weights. One that changes is a mapping from the
+            optimizer step on which it begins to hold, the first 0: `{0: 0.5, 1000: 0.1}`.
+        read, write, loss_on, twin, height, width: see `HybridGenProcessor.document`.
+        prompt_dropout: share of the documents that lose what the user says (0.1 is usual where guidance is wanted).
+        image_tokens: images are drawn (or read by a path that draws) at their own aspect ratio, in the size that is
+            nearest to it and has at most so many tokens; instead of height and width.
+        max_timestep: cap on the noise of pictures that are drawn, of 1000; None = no other than the objective's.
+        order: `caption_first`, `image_first`, or the share of documents that are caption first (Transfusion: 0.8).
+            Concerns records of a caption by the user and a picture by the assistant; `image_first` exchanges the two.
+            With loss_on `all` the picture is still written (Transfusion), with `assistant` it is then only read.
+        questions_per_picture: worlds' `answer` only; None = all that apply.
+        yes_no_questions: worlds' `answer` only: how many of those that apply want yes or no; None = 1.
+        shuffle: a new order in each epoch; False = as they stand.
+        seed: added to the run's, for pictures other than another task's.
+    """
+
+    source: str
+    name: str | None = None
+    task: str | None = None
+    split: str | None = None
+    subset: str | None = None
+    format: str | None = None
+    form: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    images: str | None = None
+    streaming: bool = False
+    buffer: int = 1000
+    weight: float | dict = 1.0
+    read: str = "understanding"
+    write: str | None = None
+    loss_on: str = "assistant"
+    prompt_dropout: float = 0.0
+    twin: bool = False
+    order: str | float = "caption_first"
+    height: int | None = None
+    width: int | None = None
+    image_tokens: int | None = None
+    max_timestep: float | None = None
+    questions_per_picture: int | None = None
+    yes_no_questions: int | None = None
+    shuffle: bool = True
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.name is None:
+            words = (Path(self.source).stem if self.is_file else self.source, self.task, self.write or self.read)
+            self.name = "-".join(word for word in words if word)
+        self._check_weight()
+        if not 0 <= self.prompt_dropout <= 1:
+            raise ValueError(f"{self.name}: prompt_dropout is {self.prompt_dropout}; it must lie between 0 and 1")
+        if self.order not in ORDERS and not (isinstance(self.order, int | float) and 0 <= self.order <= 1):
+            raise ValueError(
+                f"{self.name}: order is {self.order!r}; use 'caption_first', 'image_first' or a share from 0 to 1"
+            )
+        for key, value, allowed in (
+            ("read", self.read, PATHS),
+            ("write", self.write, (None, *PATHS)),
+            ("loss_on", self.loss_on, LOSS_ON),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{self.name}: {key} is {value!r}; it must be one of {', '.join(map(str, allowed))}")
+        self._check_images()
+        self._check_format()
+
+    def _check_images(self) -> None:
+        if self.image_tokens is not None:
+            if self.image_tokens < 1:
+                raise ValueError(f"{self.name}: image_tokens is {self.image_tokens}; it must be at least 1")
+            if self.height is not None or self.width is not None:
+                raise ValueError(f"{self.name}: image_tokens is given, and so are height or width; keep one of them")
+            if not {self.read, self.write} & {"diffusion", "vq"}:
+                raise ValueError(f"{self.name}: image_tokens belongs to the paths diffusion and vq; leave it out")
+        if self.max_timestep is not None and not 0 < self.max_timestep <= 1000:
+            raise ValueError(f"{self.name}: max_timestep is {self.max_timestep}; it must be in (0, 1000]")
+        if self.max_timestep is not None and self.write != "diffusion":
+            raise ValueError(f"{self.name}: max_timestep belongs to write: diffusion, not {self.write}; leave it out")
+
+    def _check_format(self) -> None:
+        for key, value, allowed in (("format", self.format, FORMATS), ("form", self.form, FORMS)):
+            if value not in (None, *allowed):
+                raise ValueError(f"{self.name}: {key} is {value!r}; it must be one of {', '.join(allowed)}")
+        kind = self.kind
+        if kind == "world" and self.task is None:
+            raise ValueError(f"{self.name}: task is missing; a world needs 'draw' or 'answer'")
+        alone = {  # key -> the formats that it belongs to
+            "task": ("world",),
+            "questions_per_picture": ("world",),
+            "yes_no_questions": ("world",),
+            "split": ("world", "dataset"),
+            "subset": ("dataset",),
+            "form": ("jsonl", "json", "webdataset", "parquet", "dataset"),
+            "columns": ("jsonl", "json", "webdataset", "parquet", "dataset"),
+            "images": ("jsonl", "json", "parquet", "dataset"),
+            "streaming": STREAMED,
+        }
+        for key, kinds in alone.items():
+            if getattr(self, key) not in (None, {}, False) and kind not in kinds:
+                belongs = "worlds" if kinds[0] == "world" else " and ".join(kinds)
+                raise ValueError(f"{self.name}: {key} belongs to {belongs}; a {kind} has none, leave it out")
+        if self.buffer < 1:
+            raise ValueError(f"{self.name}: buffer is {self.buffer}; it must be at least 1")
+        if unknown := [name for name in self.columns.values() if not isinstance(name, str)]:
+            raise ValueError(f"{self.name}: columns has {unknown[0]!r}; each must be the name of a column")
+
+    def _check_weight(self) -> None:
+        by_step = self.weight if isinstance(self.weight, dict) else {0: self.weight}
+        if 0 not in by_step or any(not isinstance(step, int) or step < 0 for step in by_step):
+            raise ValueError(
+                f"{self.name}: weight is {self.weight}; one that changes is a mapping from optimizer steps, the first "
+                "of them 0, as in {0: 0.5, 1000: 0.1}"
+            )
+        for weight in by_step.values():
+            if not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+                raise ValueError(f"{self.name}: weight is {weight}; it must be a finite number of at least 0")
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the source is a file or folder, and not the name of a world."""
+        return self.kind != "world"
+
+    @property
+    def kind(self) -> str:
+        """Its format, as given or as the source tells."""
+        if self.format is not None:
+            return self.format
+        path = Path(self.source)
+        suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in (".gz", ".zst", ".bz2", ".xz")]
+        if suffixes and suffixes[-1] in _SUFFIXES:
+            return _SUFFIXES[suffixes[-1]]
+        if path.is_dir() and ("/" in self.source or path.suffix):
+            return "dataset" if _is_data_set(path) else "folder"
+        if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.source) and not path.suffix:
+            return "dataset"  # owner/name
+        return "jsonl" if path.suffix or "/" in self.source else "world"
+
+    @property
+    def caption_first(self) -> float:
+        """The share of documents that are caption first."""
+        return ORDERS[self.order] if isinstance(self.order, str) else float(self.order)
+
+
+def _is_data_set(folder: Path) -> bool:
+    """Whether a folder is one of the datasets library: it holds files of data and no picture."""
+    if (folder / METADATA).is_file():
+        return False
+    found = False
+    for file in folder.rglob("*"):
+        if file.suffix.lower() in PICTURES:
+            return False
+        found = found or file.suffix in (".parquet", ".arrow", ".jsonl", ".csv", ".tar")
+    return found

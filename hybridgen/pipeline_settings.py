@@ -1,0 +1,82 @@
+"""How a pipeline draws unless a call says otherwise: as its own folder says, path by path, else as the package does.
+
+A model that was trained for guidance 5 says so in its folder (`sampling_defaults` in `model_index.json`), and every
+call, command and tool draws it so. The fact a newcomer gets wrong: nothing here goes over paths. What a folder says of
+`vq` does not hold for `diffusion`.
+"""
+
+from hybridgen.sampling.codes import CodeSampling
+from hybridgen.sampling.guidance import Guidance, check_scale
+
+DEFAULTS = {
+    "num_inference_steps": 30,
+    "guidance_scale": 3.0,
+    "guidance_rescale": 0.0,
+    "image_guidance_scale": 1.0,
+    "shift": None,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "precision": "model",
+}
+OF_PATH = {  # those that matter to a path
+    "diffusion": (
+        "num_inference_steps", "guidance_scale", "guidance_rescale", "image_guidance_scale", "shift", "precision",
+    ),
+    "vq": (
+        "guidance_scale", "guidance_rescale", "image_guidance_scale", "temperature", "top_k", "top_p", "precision",
+    ),
+}  # fmt: skip
+
+
+def check_defaults(defaults: dict[str, dict] | None) -> None:
+    """Raises ValueError if a folder's `sampling_defaults` are not {path: {setting: value}} of those there are."""
+    for path, settings in (defaults or {}).items():
+        if path not in OF_PATH or not isinstance(settings, dict):
+            raise ValueError(
+                f"sampling_defaults has {path!r}: {settings!r}; it must hold settings for {' or '.join(OF_PATH)}"
+            )
+        if unknown := sorted(set(settings) - set(OF_PATH[path])):
+            raise ValueError(f"sampling_defaults of {path} have {unknown[0]!r}; there are: {', '.join(OF_PATH[path])}")
+
+
+def settings_of(path: str, defaults: dict[str, dict] | None, given: dict) -> dict:
+    """Every setting that matters to a path: as given, else as the folder says, else as the package does. None is not
+    given."""
+    known = DEFAULTS | ((defaults or {}).get(path) or {})
+    return {name: known[name] if given.get(name) is None else given[name] for name in OF_PATH[path]}
+
+
+def guidance_of(guider) -> Guidance:
+    """The guider of a call. Raises ValueError for what is none."""
+    if guider is None:
+        return Guidance()
+    if not isinstance(guider, Guidance) and not hasattr(guider, "_input_predictions"):
+        raise ValueError(
+            f"guider is {guider!r}; give one of diffusers.guiders, or a Guidance; scales are guidance_scale"
+        )
+    return Guidance.of(guider)
+
+
+def each(name: str, value, count: int) -> list:
+    """One value a prompt: of a list as it is, else the same for all. Raises ValueError for a list of another length."""
+    if not isinstance(value, list | tuple):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(f"{name} is a list of {len(value)} for {count} prompts; give one for each, or one for all")
+    return list(value)
+
+
+def check_scales(name: str, scale, count: int) -> list[float]:
+    """One scale a prompt. Raises ValueError for what is none."""
+    scales = each(name, scale, count)
+    for value in scales:
+        check_scale(value, name)
+    return scales
+
+
+def code_sampling(given: dict, settings: dict) -> CodeSampling:
+    """How codes are drawn; raises ValueError for what means nothing, also on a path that has no codes."""
+    names = ("temperature", "top_k", "top_p")
+    known = DEFAULTS | {name: given[name] for name in names if given[name] is not None} | settings
+    return CodeSampling(**{name: known[name] for name in names})

@@ -1,0 +1,240 @@
+"""The decoder of inner loops: a backbone of transformers, run with nothing between its matrices, and in fewer bits.
+
+A step of sampling multiplies few tokens with many weights, so what stands between two matrix products costs nearly as
+much as they do. For the Llama family (Llama, Mistral, Qwen2, Qwen3), whose layers are the same few operations, this
+file runs those on the layers' own weights. Any other backbone, and one whose layers were changed (LoRA, offloading, a
+library's quantization), is run as transformers runs it; a test holds both equal.
+
+The fact a newcomer gets wrong: precision `model` copies nothing, so it is always the model as it is now. `bf16` and
+`int8` copy the matrices as they are when the decoder is made (`is_current` tells whether they still are). They round
+more, and not the same in every batch: a code that hangs by a hair may then depend on what is drawn beside it.
+
+Shapes: R rows, n new tokens, K keys up to the last of them, H width, A heads of the queries, G of the keys, d their
+width.
+"""
+
+from contextlib import nullcontext
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import LlamaModel, MistralModel, Qwen2Model, Qwen3Model
+
+from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
+from hybridgen.sampling.prefix import Prefix, backbone
+
+Precision = Literal["model", "bf16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("model", "bf16", "int8")
+
+_FAMILY = (LlamaModel, MistralModel, Qwen2Model, Qwen3Model)
+_MOVING_ROPE = ("dynamic", "longrope")  # frequencies that depend on how long the text is
+_FEW = 8  # tokens below which a product waits for weights, so that int8 pays (measured on AVX512: 2 to 6 times fp32)
+
+
+def can_be_lean(model: HybridGenForConditionalGeneration) -> bool:
+    """Whether the backbone's layers are the operations that this file knows, and nothing else."""
+    language_model = model.model.language_model
+    if type(language_model) not in _FAMILY or language_model.rotary_emb.rope_type in _MOVING_ROPE:
+        return False
+    for module in language_model.modules():
+        if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):
+            return False
+    linears = [part for layer in language_model.layers for group in _linears(layer) for part in group]
+    return all(type(part) is nn.Linear and type(part.weight) is nn.Parameter for part in linears)
+
+
+def _linears(layer: nn.Module) -> tuple[list[nn.Module], ...]:
+    """A layer's matrices; those that read the same input stand together."""
+    attention, mlp = layer.self_attn, layer.mlp
+    return [attention.q_proj, attention.k_proj, attention.v_proj], [attention.o_proj], \
+        [mlp.gate_proj, mlp.up_proj], [mlp.down_proj]  # fmt: skip
+
+
+class _Product:
+    """What linear layers that read the same input make of it: one product, where their weights were copied."""
+
+    def __init__(self, layers: list[nn.Linear], precision: Precision):
+        self.layers, self.precision = layers, precision
+        if precision == "model":
+            return
+        self.sizes = [layer.out_features for layer in layers]
+        weight = torch.cat([layer.weight.detach() for layer in layers])  # sum of sizes, in
+        biased = layers[0].bias is not None
+        self.bias = torch.cat([layer.bias.detach() for layer in layers]).bfloat16() if biased else None
+        self.wide = weight.bfloat16()
+        self.small = None
+        if precision == "int8" and weight.shape[1] % 16 == 0:  # torch's kernel reads past the end of other rows
+            scale = (weight.float().abs().amax(1) / 127).clamp(min=1e-12)  # one a row, symmetric
+            self.small = (weight.float() / scale[:, None]).round().to(torch.int8)
+            self.scale = scale.bfloat16()
+            self.wide = self.small.bfloat16() * self.scale[:, None]  # the same weights, however many tokens come
+
+    def __call__(self, inputs: Tensor) -> list[Tensor]:
+        """(R, n, in) -> (R, n, out) of each layer, in the input's dtype."""
+        if self.precision == "model":
+            return [functional.linear(inputs, layer.weight, layer.bias) for layer in self.layers]
+        tokens = inputs.flatten(0, -2).bfloat16()
+        if self.small is not None and len(tokens) < _FEW:
+            made = torch.ops.aten._weight_int8pack_mm(tokens, self.small, self.scale)
+            made = made if self.bias is None else made + self.bias
+        else:
+            made = functional.linear(tokens, self.wide, self.bias)
+        return list(made.to(inputs.dtype).view(*inputs.shape[:-1], -1).split(self.sizes, -1))
+
+
+class _Layer:
+    """One layer of the Llama family."""
+
+    def __init__(self, layer: nn.Module, precision: Precision):
+        attention, mlp = layer.self_attn, layer.mlp
+        self.qkv, self.out, self.gate_up, self.down = (_Product(group, precision) for group in _linears(layer))
+        self.norms = layer.input_layernorm, layer.post_attention_layernorm
+        self.head_norms = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)  # Qwen3
+        self.head_dim, self.scaling, self.act_fn = attention.head_dim, attention.scaling, mlp.act_fn
+
+    def __call__(self, states: Tensor, mask: Tensor | None, cos: Tensor, sin: Tensor, cache) -> Tensor:
+        """(R, n, H) -> the same; keys and values go into the layer's cache."""
+        queries, keys, values = (
+            part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv(_norm(self.norms[0], states))
+        )
+        if self.head_norms[0] is not None:
+            queries, keys = _norm(self.head_norms[0], queries), _norm(self.head_norms[1], keys)
+        heads = torch.cat([queries, keys], dim=2)  # R, n, A + G, d
+        heads = heads * cos + heads.roll(self.head_dim // 2, -1) * sin
+        queries, keys = heads.transpose(1, 2).split([queries.shape[2], keys.shape[2]], dim=1)
+        keys, values = cache.update(keys, values.transpose(1, 2))  # R, G, K, d
+        grouped = queries.shape[1] != keys.shape[1]
+        seen = functional.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=mask, scale=self.scaling, enable_gqa=grouped
+        )  # R, A, n, d
+        states = states + self.out(seen.transpose(1, 2).flatten(2))[0]
+        gate, up = self.gate_up(_norm(self.norms[1], states))
+        return states + self.down(self.act_fn(gate) * up)[0]
+
+
+def _norm(norm: nn.Module, states: Tensor) -> Tensor:
+    """RMSNorm, in one call where transformers' rounding between two dtypes plays no part."""
+    if states.dtype != torch.float32 or norm.weight.dtype != torch.float32:
+        return norm(states)
+    return functional.rms_norm(states, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+class Decoder:
+    """A model's backbone and code head for inner loops.
+
+    Args:
+        precision: of the weights that are multiplied: the `model`'s own, `bf16`, or `int8` (one scale an output, bf16
+            where so many tokens come at once that it does not pay). All else, attention and the cache included, keeps
+            the model's dtype.
+
+    Raises:
+        ValueError: precision is another, or cannot be had with this backbone or on this device.
+    """
+
+    def __init__(self, model: HybridGenForConditionalGeneration, precision: Precision = "model"):
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision is {precision!r}; choose one of {', '.join(PRECISIONS)}")
+        self.model, self.precision = model, precision
+        self.layers: list[_Layer] | None = None
+        self._made_of = self._weights()
+        if not can_be_lean(model):
+            if precision != "model":
+                raise ValueError(
+                    f"precision {precision!r} needs a plain backbone of the Llama family (Llama, Mistral, Qwen2, "
+                    f"Qwen3), this one is {type(model.model.language_model).__name__}, or changed by adapters, "
+                    "offloading or quantization; use precision 'model', or load the model in bfloat16"
+                )
+            return
+        if precision == "int8" and model.device.type != "cpu":
+            raise ValueError(f"precision 'int8' runs on CPUs, the model is on {model.device}; use 'bf16'")
+        self.layers = [_Layer(layer, precision) for layer in model.model.language_model.layers]
+        self.head = None
+        if precision != "model" and model.config.vq_config is not None:
+            head = model.model.generation_head
+            self.head = (
+                _Product([head.proj_out], precision),
+                head.activation_fn,
+                _Product([head.vision_head], precision),
+            )
+
+    def _weights(self) -> list[tuple[int, int]]:
+        """Where the model's weights lie, and how often they were changed there."""
+        return [(parameter.data_ptr(), parameter._version) for parameter in self.model.parameters()]
+
+    def is_current(self) -> bool:
+        """Whether the model's weights are still those that this was made of."""
+        return self._made_of == self._weights()
+
+    def code_logits(self, states: Tensor) -> Tensor:
+        """(R, H) -> (R, num_embeddings), in float32."""
+        if self.layers is None or self.head is None:
+            return self.model.code_logits(states).float()
+        inner, activation, outer = self.head
+        return outer(activation(inner(states)[0]))[0].float()
+
+    def after(self, prefix: Prefix, blocks: Tensor, causal: bool = False) -> "Reader":
+        """What reads tokens that come next in a prefix.
+
+        Args:
+            blocks: (T,) blocks of all tokens that will come.
+            causal: they come one at a time.
+        """
+        return Reader(self, prefix, blocks, causal)
+
+
+class Reader:
+    """Reads tokens behind a prefix; all that does not depend on them is computed here, once."""
+
+    def __init__(self, decoder: Decoder, prefix: Prefix, blocks: Tensor, causal: bool):
+        self.decoder, self.prefix, self.blocks, self.causal = decoder, prefix, blocks, causal
+        model, count = decoder.model, len(blocks)
+        self.kept = len(prefix)
+        self.position_ids = prefix.positions_of(count)  # R, T
+        prefix.cache.reserve(count)
+        self.mask = prefix.mask_with(model, blocks, queries=1 if causal else count)  # R, 1, 1 or T, P + T
+        self.lean = decoder.layers is not None and isinstance(self.mask, Tensor)
+        if self.lean:
+            if self.mask.dtype == torch.bool:  # attention takes numbers; they are made here once, not at each step
+                lowest = torch.finfo(model.dtype).min
+                self.mask = (
+                    None
+                    if self.mask.all()
+                    else torch.zeros_like(self.mask, dtype=model.dtype).masked_fill_(~self.mask, lowest)
+                )
+            like = prefix.last_state[:1].to(model.dtype)
+            cos, sin = model.model.language_model.rotary_emb(like, self.position_ids)  # R, T, d
+            half = sin.shape[-1] // 2
+            sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)  # a half turn of x is roll(x) with these signs
+            self.cos, self.sin = cos[:, :, None], sin[:, :, None]
+
+    @torch.no_grad()
+    def __call__(self, embeds: Tensor, first: int = 0, keep: bool = True) -> Tensor:
+        """Embeddings (R, n, H) of tokens `first` to `first + n` -> the backbone's output (R, n, H).
+
+        Args:
+            keep: the prefix grows by them; otherwise it stays as it was.
+        """
+        last, cache = first + embeds.shape[1], self.prefix.cache
+        with nullcontext() if keep else cache.peeking():
+            if not self.lean:
+                return backbone(
+                    self.decoder.model,
+                    self.prefix,
+                    embeds,
+                    self._mask_of(first, last),
+                    self.position_ids[:, first:last],
+                )
+            mask, cos, sin = self._mask_of(first, last), self.cos[:, first:last], self.sin[:, first:last]
+            for layer, kept in zip(self.decoder.layers, cache.layers, strict=True):
+                embeds = layer(embeds, mask, cos, sin, kept)
+            return _norm(self.decoder.model.model.language_model.norm, embeds)
+
+    def _mask_of(self, first: int, last: int):
+        """The mask (R, 1, n, K) of tokens `first` to `last`: a slice of one mask, where masks can be sliced."""
+        if self.mask is None:
+            return None
+        if not isinstance(self.mask, Tensor):
+            return self.prefix.mask_with(self.decoder.model, self.blocks[:last], queries=last - first)
+        rows = self.mask if self.causal else self.mask[:, :, first:last]
+        return rows[..., : self.kept + last]

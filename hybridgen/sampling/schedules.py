@@ -1,0 +1,200 @@
+"""Schedules: any scheduler of diffusers, set to a number of steps, as tables over the steps; or why it does not fit.
+
+The fact a newcomer gets wrong: schedulers differ in what they call a sample (EulerDiscrete's is not the x_t of
+training; `scale_model_input` makes it that) and in the numbers they call timesteps. The model is always told its own
+process' timestep. The loop itself is in `denoise`.
+
+Shapes: S steps.
+"""
+
+import copy
+import inspect
+from dataclasses import dataclass
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
+from torch import Generator, Tensor
+
+from hybridgen.noise import NoiseProcess
+
+# what code of others raises where a scheduler is handed what it was not made for
+FOREIGN = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, NotImplementedError)
+
+_FLOW_WANTS = {"flow_prediction": "velocity", "epsilon": "epsilon", "sample": "sample"}
+_WAY_OUT = {
+    "flow": "take a flow-matching one: FlowMatchEulerDiscreteScheduler(), or DPMSolverMultistepScheduler and "
+    "UniPCMultistepScheduler with use_flow_sigmas=True, prediction_type='flow_prediction'",
+    "cosine": "take one with beta_schedule='squaredcos_cap_v2', as DDIMScheduler or DPMSolverMultistepScheduler",
+    "linear": "take one with beta_schedule='linear', as DDIMScheduler or DPMSolverMultistepScheduler",
+}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A scheduler set to a number of steps, as tables over the steps.
+
+    Args:
+        scheduler: a copy of its own, with the state of this one call.
+        timesteps: (S,) what the model is told.
+        alpha, sigma: (S,) how x_t mixes clean image and noise.
+        wanted: the kind of prediction that the scheduler takes.
+        generator: whether its step draws noise from generators.
+    """
+
+    scheduler: object
+    timesteps: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    wanted: str
+    generator: bool
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
+
+
+def check_scheduler(scheduler, diffusion_config) -> None:
+    """Raises ValueError, with the way out, when a scheduler samples another process than the model was trained on."""
+    process = NoiseProcess.of(diffusion_config)
+    name, way_out = type(scheduler).__name__, _WAY_OUT[process.schedule]
+    trained = (
+        f"the model was trained with noise_schedule {process.schedule!r} on {process.num_train_timesteps} timesteps"
+    )
+    if _is_flow(scheduler) != (process.schedule == "flow"):
+        kind = "flow matching" if _is_flow(scheduler) else "a DDPM process"
+        raise ValueError(f"{name} samples {kind}, but {trained}; {way_out}")
+    if scheduler.config.num_train_timesteps != process.num_train_timesteps:
+        raise ValueError(f"{name} counts {scheduler.config.num_train_timesteps} timesteps, but {trained}; {way_out}")
+    if scheduler.config.get("use_dynamic_shifting"):
+        raise ValueError(
+            f"{name} has use_dynamic_shifting, which needs a rule that no config states; set shift instead"
+        )
+    if process.schedule == "flow":
+        if _wanted(scheduler) is None:
+            raise ValueError(
+                f"{name} has prediction_type {scheduler.config.prediction_type!r}, unknown to flow matching; {way_out}"
+            )
+        return
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise ValueError(f"{name} has no table of alphas, so it does not sample a DDPM process; {way_out}")
+    alpha, _ = process.coefficients(torch.arange(process.num_train_timesteps))
+    if (scheduler.alphas_cumprod.sqrt() - alpha).abs().max() > 1e-3:
+        raise ValueError(f"{name} has other betas than training had: {trained}; {way_out}")
+
+
+def _is_flow(scheduler) -> bool:
+    config = scheduler.config
+    if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
+        return True
+    return not hasattr(scheduler, "alphas_cumprod") and "prediction_type" not in config
+
+
+def _wanted(scheduler) -> str | None:
+    if _is_flow(scheduler):
+        return _FLOW_WANTS.get(scheduler.config.get("prediction_type", "flow_prediction"))
+    return scheduler.config.prediction_type
+
+
+def with_shift(scheduler, shift: float):
+    """A scheduler of its own whose noise levels are s -> shift s / (1 + (shift - 1) s): above 1, more steps in noise.
+
+    Raises:
+        ValueError: shift is not above 0, or the scheduler does not sample flow matching.
+    """
+    if isinstance(shift, bool) or not isinstance(shift, int | float) or not 0 < shift < float("inf"):
+        raise ValueError(f"shift is {shift!r}; it must be a number above 0 (1 = none, more = more steps in the noise)")
+    config = scheduler.config
+    name = next((name for name in ("shift", "flow_shift") if name in config), None)
+    if name is None or not _is_flow(scheduler):
+        raise ValueError(f"shift moves the noise levels of flow matching, but {type(scheduler).__name__} has none; "
+                         "leave it out")  # fmt: skip
+    still = {"use_dynamic_shifting": False} if config.get("use_dynamic_shifting") else {}
+    return type(scheduler).from_config(config, **{name: shift}, **still)
+
+
+def prepare(
+    scheduler,
+    num_inference_steps: int,
+    diffusion_config,
+    device: torch.device | str = "cpu",
+    shift: float | None = None,
+) -> Schedule:
+    """A scheduler, copied and set to its steps.
+
+    1. Flow-matching Euler and Heun take the grid 1, 1 - 1/S, ..., 1/S (as Flux' pipeline hands it), so that no step is
+       spent between 1/1000 and 0; from 1 - 1/T on where the model predicts the noise, of which x_0 cannot be had at
+       s = 1. Others: their own. (Heun's own grid asks for the velocity at 1/1000, which a model that predicts x_0 has
+       divided by that number: what it is wrong by is drawn a hundredfold.)
+    2. alpha and sigma come from the scheduler's sigmas where it has them (its timesteps may be rounded).
+    3. The model is told 1000 s for flow matching, the scheduler's timestep for DDPM (a fraction where that is one).
+
+    Args:
+        shift: of the noise levels (`with_shift`); None = as the scheduler has it.
+
+    Raises:
+        ValueError: see `check_scheduler`; or it has not that many steps, or does not take the prediction it asks for.
+    """
+    scheduler = copy.deepcopy(scheduler) if shift is None else with_shift(scheduler, shift)
+    check_scheduler(scheduler, diffusion_config)
+    is_flow, most = _is_flow(scheduler), diffusion_config.num_train_timesteps
+    if num_inference_steps > most:
+        raise ValueError(f"num_inference_steps is {num_inference_steps}; the process has {most} timesteps, take fewer")
+    _set_steps(scheduler, num_inference_steps, diffusion_config, device)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)
+    timesteps = scheduler.timesteps.float()
+    if is_flow:
+        sigma = scheduler.sigmas[: len(timesteps)].float().to(device)
+        alpha, timesteps = 1 - sigma, sigma * most
+    elif hasattr(scheduler, "sigmas"):
+        ratio = scheduler.sigmas[: len(timesteps)].float().to(device)  # sigma / alpha
+        alpha = (1 + ratio**2).rsqrt()
+        sigma = ratio * alpha
+    else:
+        abar = scheduler.alphas_cumprod.to(device)[scheduler.timesteps]
+        alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
+    takes_generator = "generator" in inspect.signature(scheduler.step).parameters
+    _try_a_step(scheduler, takes_generator)
+    return Schedule(scheduler, timesteps, alpha, sigma, _wanted(scheduler), takes_generator)
+
+
+def _set_steps(scheduler, steps: int, diffusion_config, device: torch.device | str) -> None:
+    """Step 1 of `prepare`."""
+    most = diffusion_config.num_train_timesteps
+    top = 1 - 1 / most if diffusion_config.prediction_type == "epsilon" else 1.0
+    try:
+        if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+            scheduler.set_timesteps(sigmas=torch.linspace(top, 1 / steps, steps).tolist(), device=device)
+            return
+        if isinstance(scheduler, FlowMatchHeunDiscreteScheduler):
+            scheduler.sigma_max, scheduler.sigma_min = top, 1 / steps
+        scheduler.set_timesteps(steps, device=device)
+    except FOREIGN as error:
+        raise ValueError(
+            f"{type(scheduler).__name__} cannot be set to {steps} steps ({said(error)}); take another number of steps "
+            f"or {_WAY_OUT[diffusion_config.noise_schedule].removeprefix('take ')}"
+        ) from error
+
+
+def said(error: Exception) -> str:
+    """What another's error says, in part of a sentence."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:120]
+
+
+def _try_a_step(scheduler, takes_generator: bool) -> None:
+    """Schedulers refuse a prediction_type only when they step; so one number takes a step, before any long work."""
+    trial, timestep = copy.deepcopy(scheduler), scheduler.timesteps[0]
+    pixel = torch.zeros(1, 1, 1, 1, device=timestep.device)
+    options = {"generator": Generator()} if takes_generator else {}
+    try:
+        if hasattr(trial, "scale_model_input"):
+            trial.scale_model_input(pixel, timestep)
+        trial.step(pixel, timestep, pixel, **options)
+    except (ValueError, NotImplementedError) as error:
+        kind = scheduler.config.get("prediction_type")
+        raise ValueError(
+            f"{type(scheduler).__name__} does not work with prediction_type {kind!r}; give it "
+            "prediction_type='epsilon', into which the model's predictions are converted"
+        ) from error
+    except FOREIGN as error:
+        name = type(scheduler).__name__
+        raise ValueError(f"{name} cannot take a step here ({said(error)}); take another scheduler") from error

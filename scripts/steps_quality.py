@@ -1,0 +1,115 @@
+"""Steps against quality: `python scripts/steps_quality.py CHECKPOINT --out DIR [--steps 2 4 6 8 12 20] [--samples 48]`.
+
+The same held-out captions from the same seeds, drawn by the diffusion path in fewer and fewer steps, scored by the
+world's own scorer. Prints a table, with the seconds a picture took and the share of right ones in each category and its
+95 % interval; writes it as steps_quality.json with versions and hardware, and the first pictures side by side as
+steps_quality.png. Several schedulers (class names of diffusers) make several tables.
+"""
+
+import argparse
+import io
+import json
+import sys
+from datetime import date
+from pathlib import Path
+
+import diffusers
+from tqdm import tqdm
+
+import hybridgen  # noqa: F401  first: it mends torchvision beside a CPU build of torch
+from hybridgen.adapters import open_pipeline
+from hybridgen.data.worlds import open_world
+from hybridgen.demo import best_device
+from hybridgen.evaluation import generation, provenance
+from hybridgen.evaluation.scores import write_whole
+from hybridgen.evaluation.suites import open_suite
+from hybridgen.manifest import weights_hash
+from hybridgen.pipeline_hybridgen import HybridGenPipeline
+from hybridgen.sampling.denoise import prepare, try_out
+from hybridgen.training.sheets import sheet
+
+SHOWN = 6  # pictures of each number of steps on the sheet
+
+
+def set_scheduler(pipeline: HybridGenPipeline, name: str | None, steps: list[int], shift: float | None) -> None:
+    """A scheduler of diffusers by the name of its class, refused before anything is drawn if it does not fit."""
+    config = pipeline.model.config.diffusion_config
+    if name is not None:
+        if not hasattr(diffusers, name):
+            raise ValueError(f"diffusers has no scheduler {name!r}")
+        flow = config.noise_schedule == "flow" and not name.startswith("FlowMatch")
+        given = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"} if flow else {}
+        pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config, **given)
+    for count in steps:
+        try_out(prepare(pipeline.scheduler, count, config, shift=shift), config.prediction_type)
+
+
+def measure(pipeline: HybridGenPipeline, options: argparse.Namespace, steps: int) -> tuple[dict, list]:
+    """One line of the table, and its pictures."""
+    suite = open_suite(options.suite)
+    world = open_world(suite.world)
+    prompts = generation.held_out_prompts(world, suite.split, options.samples, options.seed)
+    settings = generation.DrawSettings(steps=steps, guidance=options.guidance)
+    images, seconds = generation.draw(pipeline, prompts.captions, "diffusion", world.SIZE, options.seed, settings)
+    line = {
+        "scheduler": type(pipeline.scheduler).__name__,
+        "steps": steps,
+        "evaluations": len(prepare(pipeline.scheduler, steps, pipeline.model.config.diffusion_config)),
+        "seconds_per_picture": round(seconds / len(images), 4),
+        "scores": generation.score(world, images, prompts.specs),
+    }
+    return line, [(caption, image) for caption, image in zip(prompts.captions, images, strict=True)][:SHOWN]
+
+
+def in_table(lines: list[dict]) -> list[str]:
+    names = list(lines[0]["scores"])
+    rows = [["scheduler", "steps", "s/picture", *names]]
+    for line in lines:
+        shares = [f"{100 * line['scores'][name]['share']:.1f}" for name in names]
+        rows.append([line["scheduler"], str(line["steps"]), f"{line['seconds_per_picture']:.3f}", *shares])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--suite", default="dolls")
+    parser.add_argument("--samples", type=int, default=48)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, nargs="+", default=[2, 4, 6, 8, 12, 20])
+    parser.add_argument("--guidance", type=float, help="default: as the checkpoint says")
+    parser.add_argument("--schedulers", nargs="+", default=[None], metavar="CLASS", help="default: the checkpoint's")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    lines, drawn, captions = [], {}, []
+    try:
+        pipeline = best_device(open_pipeline(options.checkpoint))
+        pipeline.set_progress_bar_config(disable=True)
+        if options.guidance is None:
+            options.guidance = pipeline.sampling_settings("diffusion")["guidance_scale"]
+        for name in options.schedulers:
+            set_scheduler(pipeline, name, options.steps, None)
+            for steps in tqdm(options.steps, desc=type(pipeline.scheduler).__name__):
+                line, shown = measure(pipeline, options, steps)
+                lines.append(line)
+                captions = [caption for caption, _ in shown]
+                drawn[f"{steps} steps" if name is None else f"{name[:9]} {steps}"] = [image for _, image in shown]
+    except ValueError as error:
+        print(f"steps_quality: {error}", file=sys.stderr)
+        return 2
+    told = {
+        "suite": options.suite, "samples": options.samples, "seed": options.seed, "guidance": options.guidance,
+        "checkpoint": str(options.checkpoint), "weights": weights_hash(options.checkpoint),
+        "command": provenance.command(), "date": date.today().isoformat(), "versions": provenance.versions(),
+        "hardware": provenance.hardware(), "lines": lines,
+    }  # fmt: skip
+    write_whole(options.out / "steps_quality.json", json.dumps(told, indent=2) + "\n")
+    sheet(captions, drawn).save(picture := io.BytesIO(), "PNG")
+    write_whole(options.out / "steps_quality.png", picture.getvalue())
+    print("\n".join(in_table(lines)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

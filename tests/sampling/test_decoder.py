@@ -1,0 +1,158 @@
+"""The lean decoder against transformers' own layers, and its fewer bits against the weights they come from."""
+
+import pytest
+import torch
+
+from hybridgen.sampling.decoder import PRECISIONS, Decoder, can_be_lean
+from hybridgen.sampling.prefix import backbone
+from tests.models import text_config, tiny_config, tiny_model
+from tests.sampling.prompts import PROMPTS, prefix_of, worst
+
+FAMILY = {
+    "qwen3": {},
+    "llama": {"num_key_value_heads": 4},
+    "llama, grouped, biased": {"model_type": "llama", "num_key_value_heads": 1, "attention_bias": True},
+    "llama, scaled positions": {
+        "model_type": "llama", "num_key_value_heads": 2,
+        "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4},
+    },
+    "qwen2": {"model_type": "qwen2", "num_key_value_heads": 2},
+    "mistral": {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": None},
+}  # fmt: skip
+
+
+def family(name: str, **changes):
+    base = name if name in ("qwen3", "llama") else "llama"
+    return tiny_model(tiny_config(text_config={**text_config(base), **FAMILY[name], **changes}))
+
+
+def as_transformers(model, prefix, embeds, blocks, first: int, keep: bool):
+    last = first + embeds.shape[1]
+    mask = prefix.mask_with(model, blocks[:last], queries=embeds.shape[1])
+    position_ids = prefix.positions_of(last)[:, first:]
+    if keep:
+        return backbone(model, prefix, embeds, mask, position_ids)
+    with prefix.cache.peeking():
+        return backbone(model, prefix, embeds, mask, position_ids)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_token_at_a_time_is_as_transformers_reads_it(name):
+    """Prompts of unequal length; the norms and biases are no ones and zeros, so that none can be left out."""
+    model = family(name)
+    for key, parameter in model.model.language_model.named_parameters():
+        if "norm" in key or "bias" in key:
+            torch.nn.init.normal_(parameter, mean=0.5, std=0.2)
+    assert can_be_lean(model)
+    ours, theirs = prefix_of(model, PROMPTS), prefix_of(model, PROMPTS)
+    blocks = torch.arange(6)
+    read = Decoder(model).after(ours, blocks, causal=True)
+    for step in range(6):
+        embeds = torch.randn(len(PROMPTS), 1, 32, generator=torch.Generator().manual_seed(step))
+        expected = as_transformers(model, theirs, embeds, blocks, step, keep=True)
+        assert worst(read(embeds, step), expected) < 1e-5  # measured 1e-6
+    for mine, other in zip(ours.cache.layers, theirs.cache.layers, strict=True):
+        assert mine.length == other.length
+        assert worst(mine.keys[:, :, : mine.length], other.keys[:, :, : other.length]) < 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("prompts", [PROMPTS, [PROMPTS[0]] * 2], ids=["unequal", "equal"])
+def test_an_image_at_once_is_as_transformers_reads_it_and_not_kept(prompts, attention):
+    model = tiny_model()
+    model.set_attn_implementation(attention)
+    prefix = prefix_of(model, prompts)
+    length, blocks = len(prefix), torch.zeros(16, dtype=torch.long)
+    read = Decoder(model).after(prefix, blocks)
+    for seed in range(2):
+        embeds = torch.randn(len(prompts), 16, 32, generator=torch.Generator().manual_seed(seed))
+        expected = as_transformers(model, prefix, embeds, blocks, 0, keep=False)
+        assert worst(read(embeds, keep=False), expected) < 1e-5  # measured 1e-6
+        assert len(prefix) == length
+
+
+def test_other_backbones_are_run_as_transformers_runs_them():
+    for name in ("qwen3_moe", "llama4_text"):
+        model = tiny_model(tiny_config(name))
+        assert not can_be_lean(model)
+        with pytest.raises(ValueError, match="Llama family"):
+            Decoder(model, "int8")
+
+
+def test_changed_layers_are_run_as_they_were_changed():
+    model = tiny_model()
+    layer = model.model.language_model.layers[1].self_attn
+    handle = layer.register_forward_hook(lambda module, args, output: output)
+    assert not can_be_lean(model)
+    handle.remove()
+    assert can_be_lean(model)
+
+    class Adapted(torch.nn.Linear):
+        pass
+
+    layer.q_proj.__class__ = Adapted
+    assert not can_be_lean(model)
+
+
+@torch.no_grad()
+def test_the_models_own_precision_copies_nothing():
+    """What is trained on between two drawings is drawn with."""
+    model = tiny_model()
+    decoder, embeds = Decoder(model), torch.randn(1, 1, 32, generator=torch.Generator().manual_seed(0))
+
+    def read():
+        return decoder.after(prefix_of(model, PROMPTS[:1]), torch.arange(1), causal=True)(embeds)
+
+    before = read()
+    model.model.language_model.layers[0].mlp.down_proj.weight.mul_(2)
+    assert worst(read(), before) > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("hidden", [32, 40])
+@pytest.mark.parametrize("tokens", [1, 16])
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_fewer_bits_stay_close(precision, tokens, hidden):
+    """Against the model's own weights; widths that are no multiple of a vector's too."""
+    text = text_config("llama", hidden_size=hidden, intermediate_size=3 * hidden)
+    model = tiny_model(tiny_config(text_config=text))
+    made = []
+    for chosen in ("model", precision):
+        prefix = prefix_of(model, PROMPTS[:2])
+        embeds = torch.randn(2, tokens, hidden, generator=torch.Generator().manual_seed(0))
+        decoder = Decoder(model, chosen)
+        states = decoder.after(prefix, torch.zeros(tokens, dtype=torch.long))(embeds, keep=False)
+        made.append((states, decoder.code_logits(states[:, -1])))
+    for exact, rough in zip(*made, strict=True):
+        difference = (exact - rough).norm() / exact.norm()
+        assert 0 < difference < 0.03  # measured 0.006 (bf16), 0.012 (int8)
+
+
+@torch.no_grad()
+def test_int8_is_the_nearest_of_255_steps():
+    """The product with few tokens against the rounded weights, by hand."""
+    model = tiny_model(tiny_config("llama"))
+    product = Decoder(model, "int8").layers[0].down
+    layer = model.model.language_model.layers[0].mlp.down_proj
+    step = layer.weight.abs().amax(1, keepdim=True) / 127
+    rounded = (layer.weight / step).round() * step
+    inputs = torch.randn(1, 2, layer.in_features, generator=torch.Generator().manual_seed(0)).bfloat16().float()
+    expected = torch.nn.functional.linear(inputs, rounded)
+    assert worst(product(inputs)[0], expected) < 0.01 * expected.abs().max()  # measured 0.004: bf16 scale and result
+
+
+def test_precisions_that_are_none_are_refused():
+    with pytest.raises(ValueError, match="precision is 'fp4'; choose one of model, bf16, int8"):
+        Decoder(tiny_model(), "fp4")
+    assert PRECISIONS == ("model", "bf16", "int8")
+
+
+@torch.no_grad()
+def test_copies_are_made_again_when_weights_change():
+    model = tiny_model()
+    decoder = Decoder(model, "bf16")
+    assert decoder.is_current()
+    model.model.language_model.layers[0].mlp.down_proj.weight.mul_(2)
+    assert not decoder.is_current()
