@@ -130,5 +130,5 @@ def test_a_batch_that_does_not_say_where_it_came_from_is_left_out():
     batch = {name: value for name, value in next(stage.loader).items() if name != "source_ids"}
     losses = stage.losses(stage.model, batch)
     stage.breakdown.settle()
-    assert float(losses["text"][0]) > 0
+    assert losses["text"][0].item() > 0
     assert not stage.breakdown.kept.any()
