@@ -215,10 +215,19 @@ def shift(labels: Tensor) -> tuple[Tensor, Tensor]:
     return keep, following[keep]
 
 
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """(kept, V) logits and (kept,) targets -> (kept,) negative log-likelihoods in nats."""
+    return F.cross_entropy(logits.float(), targets, reduction="none")
+
+
 def cross_entropy(logits: Tensor, targets: Tensor) -> Loss:
     """(kept, V) logits and (kept,) targets -> summed negative log-likelihood in nats, and how many."""
-    count = torch.tensor(float(len(targets)), device=logits.device)
-    return F.cross_entropy(logits.float(), targets, reduction="sum"), count
+    return summed(token_losses(logits, targets))
+
+
+def summed(losses: Tensor) -> Loss:
+    """(n,) losses -> their sum, and how many."""
+    return losses.sum(), torch.tensor(float(len(losses)), device=losses.device)
 
 
 def z_loss(logits: Tensor) -> Loss:
@@ -227,17 +236,21 @@ def z_loss(logits: Tensor) -> Loss:
     return torch.logsumexp(logits.float(), dim=-1).square().sum(), count
 
 
-def diffusion_loss(prediction: Tensor | list[Tensor], targets: DiffusionTargets) -> Loss:
-    """Weighted mean squared error of each drawn image, summed over images; the count is the number of drawn images."""
-    drawn = targets.weights > 0
+def image_losses(prediction: Tensor | list[Tensor], targets: DiffusionTargets) -> Tensor:
+    """(I,) weighted mean squared error of each image over its latent values; 0 of images that were read clean."""
     if not len(targets.weights):
-        return prediction.float().sum(), torch.zeros((), device=targets.weights.device)
+        return prediction.float().flatten()  # no image, but the head is in the graph
     if isinstance(prediction, Tensor):
         errors = (prediction.float() - targets.values.float()).pow(2).flatten(1).mean(1)  # I
     else:
         pairs = zip(prediction, targets.values, strict=True)
         errors = torch.stack([F.mse_loss(made.float(), wanted.float()) for made, wanted in pairs])
-    return (errors * targets.weights).sum(), drawn.sum().float()
+    return errors * targets.weights
+
+
+def diffusion_loss(prediction: Tensor | list[Tensor], targets: DiffusionTargets) -> Loss:
+    """Weighted mean squared error of each drawn image, summed over images; the count is the number of drawn images."""
+    return image_losses(prediction, targets).sum(), (targets.weights > 0).sum().float()
 
 
 def alignment_loss(alignment: Tensor, targets: DiffusionTargets) -> Loss:

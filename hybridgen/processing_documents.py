@@ -122,6 +122,10 @@ class DocumentBuilding:
         check_size(height, width, side)
         return (height // side) * (width // side)
 
+    def decode_piece(self, ids: list[int]) -> str:
+        """The text of tokens, special tokens left out; safe while another thread tokenises."""
+        return self._encode.decode(ids)
+
     def aspect_buckets(self, path: str, ratio: float = 2.0) -> list[tuple[int, int]]:
         """Heights and widths that a path can draw for no more tokens than a square with `default_size`' shorter side.
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hybridgen.data.attribution import attribute
 from hybridgen.data.broken import Broken
 from hybridgen.data.mixture import Drawn, Mixture
 from hybridgen.data.packing import pack_rows
@@ -198,10 +199,11 @@ class RowLoader:
         self._batches += 1
         self._used += sum(len(document) for row in rows for document in row)
         mine = slice(self.rank * self.rows, (self.rank + 1) * self.rows)
-        kept = rows[mine] if self._part is None else rows
-        documents = [[drawn.document for drawn in row] for row in kept]
+        own = rows[mine] if self._part is None else rows
+        documents = [[drawn.document for drawn in row] for row in own]
         batch = collate(documents, self.length, self.processor.special_tokens.pad, list(numbers[mine]))
-        batch["records"] = [(drawn.task.name, drawn.cursor) for row in kept for drawn in row]
+        batch |= attribute(own, list(self.mixture.tasks), self.processor, self.length)
+        batch["records"] = [(drawn.task.name, drawn.cursor) for row in own for drawn in row]
         return batch, self._snapshot()
 
     def _snapshot(self) -> dict:

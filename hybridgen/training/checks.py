@@ -62,6 +62,7 @@ def _check_numbers(config: "TrainConfig") -> None:
     for key in (
         "validation.every",
         "sampling.every",
+        "diagnostics.every",
         "schedule.warmup_steps",
         "optimizer.weight_decay",
         "data.prefetch",
@@ -72,7 +73,7 @@ def _check_numbers(config: "TrainConfig") -> None:
     for key in ("optimizer.lr", "optimizer.eps", "data.temperature"):
         _require(config, key, lambda value: value > 0, "above 0")
     _require(config, "dropout", lambda value: 0 <= value < 1, "from 0 to below 1")
-    for key in ("max_seconds", "clip", "threads", "optimizer.muon_lr"):
+    for key in ("max_seconds", "clip", "threads", "optimizer.muon_lr", "diagnostics.peak_tflops"):
         _require(config, key, lambda value: value is None or value > 0, "above 0, or null")
     _require(config, "schedule.min_ratio", lambda value: 0 <= value <= 1, "from 0 to 1")
     _require(config, "schedule.decay_fraction", lambda value: 0 < value <= 1, "above 0 and at most 1")

@@ -214,6 +214,21 @@ class EMAConfig:
 
 
 @dataclass
+class DiagnosticsConfig:
+    """What is told of a run beside its losses; no weight depends on it.
+
+    Args:
+        every: steps between two looks inside (0 = never): gradients by part and their angles, activations, attention.
+            Each takes about as long as two steps more.
+        peak_tflops: what one device can do at most, in 1e12 FLOP/s, for model FLOPs utilisation; null = what a matrix
+            product reaches here.
+    """
+
+    every: int = 0
+    peak_tflops: float | None = None
+
+
+@dataclass
 class WandbConfig:
     """Weights & Biases. It never stops a run: without a key or a network, metrics.jsonl alone is written."""
 
@@ -227,7 +242,8 @@ class TrainConfig:
     """A training run.
 
     Args:
-        output_dir: gets `config.yaml`, `metrics.jsonl`, `samples/`, `state/step_N` and at the end `checkpoint/`.
+        output_dir: gets `config.yaml`, `metrics.jsonl`, `diagnostics.png`, `samples/`, `state/step_N` and at the end
+            `checkpoint/`.
         steps: optimizer steps.
         max_seconds: end by this many seconds of training, schedule included: progress is the larger of steps taken
             over `steps` and seconds over `max_seconds`. A resumed run is then no longer the same bit for bit.
@@ -263,6 +279,7 @@ class TrainConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
+    diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
     seed: int = 0
     max_seconds: float | None = None
     resume: str = "auto"

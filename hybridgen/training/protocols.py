@@ -43,6 +43,10 @@ class Loader(Protocol):
 class Stage(Protocol):
     """What is trained, and how.
 
+    One that knows where its losses come from also has a `breakdown` (and, once it has validated, a
+    `validation_breakdown`), which its `losses` fill, and `sides`: the kinds of losses whose gradients are compared.
+    `diagnostics` tells of them.
+
     Args:
         model: its trainable parameters are.
         kinds: names of the losses.

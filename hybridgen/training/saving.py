@@ -32,7 +32,7 @@ def save_state(trainer: "Trainer") -> None:
     with states.written_aside(states.step_folder(folder, trainer.step), accelerator) as aside:
         accelerator.save_state(str(aside))  # weights, optimizer, random streams
         _save_average(trainer, aside)
-        mine = {"loader": trainer.stage.loader.state_dict()}
+        mine = {"loader": trainer.stage.loader.state_dict(), "diagnostics": trainer.diagnostics.state_dict()}
         states.write_json(aside / f"rank_{accelerator.process_index}.json", mine)
         if accelerator.is_main_process:
             run = {"step": trainer.step, "elapsed": trainer.elapsed, "processes": accelerator.num_processes}
@@ -72,7 +72,9 @@ def restore(trainer: "Trainer") -> dict | None:
     _check_same_run(trainer, run["config"], state)
     before, now = run.get("processes", accelerator.num_processes), accelerator.num_processes
     mine = accelerator.process_index if before == now else 0
-    trainer.stage.loader.load_state_dict(states.read_json(state / f"rank_{mine}.json")["loader"])
+    own = states.read_json(state / f"rank_{mine}.json")
+    trainer.stage.loader.load_state_dict(own["loader"])
+    trainer.diagnostics.load_state_dict(own.get("diagnostics"))
     if accelerator.is_fsdp2 == (state / SHARDED).exists():
         accelerator.load_state(str(state))
     else:

@@ -27,15 +27,17 @@ from hybridgen.objectives import (
     Loss,
     alignment_loss,
     corrupt,
-    cross_entropy,
-    diffusion_loss,
+    image_losses,
     place_codes,
     shift,
+    summed,
+    token_losses,
     z_loss,
 )
 from hybridgen.paths.alignment import as_seen
 from hybridgen.paths.understanding import look
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
+from hybridgen.training.breakdown import Breakdown
 from hybridgen.training.building import build_parts
 from hybridgen.training.caching import CachedInputs
 from hybridgen.training.checkpointing import write_text
@@ -62,6 +64,7 @@ class ModelStage:
     """
 
     unit = "tokens"
+    sides = {"text": ("text",), "image": ("code", "diffusion")}  # whose gradients diagnostics compare
 
     def __init__(self, config: TrainConfig, pipeline, loader: RowLoader, validation=None):
         self.config, self.pipeline, self.loader, self._validation = config, pipeline, loader, validation
@@ -78,6 +81,11 @@ class ModelStage:
         self.kinds = tuple(kind for kind, here in present.items() if here)
         levels = config.validation.levels
         self._levels = (torch.arange(levels) + 0.5) / levels  # the middle of each of `levels` equal bins
+        self.breakdown = self._breakdown(loader)
+        self.validation_breakdown: Breakdown | None = None
+
+    def _breakdown(self, loader: RowLoader) -> Breakdown:
+        return Breakdown(list(loader.shares()), self.weights)
 
     # ------------------------------------------------------------------------------------------------------- losses
 
@@ -117,12 +125,18 @@ class ModelStage:
             logits["code"] = (outputs.logits[is_code], code_targets + self.first_code)
         elif "code" in self.kinds:
             logits["code"] = (outputs.code_logits, code_targets)
-        losses = {kind: cross_entropy(*pair) for kind, pair in logits.items()}
+        each = {kind: token_losses(*pair) for kind, pair in logits.items()}
+        losses, images = {kind: summed(values) for kind, values in each.items()}, None
         if "diffusion" in self.kinds:
             prediction = outputs.logits.new_zeros(0) if outputs.prediction is None else outputs.prediction
-            losses["diffusion"] = diffusion_loss(prediction, targets)
+            images = image_losses(prediction, targets)
+            losses["diffusion"] = images.sum(), (targets.weights > 0).sum().float()
         if self.aligned:
             losses["alignment"] = alignment_loss(outputs.alignment, targets)
+        places = {"text": text_at, "code": code_at}
+        breakdown = self.breakdown if model.training else self.validation_breakdown
+        if breakdown is not None:
+            breakdown.add(batch, {kind: (places[kind], values) for kind, values in each.items()}, images, targets)
         if "z" in self.kinds:
             losses["z"] = tuple(map(sum, zip(*(z_loss(scores) for scores, _ in logits.values()), strict=True)))
         return losses
@@ -172,7 +186,9 @@ class ModelStage:
         """Nothing changes over a run."""
 
     def validation_batches(self) -> Iterable[dict]:
-        return itertools.islice(self._validation(), self.config.validation.batches)
+        loader = self._validation()
+        self.validation_breakdown = self._breakdown(loader)
+        return itertools.islice(loader, self.config.validation.batches)
 
     def describe(self, means: dict[str, float]) -> dict[str, float]:
         return {}

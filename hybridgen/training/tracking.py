@@ -146,8 +146,11 @@ class Tracker:
 
 
 def summary(record: dict) -> str:
-    """`loss 1.234 (text 0.500, diffusion 0.734)  lr 3.0e-04  12,345 tokens/s`"""
-    parts = [f"{key[5:]} {value:.3f}" for key, value in record.items() if key.startswith("loss/")]
+    """`loss 1.234 (text 0.500, diffusion 0.734)  lr 3.0e-04  12,345 tokens/s`; by entry of the mixture where losses are
+    told by entry."""
+    entries = {key[7:-5]: value for key, value in record.items() if key.startswith("source/") and key.endswith("/loss")}
+    kinds = {key[5:]: value for key, value in record.items() if key.startswith("loss/")}
+    parts = [f"{name} {value:.3f}" for name, value in (entries or kinds).items()]
     pace = next((f"  {value:,.0f} {key[:-11]}/s" for key, value in record.items() if key.endswith("_per_second")), "")
     return f"loss {record['loss']:.3f} ({', '.join(parts)})  lr {record['lr']:.1e}{pace}"
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from hybridgen.objectives import total
 from hybridgen.training.config import TrainConfig
+from hybridgen.training.diagnostics import Diagnostics
 from hybridgen.training.ema import WeightAverage
 from hybridgen.training.guard import Guard
 from hybridgen.training.optimization import build_optimizer, freeze, lr_factor
@@ -44,6 +45,7 @@ class Trainer:
         self.config, self.stage, self.accelerator = config, stage, accelerator
         self.folder, self.device = Path(config.output_dir), accelerator.device
         freeze(stage.model, config.groups)
+        self.diagnostics = Diagnostics(config, stage, accelerator)
         optimizer = build_optimizer(stage.model, config.optimizer, config.groups)
         self._settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         self.weights = SharedModel(accelerator, stage.model, optimizer)
@@ -138,11 +140,14 @@ class Trainer:
             group["lr"] = settings["base_lr"] * factor
         self.stage.begin_step(self.step, self.progress)
         sums = self._forward_backward(window, counts)
-        norm = self._update(sums, counts, window)
+        divisors = dict(zip(self.stage.kinds, counts.float().to(self.device), strict=True))
+        self.meter.pause(self.diagnostics.look(self.step + 1, self.model, window, divisors))
+        norm, taken = self._update(sums, counts, window)
         self.step += 1
         self.meter.add_size(size)
+        seen = self.diagnostics.end(window, counts=taken)
         logs = self.step % self.config.log_every == 0 or self.progress >= 1
-        return self._numbers(self.config.optimizer.lr * factor, norm) if logs else {}
+        return (self._numbers(self.config.optimizer.lr * factor, norm) if logs else {}) | seen
 
     def _fetch(self) -> list[dict]:
         """The batches of a step.
@@ -189,8 +194,9 @@ class Trainer:
             sums += torch.stack([losses[kind][0].detach().double() for kind in self.stage.kinds])
         return sums
 
-    def _update(self, sums: Tensor, counts: Tensor, window: list[dict]) -> float:
-        """Clip and step; returns the gradient's norm. A step that something speaks against changes nothing.
+    def _update(self, sums: Tensor, counts: Tensor, window: list[dict]) -> tuple[float, bool]:
+        """Clip and step; returns the gradient's norm and whether the step was taken. One that something speaks against
+        changes nothing.
 
         Raises:
             ValueError: there were too many of those.
@@ -206,7 +212,7 @@ class Trainer:
         self.optimizer.zero_grad()
         if objection is not None:
             self.say(self.guard.skip(self.step + 1, objection, self._records(window)))
-        return norm
+        return norm, objection is None
 
     def _records(self, window: list[dict]) -> list[str]:
         """What the records in these batches are called, on all ranks."""
@@ -226,7 +232,8 @@ class Trainer:
 
     def _numbers(self, lr: float, norm: float) -> dict:
         """The numbers since the last log, over all ranks."""
-        record = self.meter.read() | {"lr": lr, "grad_norm": norm, "seconds": self.elapsed}
+        told = self.diagnostics.numbers(time.monotonic() - self.meter.since)
+        record = self.meter.read() | {"lr": lr, "grad_norm": norm, "seconds": self.elapsed} | told
         record |= {"skipped": self.guard.total} if self.guard.total else {}
         return record | {f"share/{name}": share for name, share in self.stage.loader.shares().items()}
 
@@ -245,7 +252,7 @@ class Trainer:
                 losses = self.stage.losses(self.model, send_to_device(batch, self.device))
                 for part in (0, 1):
                     tally[part] += torch.stack([losses[kind][part].double() for kind in self.stage.kinds])
-        return self.meter.means(*self._sum(tally), prefix="validation/")
+        return self.meter.means(*self._sum(tally), prefix="validation/") | self.diagnostics.validation_numbers()
 
     def _sample(self) -> None:
         """A picture of what the averaged weights draw: `samples/step_N.png`."""
@@ -272,4 +279,5 @@ class Trainer:
     def _save(self) -> None:
         start = time.monotonic()
         save_state(self)
+        self.diagnostics.plot(at_end=self.progress >= 1)
         self.meter.pause(time.monotonic() - start)

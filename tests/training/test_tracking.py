@@ -63,6 +63,13 @@ def test_without_a_terminal_the_bar_is_a_line_a_log(tmp_path, capfd):
     assert summary(RECORD) in shown[0]
 
 
+def test_the_bar_shows_each_entry_of_the_mixture():
+    """Two that read the same pictures by two paths are apart, though they share the text loss."""
+    entries = {"source/ask/loss": 0.25, "source/ask/text": 0.25, "source/ask by latents/loss": 0.75}
+    shown = summary(RECORD | entries | {"validation/source/ask/loss": 9.0})
+    assert shown == "loss 1.250 (ask 0.250, ask by latents 0.750)  lr 3.0e-04  12,346 tokens/s"
+
+
 def test_other_processes_are_silent(tmp_path, capfd):
     tracker = Tracker(tmp_path / "run", WandbConfig("online"), {}, steps=8, step=0, is_main=False)
     tracker.log(RECORD, progress=0.5)
