@@ -162,6 +162,11 @@ class RowLoader:
         self._batches, self._used = state["batches"], state["used"]
         self._state = self._snapshot()
 
+    def where(self, record: tuple[str, int]) -> str:
+        """What to call one of a batch's `records`, (task, cursor), in an error."""
+        name, cursor = record
+        return self.mixture.tasks[name].where(cursor)
+
     def shares(self) -> dict[str, float]:
         """The realised share of the tokens of each task, up to the last batch handed out."""
         tokens = self._state["mixture"]["tokens"]
@@ -193,8 +198,10 @@ class RowLoader:
         self._batches += 1
         self._used += sum(len(document) for row in rows for document in row)
         mine = slice(self.rank * self.rows, (self.rank + 1) * self.rows)
-        documents = [[drawn.document for drawn in row] for row in (rows[mine] if self._part is None else rows)]
+        kept = rows[mine] if self._part is None else rows
+        documents = [[drawn.document for drawn in row] for row in kept]
         batch = collate(documents, self.length, self.processor.special_tokens.pad, list(numbers[mine]))
+        batch["records"] = [(drawn.task.name, drawn.cursor) for row in kept for drawn in row]
         return batch, self._snapshot()
 
     def _snapshot(self) -> dict:

@@ -93,7 +93,7 @@ class _Layer:
         self.head_norms = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)  # Qwen3
         self.head_dim, self.scaling, self.act_fn = attention.head_dim, attention.scaling, mlp.act_fn
 
-    def __call__(self, states: Tensor, mask: Tensor | None, cos: Tensor, sin: Tensor, cache) -> Tensor:
+    def __call__(self, states: Tensor, mask: Tensor, cos: Tensor, sin: Tensor, cache) -> Tensor:
         """(R, n, H) -> the same; keys and values go into the layer's cache."""
         queries, keys, values = (
             part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv(_norm(self.norms[0], states))
@@ -197,12 +197,10 @@ class Reader:
         self.mask = prefix.mask_with(model, blocks, queries=1 if causal else count)  # R, 1, 1 or T, P + T
         self.lean = decoder.layers is not None and isinstance(self.mask, Tensor)
         if self.lean:
-            if self.mask.dtype == torch.bool:  # attention takes numbers; they are made here once, not at each step
+            if self.mask.dtype == torch.bool:  # attention adds numbers; they are made here once, not at each step
                 lowest = torch.finfo(model.dtype).min
-                self.mask = (
-                    None
-                    if self.mask.all()
-                    else torch.zeros_like(self.mask, dtype=model.dtype).masked_fill_(~self.mask, lowest)
+                self.mask = torch.zeros(self.mask.shape, dtype=model.dtype, device=self.mask.device).masked_fill_(
+                    ~self.mask, lowest
                 )
             like = prefix.last_state[:1].to(model.dtype)
             cos, sin = model.model.language_model.rotary_emb(like, self.position_ids)  # R, T, d
@@ -229,8 +227,6 @@ class Reader:
 
     def _mask_of(self, first: int, last: int):
         """The mask (R, 1, n, K) of tokens `first` to `last`: a slice of one mask, where masks can be sliced."""
-        if self.mask is None:
-            return None
         if not isinstance(self.mask, Tensor):
             return self.prefix.mask_with(self.decoder.model, self.blocks[:last], queries=last - first)
         rows = self.mask if self.causal else self.mask[:, :, first:last]

@@ -56,6 +56,7 @@ def check(config: "TrainConfig") -> None:
 
 def _check_numbers(config: "TrainConfig") -> None:
     at_least_one = ("steps", "accumulation", "log_every", "save_every", "keep_last", "data.rows", "data.row_length")
+    at_least_one += ("spike.window", "spike.limit")
     for key in at_least_one:
         _require(config, key, lambda value: value >= 1, "at least 1")
     for key in (
@@ -80,6 +81,12 @@ def _check_numbers(config: "TrainConfig") -> None:
     )
     if config.schedule.name == "exponential":
         _require(config, "schedule.min_ratio", lambda value: value > 0, "above 0, as nothing decays to 0 by factors")
+    _require(config, "spike.factor", lambda value: value is None or value > 1, "above 1, or null")
+    if config.spike.limit > config.spike.window:
+        raise ValueError(
+            f"spike.limit {config.spike.limit} can never be reached within spike.window {config.spike.window}; make it "
+            "the smaller one"
+        )
     if config.ema is not None:
         _require(config, "ema.decay", lambda value: 0 <= value < 1, "from 0 to below 1")
     if config.schedule.warmup_steps > config.steps:

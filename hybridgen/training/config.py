@@ -15,6 +15,7 @@ from hybridgen.objectives import ObjectiveConfig
 from hybridgen.training import strict
 from hybridgen.training.checks import check
 from hybridgen.training.codec_config import VAETrainingConfig, VQTrainingConfig
+from hybridgen.training.guard import SpikeConfig
 
 
 @dataclass
@@ -203,9 +204,13 @@ class ScheduleConfig:
 
 @dataclass
 class EMAConfig:
-    """An average of the trainable weights, with decay min(decay, (1 + t) / (10 + t)). It is what is saved."""
+    """An average of the trainable weights, with decay min(decay, (1 + t) / (10 + t)). It is what is saved.
+
+    Sharded where the weights are; `on_cpu` keeps it in main memory, and copies the weights there each step.
+    """
 
     decay: float = 0.999
+    on_cpu: bool = False
 
 
 @dataclass
@@ -254,6 +259,7 @@ class TrainConfig:
     groups: list[GroupConfig] = field(default_factory=list)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     ema: EMAConfig | None = None
+    spike: SpikeConfig = field(default_factory=SpikeConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)

@@ -16,7 +16,10 @@ from hybridgen.objectives import Loss
 
 
 class Loader(Protocol):
-    """An endless iterator of batches (dicts of tensors) whose position is JSON."""
+    """An endless iterator of batches (dicts of tensors) whose position is JSON, and the same on every rank.
+
+    A batch may say under `records` which records it is made of, in values that `where` understands.
+    """
 
     def __iter__(self) -> Iterator[dict]: ...
 
@@ -26,6 +29,9 @@ class Loader(Protocol):
         """The position after the last batch handed out."""
 
     def load_state_dict(self, state: dict) -> None: ...
+
+    def where(self, record) -> str:
+        """What a record is called: its source, file and line."""
 
     def shares(self) -> dict[str, float]:
         """Realised shares of the sources."""
@@ -70,7 +76,8 @@ class Stage(Protocol):
         """Further numbers to log, from mean losses."""
 
     def sample(self, model: nn.Module) -> Image.Image | None:
-        """A picture of what the model can do."""
+        """A picture of what the model can do. `model` is the stage's own with its averaged weights or, where that is
+        sharded, a whole copy of it."""
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """Write the result of the run."""
+        """Write the result of the run; `model` as for `sample`."""

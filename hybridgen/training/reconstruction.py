@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from PIL import Image
 from torch import Tensor, nn
 
@@ -170,4 +171,4 @@ class ReconstructionStage:
         held_out = bool(self.config.validation.sources) and not training
         tasks = (self._validation() if held_out else self.loader).tasks
         loader = PictureLoader(tasks, rows, self.settings.image_size, max_broken=self.config.data.max_broken)
-        return ({name: each.to(self._accelerator.device) for name, each in batch.items()} for batch in loader)
+        return (send_to_device(batch, self._accelerator.device) for batch in loader)

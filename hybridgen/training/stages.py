@@ -13,9 +13,8 @@ from pathlib import Path
 
 import torch
 import yaml
-from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate import Accelerator
+from accelerate.utils import set_seed
 from PIL import Image
 from torch import Tensor, nn
 
@@ -36,12 +35,15 @@ from hybridgen.objectives import (
 )
 from hybridgen.paths.alignment import as_seen
 from hybridgen.paths.understanding import look
+from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.training.building import build_parts
 from hybridgen.training.caching import CachedInputs
+from hybridgen.training.checkpointing import write_text
 from hybridgen.training.codec_stage import build_codec_stage
 from hybridgen.training.config import TrainConfig
 from hybridgen.training.dropout import add_dropout
-from hybridgen.training.precision import choose_attention, choose_precision, set_attention
+from hybridgen.training.precision import choose_attention, set_attention
+from hybridgen.training.processes import make_accelerator
 from hybridgen.training.sheets import sheet
 from hybridgen.training.speed import compile_layers, compiler_found, keep_freed_memory
 from hybridgen.training.tracking import list_broken, say
@@ -177,21 +179,28 @@ class ModelStage:
 
     def sample(self, model: nn.Module) -> Image.Image:
         """Every prompt drawn by every path, from the same seeds each time."""
-        settings = self.config.sampling
-        self.pipeline.set_progress_bar_config(disable=True)
+        settings, pipeline = self.config.sampling, self._with(model)
+        pipeline.set_progress_bar_config(disable=True)
         drawn = {}
         for path in settings.paths or [path for path in self.paths if path != "understanding"]:
             if path == "vq":
                 how = {"guidance_scale": settings.guidance_vq, "temperature": settings.temperature_vq}
             else:
                 how = {"guidance_scale": settings.guidance, "num_inference_steps": settings.steps}
-            drawn[path] = self.pipeline(settings.prompts, path=path, seed=0, **how).images
+            drawn[path] = pipeline(settings.prompts, path=path, seed=0, **how).images
         return sheet(settings.prompts, drawn)
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """The pipeline, or the adapter alone where one was trained."""
         self.inputs.flush()
-        (self.pipeline if self.config.lora is None else self.model).save_pretrained(folder)
+        (self._with(model) if self.config.lora is None else model).save_pretrained(folder)
+
+    def _with(self, model: nn.Module) -> HybridGenPipeline:
+        """The pipeline around these weights: the stage's own model, or a whole one where that is sharded."""
+        own = self.pipeline
+        if model is own.model:
+            return own
+        return HybridGenPipeline(model, own.processor, own.scheduler, own.vae, own.vq_model, own.sampling_defaults)
 
 
 def build_model_stage(config: TrainConfig, accelerator: Accelerator) -> ModelStage:
@@ -249,27 +258,10 @@ def train(config: TrainConfig) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = make_accelerator(config)
     if accelerator.is_main_process:
-        (folder / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False), encoding="utf-8")
+        write_text(folder / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
     build = build_codec_stage if config.stage == "codec" else build_model_stage
     stage = build(config, accelerator)
     set_seed(config.seed, device_specific=True)  # dropout's: everything else is drawn from generators of its own
     if not Trainer(config, stage, accelerator).run():
         raise SystemExit(0)
     return folder / "checkpoint"
-
-
-def make_accelerator(config: TrainConfig) -> Accelerator:
-    """An accelerator of the config's precision, on one process or several.
-
-    accelerate keeps one precision a process, but a second run in it (the demo's) may want another; and where there is
-    only a CPU and it is not told so, it takes each of several processes for one that is alone.
-    """
-    AcceleratorState._reset_state()
-    cpu = not torch.accelerator.is_available()
-    precision = choose_precision(config.precision, PartialState(cpu=cpu).device)
-    return Accelerator(
-        cpu=cpu,
-        mixed_precision="bf16" if precision == "bf16" else "no",
-        gradient_accumulation_steps=config.accumulation,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # stages reduce theirs themselves
-    )

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import (
+    CMStochasticIterativeScheduler,
     DDIMInverseScheduler,
     DDIMScheduler,
     DDPMScheduler,
@@ -19,6 +20,7 @@ from diffusers import (
     PNDMScheduler,
     RePaintScheduler,
     SASolverScheduler,
+    ScoreSdeVeScheduler,
     UniPCMultistepScheduler,
 )
 
@@ -180,6 +182,7 @@ def test_a_mistake_of_the_model_is_drawn_no_larger(name, steps):
     ("scheduler", "config", "steps", "message"),
     [
         (DDIMInverseScheduler(**COSINE, clip_sample=False), COSINE_CONFIG, 8, "draws another picture than the model"),
+        (CMStochasticIterativeScheduler(num_train_timesteps=1000), FLOW_CONFIG, 8, "CMStochasticIterativeScheduler"),
         (KDPM2AncestralDiscreteScheduler(**COSINE), COSINE_CONFIG, 8, "in 15 evaluations draws .* ended nan away"),
         (
             SASolverScheduler(**AS_FLOW),
@@ -190,9 +193,8 @@ def test_a_mistake_of_the_model_is_drawn_no_larger(name, steps):
     ],
 )
 def test_a_scheduler_that_draws_something_else_is_refused(scheduler, config, steps, message):
-    schedule = prepare(scheduler, steps, config)
     with pytest.raises(ValueError, match=message):
-        try_out(schedule, config.prediction_type)
+        try_out(prepare(scheduler, steps, config), config.prediction_type)
 
 
 @pytest.mark.parametrize(
@@ -262,6 +264,9 @@ def test_the_scheduler_handed_over_stays_as_it_was():
         (DDIMScheduler(), COSINE_CONFIG, "DDIMScheduler has other betas than training had"),
         (DDIMScheduler(**COSINE, num_train_timesteps=500), COSINE_CONFIG, "counts 500 timesteps, but .* on 1000"),
         (FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), FLOW_CONFIG, "has use_dynamic_shifting, which"),
+        (DDIMScheduler(prediction_type="flow_prediction"), FLOW_CONFIG, "DDIMScheduler samples a DDPM process"),
+        (DPMSolverMultistepScheduler(prediction_type="flow_prediction"), FLOW_CONFIG, "samples a DDPM process"),
+        (ScoreSdeVeScheduler(num_train_timesteps=1000), FLOW_CONFIG, "ScoreSdeVeScheduler takes no steps"),
         (EDMEulerScheduler(), COSINE_CONFIG, "EDMEulerScheduler has no table of alphas"),
         (
             UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="v_prediction"), FLOW_CONFIG,

@@ -241,6 +241,7 @@ def test_pictures_come_by_share_and_exactly_again():
     whole = loader()
     batches = [next(whole) for _ in range(4)]
     assert batches[0]["pictures"].shape == (6, 3, 16, 16)
+    assert [whole.where(record) for record in batches[0]["records"]][0].startswith("source 'a', record ")
     assert whole.shares() == {"a": pytest.approx(2 / 3, abs=0.05), "b": pytest.approx(1 / 3, abs=0.05)}
     again = loader()
     for _ in range(2):
