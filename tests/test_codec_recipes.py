@@ -81,6 +81,22 @@ def test_each_config_runs_and_saves_what_other_stages_load(name, pictures, tmp_p
     assert ("loss/adversarial" in last) == ("loss/perceptual" in last) == (name != "vae_emoji")
 
 
+def test_broken_records_are_passed_over_to_the_end(pictures, tmp_path, capsys):
+    """By samples, scores and the measuring of latents as well; streamed records alike."""
+    lines = (pictures / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    broken = lines[0].replace("0.png", "none.png")
+    (pictures / "some.jsonl").write_text("\n".join([broken, *lines]), encoding="utf-8")
+    for streaming in ("false", "true"):
+        folder = tmp_path / streaming
+        words = words_of("codec_vae_f8", pictures, folder)
+        for key in ("data", "validation"):
+            words += [f"{key}.sources.0.source={pictures / 'some.jsonl'}", f"{key}.sources.0.streaming={streaming}"]
+            words += [f"{key}.sources.0.shuffle=false"]  # the broken one comes first
+        assert cli.main(["train", str(CONFIGS / "codec_vae_f8.yaml"), *words]) == 0, capsys.readouterr().err
+        assert (folder / "checkpoint" / "scores.json").exists()
+        assert "none.png" in (folder / "broken.jsonl").read_text()
+
+
 def test_llamagens_settings(tmp_path):
     """arXiv 2406.06525 and its code."""
     path = resnet(tmp_path)

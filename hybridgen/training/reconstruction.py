@@ -170,5 +170,5 @@ class ReconstructionStage:
         """Held-out pictures, or where there are none those of training, from the first, in this process alone."""
         held_out = bool(self.config.validation.sources) and not training
         tasks = (self._validation() if held_out else self.loader).tasks
-        loader = PictureLoader(tasks, rows, self.settings.image_size)
+        loader = PictureLoader(tasks, rows, self.settings.image_size, max_broken=self.config.data.max_broken)
         return (send_to_device(batch, self._accelerator.device) for batch in loader)
