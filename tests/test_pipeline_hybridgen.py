@@ -679,5 +679,7 @@ def test_a_precision_that_is_none_is_refused_before_anything_is_read(pipe):
 def test_a_window_of_codes_changes_no_picture(pipe):
     one, several = (pipe(PROMPTS, path="vq", seed=0, window=window, output_type="latent").images for window in (1, 4))
     assert torch.equal(one, several)
+    assert rows_seen(pipe, prompt=PROMPTS[0], path="vq", window=1) == [2] * 16
+    assert len(rows_seen(pipe, prompt=PROMPTS[0], path="vq", window=16, temperature=0)) < 16
     with pytest.raises(ValueError, match="window is 0"):
         pipe(PROMPTS, path="vq", window=0)
