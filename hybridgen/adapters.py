@@ -114,10 +114,13 @@ def open_pipeline(folder: str | Path) -> HybridGenPipeline:
         return load_pipeline(folder)
     file = Path(folder) / CONFIG
     try:
-        base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        there = bool(base) and Path(base).is_dir()
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{file} names no base_model_name_or_path; say there which model it belongs to") from error
     except ValueError as error:
         raise ValueError(f"{file} is not valid JSON ({error}); copy it again") from error
-    if not base or not Path(base).is_dir():
+    if not there:
         raise ValueError(f"adapter {folder} belongs to the model {base}, which is not there; say where in {file}")
     return load_adapter(load_pipeline(Path(base).parent), folder)  # transformers names the model, which stands in ours
 

@@ -5,11 +5,10 @@ here, but whether a checkpoint has one only once the checkpoint is open.
 """
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
-from hybridgen.bridges.janus import WRITERS
-from hybridgen.bridges.prompts import ROLES
+from hybridgen.argument_kinds import KeepLines, Parser, command_of, path_name, real, whole
+from hybridgen.arguments_parts import add_convert, add_init, add_merge
 from hybridgen.evaluation.suites import SUITES
 from hybridgen.layout import PATHS
 from hybridgen.version import __version__
@@ -36,10 +35,10 @@ _OVERRIDES = "settings that replace those of the file, such as steps=100 or opti
 
 def parser() -> argparse.ArgumentParser:
     """Everything the command line takes."""
-    top = _Parser(prog="hybridgen", description=_ABOUT, epilog=_EXAMPLES, formatter_class=_KeepLines)
+    top = Parser(prog="hybridgen", description=_ABOUT, epilog=_EXAMPLES, formatter_class=KeepLines)
     top.add_argument("--version", action="version", version=f"hybridgen {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
-    parts = (_add_init, _add_convert, _add_merge)
+    parts = (add_init, add_convert, add_merge)
     for add in (_add_demo, *parts, _add_data, _add_train, _add_sample, _add_replay, _add_ask, _add_evaluate):
         add(commands)
     return top
@@ -49,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_demo(commands) -> None:
-    command = _command(
+    command = command_of(
         commands,
         "demo",
         "train, draw, answer and report, from nothing, on two cores",
@@ -67,8 +66,8 @@ def _add_demo(commands) -> None:
     )
     what = command.add_argument_group("what to do")
     what.add_argument("--world", default="dolls", help=f"{' or '.join(SUITES)} (default: dolls)")
-    what.add_argument("--seed", type=_whole(0), default=0, help="of training and evaluation (default: 0)")
-    what.add_argument("--samples", type=_whole(1), default=256, help="pictures to draw and to ask about (default: 256)")
+    what.add_argument("--seed", type=whole(0), default=0, help="of training and evaluation (default: 0)")
+    what.add_argument("--samples", type=whole(1), default=256, help="pictures to draw and to ask about (default: 256)")
     what.add_argument(
         "overrides",
         nargs="*",
@@ -78,46 +77,8 @@ def _add_demo(commands) -> None:
     command.add_argument("--out", type=Path, metavar="DIR", help="default: runs/demo, or runs/WORLD")
 
 
-def _add_init(commands) -> None:
-    command = _command(
-        commands,
-        "init",
-        "build a hybrid from pretrained parts",
-        """\
-        Graft paths onto a decoder: its text stays as it was to the bit, what is new starts silent. Nothing is trained;
-        the folder that is written is one to train from, as model.from_pretrained. A Janus gives every part that no
-        other option names.
-
-        examples:
-          hybridgen init start --backbone Qwen3-0.6B --vae sd3/vae --paths diffusion --image-size 256
-          hybridgen init start --backbone Llama-3.2-1B --vision siglip2-base-patch16-384 --from-janus Janus-Pro-1B \
-            --paths understanding,vq
-          hybridgen init start --from-janus Janus-Pro-1B --vae sdxl/vae --paths understanding,diffusion,vq
-        """,
-    )
-    command.add_argument("folder", metavar="DST", type=Path, help="folder to write; it must not be there yet")
-    parts = command.add_argument_group("what it is made of")
-    parts.add_argument("--backbone", metavar="DIR", type=Path, help="a Llama or Qwen decoder with its tokenizer")
-    parts.add_argument("--gguf-file", metavar="NAME", help="a file in that folder to take both from")
-    parts.add_argument("--vision", metavar="DIR", type=Path, help="a SigLIP; a .json file of its config = a new one")
-    parts.add_argument("--vae", metavar="DIR", type=Path, help="an AutoencoderKL; none = diffusion on pixels")
-    parts.add_argument("--vq", metavar="DIR", type=Path, help="a VQ tokenizer")
-    parts.add_argument("--from-janus", metavar="DIR", type=Path, help="a Janus in any layout")
-    paths = ",".join(PATHS)
-    parts.add_argument("--paths", required=True, type=_paths, metavar="PATH,...", help=f"some of {paths}")
-    shape = command.add_argument_group("how the new paths are built")
-    shape.add_argument(
-        "--image-size", type=_whole(1), metavar="N", help="side of drawn pictures (default: the donors')"
-    )
-    shape.add_argument("--patch-size", type=_whole(1), metavar="N", help="diffusion: latents (2) or pixels (8) a side")
-    shape.add_argument("--prediction", default="velocity", metavar="KIND", help="velocity (default), sample or epsilon")
-    shape.add_argument("--bidirectional", action="store_true", help="tokens of a picture that is read see each other")
-    shape.add_argument("--chat-template", type=Path, metavar="FILE", help="Jinja, instead of the tokenizer's own")
-    shape.add_argument("--seed", type=_whole(0), default=0, help="of what starts random (default: 0)")
-
-
 def _add_train(commands) -> None:
-    command = _command(
+    command = command_of(
         commands,
         "train",
         "train a model or a codec from a config file",
@@ -135,7 +96,7 @@ def _add_train(commands) -> None:
 
 
 def _add_data(commands) -> None:
-    command = _command(
+    command = command_of(
         commands,
         "data",
         "look at data before a run is spent on them",
@@ -153,29 +114,12 @@ def _add_data(commands) -> None:
     command.add_argument("action", choices=("inspect",), help="the one thing that there is to do")
     command.add_argument("what", metavar="SOURCE|CONFIG", help="a source as configs name it, or a config (.yaml)")
     command.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="settings of the source, or of the config")
-    command.add_argument("--limit", type=_whole(0), default=1000, help="records of each task; 0 = all (default: 1000)")
+    command.add_argument("--limit", type=whole(0), default=1000, help="records of each task; 0 = all (default: 1000)")
     command.add_argument("--out", type=Path, default=Path("inspected"), metavar="DIR", help="default: inspected")
 
 
-def _add_merge(commands) -> None:
-    command = _command(
-        commands,
-        "merge",
-        "merge a trained LoRA adapter into its model",
-        """\
-        Write the pipeline that an adapter was trained on with the adapter added to its weights. The adapter's folder
-        can be sampled, asked and evaluated without that, too.
-
-        examples:
-          hybridgen merge runs/janus_pro_1b_lora/checkpoint merged
-        """,
-    )
-    command.add_argument("adapter", metavar="ADAPTER", type=Path, help="folder of an adapter: checkpoint/ of its run")
-    command.add_argument("folder", metavar="DST", type=Path, help="folder to write; it must not be there yet")
-
-
 def _add_sample(commands) -> None:
-    command = _command(
+    command = command_of(
         commands,
         "sample",
         "draw pictures from prompts",
@@ -192,24 +136,24 @@ def _add_sample(commands) -> None:
     what = command.add_argument_group("what to draw")
     what.add_argument("--prompt", action="append", required=True, help="what to draw; give it again for more prompts")
     what.add_argument("--negative-prompt", help="what guidance leads away from (default: the empty prompt)")
-    what.add_argument("--num-images", type=_whole(1), default=1, help="pictures of each prompt (default: 1)")
-    sides = {"type": _whole(1), "action": "append", "help": "in pixels, one or one a prompt (default: as trained)"}
+    what.add_argument("--num-images", type=whole(1), default=1, help="pictures of each prompt (default: 1)")
+    sides = {"type": whole(1), "action": "append", "help": "in pixels, one or one a prompt (default: as trained)"}
     what.add_argument("--height", **sides)
     what.add_argument("--width", **sides)
     what.add_argument("--image", type=Path, metavar="FILE", help="a picture that stands before the prompt")
     what.add_argument(
-        "--read", type=_path, metavar="PATH", help="path to read it by (default: the first that there is)"
+        "--read", type=path_name, metavar="PATH", help="path to read it by (default: the first that there is)"
     )
     how = command.add_argument_group("how to draw")
-    how.add_argument("--path", type=_path, help="diffusion or vq (default: the first that the checkpoint has)")
-    how.add_argument("--seed", type=_whole(0), default=0, help="of the first picture (default: 0)")
+    how.add_argument("--path", type=path_name, help="diffusion or vq (default: the first that the checkpoint has)")
+    how.add_argument("--seed", type=whole(0), default=0, help="of the first picture (default: 0)")
     _add_drawing(how)
     _add_guidance(command.add_argument_group("how to guide"))
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the PNG files")
 
 
 def _add_replay(commands) -> None:
-    command = _command(
+    command = command_of(
         commands,
         "replay",
         "draw a picture again from what its PNG says",
@@ -230,7 +174,7 @@ def _add_replay(commands) -> None:
 
 
 def _add_ask(commands) -> None:
-    command = _command(
+    command = command_of(
         commands,
         "ask",
         "ask a question about a picture",
@@ -246,12 +190,12 @@ def _add_ask(commands) -> None:
     command.add_argument("--image", type=Path, required=True, metavar="FILE", help="the picture")
     command.add_argument("--question", required=True, metavar="TEXT", help="what to ask")
     paths = ", ".join(PATHS)
-    command.add_argument("--path", type=_path, default=PATHS[0], help=f"one of {paths} (default: {PATHS[0]})")
-    command.add_argument("--max-new-tokens", type=_whole(1), default=32, help="length of the answer (default: 32)")
+    command.add_argument("--path", type=path_name, default=PATHS[0], help=f"one of {paths} (default: {PATHS[0]})")
+    command.add_argument("--max-new-tokens", type=whole(1), default=32, help="length of the answer (default: 32)")
 
 
 def _add_evaluate(commands) -> None:
-    command = _command(
+    command = command_of(
         commands,
         "evaluate",
         "score a checkpoint on held-out pictures",
@@ -268,38 +212,14 @@ def _add_evaluate(commands) -> None:
     _add_checkpoint(command)
     what = command.add_argument_group("what to evaluate")
     what.add_argument("--suite", required=True, help=" or ".join(SUITES))
-    paths = {"type": _path, "metavar": "PATH"}
+    paths = {"type": path_name, "metavar": "PATH"}
     what.add_argument("--paths", nargs="+", help="paths to draw by and to answer through (default: all)", **paths)
     what.add_argument("--draw", nargs="*", help="paths to draw by, if not --paths; none named = do not draw", **paths)
     what.add_argument("--answer", nargs="*", help="paths to answer through, likewise", **paths)
-    what.add_argument("--samples", type=_whole(1), default=256, help="pictures drawn and asked about (default: 256)")
-    what.add_argument("--seed", type=_whole(0), default=0, help="of the samples and of the drawing (default: 0)")
+    what.add_argument("--samples", type=whole(1), default=256, help="pictures drawn and asked about (default: 256)")
+    what.add_argument("--seed", type=whole(0), default=0, help="of the samples and of the drawing (default: 0)")
     _add_drawing(command.add_argument_group("how to draw"))
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for scores.json")
-
-
-def _add_convert(commands) -> None:
-    command = _command(
-        commands,
-        "convert",
-        "bring a Janus checkpoint in, or write one out",
-        """\
-        Write a checkpoint in another layout: ours, that of transformers (deepseek-community/Janus-Pro-1B) or that of
-        DeepSeek (deepseek-ai/Janus-Pro-1B, Janus-1.3B). The source may be in any of the three, in one file or in
-        shards, as safetensors or .bin; which, is found out. The new folder appears when all is written.
-
-        examples:
-          hybridgen convert Janus-Pro-1B --dry-run
-          hybridgen convert Janus-Pro-1B janus --to hybridgen
-          hybridgen convert janus Janus-Pro-1B-tuned --to janus-hf
-        """,
-    )
-    command.add_argument("source", metavar="SRC", type=Path, help="folder of a checkpoint")
-    command.add_argument("destination", metavar="DST", type=Path, nargs="?", help="folder that is not there yet")
-    command.add_argument("--to", choices=tuple(WRITERS), default="hybridgen", help="layout (default: hybridgen)")
-    command.add_argument("--dry-run", action="store_true", help="compare names, shapes and dtypes; write nothing")
-    styles = " or ".join(ROLES)
-    command.add_argument("--style", choices=tuple(ROLES), help=f"of the prompts: {styles} (default: found out)")
 
 
 def _add_checkpoint(command) -> None:
@@ -310,67 +230,24 @@ def _add_checkpoint(command) -> None:
 
 def _add_drawing(group) -> None:
     """Where the checkpoint has defaults of its own, they hold before those named here."""
-    group.add_argument("--steps", type=_whole(1), help="denoising steps, diffusion path (default: 30)")
-    group.add_argument("--guidance", type=_real, help="1 = none, more = closer to the prompt (default: 3)")
-    group.add_argument("--temperature", type=_real, help="vq path; 0 = the likeliest codes (default: 1)")
-    group.add_argument("--top-k", type=_whole(0), help="vq path: among the k likeliest; 0 = all (default)")
-    group.add_argument("--top-p", type=_real, help="vq path: among this much probability (default: 1)")
+    group.add_argument("--steps", type=whole(1), help="denoising steps, diffusion path (default: 30)")
+    group.add_argument("--guidance", type=real, help="1 = none, more = closer to the prompt (default: 3)")
+    group.add_argument("--temperature", type=real, help="vq path; 0 = the likeliest codes (default: 1)")
+    group.add_argument("--top-k", type=whole(0), help="vq path: among the k likeliest; 0 = all (default)")
+    group.add_argument("--top-p", type=real, help="vq path: among this much probability (default: 1)")
+    group.add_argument(
+        "--precision", choices=("model", "bf16", "int8"), help="of the inner loop's weights (default: model, as saved)"
+    )
+    group.add_argument("--window", type=whole(1), help="vq path: codes read at once, guessing ahead (default: 1)")
 
 
 def _add_guidance(group) -> None:
     group.add_argument("--guider", choices=("cfg", "apg", "zero_star"), help="plain, projected, or CFG-Zero* guidance")
-    group.add_argument("--guidance-rescale", type=_real, metavar="X", help="0 to 1, against glare (default: 0)")
-    interval = {"nargs": 2, "type": _real, "metavar": ("START", "STOP")}
+    group.add_argument("--guidance-rescale", type=real, metavar="X", help="0 to 1, against glare (default: 0)")
+    interval = {"nargs": 2, "type": real, "metavar": ("START", "STOP")}
     group.add_argument("--guidance-interval", help="shares of the steps that are guided (default: 0 1)", **interval)
-    group.add_argument("--image-guidance", type=_real, metavar="X", help="how closely to follow --image (default: 1)")
-    group.add_argument("--shift", type=_real, metavar="X", help="flow matching: above 1, more steps in the noise")
+    group.add_argument("--image-guidance", type=real, metavar="X", help="how closely to follow --image (default: 1)")
+    group.add_argument("--shift", type=real, metavar="X", help="flow matching: above 1, more steps in the noise")
 
 
 # ---------------------------------------------------------------------------------------------------- how it parses
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, like every other error of ours."""
-
-    def error(self, message: str) -> None:
-        self.exit(2, f"hybridgen: {message}; `{self.prog} --help` shows how it is used\n")
-
-
-_KeepLines = argparse.RawDescriptionHelpFormatter
-
-
-def _command(commands, name: str, short: str, about: str) -> argparse.ArgumentParser:
-    """A command; `about` is what it does and, after a line `examples:`, how it is called."""
-    lines = [line.removeprefix(" " * 8) for line in about.splitlines()]
-    cut = lines.index("examples:")
-    long, examples = "\n".join(lines[:cut]), "\n".join(lines[cut:])
-    return commands.add_parser(name, help=short, description=long, epilog=examples, formatter_class=_KeepLines)
-
-
-def _whole(lowest: int) -> Callable[[str], int]:
-    def convert(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or int(text) < lowest:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {lowest}")
-        return int(text)
-
-    return convert
-
-
-def _real(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
-    return number
-
-
-def _paths(text: str) -> list[str]:
-    return [_path(name.strip()) for name in text.split(",")]
-
-
-def _path(text: str) -> str:
-    if text not in PATHS:
-        raise argparse.ArgumentTypeError(f"there is no path {text!r}; choose among {', '.join(PATHS)}")
-    return text

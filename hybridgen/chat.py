@@ -121,7 +121,7 @@ class ChatTemplate:
     text; which kind a template is, one probe at construction tells.
 
     Raises:
-        ValueError: the template renders no pictures either way.
+        ValueError: the template cannot be read, or renders no pictures either way.
     """
 
     def __init__(self, template: str, tokens: dict[str, str], image_token: str, reserved: tuple[str, ...] = ()):
@@ -129,7 +129,12 @@ class ChatTemplate:
         self._reserved = re.compile("|".join(map(re.escape, (image_token, *reserved))))
         # `render_jinja_template` is the public face of this, at ten times the work: it copies the conversation and
         # collects the global names anew on each call
-        self._compiled = _compile_jinja_template(template)
+        try:
+            self._compiled = _compile_jinja_template(template)
+        except TemplateError as error:
+            raise ValueError(
+                f"the chat template cannot be read: {error} (line {getattr(error, 'lineno', '?')})"
+            ) from error
         self._names = {**self._compiled.globals, **tokens}
         probe = [{"role": "user", "content": [{"type": "text", "text": "probe"}, {"type": "image", "image": 0}]}]
         for self._flat in (False, True):

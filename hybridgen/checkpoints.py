@@ -7,11 +7,14 @@ whose weights lack a tensor, with random numbers in its place and a warning. Her
 """
 
 import json
+import pickle
 import shutil
+import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -89,10 +92,11 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     Raises:
         ValueError: something is there already.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if (folder := Path(folder)).exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is there already; choose a folder that is not, or empty it first")
+    folder = folder.resolve()
     aside = folder.parent / f".{folder.name}.unfinished"
+    made = [parent for parent in folder.parents if not parent.exists()]  # innermost first
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
@@ -100,7 +104,16 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         aside.rename(folder)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):  # somebody else has put something there
+                parent.rmdir()
         raise
+
+
+_UNREADABLE = (
+    OSError, ValueError, RuntimeError, KeyError, IndexError, TypeError, struct.error, SafetensorError,
+    StrictDataclassError,
+)  # fmt: skip
 
 
 class _Incomplete(ValueError):
@@ -113,9 +126,15 @@ def load_model(folder: Path) -> HybridGenForConditionalGeneration:
     Raises:
         ValueError: it has not.
     """
-    model, report = HybridGenForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
+    model, report = HybridGenForConditionalGeneration.from_pretrained(
+        folder, output_loading_info=True, ignore_mismatched_sizes=True
+    )
     if missing := sorted(report["missing_keys"]):
         raise _Incomplete(f"checkpoint {folder.parent} lacks {len(missing)} weights of its model, such as {missing[0]}")
+    for name, found, wanted in sorted(report["mismatched_keys"]):
+        raise _Incomplete(
+            f"checkpoint {folder.parent} has {name} of shape {tuple(found)}, but config.json makes it {tuple(wanted)}"
+        )
     return model
 
 
@@ -136,5 +155,10 @@ def told_in_one_sentence(folder: Path) -> Iterator[None]:
         yield
     except _Incomplete:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"checkpoint {folder} has weights in a pickle that holds more than tensors, so it could run code and is "
+            "not read; ask for safetensors instead"
+        ) from error
+    except _UNREADABLE as error:
         raise ValueError(f"checkpoint {folder} cannot be loaded: {' '.join(str(error).split())}") from error

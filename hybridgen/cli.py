@@ -28,7 +28,7 @@ from hybridgen.arguments import parser
 from hybridgen.bridges.checkpoint import open_janus
 from hybridgen.bridges.grafting import Shape, graft
 from hybridgen.bridges.janus import check_conversion, convert
-from hybridgen.bridges.report import in_table
+from hybridgen.bridges.report import in_table, lost
 from hybridgen.checkpoints import new_folder
 from hybridgen.data_command import inspect
 from hybridgen.evaluation import suites
@@ -149,6 +149,8 @@ def _sample(options: argparse.Namespace) -> Iterator[str]:
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
+        precision=options.precision,
+        window=options.window,
     )
     if options.image is not None:
         condition["read"] = options.read or pipeline.model.config.paths[0]
@@ -232,6 +234,7 @@ def _evaluate(options: argparse.Namespace) -> Iterator[str]:
 def _draw_settings(options: argparse.Namespace, pipeline: HybridGenPipeline, path: str) -> DrawSettings:
     given = {"num_inference_steps": options.steps, "guidance_scale": options.guidance}
     given |= {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
+    given |= {"precision": options.precision, "window": options.window}
     known = pipeline.sampling_settings(path, **given)
     named = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
     names = {name: named.get(name, name) for name in DrawSettings().of_path(path)}
@@ -256,9 +259,11 @@ def _convert(options: argparse.Namespace) -> Iterator[str]:
         return
     if options.destination is None:
         raise ValueError("no folder to write to; name one after the source, or say --dry-run")
-    janus = convert(options.source, options.destination, options.to, options.style)
+    janus = convert(options.source, options.destination, options.to, options.style, options.max_shard_size)
     for name in janus.dropped:
         print(f"left out: {name}", file=sys.stderr)
+    for what in lost(janus, options.to):
+        print(f"lost: {what}", file=sys.stderr)
     yield str(options.destination)
 
 
@@ -294,7 +299,7 @@ def open_picture(file: Path) -> Image.Image:
 def in_png(made: dict) -> dict:
     """What a PNG says of itself: its manifest, and the most of it in plain words."""
     settings, named = made["settings"], {"num_inference_steps": "steps", "guidance_scale": "guidance"}
-    shown = DrawSettings().of_path(made["path"])
+    shown = DrawSettings().of_path(made["path"]).keys() - {"precision", "window"}  # how fast, not what
     plain = {named.get(name, name): value for name, value in settings.items() if named.get(name, name) in shown}
     return {
         "prompt": made["prompt"],

@@ -15,7 +15,7 @@ T codes of all images together.
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,6 +78,25 @@ class VAECodec:
         z = latents.float() / self.scale + self.shift
         with _no_autocast(z):
             return self.vae.decode(z.to(self.vae.dtype)).sample.float()
+
+
+def measure_latents(vae: nn.Module, pictures: Iterable[Tensor]) -> tuple[float, float]:
+    """Mean and standard deviation of an autoencoder's latents, before any shift and scale, over all their components.
+
+    A VAE's `shift_factor` is this mean, its `scaling_factor` one over this deviation: `VAECodec` then gives latents of
+    mean 0 and variance 1 on the same pictures (arXiv 2112.10752, sec. D.1, where the mean is left in).
+
+    Args:
+        pictures: batches (I, 3, H, W), at least one.
+    """
+    codec = VAECodec(vae)
+    sums = torch.zeros(3, dtype=torch.float64)  # components, their sum, the sum of their squares
+    for batch in pictures:
+        z = codec.encode(batch).double() / codec.scale + codec.shift
+        sums += torch.stack([torch.tensor(float(z.numel())), z.sum().cpu(), z.pow(2).sum().cpu()])
+    count, total, squares = sums.tolist()
+    mean = total / count
+    return mean, max(squares / count - mean**2, 0.0) ** 0.5
 
 
 class VQCodec:

@@ -40,6 +40,11 @@ class HybridGenDiffusionConfig(PreTrainedConfig):
         num_train_timesteps: the range of the timestep that the model is told.
         bidirectional: tokens of one image see each other (Transfusion) or only what came before (JanusFlow).
         frequency_embedding_size: width of the sinusoid under the timestep MLP (DiT: 256).
+        own_layers: tokens of this path have projections and norms of their own in every layer of the backbone, whose
+            attention they share with the others (LMFusion, BAGEL; `paths.own_layers`).
+        alignment_layer: layer of the backbone, from 1, whose states of an image's tokens are drawn towards what the
+            vision tower sees in the clean picture (REPA, arXiv 2410.06940; JanusFlow: 6); None = there is no such head.
+        alignment_depth: linear layers between the two.
     """
 
     model_type = "hybridgen_diffusion"
@@ -53,9 +58,13 @@ class HybridGenDiffusionConfig(PreTrainedConfig):
     num_train_timesteps: int = 1000
     bidirectional: bool = True
     frequency_embedding_size: int = 256
+    own_layers: bool = False
+    alignment_layer: int | None = None
+    alignment_depth: int = 3
 
     def __post_init__(self, **kwargs):
         _positive(self, "in_channels", "patch_size", "sample_size", "num_train_timesteps", "frequency_embedding_size")
+        _positive(self, "alignment_depth", *(["alignment_layer"] if self.alignment_layer is not None else []))
         _one_of("diffusion_config.prediction_type", self.prediction_type, PREDICTION_TYPES)
         _one_of("diffusion_config.noise_schedule", self.noise_schedule, NOISE_SCHEDULES)
         wrong, right = ("v_prediction", "velocity") if self.noise_schedule == "flow" else ("velocity", "v_prediction")
@@ -72,10 +81,13 @@ class HybridGenDiffusionConfig(PreTrainedConfig):
 
 
 class HybridGenVQConfig(PreTrainedConfig):
-    """The vq path, in Janus' shape and names: code embeddings -> aligner -> backbone -> head over the codebook.
+    """The vq path, in Janus' shape and names: code embeddings -> aligner -> backbone -> head over the codebook. Or in
+    Chameleon's (arXiv 2405.09818), where codes are tokens of the language model, with its embeddings and its head.
 
     Args:
         num_embeddings: number of codes of the tokenizer.
+        first_token_id: the token of the vocabulary that code 0 is, the others follow it; nothing below but
+            `sample_size` is used then. None = the path has embeddings, aligner and head of its own.
         embed_dim: width of the path's own embedding table (not the tokenizer's codebook).
         projection_dim: width of the aligner and of the head's hidden layer; None = the backbone's.
         num_hidden_layers: linear layers of the aligner.
@@ -88,6 +100,7 @@ class HybridGenVQConfig(PreTrainedConfig):
     base_config_key = "vq_config"
 
     num_embeddings: int = 16384
+    first_token_id: int | None = None
     embed_dim: int = 8
     projection_dim: int | None = None
     num_hidden_layers: int = 2
@@ -203,11 +216,41 @@ class HybridGenConfig(PreTrainedConfig):
             )
         if self.diffusion_config is not None and width % 4:
             raise ValueError(f"the diffusion path's position table needs a hidden_size divisible by 4, not {width}")
+        self._check_alignment()
+        self._check_shared_vocabulary()
         names = ("image_token_id", "diffusion_token_id", "vq_token_id")
         ids = [getattr(self, name) for name in names if getattr(self, name) is not None]
         if len(ids) != len(set(ids)):
             shown = ", ".join(f"{name} {getattr(self, name)}" for name in names)
             raise ValueError(f"each path needs a placeholder of its own, but the ids repeat: {shown}")
+
+    def _check_alignment(self) -> None:
+        layer = None if self.diffusion_config is None else self.diffusion_config.alignment_layer
+        if layer is None:
+            return
+        if self.vision_config is None:
+            raise ValueError(
+                f"diffusion_config.alignment_layer is {layer}, but there is no vision tower to align with; give "
+                "vision_config, or leave it out"
+            )
+        if layer > (layers := self.text_config.num_hidden_layers):
+            raise ValueError(f"diffusion_config.alignment_layer is {layer}, but the backbone has {layers} layers")
+
+    def _check_shared_vocabulary(self) -> None:
+        if self.vq_config is None or (first := self.vq_config.first_token_id) is None:
+            return
+        end = first + (codes := self.vq_config.num_embeddings)
+        if first < 0 or end > self.vocab_size:
+            raise ValueError(
+                f"vq_config.first_token_id {first} and {codes} codes need the tokens {first} to {end - 1}, but the "
+                f"vocabulary has {self.vocab_size}; enlarge it, or begin earlier"
+            )
+        names = (
+            "image_token_id", "diffusion_token_id", "vq_token_id", "begin_image_token_id", "end_image_token_id",
+        )  # fmt: skip
+        for name in names:
+            if (token := getattr(self, name)) is not None and first <= token < end:
+                raise ValueError(f"{name} {token} lies among the codes, which are the tokens {first} to {end - 1}")
 
 
 def require_path(paths: tuple[str, ...], path: str) -> None:

@@ -209,7 +209,7 @@ def read_manifest(file: Path, picture: Image.Image) -> dict:
         *(name for name in ("class", "config") if facts["scheduler"] is not None and name not in facts["scheduler"]),
     ]
     if not known or strange:
-        what = f"{strange[0]!r}" if strange else f"path {facts['path']!r}"
+        what = f"{strange[0]!r}" if known else f"path {facts['path']!r}"
         raise ValueError(f"{file} carries a manifest whose {what} is none that can be drawn by; it was changed")
     if facts.get("format", 0) > FORMAT:
         raise ValueError(f"{file} carries a manifest of a later hybridgen (format {facts['format']}); update hybridgen")

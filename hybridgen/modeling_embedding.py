@@ -22,6 +22,8 @@ NO_TOKEN = -1  # stands for an embedding of which no id is known
 class ImageEmbedding:
     """Mixed into the model, whose config says which paths there are and whose parts do the work."""
 
+    every_path = False  # absent modalities take part outside of training, too: sharded weights are fetched by all ranks
+
     @can_return_tuple
     def get_image_features(self, pixel_values: Tensor, **kwargs) -> BaseModelOutputWithPooling:
         """Understanding: pixels (I, 3, h, w) -> tower output whose `pooler_output` is aligned, (I, tokens, H).
@@ -37,6 +39,8 @@ class ImageEmbedding:
 
     def embed_codes(self, codes: Tensor) -> Tensor:
         """vq: codes (T,) -> (T, H)."""
+        if (first := self.config.vq_config.first_token_id) is not None:
+            return self.get_input_embeddings()(codes + first)
         return self.generation_aligner(self.generation_embeddings(codes))
 
     def embed_latents(self, latents: Latents, timesteps: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,9 +80,10 @@ class ImageEmbedding:
     def _embed(self, input_ids, inputs_embeds, pixel_values, latents, timesteps, codes) -> tuple[Tensor, dict]:
         """Embeddings (B, N, H), and what of `HybridGenModelOutput` is known by now.
 
-        In training an absent modality passes as zero images, so that its weights stay in the graph with zero gradient
-        and no rank of DDP or FSDP waits for them.
+        In training, and with `every_path`, an absent modality passes as zero images, so that its weights stay in the
+        graph with zero gradient and no rank of DDP or FSDP waits for them.
         """
+        idle = self.training or self.every_path
         given = {"understanding": pixel_values, "diffusion": latents, "vq": codes}
         for path, value in given.items():
             if value is not None and path not in self.config.paths:
@@ -92,17 +97,17 @@ class ImageEmbedding:
             beyond = [mask & (input_ids >= table.num_embeddings) for mask in masks.values()]
             embeds = table(input_ids.masked_fill(torch.stack(beyond).any(0), 0) if beyond else input_ids)
         extra = {}
-        if "understanding" in masks and (pixel_values is not None or self.training):
+        if "understanding" in masks and (pixel_values is not None or idle):
             if pixel_values is None:  # towers take no empty batch: one blank image, of which nothing is kept
                 features = self.get_image_features(self._blank_image(embeds), return_dict=True).pooler_output[:0]
             else:
                 features = self.get_image_features(pixel_values, return_dict=True).pooler_output  # I, tokens, H
             extra["image_hidden_states"] = features
             embeds = scatter(embeds, masks["understanding"], features.flatten(0, 1), "understanding")
-        if "vq" in masks and (codes is not None or self.training):
+        if "vq" in masks and (codes is not None or idle):
             codes = input_ids.new_zeros(0) if codes is None else codes
             embeds = scatter(embeds, masks["vq"], self.embed_codes(codes), "vq")
-        if "diffusion" in masks and (latents is not None or self.training):
+        if "diffusion" in masks and (latents is not None or idle):
             if latents is None:
                 latents, timesteps = [], embeds.new_zeros(0)
             if timesteps is None:

@@ -16,10 +16,13 @@ from transformers.utils import can_return_tuple
 from hybridgen import layout
 from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.modeling_embedding import ImageEmbedding
+from hybridgen.modeling_generation import ImageExpansion
+from hybridgen.modeling_heads import ImageHeads
 from hybridgen.modeling_outputs import HybridGenModelOutput, HybridGenOutput, Latents
+from hybridgen.paths.alignment import AlignmentHead
 from hybridgen.paths.diffusion import FinalLayer, PatchEmbed, TimestepEmbedder
 from hybridgen.paths.initial import XavierLinear, ZeroLinear
-from hybridgen.paths.patches import unpatchify
+from hybridgen.paths.own_layers import add_own_layers
 from hybridgen.paths.understanding import Aligner, build_vision_tower
 from hybridgen.paths.vq import GenerationHead
 from hybridgen.repository import part_of
@@ -64,7 +67,7 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
             self.aligner = Aligner(
                 config.vision_config.hidden_size, width, config.aligner_depth, config.aligner_hidden_act
             )
-        if (vq := config.vq_config) is not None:
+        if (vq := config.vq_config) is not None and vq.first_token_id is None:
             self.generation_embeddings = nn.Embedding(vq.num_embeddings, vq.embed_dim)
             self.generation_aligner = Aligner(vq.embed_dim, vq.projection_dim, vq.num_hidden_layers, vq.hidden_act)
             self.generation_head = GenerationHead(vq)
@@ -72,6 +75,10 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
             self.patch_embed = PatchEmbed(config.diffusion_config, width)
             self.timestep_embedder = TimestepEmbedder(config.diffusion_config, width)
             self.final_layer = FinalLayer(config.diffusion_config, width)
+            if config.diffusion_config.alignment_layer is not None:
+                self.alignment_head = AlignmentHead(config)
+            if config.diffusion_config.own_layers:
+                self.route = add_own_layers(self.language_model)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -129,6 +136,7 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
         mask = self.render_mask(input_ids, attention_mask, document_ids, block_ids, hidden, past_key_values)
         if position_ids is None:
             position_ids = self._positions(attention_mask, input_ids, past)
+        self.lay_down(input_ids == self.config.diffusion_token_id if "conditioning" in extra else None)
         outputs = self.language_model(
             inputs_embeds=embeds,
             attention_mask=mask,
@@ -144,6 +152,11 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
             attentions=outputs.attentions,
             **extra,
         )
+
+    def lay_down(self, is_own: Tensor | None) -> None:
+        """Tell own layers, where there are any, which of the tokens (B, N) are theirs; None = none is."""
+        if hasattr(self, "route"):
+            self.route.lay_down(is_own)
 
     def render_mask(self, input_ids, attention_mask, document_ids=None, block_ids=None, hidden=None, cache=None):
         """Step 3. A 4-D mask, or a dict of them, passes as it is.
@@ -184,7 +197,7 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
         return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -new:]
 
 
-class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixin):
+class HybridGenForConditionalGeneration(ImageHeads, ImageExpansion, HybridGenPreTrainedModel, GenerationMixin):
     """The model with its heads: text logits, code logits, denoising prediction."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
@@ -219,6 +232,7 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         codes_to_keep: Tensor | None = None,
+        alignment_pixels: Tensor | None = None,
         pixel_values: Tensor | None = None,
         latents: Latents | None = None,
         timesteps: Tensor | None = None,
@@ -234,7 +248,10 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
             labels: (B, N) text targets, unshifted, IGNORE where there is none; fills `loss`.
             logits_to_keep: the last n positions (0 = all), or positions (n,), or a boolean mask (B, N).
             codes_to_keep: boolean mask (B, N) of the positions whose code logits are wanted; None = none.
+            alignment_pixels: (I, 3, h, w) the clean pictures of `latents` as the tower takes them; fills `alignment`.
         """
+        if alignment_pixels is not None:
+            kwargs["output_hidden_states"] = True
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -255,6 +272,9 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
         logits = self.lm_head(_keep(states, logits_to_keep))
         code_logits = None if codes_to_keep is None else self.code_logits(states[codes_to_keep])
         prediction = None if outputs.conditioning is None else self._predict(states, outputs, latents)
+        alignment = None
+        if alignment_pixels is not None:
+            alignment = self._align(outputs, latents, alignment_pixels)
         loss = None
         if labels is not None:
             vocab_size = self.config.text_config.vocab_size
@@ -265,36 +285,12 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
             logits=logits,
             code_logits=code_logits,
             prediction=prediction,
+            alignment=alignment,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
         )
-
-    def code_logits(self, hidden_states: Tensor) -> Tensor:
-        """(..., H) -> (..., num_embeddings): the state at a position scores the code that comes next."""
-        return self.model.generation_head(hidden_states)
-
-    def _idle_heads(self, states: Tensor, outputs: HybridGenModelOutput) -> Tensor:
-        """Zero, from the heads that a loss of text alone does not reach: no rank of DDP or FSDP waits for them."""
-        nothing = states.flatten(0, 1)[:0]  # 0, H
-        zero = nothing.sum()
-        if self.config.vq_config is not None:
-            zero = zero + self.code_logits(nothing).sum()
-        if outputs.conditioning is not None:
-            zero = zero + self.model.final_layer(nothing, outputs.conditioning[:0]).sum()
-        return zero
-
-    def _predict(self, states: Tensor, outputs: HybridGenModelOutput, latents: Latents | None) -> Latents:
-        p = self.config.diffusion_config.patch_size
-        patches = self.model.final_layer(states[outputs.diffusion_mask], outputs.conditioning)  # T, D
-        if latents is None or len(latents) == 0:
-            return patches  # 0, D: no image, but the head is in the graph
-        if isinstance(latents, Tensor):
-            return unpatchify(patches.view(len(latents), -1, patches.shape[-1]), p, *latents.shape[-2:])
-        sizes = [image.shape[-2:] for image in latents]
-        parts = patches.split([height // p * (width // p) for height, width in sizes])
-        return [unpatchify(part, p, *size) for part, size in zip(parts, sizes, strict=True)]
 
     def prepare_inputs_for_generation(
         self,

@@ -33,6 +33,7 @@ class HybridGenOutput(ModelOutput):
         logits: (B, kept, V) text logits; (kept, V) when `logits_to_keep` is a boolean mask.
         code_logits: (kept, num_embeddings) where `codes_to_keep` says.
         prediction: the diffusion head's output for every image of `latents`, in the same form as `latents`.
+        alignment: (I,) how much the states of each image of `latents` resemble what the tower sees (-1 to 1).
         past_key_values, hidden_states, attentions, image_hidden_states: as everywhere in transformers.
     """
 
@@ -40,6 +41,7 @@ class HybridGenOutput(ModelOutput):
     logits: Tensor | None = None
     code_logits: Tensor | None = None
     prediction: Latents | None = None
+    alignment: Tensor | None = None
     past_key_values: Cache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None

@@ -12,18 +12,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import GenerationMixin
+from transformers.generation import GenerateDecoderOnlyOutput
 
 from hybridgen import layout
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
+from hybridgen.processing_documents import known_unconditional
 from hybridgen.repository import whole_around
-from hybridgen.sampling.codes import CodeSampling
+from hybridgen.sampling.codes import CodeSampling, write_codes
 from hybridgen.sampling.guidance import Guidance, is_guided
 from hybridgen.sampling.prefix import Prefix, begin_image, prefill
 from hybridgen.sampling.seeds import image_generators
 
 MODES = ("text", "image")
 _READ = ("pixel_values", "latents", "timesteps", "codes")  # images of the prompt, as `forward` takes them
+_HEEDED = (  # what of a generation config says something about pictures; their length is known
+    "guidance_scale", "num_beams", "num_return_sequences", "do_sample", "temperature", "top_k", "top_p",
+    "output_logits", "return_dict_in_generate", "max_length", "max_new_tokens", "min_length", "min_new_tokens",
+    "use_cache", "bos_token_id", "eos_token_id", "pad_token_id",
+)  # fmt: skip
+
+
+Rows = tuple[Tensor, Tensor]  # ids and mask (B, N)
 
 
 class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixin):
@@ -55,9 +65,12 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
             num_inference_steps: denoising steps (diffusion); None = as the pipeline's folder says.
             seed, generator: as in `HybridGenPipeline`; with neither, torch's global stream seeds each image.
             guidance_scale: 1 = none; None = as the pipeline's folder says.
-            negative_prompt_ids, negative_prompt_attention_mask: (1, n) or (B, n); None = the empty prompt.
+            negative_prompt_ids, negative_prompt_attention_mask: (1, n) or (B, n); None = the empty prompt, or what the
+                processor's `unconditional` makes of the prompt.
             num_return_sequences: images of a prompt stand together.
             do_sample, temperature, top_k, top_p: of the codes (vq); without `do_sample` the likeliest each time.
+
+            return_dict_in_generate, output_logits: `sequences`, and the guided logits (I, V) of each code (vq).
 
         Returns:
             codes (I, T) by vq, latents (I, C, h, w) by diffusion; `decode_image_tokens` makes pixels of either.
@@ -69,7 +82,10 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
             raise ValueError(f"generation_mode is {generation_mode!r}; it must be one of {', '.join(map(repr, MODES))}")
         if generation_mode == "text":
             return super().generate(inputs, **kwargs)
-        return self._draw(kwargs.pop("input_ids", inputs), **kwargs)
+        inputs = kwargs.pop("input_ids", inputs)
+        if inputs is None:
+            raise ValueError("an image is drawn after a prompt; give input_ids (B, N)")
+        return self._draw(inputs, **kwargs)
 
     @torch.no_grad()
     def decode_image_tokens(self, image_tokens: Tensor, height: int | None = None, width: int | None = None) -> Tensor:
@@ -119,7 +135,7 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
         negative_prompt_attention_mask: Tensor | None = None,
         generation_config=None,
         **kwargs,
-    ) -> Tensor:
+    ) -> Tensor | GenerateDecoderOnlyOutput:
         """
         1. Check everything that needs no forward.
         2. Read the prompts, and what guidance leads away from, into a prefix: B rows and, guided, one or B more.
@@ -128,11 +144,14 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
         pipeline = self._drawing()
         config, rest = self._prepare_generation_config(generation_config, **kwargs)
         images = {name: rest.pop(name) for name in _READ if rest.get(name) is not None}
-        if unknown := sorted(name for name, value in rest.items() if value is not None):
+        unknown = (kwargs.keys() - rest.keys() - set(_HEEDED) - set(_READ)) | rest.keys()
+        if unknown := sorted(name for name in unknown if kwargs.get(name) is not None):
             raise ValueError(f"generate(generation_mode='image') does not know {', '.join(unknown)}")
         if (config.num_beams or 1) > 1:
             raise ValueError(f"num_beams is {config.num_beams}, but images are drawn without beams; leave it out")
         path = pipeline.writing_path(path)
+        if config.output_logits and path != "vq":
+            raise ValueError(f"output_logits is for codes, and the {path} path draws without any; leave it out")
         given = {"num_inference_steps": num_inference_steps, "guidance_scale": config.guidance_scale}
         settings = pipeline.sampling_settings(path, **given)
         scale, steps = settings["guidance_scale"], settings.get("num_inference_steps", 1)
@@ -144,7 +163,7 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
         prompts = self._prompts(input_ids, attention_mask)
         rows = torch.arange(len(input_ids), device=self.device).repeat_interleave(copies)  # I
         if is_guided(scale):
-            negative = self._negative(negative_prompt_ids, negative_prompt_attention_mask)
+            negative = self._negative(prompts, negative_prompt_ids, negative_prompt_attention_mask)
             beyond = torch.arange(len(negative[0]), device=self.device) + len(input_ids)
             rows = torch.cat([rows, beyond.expand(len(input_ids)).repeat_interleave(copies)])  # 2 I
             prompts = _one_below_the_other(prompts, negative, pipeline.processor.special_tokens.pad)
@@ -155,11 +174,19 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
             seed = torch.randint(1 << 62, (count,)).tolist()
         generators = image_generators(count, seed, generator)
         guidance = Guidance(scale, guidance_rescale=settings["guidance_rescale"])
-        shift = settings.get("shift")
-        drawn = pipeline.draw(prefix, path, size, steps, generators, sampling, guidance, shift=shift)
-        return drawn.flatten(1) if path == "vq" else drawn
+        logits: list[Tensor] = []
+        if path == "vq":
+            length = pipeline.processor.count_tokens(path, *size)
+            keep = (lambda step, value: logits.append(value)) if config.output_logits else None
+            drawn = write_codes(self, prefix, length, generators, sampling, guidance, on_logits=keep)
+        else:
+            shift = settings.get("shift")
+            drawn = pipeline.draw(prefix, path, size, steps, generators, sampling, guidance, shift=shift)
+        if config.return_dict_in_generate:
+            return GenerateDecoderOnlyOutput(sequences=drawn, logits=tuple(logits) or None)
+        return drawn
 
-    def _prompts(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _prompts(self, input_ids: Tensor, attention_mask: Tensor | None) -> Rows:
         """Ids and mask (B, N) on the model's device, the token that begins an image taken off where it stands last."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         if not mask[:, -1].all():
@@ -170,11 +197,19 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
         end = -1 if opened.all() else None
         return input_ids[:, :end].to(self.device), mask[:, :end].to(self.device)
 
-    def _negative(self, ids: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        if ids is None:
-            empty = self.pipeline.processor.prompt([{"role": "user", "content": ""}])
-            ids = torch.tensor([empty.layout.input_ids])
-        return self._prompts(ids, mask)
+    def _negative(self, prompts: Rows, ids: Tensor | None, mask: Tensor | None) -> Rows:
+        """What guidance leads away from: one row for all prompts, or one each. See `known_unconditional`."""
+        processor = self.pipeline.processor
+        if ids is None and processor.unconditional == "empty":
+            ids = torch.tensor([processor.prompt([{"role": "user", "content": ""}]).layout.input_ids])
+        if ids is not None:
+            return self._prompts(ids, mask)
+        ids, mask = prompts
+        keep = mask.cumsum(-1) == 1  # the first token, as DeepSeek's code does
+        if known_unconditional(processor.unconditional) == "janus-hf":
+            named = (processor.tokenizer.bos_token_id, processor.special_tokens.begin_image)
+            keep = torch.isin(ids, torch.tensor([token for token in named if token is not None], device=ids.device))
+        return ids.masked_fill((mask == 1) & ~keep, processor.special_tokens.pad), mask
 
     def _read(self, input_ids: Tensor, mask: Tensor, images: dict) -> Prefix:
         vectors = {
@@ -187,9 +222,6 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
 
 
 GREEDY = CodeSampling(temperature=0)
-
-
-Rows = tuple[Tensor, Tensor]  # ids and mask (B, N)
 
 
 def _one_below_the_other(first: Rows, second: Rows, pad: int) -> Rows:

@@ -29,6 +29,7 @@ class ObjectiveConfig:
 
     Args:
         text_weight, code_weight, diffusion_weight: lambda of each mean loss (Transfusion: 1 and 5).
+        alignment_weight: of the loss that a model with `diffusion_config.alignment_layer` has (JanusFlow: 1).
         z_loss: weight of log^2 Z on text and code logits (Chameleon: 1e-5).
         timestep_sampling: `uniform`, or `logit_normal` with `logit_mean` and `logit_std` (SD3, arXiv 2403.03206).
         timestep_shift: s -> shift s / (1 + (shift - 1) s): above 1, more noise.
@@ -41,6 +42,7 @@ class ObjectiveConfig:
     text_weight: float = 1.0
     code_weight: float = 1.0
     diffusion_weight: float = 1.0
+    alignment_weight: float = 1.0
     z_loss: float = 0.0
     timestep_sampling: str = "uniform"
     logit_mean: float = 0.0
@@ -52,7 +54,7 @@ class ObjectiveConfig:
     image_first_max_timestep: float = 1000.0
 
     def __post_init__(self):
-        for name in ("text_weight", "code_weight", "diffusion_weight", "z_loss"):
+        for name in ("text_weight", "code_weight", "diffusion_weight", "alignment_weight", "z_loss"):
             if getattr(self, name) < 0:
                 raise ValueError(f"objective.{name} is {getattr(self, name)}; a weight cannot be negative")
         if self.timestep_sampling not in ("uniform", "logit_normal"):
@@ -76,6 +78,7 @@ class ObjectiveConfig:
             "text": self.text_weight,
             "code": self.code_weight,
             "diffusion": self.diffusion_weight,
+            "alignment": self.alignment_weight,
             "z": self.z_loss,
         }
 
@@ -212,10 +215,19 @@ def shift(labels: Tensor) -> tuple[Tensor, Tensor]:
     return keep, following[keep]
 
 
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """(kept, V) logits and (kept,) targets -> (kept,) negative log-likelihoods in nats."""
+    return F.cross_entropy(logits.float(), targets, reduction="none")
+
+
 def cross_entropy(logits: Tensor, targets: Tensor) -> Loss:
     """(kept, V) logits and (kept,) targets -> summed negative log-likelihood in nats, and how many."""
-    count = torch.tensor(float(len(targets)), device=logits.device)
-    return F.cross_entropy(logits.float(), targets, reduction="sum"), count
+    return summed(token_losses(logits, targets))
+
+
+def summed(losses: Tensor) -> Loss:
+    """(n,) losses -> their sum, and how many."""
+    return losses.sum(), torch.tensor(float(len(losses)), device=losses.device)
 
 
 def z_loss(logits: Tensor) -> Loss:
@@ -224,17 +236,27 @@ def z_loss(logits: Tensor) -> Loss:
     return torch.logsumexp(logits.float(), dim=-1).square().sum(), count
 
 
-def diffusion_loss(prediction: Tensor | list[Tensor], targets: DiffusionTargets) -> Loss:
-    """Weighted mean squared error of each drawn image, summed over images; the count is the number of drawn images."""
-    drawn = targets.weights > 0
+def image_losses(prediction: Tensor | list[Tensor], targets: DiffusionTargets) -> Tensor:
+    """(I,) weighted mean squared error of each image over its latent values; 0 of images that were read clean."""
     if not len(targets.weights):
-        return prediction.float().sum(), torch.zeros((), device=targets.weights.device)
+        return prediction.float().flatten()  # no image, but the head is in the graph
     if isinstance(prediction, Tensor):
         errors = (prediction.float() - targets.values.float()).pow(2).flatten(1).mean(1)  # I
     else:
         pairs = zip(prediction, targets.values, strict=True)
         errors = torch.stack([F.mse_loss(made.float(), wanted.float()) for made, wanted in pairs])
-    return (errors * targets.weights).sum(), drawn.sum().float()
+    return errors * targets.weights
+
+
+def diffusion_loss(prediction: Tensor | list[Tensor], targets: DiffusionTargets) -> Loss:
+    """Weighted mean squared error of each drawn image, summed over images; the count is the number of drawn images."""
+    return image_losses(prediction, targets).sum(), (targets.weights > 0).sum().float()
+
+
+def alignment_loss(alignment: Tensor, targets: DiffusionTargets) -> Loss:
+    """One minus the mean cosine (I,) of each drawn image, summed; the count is the number of drawn images."""
+    drawn = targets.weights.to(alignment.device) > 0
+    return ((1 - alignment) * drawn).sum(), drawn.sum().float()
 
 
 def total(losses: dict[str, Loss], counts: dict[str, Tensor], weights: dict[str, float]) -> Tensor:

@@ -12,8 +12,9 @@ import torch
 import transformers
 
 from hybridgen.pipeline_checks import WRITING_PATHS, check_counts
-from hybridgen.pipeline_settings import check_scales, code_sampling, guidance_of
-from hybridgen.sampling.codes import CodeSampling
+from hybridgen.pipeline_settings import DEFAULTS, check_scales, code_sampling, guidance_of
+from hybridgen.sampling.codes import CodeSampling, check_window
+from hybridgen.sampling.decoder import Decoder
 from hybridgen.sampling.guidance import Guidance
 from hybridgen.sampling.seeds import image_generators
 from hybridgen.version import __version__
@@ -64,6 +65,8 @@ class TurnSettings:
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    precision: str | None = None
+    window: int | None = None
 
     @property
     def words(self) -> CodeSampling:
@@ -99,6 +102,7 @@ class Drawing:
     settings: dict
     guidance: Guidance
     sampling: CodeSampling
+    decoder: Decoder
 
     @classmethod
     def of(cls, pipe: "HybridGenPipeline", asked: TurnSettings) -> "Drawing | None":
@@ -110,8 +114,7 @@ class Drawing:
         path, guidance = pipe.writing_path(asked.path), guidance_of(asked.guider)
         if asked.plan is not None and not planned:
             return None
-        names = ("num_inference_steps", "guidance_scale", "guidance_rescale", "shift", "temperature", "top_k", "top_p")
-        given = {name: getattr(asked, name) for name in names}
+        given = {name: getattr(asked, name) for name in DEFAULTS if hasattr(asked, name)}
         if asked.guider is not None:
             for name, value in (("guidance_scale", guidance.scale), ("guidance_rescale", guidance.guidance_rescale)):
                 given[name] = value if given[name] is None else given[name]
@@ -122,7 +125,9 @@ class Drawing:
         sampling = code_sampling({name: given[name] for name in ("temperature", "top_k", "top_p")}, settings)
         size = pipe.check_sizes([asked.height], [asked.width], path)[0]
         pipe.check_drawing(path, settings.get("num_inference_steps", 1), guidance, settings.get("shift"))
-        return cls(path, size, pipe.processor.count_tokens(path, *size), settings, guidance, sampling)
+        check_window(settings.get("window", 1), guidance)
+        decoder = pipe.decoder(settings["precision"])
+        return cls(path, size, pipe.processor.count_tokens(path, *size), settings, guidance, sampling, decoder)
 
     @property
     def guided(self) -> bool:

@@ -18,26 +18,23 @@ from torch import Generator, Tensor
 
 from hybridgen.checkpoints import check_checkpoint, check_codec_weights, load_model, told_in_one_sentence
 from hybridgen.codecs import PixelCodec, VAECodec, VQCodec
-from hybridgen.configuration_hybridgen import require_path
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.noise import NoiseProcess
+from hybridgen.pipeline_answering import Answering
 from hybridgen.pipeline_chat import Conversing
-from hybridgen.pipeline_checks import WRITING_PATHS, Checks, check_counts
+from hybridgen.pipeline_checks import WRITING_PATHS, Checks
+from hybridgen.pipeline_drawing import Drawing
 from hybridgen.pipeline_plan import Planning, batches
 from hybridgen.pipeline_saving import Saving
 from hybridgen.pipeline_settings import check_defaults, code_sampling, each, guidance_of, settings_of
-from hybridgen.processing_hybridgen import Document, HybridGenProcessor, left_pad
-from hybridgen.sampling.codes import CodeSampling, write_codes
-from hybridgen.sampling.denoise import OnStep, draw_latents, prepare
-from hybridgen.sampling.guidance import Guidance, Scale
-from hybridgen.sampling.prefix import Prefix, read_prompts
+from hybridgen.processing_hybridgen import HybridGenProcessor
+from hybridgen.sampling.codes import check_window
 from hybridgen.sampling.seeds import image_generators
-from hybridgen.sampling.text import write_text
 
 __all__ = ["WRITING_PATHS", "HybridGenPipeline", "load_pipeline"]
 
 
-class HybridGenPipeline(Checks, Planning, Conversing, Saving, DiffusionPipeline):
+class HybridGenPipeline(Checks, Planning, Drawing, Answering, Conversing, Saving, DiffusionPipeline):
     """
     Args:
         model, processor: what reads and writes.
@@ -128,6 +125,8 @@ class HybridGenPipeline(Checks, Planning, Conversing, Saving, DiffusionPipeline)
         image=None,
         image_guidance_scale: float | list[float] | None = None,
         read: str | None = None,
+        precision: str | None = None,
+        window: int | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Draw.
 
@@ -164,6 +163,10 @@ class HybridGenPipeline(Checks, Planning, Conversing, Saving, DiffusionPipeline)
             image: one, or one a prompt, that stands before the prompt.
             image_guidance_scale: one, or one a prompt: how closely to follow `image`; other than 1 costs a third row.
             read: path by which `image` is read; None = the first that the model has.
+            precision: of the weights in the inner loop: `model` (as loaded), `bf16`, or `int8` (CPU): two to five times
+                as fast, and no longer the same picture to the bit.
+            window: codes read at once, all but one of them guessed (vq): the same codes, sooner where many guesses are
+                right.
 
         Raises:
             ValueError: in one sentence, what is wrong.
@@ -179,8 +182,10 @@ class HybridGenPipeline(Checks, Planning, Conversing, Saving, DiffusionPipeline)
         settings = self.sampling_settings(
             path, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, shift=shift,
             guidance_rescale=guidance_rescale, image_guidance_scale=image_guidance_scale, temperature=temperature,
-            top_k=top_k, top_p=top_p,
+            top_k=top_k, top_p=top_p, precision=precision, window=window,
         )  # fmt: skip
+        decoder, window = self.decoder(settings["precision"]), settings.get("window", 1)
+        check_window(window, guidance)
         guidance = replace(guidance, guidance_rescale=settings["guidance_rescale"])
         sampling = code_sampling({"temperature": temperature, "top_k": top_k, "top_p": top_p}, settings)
         steps, shift = settings.get("num_inference_steps", 1), settings.get("shift")
@@ -222,149 +227,13 @@ class HybridGenPipeline(Checks, Planning, Conversing, Saving, DiffusionPipeline)
                 noise = None if latents is None else torch.stack([latents[number] for number in batch])
                 rows = [orders[number].rows[row] for row in range(len(first.rows)) for number in batch]
                 chosen = [generators[number] for number in batch]
-                made = self.draw(
-                    self._prefix(rows), path, first.size, steps, chosen, sampling, guided, on_step, noise, shift
-                )
+                how = (path, first.size, steps, chosen, sampling, guided, on_step, noise, shift, decoder, window)
+                made = self.draw(self._prefix(rows), *how)
                 made = made if output_type == "latent" else self._decode(made, path)
                 for number, picture in zip(batch, made, strict=True):
                     drawn[number] = picture
         images = self._output(drawn, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
-
-    def _prefix(self, rows: list[Document]) -> Prefix:
-        tokens = self.processor.special_tokens
-        return read_prompts(self.model, rows, tokens.pad, tokens.begin_image, self._execution_device, self._media)
-
-    def _steps(self, path: str, size: tuple[int, int], steps: int, shift: float | None) -> list:
-        """What a callback is told at each step: the scheduler's timestep, or the number of the code."""
-        if path == "vq":
-            return list(range(self.processor.count_tokens("vq", *size)))
-        schedule = prepare(self.scheduler, steps, self.model.config.diffusion_config, shift=shift)
-        return list(schedule.scheduler.timesteps)
-
-    def draw(
-        self,
-        prefix: Prefix,
-        path: str,
-        size: tuple[int, int],
-        steps: int,
-        generators: list[Generator],
-        sampling: CodeSampling,
-        guidance: Guidance | Scale = 1.0,
-        on_step: OnStep | None = None,
-        noise: Tensor | None = None,
-        shift: float | None = None,
-    ) -> Tensor:
-        """The pictures that come next in a prefix: latents (I, C, h, w), or codes (I, h, w).
-
-        Args:
-            prefix: I rows or, guided, 2 I or 3 I; each ends with the token that begins an image.
-            size: height and width in pixels.
-            generators: one an image; their number is I.
-            noise: to start from (diffusion); None = drawn from the generators.
-        """
-        if path == "vq":
-            grid = tuple(side // self.processor.vq_token_size for side in size)
-            codes = write_codes(self.model, prefix, grid[0] * grid[1], generators, sampling, guidance, on_step)
-            return codes.view(-1, *grid)
-        size = self.latent_size(size)
-        settings = (steps, size, generators, guidance, on_step, noise, shift)
-        return draw_latents(self.model, prefix, self.scheduler, *settings)
-
-    def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width in pixels -> in latents of the diffusion path."""
-        patch = self.model.config.diffusion_config.patch_size
-        return tuple(side // self.processor.diffusion_token_size * patch for side in size)
-
-    def _decode(self, latents: Tensor, path: str) -> Tensor:
-        """-> pixels (I, 3, H, W) in [-1, 1], on the CPU."""
-        codec = self.vq_codec if path == "vq" else self.latent_codec
-        return codec.decode(latents).float().cpu()
-
-    def _output(self, drawn: list[Tensor], output_type: str):
-        """One tensor, or a list of them where sizes differ."""
-        if output_type == "pil":
-            return self.processor.postprocess(drawn)
-        if output_type != "latent":
-            drawn = [((picture + 1) / 2).clamp(0, 1) for picture in drawn]
-        if output_type == "np":
-            drawn = [picture.permute(1, 2, 0) for picture in drawn]
-        if len({picture.shape for picture in drawn}) == 1:
-            drawn = torch.stack(drawn)
-            return drawn.numpy() if output_type == "np" else drawn
-        return [picture.numpy() for picture in drawn] if output_type == "np" else drawn
-
-    # -------------------------------------------------------------------------------------------------- answering
-
-    @torch.no_grad()
-    def answer(
-        self,
-        images,
-        questions: str | list[str],
-        path: str = "understanding",
-        max_new_tokens: int = 32,
-        max_batch: int = 64,
-    ) -> list[str]:
-        """Answer questions about images: the likeliest words, so the same every time.
-
-        Args:
-            images, questions: equally many, or one of either for all of the other.
-            path: by which the images are read: `understanding`, `diffusion` (clean) or `vq`.
-            max_batch: questions at a time.
-
-        Raises:
-            ValueError: in one sentence, what is wrong.
-        """
-        require_path(self.model.config.paths, path)
-        self.check_codec(path)
-        check_counts(max_new_tokens=max_new_tokens, max_batch=max_batch)
-        answers = []
-        asked = _pairs(images, questions)
-        for start in range(0, len(asked), max_batch):
-            documents = []
-            for image, question in asked[start : start + max_batch]:
-                content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
-                documents.append(self.processor.prompt([{"role": "user", "content": content}], read=path))
-                self.check_length(question, len(documents[-1]), max_new_tokens, "the answer")
-            prompts, tokens = self._read(documents), self.processor.special_tokens
-            answers += write_text(self.model, self.processor.tokenizer, tokens, prompts, max_new_tokens)
-        return answers
-
-    def _read(self, documents: list[Document]) -> dict:
-        """Documents with images -> what `forward` takes, padded on the left."""
-        batch, device = left_pad(documents, self.processor.special_tokens.pad), self._execution_device
-        inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
-        return inputs | self._media(batch)
-
-    def _media(self, batch: dict) -> dict[str, Tensor]:
-        """The images of a batch as `left_pad` makes it -> as `forward` takes them."""
-        media, device = {}, self._execution_device
-        if batch["pixel_values"] is not None:
-            media["pixel_values"] = batch["pixel_values"].to(device)
-        if batch["diffusion_images"]:
-            media["latents"] = self.latent_codec.encode(torch.stack(batch["diffusion_images"]).to(device))
-            media["timesteps"] = torch.zeros(len(media["latents"]), device=device)  # clean
-        if batch["vq_images"]:
-            media["codes"] = self.vq_codec.encode(torch.stack(batch["vq_images"]).to(device))
-        return media
-
-
-def _pairs(images, questions: str | list[str]) -> list[tuple]:
-    """Images and questions side by side; one of either stands beside all of the other."""
-    images = list(images) if isinstance(images, list | tuple) else [images]
-    questions = [questions] if isinstance(questions, str) else list(questions)
-    if not images or not questions:
-        raise ValueError(
-            f"{len(images)} images and {len(questions)} questions leave nothing to answer; give at least one of each"
-        )
-    if len(images) != len(questions) and 1 not in (len(images), len(questions)):
-        raise ValueError(
-            f"{len(images)} images and {len(questions)} questions do not pair; give equally many, or one of either"
-        )
-    count = max(len(images), len(questions))
-    images = images * count if len(images) == 1 else images
-    questions = questions * count if len(questions) == 1 else questions
-    return list(zip(images, questions, strict=True))
 
 
 def load_pipeline(checkpoint: str | Path) -> HybridGenPipeline:

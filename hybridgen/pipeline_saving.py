@@ -39,13 +39,17 @@ class Saving:
         folder = Path(save_directory)
         hub = {name: kwargs.pop(name) for name in (*_HUB, "repo_id") if name in kwargs}
         super().save_pretrained(folder, **kwargs)
+        self.save_front(folder)
+        if push_to_hub:
+            upload(folder, **{"repo_id": folder.name} | hub)
+
+    def save_front(self, folder: Path) -> None:
+        """Write what stands beside the parts of a saved pipeline: the model's config once more, a card if none is."""
         forget_origin(folder)
         shutil.copyfile(folder / "model" / "config.json", folder / "config.json")
         if not (folder / "README.md").exists():
             card = model_card(self.model.config, self.model.num_parameters())
             (folder / "README.md").write_text(card, encoding="utf-8")
-        if push_to_hub:
-            upload(folder, **{"repo_id": folder.name} | hub)
 
     def push_to_hub(self, repo_id: str, **kwargs) -> str:
         """As everywhere in diffusers; a model card that the repository has is kept. Returns the commit's URL."""

@@ -17,11 +17,18 @@ DEFAULTS = {
     "temperature": 1.0,
     "top_k": 0,
     "top_p": 1.0,
+    "precision": "model",
+    "window": 1,
 }
 OF_PATH = {  # those that matter to a path
-    "diffusion": ("num_inference_steps", "guidance_scale", "guidance_rescale", "image_guidance_scale", "shift"),
-    "vq": ("guidance_scale", "guidance_rescale", "image_guidance_scale", "temperature", "top_k", "top_p"),
-}
+    "diffusion": (
+        "num_inference_steps", "guidance_scale", "guidance_rescale", "image_guidance_scale", "shift", "precision",
+    ),
+    "vq": (
+        "guidance_scale", "guidance_rescale", "image_guidance_scale", "temperature", "top_k", "top_p", "precision",
+        "window",
+    ),
+}  # fmt: skip
 
 
 def check_defaults(defaults: dict[str, dict] | None) -> None:

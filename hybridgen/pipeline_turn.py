@@ -258,7 +258,8 @@ class Turn:
         if drawing.path == "diffusion":
             media = {"latents": made, "timesteps": made.new_zeros(1)}
         image, picture = self._image(made), self._picture(drawing.path, drawing.tokens, media)
-        self.full = commit(self.model, self.full, prefix, picture)
+        exact = drawing.decoder.precision == "model"
+        self.full = commit(self.model, self.full, prefix if exact else None, picture)
         self.images += 1
         self.pictures = [*self.pictures, picture]
         self.content.append({"type": "image", "image": image})
@@ -273,11 +274,11 @@ class Turn:
         if drawing.path == "diffusion":
             steps, size = drawing.settings["num_inference_steps"], pipe.latent_size(drawing.size)
             given = pipe.scheduler, steps, size, generators[0], drawing.guidance, drawing.settings["shift"]
-            yield from drawing_latents(self.model, prefix, *given)
+            yield from drawing_latents(self.model, prefix, *given, drawing.decoder)
             return
         height, width = (side // pipe.processor.vq_token_size for side in drawing.size)
-        loop = writing_codes(self.model, prefix, height * width, generators, drawing.sampling, drawing.guidance)
-        for codes in loop:  # 1, t
+        given = generators, drawing.sampling, drawing.guidance, None, None, drawing.decoder, drawing.settings["window"]
+        for codes in writing_codes(self.model, prefix, height * width, *given):  # 1, t
             whole = codes.shape[1] // width  # rows of the picture
 
             def rows_so_far(codes=codes, whole=whole) -> Tensor | None:

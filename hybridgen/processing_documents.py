@@ -2,7 +2,8 @@
 
 Messages become pieces (`chat`), pieces become segments of tokens and pixels, segments are laid out (`layout`). The fact
 a newcomer gets wrong: `read` and `write` are paths by which images pass, and the same messages make another document by
-another path.
+another path; by several, where `read` is a list: an image then stands there once a path, in that order (BAGEL,
+arXiv 2505.14683, reads clean latents and then what the tower sees).
 """
 
 from dataclasses import replace
@@ -27,7 +28,7 @@ class DocumentBuilding:
         self,
         messages: list[dict],
         *,
-        read: str = "understanding",
+        read: str | list[str] = "understanding",
         write: str | None = None,
         loss_on: str = "assistant",
         prompt_dropout: bool = False,
@@ -40,12 +41,13 @@ class DocumentBuilding:
 
         Args:
             messages: chat messages (`chat.check_messages`) whose image parts hold pictures.
-            read: path by which images are read.
+            read: path by which images are read, or several.
             write: path by which images in turns that are taught are written; None = they are read as well.
             loss_on: whose turns are taught: the `assistant`'s (its text and its end of turn; its images if `write`
                 says so), or `all` (every token and every image: Transfusion's recipe).
             prompt_dropout: leave out what the user says, as in the unconditional prompt of guidance.
-            twin: later tokens read a clean copy of each written image instead of the noised one (diffusion only).
+            twin: later tokens read a clean copy of each written image instead of the noised one (diffusion only), and
+                after it the image by the other paths of `read`, where that is a list.
             height, width: of images on the diffusion and vq paths; None = `default_size`.
             image_tokens: those images keep their aspect ratio instead, and have at most so many tokens.
 
@@ -63,7 +65,7 @@ class DocumentBuilding:
         self,
         messages: list[dict],
         *,
-        read: str = "understanding",
+        read: str | list[str] = "understanding",
         height: int | None = None,
         width: int | None = None,
         unconditional: bool = False,
@@ -100,7 +102,7 @@ class DocumentBuilding:
 
     def check_settings(
         self,
-        read: str,
+        read: str | list[str],
         write: str | None = None,
         loss_on: str = "assistant",
         twin: bool = False,
@@ -111,8 +113,7 @@ class DocumentBuilding:
 
         `read` may name a path that is not there as long as no image is read: text-to-image models have none to read.
         """
-        if read not in PATHS:
-            raise ValueError(f"no path {read!r} to read images by; the paths are {', '.join(PATHS)}")
+        check_read(read)
         if write is not None:
             require_path(self.paths, write)
             if write == "understanding":
@@ -136,6 +137,10 @@ class DocumentBuilding:
         height, width = self._size(height, width)
         check_size(height, width, side)
         return (height // side) * (width // side)
+
+    def decode_piece(self, ids: list[int]) -> str:
+        """The text of tokens, special tokens left out; safe while another thread tokenises."""
+        return self._encode.decode(ids)
 
     def aspect_buckets(self, path: str, ratio: float = 2.0) -> list[tuple[int, int]]:
         """Heights and widths that a path can draw for no more tokens than a square with `default_size`' shorter side.
@@ -169,8 +174,8 @@ class DocumentBuilding:
         return ChatTemplate(self.chat_template, self.tokenizer.special_tokens_map, self.image_token, reserved)
 
     def _assemble(
-        self, pieces: list[Piece], read: str, write: str | None, loss_on: str | None, twin: bool, height, width,
-        padded: bool = False, image_tokens: int | None = None,
+        self, pieces: list[Piece], read: str | list[str], write: str | None, loss_on: str | None, twin: bool,
+        height: int | None, width: int | None, padded: bool = False, image_tokens: int | None = None,
     ) -> Document:  # fmt: skip
         """Pieces -> segments and pixels -> a laid-out document."""
         segments: list[TextSegment | ImageSegment] = []
@@ -184,15 +189,16 @@ class DocumentBuilding:
                 segments.append(TextSegment(ids, loss=taught))
                 continue
             written = taught and write is not None
-            path = write if written else read
-            if image_tokens is not None and path in self._token_sizes:
-                height, width = fit_size(piece.picture, image_tokens, self._token_sizes[path])
-            length = self.count_tokens(path, height, width)
-            bidirectional = path in self.bidirectional_paths
-            segments.append(ImageSegment(path, length, bidirectional, write=written, twin=twin and written))
-            images.append(DocumentImage(path, self._pixels(piece, path, height, width), written, piece.image_first))
-            if twin and written:
-                images.append(replace(images[-1], write=False))
+            for path in _passes(read, write if written else None, twin):
+                drawn, size = written and path == write, (height, width)
+                if image_tokens is not None and path in self._token_sizes:
+                    size = fit_size(piece.picture, image_tokens, self._token_sizes[path])
+                length = self.count_tokens(path, *size)
+                bidirectional = path in self.bidirectional_paths
+                segments.append(ImageSegment(path, length, bidirectional, write=drawn, twin=twin and drawn))
+                images.append(DocumentImage(path, self._pixels(piece, path, *size), drawn, piece.image_first))
+                if twin and drawn:
+                    images.append(replace(images[-1], write=False))
         return Document(lay_out(segments, self.special_tokens), images)
 
     def _pads(self, ids: list[int], first: bool) -> list[int]:
@@ -207,6 +213,23 @@ class DocumentBuilding:
         if path == "understanding":
             return self.image_processor.understanding([piece.picture])[0]
         return self.image_processor.generation(piece.picture, *self._size(height, width))
+
+
+def check_read(read: str | list[str]) -> None:
+    """Raises ValueError for what is no path, or no list of different ones, to read images by."""
+    paths = [read] if isinstance(read, str) else list(read)
+    if unknown := [path for path in paths if path not in PATHS]:
+        raise ValueError(f"no path {unknown[0]!r} to read images by; the paths are {', '.join(PATHS)}")
+    if not paths or len(set(paths)) < len(paths):
+        raise ValueError(f"read is {read!r}; name each path by which images are read once")
+
+
+def _passes(read: str | list[str], write: str | None, twin: bool) -> list[str]:
+    """The paths by which one image stands in the document, in order."""
+    read = [read] if isinstance(read, str) else list(read)
+    if write is None:
+        return read
+    return [write, *(path for path in read if path != write)] if twin and len(read) > 1 else [write]
 
 
 def known_unconditional(unconditional: str) -> str:

@@ -7,6 +7,7 @@ up to an answer are exactly the tokens of the prompt, which tokenising the whole
 """
 
 from transformers import BatchFeature, PreTrainedTokenizerBase
+from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessorMixin
 
 from hybridgen.chat import DEFAULT_CHAT_TEMPLATE
@@ -157,7 +158,7 @@ class HybridGenProcessor(ProcessorMixin, DocumentBuilding):
 
     # ----------------------------------------------------------------------------------------- as transformers calls
 
-    def __call__(self, images=None, text: str | list[str] | None = None, **kwargs) -> BatchFeature:
+    def __call__(self, images: ImageInput | None = None, text: str | list[str] | None = None, **kwargs) -> BatchFeature:
         """Texts in which `<image_placeholder>` stands for an image, and those images -> `input_ids`, `attention_mask`
         and `pixel_values` of the understanding path, padded on the left. Other arguments as everywhere in transformers.
 
@@ -166,11 +167,12 @@ class HybridGenProcessor(ProcessorMixin, DocumentBuilding):
         """
         texts = [text] if isinstance(text, str) else list(text or [])
         pictures = _flatten(images)
-        places = sum(each.count(self.image_token) for each in texts)
-        if texts and places != len(pictures):
+        places, given = [each.count(self.image_token) for each in texts], _a_text(images)
+        places, given = (places, given) if len(given) == len(places) else (sum(places), len(pictures))
+        if texts and places != given:
             raise ValueError(
-                f"{places} times {self.image_token!r} stands in the text, but {len(pictures)} images are given; "
-                "each image needs exactly one"
+                f"the number of {self.image_token!r} tokens in the prompts should be the same as the number of images, "
+                f"but there are {places}, and {given} images"
             )
         if pictures:
             require_path(self.paths, "understanding")
@@ -225,6 +227,12 @@ def _default_size(sides: dict[str, int | None]) -> tuple[int, int] | None:
             f"the paths write images of different sides ({shown} pixels); say default_size=(height, width)"
         )
     return next(((side, side) for side in given.values()), None)
+
+
+def _a_text(images) -> list[int]:
+    """How many images each text has, where they are given as a list a text."""
+    nested = isinstance(images, list | tuple) and all(isinstance(each, list | tuple) for each in images)
+    return [len(each) for each in images] if nested else []
 
 
 def _flatten(images) -> list:

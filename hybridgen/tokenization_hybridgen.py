@@ -107,6 +107,10 @@ class PieceTokenizer:
             self._ids[text] = ids
         return ids
 
+    def decode(self, ids: list[int]) -> str:
+        """The text of tokens, without special ones."""
+        return (self._slow or self._backend).decode(ids, skip_special_tokens=True)
+
     def __deepcopy__(self, memo) -> "PieceTokenizer":
         return self  # `to_dict` of a processor copies its attributes whole
 

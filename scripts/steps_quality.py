@@ -7,6 +7,7 @@ steps_quality.png. Several schedulers (class names of diffusers) make several ta
 """
 
 import argparse
+import inspect
 import io
 import json
 import sys
@@ -37,9 +38,11 @@ def set_scheduler(pipeline: HybridGenPipeline, name: str | None, steps: list[int
     if name is not None:
         if not hasattr(diffusers, name):
             raise ValueError(f"diffusers has no scheduler {name!r}")
-        flow = config.noise_schedule == "flow" and not name.startswith("FlowMatch")
+        kind = getattr(diffusers, name)
+        takes = inspect.signature(kind.__init__).parameters
+        flow = config.noise_schedule == "flow" and "use_flow_sigmas" in takes
         given = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"} if flow else {}
-        pipeline.scheduler = getattr(diffusers, name).from_config(pipeline.scheduler.config, **given)
+        pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **given)
     for count in steps:
         try_out(prepare(pipeline.scheduler, count, config, shift=shift), config.prediction_type)
 

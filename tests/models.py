@@ -53,6 +53,8 @@ def tiny_model(config: HybridGenConfig | None = None, seed: int = 0) -> HybridGe
     for name, parameter in model.named_parameters():
         if "final_layer" in name:
             torch.nn.init.normal_(parameter, std=0.1)
+        if ".own." in name:  # which starts as a copy
+            parameter.data += 0.1 * torch.randn(parameter.shape)
     return model
 
 

@@ -50,7 +50,9 @@ def tiny_pipeline(vae: AutoencoderKL | None = None, backbone: str = "qwen3", **c
     settings = {"text_config": text, "diffusion_config": diffusion, **image_token_ids(tokenizer), **changes}
     config = tiny_config(backbone, **settings)
     model = tiny_model(config)
-    if config.vq_config is not None:  # code logits far enough apart that codes are no matter of rounding
+    if (
+        config.vq_config is not None and config.vq_config.first_token_id is None
+    ):  # code logits far enough apart that codes are no matter of rounding
         for parameter in model.model.generation_head.parameters():
             torch.nn.init.normal_(parameter, std=0.5)
     vq_model = tiny_vq_model() if config.vq_config is not None else None

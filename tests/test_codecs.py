@@ -6,7 +6,7 @@ from diffusers import AutoencoderKL, VQModel
 from torch.nn import functional as F
 from transformers.models.janus import JanusVQVAE, JanusVQVAEConfig
 
-from hybridgen.codecs import PixelCodec, VAECodec, VQCodec, quantize
+from hybridgen.codecs import PixelCodec, VAECodec, VQCodec, measure_latents, quantize
 
 
 @pytest.fixture
@@ -57,6 +57,19 @@ def test_vae_latents_are_those_of_the_vae(vae):
         expected = (vae.encode(images).latent_dist.mode() - 0.25) * 0.5
         torch.testing.assert_close(latents, expected, rtol=0, atol=0)
         torch.testing.assert_close(codec.decode(latents), vae.decode(latents / 0.5 + 0.25).sample, rtol=0, atol=0)
+
+
+def test_measured_latents_are_those_before_shift_and_scale(vae):
+    """Whatever the config says already, and however the pictures are cut into batches."""
+    pictures = torch.rand(6, 3, 16, 8) * 2 - 1
+    with torch.no_grad():
+        z = vae.encode(pictures).latent_dist.mode().double()
+    expected = (float(z.mean()), float(z.std(correction=0)))
+    assert measure_latents(vae, [pictures]) == pytest.approx(expected, rel=1e-5)  # measured 3e-10
+    assert measure_latents(vae, pictures.split(4)) == pytest.approx(expected, rel=1e-5)
+    vae.register_to_config(shift_factor=expected[0], scaling_factor=1 / expected[1])
+    latents = VAECodec(vae).encode(pictures)
+    assert (float(latents.mean()), float(latents.std())) == pytest.approx((0, 1), abs=1e-3)
 
 
 def test_a_list_of_sizes_gives_a_list(vae):

@@ -57,6 +57,41 @@ def test_rows_of_a_batch_are_written_as_if_alone(bidirectional, beams, cache):
         assert torch.equal(row, written[0, single["input_ids"].shape[1] :])
 
 
+@pytest.mark.parametrize("settings", [{"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 2}])
+@pytest.mark.parametrize("as_embeddings", [False, True])
+def test_beams_keep_every_image_in_its_row(bidirectional, settings, as_embeddings):
+    """Two images in a row, none, three, by all three paths that read: what is repeated is the row, not each image."""
+    generator, model = torch.Generator().manual_seed(1), bidirectional
+    image = {path: ImageSegment(path, 4, True) for path in ("understanding", "vq")}
+    image["diffusion"] = ImageSegment("diffusion", 16, True)
+    rows = [["understanding", "vq", "understanding"], [], ["diffusion", "understanding", "vq", "diffusion"]]
+    alone = []
+    for row in rows:
+        segments = [TextSegment([5, 6]), *(image[path] for path in row), TextSegment([7])]
+        given = {"input_ids": torch.tensor([lay_out(segments, TOKENS).input_ids])}
+        counts = {path: row.count(path) for path in image}
+        given["pixel_values"] = torch.randn(counts["understanding"], 3, 16, 16, generator=generator)
+        given["codes"] = torch.randint(50, (4 * counts["vq"],), generator=generator)
+        given["latents"] = torch.randn(counts["diffusion"], 3, 16, 16, generator=generator)
+        given["timesteps"] = torch.zeros(counts["diffusion"])
+        alone.append(given)
+    batch = {name: torch.cat([given[name] for given in alone]) for name in alone[0] if name != "input_ids"}
+    longest = max(given["input_ids"].shape[1] for given in alone)
+    padded = [
+        torch.nn.functional.pad(given["input_ids"], (longest - given["input_ids"].shape[1], 0)) for given in alone
+    ]
+    batch |= {"input_ids": torch.cat(padded), "attention_mask": (torch.cat(padded) != 0).long()}
+    length = 0 if as_embeddings else longest
+    if as_embeddings:
+        batch["inputs_embeds"] = model.get_input_embeddings()(batch.pop("input_ids"))
+    together = model.generate(**batch, **GREEDY, **settings)[:, length:]
+    answers = settings.get("num_return_sequences", 1)
+    for row, given in enumerate(alone):
+        given = {name: value for name, value in given.items() if len(value)}
+        written = model.generate(**given, **GREEDY, **settings)[:, given["input_ids"].shape[1] :]
+        assert torch.equal(together[row * answers : (row + 1) * answers], written)
+
+
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_a_static_cache_gives_the_states_of_none(bidirectional, implementation):
     model = copy.deepcopy(bidirectional)

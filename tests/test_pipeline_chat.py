@@ -78,6 +78,18 @@ def test_a_picture_is_that_of_a_call_to_the_bit(with_vae, path, settings, prompt
     assert of(ImageDone, events)[0].image.tobytes() == with_vae(prompt, **given).images[0].tobytes()
 
 
+@pytest.mark.parametrize(
+    "settings", [{"path": "vq", "window": 4}, {"path": "vq", "precision": "bf16"}, {"precision": "bf16"}]
+)
+def test_a_faster_picture_is_that_of_a_call_and_committed_in_the_models_precision(pipe, settings):
+    given = {"seed": 1, "guidance_scale": 2.0, "num_inference_steps": 3, **settings}
+    chat = pipe.chat(plan=["image"])
+    image = chat.draw(SHORT, **given)
+    assert image.tobytes() == pipe(SHORT, **given).images[0].tobytes()
+    row = read(pipe.model, None, chat._kept.full.tokens, pipe.processor.special_tokens.pad)
+    assert worst(chat._kept.full.prefix.last_state, row.prefix.last_state) < 1e-5
+
+
 @pytest.mark.parametrize("unconditional", ["empty", "janus-official", "janus-hf"])
 def test_a_picture_of_another_template_and_unconditional_prompt(unconditional):
     pipe = tiny_pipeline()

@@ -648,3 +648,38 @@ def test_a_pipeline_without_optional_parts_round_trips(tmp_path):
     loaded = load_pipeline(tmp_path)
     assert (loaded.scheduler, loaded.vae, loaded.vq_model) == (None, None, None)
     assert len(loaded.answer(picture(0), "what color?", max_new_tokens=2)) == 1
+
+
+# ---------------------------------------------------------------------------------------------------------- precision
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_fewer_bits_draw_nearly_the_same_pictures(pipe, precision):
+    exact = pipe(PROMPTS, path="diffusion", seed=0, **FAST).images
+    rough = pipe(PROMPTS, path="diffusion", seed=0, precision=precision, **FAST).images
+    assert 0 < (exact - rough).norm() / exact.norm() < 0.05  # measured 0.004 (bf16), 0.008 (int8)
+    codes = pipe(PROMPTS, path="vq", seed=0, precision=precision, output_type="latent").images
+    assert (codes == pipe(PROMPTS, path="vq", seed=0, output_type="latent").images).float().mean() > 0.5
+
+
+def test_copied_weights_are_kept_until_they_change():
+    pipe = tiny_pipeline()
+    first = pipe.decoder("bf16")
+    assert pipe.decoder("bf16") is first
+    with torch.no_grad():
+        pipe.model.model.language_model.norm.weight.mul_(2)
+    assert pipe.decoder("bf16") is not first
+
+
+def test_a_precision_that_is_none_is_refused_before_anything_is_read(pipe):
+    with pytest.raises(ValueError, match="precision is 'fp8'; choose one of model, bf16, int8"):
+        pipe(PROMPTS[0], precision="fp8")
+
+
+def test_a_window_of_codes_changes_no_picture(pipe):
+    one, several = (pipe(PROMPTS, path="vq", seed=0, window=window, output_type="latent").images for window in (1, 4))
+    assert torch.equal(one, several)
+    assert rows_seen(pipe, prompt=PROMPTS[0], path="vq", window=1) == [2] * 16
+    assert len(rows_seen(pipe, prompt=PROMPTS[0], path="vq", window=16, temperature=0)) < 16
+    with pytest.raises(ValueError, match="window is 0"):
+        pipe(PROMPTS, path="vq", window=0)

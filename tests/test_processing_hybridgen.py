@@ -213,8 +213,12 @@ def test_call_pads_on_the_left_and_expands_images():
     assert inputs["attention_mask"][0][-1] == 1
     assert [row.count(processor.special_tokens.understanding) for row in inputs["input_ids"]] == [4, 4]
     assert inputs["pixel_values"].shape == (2, 3, 16, 16)
-    with pytest.raises(ValueError, match="2 times '<image_placeholder>' stands in the text, but 1 images"):
+    with pytest.raises(ValueError, match="'<image_placeholder>' tokens in the prompts .* there are 2, and 1 images"):
         processor(images=picture(), text="<image_placeholder> <image_placeholder>")
+    texts, pictures = ["<image_placeholder>red", "red <image_placeholder>"], [picture(), picture(seed=1)]
+    with pytest.raises(ValueError, match=r"there are \[1, 1\], and \[2, 0\] images"):
+        processor(images=[pictures, []], text=texts)
+    assert processor(images=[[], pictures[:1]], text=["red", texts[1]])["pixel_values"].shape[0] == 1
 
 
 def test_a_processor_made_for_a_config_feeds_its_model():
@@ -466,3 +470,68 @@ def test_settings_of_one_call_hold_for_it_alone():
     texts = {"text": "<image_placeholder>", "return_tensors": "pt"}
     made = processor(images=picture(16, 16), **texts, images_kwargs={"image_mean": [0.0] * 3, "image_std": [1.0] * 3})
     torch.testing.assert_close((made["pixel_values"] - 0.5) / 0.5, usual, rtol=0, atol=1e-6)
+
+
+# --------------------------------------------------------------------------------------- one image by several paths
+
+
+def kinds_of(document) -> list[str]:
+    """Each image of the layout in order, as the path of its placeholders and `hidden` where it is."""
+    tokens, layout = tiny_processor().special_tokens, document.layout
+    names = {tokens.placeholder(path): path for path in ("understanding", "diffusion", "vq")}
+    found = []
+    for token, hidden, block in zip(layout.input_ids, layout.hidden, layout.block_ids, strict=True):
+        name = names.get(token)
+        entry = None if name is None else (f"{name}, hidden" if hidden else name, block if name == "diffusion" else 0)
+        if entry is not None and (not found or found[-1] != entry):
+            found.append(entry)
+        elif entry is None:
+            found.append(None)
+    return [entry[0] for entry in found if entry is not None]
+
+
+def test_an_image_is_read_by_each_path_in_turn():
+    processor = tiny_processor()
+    messages = [user(image(1), "what?"), assistant("red")]
+    document = processor.document(messages, read=["diffusion", "understanding"])
+    assert kinds_of(document) == ["diffusion", "understanding"]
+    assert [(each.path, each.write) for each in document.images] == [("diffusion", False), ("understanding", False)]
+    for path in ("diffusion", "understanding"):
+        alone = processor.document(messages, read=path)
+        assert torch.equal(document.pixels(path)[0], alone.pixels(path)[0])
+    assert len(document) == sum(
+        len(processor.document(messages, read=path)) for path in ("diffusion", "understanding")
+    ) - (len(processor.document([user("what?"), assistant("red")])))
+    assert (
+        processor.document(messages, read=["diffusion"]).layout == processor.document(messages, read="diffusion").layout
+    )
+    prompt = processor.prompt(messages[:1], read=["diffusion", "understanding"])
+    assert document.layout.input_ids[: len(prompt)] == prompt.layout.input_ids
+
+
+def test_what_follows_a_written_image_reads_its_twin_and_what_the_tower_sees():
+    processor = tiny_processor()
+    messages = [user("a dog"), assistant(image(2)), user("now red"), assistant(image(3))]
+    settings = {"write": "diffusion", "twin": True}
+    document = processor.document(messages, read=["diffusion", "understanding"], **settings)
+    once = ["diffusion, hidden", "diffusion", "understanding"]
+    assert kinds_of(document) == [*once, *once]
+    assert [each.write for each in document.images] == [True, False, False] * 2
+    assert kinds_of(processor.document(messages, read="understanding", **settings)) == [*once[:2], *once[:2]]
+    assert (
+        kinds_of(processor.document(messages, read=["diffusion", "understanding"], write="diffusion"))
+        == ["diffusion"] * 2
+    )
+
+
+@pytest.mark.parametrize("read", [[], ["diffusion", "diffusion"]])
+def test_paths_to_read_by_are_named_once(read):
+    with pytest.raises(ValueError, match="name each path by which images are read once"):
+        tiny_processor().document([user(image(1)), assistant("red")], read=read)
+
+
+def test_a_path_to_read_by_is_known():
+    with pytest.raises(
+        ValueError, match="no path 'siglip' to read images by; the paths are understanding, diffusion, vq"
+    ):
+        tiny_processor().document([user(image(1)), assistant("red")], read=["diffusion", "siglip"])

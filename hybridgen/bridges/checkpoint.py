@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import JanusConfig, PreTrainedTokenizerFast
+from transformers import GenerationConfig, JanusConfig, PreTrainedTokenizerFast
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 
 from hybridgen.bridges.configs import config_from_official, janus_config
@@ -24,7 +24,11 @@ from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 
 HEAD, EMBEDDINGS = "lm_head.weight", "model.language_model.embed_tokens.weight"
-_DIFFUSION = ("model.patch_embed.", "model.timestep_embedder.", "model.final_layer.")  # no Janus has this path
+_DIFFUSION = ("model.patch_embed.", "model.timestep_embedder.", "model.final_layer.")
+UNREAD, TIED, NO_PATH = "not read by any computation", "the embeddings once more", "of a path that no Janus has"
+GUIDANCE = 5  # Janus' own setting, which transformers reads from generation_config.json
+# of that file, what the layouts say in ways of their own, and what says nothing
+OWN_GENERATION = ("guidance_scale", "generation_kwargs", "transformers_version", "_from_model_config")
 
 
 @dataclass
@@ -34,8 +38,8 @@ class Janus:
     Args:
         layout: where it came from.
         tensors: by transformers' names.
-        dropped: the source's own names of what is left behind, and why it may be.
-        ends: ids of the tokens that end an answer, as `generate` takes them.
+        dropped: the source's own names of tensors that are left behind, and why.
+        generation: how `generate` goes about texts; guidance and Janus' own settings are not in it.
         style, style_told_by: of the prompts, and what tells it.
     """
 
@@ -43,10 +47,10 @@ class Janus:
     layout: str
     config: JanusConfig
     tensors: dict[str, Stored]
-    dropped: list[str]
+    dropped: dict[str, str]
     tokenizer: PreTrainedTokenizerFast
     image_processor: HybridGenImageProcessor
-    ends: int | list[int]
+    generation: GenerationConfig
     style: str
     style_told_by: str
 
@@ -103,7 +107,7 @@ def open_janus(folder: str | Path, style: str | None = None) -> Janus:
     if layout == "hybridgen":
         return _open_ours(folder, style)
     tensors = open_weights(folder)
-    dropped = [name for name in tensors if is_dropped(name)]
+    dropped = {name: UNREAD for name in tensors if is_dropped(name)}
     tensors = {name: tensor for name, tensor in tensors.items() if name not in dropped}
     tokenizer = open_tokenizer(folder)
     with _config_in_one_sentence(folder / "config.json"):
@@ -119,7 +123,8 @@ def open_janus(folder: str | Path, style: str | None = None) -> Janus:
     settle_tie(config, tensors, dropped)
     images = open_image_processor(folder, config.vision_config.image_size)
     told = (style, "it was asked for") if style else find_style(folder, template_of(folder))
-    janus = Janus(folder, layout, config, tensors, dropped, tokenizer, images, _ends(folder, tokenizer), *told)
+    generation = _generation(folder, tokenizer)
+    janus = Janus(folder, layout, config, tensors, dropped, tokenizer, images, generation, *told)
     _check_tokens(janus)
     return janus
 
@@ -132,23 +137,41 @@ def _open_ours(folder: Path, style: str | None) -> Janus:
         vq = JanusVQVAEConfig.from_dict(read_json(vq_file)) if _says_janus(vq_file) else None
         config = janus_config(hybrid, vq)
     tensors = open_weights(folder / "model")
-    dropped = [name for name in tensors if name.startswith(_DIFFUSION)]
+    dropped = {name: NO_PATH for name in tensors if name.startswith(_DIFFUSION)}
     tensors = {name: tensor for name, tensor in tensors.items() if name not in dropped}
     tensors |= {f"{VQ_PREFIX}{name}": tensor for name, tensor in open_weights(folder / "vq_model").items()}
     processor = folder / "processor"
     images = open_image_processor(processor, config.vision_config.image_size)
     told = (style, "it was asked for") if style else find_style(folder, template_of(processor))
     tokenizer = open_tokenizer(processor)
-    ends = _ends(folder / "model", tokenizer)
-    janus = Janus(folder, "hybridgen", config, tensors, dropped, tokenizer, images, ends, *told)
+    generation = _generation(folder / "model", tokenizer)
+    janus = Janus(folder, "hybridgen", config, tensors, dropped, tokenizer, images, generation, *told)
     _check_tokens(janus)
     return janus
 
 
-def _ends(folder: Path, tokenizer: PreTrainedTokenizerFast) -> int | list[int]:
+def _generation(folder: Path, tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
+    """What generation_config.json says, less what transformers would refuse to write again (a temperature without
+    sampling)."""
+    settings = generation_settings(folder)
+    carried = {name: value for name, value in settings.items() if name not in OWN_GENERATION}
+    try:
+        config = GenerationConfig(**carried)
+        config.validate(strict=True)
+    except (ValueError, TypeError):
+        config = GenerationConfig()
+    config.bos_token_id, config.pad_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id
+    ends = settings.get("eos_token_id", tokenizer.eos_token_id)
+    if not all(isinstance(end, int) for end in (ends if isinstance(ends, list) else [ends])):
+        raise ValueError(f"{folder / 'generation_config.json'} has eos_token_id {ends!r}; give ids, or leave it out")
+    config.eos_token_id = ends
+    return config
+
+
+def generation_settings(folder: Path) -> dict:
+    """generation_config.json, where there is one."""
     file = folder / "generation_config.json"
-    settings = read_json(file) if file.is_file() else {}
-    return settings.get("eos_token_id") or tokenizer.eos_token_id
+    return read_json(file) if file.is_file() else {}
 
 
 def _check_tokens(janus: Janus) -> None:
@@ -177,16 +200,16 @@ def _config_in_one_sentence(file: Path) -> Iterator[None]:
     """What a config class says of values it does not take becomes a ValueError that names the file."""
     try:
         yield
-    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, StrictDataclassError) as error:
         raise ValueError(f"{file} does not describe a Janus: {' '.join(str(error).split())}") from error
 
 
-def settle_tie(config: JanusConfig, tensors: dict[str, Stored], dropped: list[str]) -> None:
+def settle_tie(config: JanusConfig, tensors: dict[str, Stored], dropped: dict[str, str]) -> None:
     """Let the weights say whether the head is the embeddings, and leave it out where it is."""
     if HEAD not in tensors or not config.tie_word_embeddings:
         return  # no head: tied if the config says so, and missing if not
     if EMBEDDINGS in tensors and torch.equal(tensors[HEAD].read(), tensors[EMBEDDINGS].read()):
-        dropped.append(HEAD)
+        dropped[HEAD] = TIED
         tensors.pop(HEAD)
     else:
         config.tie_word_embeddings = False

@@ -31,6 +31,9 @@ def config_from_official(official: dict, tensors: dict[str, Stored]) -> JanusCon
     Raises:
         ValueError: a tensor is missing that tells a size, or the tower's heads cannot be known.
     """
+    kind = official["language_config"].get("model_type", "llama")
+    if kind != "llama":
+        raise ValueError(f"its language_config is a {kind!r}, but a Janus' backbone is a llama")
     language = {name: value for name, value in official["language_config"].items() if name in _LANGUAGE}
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     aligner, vq_aligner = "model.aligner.", "model.generation_aligner."
@@ -225,15 +228,55 @@ def janus_config(hybrid: HybridGenConfig, vq_config) -> JanusConfig:
         raise ValueError(f"a Janus has Janus' vision tower, but this model's is a {hybrid.vision_config.model_type}")
     if getattr(vq_config, "model_type", None) != "janus_vqgan":
         raise ValueError("a Janus has Janus' VQ tokenizer, but the vq_model of this checkpoint is of another kind")
+    if hybrid.vq_config.first_token_id is not None:
+        raise ValueError(
+            "a Janus has a table and a head for codes, but this model's codes are tokens of its vocabulary"
+        )
     if hybrid.understanding_bidirectional:
         raise ValueError("a Janus reads images causally, but this model's understanding_bidirectional is true")
+    vision, vq = _of_its_own(hybrid.vision_config), _of_its_own(vq_config)
+    if hybrid.aligner_hidden_act != vision.hidden_act:
+        raise ValueError(
+            f"a Janus has one activation in tower and aligner, but this model has {vision.hidden_act!r} and "
+            f"{hybrid.aligner_hidden_act!r}"
+        )
+    vision.depth, vision.projection_dim = hybrid.aligner_depth, hybrid.text_config.hidden_size
+    for name in ("projection_dim", "num_hidden_layers", "hidden_act", "image_token_embed_dim"):
+        setattr(vq, name, getattr(hybrid.vq_config, name))  # of what lies between tokenizer and backbone
     return JanusConfig(
         text_config=_of_its_own(hybrid.text_config),
-        vision_config=_of_its_own(hybrid.vision_config),
-        vq_config=_of_its_own(vq_config),
+        vision_config=vision,
+        vq_config=vq,
         image_token_id=hybrid.image_token_id,
         tie_word_embeddings=hybrid.tie_word_embeddings,
     )
+
+
+def unsaid(config: JanusConfig, to: str, tensors: dict[str, Stored], dtype: torch.dtype) -> dict[str, tuple]:
+    """What of a config is another after it was written in a layout and read again: name -> (before, after)."""
+    if to == "janus-hf":
+        return {}
+    if to == "janus-official":
+        again = config_from_official(config_to_official(config, dtype), tensors)
+    else:
+        ids = {"image_token_id": config.image_token_id}
+        again = janus_config(hybrid_config(config, ids), config.vq_config)
+    before, after = _flat(config.to_dict()), _flat(again.to_dict())
+    names = [name for name in before | after if not name.endswith(_SAID_ELSEWHERE)]
+    pairs = {name: (before.get(name), after.get(name)) for name in names}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+_SAID_ELSEWHERE = (  # by the tokenizer, by the tensors, or by nobody who reads it
+    "_token_id", "tie_word_embeddings", "dtype", "architectures", "transformers_version", "_name_or_path",
+)  # fmt: skip
+
+
+def _flat(settings: dict, prefix: str = "") -> dict:
+    flat = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
 
 
 def _of_its_own(config):
@@ -245,9 +288,16 @@ def _of_its_own(config):
 
 
 def expected_shapes(config: JanusConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a model's tensors as transformers saves them; no memory is used for weights."""
-    with torch.device("meta"):
-        model = JanusForConditionalGeneration(config)
+    """Names and shapes of a model's tensors as transformers saves them; no memory is used for weights.
+
+    Raises:
+        ValueError: no model can be built of these sizes.
+    """
+    try:
+        with torch.device("meta"):
+            model = JanusForConditionalGeneration(config)
+    except (ValueError, AssertionError, RuntimeError, KeyError, TypeError) as error:  # as the parts say it
+        raise ValueError(f"config.json describes no Janus that can be built: {' '.join(str(error).split())}") from error
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items() if not is_dropped(name)}
     if config.tie_word_embeddings:
         shapes.pop("lm_head.weight")

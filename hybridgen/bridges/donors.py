@@ -39,6 +39,7 @@ TOWERS = {  # model type of the tower, or of a model with both towers -> who loa
     "siglip2_vision_model": Siglip2VisionModel,
     "siglip2": Siglip2VisionModel,
 }
+_LOOKED_OVER = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # then `_check_complete` says what it is
 VQ_KINDS = {"JanusVQVAE": JanusVQVAE, "VQModel": diffusers.VQModel, "PatchVQ": PatchVQ}
 
 
@@ -63,9 +64,7 @@ def open_backbone(folder: str | Path, gguf_file: str | None = None) -> tuple[Pre
     else:
         _check_gguf(folder, gguf_file)
     with told_in_one_sentence(folder):
-        model, report = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True, **given
-        )
+        model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **_LOOKED_OVER, **given)
     _check_complete(report, folder, "backbone")
     head = model.get_output_embeddings()
     if head is None or getattr(head, "bias", None) is not None or model.config.is_encoder_decoder:
@@ -88,7 +87,10 @@ def _open_tokenizer(folder: Path, rows: int, given: dict) -> PreTrainedTokenizer
     except Exception as error:  # whatever it is (the library raises ten kinds), the folder's tokenizer is the cause
         reason = " ".join(str(error).split())
         raise ValueError(f"the tokenizer of backbone {folder} cannot be loaded ({reason}); copy its files") from error
-    ids = tokenizer.get_vocab().values()
+    known = tokenizer.get_vocab()
+    if "gguf_file" in given:  # a token of GPT-2's that transformers adds, and the model never had, is a new one
+        known = {token: id for token, id in known.items() if token not in tokenizer.get_added_vocab() or id < rows}
+    ids = known.values()
     if not ids or max(ids) >= rows:
         raise ValueError(
             f"the tokenizer of backbone {folder} has ids up to {max(ids, default=-1)}, but the model has {rows} "
@@ -114,7 +116,7 @@ def open_tower(source: str | Path) -> nn.Module:
             return build_vision_tower(config).eval()
     loader = TOWERS[config.model_type]
     with told_in_one_sentence(source):
-        tower, report = loader.from_pretrained(source, config=config, dtype=torch.float32, output_loading_info=True)
+        tower, report = loader.from_pretrained(source, config=config, dtype=torch.float32, **_LOOKED_OVER)
     _check_complete(report, source, "vision tower")
     return tower.eval()
 
@@ -137,7 +139,7 @@ def tower_config(source: str | Path) -> PreTrainedConfig:
 def image_settings(source: str | Path, image_size: int) -> HybridGenImageProcessor:
     """How a tower wants its pictures: mean and deviation that stand beside its weights, 0.5 where nothing does."""
     file = Path(source) / "preprocessor_config.json"
-    content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    content = _read_config(file, "vision tower") if file.is_file() else {}
     return HybridGenImageProcessor(image_size, image_mean=content.get("image_mean"), image_std=content.get("image_std"))
 
 
@@ -212,3 +214,5 @@ def quiet() -> Iterator[None]:
 def _check_complete(report: dict, folder: Path, what: str) -> None:
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{what} {folder} lacks {len(missing)} of its weights, such as {missing[0]}; copy it again")
+    for name, found, wanted in sorted(report.get("mismatched_keys", [])):
+        raise ValueError(f"{what} {folder} has {name} of shape {tuple(found)}, but its config makes it {tuple(wanted)}")

@@ -7,28 +7,27 @@ dtype, so that what comes back is what was there, bit for bit.
 """
 
 import copy
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, JanusProcessor, JanusVQVAE
+from transformers import JanusProcessor, JanusVQVAE
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
-from hybridgen.bridges.checkpoint import EMBEDDINGS, HEAD, Janus, open_janus
+from hybridgen.bridges.checkpoint import EMBEDDINGS, GUIDANCE, HEAD, NO_PATH, Janus, open_janus
 from hybridgen.bridges.configs import config_to_official, expected_shapes, hybrid_config
 from hybridgen.bridges.names import VQ_PREFIX, to_official
 from hybridgen.bridges.prompts import begins_texts, chat_template, official_settings, transformers_template
 from hybridgen.bridges.report import check_weights
 from hybridgen.bridges.weights import SHARD_SIZE, Stored, save_weights, write_json
+from hybridgen.checkpoints import new_folder
 from hybridgen.codecs import vq_factor
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor
 from hybridgen.tokenization_hybridgen import add_image_tokens, image_token_ids
 
-GUIDANCE = 5  # Janus' own setting, which transformers reads from generation_config.json
-SAMPLING = {"vq": {"guidance_scale": float(GUIDANCE)}}  # the same, as our pipeline reads it from model_index.json
+SAMPLING = {"vq": {"guidance_scale": float(GUIDANCE)}}  # as our pipeline reads it from model_index.json
 
 # ----------------------------------------------------------------------------------------------------- a pipeline
 
@@ -39,7 +38,7 @@ def load_janus(folder: str | Path, style: str | None = None, dtype: torch.dtype 
 
     Args:
         style: of the prompts, `janus` (1.3B) or `janus-pro`; None = found out (`prompts.find_style`).
-        dtype: of the weights; None = as on disk.
+        dtype: of all weights; None = the one that most have on disk. `convert` keeps each tensor's own.
 
     Raises:
         ValueError: in one sentence, what the folder is or lacks.
@@ -57,7 +56,7 @@ def load_janus(folder: str | Path, style: str | None = None, dtype: torch.dtype 
 
     model = load(HybridGenForConditionalGeneration, config, ours)
     vq_model = load(JanusVQVAE, janus.config.vq_config, codec).eval().requires_grad_(False)
-    _set_generation(model, janus)
+    model.generation_config = copy.deepcopy(janus.generation)
     return HybridGenPipeline(model, processor, vq_model=vq_model, sampling_defaults=SAMPLING)
 
 
@@ -90,12 +89,6 @@ def _split(tensors: dict[str, Stored]) -> tuple[dict[str, Stored], dict[str, Sto
     return model, codec
 
 
-def _set_generation(model: HybridGenForConditionalGeneration, janus: Janus) -> None:
-    generation = model.generation_config
-    generation.bos_token_id, generation.pad_token_id = janus.tokenizer.bos_token_id, janus.tokenizer.pad_token_id
-    generation.eos_token_id = janus.ends
-
-
 # --------------------------------------------------------------------------------------------------- conversions
 
 
@@ -112,34 +105,27 @@ def convert(
         destination: a folder that is not there yet, or empty. It appears when all is written.
         to: `hybridgen`, `janus-hf` or `janus-official`.
         style: of the prompts, `janus` (1.3B) or `janus-pro`; None = found out.
+        max_shard_size: of a file of weights, in bytes or as "5GB"; how the source was cut does not matter.
 
     Returns:
-        what was converted; `dropped` names what was left behind.
+        what was converted; `report.lost` says what the new layout cannot carry.
 
     Raises:
         ValueError: in one sentence, what is wrong; nothing is written then.
     """
-    destination = Path(destination)
     if to not in WRITERS:
         raise ValueError(f"there is no layout {to!r}; choose among {', '.join(WRITERS)}")
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise ValueError(f"{destination} is there already; choose a folder that is not, or empty it first")
-    janus = open_janus(source, style)
-    check_conversion(janus, to)
-    aside = destination.parent / f".{destination.name}.unfinished"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
+    with new_folder(destination) as aside:
+        janus = open_janus(source, style)
+        check_conversion(janus, to)
         WRITERS[to](janus, aside, max_shard_size)
-        aside.rename(destination)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
     return janus
 
 
 def check_conversion(janus: Janus, to: str) -> None:
     """Raises ValueError when a checkpoint cannot be written in that layout."""
+    if to == janus.layout == "hybridgen" and NO_PATH in janus.dropped.values():
+        raise ValueError(f"{janus.folder} is in hybridgen's layout already, and no Janus; copy it as it is")
     check_weights(janus)
     hybrid_config(janus.config, {})  # refuses sizes that do not fit one another
     if to == "janus-official":
@@ -152,8 +138,9 @@ def _write_hybridgen(janus: Janus, folder: Path, max_shard_size: int | str) -> N
     with torch.device("meta"):
         model = HybridGenForConditionalGeneration(hybrid_config(janus.config, image_token_ids(processor.tokenizer)))
         vq_model = JanusVQVAE(copy.deepcopy(janus.config.vq_config))
-    _set_generation(model, janus)
-    HybridGenPipeline(model, processor, vq_model=vq_model, sampling_defaults=SAMPLING).save_config(folder)
+    model.generation_config = copy.deepcopy(janus.generation)
+    pipeline = HybridGenPipeline(model, processor, vq_model=vq_model, sampling_defaults=SAMPLING)
+    pipeline.save_config(folder)
     processor.save_pretrained(folder / "processor")
     tensors = zip(("model", "vq_model"), (model, vq_model), _split(janus.tensors), strict=True)
     for name, part, weights in tensors:
@@ -162,6 +149,7 @@ def _write_hybridgen(janus: Janus, folder: Path, max_shard_size: int | str) -> N
         part.config.save_pretrained(folder / name)
         part.generation_config.save_pretrained(folder / name) if part.can_generate() else None
         save_weights(folder / name, {n: weights[n] for n in part.state_dict() if n in weights}, max_shard_size)
+    pipeline.save_front(folder)
 
 
 def _write_transformers(janus: Janus, folder: Path, max_shard_size: int | str) -> None:
@@ -170,13 +158,9 @@ def _write_transformers(janus: Janus, folder: Path, max_shard_size: int | str) -
     config.dtype, config.architectures = config.dtype or janus.dtype, ["JanusForConditionalGeneration"]
     config.save_pretrained(folder)
     ids = {kind: token_id for kind, (_, token_id) in janus.token_ids.items()}
-    GenerationConfig(
-        bos_token_id=janus.tokenizer.bos_token_id,
-        eos_token_id=janus.ends,
-        pad_token_id=ids["pad"],
-        guidance_scale=GUIDANCE,
-        generation_kwargs={"boi_token_id": ids["begin"]},
-    ).save_pretrained(folder)
+    generation = copy.deepcopy(janus.generation)
+    generation.guidance_scale, generation.generation_kwargs = GUIDANCE, {"boi_token_id": ids["begin"]}
+    generation.save_pretrained(folder)
     JanusProcessor(
         JanusImageProcessorPil(
             size={"height": images.image_size, "width": images.image_size},

@@ -217,6 +217,9 @@ def open_image_processor(folder: Path, image_size: int) -> HybridGenImageProcess
         raise ValueError(f"the image processor in {folder} has rescale_factor {settings['rescale_factor']}, not 1/255")
     default = (CLIP_MEAN, CLIP_STD) if settings else ([0.5] * 3, [0.5] * 3)  # both libraries' classes default to CLIP's
     mean, std = settings.get("image_mean") or default[0], settings.get("image_std") or default[1]
+    for name, levels in (("image_mean", mean), ("image_std", std)):
+        if not isinstance(levels, list) or len(levels) != 3 or not all(isinstance(x, int | float) for x in levels):
+            raise ValueError(f"the image processor in {folder} has {name} {levels!r}; it must be three numbers")
     pad = settings.get("pad_value", [int(value * 255) for value in mean])  # the first is ours
     if not settings.get("do_normalize", True):
         mean, std = [0.0] * 3, [1.0] * 3

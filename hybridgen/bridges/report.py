@@ -1,4 +1,5 @@
-"""What a conversion would do, before it does it: tensors compared with the model that the config describes, in a table.
+"""What a conversion would do, before it does it: tensors compared with the model that the config describes, in a table;
+and what the new layout cannot carry.
 
 It reads headers, not weights. The fact a newcomer gets wrong: a dtype that differs is no error (it is kept, tensor by
 tensor), while a shape that differs, or a tensor too many or too few, is one.
@@ -9,9 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
-from hybridgen.bridges.checkpoint import Janus
-from hybridgen.bridges.configs import expected_shapes
-from hybridgen.bridges.weights import common_dtype
+from hybridgen.bridges.checkpoint import GUIDANCE, OWN_GENERATION, Janus, generation_settings
+from hybridgen.bridges.configs import expected_shapes, not_deepseeks, unsaid
+from hybridgen.bridges.prompts import begins_texts, chat_template, template_of, transformers_template
+from hybridgen.bridges.weights import common_dtype, read_json
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def in_table(janus: Janus, to: str) -> Iterator[str]:
     yield from _listed("unexpected", {name: str(janus.tensors[name].shape) for name in found.unexpected})
     yield from _listed("other shape", {name: f"{a}, expected {b}" for name, (a, b) in found.shapes.items()})
     yield from _listed("other dtype", {name: f"{_short(a)}, most {_short(b)}" for name, (a, b) in found.dtypes.items()})
-    yield from _listed("left out", dict.fromkeys(janus.dropped, "not read by any computation"))
+    yield from _listed("left out", janus.dropped)
     yield ""
     yield f"head         {'tied to the embeddings' if janus.config.tie_word_embeddings else 'untied'}"
     for kind, (name, token_id) in janus.token_ids.items():
@@ -71,6 +73,44 @@ def in_table(janus: Janus, to: str) -> Iterator[str]:
     images = janus.image_processor
     size, mean, std = images.image_size, images.image_mean, images.image_std
     yield f"images       {size} pixels, mean {mean}, std {std}, pad {images.pad_value}"
+    yield ""
+    losses = dict.fromkeys(lost(janus, to), "")  # last, for it needs a config that is sound
+    yield from _listed("lost", losses)
+
+
+def lost(janus: Janus, to: str) -> Iterator[str]:
+    """What else than tensors the new layout cannot carry, or the new model's library cannot open, one thing each."""
+    for name, (here, there) in unsaid(janus.config, to, janus.tensors, janus.dtype).items():
+        yield f"config.json cannot say {name} {here!r}: it will be read as {there!r}"
+    if to == "janus-official":
+        yield from (f"DeepSeek's own code cannot open {part}; hybridgen can" for part in not_deepseeks(janus.config))
+    yield from _lost_generation(janus, to)
+    ours = janus.layout == "hybridgen"
+    template = template_of(janus.folder / "processor" if ours else janus.folder)
+    usual = chat_template(janus.style, begins_texts(janus.tokenizer)) if ours else transformers_template(janus.style)
+    if template not in (None, usual):
+        yield f"the chat template: that of {janus.style} takes its place, which may write prompts otherwise"
+    if ours and to != "hybridgen":
+        yield from _only_ours(janus)
+
+
+def _lost_generation(janus: Janus, to: str) -> Iterator[str]:
+    said = generation_settings(janus.folder / "model" if janus.layout == "hybridgen" else janus.folder)
+    if said.get("guidance_scale") not in (None, GUIDANCE):
+        yield f"generation_config.json: guidance_scale {said['guidance_scale']}; a Janus is drawn with {GUIDANCE}"
+    usual = (*OWN_GENERATION, "use_cache", "bos_token_id", "eos_token_id", "pad_token_id")
+    for name, value in said.items():
+        gone = to == "janus-official" or getattr(janus.generation, name, None) != value
+        if gone and name not in usual and value not in (None, False):
+            yield f"generation_config.json: {name} {value}"
+
+
+def _only_ours(janus: Janus) -> Iterator[str]:
+    """What stands beside the model in our layout, and in no other."""
+    index = read_json(janus.folder / "model_index.json")
+    for part in ("vae", "scheduler"):
+        if isinstance(index.get(part), list) and index[part][0] is not None:
+            yield f"{part}/, which belongs to the diffusion path"
 
 
 def _parts(janus: Janus) -> Iterator[str]:
@@ -88,7 +128,7 @@ def _parts(janus: Janus) -> Iterator[str]:
 def _listed(what: str, names: dict[str, str]) -> Iterator[str]:
     yield f"{what:<12} {len(names)}"
     for name, note in names.items():
-        yield f"  {name}  {note}"
+        yield f"  {name}  {note}".rstrip()
 
 
 def _short(dtype: torch.dtype) -> str:

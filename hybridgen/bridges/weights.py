@@ -19,8 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-SINGLES = ("model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin")
+INDEX = "model.safetensors.index.json"
+# what is looked for, in transformers' order: pickles last
+FILES = (
+    "model.safetensors", "diffusion_pytorch_model.safetensors", INDEX, "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)  # fmt: skip
 SHARD_SIZE = "50GB"  # transformers' own default: what it wrote in one file stays one file
 
 
@@ -57,20 +61,20 @@ def open_weights(folder: Path) -> dict[str, Stored]:
 
 
 def _files(folder: Path) -> list[Path]:
-    for index in INDICES:
-        if (folder / index).is_file():
-            shards = sorted(set(read_json(folder / index).get("weight_map", {}).values()))
-            missing = [shard for shard in shards if not (folder / shard).is_file()]
-            if missing:
-                raise ValueError(
-                    f"{folder} is missing {missing[0]}, one of the {len(shards)} shards that {index} names; copy it "
-                    "again"
-                )
-            return [folder / shard for shard in shards]
-    for single in SINGLES:
-        if (folder / single).is_file():
-            return [folder / single]
-    raise ValueError(f"{folder} has no weights: none of {', '.join((*SINGLES, *INDICES))} is there")
+    file = next((folder / name for name in FILES if (folder / name).is_file()), None)
+    if file is None:
+        raise ValueError(f"{folder} has no weights: none of {', '.join(FILES)} is there")
+    if file.suffix != ".json":
+        return [file]
+    names = read_json(file).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise ValueError(f"{file} names no shards; it was changed, copy it again")
+    shards = sorted(set(names.values()))
+    if missing := [shard for shard in shards if not (folder / shard).is_file()]:
+        raise ValueError(
+            f"{folder} is missing {missing[0]}, one of the {len(shards)} shards that {file.name} names; copy it again"
+        )
+    return [folder / shard for shard in shards]
 
 
 def _open_file(file: Path) -> dict[str, Stored]:
@@ -131,7 +135,7 @@ def save_weights(folder: Path, tensors: dict[str, Stored], max_shard_size: int |
     if split.is_sharded:
         parameters = sum(tensor.size for tensor in tensors.values())
         index = {"metadata": {"total_parameters": parameters, **split.metadata}, "weight_map": split.tensor_to_filename}
-        write_json(folder / INDICES[0], index)
+        write_json(folder / INDEX, index)
     return [folder / shard for shard in split.filename_to_tensors]
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hybridgen.data.attribution import attribute
 from hybridgen.data.broken import Broken
 from hybridgen.data.mixture import Drawn, Mixture
 from hybridgen.data.packing import pack_rows
@@ -162,6 +163,11 @@ class RowLoader:
         self._batches, self._used = state["batches"], state["used"]
         self._state = self._snapshot()
 
+    def where(self, record: tuple[str, int]) -> str:
+        """What to call one of a batch's `records`, (task, cursor), in an error."""
+        name, cursor = record
+        return self.mixture.tasks[name].where(cursor)
+
     def shares(self) -> dict[str, float]:
         """The realised share of the tokens of each task, up to the last batch handed out."""
         tokens = self._state["mixture"]["tokens"]
@@ -193,8 +199,11 @@ class RowLoader:
         self._batches += 1
         self._used += sum(len(document) for row in rows for document in row)
         mine = slice(self.rank * self.rows, (self.rank + 1) * self.rows)
-        documents = [[drawn.document for drawn in row] for row in (rows[mine] if self._part is None else rows)]
+        own = rows[mine] if self._part is None else rows
+        documents = [[drawn.document for drawn in row] for row in own]
         batch = collate(documents, self.length, self.processor.special_tokens.pad, list(numbers[mine]))
+        batch |= attribute(own, list(self.mixture.tasks), self.processor, self.length)
+        batch["records"] = [(drawn.task.name, drawn.cursor) for row in own for drawn in row]
         return batch, self._snapshot()
 
     def _snapshot(self) -> dict:

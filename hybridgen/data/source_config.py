@@ -39,7 +39,7 @@ class SourceConfig:
         streaming: read from front to end, and shuffle within `buffer` records; nothing is counted or copied before.
         weight: its share of the tokens is this over the sum of all weights. One that changes is a mapping from the
             optimizer step on which it begins to hold, the first 0: `{0: 0.5, 1000: 0.1}`.
-        read, write, loss_on, twin, height, width: see `HybridGenProcessor.document`.
+        read, write, loss_on, twin, height, width: see `HybridGenProcessor.document`; `read` may be a list of paths.
         prompt_dropout: share of the documents that lose what the user says (0.1 is usual where guidance is wanted).
         image_tokens: images are drawn (or read by a path that draws) at their own aspect ratio, in the size that is
             nearest to it and has at most so many tokens; instead of height and width.
@@ -65,7 +65,7 @@ class SourceConfig:
     streaming: bool = False
     buffer: int = 1000
     weight: float | dict = 1.0
-    read: str = "understanding"
+    read: str | list = "understanding"
     write: str | None = None
     loss_on: str = "assistant"
     prompt_dropout: float = 0.0
@@ -82,7 +82,8 @@ class SourceConfig:
 
     def __post_init__(self):
         if self.name is None:
-            words = (Path(self.source).stem if self.is_file else self.source, self.task, self.write or self.read)
+            read = self.read if isinstance(self.read, str) else "+".join(map(str, self.read))
+            words = (Path(self.source).stem if self.is_file else self.source, self.task, self.write or read)
             self.name = "-".join(word for word in words if word)
         self._check_weight()
         if not 0 <= self.prompt_dropout <= 1:
@@ -92,12 +93,14 @@ class SourceConfig:
                 f"{self.name}: order is {self.order!r}; use 'caption_first', 'image_first' or a share from 0 to 1"
             )
         for key, value, allowed in (
-            ("read", self.read, PATHS),
+            *(("read", path, PATHS) for path in self.reads),
             ("write", self.write, (None, *PATHS)),
             ("loss_on", self.loss_on, LOSS_ON),
         ):
             if value not in allowed:
                 raise ValueError(f"{self.name}: {key} is {value!r}; it must be one of {', '.join(map(str, allowed))}")
+        if not self.reads or len(set(self.reads)) < len(self.reads):
+            raise ValueError(f"{self.name}: read is {self.read!r}; name each path by which images are read once")
         self._check_images()
         self._check_format()
 
@@ -107,7 +110,7 @@ class SourceConfig:
                 raise ValueError(f"{self.name}: image_tokens is {self.image_tokens}; it must be at least 1")
             if self.height is not None or self.width is not None:
                 raise ValueError(f"{self.name}: image_tokens is given, and so are height or width; keep one of them")
-            if not {self.read, self.write} & {"diffusion", "vq"}:
+            if not {*self.reads, self.write} & {"diffusion", "vq"}:
                 raise ValueError(f"{self.name}: image_tokens belongs to the paths diffusion and vq; leave it out")
         if self.max_timestep is not None and not 0 < self.max_timestep <= 1000:
             raise ValueError(f"{self.name}: max_timestep is {self.max_timestep}; it must be in (0, 1000]")
@@ -171,6 +174,11 @@ class SourceConfig:
         if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.source) and not path.suffix:
             return "dataset"  # owner/name
         return "jsonl" if path.suffix or "/" in self.source else "world"
+
+    @property
+    def reads(self) -> list[str]:
+        """The paths by which images are read."""
+        return [self.read] if isinstance(self.read, str) else list(self.read)
 
     @property
     def caption_first(self) -> float:

@@ -33,6 +33,8 @@ class DrawSettings:
         steps: of the diffusion path.
         guidance: of both paths; 1 = none.
         temperature, top_k, top_p: of the vq path's codes.
+        precision: of the inner loop's weights.
+        window: codes read at once (vq).
     """
 
     steps: int = 30
@@ -40,11 +42,14 @@ class DrawSettings:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    precision: str = "model"
+    window: int = 1
 
     def of_path(self, path: str) -> dict[str, float]:
         """The settings that matter to a path."""
-        names = ("steps", "guidance") if path == "diffusion" else ("guidance", "temperature", "top_k", "top_p")
-        return {name: getattr(self, name) for name in names}
+        of_codes = ("guidance", "temperature", "top_k", "top_p", "window")
+        names = ("steps", "guidance") if path == "diffusion" else of_codes
+        return {name: getattr(self, name) for name in (*names, "precision")}
 
     def arguments(self) -> dict[str, float]:
         """As the pipeline's call names them."""

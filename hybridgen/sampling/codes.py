@@ -9,6 +9,7 @@ sample of their softmax, and one that a rounding error in the logits, of another
 Shapes: I images, R rows (I, or 2 I or 3 I with guidance), V codes to choose from, T codes of one image.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -76,17 +77,27 @@ def write_codes(
     on_step: Callable[[int, Tensor], Tensor] | None = None,
     on_logits: Callable[[int, Tensor], None] | None = None,
     decoder: Decoder | None = None,
+    window: int = 1,
 ) -> Tensor:
     """The codes (I, count) that follow a prefix whose rows end with the begin-of-image token; the prefix grows by them.
+
+    With a window of W, W codes are read at once: the next one, and guesses of those behind it. A guess that is what is
+    then drawn there has saved a step; from the first that is not, all is read again, with what was drawn as the new
+    guesses (Jacobi decoding, arXiv 2305.10427, 2410.01699). Each position keeps its own noise, so the codes are those
+    of a window of 1.
 
     Args:
         generators: one an image; their number is I. The prefix has I, 2 I or 3 I rows, as `guidance` orders
             them.
-        on_step: told the codes so far (I, t) after each step; what it returns is gone on with.
-        on_logits: told the guided logits (I, V) of each step, before temperature and filters.
+        on_step: told the codes so far (I, t) after each code; what it returns is gone on with.
+        on_logits: told the guided logits (I, V) of each code, before temperature and filters.
         decoder: the model's, in another precision; None = in its own.
+        window: codes read at once; pays for few images, whose guesses must all be right.
+
+    Raises:
+        ValueError: a window of several codes with a guidance that averages over steps.
     """
-    steps = writing_codes(model, prefix, count, generators, sampling, guidance, on_step, on_logits, decoder)
+    steps = writing_codes(model, prefix, count, generators, sampling, guidance, on_step, on_logits, decoder, window)
     for codes in steps:  # noqa: B007
         pass
     return codes
@@ -103,33 +114,96 @@ def writing_codes(
     on_step: Callable[[int, Tensor], Tensor] | None = None,
     on_logits: Callable[[int, Tensor], None] | None = None,
     decoder: Decoder | None = None,
+    window: int = 1,
 ) -> Iterator[Tensor]:
-    """`write_codes` step by step: the codes so far (I, t). The prefix is whole only when all were asked for."""
+    """`write_codes` forward by forward: the codes so far (I, t). The prefix is whole only when all were asked for."""
     images, device = len(generators), prefix.last_state.device
-    copies = prefix.rows // images
+    copies, vocabulary = prefix.rows // images, model.config.vq_config.num_embeddings
     decoder = Decoder(model) if decoder is None else decoder
-    read = decoder.after(prefix, torch.arange(count, device=device), causal=True)
-    noise = draw_gumbel(generators, count, model.config.vq_config.num_embeddings, device)
-    codes = torch.zeros(images, count, dtype=torch.long, device=device)
     guide = Guide(guidance, images, count)
-    states = prefix.last_state  # R, H
-    for step in range(count):
-        logits = decoder.code_logits(states)  # R, V
+    check_window(window, guide.guidance)
+    read = decoder.after(prefix, torch.arange(count, device=device), causal=window == 1)
+    noise = _Noise(draw_gumbel(generators, count, vocabulary, device))
+    codes = torch.zeros(images, count, dtype=torch.long, device=device)
+
+    def draw(states: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """Output (R, n, H) -> guided logits (n, I, V) and codes (n, I) of position `first` and those after it."""
+        logits = decoder.code_logits(states).transpose(0, 1)  # n, R, V
         if guide.guidance.method != "cfg":
             logits = logits - logits.mean(-1, keepdim=True)
-        logits = guide(logits, step)  # I, V
+        guided = [guide(scores, first + number) for number, scores in enumerate(logits)]
+        drawn = [sampling.draw(scores, noise.at(first + number)) for number, scores in enumerate(guided)]
+        return torch.stack(guided), torch.stack(drawn)
+
+    def take(step: int, logits: Tensor, drawn: Tensor) -> None:
         if on_logits is not None:
             on_logits(step, logits)
-        codes[:, step] = sampling.draw(logits, noise)
+        codes[:, step] = drawn
         if on_step is not None:
             codes[:, : step + 1] = on_step(step, codes[:, : step + 1])
-        if step + 1 < count:
-            embeds = model.model.embed_codes(codes[:, step]).repeat(copies, 1)[:, None]  # R, 1, H
-            states = read(embeds, step)[:, 0]
-        yield codes[:, : step + 1]
+
+    states = prefix.last_state[:, None]  # R, 1, H
+    logits, drawn = draw(states, 0)
+    take(0, logits[0], drawn[0])
+    yield codes[:, :1]
+    done, guesses = 0, codes.new_zeros(images, 0)  # codes that were read; guesses of those after the next
+    while done < count - 1:
+        ahead = min(window, count - 1 - done)
+        guesses = _guess(codes, done, guesses, ahead - 1)
+        inputs = torch.cat([codes[:, done : done + 1], guesses], dim=1)  # I, n
+        states = read(model.model.embed_codes(inputs).repeat(copies, 1, 1), done, keep=False)  # R, n, H
+        logits, drawn = draw(states, done + 1)
+        for right in range(1, ahead + 1):  # inputs that were what is drawn
+            take(done + right, logits[right - 1], drawn[right - 1])
+            if right == ahead or not torch.equal(inputs[:, right], codes[:, done + right]):
+                break
+        prefix.cache.advance(right)
+        guesses, done = drawn[right:].T, done + right
+        noise.forget(done)
+        yield codes[:, : done + 1]
     prefix.document_ids = torch.nn.functional.pad(prefix.document_ids, (0, count - 1))
     prefix.positions = prefix.positions + count - 1
-    prefix.last_state = states
+    prefix.last_state = states[:, right - 1] if count > 1 else states[:, 0]
+
+
+def check_window(window: int, guidance: Guidance) -> None:
+    """Raises ValueError for a window that means nothing, or does not go with a guidance."""
+    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+        raise ValueError(f"window is {window!r}; it must be a whole number of at least 1 (1 = a code at a time)")
+    if window > 1 and guidance.method == "apg" and guidance.momentum:
+        raise ValueError(
+            f"a window of {window} codes does not go with the momentum of APG, which averages over steps that were "
+            "taken; use window 1, or momentum 0"
+        )
+
+
+def _guess(codes: Tensor, done: int, before: Tensor, count: int) -> Tensor:
+    """Guesses (I, count) of the codes after the next: as drawn before, and then those of the row above."""
+    side, first = math.isqrt(codes.shape[1]), done + 1
+    made = [before[:, number] for number in range(min(count, before.shape[1]))]
+    for position in range(first + len(made), first + count):
+        above, known = position - side, position - first - 1
+        near = codes[:, done] if known < 0 else made[known]
+        made.append(codes[:, above] if 0 <= above <= done else near)
+    return torch.stack(made, dim=1) if made else codes[:, :0]
+
+
+class _Noise:
+    """The noise of each position, drawn once, in order, and kept for as long as it may be asked for again."""
+
+    def __init__(self, stream: Iterator[Tensor]):
+        self._stream, self._kept, self._next = stream, {}, 0
+
+    def at(self, position: int) -> Iterator[Tensor]:
+        """An iterator, so that what is not needed is not drawn."""
+        while self._next <= position:
+            self._kept[self._next] = next(self._stream)
+            self._next += 1
+        yield self._kept[position]
+
+    def forget(self, position: int) -> None:
+        """All positions up to this one."""
+        self._kept = {number: noise for number, noise in self._kept.items() if number > position}
 
 
 @torch.no_grad()

@@ -6,7 +6,8 @@ file runs those on the layers' own weights. Any other backbone, and one whose la
 library's quantization), is run as transformers runs it; a test holds both equal.
 
 The fact a newcomer gets wrong: precision `model` copies nothing, so it is always the model as it is now. `bf16` and
-`int8` copy the matrices as they are when the decoder is made: make another after training on.
+`int8` copy the matrices as they are when the decoder is made (`is_current` tells whether they still are). They round
+more, and not the same in every batch: a code that hangs by a hair may then depend on what is drawn beside it.
 
 Shapes: R rows, n new tokens, K keys up to the last of them, H width, A heads of the queries, G of the keys, d their
 width.
@@ -67,6 +68,7 @@ class _Product:
             scale = (weight.float().abs().amax(1) / 127).clamp(min=1e-12)  # one a row, symmetric
             self.small = (weight.float() / scale[:, None]).round().to(torch.int8)
             self.scale = scale.bfloat16()
+            self.wide = self.small.bfloat16() * self.scale[:, None]  # the same weights, however many tokens come
 
     def __call__(self, inputs: Tensor) -> list[Tensor]:
         """(R, n, in) -> (R, n, out) of each layer, in the input's dtype."""
@@ -91,7 +93,7 @@ class _Layer:
         self.head_norms = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)  # Qwen3
         self.head_dim, self.scaling, self.act_fn = attention.head_dim, attention.scaling, mlp.act_fn
 
-    def __call__(self, states: Tensor, mask: Tensor | None, cos: Tensor, sin: Tensor, cache) -> Tensor:
+    def __call__(self, states: Tensor, mask: Tensor, cos: Tensor, sin: Tensor, cache) -> Tensor:
         """(R, n, H) -> the same; keys and values go into the layer's cache."""
         queries, keys, values = (
             part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv(_norm(self.norms[0], states))
@@ -135,6 +137,7 @@ class Decoder:
             raise ValueError(f"precision is {precision!r}; choose one of {', '.join(PRECISIONS)}")
         self.model, self.precision = model, precision
         self.layers: list[_Layer] | None = None
+        self._made_of = self._weights()
         if not can_be_lean(model):
             if precision != "model":
                 raise ValueError(
@@ -155,6 +158,14 @@ class Decoder:
                 _Product([head.vision_head], precision),
             )
 
+    def _weights(self) -> list[tuple[int, int]]:
+        """Where the model's weights lie, and how often they were changed there."""
+        return [(parameter.data_ptr(), parameter._version) for parameter in self.model.parameters()]
+
+    def is_current(self) -> bool:
+        """Whether the model's weights are still those that this was made of."""
+        return self._made_of == self._weights()
+
     def code_logits(self, states: Tensor) -> Tensor:
         """(R, H) -> (R, num_embeddings), in float32."""
         if self.layers is None or self.head is None:
@@ -162,21 +173,23 @@ class Decoder:
         inner, activation, outer = self.head
         return outer(activation(inner(states)[0]))[0].float()
 
-    def after(self, prefix: Prefix, blocks: Tensor, causal: bool = False) -> "Reader":
+    def after(self, prefix: Prefix, blocks: Tensor, causal: bool = False, diffusion: bool = False) -> "Reader":
         """What reads tokens that come next in a prefix.
 
         Args:
             blocks: (T,) blocks of all tokens that will come.
             causal: they come one at a time.
+            diffusion: they are tokens of the diffusion path.
         """
-        return Reader(self, prefix, blocks, causal)
+        return Reader(self, prefix, blocks, causal, diffusion)
 
 
 class Reader:
     """Reads tokens behind a prefix; all that does not depend on them is computed here, once."""
 
-    def __init__(self, decoder: Decoder, prefix: Prefix, blocks: Tensor, causal: bool):
+    def __init__(self, decoder: Decoder, prefix: Prefix, blocks: Tensor, causal: bool, diffusion: bool):
         self.decoder, self.prefix, self.blocks, self.causal = decoder, prefix, blocks, causal
+        self.diffusion = diffusion
         model, count = decoder.model, len(blocks)
         self.kept = len(prefix)
         self.position_ids = prefix.positions_of(count)  # R, T
@@ -184,12 +197,10 @@ class Reader:
         self.mask = prefix.mask_with(model, blocks, queries=1 if causal else count)  # R, 1, 1 or T, P + T
         self.lean = decoder.layers is not None and isinstance(self.mask, Tensor)
         if self.lean:
-            if self.mask.dtype == torch.bool:  # attention takes numbers; they are made here once, not at each step
+            if self.mask.dtype == torch.bool:  # attention adds numbers; they are made here once, not at each step
                 lowest = torch.finfo(model.dtype).min
-                self.mask = (
-                    None
-                    if self.mask.all()
-                    else torch.zeros_like(self.mask, dtype=model.dtype).masked_fill_(~self.mask, lowest)
+                self.mask = torch.zeros(self.mask.shape, dtype=model.dtype, device=self.mask.device).masked_fill_(
+                    ~self.mask, lowest
                 )
             like = prefix.last_state[:1].to(model.dtype)
             cos, sin = model.model.language_model.rotary_emb(like, self.position_ids)  # R, T, d
@@ -207,13 +218,8 @@ class Reader:
         last, cache = first + embeds.shape[1], self.prefix.cache
         with nullcontext() if keep else cache.peeking():
             if not self.lean:
-                return backbone(
-                    self.decoder.model,
-                    self.prefix,
-                    embeds,
-                    self._mask_of(first, last),
-                    self.position_ids[:, first:last],
-                )
+                where = self._mask_of(first, last), self.position_ids[:, first:last]
+                return backbone(self.decoder.model, self.prefix, embeds, *where, self.diffusion)
             mask, cos, sin = self._mask_of(first, last), self.cos[:, first:last], self.sin[:, first:last]
             for layer, kept in zip(self.decoder.layers, cache.layers, strict=True):
                 embeds = layer(embeds, mask, cos, sin, kept)
@@ -221,8 +227,6 @@ class Reader:
 
     def _mask_of(self, first: int, last: int):
         """The mask (R, 1, n, K) of tokens `first` to `last`: a slice of one mask, where masks can be sliced."""
-        if self.mask is None:
-            return None
         if not isinstance(self.mask, Tensor):
             return self.prefix.mask_with(self.decoder.model, self.blocks[:last], queries=last - first)
         rows = self.mask if self.causal else self.mask[:, :, first:last]

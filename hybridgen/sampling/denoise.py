@@ -139,7 +139,7 @@ def image_predictor(
     vectors = core.timestep_embedder(timesteps)  # S, H
     prefix.cache.reserve(len(where))
     guide = Guide(guidance, images, len(timesteps))
-    readers = [(rows.rows // images, decoder.after(rows, blocks)) for rows in prefix.heads(images)]
+    readers = [(rows.rows // images, decoder.after(rows, blocks, diffusion=True)) for rows in prefix.heads(images)]
     unguided, guided = readers[0], readers[-1]
     kind, in_velocity = config.prediction_type, guide.guidance.method == "zero_star" and config.noise_schedule == "flow"
     if in_velocity:

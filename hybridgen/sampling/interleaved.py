@@ -24,7 +24,7 @@ from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.noise import convert
 from hybridgen.sampling.codes import commit_codes
 from hybridgen.sampling.decoder import Decoder
-from hybridgen.sampling.denoise import commit_image, denoising, image_predictor, prepare
+from hybridgen.sampling.denoise import denoising, image_predictor, prepare
 from hybridgen.sampling.guidance import Guidance
 from hybridgen.sampling.prefix import SHELF, Prefix, extend, stack
 from hybridgen.sampling.seeds import draw_noise
@@ -200,13 +200,14 @@ def drawing_latents(
     generator: Generator,
     guidance: Guidance,
     shift: float | None = None,
+    decoder: Decoder | None = None,
 ) -> Iterator[tuple[Tensor, Callable[[], Tensor]]]:
     """`denoise.draw_latents` of one image step by step: the latents (1, C, h, w), and what makes of them the picture
     that the model expects at the end (x_0)."""
     config, device = model.config.diffusion_config, prefix.positions.device
     schedule = prepare(scheduler, num_inference_steps, config, device, shift)
     noise = draw_noise([generator], (config.in_channels, *size), device)
-    predict = image_predictor(model, prefix, 1, size, schedule.timesteps, guidance)
+    predict = image_predictor(model, prefix, 1, size, schedule.timesteps, guidance, decoder)
     said: list = []
 
     def listened(noisy: Tensor, step: int) -> Tensor:
@@ -219,19 +220,21 @@ def drawing_latents(
 
 
 @torch.no_grad()
-def commit(model: HybridGenForConditionalGeneration, row: Row, drawn_against: Prefix, picture: Picture) -> Row:
+def commit(model: HybridGenForConditionalGeneration, row: Row, drawn_against: Prefix | None, picture: Picture) -> Row:
     """The row with a finished picture, read clean, after it. Only this row: text goes on from what was really said.
 
     Args:
         row: what the picture followed.
-        drawn_against: its prefix, the row first; of the vq path, it holds all codes but the last.
+        drawn_against: its prefix, the row first; of the vq path, it holds all codes but the last. None = it was read in
+            another precision than the model's, and is read again.
     """
     tokens = picture.tokens(model.config.begin_image_token_id, model.config.end_image_token_id)
-    if picture.path == "vq":
+    if picture.path == "vq" and drawn_against is not None:
         prefix = drawn_against.select(slice(0, 1))
         commit_codes(model, prefix, picture.media["codes"][None])
     else:
         begun = begin(model, row)
         prefix = begun.until(len(begun), begun.last_state)
-        commit_image(model, prefix, picture.media["latents"])
+        ids, blocks, media = _as_inputs(model, tokens[1:])
+        extend(model, prefix, ids, blocks, **media)
     return Row(row.tokens + tokens, prefix)

@@ -93,6 +93,11 @@ class PrefixCache(Cache):
         for layer in self.layers:
             layer.reserve(layer.length + room)
 
+    def advance(self, count: int) -> None:
+        """Keep the first `count` of the tokens that were read last while peeking."""
+        for layer in self.layers:
+            layer.length += count
+
     @contextmanager
     def peeking(self) -> Iterator[None]:
         """Inside, new tokens are read but not kept."""
@@ -297,9 +302,18 @@ def extend(
 
 
 def backbone(
-    model: HybridGenForConditionalGeneration, prefix: Prefix, embeds: Tensor, mask, position_ids: Tensor
+    model: HybridGenForConditionalGeneration,
+    prefix: Prefix,
+    embeds: Tensor,
+    mask,
+    position_ids: Tensor,
+    diffusion: bool = False,
 ) -> Tensor:
-    """The backbone alone on embeddings (R, n, H), without the heads: for inner loops, where all else is precomputed."""
+    """The backbone alone on embeddings (R, n, H), without the heads: for inner loops, where all else is precomputed.
+
+    `diffusion` says whether they are all tokens of that path.
+    """
+    model.model.lay_down(torch.ones_like(embeds[..., 0], dtype=torch.bool) if diffusion else None)
     return model.model.language_model(
         inputs_embeds=embeds,
         attention_mask=mask,

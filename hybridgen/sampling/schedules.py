@@ -59,16 +59,20 @@ def check_scheduler(scheduler, diffusion_config) -> None:
     trained = (
         f"the model was trained with noise_schedule {process.schedule!r} on {process.num_train_timesteps} timesteps"
     )
+    if not hasattr(scheduler, "step"):
+        raise ValueError(f"{name} takes no steps, so it does not sample; {way_out}")
     if _is_flow(scheduler) != (process.schedule == "flow"):
         kind = "flow matching" if _is_flow(scheduler) else "a DDPM process"
         raise ValueError(f"{name} samples {kind}, but {trained}; {way_out}")
-    if scheduler.config.num_train_timesteps != process.num_train_timesteps:
-        raise ValueError(f"{name} counts {scheduler.config.num_train_timesteps} timesteps, but {trained}; {way_out}")
+    if (counted := scheduler.config.get("num_train_timesteps")) != process.num_train_timesteps:
+        raise ValueError(f"{name} counts {counted or 'no'} timesteps, but {trained}; {way_out}")
     if scheduler.config.get("use_dynamic_shifting"):
         raise ValueError(
             f"{name} has use_dynamic_shifting, which needs a rule that no config states; set shift instead"
         )
     if process.schedule == "flow":
+        if not hasattr(scheduler, "sigmas"):
+            raise ValueError(f"{name} has no table of noise levels, so it does not sample flow matching; {way_out}")
         if _wanted(scheduler) is None:
             raise ValueError(
                 f"{name} has prediction_type {scheduler.config.prediction_type!r}, unknown to flow matching; {way_out}"
@@ -83,9 +87,9 @@ def check_scheduler(scheduler, diffusion_config) -> None:
 
 def _is_flow(scheduler) -> bool:
     config = scheduler.config
-    if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
+    if config.get("use_flow_sigmas"):
         return True
-    return not hasattr(scheduler, "alphas_cumprod") and "prediction_type" not in config
+    return not hasattr(scheduler, "alphas_cumprod") and config.get("prediction_type") in (None, "flow_prediction")
 
 
 def _wanted(scheduler) -> str | None:

@@ -18,6 +18,7 @@ from hybridgen.chat import parts
 from hybridgen.codecs import VAECodec, VQCodec, load_vq
 from hybridgen.data.sources import Task, open_source
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
+from hybridgen.paths.own_layers import with_own
 from hybridgen.pipeline_hybridgen import WRITING_PATHS, HybridGenPipeline, load_pipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor, add_image_tokens, build_tokenizer, image_token_ids
 from hybridgen.training.checkpointing import saved_steps
@@ -97,8 +98,9 @@ def build_model(
         model = HybridGenForConditionalGeneration(hybrid)
         if config.language_model is not None:
             language_model = AutoModelForCausalLM.from_pretrained(config.language_model, dtype=torch.float32)
-            language_model.resize_token_embeddings(len(tokenizer))
-            model.model.language_model.load_state_dict(language_model.base_model.state_dict())
+            language_model.resize_token_embeddings(hybrid.vocab_size)
+            backbone = model.model.language_model
+            backbone.load_state_dict(with_own(backbone, language_model.base_model.state_dict()))
             model.lm_head.load_state_dict(language_model.get_output_embeddings().state_dict())
     if config.vision_model is not None:
         tower = AutoModel.from_pretrained(config.vision_model, dtype=torch.float32)

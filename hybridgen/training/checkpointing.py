@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
+from torch.distributed.checkpoint.api import CheckpointException
 
 MANIFEST = "manifest.json"
 TORCH_SAVE_FAILED = ("PytorchStreamWriter", "inline_container")  # torch.save raises a RuntimeError on a full disk
@@ -61,38 +62,52 @@ def written_aside(folder: Path, accelerator: Accelerator, manifest: bool = True)
     """Write a folder as `FOLDER.tmp` and rename it once it is whole, in every process together.
 
     1. The main process clears `FOLDER.tmp`; all write into it (the body).
-    2. If any process could not write, the folder is removed and every process raises.
-    3. The main process adds the manifest, if one is wanted, and renames; an older folder of that name makes way.
+    2. The main process adds the manifest, if one is wanted.
+    3. The main process renames; an older folder of that name makes way.
+
+    After each, all agree: if any process could not write, the folder is removed and every process raises.
 
     Raises:
         OSError: in one sentence, what could not be written, and that what was saved before is intact.
     """
     aside = folder.with_name(folder.name + ".tmp")
-    error = None
-    if accelerator.is_main_process:
-        try:
+    with _agreed(folder, accelerator):
+        if accelerator.is_main_process:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
-        except OSError as caught:
-            error = caught
-    _agree_on(error, folder, accelerator)
-    try:
+    with _agreed(folder, accelerator):
         yield aside
-        accelerator.wait_for_everyone()
+    with _agreed(folder, accelerator):
         if manifest and accelerator.is_main_process:
             sizes = {str(path.relative_to(aside)): path.stat().st_size for path in aside.rglob("*") if path.is_file()}
             write_json(aside / MANIFEST, sizes)
+    with _agreed(folder, accelerator):
+        if accelerator.is_main_process:
+            _replace(aside, folder)
+
+
+@contextlib.contextmanager
+def _agreed(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """The body's failure to write, in any process, is every process' failure at its end; any other error passes."""
+    error = None
+    try:
+        yield
+    except CheckpointException as caught:  # torch's, of what went wrong in any process while shards were written
+        error = next(reason for reason, _ in caught.failures.values())
     except (OSError, RuntimeError, SafetensorError) as caught:
-        if isinstance(caught, RuntimeError) and not any(word in str(caught) for word in TORCH_SAVE_FAILED):
-            raise
         error = caught
+    if error is not None and not _is_of_the_disk(error):
+        raise error
     _agree_on(error, folder, accelerator)
-    if accelerator.is_main_process:
-        _replace(aside, folder)
-    accelerator.wait_for_everyone()
 
 
-def _agree_on(error: Exception | None, folder: Path, accelerator: Accelerator) -> None:
+def _is_of_the_disk(error: BaseException) -> bool:
+    if isinstance(error, RuntimeError):
+        return any(word in str(error) for word in TORCH_SAVE_FAILED)
+    return isinstance(error, OSError | SafetensorError) and not isinstance(error, ConnectionError)
+
+
+def _agree_on(error: BaseException | None, folder: Path, accelerator: Accelerator) -> None:
     """Go on if no process had an error; otherwise clean up and raise in all."""
     flag = torch.tensor([float(error is not None)], device=accelerator.device)
     if not accelerator.reduce(flag, reduction="sum") > 0:
@@ -118,10 +133,14 @@ def _replace(aside: Path, folder: Path) -> None:
         os.replace(aside, folder)
 
 
-def prune(states: Path, keep_last: int) -> None:
-    """Remove all but the newest states, and what interrupted saves left behind."""
-    for state in saved_steps(states)[keep_last:]:
-        shutil.rmtree(state, ignore_errors=True)
+def prune(states: Path, keep_last: int, step: int) -> None:
+    """Remove all but the newest states up to a step, and what interrupted saves left behind. Later ones go, too: they
+    are damaged, or of a run that was given up to go on from an earlier state."""
+    found = saved_steps(states)
+    kept = [state for state in found if int(state.name[5:]) <= step][:keep_last]
+    for state in found:
+        if state not in kept:
+            shutil.rmtree(state, ignore_errors=True)
     for pattern in ("step_*.tmp", "step_*.old"):
         for leftover in states.glob(pattern):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -135,6 +154,13 @@ def remove_all(states: Path) -> None:
 
 def write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def write_text(path: Path, content: str) -> None:
+    """A small file that is never half written."""
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(content, encoding="utf-8")
+    os.replace(aside, path)
 
 
 def read_json(path: Path) -> dict:

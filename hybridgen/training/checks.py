@@ -14,7 +14,8 @@ from hybridgen.codecs import vq_factor
 from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.paths.patches import check_size
 from hybridgen.paths.understanding import tokens_per_image
-from hybridgen.training.parts import hybrid_config, read_json, vq_config
+from hybridgen.training.codec_checks import check_codec_stage
+from hybridgen.training.parts import hybrid_config, read_json
 
 if TYPE_CHECKING:  # `config` calls `check`
     from hybridgen.data.sources import SourceConfig
@@ -45,7 +46,7 @@ def check(config: "TrainConfig") -> None:
     if config.resume not in ("auto", "never") and not Path(config.resume).is_dir():
         raise ValueError(f"resume is {config.resume!r}; it must be 'auto', 'never' or the folder of a saved state")
     if config.stage == "codec":
-        _check_codec_stage(config)
+        check_codec_stage(config)
     else:
         _check_model_stage(config)
 
@@ -55,11 +56,13 @@ def check(config: "TrainConfig") -> None:
 
 def _check_numbers(config: "TrainConfig") -> None:
     at_least_one = ("steps", "accumulation", "log_every", "save_every", "keep_last", "data.rows", "data.row_length")
+    at_least_one += ("spike.window", "spike.limit")
     for key in at_least_one:
         _require(config, key, lambda value: value >= 1, "at least 1")
     for key in (
         "validation.every",
         "sampling.every",
+        "diagnostics.every",
         "schedule.warmup_steps",
         "optimizer.weight_decay",
         "data.prefetch",
@@ -69,13 +72,22 @@ def _check_numbers(config: "TrainConfig") -> None:
         _require(config, key, lambda value: value >= 0, "0 or more")
     for key in ("optimizer.lr", "optimizer.eps", "data.temperature"):
         _require(config, key, lambda value: value > 0, "above 0")
-    for key in ("max_seconds", "clip", "threads", "optimizer.muon_lr"):
+    _require(config, "dropout", lambda value: 0 <= value < 1, "from 0 to below 1")
+    for key in ("max_seconds", "clip", "threads", "optimizer.muon_lr", "diagnostics.peak_tflops"):
         _require(config, key, lambda value: value is None or value > 0, "above 0, or null")
     _require(config, "schedule.min_ratio", lambda value: 0 <= value <= 1, "from 0 to 1")
     _require(config, "schedule.decay_fraction", lambda value: 0 < value <= 1, "above 0 and at most 1")
     _require(
         config, "optimizer.betas", lambda value: len(value) == 2 and all(0 <= b < 1 for b in value), "two in [0, 1)"
     )
+    if config.schedule.name == "exponential":
+        _require(config, "schedule.min_ratio", lambda value: value > 0, "above 0, as nothing decays to 0 by factors")
+    _require(config, "spike.factor", lambda value: value is None or value > 1, "above 1, or null")
+    if config.spike.limit > config.spike.window:
+        raise ValueError(
+            f"spike.limit {config.spike.limit} can never be reached within spike.window {config.spike.window}; make it "
+            "the smaller one"
+        )
     if config.ema is not None:
         _require(config, "ema.decay", lambda value: 0 <= value < 1, "from 0 to below 1")
     if config.schedule.warmup_steps > config.steps:
@@ -98,37 +110,15 @@ def _require(config, key: str, holds, rule: str) -> None:
         raise ValueError(f"{key} is {value!r}; it must be {rule}")
 
 
-# ---------------------------------------------------------------------------------------------------- codec stage
-
-
-def _check_codec_stage(config: "TrainConfig") -> None:
-    if config.vq_model is None:
-        raise ValueError("stage is 'codec', but vq_model is missing; say which tokenizer is to be trained")
-    if config.model is not None:
-        raise ValueError("stage is 'codec', but model is given; remove it, or set stage=model")
-    if config.lora is not None:
-        raise ValueError("stage is 'codec', but lora is given; remove it, or set stage=model")
-    factor = vq_factor(vq_config(config.vq_model))
-    if config.vq_model.image_size % factor:
-        raise ValueError(
-            f"vq_model.image_size {config.vq_model.image_size} is not divisible by {factor}, the pixels along one side "
-            "of a code that vq_model.config makes"
-        )
-    if config.vq_model.continuous_steps >= config.steps:
-        raise ValueError(
-            f"vq_model.continuous_steps {config.vq_model.continuous_steps} leaves none of the {config.steps} steps to "
-            "learn codes in; lower it"
-        )
-
-
 # ---------------------------------------------------------------------------------------------------- model stage
 
 
 def _check_model_stage(config: "TrainConfig") -> None:
     if config.model is None:
         raise ValueError("stage is 'model', but model is missing; give model.from_pretrained or model.text_config")
-    if config.vq_model is not None:
-        raise ValueError("stage is 'model', but vq_model is given; remove it, or set stage=codec")
+    for key in ("vq_model", "vae"):
+        if getattr(config, key) is not None:
+            raise ValueError(f"stage is 'model', but {key} is given; remove it, or set stage=codec")
     if config.lora is not None:
         if config.model.from_pretrained is None:
             raise ValueError("lora adapts a pretrained pipeline, but model.from_pretrained is missing; give it")
@@ -136,6 +126,11 @@ def _check_model_stage(config: "TrainConfig") -> None:
     hybrid = hybrid_config(config.model)
     if config.model.codes_from_codebook and hybrid.vq_config is None:
         raise ValueError("model.codes_from_codebook is true, but the model has no vq_config; give it, or say false")
+    if config.model.codes_from_codebook and hybrid.vq_config.first_token_id is not None:
+        raise ValueError(
+            "model.codes_from_codebook is true, but codes are tokens of the vocabulary here and have no table of their "
+            "own; say false"
+        )
     factors = codec_factors(hybrid, config.codec, config.model.from_pretrained)
     sides = {path: getattr(hybrid, f"{path}_config").sample_size * factors[path] for path in factors}
     if len(set(sides.values())) > 1:
@@ -162,15 +157,14 @@ def _check_source(
 ) -> None:
     if source.write is not None and source.write not in WRITING:
         raise ValueError(f"{key}.write is {source.write!r}; images are written by 'diffusion' or 'vq'")
-    for role in ("read", "write"):
-        path = getattr(source, role)
+    for role, path in (*(("read", path) for path in source.reads), ("write", source.write)):
         if path is None or path in hybrid.paths:
             continue
         if role == "read" and source.task != "answer":
             continue  # texts and captions read no picture; a file's pictures are known when its records are
         part = "vision_config" if path == "understanding" else f"{path}_config"
         raise ValueError(f"{key}.{role} is {path!r}, but the model has no {part}; give model.{part} or another path")
-    used = {path for path in (source.read, source.write) if path in hybrid.paths}
+    used = {path for path in (*source.reads, source.write) if path in hybrid.paths}
     for path in used:
         tokens = _image_tokens(key, path, source, hybrid, factors, sides)
         if tokens + 2 > row_length:

@@ -9,35 +9,33 @@ that are not used.
 Shapes: I pictures, H x W pixels, h x w codes of a picture, D width of the codebook, V codes, T latents of a batch.
 """
 
-import itertools
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
-from PIL import Image
+from accelerate.utils import DistributedType, broadcast
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from hybridgen.codecs import Quantized, VQCodec, compares_directions, quantize, to_latents, to_pixels
+from hybridgen.codecs import Quantized, compares_directions, quantize, to_latents, to_pixels
 from hybridgen.data.sources import open_source
-from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
-from hybridgen.objectives import Loss, row_generator
+from hybridgen.objectives import row_generator
 from hybridgen.patch_vq import PatchVQ
 from hybridgen.training.clustering import choose_far, kmeans
 from hybridgen.training.config import TrainConfig, VQTrainingConfig
+from hybridgen.training.fidelity import perplexity
 from hybridgen.training.parts import vq_config
 from hybridgen.training.pictures import PictureLoader
-from hybridgen.training.sheets import sheet
+from hybridgen.training.reconstruction import Reconstruction, ReconstructionStage
 from hybridgen.training.tracking import list_broken
+from hybridgen.training.vae_stage import VAEModel, VAEStage, build_vae
 
 RECENT = 32768  # latents remembered, for k-means and for codes that move
 USAGE_DECAY = 0.99  # of the usage counts, where `codebook_decay` does not say
-SHOWN = 8  # pictures on a sample sheet
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 class CodecModel(nn.Module):
@@ -72,47 +70,29 @@ class CodecModel(nn.Module):
         return self.vq_model.quantize.embedding.weight
 
 
-class CodecStage:
+class CodecStage(ReconstructionStage):
     """Reconstruction, commitment and codebook losses on pictures (`protocols.Stage`)."""
 
-    unit = "pictures"
-
     def __init__(self, config: TrainConfig, model: CodecModel, loader: PictureLoader, validation, accelerator):
-        self.config, self.settings, self.model, self.loader = config, config.vq_model, model, loader
-        self._validation, self._accelerator = validation, accelerator
-        settings = self.settings
-        self.weights = {"l1": settings.l1, "l2": settings.l2, "commitment": settings.commitment}
+        settings = config.vq_model
+        weights = {"commitment": settings.commitment}
         if settings.codebook_decay is None:
-            self.weights["codebook"] = settings.codebook
+            weights["codebook"] = settings.codebook
         else:
             model.codebook.requires_grad_(False)
-        self.kinds = tuple(self.weights)
+        decoder = model.vq_model.decoder
+        last_layer = getattr(decoder, "inner", decoder).conv_out.weight  # PatchVQ's stands inside
+        super().__init__(config, settings, weights, model, loader, validation, accelerator, last_layer)
+        self.codebook_size = len(model.codebook)
         self.quantized = True
 
-    # ------------------------------------------------------------------------------------------------------- losses
-
-    def losses(self, model: nn.Module, batch: dict) -> dict[str, Loss]:
-        """Each error is a mean over a picture, summed over pictures."""
-        pictures = batch["pictures"]
+    def reconstruct(self, model: nn.Module, batch: dict) -> Reconstruction:
         quantized = self.quantized or not model.training
-        decoded, z, chosen = model(pictures, quantized)
+        decoded, z, chosen = model(batch["pictures"], quantized)
         if model.training:
             self._remember(z.detach(), chosen.codes)
-        error = decoded - pictures
-        count = torch.tensor(float(len(pictures)), device=pictures.device)
-        sums = {
-            "l1": error.abs().flatten(1).mean(1).sum(),
-            "l2": error.pow(2).flatten(1).mean(1).sum(),
-            "commitment": chosen.commitment_error.sum() * quantized,
-            "codebook": chosen.codebook_error.sum() * quantized,
-        }
-        return {kind: (sums[kind], count) for kind in self.kinds}
-
-    def counts(self, batch: dict) -> dict[str, float]:
-        return dict.fromkeys(self.kinds, float(len(batch["pictures"])))
-
-    def size(self, batch: dict) -> tuple[int, int]:
-        return len(batch["pictures"]), len(batch["pictures"])
+        own = {"commitment": chosen.commitment_error * quantized, "codebook": chosen.codebook_error * quantized}
+        return Reconstruction(decoded, own, chosen.codes)
 
     # --------------------------------------------------------------------------------------------- codebook's upkeep
 
@@ -136,6 +116,7 @@ class CodecStage:
         2. After the last continuous step, the codes become the means of clusters of latents.
         3. Now and then, codes that are hardly used move to latents that are far from their code.
         """
+        super().begin_step(step, progress)
         model, settings = self.model, self.settings
         self.quantized = step >= settings.continuous_steps
         decay = USAGE_DECAY if settings.codebook_decay is None else settings.codebook_decay
@@ -176,38 +157,32 @@ class CodecStage:
 
     # ---------------------------------------------------------------------------------------------- what else it does
 
-    def validation_batches(self) -> Iterable[dict]:
-        return itertools.islice(self._validation(), self.config.validation.batches)
-
     def describe(self, means: dict[str, float]) -> dict[str, float]:
-        """PSNR in decibels (peak to peak is 2), and the share of codes chosen at least a tenth as often as is fair."""
+        """Besides: of late, the share of codes chosen at least a tenth as often as is fair, and their perplexity; of a
+        validation, the share of codes that were chosen at all, and the perplexity of those choices."""
         usage = self.model.usage
-        used = float((usage > 0.1 * usage.mean()).float().mean())
-        psnr = float(10 * torch.log10(4 / torch.tensor(means["l2"]).clamp(min=1e-10)))
-        return {"psnr": psnr, "codebook_use": used}
+        of_late = {"codebook_use": float((usage > 0.1 * usage.mean()).float().mean())}
+        of_late["codebook_perplexity"] = perplexity(usage)
+        return of_late | super().describe(means)
 
-    @torch.no_grad()
-    def sample(self, model: CodecModel) -> Image.Image:
-        """Pictures beside what becomes of them."""
-        batches = self._validation() if self.config.validation.sources else self._samples()
-        pictures = next(iter(batches))["pictures"][:SHOWN].to(self._accelerator.device)
-        codec = VQCodec(model.vq_model)
-        height, width = (side // codec.factor for side in pictures.shape[-2:])
-        decoded = codec.decode(codec.encode(pictures).view(-1, height, width))
-        processor = HybridGenImageProcessor()
-        drawn = {"picture": processor.postprocess(pictures), "decoded": processor.postprocess(decoded)}
-        return sheet([""] * len(pictures), drawn)
-
-    def _samples(self) -> PictureLoader:
-        return PictureLoader(self.loader.tasks, SHOWN, self.settings.image_size)
-
-    def save(self, model: CodecModel, folder: Path) -> None:
+    def keep(self, model: CodecModel, folder: Path) -> dict[str, float]:
         """What `codec.vq` takes: `vq_model/`."""
         model.vq_model.save_pretrained(folder / "vq_model")
+        return {}
 
 
-def build_codec_stage(config: TrainConfig, accelerator: Accelerator) -> CodecStage:
-    """Raises ValueError for sources that cannot be opened."""
+def build_codec_stage(config: TrainConfig, accelerator: Accelerator) -> ReconstructionStage:
+    """The stage of whichever codec the config has.
+
+    Raises:
+        ValueError: sources that cannot be opened, a perceptual model that cannot be used, or sharded training.
+    """
+    if accelerator.distributed_type in SHARDED:
+        raise ValueError(
+            f"stage is 'codec', which needs its weights whole in every process, but accelerate shards them "
+            f"({accelerator.distributed_type.value}); use configs/accelerate/single.yaml or plain data parallelism"
+        )
+    settings = config.vae if config.vq_model is None else config.vq_model
     tasks = [open_source(source, config.seed) for source in config.data.sources]
     held_out = [open_source(source, config.seed) for source in config.validation.sources]
 
@@ -215,11 +190,19 @@ def build_codec_stage(config: TrainConfig, accelerator: Accelerator) -> CodecSta
         rank, world = accelerator.process_index, accelerator.num_processes
         name = "broken.jsonl" if of is tasks else "broken_validation.jsonl"
         listing = partial(list_broken, Path(config.output_dir) / name) if rank == 0 else None
-        shape = (config.data.rows, config.vq_model.image_size, rank, world)
+        shape = (config.data.rows, settings.image_size, rank, world)
         return PictureLoader(of, *shape, config.data.max_broken, listing)
 
-    model = CodecModel(build_vq_model(config.vq_model, config.seed))
-    return CodecStage(config, model, loader(tasks), lambda: loader(held_out), accelerator)
+    if config.vq_model is None:
+        kind, model = VAEStage, VAEModel(build_vae(config.vae, config.seed))
+        if config.gradient_checkpointing:
+            model.vae.enable_gradient_checkpointing()
+    else:
+        kind, model = CodecStage, CodecModel(build_vq_model(config.vq_model, config.seed))
+    stage = kind(config, model, loader(tasks), lambda: loader(held_out), accelerator)
+    if held_out:
+        next(loader(held_out))  # what is wrong with these data is said now, not hours later
+    return stage
 
 
 def build_vq_model(settings: VQTrainingConfig, seed: int) -> nn.Module:

@@ -14,6 +14,8 @@ from hybridgen.data.sources import SourceConfig
 from hybridgen.objectives import ObjectiveConfig
 from hybridgen.training import strict
 from hybridgen.training.checks import check
+from hybridgen.training.codec_config import VAETrainingConfig, VQTrainingConfig
+from hybridgen.training.guard import SpikeConfig
 
 
 @dataclass
@@ -42,6 +44,8 @@ class ModelConfig:
         text_config, vision_config, diffusion_config, vq_config, ...: as in `HybridGenConfig`. Token ids and the
             vocabulary's size come from the tokenizer, `vq_config.num_embeddings` has to be the codec's.
         codes_from_codebook: start code embeddings and the rows of the generation head from the codec's codebook.
+        shared_vocabulary: codes are tokens of the language model, behind those of the tokenizer (Chameleon); of
+            `vq_config` only `num_embeddings` and `sample_size` count then.
     """
 
     from_pretrained: str | None = None
@@ -57,6 +61,7 @@ class ModelConfig:
     initializer_range: float = 0.02
     tie_word_embeddings: bool | None = None
     codes_from_codebook: bool = False
+    shared_vocabulary: bool = False
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
 
 
@@ -188,9 +193,10 @@ class GroupConfig:
 @dataclass
 class ScheduleConfig:
     """The learning rate over the run: linear warmup, then `constant`, `cosine` down to `min_ratio`, or `wsd`:
-    constant, then linear to `min_ratio` over the last `decay_fraction` of the run."""
+    constant, then linear to `min_ratio` over the last `decay_fraction` of the run; or `exponential`, down to
+    `min_ratio` by the same factor each step."""
 
-    name: Literal["constant", "cosine", "wsd"] = "cosine"
+    name: Literal["constant", "cosine", "wsd", "exponential"] = "cosine"
     warmup_steps: int = 0
     min_ratio: float = 0.0
     decay_fraction: float = 0.2
@@ -198,9 +204,28 @@ class ScheduleConfig:
 
 @dataclass
 class EMAConfig:
-    """An average of the trainable weights, with decay min(decay, (1 + t) / (10 + t)). It is what is saved."""
+    """An average of the trainable weights, with decay min(decay, (1 + t) / (10 + t)). It is what is saved.
+
+    Sharded where the weights are; `on_cpu` keeps it in main memory, and copies the weights there each step.
+    """
 
     decay: float = 0.999
+    on_cpu: bool = False
+
+
+@dataclass
+class DiagnosticsConfig:
+    """What is told of a run beside its losses; no weight depends on it.
+
+    Args:
+        every: steps between two looks inside (0 = never): gradients by part and their angles, activations, attention.
+            Each takes about as long as two steps more.
+        peak_tflops: what one device can do at most, in 1e12 FLOP/s, for model FLOPs utilisation; null = what a matrix
+            product reaches here.
+    """
+
+    every: int = 0
+    peak_tflops: float | None = None
 
 
 @dataclass
@@ -213,43 +238,12 @@ class WandbConfig:
 
 
 @dataclass
-class VQTrainingConfig:
-    """Stage `codec`: the VQ tokenizer that is trained, and its losses (means over pixels and latents, summed).
-
-    Args:
-        kind: `janus` is transformers' `JanusVQVAE`; `patch` is `PatchVQ`, for small pictures that repeat themselves.
-        config: arguments of `JanusVQVAEConfig` or `PatchVQ`.
-        image_size: side of the pictures.
-        l1, l2: weights of the reconstruction errors.
-        commitment, codebook: weights of the latents' pull to their codes, and of the codes' to their latents.
-        codebook_decay: the codes are moving averages of the latents that chose them, with this decay, and not trained
-            by gradient (`codebook` is not used then); null = by gradient.
-        continuous_steps: first steps without quantization; then the codes start from k-means on latents.
-        restart_every: every so many steps, codes used less than `restart_below` of their fair share move to latents
-            of the current batch (0 = never).
-        restart_until: share of the run after which no code moves any more.
-    """
-
-    config: dict
-    image_size: int
-    kind: Literal["janus", "patch"] = "janus"
-    l1: float = 1.0
-    l2: float = 1.0
-    commitment: float = 0.25
-    codebook: float = 1.0
-    codebook_decay: float | None = None
-    continuous_steps: int = 0
-    restart_every: int = 0
-    restart_below: float = 0.1
-    restart_until: float = 0.8
-
-
-@dataclass
 class TrainConfig:
     """A training run.
 
     Args:
-        output_dir: gets `config.yaml`, `metrics.jsonl`, `samples/`, `state/step_N` and at the end `checkpoint/`.
+        output_dir: gets `config.yaml`, `metrics.jsonl`, `diagnostics.png`, `samples/`, `state/step_N` and at the end
+            `checkpoint/`.
         steps: optimizer steps.
         max_seconds: end by this many seconds of training, schedule included: progress is the larger of steps taken
             over `steps` and seconds over `max_seconds`. A resumed run is then no longer the same bit for bit.
@@ -263,6 +257,7 @@ class TrainConfig:
         threads: of torch on a CPU; null = leave them.
         accumulation: batches of an optimizer step.
         clip: bound of the gradient's norm; null = none.
+        dropout: share of what each layer's attention and feed-forward add that is dropped (Chameleon-7B: 0.1).
         log_every, save_every: steps. `keep_last` states are kept.
     """
 
@@ -273,15 +268,18 @@ class TrainConfig:
     model: ModelConfig | None = None
     lora: LoraConfig | None = None
     vq_model: VQTrainingConfig | None = None
+    vae: VAETrainingConfig | None = None
     codec: CodecPaths = field(default_factory=CodecPaths)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     groups: list[GroupConfig] = field(default_factory=list)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     ema: EMAConfig | None = None
+    spike: SpikeConfig = field(default_factory=SpikeConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
+    diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
     seed: int = 0
     max_seconds: float | None = None
     resume: str = "auto"
@@ -292,6 +290,7 @@ class TrainConfig:
     threads: int | None = None
     accumulation: int = 1
     clip: float | None = 1.0
+    dropout: float = 0.0
     log_every: int = 10
     save_every: int = 500
     keep_last: int = 2

@@ -102,5 +102,7 @@ def lr_factor(config: "ScheduleConfig", step: int, progress: float) -> float:
         return 1.0
     if config.name == "cosine":
         return config.min_ratio + (1 - config.min_ratio) * (1 + math.cos(math.pi * progress)) / 2
+    if config.name == "exponential":
+        return config.min_ratio**progress
     left = min(1.0, (1 - progress) / config.decay_fraction)
     return config.min_ratio + (1 - config.min_ratio) * left

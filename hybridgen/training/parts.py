@@ -10,6 +10,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+from diffusers import AutoencoderKL
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -21,7 +23,8 @@ from hybridgen.patch_vq import PatchVQ
 from hybridgen.training.strict import suggest
 
 if TYPE_CHECKING:
-    from hybridgen.training.config import ModelConfig, VQTrainingConfig
+    from hybridgen.training.codec_config import VAETrainingConfig, VQTrainingConfig
+    from hybridgen.training.config import ModelConfig
 
 
 UNDECLARED = {"model_type", "vision_use_head"}  # SigLIP reads the second; not every version declares it
@@ -55,6 +58,11 @@ def hybrid_config(model: "ModelConfig", vocab_size: int | None = None, **token_i
             parts[part] = sub_config(parts[part], kind, f"model.{part}")
     if vocab_size is not None:
         parts["text_config"].vocab_size = vocab_size
+    if model.shared_vocabulary:
+        if (vq := parts["vq_config"]) is None:
+            raise ValueError("model.shared_vocabulary is true, but the model has no vq_config; give it, or say false")
+        vq.first_token_id = parts["text_config"].vocab_size
+        parts["text_config"].vocab_size += vq.num_embeddings
     names = ("understanding_bidirectional", "aligner_depth", "aligner_hidden_act", "initializer_range")
     settings = {name: getattr(model, name) for name in (*names, "tie_word_embeddings")}
     return HybridGenConfig(**parts, **settings, **token_ids)
@@ -79,6 +87,58 @@ def vq_config(settings: "VQTrainingConfig") -> dict:
         )
     config.num_patches = settings.image_size // vq_factor(config.to_dict())
     return config.to_dict()
+
+
+BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+MEASURED = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+
+
+def vae_config(settings: "VAETrainingConfig") -> dict:
+    """The full arguments of the `AutoencoderKL` that a `vae:` section describes; every block is convolutional unless
+    its type is given.
+
+    Raises:
+        ValueError: an unknown key, or a shape that the autoencoder cannot have.
+    """
+    where, content = "vae.config", settings.config
+    known = [name for name in inspect.signature(AutoencoderKL.__init__).parameters if name != "self"]
+    for key, value in content.items():
+        if key not in known:
+            raise ValueError(f"unknown key '{where}.{key}' (value {value!r}); {suggest(key, known)}")
+        if key in MEASURED:
+            raise ValueError(f"{where}.{key} is given, but it is measured when training ends; leave it out")
+    for key in ("in_channels", "out_channels"):
+        if content.get(key, 3) != 3:
+            raise ValueError(f"{where}.{key} is {content[key]!r}, but pictures have 3 channels; leave it out")
+    whole = ("latent_channels", "layers_per_block", "norm_num_groups")
+    widths = content.get("block_out_channels")
+    if not isinstance(widths, list | tuple) or not widths:
+        raise ValueError(
+            f"{where}.block_out_channels is {widths!r}; give the width of each level, as in [64, 128, 256]"
+        )
+    numbers = {key: content[key] for key in whole if key in content}
+    for key, value in {**numbers, **{f"block_out_channels.{i}": width for i, width in enumerate(widths)}}.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{where}.{key} is {value!r}; it must be an integer of at least 1")
+    groups = content.get("norm_num_groups", 32)
+    if any(width % groups for width in widths):
+        raise ValueError(
+            f"{where}: every one of block_out_channels {list(widths)} must be divisible by norm_num_groups {groups}"
+        )
+    for key in BLOCKS:
+        if key in content and (not isinstance(content[key], list | tuple) or len(content[key]) != len(widths)):
+            raise ValueError(
+                f"{where}.{key} is {content[key]!r}, but block_out_channels has {len(widths)} levels; give one type "
+                "for each, or leave it out"
+            )
+    made = {key: [block] * len(widths) for key, block in BLOCKS.items()} | {"sample_size": settings.image_size}
+    made |= content
+    try:
+        with torch.device("meta"):
+            AutoencoderKL(**made)
+    except (ValueError, TypeError, KeyError, IndexError, ZeroDivisionError) as error:
+        raise ValueError(f"{where}: {' '.join(str(error).split())}") from None
+    return made
 
 
 def _known(content: dict, where: str, defaults: dict) -> dict:

@@ -16,7 +16,8 @@ PATIENCE = 1000  # records in a row without a picture
 
 
 class PictureLoader:
-    """An endless iterator of {"pictures": (rows, 3, size, size) in [-1, 1]} (`protocols.Loader`).
+    """An endless iterator of {"pictures": (rows, 3, size, size) in [-1, 1], "numbers": (rows,) which of the run's
+    pictures they are, "records": what they come from} (`protocols.Loader`).
 
     The task that lags its share most gives the next picture. Every rank counts all pictures of a step and makes pixels
     of its own, so W ranks see what one of W times the rows would.
@@ -47,12 +48,21 @@ class PictureLoader:
         return self
 
     def __next__(self) -> dict[str, torch.Tensor]:
+        first = sum(self._state["given"]) + self.rank * self.rows
         pictures = [self._draw() for _ in range(self.rows * self.world_size)]
         mine = pictures[self.rank * self.rows : (self.rank + 1) * self.rows]
-        return {"pictures": torch.stack([self._processor.generation(each, self.size, self.size) for each in mine])}
+        made = [self._processor.generation(picture, self.size, self.size) for picture, _ in mine]
+        numbers = torch.arange(first, first + self.rows)
+        return {"pictures": torch.stack(made), "numbers": numbers, "records": [record for _, record in mine]}
+
+    def where(self, record: tuple[int, int]) -> str:
+        """What to call one of a batch's `records`, (number of the task, cursor), in an error."""
+        number, cursor = record
+        return self.tasks[number].where(cursor)
 
     def _draw(self):
-        """The next picture. `cursors` and `inside` say which record of a task comes next, and which picture of it."""
+        """The next picture, and its record. `cursors` and `inside` say which record of a task comes next, and which of
+        its pictures."""
         state = self._state
         total = sum(state["given"])
         lag = [weight * total - given for weight, given in zip(self._weights, state["given"], strict=True)]
@@ -70,7 +80,7 @@ class PictureLoader:
             state["inside"][number] = 0 if last else inside + 1
             if found:
                 state["given"][number] += 1
-                return found[inside]
+                return found[inside], (number, cursor)
         raise ValueError(
             f"source {self.tasks[number].name!r} has no picture in {PATIENCE} records; a codec learns from pictures "
             "alone, leave the source out"

@@ -1,8 +1,8 @@
 """What the trainer is handed: a stage, and inside it a loader. Anything of this shape can be trained by the one loop.
 
-The two real stages are `stages.ModelStage` and `codec_stage.CodecStage`; the tests train a toy. The fact a newcomer
-gets wrong: `losses` returns sums and counts and never divides, and every rank returns every kind, whatever its batch
-holds.
+The real stages are `stages.ModelStage`, `codec_stage.CodecStage` and `vae_stage.VAEStage`; the tests train a toy. A
+stage that needs a second optimizer owns it and has accelerate save it (`adversarial`). The fact a newcomer gets wrong:
+`losses` returns sums and counts and never divides, and every rank returns every kind, whatever its batch holds.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,10 @@ from hybridgen.objectives import Loss
 
 
 class Loader(Protocol):
-    """An endless iterator of batches (dicts of tensors) whose position is JSON."""
+    """An endless iterator of batches (dicts of tensors) whose position is JSON, and the same on every rank.
+
+    A batch may say under `records` which records it is made of, in values that `where` understands.
+    """
 
     def __iter__(self) -> Iterator[dict]: ...
 
@@ -27,6 +30,9 @@ class Loader(Protocol):
 
     def load_state_dict(self, state: dict) -> None: ...
 
+    def where(self, record) -> str:
+        """What a record is called: its source, file and line."""
+
     def shares(self) -> dict[str, float]:
         """Realised shares of the sources."""
 
@@ -36,6 +42,10 @@ class Loader(Protocol):
 
 class Stage(Protocol):
     """What is trained, and how.
+
+    One that knows where its losses come from also has a `breakdown` (and, once it has validated, a
+    `validation_breakdown`), which its `losses` fill, and `sides`: the kinds of losses whose gradients are compared.
+    `diagnostics` tells of them.
 
     Args:
         model: its trainable parameters are.
@@ -70,7 +80,8 @@ class Stage(Protocol):
         """Further numbers to log, from mean losses."""
 
     def sample(self, model: nn.Module) -> Image.Image | None:
-        """A picture of what the model can do."""
+        """A picture of what the model can do. `model` is the stage's own with its averaged weights or, where that is
+        sharded, a whole copy of it."""
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """Write the result of the run."""
+        """Write the result of the run; `model` as for `sample`."""

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import torch
 import yaml
-from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate import Accelerator
+from accelerate.utils import set_seed
 from PIL import Image
 from torch import Tensor, nn
 
@@ -26,19 +25,27 @@ from hybridgen.layout import IGNORE, PADDING_DOCUMENT
 from hybridgen.objectives import (
     DiffusionTargets,
     Loss,
+    alignment_loss,
     corrupt,
-    cross_entropy,
-    diffusion_loss,
+    image_losses,
     place_codes,
     shift,
+    summed,
+    token_losses,
     z_loss,
 )
+from hybridgen.paths.alignment import as_seen
 from hybridgen.paths.understanding import look
+from hybridgen.pipeline_hybridgen import HybridGenPipeline
+from hybridgen.training.breakdown import Breakdown
 from hybridgen.training.building import build_parts
 from hybridgen.training.caching import CachedInputs
+from hybridgen.training.checkpointing import write_text
 from hybridgen.training.codec_stage import build_codec_stage
 from hybridgen.training.config import TrainConfig
-from hybridgen.training.precision import choose_attention, choose_precision, set_attention
+from hybridgen.training.dropout import add_dropout
+from hybridgen.training.precision import choose_attention, set_attention
+from hybridgen.training.processes import make_accelerator
 from hybridgen.training.sheets import sheet
 from hybridgen.training.speed import compile_layers, compiler_found, keep_freed_memory
 from hybridgen.training.tracking import list_broken, say
@@ -57,6 +64,7 @@ class ModelStage:
     """
 
     unit = "tokens"
+    sides = {"text": ("text",), "image": ("code", "diffusion")}  # whose gradients diagnostics compare
 
     def __init__(self, config: TrainConfig, pipeline, loader: RowLoader, validation=None):
         self.config, self.pipeline, self.loader, self._validation = config, pipeline, loader, validation
@@ -67,10 +75,17 @@ class ModelStage:
         self.inputs = CachedInputs(config.data.cache, self.latents, self.vq, tower)
         self.weights = config.objective.weights
         present = {"text": True, "code": "vq" in self.paths, "diffusion": "diffusion" in self.paths}
-        present["z"] = config.objective.z_loss > 0
+        self.aligned = "diffusion" in self.paths and self.model.config.diffusion_config.alignment_layer is not None
+        self.first_code = self.model.config.vq_config.first_token_id if "vq" in self.paths else None
+        present |= {"alignment": self.aligned, "z": config.objective.z_loss > 0}
         self.kinds = tuple(kind for kind, here in present.items() if here)
         levels = config.validation.levels
         self._levels = (torch.arange(levels) + 0.5) / levels  # the middle of each of `levels` equal bins
+        self.breakdown = self._breakdown(loader)
+        self.validation_breakdown: Breakdown | None = None
+
+    def _breakdown(self, loader: RowLoader) -> Breakdown:
+        return Breakdown(list(loader.shares()), self.weights)
 
     # ------------------------------------------------------------------------------------------------------- losses
 
@@ -78,7 +93,8 @@ class ModelStage:
         """
         1. Pictures of the diffusion path become latents; those that are to be drawn are noised.
         2. Pictures of the vq path become codes, in the forward and as labels.
-        3. One forward; logits only where a label waits for them.
+        3. One forward; logits only where a label waits for them. Codes that are tokens of the vocabulary are told
+           apart from all of it, as text is.
         4. Each head's loss as (sum, count).
         """
         inputs = {name: batch[name] for name in FORWARD if name in batch}
@@ -95,16 +111,32 @@ class ModelStage:
             code_labels = place_codes(code_labels, inputs["codes"], is_code)
         text_at, text_targets = shift(batch["labels"])
         code_at, code_targets = shift(code_labels)
-        codes_to_keep = code_at if "vq" in self.paths else None
-        outputs = model(**inputs, logits_to_keep=text_at, codes_to_keep=codes_to_keep, use_cache=False)
+        shared = self.first_code is not None
+        if self.aligned:
+            inputs["alignment_pixels"] = self._as_seen(batch.get("diffusion_images", []))
+        codes_to_keep = code_at if "vq" in self.paths and not shared else None
+        logits_to_keep = text_at | code_at if shared else text_at
+        outputs = model(**inputs, logits_to_keep=logits_to_keep, codes_to_keep=codes_to_keep, use_cache=False)
 
         logits = {"text": (outputs.logits, text_targets)}
-        if "code" in self.kinds:
+        if shared:
+            is_code = code_at[logits_to_keep]
+            logits["text"] = (outputs.logits[~is_code], text_targets)
+            logits["code"] = (outputs.logits[is_code], code_targets + self.first_code)
+        elif "code" in self.kinds:
             logits["code"] = (outputs.code_logits, code_targets)
-        losses = {kind: cross_entropy(*pair) for kind, pair in logits.items()}
+        each = {kind: token_losses(*pair) for kind, pair in logits.items()}
+        losses, images = {kind: summed(values) for kind, values in each.items()}, None
         if "diffusion" in self.kinds:
             prediction = outputs.logits.new_zeros(0) if outputs.prediction is None else outputs.prediction
-            losses["diffusion"] = diffusion_loss(prediction, targets)
+            images = image_losses(prediction, targets)
+            losses["diffusion"] = images.sum(), (targets.weights > 0).sum().float()
+        if self.aligned:
+            losses["alignment"] = alignment_loss(outputs.alignment, targets)
+        places = {"text": text_at, "code": code_at}
+        breakdown = self.breakdown if model.training else self.validation_breakdown
+        if breakdown is not None:
+            breakdown.add(batch, {kind: (places[kind], values) for kind, values in each.items()}, images, targets)
         if "z" in self.kinds:
             losses["z"] = tuple(map(sum, zip(*(z_loss(scores) for scores, _ in logits.values()), strict=True)))
         return losses
@@ -131,11 +163,17 @@ class ModelStage:
         tower.train(training)
         return seen
 
+    def _as_seen(self, pictures: Tensor | list[Tensor]) -> Tensor:
+        images = self.pipeline.processor.image_processor
+        if not len(pictures):
+            return torch.zeros(0, 3, images.image_size, images.image_size, device=self.model.device)
+        return as_seen(pictures, images.image_size, images.image_mean, images.image_std)
+
     def counts(self, batch: dict) -> dict[str, float]:
         """As `losses` counts, from the labels alone."""
         text, code = (int((batch[name][:, 1:] != IGNORE).sum()) for name in ("labels", "code_labels"))
         drawn = int(batch["diffusion_noised"].sum()) if "diffusion_noised" in batch else 0
-        return {"text": text, "code": code, "diffusion": drawn, "z": text + code}
+        return {"text": text, "code": code, "diffusion": drawn, "alignment": drawn, "z": text + code}
 
     # ---------------------------------------------------------------------------------------------- what else it does
 
@@ -148,28 +186,37 @@ class ModelStage:
         """Nothing changes over a run."""
 
     def validation_batches(self) -> Iterable[dict]:
-        return itertools.islice(self._validation(), self.config.validation.batches)
+        loader = self._validation()
+        self.validation_breakdown = self._breakdown(loader)
+        return itertools.islice(loader, self.config.validation.batches)
 
     def describe(self, means: dict[str, float]) -> dict[str, float]:
         return {}
 
     def sample(self, model: nn.Module) -> Image.Image:
         """Every prompt drawn by every path, from the same seeds each time."""
-        settings = self.config.sampling
-        self.pipeline.set_progress_bar_config(disable=True)
+        settings, pipeline = self.config.sampling, self._with(model)
+        pipeline.set_progress_bar_config(disable=True)
         drawn = {}
         for path in settings.paths or [path for path in self.paths if path != "understanding"]:
             if path == "vq":
                 how = {"guidance_scale": settings.guidance_vq, "temperature": settings.temperature_vq}
             else:
                 how = {"guidance_scale": settings.guidance, "num_inference_steps": settings.steps}
-            drawn[path] = self.pipeline(settings.prompts, path=path, seed=0, **how).images
+            drawn[path] = pipeline(settings.prompts, path=path, seed=0, **how).images
         return sheet(settings.prompts, drawn)
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """The pipeline, or the adapter alone where one was trained."""
         self.inputs.flush()
-        (self.pipeline if self.config.lora is None else self.model).save_pretrained(folder)
+        (self._with(model) if self.config.lora is None else model).save_pretrained(folder)
+
+    def _with(self, model: nn.Module) -> HybridGenPipeline:
+        """The pipeline around these weights: the stage's own model, or a whole one where that is sharded."""
+        own = self.pipeline
+        if model is own.model:
+            return own
+        return HybridGenPipeline(model, own.processor, own.scheduler, own.vae, own.vq_model, own.sampling_defaults)
 
 
 def build_model_stage(config: TrainConfig, accelerator: Accelerator) -> ModelStage:
@@ -181,6 +228,8 @@ def build_model_stage(config: TrainConfig, accelerator: Accelerator) -> ModelSta
     precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
     compiled = config.compile and compiler_found(accelerator.device)
     set_attention(model, choose_attention(config.attention, precision, accelerator.device, compiled))
+    if config.dropout:
+        add_dropout(model.model.language_model, config.dropout)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if compiled:
@@ -225,27 +274,10 @@ def train(config: TrainConfig) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = make_accelerator(config)
     if accelerator.is_main_process:
-        (folder / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False), encoding="utf-8")
+        write_text(folder / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
     build = build_codec_stage if config.stage == "codec" else build_model_stage
     stage = build(config, accelerator)
     set_seed(config.seed, device_specific=True)  # dropout's: everything else is drawn from generators of its own
     if not Trainer(config, stage, accelerator).run():
         raise SystemExit(0)
     return folder / "checkpoint"
-
-
-def make_accelerator(config: TrainConfig) -> Accelerator:
-    """An accelerator of the config's precision, on one process or several.
-
-    accelerate keeps one precision a process, but a second run in it (the demo's) may want another; and where there is
-    only a CPU and it is not told so, it takes each of several processes for one that is alone.
-    """
-    AcceleratorState._reset_state()
-    cpu = not torch.accelerator.is_available()
-    precision = choose_precision(config.precision, PartialState(cpu=cpu).device)
-    return Accelerator(
-        cpu=cpu,
-        mixed_precision="bf16" if precision == "bf16" else "no",
-        gradient_accumulation_steps=config.accumulation,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # stages reduce theirs themselves
-    )

@@ -51,14 +51,31 @@ def parse(text: str, where: str) -> Any:
 
 
 def read(path: str | Path) -> dict:
-    """A YAML file that holds a mapping."""
+    """A YAML file that holds a mapping. With `base: OTHER.yaml`, a file beside it, it says only what is different:
+    mappings go into the base's mappings, and everything else, lists as well, replaces what stands there."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"config {path} does not exist; give the path of a YAML file")
     content = parse(path.read_text(encoding="utf-8"), str(path))
     if not isinstance(content, dict):
         raise ValueError(f"config {path} holds {_kind(content)}; it must hold `key: value` lines")
-    return content
+    if "base" not in content:
+        return content
+    base = content.pop("base")
+    if not isinstance(base, str) or not (path.parent / base).is_file():
+        raise ValueError(f"base of {path} is {base!r}; it must name a YAML file beside it")
+    below = parse((path.parent / base).read_text(encoding="utf-8"), base)
+    if not isinstance(below, dict) or "base" in below:
+        raise ValueError(f"base of {path} is {base!r}, which is no config that is whole; name one without a base")
+    return _laid_over(below, content)
+
+
+def _laid_over(below: dict, above: dict) -> dict:
+    merged = {**below, **above}
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], dict) and isinstance(above[key], dict):
+            merged[key] = _laid_over(below[key], above[key])
+    return merged
 
 
 def override(content: dict, word: str) -> None:

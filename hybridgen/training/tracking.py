@@ -1,8 +1,8 @@
 """What a run tells of itself: `metrics.jsonl` always, a progress bar, and Weights & Biases when it can be had.
 
 Numbers come ready made from the trainer; nothing is computed here but time left. The fact a newcomer gets wrong: a
-tracker must never stop or slow a run. Without a key or a network wandb is left out with one sentence, and where stderr
-is no terminal the bar becomes one line each log step.
+tracker must never stop or slow a run. Without a key wandb is left out with one sentence, without a network it logs
+offline, to be sent later; and where stderr is no terminal the bar becomes one line each log step.
 """
 
 import json
@@ -19,6 +19,9 @@ from tqdm import tqdm
 if TYPE_CHECKING:
     from hybridgen.data.broken import Broken
     from hybridgen.training.config import WandbConfig
+
+
+ANSWER_SECONDS, FINISH_SECONDS = 20.0, 60.0  # that wandb has to begin and to send what is left
 
 
 def say(sentence: str) -> None:
@@ -119,7 +122,9 @@ class Tracker:
         """Save a picture of samples, and show it where pictures are shown."""
         if self.is_main:
             path.parent.mkdir(parents=True, exist_ok=True)
-            image.save(path)
+            aside = path.with_suffix(".tmp")
+            image.save(aside, format="PNG")
+            os.replace(aside, path)
             if self._run:
                 import wandb  # slow, and only here when it is used already
 
@@ -141,14 +146,17 @@ class Tracker:
 
 
 def summary(record: dict) -> str:
-    """`loss 1.234 (text 0.500, diffusion 0.734)  lr 3.0e-04  12,345 tokens/s`"""
-    parts = [f"{key[5:]} {value:.3f}" for key, value in record.items() if key.startswith("loss/")]
+    """`loss 1.234 (text 0.500, diffusion 0.734)  lr 3.0e-04  12,345 tokens/s`; by entry of the mixture where losses are
+    told by entry."""
+    entries = {key[7:-5]: value for key, value in record.items() if key.startswith("source/") and key.endswith("/loss")}
+    kinds = {key[5:]: value for key, value in record.items() if key.startswith("loss/")}
+    parts = [f"{name} {value:.3f}" for name, value in (entries or kinds).items()]
     pace = next((f"  {value:,.0f} {key[:-11]}/s" for key, value in record.items() if key.endswith("_per_second")), "")
     return f"loss {record['loss']:.3f} ({', '.join(parts)})  lr {record['lr']:.1e}{pace}"
 
 
 def start_wandb(folder: Path, settings: "WandbConfig", config: dict, run_id: str | None):
-    """A wandb run, or None and a sentence: a missing key or network is no reason not to train."""
+    """A wandb run, offline if it cannot be had online, or None and a sentence: neither is a reason not to train."""
     if settings.mode == "disabled":
         return None
     if settings.mode == "online" and not _has_key():
@@ -156,20 +164,25 @@ def start_wandb(folder: Path, settings: "WandbConfig", config: dict, run_id: str
         return None
     import wandb  # most of a second, which only those who use it pay
 
-    try:
-        return wandb.init(
-            mode=settings.mode,
-            project=settings.project,
-            name=settings.name,
-            dir=str(folder),
-            config=config,
-            id=run_id,
-            resume="allow",
-            settings=wandb.Settings(silent=True, init_timeout=30, console="off"),
-        )
-    except wandb.Error as error:
-        say(f"wandb does not answer ({' '.join(str(error).split())}): logging locally only")
-        return None
+    limits = {"init_timeout": ANSWER_SECONDS}
+    if "finish_timeout" in wandb.Settings.model_fields:  # newer versions; at the end of a run they wait for ever
+        limits["finish_timeout"] = FINISH_SECONDS
+    for mode in dict.fromkeys((settings.mode, "offline")):
+        try:
+            return wandb.init(
+                mode=mode,
+                project=settings.project,
+                name=settings.name,
+                dir=str(folder),
+                config=config,
+                id=run_id,
+                resume="allow" if mode == "online" else None,
+                settings=wandb.Settings(silent=True, console="off", **limits),
+            )
+        except wandb.Error as error:
+            then = "logging offline, `wandb sync` sends it later" if mode == "online" else "logging locally only"
+            say(f"wandb does not answer ({' '.join(str(error).split())}): {then}")
+    return None
 
 
 def _has_key() -> bool:

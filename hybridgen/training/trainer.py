@@ -1,92 +1,116 @@
 """The loop: one for every stage. It steps, counts, logs, validates, samples, saves and resumes; it knows no model.
 
-What a batch is and what a loss is are the stage's (`protocols`). The fact a newcomer gets wrong: a loss is divided
+What a batch is and what a loss is are the stage's (`protocols`); what is kept is `saving`'s, which steps are not taken
+`guard`'s, and how weights are shared among processes `sharding`'s. The fact a newcomer gets wrong: a loss is divided
 once, by counts summed over *all* micro-batches of a step and *all* ranks. So the batches of a step are fetched before
 the first of them is run, and the loss of a step depends on neither packing, accumulation nor the number of processes.
 """
 
 import contextlib
-import json
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import send_to_device
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import gather_object, send_to_device
 from torch import Tensor
 
 from hybridgen.objectives import total
-from hybridgen.training import checkpointing as states
 from hybridgen.training.config import TrainConfig
+from hybridgen.training.diagnostics import Diagnostics
 from hybridgen.training.ema import WeightAverage
+from hybridgen.training.guard import Guard
 from hybridgen.training.optimization import build_optimizer, freeze, lr_factor
+from hybridgen.training.processes import peers_lost
 from hybridgen.training.protocols import Stage
+from hybridgen.training.reporting import Meter
+from hybridgen.training.saving import restore, save_result, save_state
+from hybridgen.training.sharding import SharedModel, full
 from hybridgen.training.speed import eagerly
+from hybridgen.training.stopping import StopSignal
 from hybridgen.training.tracking import Tracker, say
-
-FIXED = ("stage", "model", "lora", "vq_model")  # a run is not resumed with others
-MAX_SKIPPED = 10  # steps in a row whose gradient is not finite
 
 
 class Trainer:
     """
     Args:
         stage: its model is frozen by groups, and prepared by the accelerator, here.
-        accelerator: made with `gradient_accumulation_steps=config.accumulation`.
+        accelerator: `processes.make_accelerator`'s.
     """
 
     def __init__(self, config: TrainConfig, stage: Stage, accelerator: Accelerator):
         self.config, self.stage, self.accelerator = config, stage, accelerator
         self.folder, self.device = Path(config.output_dir), accelerator.device
         freeze(stage.model, config.groups)
+        self.diagnostics = Diagnostics(config, stage, accelerator)
         optimizer = build_optimizer(stage.model, config.optimizer, config.groups)
         self._settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-        self.model, self.optimizer = accelerator.prepare(stage.model, optimizer)
+        self.weights = SharedModel(accelerator, stage.model, optimizer)
+        self.model, self.optimizer = self.weights.model, self.weights.optimizer
         self.trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.ema = WeightAverage(accelerator.unwrap_model(self.model), config.ema.decay) if config.ema else None
+        self.ema = None
+        if config.ema is not None:
+            self.ema = WeightAverage(accelerator.unwrap_model(self.model), config.ema.decay, config.ema.on_cpu)
         self.step, self.elapsed = 0, 0.0
-        # since the last log: sums of each loss and, last, the batches' size; their counts and, last, their capacity
-        self.tally = torch.zeros(2, len(stage.kinds) + 1, dtype=torch.float64, device=self.device)
-        self._skipped, self._waited = 0, 0.0
-        self._asked_to_stop, self._stopping = threading.Event(), False
+        self.meter = Meter(stage)
+        self._stop, self._stopping = StopSignal(), False
 
     # ------------------------------------------------------------------------------------------------------ the loop
 
     def run(self) -> bool:
-        """Train to the end, or until SIGTERM. Returns whether it came to the end."""
-        run_id = self._restore()
-        is_main = self.accelerator.is_main_process
-        logged = asdict(self.config)
-        self.tracker = Tracker(self.folder, self.config.wandb, logged, self.config.steps, self.step, is_main, run_id)
+        """Train to the end, or until SIGTERM. Returns whether it came to the end.
+
+        Raises:
+            ValueError: too many steps could not be taken.
+            OSError: a disk is full, a file of the data is gone, or another process is.
+        """
+        with peers_lost(self.accelerator, self.folder), self._stop.listening():
+            self._restore()
+            self.model.train()
+            try:
+                self._loop()
+                if self.progress < 1:
+                    self.say(f"stopped by SIGTERM after step {self.step}; the same command goes on from there")
+                    return False
+                save_result(self)
+                return True
+            finally:
+                with contextlib.suppress(OSError, ValueError):  # it rewinds, which needs files that may be gone
+                    self.stage.loader.close()
+                self.tracker.close()
+
+    def _restore(self) -> None:
+        kept = restore(self) or {}
+        for group, settings in zip(self.optimizer.param_groups, self._settings, strict=True):
+            group.update(settings)  # the config's, not the saved ones
+        is_main, logged = self.accelerator.is_main_process, asdict(self.config)
+        spike = self.config.spike
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            spike = replace(spike, limit=1)  # it has taken the step in the backward pass, so the first must be the last
+        self.guard = Guard(spike, self.folder / "skipped.jsonl" if is_main else None, self.step)
+        if "guard" in kept:
+            self.guard.load_state_dict(kept["guard"])
+        arguments = (self.config.wandb, logged, self.config.steps, self.step, is_main, kept.get("wandb"))
+        self.tracker = Tracker(self.folder, *arguments)
         self._elapsed_before, self._started = self.elapsed, time.monotonic()
-        self._logged_at, saved = self._started, self.step
-        self.model.train()
-        try:
-            with self._listening_to_sigterm():
-                while self.progress < 1 and not self._should_stop():
-                    record = self._train_step() | self._validate()
-                    self._sample()
-                    if record:
-                        self.tracker.log({"step": self.step, **record}, self.progress)
-                    self.tracker.advance(self.step)
-                    if self.step % self.config.save_every == 0:
-                        self._save_state()
-                        saved = self.step
-                if saved != self.step:
-                    self._save_state()
-            if self.progress < 1:
-                self._say(f"stopped by SIGTERM after step {self.step} and saved it; start again to go on")
-                return False
-            self._save_result()
-            return True
-        finally:
-            self.stage.loader.close()
-            self.tracker.close()
+        self.meter.since = self._started
+
+    def _loop(self) -> None:
+        saved = self.step
+        while self.progress < 1 and not self._should_stop():
+            record = self._train_step() | self._validate()
+            self._sample()
+            if record:
+                self.tracker.log({"step": self.step, **record}, self.progress)
+            self.tracker.advance(self.step)
+            if self.step % self.config.save_every == 0:
+                self._save()
+                saved = self.step
+        if saved != self.step:
+            self._save()
 
     @property
     def progress(self) -> float:
@@ -97,105 +121,121 @@ class Trainer:
     def _should_stop(self) -> bool:
         """Whether all ranks know of a SIGTERM: one process knows at once, several when they next agree."""
         alone = self.accelerator.num_processes == 1
-        return self._stopping or (alone and self._asked_to_stop.is_set())
+        return self._stopping or (alone and self._stop.asked)
+
+    # ------------------------------------------------------------------------------------------------------ one step
 
     def _train_step(self) -> dict:
         """
         1. Fetch the step's batches, so that what they hold can be counted.
-        2. Agree on the counts over all ranks.
+        2. Agree on the counts over all ranks, and set the learning rate.
         3. Forward and backward of each, every loss divided by its global count.
-        4. One optimizer step, and the average.
+        4. One optimizer step and the average, unless something speaks against it.
         5. On log steps, the numbers.
         """
-        start = time.monotonic()
-        window = [next(self.stage.loader) for _ in range(self.config.accumulation)]
-        self._waited += time.monotonic() - start
+        window = self._fetch()
         counts, size = self._agree(window)
         factor = lr_factor(self.config.schedule, self.step, self.progress)
         for group, settings in zip(self.optimizer.param_groups, self._settings, strict=True):
             group["lr"] = settings["base_lr"] * factor
         self.stage.begin_step(self.step, self.progress)
-        sums = torch.zeros(len(self.stage.kinds), dtype=torch.float64, device=self.device)
-        # accelerate divides by the accumulation and data parallelism by the ranks, but these losses are divided already
-        undo = self.config.accumulation * self.accelerator.num_processes
-        for batch in window:
-            with self.accelerator.accumulate(self.model):
-                losses = self.stage.losses(self.model, send_to_device(batch, self.device))
-                self.accelerator.backward(total(losses, counts, self.stage.weights) * undo)
-            sums += torch.stack([losses[kind][0].detach().double() for kind in self.stage.kinds])
-        norm = self._update()
+        sums = self._forward_backward(window, counts)
+        divisors = dict(zip(self.stage.kinds, counts.float().to(self.device), strict=True))
+        self.meter.pause(self.diagnostics.look(self.step + 1, self.model, window, divisors))
+        norm, taken = self._update(sums, counts, window)
         self.step += 1
-        self.tally[:, -1] += size
-        if math.isfinite(norm):
-            self.tally[0, :-1] += sums
-            self.tally[1, :-1] += torch.stack([counts[kind].double() for kind in self.stage.kinds])
+        self.meter.add_size(size)
+        seen = self.diagnostics.end(window, counts=taken)
         logs = self.step % self.config.log_every == 0 or self.progress >= 1
-        return self._numbers(self.config.optimizer.lr * factor, norm) if logs else {}
+        return (self._numbers(self.config.optimizer.lr * factor, norm) if logs else {}) | seen
 
-    def _agree(self, window: list[dict]) -> tuple[dict[str, Tensor], Tensor]:
-        """Each loss' count and (size, capacity) over all batches of the step and all ranks. The same all-reduce tells
-        all whether any rank was asked to stop, and the main process' clock."""
+    def _fetch(self) -> list[dict]:
+        """The batches of a step.
+
+        Raises:
+            OSError: a file of the data cannot be read any more.
+        """
+        start = time.monotonic()
+        try:
+            window = [next(self.stage.loader) for _ in range(self.config.accumulation)]
+        except OSError as error:
+            reason = f"{error.filename}: {error.strerror}" if error.filename else " ".join(str(error).split())
+            raise OSError(
+                f"the data of step {self.step + 1} cannot be read ({reason}); bring the file back and start the same "
+                "command again, which goes on from the last saved state"
+            ) from error
+        self.meter.waited += time.monotonic() - start
+        return window
+
+    def _agree(self, window: list[dict]) -> tuple[Tensor, Tensor]:
+        """Each loss' count (kinds,) and (size, capacity) over all batches of the step and all ranks. The same
+        all-reduce tells all whether any rank was asked to stop, and the main process' clock."""
         rows = []
         for batch in window:
             counts = self.stage.counts(batch)
             rows.append([*(counts[kind] for kind in self.stage.kinds), *self.stage.size(batch)])
         clock = self._elapsed_before + time.monotonic() - self._started if self.accelerator.is_main_process else 0.0
-        signals = torch.tensor([self._asked_to_stop.is_set(), clock], dtype=torch.float64)
-        mine = torch.cat([torch.tensor(rows, dtype=torch.float64).sum(0), signals]).to(self.device)
-        agreed = self.accelerator.reduce(mine, reduction="sum")
+        signals = torch.tensor([self._stop.asked, clock], dtype=torch.float64)
+        agreed = self._sum(torch.cat([torch.tensor(rows, dtype=torch.float64).sum(0), signals]))
         self._stopping, self.elapsed = bool(agreed[-2] > 0), float(agreed[-1])
-        counts = {kind: agreed[number].float() for number, kind in enumerate(self.stage.kinds)}
-        return counts, agreed[-4:-2]
+        return agreed[:-4], agreed[-4:-2]
 
-    def _update(self) -> float:
-        """Clip and step; returns the gradient's norm. A gradient that is not finite changes nothing.
+    def _forward_backward(self, window: list[dict], counts: Tensor) -> Tensor:
+        """Gradients of all batches, synchronised once, with the last of them. Returns the sum of each loss (kinds,) on
+        this rank."""
+        sums = torch.zeros(len(self.stage.kinds), dtype=torch.float64, device=self.device)
+        divisors = dict(zip(self.stage.kinds, counts.float().to(self.device), strict=True))
+        # accelerate divides by the accumulation and data parallelism by the ranks, but these losses are divided already
+        undo = self.config.accumulation * self.accelerator.num_processes
+        for batch in window:
+            with self.accelerator.accumulate(self.model):
+                losses = self.stage.losses(self.model, send_to_device(batch, self.device))
+                self.accelerator.backward(total(losses, divisors, self.stage.weights) * undo)
+            sums += torch.stack([losses[kind][0].detach().double() for kind in self.stage.kinds])
+        return sums
+
+    def _update(self, sums: Tensor, counts: Tensor, window: list[dict]) -> tuple[float, bool]:
+        """Clip and step; returns the gradient's norm and whether the step was taken. One that something speaks against
+        changes nothing.
 
         Raises:
-            ValueError: it was not for too many steps in a row.
+            ValueError: there were too many of those.
         """
-        norm = float(self.accelerator.clip_grad_norm_(self.trainable, self.config.clip or math.inf))
-        self._skipped = 0 if math.isfinite(norm) else self._skipped + 1
-        if not self._skipped:
+        norm = self.accelerator.clip_grad_norm_(self.trainable, self.config.clip or math.inf)
+        sums, norm = self._sum(sums), float(full(norm))
+        objection = self.guard.objection(self.meter.loss(sums, counts), norm)
+        if objection is None:
             self.optimizer.step()
             if self.ema is not None:
                 self.ema.update()
+            self.meter.add_losses(sums, counts)
         self.optimizer.zero_grad()
-        if self._skipped:
-            self._say(f"the gradient of step {self.step + 1} is not finite: the step is skipped")
-        if self._skipped >= MAX_SKIPPED:
-            raise ValueError(
-                f"the gradient was not finite for {MAX_SKIPPED} steps in a row, up to {self.step + 1}; lower "
-                f"optimizer.lr {self.config.optimizer.lr} or set precision=fp32, and resume from the last saved state"
-            )
-        return norm
+        if objection is not None:
+            self.say(self.guard.skip(self.step + 1, objection, self._records(window)))
+        return norm, objection is None
+
+    def _records(self, window: list[dict]) -> list[str]:
+        """What the records in these batches are called, on all ranks."""
+        mine = [self.stage.loader.where(record) for batch in window for record in batch.get("records", ())]
+        return list(dict.fromkeys(gather_object(mine)))
+
+    def _sum(self, values: Tensor) -> Tensor:
+        """Over all ranks, on the CPU."""
+        return self.accelerator.reduce(values.to(self.device), reduction="sum").cpu()
 
     # ------------------------------------------------------------------------------------------------ what it tells
 
-    def _say(self, sentence: str) -> None:
+    def say(self, sentence: str) -> None:
+        """To the person who watches, once."""
         if self.accelerator.is_main_process:
             say(sentence)
 
     def _numbers(self, lr: float, norm: float) -> dict:
         """The numbers since the last log, over all ranks."""
-        sums, counts = self.tally.clone()
-        sums[:-1] = self.accelerator.reduce(sums[:-1].clone(), reduction="sum")
-        now = time.monotonic()
-        seconds = now - self._logged_at
-        record = self._means(sums[:-1], counts[:-1])
-        record |= {"lr": lr, "grad_norm": norm, f"{self.stage.unit}_per_second": float(sums[-1]) / seconds}
-        record |= {"fill": float(sums[-1] / counts[-1]), "data_wait": self._waited / seconds, "seconds": self.elapsed}
-        record |= {f"share/{name}": share for name, share in self.stage.loader.shares().items()}
-        self.tally.zero_()
-        self._waited, self._logged_at = 0.0, now
-        return record
-
-    def _means(self, sums: Tensor, counts: Tensor, prefix: str = "") -> dict[str, float]:
-        """Their weighted sum, the mean loss of each kind that occurred, and what the stage makes of them."""
-        pairs = zip(self.stage.kinds, sums.tolist(), counts.tolist(), strict=True)
-        means = {kind: value / count for kind, value, count in pairs if count}
-        loss = sum(self.stage.weights.get(kind, 1.0) * mean for kind, mean in means.items())
-        named = {"loss": loss, **{f"loss/{kind}": mean for kind, mean in means.items()}, **self.stage.describe(means)}
-        return {prefix + name: value for name, value in named.items()}
+        told = self.diagnostics.numbers(time.monotonic() - self.meter.since)
+        record = self.meter.read() | {"lr": lr, "grad_norm": norm, "seconds": self.elapsed} | told
+        record |= {"skipped": self.guard.total} if self.guard.total else {}
+        return record | {f"share/{name}": share for name, share in self.stage.loader.shares().items()}
 
     def _is_due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.progress >= 1)
@@ -205,114 +245,39 @@ class Trainer:
         if not self._is_due(self.config.validation.every):
             return {}
         tally = torch.zeros(2, len(self.stage.kinds), dtype=torch.float64, device=self.device)
-        with self._evaluating(), torch.no_grad():
+        with self.evaluating(), torch.no_grad():
             for batch in self.stage.validation_batches():
+                if self._should_stop():
+                    return {}
                 losses = self.stage.losses(self.model, send_to_device(batch, self.device))
                 for part in (0, 1):
                     tally[part] += torch.stack([losses[kind][part].double() for kind in self.stage.kinds])
-        return self._means(*self.accelerator.reduce(tally, reduction="sum"), prefix="validation/")
+        return self.meter.means(*self._sum(tally), prefix="validation/") | self.diagnostics.validation_numbers()
 
     def _sample(self) -> None:
         """A picture of what the averaged weights draw: `samples/step_N.png`."""
-        if not self._is_due(self.config.sampling.every) or not self.accelerator.is_main_process:
+        if not self._is_due(self.config.sampling.every) or self._should_stop():
             return
-        with self._evaluating():
-            image = self.stage.sample(self.accelerator.unwrap_model(self.model))
+        with self.evaluating():
+            whole = self.weights.gather()
+            image = None if whole is None else self.stage.sample(whole)
         if image is not None:
             self.tracker.picture(self.step, self.folder / "samples" / f"step_{self.step:06d}.png", image)
 
     @contextlib.contextmanager
-    def _evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> Iterator[None]:
         """Averaged weights and eval mode inside; the time is not counted in tokens per second."""
         start = time.monotonic()
-        self.model.eval()
-        with self.ema.applied() if self.ema is not None else contextlib.nullcontext(), eagerly():
+        with (
+            self.ema.applied() if self.ema is not None else contextlib.nullcontext(),
+            self.weights.evaluating(),
+            eagerly(),
+        ):
             yield
-        self.model.train()
-        self._logged_at += time.monotonic() - start
+        self.meter.pause(time.monotonic() - start)
 
-    # ------------------------------------------------------------------------------------------------- what it keeps
-
-    def _save_state(self) -> None:
-        """Everything that the next step depends on."""
+    def _save(self) -> None:
         start = time.monotonic()
-        with states.written_aside(states.step_folder(self.folder / "state", self.step), self.accelerator) as aside:
-            self.accelerator.save_state(str(aside))  # weights, optimizer, random streams
-            mine = {"loader": self.stage.loader.state_dict(), "tally": self.tally.tolist()}
-            states.write_json(aside / f"rank_{self.accelerator.process_index}.json", mine)
-            if self.accelerator.is_main_process:
-                averaged = 0 if self.ema is None else self.ema.save(aside / "ema.safetensors")
-                run = {"step": self.step, "elapsed": self.elapsed, "averaged": averaged}
-                run |= {"wandb": self.tracker.run_id, "config": asdict(self.config)}
-                states.write_json(aside / "trainer.json", run)
-        if self.accelerator.is_main_process:
-            states.prune(self.folder / "state", self.config.keep_last)
-        self._logged_at += time.monotonic() - start
-
-    def _save_result(self) -> None:
-        """`checkpoint/`: what the stage makes of the averaged weights."""
-        folder = self.folder / "checkpoint"
-        with states.written_aside(folder, self.accelerator, manifest=False) as aside, self._evaluating():
-            if self.accelerator.is_main_process:
-                self.stage.save(self.accelerator.unwrap_model(self.model), aside)
-
-    def _restore(self) -> str | None:
-        """Go on where the config says. Returns the wandb run to go on with, if any.
-
-        Raises:
-            ValueError: there is no state that can be trusted, or it is of another model.
-        """
-        if self.config.resume == "never" and self.accelerator.is_main_process:
-            states.remove_all(self.folder / "state")
-        state = states.choose(self.config.resume, self.folder / "state", self._say)
-        if state is None:
-            return None
-        run = states.read_json(state / "trainer.json")
-        self._check_same_run(run["config"], state)
-        self.accelerator.load_state(str(state))
-        for group, settings in zip(self.optimizer.param_groups, self._settings, strict=True):
-            group.update(settings)
-        mine = state / f"rank_{self.accelerator.process_index}.json"
-        mine = states.read_json(mine if mine.exists() else state / "rank_0.json")
-        self.stage.loader.load_state_dict(mine["loader"])
-        self.tally.copy_(torch.tensor(mine["tally"], dtype=torch.float64))
-        if self.ema is not None and (state / "ema.safetensors").exists():
-            self.ema.load(state / "ema.safetensors", run["averaged"])
-        self.step, self.elapsed = run["step"], run["elapsed"]
-        self._say(f"going on from {state}, {self.step} of {self.config.steps} steps done")
-        return run["wandb"]
-
-    def _check_same_run(self, saved: dict, state: Path) -> None:
-        """Refuse a state of another model; say which other settings are not those it was saved with."""
-        now = json.loads(json.dumps(asdict(self.config)))  # as it is saved, where keys are strings
-        for key in FIXED:
-            before = saved.get(key)  # older states know fewer settings
-            if now[key] != before:
-                raise ValueError(
-                    f"{state} is of a run whose {key} is not this config's ({_difference(before, now[key], key)}); "
-                    "choose another output_dir, or set resume=never to start over"
-                )
-        changed = [_difference(saved.get(key), value, key) for key, value in now.items() if value != saved.get(key)]
-        if changed := [each for each in changed if not each.startswith(("resume:", "output_dir:"))]:
-            self._say(f"this config is not the one that {state} was saved with: {'; '.join(changed)}")
-
-    @contextlib.contextmanager
-    def _listening_to_sigterm(self) -> Iterator[None]:
-        """Inside, SIGTERM ends the loop after the step that is running. Signals reach the main thread only."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = signal.signal(signal.SIGTERM, lambda *_: self._asked_to_stop.set())
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
-
-
-def _difference(saved, now, key: str) -> str:
-    """The first place where two settings differ, as `key: before -> now`."""
-    if isinstance(saved, dict) and isinstance(now, dict):
-        for name in {**saved, **now}:
-            if saved.get(name) != now.get(name):
-                return _difference(saved.get(name), now.get(name), f"{key}.{name}")
-    return f"{key}: {saved!r} -> {now!r}"
+        save_state(self)
+        self.diagnostics.plot(at_end=self.progress >= 1)
+        self.meter.pause(time.monotonic() - start)

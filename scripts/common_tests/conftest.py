@@ -17,6 +17,8 @@ REASONS: dict[str, dict[str, str]] = {
         "test_call_numpy_4_channels": "pictures become RGB: what is transparent shows white",
         "test_new_models_require_torchvision_backend": "PIL alone, as DeepSeek's Janus: pixels do not depend on what is"
         " installed",
+        "test_pil_can_run_without_torchvision": "a process of its own that does not import hybridgen (and hybridgen "
+        "needs torchvision)",
     },
     "Diffusion": {"test_save_load_optional_components": CODECS},
     "VQ": {"test_save_load_optional_components": CODECS},

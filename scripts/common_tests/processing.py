@@ -19,6 +19,7 @@ PICTURES = [Path(FOLDER.name) / f"{color}.png" for color in ("red", "blue")]
 for file in PICTURES:
     Image.new("RGB", (30, 20), file.stem).save(file)
 test_processing_common.MODALITY_INPUT_DATA["images"] = [str(file) for file in PICTURES]
+test_processing_common.url_to_local_path = lambda url: str(PICTURES[0])
 
 TEXTS = ["a red circle on a blue ground", "what is it? yes, no", "lower newer", "How long is this? Describe it."]
 

@@ -92,7 +92,13 @@ def test_what_is_written_is_what_the_pipeline_writes(folder, tmp_path):
     """And a saved pipeline is a source like any other."""
     convert(folder, tmp_path / "a")
     load_pipeline(tmp_path / "a").save_pretrained(tmp_path / "b")
-    for file in sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file()):
+    written, saved = (
+        sorted(path.relative_to(top) for path in top.rglob("*") if path.is_file())
+        for top in (tmp_path / "a", tmp_path / "b")
+    )
+    assert written == saved
+    assert Path("config.json") in written  # by which the Auto classes know it
+    for file in written:
         assert (tmp_path / "b" / file).read_bytes() == (tmp_path / "a" / file).read_bytes(), file
     load_janus(folder).save_pretrained(tmp_path / "c")
     convert(tmp_path / "c", tmp_path / "back", "janus-hf")

@@ -37,6 +37,7 @@ from hybridgen.processing_hybridgen import HybridGenProcessor, build_tokenizer
 from hybridgen.training import load_config, strict, train
 from hybridgen.training.config import TrainConfig
 from hybridgen.training.stages import ModelStage
+from tests.bridges.test_convert import Evil, change
 from tests.data.in_memory import drawings, questions, task
 from tests.januses import save_transformers
 from tests.pipelines import WORDS, tiny_vae, tiny_vq_model
@@ -100,6 +101,10 @@ def parts(tmp_path_factory):
     ).save_pretrained(folder / "siglip_both")  # noqa: E501
     Siglip2VisionModel(Siglip2VisionConfig(**TOWER, num_patches=4)).save_pretrained(folder / "siglip2")
     (folder / "new_tower.json").write_text(json.dumps({"model_type": "siglip_vision_model", **TOWER, "image_size": 16}))
+    for spoilt in ("tower_of_junk", "tower_of_other_sizes"):
+        shutil.copytree(folder / "siglip", folder / spoilt)
+    (folder / "tower_of_junk" / "preprocessor_config.json").write_text("[]")
+    change(folder / "tower_of_other_sizes" / "config.json", intermediate_size=48)
     tiny_vae().save_pretrained(folder / "vae")
     tiny_vq_model().save_pretrained(folder / "vq")
     save_transformers(folder / "janus")
@@ -360,6 +365,25 @@ def granite(parts, tmp_path):
     return tmp_path / "granite"
 
 
+def with_code(parts, tmp_path):
+    """A pickle that would run a command."""
+    shutil.copytree(parts / "llama", tmp_path / "evil")
+    (tmp_path / "evil" / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": Evil()}, tmp_path / "evil" / "pytorch_model.bin")
+    return tmp_path / "evil"
+
+
+def of_other_sizes(parts, tmp_path, **sizes):
+    shutil.copytree(parts / "llama", tmp_path / "sizes")
+    change(tmp_path / "sizes" / "config.json", **sizes)
+    return tmp_path / "sizes"
+
+
+def with_half_a_template(parts, tmp_path):
+    save_backbone(tmp_path / "half", chat_template="{% if %}")
+    return tmp_path / "half"
+
+
 def rewriting(parts, tmp_path):
     save_backbone(tmp_path / "thinks", chat_template=REWRITING)
     return tmp_path / "thinks"
@@ -387,6 +411,13 @@ def lacking(parts, tmp_path):
         (lacking, "lacks 1 of its weights, such as model.layers.1.mlp.up_proj.weight"),
         (without_tokenizer, "the tokenizer of backbone .*mute"),
         (of_a_larger_tokenizer, "the tokenizer of backbone .*larger has ids up to .* another model's"),
+        (with_code, "evil has weights in a pickle that holds more than tensors, so it could run code"),
+        (
+            lambda *at: of_other_sizes(*at, intermediate_size=48),
+            r"down_proj.weight of shape \(32, 64\), but its config",
+        ),
+        (lambda *at: of_other_sizes(*at, num_attention_heads=5), "sizes cannot be loaded: .* attention heads"),
+        (with_half_a_template, r"the chat template cannot be read: .* \(line 1\)"),
         (rewriting, "the chat template writes .* between its generation prompt and an image"),
     ],
 )
@@ -426,6 +457,8 @@ def test_backbones_that_do_not_fit(parts, tmp_path, run, backbone, sentence):
         (["diffusion"], {"shape": Shape(image_size=20, patch_size=6)}, "sample_size 20 is not divisible by patch_size"),
         (["diffusion"], {"shape": Shape(image_size=16, prediction_type="x0")}, "prediction_type is 'x0'"),
         (["diffusion"], {"gguf_file": "a.gguf"}, "has no file a.gguf"),
+        (["understanding"], {"vision": "tower_of_junk"}, "preprocessor_config.json holds no config"),
+        (["understanding"], {"vision": "tower_of_other_sizes"}, "has .* of shape .*, but its config makes it"),
         (["understanding"], {"from_janus": "llama", "backbone": None}, "llama"),
     ],
 )

@@ -50,4 +50,6 @@ def same(a, b) -> bool:
         return a.keys() == b.keys() and all(same(a[name], b[name]) for name in a)
     if isinstance(a, list):
         return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, tuple):
+        return a == b
     return a.dtype == b.dtype and torch.equal(a, b)

@@ -66,10 +66,11 @@ def test_through_codec_keeps_size_and_order(pipeline):
 
 
 def test_settings_name_what_matters_to_a_path():
-    assert DrawSettings(steps=5).of_path("diffusion") == {"steps": 5, "guidance": 3.0}
+    assert DrawSettings(steps=5).of_path("diffusion") == {"steps": 5, "guidance": 3.0, "precision": "model"}
     assert "steps" not in DrawSettings().of_path("vq")
     assert DrawSettings(steps=5, top_k=3).arguments() == {
         "num_inference_steps": 5, "guidance_scale": 3.0, "temperature": 1.0, "top_k": 3, "top_p": 1.0,
+        "precision": "model", "window": 1,
     }  # fmt: skip
 
 

@@ -190,3 +190,72 @@ def test_top_p_keeps_what_transformers_keeps(top_p):
 def test_settings_that_mean_nothing_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         CodeSampling(**settings)
+
+
+# ----------------------------------------------------------------------------------------------------- several at once
+
+
+@pytest.mark.parametrize("window", [2, 4, COUNT, 50])
+@pytest.mark.parametrize("sampling", [GREEDY, CodeSampling(), CodeSampling(temperature=0.5, top_k=10)])
+@pytest.mark.parametrize("prompts", [PROMPTS[:1], PROMPTS])
+def test_a_window_draws_the_same_codes(model, prompts, sampling, window):
+    """And leaves the same prefix: what is read next is read alike."""
+    made, states = [], []
+    for size in (1, window):
+        prefix = prefix_of(model, prompts + [EMPTY] * len(prompts))
+        generators = image_generators(len(prompts), 3)
+        codes = write_codes(model, prefix, COUNT, generators, sampling, 2.0, window=size)
+        made.append(codes)
+        states.append(commit_codes(model, prefix, codes))
+    assert torch.equal(*made)
+    assert worst(*states) < 1e-4  # measured 2e-6
+
+
+def test_right_guesses_save_reading(model):
+    """Where every code is the one above it, most guesses are right."""
+    flat = tiny_model()
+    torch.nn.init.zeros_(flat.model.generation_head.vision_head.weight)  # the bias alone decides
+    reads = []
+    prefix = prefix_of(flat, PROMPTS[:1])
+    original = prefix.cache.advance
+    prefix.cache.advance = lambda count: (reads.append(count), original(count))
+    write_codes(flat, prefix, COUNT, image_generators(1, 0), GREEDY, window=4)
+    assert len(reads) <= 5
+    assert sum(reads) == COUNT - 1
+
+
+def test_logits_and_steps_are_told_once_in_order(model):
+    told, logits = [], []
+    prefix = prefix_of(model, PROMPTS[:2])
+    codes = write_codes(
+        model, prefix, COUNT, image_generators(2, 0), CodeSampling(),
+        on_step=lambda step, so_far: (told.append((step, so_far.shape[1])), so_far)[1],
+        on_logits=lambda step, scores: logits.append((step, scores)), window=3,
+    )  # fmt: skip
+    assert told == [(step, step + 1) for step in range(COUNT)]
+    assert [step for step, _ in logits] == list(range(COUNT))
+    expected = whole_logits(model, PROMPTS[1], codes[1])
+    assert worst(torch.stack([scores[1] for _, scores in logits]), expected) < 1e-4  # measured 2e-6
+
+
+def test_what_a_step_changes_is_read_and_not_guessed(model):
+    def zeros(step, so_far):
+        return so_far * 0 if step == 2 else so_far
+
+    made = []
+    for window in (1, 4):
+        prefix = prefix_of(model, PROMPTS[:1])
+        made.append(
+            write_codes(model, prefix, COUNT, image_generators(1, 0), CodeSampling(), on_step=zeros, window=window)
+        )
+    assert torch.equal(*made)
+
+
+def test_windows_that_mean_nothing_are_refused(model):
+    prefix = prefix_of(model, PROMPTS[:1] + [EMPTY])
+    for window in (0, 1.5, True):
+        with pytest.raises(ValueError, match="window is"):
+            write_codes(model, prefix, COUNT, image_generators(1, 0), GREEDY, 2.0, window=window)
+    guidance = Guidance(2.0, method="apg", momentum=0.5)
+    with pytest.raises(ValueError, match="momentum"):
+        write_codes(model, prefix, COUNT, image_generators(1, 0), GREEDY, guidance, window=2)

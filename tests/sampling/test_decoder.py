@@ -147,3 +147,12 @@ def test_precisions_that_are_none_are_refused():
     with pytest.raises(ValueError, match="precision is 'fp4'; choose one of model, bf16, int8"):
         Decoder(tiny_model(), "fp4")
     assert PRECISIONS == ("model", "bf16", "int8")
+
+
+@torch.no_grad()
+def test_copies_are_made_again_when_weights_change():
+    model = tiny_model()
+    decoder = Decoder(model, "bf16")
+    assert decoder.is_current()
+    model.model.language_model.layers[0].mlp.down_proj.weight.mul_(2)
+    assert not decoder.is_current()

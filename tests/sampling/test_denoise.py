@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import (
+    CMStochasticIterativeScheduler,
     DDIMInverseScheduler,
     DDIMScheduler,
     DDPMScheduler,
@@ -19,6 +20,7 @@ from diffusers import (
     PNDMScheduler,
     RePaintScheduler,
     SASolverScheduler,
+    ScoreSdeVeScheduler,
     UniPCMultistepScheduler,
 )
 
@@ -57,6 +59,7 @@ DDPM = {
     "heun": HeunDiscreteScheduler(**COSINE),
     "pndm": PNDMScheduler(**COSINE, skip_prk_steps=True),
 }
+OWN = ", own layers"
 STEPS = 8
 FLOW_CONFIG = HybridGenDiffusionConfig()
 X0_CONFIG = HybridGenDiffusionConfig(prediction_type="sample")
@@ -179,6 +182,7 @@ def test_a_mistake_of_the_model_is_drawn_no_larger(name, steps):
     ("scheduler", "config", "steps", "message"),
     [
         (DDIMInverseScheduler(**COSINE, clip_sample=False), COSINE_CONFIG, 8, "draws another picture than the model"),
+        (CMStochasticIterativeScheduler(num_train_timesteps=1000), FLOW_CONFIG, 8, "CMStochasticIterativeScheduler"),
         (KDPM2AncestralDiscreteScheduler(**COSINE), COSINE_CONFIG, 8, "in 15 evaluations draws .* ended nan away"),
         (
             SASolverScheduler(**AS_FLOW),
@@ -189,9 +193,8 @@ def test_a_mistake_of_the_model_is_drawn_no_larger(name, steps):
     ],
 )
 def test_a_scheduler_that_draws_something_else_is_refused(scheduler, config, steps, message):
-    schedule = prepare(scheduler, steps, config)
     with pytest.raises(ValueError, match=message):
-        try_out(schedule, config.prediction_type)
+        try_out(prepare(scheduler, steps, config), config.prediction_type)
 
 
 @pytest.mark.parametrize(
@@ -261,6 +264,9 @@ def test_the_scheduler_handed_over_stays_as_it_was():
         (DDIMScheduler(), COSINE_CONFIG, "DDIMScheduler has other betas than training had"),
         (DDIMScheduler(**COSINE, num_train_timesteps=500), COSINE_CONFIG, "counts 500 timesteps, but .* on 1000"),
         (FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), FLOW_CONFIG, "has use_dynamic_shifting, which"),
+        (DDIMScheduler(prediction_type="flow_prediction"), FLOW_CONFIG, "DDIMScheduler samples a DDPM process"),
+        (DPMSolverMultistepScheduler(prediction_type="flow_prediction"), FLOW_CONFIG, "samples a DDPM process"),
+        (ScoreSdeVeScheduler(num_train_timesteps=1000), FLOW_CONFIG, "ScoreSdeVeScheduler takes no steps"),
         (EDMEulerScheduler(), COSINE_CONFIG, "EDMEulerScheduler has no table of alphas"),
         (
             UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="v_prediction"), FLOW_CONFIG,
@@ -279,12 +285,13 @@ def test_a_scheduler_of_another_process_is_refused(scheduler, config, message):
 
 def config_of(bidirectional: bool = True, backbone: str = "qwen3"):
     settings = {"patch_size": 4, "sample_size": 16, "frequency_embedding_size": 32, "bidirectional": bidirectional}
-    return tiny_config(backbone, diffusion_config=settings)
+    settings["own_layers"] = backbone.endswith(OWN)
+    return tiny_config(backbone.removesuffix(OWN), diffusion_config=settings)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (8, 20)])
 @pytest.mark.parametrize("bidirectional", [True, False])
-@pytest.mark.parametrize("backbone", ["qwen3", "llama4_text"])
+@pytest.mark.parametrize("backbone", ["qwen3", "llama4_text", "llama" + OWN])
 def test_cached_denoising_equals_the_whole_forward(bidirectional, size, backbone):
     model = tiny_model(config_of(bidirectional, backbone))
     timesteps, scale = torch.tensor([1000.0, 400.0]), 2.5
@@ -414,8 +421,9 @@ def test_each_step_hands_over_its_latents():
 
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize("guided", [True, False])
-def test_text_after_a_committed_picture_equals_the_teacher_forced_forward(bidirectional, guided):
-    model = tiny_model(config_of(bidirectional))
+@pytest.mark.parametrize("backbone", ["qwen3", "qwen3" + OWN])
+def test_text_after_a_committed_picture_equals_the_teacher_forced_forward(bidirectional, guided, backbone):
+    model = tiny_model(config_of(bidirectional, backbone))
     prompts = [*PROMPTS, *[EMPTY] * len(PROMPTS)] if guided else PROMPTS
     prefix = prefix_of(model, prompts)
     image_predictor(model, prefix, len(PROMPTS), (16, 16), torch.tensor([500.0]))(torch.randn(5, 3, 16, 16), 0)

@@ -62,7 +62,7 @@ def test_an_interrupted_write_leaves_only_rubbish(tmp_path, accelerator):
     assert (tmp_path / "step_000002.tmp" / "half").exists()
     assert states.newest_intact(tmp_path, print) == tmp_path / "step_000001"
     saved(tmp_path, 3, accelerator)
-    states.prune(tmp_path, keep_last=1)
+    states.prune(tmp_path, keep_last=1, step=3)
     assert [path.name for path in tmp_path.iterdir()] == ["step_000003"]
 
 

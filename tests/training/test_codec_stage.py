@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from hybridgen.codecs import VQCodec, load_vq
+from hybridgen.data.sources import open_source
 from hybridgen.data.worlds.dolls import Dolls
 from hybridgen.training import load_config, strict, train
 from hybridgen.training.clustering import choose_far, kmeans
@@ -21,6 +22,7 @@ from hybridgen.training.pictures import PictureLoader
 from hybridgen.training.stages import make_accelerator
 from tests.data.in_memory import drawings, numbered, questions, task
 from tests.data.in_memory import same as same_batches
+from tests.training.test_perceptual import resnet
 
 JANUS = {
     "num_embeddings": 32, "embed_dim": 8, "latent_channels": 32, "base_channels": 32, "channel_multiplier": [1, 1, 1],
@@ -114,6 +116,41 @@ def test_resumed_is_uninterrupted(trained, tmp_path):
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
+def test_validation_and_scores_tell_which_codes_were_chosen(trained):
+    """Counted again with the tokenizer that was saved."""
+    _, folder = trained
+    scores, last = json.loads((folder / "checkpoint" / "scores.json").read_text()), metrics_of(folder)[-1]
+    config = load_config(folder / "given.yaml")
+    tasks = [open_source(source, config.seed) for source in config.validation.sources]
+    pictures = next(PictureLoader(tasks, 8, config.vq_model.image_size))["pictures"]
+    codes = VQCodec(load_vq(folder / "checkpoint" / "vq_model")).encode(pictures)
+    usage = torch.bincount(codes).double()
+    shares = usage[usage > 0] / usage.sum()
+    expected = {"codebook_use": len(shares) / config.vq_model.config.get("num_vq_embeddings", 32)}
+    expected["codebook_perplexity"] = float(torch.exp(-(shares * shares.log()).sum()))
+    for name, value in expected.items():
+        assert scores[name] == pytest.approx(value, rel=1e-6)
+        assert last[f"validation/{name}"] == pytest.approx(value, rel=1e-6)
+    assert scores["psnr"] == pytest.approx(last["validation/psnr"], rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_perceptual_and_adversarial_terms_go_on_bit_for_bit(kind, tmp_path):
+    terms = {"perceptual": {"path": resnet(tmp_path / "resnet")}}
+    terms["adversarial"] = {"start": 3, "channels": 8, "layers": 1}
+    words = [f"vq_model.{name}={json.dumps(value)}" for name, value in terms.items()]
+    words += ["steps=8", "save_every=4", "log_every=1", "validation.every=0", "sampling.every=0", "clip=null"]
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    run(whole, *words, kind=kind)
+    shutil.copytree(whole / "state" / "step_000004", part / "state" / "step_000004")
+    run(part, *words, kind=kind)
+    names = ("loss", "loss/perceptual", "loss/adversarial", "loss/discriminator", "adversarial_weight")
+    for ours, theirs in zip(metrics_of(part), metrics_of(whole)[4:], strict=True):
+        assert {name: ours[name] for name in names} == {name: theirs[name] for name in names}
+    assert metrics_of(whole)[-1]["adversarial_weight"] > 0
+    assert metrics_of(whole)[2]["loss/discriminator"] == 0 < metrics_of(whole)[3]["loss/discriminator"]
+
+
 def test_a_codebook_trained_by_gradient(tmp_path):
     run(tmp_path, "vq_model.codebook_decay=null", "vq_model.restart_every=0", "steps=12", kind="janus")
     assert "loss/codebook" in metrics_of(tmp_path)[-1]
@@ -204,6 +241,7 @@ def test_pictures_come_by_share_and_exactly_again():
     whole = loader()
     batches = [next(whole) for _ in range(4)]
     assert batches[0]["pictures"].shape == (6, 3, 16, 16)
+    assert [whole.where(record) for record in batches[0]["records"]][0].startswith("source 'a', record ")
     assert whole.shares() == {"a": pytest.approx(2 / 3, abs=0.05), "b": pytest.approx(1 / 3, abs=0.05)}
     again = loader()
     for _ in range(2):

@@ -99,6 +99,8 @@ def test_codec_stage(load, codec_content):
         ("ema.decay=1", "ema.decay is 1.0; it must be from 0 to below 1"),
         ("schedule.min_ratio=2", "schedule.min_ratio is 2.0; it must be from 0 to 1"),
         ("schedule.warmup_steps=11", "warmup_steps 11 is more than the run's steps 10; shorten the warmup"),
+        ("schedule={name: exponential}", "schedule.min_ratio is 0.0; it must be above 0, as nothing decays to 0"),
+        ("dropout=1", "dropout is 1.0; it must be from 0 to below 1"),
         ("precision=fp16", "precision is 'fp16'; it must be one of 'auto', 'fp32', 'bf16'"),
         ("attention=flash_attention_2", "'flash_attention_2' cannot express a mask that is causal over text"),
         ("resume=elsewhere", "resume is 'elsewhere'; it must be 'auto', 'never' or the folder of a saved state"),
@@ -127,6 +129,11 @@ def test_refused(load, model_content, word, message):
         (["model.vision_config=null"], "data.sources.2.read is 'understanding', but the model has no vision_config"),
         (["data.sources.0.write=understanding"], "write is 'understanding'; images are written by 'diffusion' or 'vq'"),
         (["model.vq_config=null", "model.codes_from_codebook=true"], "codes_from_codebook is true, but the model"),
+        (["model.vq_config=null", "model.shared_vocabulary=true"], "shared_vocabulary is true, but the model has"),
+        (["model.shared_vocabulary=true", "model.codes_from_codebook=true"], "codes are tokens of the vocabulary here"),
+        (["model.vision_config=null", "model.diffusion_config.alignment_layer=1"], "there is no vision tower to align"),
+        (["data.sources.2.read=[understanding, understanding]"], "read is .*; name each path by which images are read"),
+        (["data.sources.2.read=[diffusion, siglip]"], "read is .siglip.; it must be one of understanding"),
         (["codec.vq=null"], "model.vq_config is given, but codec.vq is not; name the folder of a VQ tokenizer"),
         (["codec.vq=nowhere"], "codec.vq 'nowhere' has no config.json"),
         (["codec.vae=nowhere"], "codec.vae 'nowhere' has no config.json"),
@@ -168,6 +175,55 @@ def test_impossible_models_are_refused(load, model_content, words, message):
 def test_impossible_codecs_are_refused(load, codec_content, word, message):
     with pytest.raises(ValueError, match=message):
         load(codec_content, word)
+
+
+@pytest.fixture
+def vae_content(codec_content) -> dict:
+    del codec_content["vq_model"]
+    shape = {"block_out_channels": [8, 8, 8], "norm_num_groups": 4, "latent_channels": 4}
+    return {**codec_content, "vae": {"image_size": 16, "config": shape}}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["vae=null"], "stage is 'codec', but vq_model is missing and so is vae; say which of them is to be trained"),
+        (["vq_model={image_size: 16, config: {}}"], "but vq_model and vae are both given; a run trains one codec"),
+        (["stage=model", "model={from_pretrained: x}"], "stage is 'model', but vae is given; remove it, or set stage"),
+        (["vae.image_size=18"], "vae.image_size 18 is not divisible by 4, the pixels .* of a latent .*; 16 would be"),
+        (["vae.image_size=0"], "vae.image_size is 0; it must be at least 1"),
+        (["vae.config.latent_channels=0"], "vae.config.latent_channels is 0; it must be an integer of at least 1"),
+        (["vae.config.latent_channels=4.5"], "vae.config.latent_channels is 4.5; it must be an integer of at least 1"),
+        (["vae.config.in_channels=4"], "vae.config.in_channels is 4, but pictures have 3 channels; leave it out"),
+        (["vae.config.block_out_channels=null"], "block_out_channels is None; give the width of each level"),
+        (["vae.config.block_out_channels=[8, 0]"], "block_out_channels.1 is 0; it must be an integer of at least 1"),
+        (["vae.config.norm_num_groups=3"], r"block_out_channels \[8, 8, 8\] must be divisible by norm_num_groups 3"),
+        (["vae.config.down_block_types=[DownEncoderBlock2D]"], "down_block_types is .* has 3 levels; give one"),
+        (["vae.config.up_block_types=[Up, Up, Up]"], "vae.config: Up does not exist"),
+        (["vae.config.act_fn=jump"], "vae.config: .*jump"),
+        (["vae.config.scaling_factor=0.5"], "vae.config.scaling_factor is given, but it is measured when training"),
+        (["vae.config.latent_chanels=4"], "unknown key 'vae.config.latent_chanels' .*did you mean 'latent_channels'"),
+        (["vae.kl=-1"], "vae.kl is -1.0; it must be 0 or more"),
+        (["vae.l1=0", "vae.l2=0"], "vae.l1 and vae.l2 are 0, so nothing asks for pictures to come back; raise one"),
+        (["vae.measured_pictures=0"], "vae.measured_pictures is 0; it must be at least 1"),
+        (["vae.perceptual={path: nowhere}"], "vae.perceptual.path 'nowhere' is no folder; name the folder of a vision"),
+        (["vae.perceptual={path: .}"], "vae.perceptual.path '.*' has no config.json"),
+        (["vae.perceptual={weight: 1}"], "missing key 'vae.perceptual.path'"),
+        (["vae.perceptual={path: ., weight: -1}"], "vae.perceptual.weight is -1.0; it must be 0 or more"),
+        (["vae.perceptual={path: ., layers: []}"], "vae.perceptual.layers is empty; name at least one"),
+        (["vae.adversarial={start: 10}"], "vae.adversarial.start is 10; it must be a step of the run, from 0 to 9"),
+        (["vae.adversarial={}"], "adversarial.layers is 3, which needs pictures of side 24 at least, but image_size"),
+        (["vae.adversarial={layers: 2, betas: [0.5]}"], r"vae.adversarial.betas is \[0.5\]; it must be two in"),
+        (["vae.adversarial={layers: 2, lr: 0}"], "vae.adversarial.lr is 0.0; it must be above 0, or null"),
+        (["data.sources.0.weight={0: 1, 5: 2}"], "in the codec stage shares do not change over the run"),
+        (["data.temperature=2"], "data.temperature is 2.0, but the codec stage has no such thing; leave it out"),
+        (["data.sources.0.weight=0"], "every weight of data.sources is 0; give at least one of them a share"),
+    ],
+)  # fmt: skip
+def test_impossible_vaes_are_refused(load, vae_content, words, message):
+    load(vae_content)
+    with pytest.raises(ValueError, match=message):
+        load(vae_content, *words)
 
 
 def test_the_transfusion_recipe(tmp_path):

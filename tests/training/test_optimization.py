@@ -148,5 +148,9 @@ def test_schedules():
     assert cosine[500] == pytest.approx(0.55)
     assert cosine[-1] == pytest.approx(0.1, abs=1e-4)
     assert all(later <= earlier for earlier, later in zip(cosine, cosine[1:], strict=False))
+    exponential = factors(ScheduleConfig("exponential", min_ratio=0.01), 1000)
+    assert exponential[0] == 1.0
+    assert exponential[500] == pytest.approx(0.1)
+    assert exponential[-1] == pytest.approx(0.01, rel=0.01)
     wsd = factors(ScheduleConfig("wsd", decay_fraction=0.4), 10)
     assert wsd == pytest.approx([1] * 7 + [0.75, 0.5, 0.25])

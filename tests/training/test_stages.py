@@ -266,7 +266,7 @@ def assert_same_results(first: Path, second: Path) -> None:
         ours, theirs = load_file(first / name), load_file(second / name)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
-    clocks = ("seconds", "tokens_per_second", "data_wait")
+    clocks = ("seconds", "tokens_per_second", "data_wait", "peak_memory_gb", "tflops", "mfu")
     ours, theirs = (
         [{key: value for key, value in record.items() if key not in clocks} for record in metrics_of(folder)]
         for folder in (first, second)

@@ -119,3 +119,30 @@ def test_files_refused(tmp_path):
     empty.write_text("")
     with pytest.raises(ValueError, match="holds nothing; it must hold `key: value` lines"):
         strict.read(empty)
+
+
+def test_a_file_says_only_what_is_different_from_its_base(tmp_path):
+    (tmp_path / "whole.yaml").write_text("steps: 3\nmodel: {a: {x: 1, y: 2}, b: 1}\nsources: [1, 2]\nkept: 0.5\n")
+    (tmp_path / "more.yaml").write_text("base: whole.yaml\nmodel: {a: {y: 5}, b: null, c: 7}\nsources: [3]\n")
+    assert strict.read(tmp_path / "more.yaml") == {
+        "steps": 3,
+        "model": {"a": {"x": 1, "y": 5}, "b": None, "c": 7},
+        "sources": [3],
+        "kept": 0.5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("nowhere.yaml", "base of .*more.yaml is 'nowhere.yaml'; it must name a YAML file beside it"),
+        ("3", "is 3; it must name a YAML file"),
+        ("more.yaml", "'more.yaml', which is no config that is whole; name one without a base"),
+        ("list.yaml", "'list.yaml', which is no config that is whole"),
+    ],
+)
+def test_a_base_that_is_none_is_refused(tmp_path, base, message):
+    (tmp_path / "list.yaml").write_text("[1, 2]\n")
+    (tmp_path / "more.yaml").write_text(f"base: {base}\nsteps: 3\n")
+    with pytest.raises(ValueError, match=message):
+        strict.read(tmp_path / "more.yaml")

@@ -1,10 +1,13 @@
 """What a run tells: metrics.jsonl with each step once, a readable line, and wandb that never stands in the way."""
 
 import json
+import socket
+import time
 
 import pytest
 from PIL import Image
 
+from hybridgen.training import tracking
 from hybridgen.training.config import WandbConfig
 from hybridgen.training.tracking import Metrics, Tracker, start_wandb, summary
 
@@ -60,6 +63,13 @@ def test_without_a_terminal_the_bar_is_a_line_a_log(tmp_path, capfd):
     assert summary(RECORD) in shown[0]
 
 
+def test_the_bar_shows_each_entry_of_the_mixture():
+    """Two that read the same pictures by two paths are apart, though they share the text loss."""
+    entries = {"source/ask/loss": 0.25, "source/ask/text": 0.25, "source/ask by latents/loss": 0.75}
+    shown = summary(RECORD | entries | {"validation/source/ask/loss": 9.0})
+    assert shown == "loss 1.250 (ask 0.250, ask by latents 0.750)  lr 3.0e-04  12,346 tokens/s"
+
+
 def test_other_processes_are_silent(tmp_path, capfd):
     tracker = Tracker(tmp_path / "run", WandbConfig("online"), {}, steps=8, step=0, is_main=False)
     tracker.log(RECORD, progress=0.5)
@@ -82,5 +92,21 @@ def test_wandb_offline(tmp_path):
     tracker.picture(4, tmp_path / "samples.png", Image.new("RGB", (4, 4)))
     assert tracker.run_id
     tracker.close()
+    assert list((tmp_path / "wandb").glob("offline-run-*"))
+    assert len(lines_of(tmp_path / "metrics.jsonl")) == 1
+
+
+def test_wandb_that_does_not_answer_is_offline(tmp_path, monkeypatch, capfd):
+    """A server that takes the connection and says nothing: the worst of networks."""
+    monkeypatch.setattr(tracking, "ANSWER_SECONDS", 3.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        started = time.monotonic()
+        tracker = Tracker(tmp_path, WandbConfig("online"), {"steps": 8}, steps=8, step=0, is_main=True)
+        tracker.log(RECORD, progress=0.5)
+        tracker.close()
+        assert time.monotonic() - started < 60
+    assert "logging offline, `wandb sync` sends it later" in capfd.readouterr().err
     assert list((tmp_path / "wandb").glob("offline-run-*"))
     assert len(lines_of(tmp_path / "metrics.jsonl")) == 1

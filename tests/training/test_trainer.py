@@ -4,8 +4,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,11 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hybridgen.training.stages import make_accelerator
+from hybridgen.training.processes import make_accelerator
 from hybridgen.training.trainer import Trainer
 from tests.training.toy import ToyLoader, ToyStage, config_of, train
-
-ROOT = Path(__file__).parents[2]
+from tests.training.world import World, train_toy
 
 
 def metrics_of(folder: Path) -> list[dict]:
@@ -32,24 +29,6 @@ def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
     assert first.keys() == second.keys()
     different = [name for name in first if not torch.equal(first[name], second[name])]
     assert not different
-
-
-def start(folder: Path, *words: str, processes: int = 1) -> subprocess.Popen:
-    """The toy in a process of its own (or several)."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] * (processes > 1)
-    command = [sys.executable, *launcher, str(ROOT / "tests/training/toy.py"), str(folder), *words]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
-
-
-def wait_for(folder: Path, process: subprocess.Popen, seconds: float = 100.0) -> None:
-    """Until a state of that name is there."""
-    deadline = time.monotonic() + seconds
-    while not folder.exists():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -105,46 +84,7 @@ def test_a_kind_that_is_missing_is_no_hindrance(tmp_path):
     assert all(parameter.isfinite().all() for parameter in stage.model.parameters())
 
 
-def test_two_processes_are_one(tmp_path):
-    """Largest difference of a weight seen after 6 steps: 6e-8. Rows without kind a or b fall to either rank."""
-    alone = start(tmp_path / "one", "steps=6", "accumulation=1", "dropout=0", 'data={"sources": [], "rows": 2}')
-    two = start(
-        tmp_path / "two", "steps=6", "accumulation=1", "dropout=0", 'data={"sources": [], "rows": 1}', processes=2
-    )
-    for process in (alone, two):
-        _, error = process.communicate(timeout=200)
-        assert process.returncode == 0, error
-    assert (tmp_path / "two" / "state" / "step_000006" / "rank_1.json").exists()
-    ours, theirs = weights_of(tmp_path / "two"), weights_of(tmp_path / "one")
-    for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-5)
-    for mine, other in zip(metrics_of(tmp_path / "two"), metrics_of(tmp_path / "one"), strict=True):
-        assert mine["loss"] == pytest.approx(other["loss"], abs=1e-5)
-        assert mine["fill"] == other["fill"]
-
-
 # ------------------------------------------------------------------------------------------------------ going on
-
-
-def test_killed_and_resumed_is_uninterrupted(tmp_path, uninterrupted):
-    """SIGKILL in the middle of a run: the weights, their average and the metrics are those of a run left alone."""
-    process = start(tmp_path, "pause=0.2")
-    wait_for(tmp_path / "state" / "step_000004", process)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=60)
-    done = max(int(path.name[5:]) for path in (tmp_path / "state").glob("step_??????"))
-    assert done < 12
-    train(config_of(tmp_path))
-    assert_same(weights_of(tmp_path), weights_of(uninterrupted))
-    for name in ("state/step_000012/model.safetensors", "state/step_000012/ema.safetensors"):
-        assert_same(weights_of(tmp_path, name), weights_of(uninterrupted, name))
-    clocks = ("seconds", "tokens_per_second", "data_wait")
-    ours, theirs = (
-        [{key: value for key, value in record.items() if key not in clocks} for record in metrics_of(folder)]
-        for folder in (tmp_path, uninterrupted)
-    )
-    assert ours == theirs
 
 
 @pytest.mark.parametrize("at", [3, 4, 7])
@@ -212,15 +152,16 @@ def test_another_model_is_refused_and_other_settings_are_told(tmp_path, capfd):
 
 
 def test_sigterm_saves_and_ends_well(tmp_path, uninterrupted):
-    process = start(tmp_path, "pause=0.2", "save_every=1000")
-    wait_for(tmp_path / "metrics.jsonl", process)
-    process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 0, error
-    assert "stopped by SIGTERM after step" in error
-    assert not (tmp_path / "checkpoint").exists()
-    train(config_of(tmp_path))
-    assert_same(weights_of(tmp_path), weights_of(uninterrupted))
+    folder = tmp_path / "run"
+    world = World(tmp_path / "logs", train_toy, folder=folder, changes={"save_every": 1000}, pause=0.2)
+    world.wait_for(folder / "metrics.jsonl")
+    started = time.monotonic()
+    world.kill(how=signal.SIGTERM)
+    assert "stopped by SIGTERM after step" in world.finish()
+    assert time.monotonic() - started < 150
+    assert not (folder / "checkpoint").exists()
+    train(config_of(folder))
+    assert_same(weights_of(folder), weights_of(uninterrupted))
 
 
 # ------------------------------------------------------------------------------------------------------ going wrong
@@ -242,12 +183,16 @@ def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path, capfd):
     assert Trainer(config, stage, make_accelerator(config)).run()
     assert all(parameter.isfinite().all() for parameter in stage.model.parameters())
     assert all(math.isfinite(record["loss"]) for record in metrics_of(tmp_path) if record["step"] != 4)
-    assert "the gradient of step 3 is not finite: the step is skipped" in capfd.readouterr().err
+    assert "the loss is not finite in step 3: the step is skipped (toy.jsonl:16, toy.jsonl:17" in capfd.readouterr().err
+    skipped = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in skipped] == [3, 4]
+    assert skipped[0]["records"] == [f"toy.jsonl:{number}" for number in range(16, 24)]
+    assert metrics_of(tmp_path)[-1]["skipped"] == 2
 
     config = config_of(tmp_path / "hopeless", steps=30)
     stage = Poisoned(ToyLoader(4))
     stage.poisoned = range(2, 99)
-    with pytest.raises(ValueError, match="not finite for 10 steps in a row, up to 12; lower optimizer.lr 0.01"):
+    with pytest.raises(ValueError, match="10 of the last 100 steps were skipped, up to step 12, where the loss"):
         Trainer(config, stage, make_accelerator(config)).run()
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from hybridgen.training import strict
 from hybridgen.training.config import TrainConfig
-from hybridgen.training.stages import make_accelerator
+from hybridgen.training.processes import make_accelerator
 from hybridgen.training.trainer import Trainer
 
 WIDTH = 8
@@ -34,6 +34,8 @@ class Block(nn.Module):
 
 
 class ToyModel(nn.Module):
+    _no_split_modules = ["Block", "NotHere"]  # what FSDP2 shards together
+
     def __init__(self):
         super().__init__()
         self.embedding = nn.Embedding(16, WIDTH)
@@ -75,7 +77,11 @@ class ToyLoader:
             if not self.both and row % 4 == 3:
                 kept["a"][:] = False
             rows.append({"ids": ids, **kept})
-        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        records = list(range(number * self.rows, (number + 1) * self.rows))
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]} | {"records": records}
+
+    def where(self, record):
+        return f"toy.jsonl:{record}"
 
     def state_dict(self):
         return {"number": self.number}
@@ -119,7 +125,8 @@ class ToyStage:
         }
 
     def validation_batches(self):
-        return [self.loader.batch(number) for number in (1000, 1001)]
+        world, rank = self.loader.world_size, self.loader.rank
+        return [self.loader.batch(number * world + rank) for number in (1000, 1001)]
 
     def describe(self, means):
         return {"twice_a": 2 * means["a"]} if "a" in means else {}

@@ -1,0 +1,153 @@
+"""Weights in pieces: the model as accelerate shares it among processes, and the way back to a whole one.
+
+What a process may not do with pieces is refused in `processes`. The fact a newcomer gets wrong: with FSDP2 a parameter
+is a DTensor, of which this process holds some rows. Arithmetic that is elementwise works on `local` rows; anything else
+needs the whole, and for that all processes ask together, or wait for ever.
+"""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from types import MethodType
+
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import convert_outputs_to_fp32
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.distributed import checkpoint as sharded_files
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+    set_state_dict,
+)
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+SHARDED = "pytorch_model_fsdp_0"  # accelerate's name of a model in pieces
+
+
+class SharedModel:
+    """The model as accelerate shares it, and the way back to one that a single process can use.
+
+    Args:
+        model: as the stage made it.
+        optimizer: of its parameters.
+    """
+
+    def __init__(self, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer):
+        self._accelerator, self._skeleton = accelerator, None
+        deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        self.sharded = accelerator.is_fsdp2 or (deepspeed and accelerator.state.deepspeed_plugin.zero_stage == 3)
+        if self.sharded and accelerator.is_main_process:
+            self._skeleton = _without_weights(model)
+        if self.sharded:
+            for module in model.modules():
+                if hasattr(module, "every_path"):
+                    module.every_path = True
+        if accelerator.is_fsdp2:
+            _choose_layers(accelerator, model)
+            _autocast(accelerator, model)
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+
+    def gather(self) -> nn.Module | None:
+        """The model with all its weights on the main process, None on the others; called by all."""
+        if not self.sharded:
+            return self._accelerator.unwrap_model(self.model) if self._accelerator.is_main_process else None
+        if self._accelerator.is_fsdp2:
+            options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+            weights = get_model_state_dict(self.model, options=options)
+        else:
+            weights = self._accelerator.get_state_dict(self.model)
+        if self._skeleton is None:
+            return None
+        whole = copy.deepcopy(self._skeleton)
+        whole.load_state_dict(weights, assign=True)
+        if hasattr(whole, "tie_weights"):
+            whole.tie_weights()
+        return whole.to(self._accelerator.device).eval()
+
+    def load(self, state: Path) -> None:
+        """Weights and moments that accelerate saved in the other form: whole, and now they are sharded, or sharded."""
+        if (state / SHARDED).exists():
+            weights, moments = get_state_dict(self.model, self.optimizer)
+            sharded_files.load({"model": weights}, checkpoint_id=state / SHARDED)
+            sharded_files.load({"optimizer": moments}, checkpoint_id=state / "optimizer_0")
+            set_state_dict(self.model, self.optimizer, model_state_dict=weights, optim_state_dict=moments)
+            return
+        options = StateDictOptions(full_state_dict=True, strict=False)  # of tied weights only one is in the file
+        set_model_state_dict(self.model, load_file(state / "model.safetensors"), options=options)
+        saved = torch.load(state / "optimizer.bin", map_location="cpu", weights_only=True)
+        names = {id(weight): name for name, weight in self.model.named_parameters()}
+        order = [names[id(weight)] for group in self.optimizer.param_groups for weight in group["params"]]
+        moments = {
+            "state": {order[number]: moment for number, moment in saved["state"].items()},
+            "param_groups": [
+                {**group, "params": [order[number] for number in group["params"]]} for group in saved["param_groups"]
+            ],
+        }
+        set_optimizer_state_dict(self.model, self.optimizer, moments, options=options)
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Eval mode inside. Shards that a forward without a backward has put together are taken apart again, or the
+        next one would not see that they have changed."""
+        self.model.eval()
+        try:
+            yield
+        finally:
+            for module in self.model.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
+            self.model.train()
+
+
+def _without_weights(model: nn.Module) -> nn.Module:
+    """A copy that has everything but its parameters."""
+    empty = {
+        id(weight): nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=weight.requires_grad)
+        for weight in model.parameters()
+    }
+    return copy.deepcopy(model, memo=empty)
+
+
+def _choose_layers(accelerator: Accelerator, model: nn.Module) -> None:
+    """Shard by transformer layer, those that are there of what the model's parts say they consist of."""
+    here = {type(module).__name__ for module in model.modules()}
+    accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(here & set(model._no_split_modules or ()))
+
+
+def _autocast(accelerator: Accelerator, model: nn.Module) -> None:
+    """As accelerate does it for every model but one that FSDP2 shards."""
+    if accelerator.mixed_precision != "no":
+        forward = accelerator.autocast()(model.forward.__func__)
+        model.forward = MethodType(convert_outputs_to_fp32(forward), model)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The rows of a tensor that this process holds: all of them, if it is not sharded. Shares its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def full(tensor: Tensor) -> Tensor:
+    """All of a tensor; all ranks ask together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def local_part(whole: Tensor, like: Tensor) -> Tensor:
+    """Of a tensor that every process has in full, the rows that this one holds of `like`."""
+    if not isinstance(like, DTensor):
+        return whole
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None).to_local()
+
+
+def as_shard(rows: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `local`: rows of this process as the part of a tensor that is sharded as `like` is."""
+    if not isinstance(like, DTensor):
+        return rows
+    mesh, placements, shape, stride = like.device_mesh, like.placements, like.shape, like.stride()
+    return DTensor.from_local(rows.to(mesh.device_type), mesh, placements, run_check=False, shape=shape, stride=stride)
