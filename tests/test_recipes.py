@@ -17,6 +17,7 @@ from PIL import Image
 
 from hybridgen import cli
 from hybridgen.adapters import open_pipeline
+from hybridgen.data.sources import JsonlSource
 from hybridgen.data.worlds import emoji
 from hybridgen.pipeline_hybridgen import load_pipeline
 from hybridgen.training import load_config
@@ -156,6 +157,44 @@ def test_a_text_model_learns_to_see(tmp_path, capsys, monkeypatch):
     assert "DIFFERENT" in out
 
 
+def test_photographs_are_split_and_scored(tmp_path, pipeline, tiny_checkpoint):
+    """On stamps as the package keeps them. Oracle of the score: the pipeline asked about each file by hand."""
+    script = runpy.run_path(str(ROOT / "scripts" / "photographs.py"))
+    stamps = tmp_path / "stamps"
+    for number in range(24):
+        folder = (
+            stamps / ("animals/birds" if number % 2 else "food/fruit/tropical") / ("cartoon" if number > 20 else "")
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGBA", (20, 30), (9 * number, 0, 0, 255)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"A thing {number}.\nde.utf8=Ein Ding.\n", encoding="utf-8")
+    out = tmp_path / "out"
+    script["fetch"](out, stamps)
+    splits = [JsonlSource(out / f"{split}.jsonl") for split in ("train", "held_out")]
+    said = [[each[index]["messages"][-1]["content"][0]["text"] for index in range(len(each))] for each in splits]
+    assert sorted(said[0] + said[1]) == sorted(f"a thing {number}" for number in range(21))  # no cartoons
+    assert min(map(len, said)) > 0
+    for source in splits:
+        for index in range(len(source)):
+            asked, kind, _, caption = (message["content"] for message in source[index]["messages"])
+            assert kind[0]["text"] == ("bird" if int(caption[0]["text"].split()[-1]) % 2 else "fruit")
+            assert asked[0]["image"].getpixel((0, 64)) == (255, 255, 255)
+            assert asked[0]["image"].getpixel((64, 64))[1] == 0
+
+    scores = script["score"](tiny_checkpoint, out)
+    turns = [splits[1][index]["messages"] for index in range(len(splits[1]))]
+    kinds = [messages[1]["content"][0]["text"] for messages in turns]
+    shown = [messages[0]["content"][0]["image"] for messages in turns]
+    given = pipeline.answer(shown, [script["QUESTION"]] * len(shown), path="understanding", max_new_tokens=16)
+    assert scores["n"] == len(kinds)
+    assert scores["right"] == sum(one.strip().lower() == other for one, other in zip(given, kinds, strict=True))
+    assert scores["majority"] == max(map(kinds.count, kinds)) / len(kinds)
+
+    with pytest.raises(ValueError, match="holds no photograph of animals/birds"):
+        script["fetch"](tmp_path / "none", tmp_path)
+    assert not (tmp_path / "none").exists()
+
+
 def test_the_script_says_its_steps():
     script = ROOT / "scripts" / "graft_smollm.sh"
     done = subprocess.run(["bash", script, "fly"], capture_output=True, text=True, check=False)
@@ -167,11 +206,12 @@ def test_the_script_says_its_steps():
 
 def test_the_configs_of_smollm_are_read():
     frozen = {}
-    for stage in ("stage1", "stage2"):
+    for stage in ("stage1", "stage2", "photographs"):
         content = yaml.safe_load((ROOT / "configs" / f"smollm_{stage}.yaml").read_text(encoding="utf-8"))
         frozen[stage] = [group["match"] for group in content["groups"] if group.get("frozen")]
     tower = "model.vision_model"
     assert frozen == {
         "stage1": ["model.language_model", tower],
         "stage2": ["model.language_model.embed_tokens", tower],
+        "photographs": ["model.language_model.embed_tokens"],
     }
