@@ -3,17 +3,17 @@
 #
 #   scripts/graft_smollm.sh [tower|graft|train|score|photographs|all] [KEY=VALUE ...]        (default: all)
 #
-# tower: a small vision tower learns to see in a tiny hybrid of its own (configs/smollm_tower.yaml), because no SigLIP can
-#        be fetched where this was made; with one of your own say VISION=its folder, and this step is left out.
-# graft: fetch SmolLM2, graft the tower, a new projector and a diffusion path onto it, show that its answers are the same
-#        to the bit.
-# train: two stages on real emoji, as LLaVA does (configs/smollm_stage1.yaml: the projector; smollm_stage2.yaml: the language
-#        model too; there stands the time), and the answers again after the first.
+# tower: a small vision tower learns to see in a tiny hybrid of its own (configs/smollm_tower.yaml), because no SigLIP
+#        can be fetched where this was made; with one of your own say VISION=its folder, and this step is left out.
+# graft: fetch SmolLM2, graft the tower, a new projector and a diffusion path onto it, show that its answers are the
+#        same to the bit.
+# train: two stages on real emoji, as LLaVA does (configs/smollm_stage1.yaml: the projector; smollm_stage2.yaml: the
+#        language model too; there stands the time), and the answers again after the first.
 # score: name held-out pictures, and draw some.
 # photographs (not part of all: it needs apt-get and 161 MB): a third stage on real photographs, and its score.
 #
-# KEY=VALUE go to every training. Everything lies in runs/smollm; what is done is not done again, and a training that was
-# stopped goes on. Needs `pip install 'hybridgen[gguf]'`; PYTHON names the interpreter.
+# KEY=VALUE go to every training. Everything lies in runs/smollm; what is done is not done again, and a training that
+# was stopped goes on. Needs `pip install 'hybridgen[gguf]'`; PYTHON names the interpreter.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python} runs=runs/smollm
@@ -38,8 +38,8 @@ graft() {
     fi
     if [ ! -d "$runs/start" ]; then
         "$python" -m hybridgen init "$runs/start" --backbone "$package" --gguf-file "$gguf" \
-            --vision "${VISION:-$runs/tower/checkpoint}" --paths understanding,diffusion --image-size 64 --patch-size 16 \
-            --prediction sample --bidirectional --chat-template configs/smollm_chat.jinja
+            --vision "${VISION:-$runs/tower/checkpoint}" --paths understanding,diffusion --image-size 64 \
+            --patch-size 16 --prediction sample --bidirectional --chat-template configs/smollm_chat.jinja
     fi
     "$python" scripts/same_text.py "$package" "$runs/start" --gguf-file "$gguf"
 }
@@ -50,17 +50,18 @@ train() {
     learn stage2 "$@"
 }
 
-score() {
-    for stage in stage1 stage2; do
-        if [ ! -f "$runs/scores/$stage/scores.json" ]; then
-            "$python" -m hybridgen evaluate "$runs/$stage/checkpoint" --suite emoji --draw --answer understanding \
-                --samples 256 --out "$runs/scores/$stage"
-        fi
-    done
-    if [ ! -f "$runs/scores/drawing/scores.json" ]; then
-        "$python" -m hybridgen evaluate "$runs/stage2/checkpoint" --suite emoji --draw diffusion --answer \
-            --samples 64 --guidance 2 --steps 20 --out "$runs/scores/drawing"
+evaluated() { # NAME STAGE SAMPLES [OPTION ...]: scores/NAME/scores.json, unless it is there
+    if [ ! -f "$runs/scores/$1/scores.json" ]; then
+        "$python" -m hybridgen evaluate "$runs/$2/checkpoint" --suite emoji --samples "$3" "${@:4}" \
+            --out "$runs/scores/$1"
     fi
+}
+
+score() {
+    evaluated answers stage2 256 --draw --answer understanding
+    evaluated drawing stage2 64 --draw diffusion --answer --guidance 2 --steps 20
+    evaluated stage1 stage1 64 --draw --answer understanding
+    evaluated tower tower 256 --draw --answer understanding # what the tiny hybrid names: the tower's share of the score
 }
 
 photographs() {
@@ -87,5 +88,8 @@ case $what in
         train "$@"
         score
         ;;
-    *) echo "graft_smollm.sh: there is no step '$what'; say tower, graft, train, score, photographs or all" >&2 && exit 2 ;;
+    *)
+        echo "graft_smollm.sh: there is no step '$what'; say tower, graft, train, score, photographs or all" >&2
+        exit 2
+        ;;
 esac
