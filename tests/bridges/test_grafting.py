@@ -198,7 +198,9 @@ def test_a_checkpoint_of_ours_gives_its_tower(parts, tmp_path):
     assert all(torch.equal(value, tower[name]) for name, value in ours.vision_model.state_dict().items())
     assert pipeline.processor.image_processor.image_mean == [0.1, 0.2, 0.3]
     assert pipeline.model.config.paths == ("understanding",)
-    graft(["vq"], backbone=parts / "llama", vq=parts / "vq").save_pretrained(tmp_path / "blind")
+    graft(["vq"], backbone=parts / "llama", vq=parts / "vq", shape=Shape(image_size=16)).save_pretrained(
+        tmp_path / "blind"
+    )
     with pytest.raises(ValueError, match="blind has no understanding path, and so no vision tower to give"):
         graft(["understanding"], backbone=parts / "llama", vision=tmp_path / "blind")
 
