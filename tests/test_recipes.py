@@ -201,7 +201,7 @@ def test_the_script_says_its_steps():
     done = subprocess.run(["bash", script, "fly"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (
         2,
-        "graft_smollm.sh: there is no step 'fly'; say tower, graft, train, score, photographs or all\n",
+        "graft_smollm.sh: there is no step 'fly'; say tower, graft, spell, train, score, photographs or all\n",
     )
 
 
