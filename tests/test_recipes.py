@@ -17,11 +17,12 @@ from PIL import Image
 
 from hybridgen import cli
 from hybridgen.adapters import open_pipeline
+from hybridgen.bridges.grafting import Shape, graft
 from hybridgen.data.sources import JsonlSource
 from hybridgen.data.worlds import emoji
 from hybridgen.pipeline_hybridgen import load_pipeline
 from hybridgen.training import load_config
-from tests.bridges.test_grafting import save_backbone
+from tests.bridges.test_grafting import TOWER, save_backbone
 from tests.januses import save_transformers
 
 ROOT = Path(__file__).parents[1]
@@ -144,18 +145,58 @@ def test_a_text_model_learns_to_see(tmp_path, capsys, monkeypatch):
         return stopped.value.code
 
     assert same_text(start) == 0
-    stage1 = learn("stage1", f"model.from_pretrained={start}")
+    spell = runpy.run_path("scripts/spell_names.py")["spell"]
+    spell(start, tmp_path / "spelled", steps=2)
+    assert same_text(tmp_path / "spelled") == 0
+    stage1 = learn("stage1", f"model.from_pretrained={tmp_path / 'spelled'}")
     stage2 = learn("stage2", f"model.from_pretrained={stage1}")
     assert same_text(stage1) == 0  # frozen: not by a bit after any number of steps
     assert same_text(stage2) == 1
-    weights = [load_pipeline(folder).model.state_dict() for folder in (tower, start, stage1, stage2)]
-    moved = {name for name in weights[1] if not torch.equal(weights[1][name], weights[2][name])}
-    assert {name.split(".")[1] for name in moved} == {"aligner", "patch_embed", "timestep_embedder", "final_layer"}
-    for name in (name for name in weights[0] if name.startswith("model.vision_model.")):  # what the tower learnt stays
-        assert all(torch.equal(weights[0][name], each[name]) for each in weights[1:]), name
+    weights = [
+        load_pipeline(folder).model.state_dict() for folder in (tower, start, tmp_path / "spelled", stage1, stage2)
+    ]
+
+    def moved(before: dict, after: dict) -> set[str]:
+        return {name.split(".")[1] for name in after if name in before and not torch.equal(before[name], after[name])}
+
+    assert "vision_model" not in moved(weights[0], weights[1])  # the tower is the tiny hybrid's
+    assert moved(weights[1], weights[2]) == {"vision_model", "aligner"}
+    assert moved(weights[2], weights[3]) == {"aligner", "patch_embed", "timestep_embedder", "final_layer"}
+    assert "vision_model" not in moved(weights[3], weights[4])
     out = capsys.readouterr().out
-    assert out.count("same to the bit") == 8
+    assert out.count("same to the bit") == 12
     assert "DIFFERENT" in out
+
+
+def test_spelling_is_learnt_in_the_decoders_own_words(tmp_path):
+    """A spelling, and that some steps bring the tokens of training pictures nearer to it."""
+    script = runpy.run_path(str(ROOT / "scripts" / "spell_names.py"))
+    save_backbone(tmp_path / "backbone", "llama tied")
+    (tmp_path / "tower.json").write_text(
+        json.dumps({"model_type": "siglip_vision_model", **TOWER, "image_size": 64, "patch_size": 16})
+    )
+    pipeline = graft(["understanding"], backbone=tmp_path / "backbone", vision=tmp_path / "tower.json")
+    pipeline.save_pretrained(tmp_path / "start")
+    tokenizer = pipeline.processor.tokenizer
+    ids = script["spelling"](emoji.Spec("crown", "flat"), tokenizer, 60)
+    assert len(ids) == 60
+    assert tokenizer.decode(ids[:56]).startswith(" crown crown crown")
+    pixels, _ = (each[:64] for each in script["prepared"](pipeline, "train", 16))
+
+    def nearness(folder: Path) -> float:
+        """The mean cosine of tokens with their words."""
+        model, targets = load_pipeline(folder).model, script["prepared"](pipeline, "train", 16)[1][:64]
+        with torch.no_grad():
+            tokens = model.model.get_image_features(pixels).pooler_output.view(64, 16, -1)
+            words = model.get_input_embeddings()(targets)
+            return torch.cosine_similarity(tokens, words, dim=-1).mean().item()
+
+    script["spell"](tmp_path / "start", tmp_path / "out", steps=30)
+    assert nearness(tmp_path / "out") > nearness(tmp_path / "start") + 0.2  # measured: see below
+    graft(["diffusion"], backbone=tmp_path / "backbone", shape=Shape(image_size=64)).save_pretrained(tmp_path / "blind")
+    with pytest.raises(ValueError, match="has no understanding path, and so nothing that could learn to spell"):
+        script["spell"](tmp_path / "blind", tmp_path / "none", steps=1)
+    assert not (tmp_path / "none").exists()
 
 
 def test_photographs_are_split_and_scored(tmp_path, pipeline, tiny_checkpoint):
