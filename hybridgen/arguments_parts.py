@@ -33,7 +33,7 @@ def add_init(commands) -> None:
     parts = command.add_argument_group("what it is made of")
     parts.add_argument("--backbone", metavar="DIR", type=Path, help="a Llama or Qwen decoder with its tokenizer")
     parts.add_argument("--gguf-file", metavar="NAME", help="a file in that folder to take both from")
-    parts.add_argument("--vision", metavar="DIR", type=Path, help="a SigLIP; a .json file of its config = a new one")
+    parts.add_argument("--vision", metavar="DIR", type=Path, help="a SigLIP, or one of ours; a .json = a new one")
     parts.add_argument("--vae", metavar="DIR", type=Path, help="an AutoencoderKL; none = diffusion on pixels")
     parts.add_argument("--vq", metavar="DIR", type=Path, help="a VQ tokenizer")
     parts.add_argument("--from-janus", metavar="DIR", type=Path, help="a Janus in any layout")

@@ -28,10 +28,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.models.janus import JanusVQVAE
 from transformers.utils import is_gguf_available, logging
 
-from hybridgen.checkpoints import told_in_one_sentence
+from hybridgen.checkpoints import check_checkpoint, load_model, told_in_one_sentence
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 from hybridgen.patch_vq import PatchVQ
 from hybridgen.paths.understanding import build_vision_tower
+from hybridgen.processing_hybridgen import HybridGenProcessor
+from hybridgen.repository import INDEX
 
 TOWERS = {  # model type of the tower, or of a model with both towers -> who loads it
     "siglip_vision_model": SiglipVisionModel,
@@ -103,13 +105,16 @@ def open_tower(source: str | Path) -> nn.Module:
     """A vision tower without its pooling head, which nothing here reads; float32.
 
     Args:
-        source: a folder of `SiglipVisionModel` or `Siglip2VisionModel` (or of a SigLIP with both towers), or a `.json`
-            file of such a config: a new tower, random as torch's generator stands.
+        source: a folder of `SiglipVisionModel` or `Siglip2VisionModel` (or of a SigLIP with both towers), a checkpoint
+            of hybridgen with an understanding path, or a `.json` file of such a config: a new tower, random as torch's
+            generator stands.
 
     Raises:
         ValueError: it is another model, or lacks weights.
     """
     source = Path(source)
+    if _is_ours(source):
+        return _tower_of_ours(source)
     config = tower_config(source)
     if source.suffix == ".json":
         with told_in_one_sentence(source):
@@ -119,6 +124,19 @@ def open_tower(source: str | Path) -> nn.Module:
         tower, report = loader.from_pretrained(source, config=config, dtype=torch.float32, **_LOOKED_OVER)
     _check_complete(report, source, "vision tower")
     return tower.eval()
+
+
+def _is_ours(source: Path) -> bool:
+    return (source / INDEX).is_file()
+
+
+def _tower_of_ours(folder: Path) -> nn.Module:
+    check_checkpoint(folder)
+    with told_in_one_sentence(folder):
+        model = load_model(folder / "model")
+    if "understanding" not in model.config.paths:
+        raise ValueError(f"checkpoint {folder} has no understanding path, and so no vision tower to give")
+    return model.model.vision_model.float().eval()
 
 
 def tower_config(source: str | Path) -> PreTrainedConfig:
@@ -138,6 +156,8 @@ def tower_config(source: str | Path) -> PreTrainedConfig:
 
 def image_settings(source: str | Path, image_size: int) -> HybridGenImageProcessor:
     """How a tower wants its pictures: mean and deviation that stand beside its weights, 0.5 where nothing does."""
+    if _is_ours(Path(source)):
+        return HybridGenProcessor.from_pretrained(Path(source) / "processor").image_processor
     file = Path(source) / "preprocessor_config.json"
     content = _read_config(file, "vision tower") if file.is_file() else {}
     return HybridGenImageProcessor(image_size, image_mean=content.get("image_mean"), image_std=content.get("image_std"))

@@ -49,6 +49,7 @@ class SourceConfig:
             With loss_on `all` the picture is still written (Transfusion), with `assistant` it is then only read.
         questions_per_picture: worlds' `answer` only; None = all that apply.
         yes_no_questions: worlds' `answer` only: how many of those that apply want yes or no; None = 1.
+        categories: worlds' `answer` only: which of the world's CATEGORIES are asked about; None = all.
         shuffle: a new order in each epoch; False = as they stand.
         seed: added to the run's, for pictures other than another task's.
     """
@@ -77,6 +78,7 @@ class SourceConfig:
     max_timestep: float | None = None
     questions_per_picture: int | None = None
     yes_no_questions: int | None = None
+    categories: list[str] | None = None
     shuffle: bool = True
     seed: int = 0
 
@@ -128,6 +130,7 @@ class SourceConfig:
             "task": ("world",),
             "questions_per_picture": ("world",),
             "yes_no_questions": ("world",),
+            "categories": ("world",),
             "split": ("world", "dataset"),
             "subset": ("dataset",),
             "form": ("jsonl", "json", "webdataset", "parquet", "dataset"),

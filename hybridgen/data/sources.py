@@ -51,6 +51,7 @@ def _open_world(config: SourceConfig, seed: int) -> Task:
     world = open_world(config.source)
     yes_no = 1 if config.yes_no_questions is None else config.yes_no_questions
     asking = {"questions_per_picture": config.questions_per_picture, "yes_no_questions": yes_no}
+    asking["categories"] = config.categories
     source = world.Source(config.split or "train", config.task, seed + config.seed, **asking)
     return Task(source, config, seed)
 

@@ -192,6 +192,24 @@ def test_parts_of_a_janus_beside_another_backbone(parts):
     assert graft(["understanding"], from_janus=parts / "janus").model.config.paths == ("understanding",)
 
 
+def test_a_checkpoint_of_ours_gives_its_tower(parts, tmp_path):
+    """Of the checkpoint nothing else is taken: another backbone, other paths, and how pictures are prepared."""
+    donor = graft(["understanding", "vq"], from_janus=parts / "janus", backbone=parts / "qwen3")
+    donor.processor.image_processor.image_mean = [0.1, 0.2, 0.3]
+    donor.save_pretrained(tmp_path / "ours")
+    pipeline = graft(["understanding"], backbone=parts / "llama", vision=tmp_path / "ours")
+    ours, theirs = pipeline.model.model, donor.model.model
+    tower = theirs.vision_model.state_dict()
+    assert all(torch.equal(value, tower[name]) for name, value in ours.vision_model.state_dict().items())
+    assert pipeline.processor.image_processor.image_mean == [0.1, 0.2, 0.3]
+    assert pipeline.model.config.paths == ("understanding",)
+    graft(["vq"], backbone=parts / "llama", vq=parts / "vq", shape=Shape(image_size=16)).save_pretrained(
+        tmp_path / "blind"
+    )
+    with pytest.raises(ValueError, match="blind has no understanding path, and so no vision tower to give"):
+        graft(["understanding"], backbone=parts / "llama", vision=tmp_path / "blind")
+
+
 @pytest.mark.parametrize("vision", ["siglip", "siglip_both", "siglip2"])
 def test_towers_see_as_they_did(parts, vision):
     """Oracle: the tower itself, called as its library calls it. No difference was seen."""

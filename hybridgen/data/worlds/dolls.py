@@ -55,6 +55,7 @@ class Dolls(IndexedSource):
 
     world = "dolls"
     splits = SPLITS
+    kinds = CATEGORIES
 
     def _draw(self, index: int, rng: np.random.Generator) -> Spec:
         return draw_spec(rng, held_out=self.split == "held_out")

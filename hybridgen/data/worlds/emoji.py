@@ -61,6 +61,7 @@ class Emoji(IndexedSource):
 
     world = "emoji"
     splits = SPLITS
+    kinds = CATEGORIES
 
     def _draw(self, index: int, rng: np.random.Generator) -> Spec:
         specs = specs_of_split(self.split)

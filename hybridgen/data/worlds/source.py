@@ -26,6 +26,7 @@ class IndexedSource:
     - task "answer": the user shows the picture and asks, the assistant answers; `questions_per_picture` turns in
       random order, drawn from those that apply, all of them when it is None; `yes_no_questions` of those that apply
       want yes or no. Their answer is one bit, so a model needs many times as many of them to learn to compare.
+      `categories` are those asked; a picture to which none of them applies is asked all that do.
 
     `record["meta"]` is plain JSON for scoring: {"world", "spec", "questions": [[category, question, answer], ...]}
     (the questions asked, in order; none for "draw"); the world's `spec_of(record)` gives the spec back.
@@ -33,11 +34,19 @@ class IndexedSource:
 
     world: str
     splits: tuple[str, ...]
+    kinds: tuple[str, ...]  # of questions
 
     def __init__(
-        self, split: str, task: str, seed: int, questions_per_picture: int | None = None, yes_no_questions: int = 1
+        self,
+        split: str,
+        task: str,
+        seed: int,
+        questions_per_picture: int | None = None,
+        yes_no_questions: int = 1,
+        categories: list[str] | None = None,
     ):
-        """Raises ValueError for an unknown split or task, a negative seed, or fewer than one question a picture."""
+        """Raises ValueError for an unknown split, task or category, a negative seed, or fewer than one question a
+        picture."""
         if split not in self.splits:
             raise ValueError(f"unknown split {split!r} of {self.world}: it is one of {', '.join(self.splits)}")
         if task not in TASKS:
@@ -50,7 +59,10 @@ class IndexedSource:
             )
         if yes_no_questions < 1:
             raise ValueError(f"yes_no_questions is {yes_no_questions}: ask at least 1 a picture")
-        self.split, self.task, self.seed = split, task, seed
+        if categories is not None and (not categories or (wrong := set(categories) - set(self.kinds))):
+            said = f"has {min(wrong)!r}" if categories else "is empty"
+            raise ValueError(f"categories of {self.world}'s questions {said}: choose among {', '.join(self.kinds)}")
+        self.split, self.task, self.seed, self.categories = split, task, seed, categories
         self.questions_per_picture, self.yes_no_questions = questions_per_picture, yes_no_questions
 
     def __len__(self) -> int:
@@ -66,6 +78,8 @@ class IndexedSource:
             asked = self._questions(spec, rng)
             for _ in range(1, self.yes_no_questions):
                 asked += [question for question in self._questions(spec, rng) if question.category == "yes_no"]
+            if self.categories is not None:
+                asked = [question for question in asked if question.category in self.categories] or asked
             asked = [asked[i] for i in rng.permutation(len(asked))[: self.questions_per_picture]]
             messages = conversation(image, asked)
         meta = {"world": self.world, "spec": spec._asdict(), "questions": [list(question) for question in asked]}

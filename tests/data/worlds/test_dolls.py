@@ -225,6 +225,18 @@ def test_more_yes_no_questions_are_asked_where_wanted():
         assert usual.spec(index) == more.spec(index)
 
 
+def test_only_the_categories_that_are_named_are_asked_where_they_apply():
+    every, some = (dolls.Dolls("train", "answer", 1, categories=names) for names in (None, ["robe_colour", "hands"]))
+    for index in range(20):
+        asked = [question for question in every[index]["meta"]["questions"] if question[0] in some.categories]
+        assert sorted(some[index]["meta"]["questions"]) == sorted(asked)
+        assert some.spec(index) == every.spec(index)
+    rare = dolls.Dolls("train", "answer", 1, categories=["robe_colour"])
+    asked = [{category for category, _, _ in rare[index]["meta"]["questions"]} for index in range(20)]
+    assert {"robe_colour"} in asked
+    assert any("creature" in kinds for kinds in asked)  # no robe: all that apply
+
+
 def test_a_record_depends_on_its_index_only():
     first, second = (dolls.Dolls("train", "answer", seed=7) for _ in range(2))
     forward = [first[i]["meta"] for i in range(20)]
@@ -297,6 +309,8 @@ def test_bad_arguments_are_refused(images, specs):
         (lambda: dolls.Dolls("train", "draw", -1), "negative"),
         (lambda: dolls.Dolls("train", "answer", 0, questions_per_picture=0), "questions_per_picture is 0"),
         (lambda: dolls.Dolls("train", "answer", 0, yes_no_questions=0), "yes_no_questions is 0"),
+        (lambda: dolls.Dolls("train", "answer", 0, categories=["hat"]), "questions has 'hat': choose among creature"),
+        (lambda: dolls.Dolls("train", "answer", 0, categories=[]), "questions is empty: choose among creature"),
         (lambda: dolls.render(specs[0]._replace(head=99)), "head 99 does not exist: it is 0 to 24, or None"),
         (lambda: dolls.render(specs[0]._replace(base=None)), "base -1 does not exist"),
         (lambda: dolls.render(specs[0]._replace(background="pink")), "unknown background 'pink'"),
