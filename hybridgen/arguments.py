@@ -27,8 +27,8 @@ examples:
   hybridgen ask runs/demo/checkpoint --image minotaur.png --question "what creature is this?"
   hybridgen evaluate runs/demo/checkpoint --suite dolls --out scores
 
-Results go to stdout, everything else to stderr. Exit codes: 0 done, 2 something that you can mend (one sentence says
-what), 130 stopped with Ctrl-C. `hybridgen COMMAND --help` tells more.
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 a replay that differs, 2 something that you can
+mend (one sentence says what), 130 stopped with Ctrl-C. `hybridgen COMMAND --help` tells more.
 """
 _OVERRIDES = "settings that replace those of the file, such as steps=100 or optimizer.lr=1e-3"
 

@@ -216,6 +216,7 @@ class HybridGenConfig(PreTrainedConfig):
             )
         if self.diffusion_config is not None and width % 4:
             raise ValueError(f"the diffusion path's position table needs a hidden_size divisible by 4, not {width}")
+        self._check_heads()
         self._check_alignment()
         self._check_shared_vocabulary()
         names = ("image_token_id", "diffusion_token_id", "vq_token_id")
@@ -223,6 +224,21 @@ class HybridGenConfig(PreTrainedConfig):
         if len(ids) != len(set(ids)):
             shown = ", ".join(f"{name} {getattr(self, name)}" for name in names)
             raise ValueError(f"each path needs a placeholder of its own, but the ids repeat: {shown}")
+
+    def _check_heads(self) -> None:
+        """What transformers finds out in the first forward, or not in a sentence of ours."""
+        heads = getattr(self.text_config, "num_attention_heads", None)
+        groups = getattr(self.text_config, "num_key_value_heads", None)
+        if heads and groups and heads % groups:
+            raise ValueError(
+                f"text_config.num_attention_heads {heads} is not divisible by num_key_value_heads {groups}; make it a "
+                "multiple"
+            )
+        heads, width = (getattr(self.vision_config, name, None) for name in ("num_attention_heads", "hidden_size"))
+        if heads and width and width % heads:
+            raise ValueError(
+                f"vision_config.hidden_size {width} is not divisible by num_attention_heads {heads}; make it a multiple"
+            )
 
     def _check_alignment(self) -> None:
         layer = None if self.diffusion_config is None else self.diffusion_config.alignment_layer

@@ -47,11 +47,14 @@ class ImageHeads:
         return zero
 
     def _align(self, outputs: HybridGenModelOutput, latents: Latents, pixels: Tensor) -> Tensor:
-        """(I,); of no image, an empty one that keeps the head in the graph."""
+        """(I,); of no image, an empty one that keeps the head in the graph, and the tower's sharded weights fetched."""
         config = self.config.diffusion_config
         if config is None or config.alignment_layer is None:
             raise ValueError("alignment_pixels are given, but the model has no diffusion_config.alignment_layer")
         if not len(pixels):
+            if self.model.every_path:  # other ranks look at theirs, and would wait for this one
+                with torch.no_grad():
+                    look(self.model.vision_model, self.model._blank_image(outputs.last_hidden_state))
             return self.model.alignment_head(outputs.last_hidden_state.flatten(0, 1)[:0]).sum(-1)
         states = outputs.hidden_states[config.alignment_layer][outputs.diffusion_mask]  # T, H
         with torch.no_grad():

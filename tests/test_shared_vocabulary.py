@@ -11,6 +11,7 @@ from hybridgen.data.loading import RowLoader
 from hybridgen.data.mixture import Mixture
 from hybridgen.layout import IGNORE, ImageSegment, TextSegment, lay_out
 from hybridgen.sampling.codes import CodeSampling, commit_codes, write_codes
+from hybridgen.sampling.decoder import Decoder
 from hybridgen.sampling.seeds import image_generators
 from hybridgen.training import strict
 from hybridgen.training.building import build_model
@@ -138,6 +139,20 @@ def test_drawn_codes_are_the_likeliest_of_a_text_model_that_may_only_say_codes(m
         states = commit_codes(model, prefix, codes)
         expected = oracle(torch.cat([ids, torch.tensor([[END]])], dim=1)).logits[0, -1]
         assert worst(model.lm_head(states[0, -1]), expected) < 1e-4  # measured 5e-6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_in_fewer_bits_codes_are_scored_by_the_words_head(model, precision):
+    """There is no head of codes to copy; the words' stays as it is."""
+    few, whole = Decoder(model, precision), Decoder(model)
+    states = prefix_of(model, [PROMPTS[0]]).last_state
+    assert torch.equal(few.code_logits(states), whole.code_logits(states))
+    codes = [
+        write_codes(model, prefix_of(model, [PROMPTS[0]]), 16, image_generators(1, 0), CodeSampling(), decoder=few)
+        for _ in range(2)
+    ]
+    assert torch.equal(*codes)
 
 
 @pytest.mark.parametrize(

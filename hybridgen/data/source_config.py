@@ -125,7 +125,10 @@ class SourceConfig:
                 raise ValueError(f"{self.name}: {key} is {value!r}; it must be one of {', '.join(allowed)}")
         kind = self.kind
         if kind == "world" and self.task is None:
-            raise ValueError(f"{self.name}: task is missing; a world needs 'draw' or 'answer'")
+            raise ValueError(
+                f"{self.name}: task is missing; {self.source!r} is read as the name of a world, which needs 'draw' or "
+                f"'answer' (a folder is written with a slash: {self.source + '/'!r})"
+            )
         alone = {  # key -> the formats that it belongs to
             "task": ("world",),
             "questions_per_picture": ("world",),

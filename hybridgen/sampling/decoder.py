@@ -142,15 +142,16 @@ class Decoder:
             if precision != "model":
                 raise ValueError(
                     f"precision {precision!r} needs a plain backbone of the Llama family (Llama, Mistral, Qwen2, "
-                    f"Qwen3), this one is {type(model.model.language_model).__name__}, or changed by adapters, "
-                    "offloading or quantization; use precision 'model', or load the model in bfloat16"
+                    f"Qwen3), this one is {type(model.model.language_model).__name__}, or changed by own "
+                    "layers, adapters, offloading or quantization; use precision 'model', or load the model in bfloat16"
                 )
             return
         if precision == "int8" and model.device.type != "cpu":
             raise ValueError(f"precision 'int8' runs on CPUs, the model is on {model.device}; use 'bf16'")
         self.layers = [_Layer(layer, precision) for layer in model.model.language_model.layers]
         self.head = None
-        if precision != "model" and model.config.vq_config is not None:
+        vq = model.config.vq_config
+        if precision != "model" and vq is not None and vq.first_token_id is None:  # else it is the text's, unchanged
             head = model.model.generation_head
             self.head = (
                 _Product([head.proj_out], precision),

@@ -56,7 +56,7 @@ def check(config: "TrainConfig") -> None:
 
 def _check_numbers(config: "TrainConfig") -> None:
     at_least_one = ("steps", "accumulation", "log_every", "save_every", "keep_last", "data.rows", "data.row_length")
-    at_least_one += ("spike.window", "spike.limit")
+    at_least_one += ("spike.window", "spike.limit", "validation.batches", "validation.levels")
     for key in at_least_one:
         _require(config, key, lambda value: value >= 1, "at least 1")
     for key in (
@@ -72,6 +72,9 @@ def _check_numbers(config: "TrainConfig") -> None:
         _require(config, key, lambda value: value >= 0, "0 or more")
     for key in ("optimizer.lr", "optimizer.eps", "data.temperature"):
         _require(config, key, lambda value: value > 0, "above 0")
+    for key in ("sampling.guidance", "sampling.guidance_vq", "sampling.temperature_vq"):
+        _require(config, key, lambda value: 0 <= value < float("inf"), "0 or more")
+    _require(config, "sampling.steps", lambda value: 1 <= value <= 1000, "from 1 to 1000, the process' timesteps")
     _require(config, "dropout", lambda value: 0 <= value < 1, "from 0 to below 1")
     for key in ("max_seconds", "clip", "threads", "optimizer.muon_lr", "diagnostics.peak_tflops"):
         _require(config, key, lambda value: value is None or value > 0, "above 0, or null")

@@ -91,7 +91,8 @@ class DataConfig:
         workers: threads that read and decode ahead; their number changes nothing but the time.
         divide: each process reads its own part of the records, so that none reads all. The run is then another with
             another number of processes; without it, two processes equal one.
-        cache: a folder that keeps the latents and codes of pictures, and their features while the tower is frozen.
+        cache: a folder that keeps the latents and codes of pictures, and their features while the tower is
+            frozen and whole (not under FSDP2).
     """
 
     sources: list[SourceConfig]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridgen.layout import IGNORE, PADDING_DOCUMENT
+from hybridgen.paths.own_layers import OWN
 from hybridgen.paths.understanding import tokens_per_image
 
 
@@ -88,7 +89,8 @@ def costs(model: nn.Module, cached: bool = False) -> dict[str, float]:
         seen = trained(tower.parameters()) or not cached
         found["understanding"] = of_aligner + seen * (of_tower + layers * tokens_per_image(vision))
         embedding |= flows
-    if config.vq_config is not None:
+    shared = config.vq_config is not None and config.vq_config.first_token_id is not None  # codes are words
+    if config.vq_config is not None and not shared:
         flows = trained(inner.generation_embeddings.parameters())
         found["vq"], flows = linear(inner.generation_aligner, flows)
         embedding |= flows
@@ -104,13 +106,14 @@ def costs(model: nn.Module, cached: bool = False) -> dict[str, float]:
     active = share_of_experts(text)
     for layer in inner.language_model.layers:
         norms = (parameter for parameter in layer.parameters() if parameter.ndim == 1)  # stand before the matrices
-        cost, flows = linear(layer, flows or trained(norms), active)
+        (cost, of_own), flows = by_route(layer, flows or trained(norms), active)
         found["tokens"] += cost
+        found["diffusion"] += of_own - cost if of_own else 0  # a token passes through the one or the other
         found["pairs"] += attention(width, 1 + 2 * flows)
     flows |= trained(inner.language_model.norm.parameters())
     found["labels"] = linear(model.lm_head, flows)[0]
     if config.vq_config is not None:
-        found["code_labels"] = linear(inner.generation_head, flows)[0]
+        found["code_labels"] = found["labels"] if shared else linear(inner.generation_head, flows)[0]
     if config.diffusion_config is not None:
         of_modulation, modulated = linear(inner.final_layer.modulation, conditioning)
         found["diffusion"] += of_modulation + linear(inner.final_layer.linear, modulated or flows)[0]
@@ -126,14 +129,21 @@ def linear(module: nn.Module, flows: bool, active: float = 1.0) -> tuple[float, 
         flows: what goes in has a gradient.
         active: share of the experts that see a token; their weights are tensors of three axes.
     """
+    (cost, of_own), flows = by_route(module, flows, active)
+    return cost + of_own, flows
+
+
+def by_route(module: nn.Module, flows: bool, active: float = 1.0) -> tuple[list[float], bool]:
+    """As `linear`, with the FLOPs of weights that all tokens, or words alone, pass through, and those of `own` ones."""
     tables = {id(each.weight) for each in module.modules() if isinstance(each, nn.Embedding)}
-    cost = 0.0
-    for parameter in module.parameters():
+    costs = [0.0, 0.0]
+    for name, parameter in module.named_parameters():
         if parameter.ndim > 1 and id(parameter) not in tables:
             share = active if parameter.ndim == 3 else 1.0
-            cost += 2 * parameter.numel() * share * (1 + parameter.requires_grad + flows)
+            cost = 2 * parameter.numel() * share * (1 + parameter.requires_grad + flows)
+            costs[OWN in name.split(".")] += cost
         flows |= parameter.requires_grad
-    return cost, flows
+    return costs, flows
 
 
 def attention(width: int, passes: float) -> float:

@@ -99,7 +99,7 @@ class ModelStage:
         """
         inputs = {name: batch[name] for name in FORWARD if name in batch}
         targets = DiffusionTargets([], torch.zeros(0, device=batch["input_ids"].device), torch.zeros(0))
-        if "pixel_values" in batch:
+        if "pixel_values" in batch and not self.model.model.every_path:  # all ranks run a sharded tower, or none
             inputs["pixel_values"] = self.inputs.features(batch["pixel_values"], self._look)
         if "diffusion_images" in batch:
             inputs["latents"], targets = self._noised(batch, fixed=not model.training)

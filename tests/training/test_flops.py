@@ -10,8 +10,10 @@ from hybridgen.layout import dense_mask
 from hybridgen.objectives import total
 from hybridgen.training import flops
 from hybridgen.training.precision import set_attention
+from tests.data.in_memory import drawings, questions, task
 from tests.models import text_config
 from tests.pipelines import tiny_pipeline
+from tests.test_shared_vocabulary import stage_of as shared_vocabulary
 from tests.training.test_stages import all_tasks, stage_of
 
 FROZEN = {
@@ -44,18 +46,40 @@ def test_costs_are_what_torch_counts(frozen):
     model = stage.model
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not re.match(FROZEN[frozen], name))
+    assert_as_counted(stage)
+
+
+def assert_as_counted(stage) -> None:
+    """A forward and a backward of one batch, against torch's count of them."""
+    model = stage.model
     set_attention(model, "eager")
     batch = next(stage.loader)
+    tokens, length = batch["input_ids"].numel(), batch["input_ids"].shape[1]
     counts = {kind: torch.tensor(float(count)) for kind, count in stage.counts(batch).items()}
     with FlopCounterMode(display=False) as codec:
         stage.vq.encode(batch["vq_images"])
     with FlopCounterMode(display=False) as counter:
         total(stage.losses(model, batch), counts, stage.weights).backward()
     amounts = flops.amounts(batch, model.model.placeholders())
-    amounts |= {"tokens": batch["input_ids"].numel(), "pairs": 3 * 120 * 120}
+    amounts |= {"tokens": tokens, "pairs": tokens * length}
     expected = sum(cost * amounts[what] for what, cost in flops.costs(model).items())
     counted = counter.get_total_flops() - codec.get_total_flops()
     assert expected == pytest.approx(counted, rel=1e-3)
+
+
+def test_codes_that_are_words_cost_what_words_do():
+    assert_as_counted(
+        shared_vocabulary([task(drawings(9), write="vq", read="vq"), task(questions(9), name="ask", read="vq")])
+    )
+
+
+@pytest.mark.parametrize("frozen", ["$^", r"model\.language_model\.(?!.*\.own\.)|lm_head"], ids=["none", "words"])
+def test_a_token_passes_through_its_own_weights_alone(frozen):
+    """No difference was seen; counting both sets for every token was half as much again."""
+    stage = stage_of(all_tasks(), rows=3, length=120, own_layers=True)
+    for name, parameter in stage.model.named_parameters():
+        parameter.requires_grad_(not re.match(frozen, name))
+    assert_as_counted(stage)
 
 
 def test_padding_and_masked_pairs_cost_nothing():
