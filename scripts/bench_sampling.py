@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """How fast hybridgen draws, against what one would run instead, and against the floor that matrices alone set.
 
-    python scripts/bench_sampling.py [codes] [denoise] [linear] [--threads N] [--repeat 5] [--out bench_sampling.json]
+    python scripts/bench_sampling.py [codes] [denoise] [linear] [--threads N] [--repeat 5] [--side 8] [--out FILE]
 
 - codes: by vq with guidance 5, beside transformers' `JanusForConditionalGeneration.generate` on the same weights; the
   codes are compared. The floor is the time of the linear layers alone, run one after another on the same shapes.
@@ -114,7 +114,7 @@ def linear_floor(model: HybridGenForConditionalGeneration, rows: int, tokens: in
     return run
 
 
-def bench_codes(repeat: int, side: int = 12) -> dict:
+def bench_codes(repeat: int, side: int = 8) -> dict:
     theirs, ours = janus(side)
     tokens, prompt = side * side, [BOS, *words(30), BEGIN]
     silent = [BOS, *[PAD] * 30, BEGIN]  # transformers' unconditional row
@@ -180,7 +180,7 @@ def denoiser(model, prompt: list[int], side: int, steps: int, images: int, decod
     return run
 
 
-def bench_denoise(repeat: int, side: int = 16, channels: int = 16, steps: int = 16) -> dict | None:
+def bench_denoise(repeat: int, side: int = 8, channels: int = 16, steps: int = 16) -> dict | None:
     try:
         from transfusion_pytorch import Transfusion
     except ImportError as error:
@@ -281,6 +281,7 @@ def main() -> None:
     parser.add_argument("what", nargs="*", help=f"any of {', '.join(BENCHES)}; all when none is named")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--side", type=int, default=8, help="tokens a side of a denoised picture (default: 8)")
     parser.add_argument("--out", type=Path, default=Path("bench_sampling.json"))
     args = parser.parse_args()
     if unknown := [name for name in args.what if name not in BENCHES]:
@@ -289,7 +290,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     result = {"surroundings": surroundings()}
     for name in args.what or BENCHES:
-        result[name] = BENCHES[name](args.repeat)
+        result[name] = BENCHES[name](args.repeat, **({"side": args.side} if name == "denoise" else {}))
     args.out.write_text(json.dumps(result, indent=2) + "\n")
     print(f"\nwritten to {args.out}")
 
