@@ -11,7 +11,7 @@
 - linear: time a picture over the number of steps, and over the length of the prompt.
 
 Ratios are of the shortest of `--repeat` runs, taken in turns in one process. Weights are random, as time does not
-on them. Seconds are of this machine; ratios are what carries over.
+depend on them. Seconds are of this machine; ratios are what carries over.
 """
 
 import argparse
