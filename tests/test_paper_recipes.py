@@ -270,7 +270,13 @@ def full(tmp_path_factory):
     folder = tmp_path_factory.mktemp("full")
     files = {
         "llm": {"model_type": "llama", "hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 16},
-        "tower": {"model_type": "siglip_vision_model", "hidden_size": 1024, "image_size": 384, "patch_size": 16},
+        "tower": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": 1024,
+            "num_attention_heads": 16,
+            "image_size": 384,
+            "patch_size": 16,
+        },
         **{f"vae{n}": {"latent_channels": n, "block_out_channels": [1] * 4} for n in (4, 8, 16)},
         **{
             f"vq{n}": {"model_type": "janus_vqgan", "num_embeddings": n, "channel_multiplier": [1, 1, 2, 2, 4]}
