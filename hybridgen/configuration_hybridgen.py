@@ -40,6 +40,9 @@ class HybridGenDiffusionConfig(PreTrainedConfig):
         num_train_timesteps: the range of the timestep that the model is told.
         bidirectional: tokens of one image see each other (Transfusion) or only what came before (JanusFlow).
         frequency_embedding_size: width of the sinusoid under the timestep MLP (DiT: 256).
+        unet_channels: channels of a small U-Net around the backbone, from its finest level to patches of `patch_size`,
+            each level half the last one's rows and columns (Transfusion's U-Net down and up; `paths.unet`); None = one
+            linear layer in and one out.
         own_layers: tokens of this path have projections and norms of their own in every layer of the backbone, whose
             attention they share with the others (LMFusion, BAGEL; `paths.own_layers`).
         alignment_layer: layer of the backbone, from 1, whose states of an image's tokens are drawn towards what the
@@ -58,6 +61,7 @@ class HybridGenDiffusionConfig(PreTrainedConfig):
     num_train_timesteps: int = 1000
     bidirectional: bool = True
     frequency_embedding_size: int = 256
+    unet_channels: list[int] | None = None
     own_layers: bool = False
     alignment_layer: int | None = None
     alignment_depth: int = 3
@@ -77,7 +81,27 @@ class HybridGenDiffusionConfig(PreTrainedConfig):
             raise ValueError(
                 f"diffusion_config.sample_size {self.sample_size} is not divisible by patch_size {self.patch_size}"
             )
+        self._check_unet()
         super().__post_init__(**kwargs)
+
+    def _check_unet(self) -> None:
+        channels = self.unet_channels
+        if channels is None:
+            return
+        if not isinstance(channels, list | tuple) or not channels or not all(map(_whole_eights, channels)):
+            raise ValueError(
+                f"diffusion_config.unet_channels is {channels!r}; it must be a list of multiples of 8, from the finest "
+                "level to the coarsest"
+            )
+        if self.patch_size % (step := 2 ** (len(channels) - 1)):
+            raise ValueError(
+                f"diffusion_config.patch_size {self.patch_size} is not divisible by {step}, as the {len(channels)} "
+                "levels of unet_channels need; take another patch size or fewer levels"
+            )
+
+
+def _whole_eights(value) -> bool:
+    return isinstance(value, int) and value > 0 and value % 8 == 0
 
 
 class HybridGenVQConfig(PreTrainedConfig):

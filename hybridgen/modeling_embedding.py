@@ -13,7 +13,7 @@ from transformers.utils import can_return_tuple
 
 from hybridgen.layout import PATHS
 from hybridgen.modeling_outputs import Latents
-from hybridgen.paths.patches import patch_positions, patchify
+from hybridgen.paths.patches import by_size
 from hybridgen.paths.understanding import look
 
 NO_TOKEN = -1  # stands for an embedding of which no id is known
@@ -43,18 +43,19 @@ class ImageEmbedding:
             return self.get_input_embeddings()(codes + first)
         return self.generation_aligner(self.generation_embeddings(codes))
 
-    def embed_latents(self, latents: Latents, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """diffusion: I images, timesteps (I,) -> embeddings (T, H) and conditioning (T, H), in reading order."""
-        p = self.config.diffusion_config.patch_size
-        patches = [patchify(image, p) for image in latents]  # h * w, D each
-        counts = torch.tensor([len(image) for image in patches], device=timesteps.device, dtype=torch.long)
-        positions = [patch_positions(*image.shape[-2:], p, device=image.device) for image in latents]
+    def embed_latents(self, latents: Latents, timesteps: Tensor) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
+        """diffusion: I images, timesteps (I,) -> embeddings (T, H) in reading order, conditioning (I, H), and the skips
+        of each group of `by_size`."""
         vectors = self.timestep_embedder(timesteps)  # I, H
-        conditioning = torch.repeat_interleave(vectors, counts, dim=0)  # T, H
-        dim = self.patch_embed.proj.in_features
-        flat = torch.cat(patches) if patches else timesteps.new_zeros(0, dim, dtype=vectors.dtype)
-        where = torch.cat(positions) if positions else timesteps.new_zeros(0, 2, dtype=torch.long)
-        return self.patch_embed(flat.to(self.patch_embed.proj.bias.dtype), where) + conditioning, conditioning
+        if not len(latents):  # nothing to embed, but the weights stay in the graph
+            config = self.config.diffusion_config
+            latents = vectors.new_zeros(0, config.in_channels, config.sample_size, config.sample_size)
+        tokens, all_skips = {}, []
+        for which, images in by_size(latents):
+            made, skips = self.patch_embed(images, vectors[which])  # I, T, H
+            tokens |= dict(zip(which, made, strict=True)) if len(which) else {0: made.flatten(0, 1)}
+            all_skips.append(skips)
+        return torch.cat([tokens[i] for i in sorted(tokens)]), vectors, all_skips
 
     def bidirectional_ids(self) -> tuple[int, ...]:
         """Placeholders of which a run is one image whose tokens see each other."""
@@ -112,8 +113,8 @@ class ImageEmbedding:
                 latents, timesteps = [], embeds.new_zeros(0)
             if timesteps is None:
                 timesteps = torch.zeros(len(latents), device=embeds.device)  # read as clean
-            tokens, conditioning = self.embed_latents(latents, timesteps)
-            extra |= {"conditioning": conditioning, "diffusion_mask": masks["diffusion"]}
+            tokens, conditioning, skips = self.embed_latents(latents, timesteps)
+            extra |= {"conditioning": conditioning, "skips": skips, "diffusion_mask": masks["diffusion"]}
             embeds = scatter(embeds, masks["diffusion"], tokens, "diffusion")
         return embeds, extra
 

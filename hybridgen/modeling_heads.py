@@ -13,7 +13,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from hybridgen.modeling_outputs import HybridGenModelOutput, Latents
 from hybridgen.paths.alignment import similarities
-from hybridgen.paths.patches import unpatchify
+from hybridgen.paths.patches import by_size
 from hybridgen.paths.understanding import look
 
 
@@ -34,14 +34,14 @@ class ImageHeads:
             return self.lm_head(hidden_states)[..., first : first + self.config.vq_config.num_embeddings]
         return self.model.generation_head(hidden_states)
 
-    def _idle_heads(self, states: Tensor, outputs: HybridGenModelOutput) -> Tensor:
+    def _idle_heads(self, states: Tensor, outputs: HybridGenModelOutput, prediction: Latents | None) -> Tensor:
         """Zero, from the heads that a loss of text alone does not reach: no rank of DDP or FSDP waits for them."""
         nothing = states.flatten(0, 1)[:0]  # 0, H
         zero = nothing.sum()
         if self.config.vq_config is not None:
             zero = zero + self.code_logits(nothing).sum()
-        if outputs.conditioning is not None:
-            zero = zero + self.model.final_layer(nothing, outputs.conditioning[:0]).sum()
+        if prediction is not None:
+            zero = zero + torch.cat([image.flatten()[:0] for image in prediction] or [prediction.flatten()]).sum()
             if self.config.diffusion_config.alignment_layer is not None:
                 zero = zero + self.model.alignment_head(nothing).sum()
         return zero
@@ -63,15 +63,20 @@ class ImageHeads:
         return similarities(self.model.alignment_head(states), features, grids)
 
     def _predict(self, states: Tensor, outputs: HybridGenModelOutput, latents: Latents | None) -> Latents:
-        p = self.config.diffusion_config.patch_size
-        patches = self.model.final_layer(states[outputs.diffusion_mask], outputs.conditioning)  # T, D
-        if latents is None or len(latents) == 0:
-            return patches  # 0, D: no image, but the head is in the graph
-        if isinstance(latents, Tensor):
-            return unpatchify(patches.view(len(latents), -1, patches.shape[-1]), p, *latents.shape[-2:])
-        sizes = [image.shape[-2:] for image in latents]
-        parts = patches.split([height // p * (width // p) for height, width in sizes])
-        return [unpatchify(part, p, *size) for part, size in zip(parts, sizes, strict=True)]
+        """In the form of `latents`; of no image, an empty tensor that keeps the head in the graph."""
+        p, head = self.config.diffusion_config.patch_size, self.model.final_layer
+        states, vectors = states[outputs.diffusion_mask], outputs.conditioning  # T, H; I, H
+        if latents is None or not len(latents):
+            side = self.config.diffusion_config.sample_size
+            return head(states.view(0, (side // p) ** 2, states.shape[-1]), vectors, outputs.skips[0], (side, side))
+        sizes = [tuple(image.shape[-2:]) for image in latents]
+        parts = states.split([height // p * (width // p) for height, width in sizes])  # T, H each
+        made: list = [None] * len(latents)
+        for (which, _), skips in zip(by_size(latents), outputs.skips, strict=True):
+            images = head(torch.stack([parts[i] for i in which]), vectors[which], skips, sizes[which[0]])
+            for i, image in zip(which, images, strict=True):
+                made[i] = image
+        return torch.stack(made) if isinstance(latents, Tensor) else made
 
 
 class _Without(LogitsProcessor):

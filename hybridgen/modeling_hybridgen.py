@@ -24,6 +24,7 @@ from hybridgen.paths.diffusion import FinalLayer, PatchEmbed, TimestepEmbedder
 from hybridgen.paths.initial import XavierLinear, ZeroLinear
 from hybridgen.paths.own_layers import add_own_layers
 from hybridgen.paths.understanding import Aligner, build_vision_tower
+from hybridgen.paths.unet import UNetDown, UNetUp
 from hybridgen.paths.vq import GenerationHead
 from hybridgen.repository import part_of
 
@@ -72,9 +73,12 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
             self.generation_aligner = Aligner(vq.embed_dim, vq.projection_dim, vq.num_hidden_layers, vq.hidden_act)
             self.generation_head = GenerationHead(vq)
         if config.diffusion_config is not None:
-            self.patch_embed = PatchEmbed(config.diffusion_config, width)
+            entrance, exit_ = (
+                (PatchEmbed, FinalLayer) if config.diffusion_config.unet_channels is None else (UNetDown, UNetUp)
+            )
+            self.patch_embed = entrance(config.diffusion_config, width)
             self.timestep_embedder = TimestepEmbedder(config.diffusion_config, width)
-            self.final_layer = FinalLayer(config.diffusion_config, width)
+            self.final_layer = exit_(config.diffusion_config, width)
             if config.diffusion_config.alignment_layer is not None:
                 self.alignment_head = AlignmentHead(config)
             if config.diffusion_config.own_layers:
@@ -279,7 +283,7 @@ class HybridGenForConditionalGeneration(ImageHeads, ImageExpansion, HybridGenPre
         if labels is not None:
             vocab_size = self.config.text_config.vocab_size
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
-            loss = loss + self._idle_heads(states, outputs) if self.training else loss
+            loss = loss + self._idle_heads(states, outputs, prediction) if self.training else loss
         return HybridGenOutput(
             loss=loss,
             logits=logits,

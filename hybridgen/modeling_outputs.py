@@ -15,12 +15,14 @@ class HybridGenModelOutput(BaseModelOutputWithPast):
     """What the backbone made of a sequence, and what the diffusion head needs of the input.
 
     Args:
-        conditioning: (T, H) timestep embedding of each diffusion token, in reading order.
+        conditioning: (I, H) timestep embedding of each image of the diffusion path, in reading order.
+        skips: of each group of images of one size, what goes around the backbone (`paths.unet`).
         diffusion_mask: (B, N) true on diffusion tokens.
         image_hidden_states: (I, tokens, H) aligned features of the understanding path.
     """
 
     conditioning: Tensor | None = None
+    skips: list[list[Tensor]] | None = None
     diffusion_mask: Tensor | None = None
     image_hidden_states: Tensor | None = None
 

@@ -1,9 +1,10 @@
-"""The diffusion path: noisy patches and their timestep -> embeddings; hidden states -> a prediction for each patch.
+"""The diffusion path: noisy images and their timestep -> embeddings; hidden states -> a prediction for each image.
 
 One conditioning vector an image, none for text. Named after DiT (arXiv 2212.09748): `patch_embed`,
-`timestep_embedder`, `final_layer`. What a prediction means (velocity, epsilon, x0) is `noise.py`'s.
+`timestep_embedder`, `final_layer`; what `unet` has in place of the first and the last is called the same way. What a
+prediction means (velocity, epsilon, x0) is `noise.py`'s.
 
-Shapes: I images, T patches of all images together, D = p * p * C, H the backbone's width.
+Shapes: I images of one size, C x h x w a latent, T patches of an image, D = p * p * C, H the backbone's width.
 """
 
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
@@ -11,19 +12,31 @@ from torch import Tensor, nn
 
 from hybridgen.configuration_hybridgen import HybridGenDiffusionConfig
 from hybridgen.paths.initial import XavierLinear, ZeroLinear
-from hybridgen.paths.patches import sincos_table
+from hybridgen.paths.patches import patch_positions, patchify, sincos_table, unpatchify
+
+PER_IMAGE = 0  # of `places`: a matrix that sees the timestep's vector, once an image
 
 
 class PatchEmbed(nn.Module):
-    """Patches (T, D) and their (row, column) (T, 2) -> (T, H): one linear layer plus a fixed 2-D position table."""
+    """Images (I, C, h, w) and timestep vectors (I, H) -> tokens (I, T, H), and no skips (those are `unet`'s).
+
+    One linear layer, a fixed 2-D position table, and the timestep.
+    """
 
     def __init__(self, config: HybridGenDiffusionConfig, hidden_size: int):
         super().__init__()
+        self.patch_size = config.patch_size
         self.proj = XavierLinear(config.patch_size**2 * config.in_channels, hidden_size)
 
-    def forward(self, patches: Tensor, positions: Tensor) -> Tensor:
-        embeddings = self.proj(patches)
-        return embeddings + sincos_table(positions, embeddings.shape[-1]).to(embeddings.dtype)
+    def forward(self, images: Tensor, vectors: Tensor) -> tuple[Tensor, list[Tensor]]:
+        patches = patchify(images, self.patch_size).to(self.proj.bias.dtype)  # a weight may be quantized, a bias never
+        tokens = self.proj(patches)  # I, T, H
+        where = patch_positions(*images.shape[-2:], self.patch_size, device=images.device)
+        return tokens + sincos_table(where, tokens.shape[-1]).to(tokens.dtype) + vectors[:, None], []
+
+    def places(self) -> list[tuple[nn.Module, int]]:
+        """What holds matrices, in the order of the computation, and how often each is used for a token."""
+        return [(self.proj, 1)]
 
 
 class TimestepEmbedder(nn.Module):
@@ -42,17 +55,22 @@ class TimestepEmbedder(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Hidden states (T, H) and each patch's conditioning (T, H) -> predicted patches (T, D).
+    """Hidden states (I, T, H) and timestep vectors (I, H) -> predicted images (I, C, h, w).
 
     Starts at zero: an untrained head predicts nothing, and a backbone that gains this path is undisturbed by it.
     """
 
     def __init__(self, config: HybridGenDiffusionConfig, hidden_size: int):
         super().__init__()
+        self.patch_size = config.patch_size
         self.norm = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
         self.modulation = ZeroLinear(hidden_size, 2 * hidden_size)
         self.linear = ZeroLinear(hidden_size, config.patch_size**2 * config.in_channels)
 
-    def forward(self, hidden_states: Tensor, conditioning: Tensor) -> Tensor:
-        shift, scale = self.modulation(nn.functional.silu(conditioning)).chunk(2, dim=-1)  # T, H each
-        return self.linear(self.norm(hidden_states) * (1 + scale) + shift)
+    def forward(self, states: Tensor, vectors: Tensor, skips: list[Tensor], size: tuple[int, int]) -> Tensor:
+        shift, scale = self.modulation(nn.functional.silu(vectors))[:, None].chunk(2, dim=-1)  # I, 1, H each
+        return unpatchify(self.linear(self.norm(states) * (1 + scale) + shift), self.patch_size, *size)
+
+    def places(self) -> list[tuple[nn.Module, int]]:
+        """See `PatchEmbed.places`."""
+        return [(self.modulation, PER_IMAGE), (self.linear, 1)]

@@ -13,6 +13,7 @@ Shapes: I images, R rows (I, or 2 I with guidance), S steps, T tokens of one ima
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -21,7 +22,6 @@ from torch import Generator, Tensor
 
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.noise import NoiseProcess, convert
-from hybridgen.paths.patches import patch_positions, patchify, unpatchify
 from hybridgen.sampling.decoder import Decoder
 from hybridgen.sampling.guidance import Guidance, Guide, Scale
 from hybridgen.sampling.prefix import Prefix, extend
@@ -133,11 +133,10 @@ def image_predictor(
         decoder: the model's, in another precision; None = in its own.
     """
     config, core = model.config.diffusion_config, model.model
-    where = patch_positions(*size, config.patch_size, device=timesteps.device)  # T, 2
     decoder = Decoder(model) if decoder is None else decoder
-    blocks = image_blocks(model, len(where), timesteps.device)
+    blocks = image_blocks(model, math.prod(side // config.patch_size for side in size), timesteps.device)
     vectors = core.timestep_embedder(timesteps)  # S, H
-    prefix.cache.reserve(len(where))
+    prefix.cache.reserve(len(blocks))
     guide = Guide(guidance, images, len(timesteps))
     readers = [(rows.rows // images, decoder.after(rows, blocks, diffusion=True)) for rows in prefix.heads(images)]
     unguided, guided = readers[0], readers[-1]
@@ -148,11 +147,10 @@ def image_predictor(
     @torch.no_grad()
     def predict(noisy: Tensor, step: int) -> Tensor:
         copies, read = guided if guide.is_on(step) else unguided
-        patches = patchify(noisy, config.patch_size).to(vectors.dtype)  # I, T, D
-        embeds = core.patch_embed(patches, where) + vectors[step]  # I, T, H
+        embeds, skips = core.patch_embed(noisy, vectors[step].expand(images, -1))  # I, T, H
         states = read(embeds.repeat(copies, 1, 1), keep=False)  # R, T, H
-        patches = core.final_layer(states, vectors[step]).float()  # R, T, D
-        whole = unpatchify(patches, config.patch_size, *size)
+        skips = [skip.repeat(copies, 1, 1, 1) for skip in skips]
+        whole = core.final_layer(states, vectors[step].expand(len(states), -1), skips, size).float()  # R, C, h, w
         if not in_velocity:
             return guide(whole, step)
         at = alpha[step], sigma[step]

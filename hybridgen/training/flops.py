@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hybridgen.layout import IGNORE, PADDING_DOCUMENT
+from hybridgen.paths.diffusion import PER_IMAGE
 from hybridgen.paths.own_layers import OWN
 from hybridgen.paths.understanding import tokens_per_image
 
@@ -96,10 +97,10 @@ def costs(model: nn.Module, cached: bool = False) -> dict[str, float]:
         embedding |= flows
     conditioning = False
     if config.diffusion_config is not None:
-        of_patches, flows = linear(inner.patch_embed, False)
         found["images"], conditioning = linear(inner.timestep_embedder, False)
-        found["diffusion"] = of_patches
-        embedding |= flows | conditioning
+        of_image, found["diffusion"], flows = around(inner.patch_embed, False, conditioning)
+        found["images"] += of_image
+        embedding |= flows
 
     text, flows = config.text_config, embedding
     width = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
@@ -115,9 +116,28 @@ def costs(model: nn.Module, cached: bool = False) -> dict[str, float]:
     if config.vq_config is not None:
         found["code_labels"] = found["labels"] if shared else linear(inner.generation_head, flows)[0]
     if config.diffusion_config is not None:
-        of_modulation, modulated = linear(inner.final_layer.modulation, conditioning)
-        found["diffusion"] += of_modulation + linear(inner.final_layer.linear, modulated or flows)[0]
+        of_image, of_token, _ = around(inner.final_layer, flows, conditioning)
+        found["images"] += of_image
+        found["diffusion"] += of_token
     return found
+
+
+def around(module: nn.Module, flows: bool, conditioning: bool) -> tuple[float, float, bool]:
+    """FLOPs of what stands before or behind the backbone on the diffusion path: for one image, for one of its tokens,
+    and whether what comes out has a gradient to pass back.
+
+    Args:
+        flows, conditioning: the image (or its states), and the timestep's vector, have a gradient.
+    """
+    of_image = of_token = 0.0
+    for part, places in module.places():
+        if places == PER_IMAGE:
+            cost, timed = linear(part, conditioning)
+            of_image, flows = of_image + cost, flows or timed
+        else:
+            cost, flows = linear(part, flows)
+            of_token += cost * places
+    return of_image, of_token, flows or conditioning
 
 
 def linear(module: nn.Module, flows: bool, active: float = 1.0) -> tuple[float, bool]:
