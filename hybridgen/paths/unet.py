@@ -11,13 +11,13 @@ finest, and each further one has half the rows and columns.
 
 import math
 
-from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
+from diffusers.models.resnet import ResnetBlock2D, Upsample2D
 from torch import Tensor, cat, nn
 
 from hybridgen.configuration_hybridgen import HybridGenDiffusionConfig
-from hybridgen.paths.diffusion import PER_IMAGE
+from hybridgen.paths.diffusion import PER_IMAGE, FinalLayer, PatchEmbed
 from hybridgen.paths.initial import XavierLinear, ZeroLinear
-from hybridgen.paths.patches import patch_positions, patchify, sincos_table, unpatchify
+from hybridgen.paths.patches import patchify, unpatchify
 
 
 def stem_size(config: HybridGenDiffusionConfig) -> int:
@@ -35,8 +35,9 @@ class UNetDown(nn.Module):
         self.stem = XavierLinear(self.stem_size**2 * config.in_channels, channels[0])
         self.blocks = nn.ModuleList(_block(width, width, hidden_size) for width in channels)
         pairs = zip(channels, channels[1:], strict=False)
-        self.downsamplers = nn.ModuleList(Downsample2D(fine, True, coarse) for fine, coarse in pairs)
-        self.proj = XavierLinear(channels[-1], hidden_size)
+        self.downsamplers = nn.ModuleList(nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in pairs)
+        self.proj = ZeroLinear(channels[-1], hidden_size)
+        self.whole = PatchEmbed(config, hidden_size)
 
     def forward(self, images: Tensor, vectors: Tensor) -> tuple[Tensor, list[Tensor]]:
         rows, columns = (side // self.stem_size for side in images.shape[-2:])
@@ -46,8 +47,7 @@ class UNetDown(nn.Module):
             states = block(self.downsamplers[level - 1](states) if level else states, vectors)
             skips.append(states)
         tokens = self.proj(states.flatten(2).mT)  # I, T, H
-        where = patch_positions(*images.shape[-2:], self.patch_size, device=images.device)
-        return tokens + sincos_table(where, tokens.shape[-1]).to(tokens.dtype) + vectors[:, None], skips
+        return self.whole(images, vectors)[0] + tokens, skips
 
     def places(self) -> list[tuple[nn.Module, int]]:
         """See `PatchEmbed.places`."""
@@ -55,7 +55,7 @@ class UNetDown(nn.Module):
         for level, block in enumerate(self.blocks):
             found += [(self.downsamplers[level - 1], _places(self, level))] if level else []
             found += _places_of(block, _places(self, level))
-        return [*found, (self.proj, 1)]
+        return [*found, (self.proj, 1), *self.whole.places()]
 
 
 class UNetUp(nn.Module):
@@ -68,6 +68,7 @@ class UNetUp(nn.Module):
         super().__init__()
         channels = config.unet_channels
         self.stem_size = stem_size(config)
+        self.whole = FinalLayer(config, hidden_size)
         self.norm = nn.LayerNorm(hidden_size, eps=1e-6)
         self.proj = XavierLinear(hidden_size, channels[-1])
         self.blocks = nn.ModuleList(_block(2 * width, width, hidden_size) for width in channels)
@@ -77,17 +78,17 @@ class UNetUp(nn.Module):
         self.linear = ZeroLinear(channels[0], self.stem_size**2 * config.in_channels)
 
     def forward(self, states: Tensor, vectors: Tensor, skips: list[Tensor], size: tuple[int, int]) -> Tensor:
-        coarsest = len(self.blocks) - 1
+        coarsest, whole = len(self.blocks) - 1, self.whole(states, vectors, [], size)
         states = self.proj(self.norm(states)).mT.unflatten(-1, skips[-1].shape[-2:])  # I, c, rows, columns
         for level in range(coarsest, -1, -1):
             states = self.upsamplers[level](states) if level < coarsest else states
             states = self.blocks[level](cat([states, skips[level].to(states.dtype)], dim=1), vectors)
         states = nn.functional.silu(self.out_norm(states)).flatten(2).mT  # I, places of level 0, c
-        return unpatchify(self.linear(states), self.stem_size, *size)
+        return whole + unpatchify(self.linear(states), self.stem_size, *size)
 
     def places(self) -> list[tuple[nn.Module, int]]:
         """See `PatchEmbed.places`."""
-        coarsest, found = len(self.blocks) - 1, [(self.proj, 1)]
+        coarsest, found = len(self.blocks) - 1, [*self.whole.places(), (self.proj, 1)]
         for level in range(coarsest, -1, -1):
             found += [(self.upsamplers[level], _places(self, level))] if level < coarsest else []
             found += _places_of(self.blocks[level], _places(self, level))

@@ -38,11 +38,12 @@ def test_pairs_are_those_of_the_mask():
     assert flops.pairs(nothing, torch.arange(8).expand(2, -1), torch.zeros(2, 8, dtype=torch.bool)) == 0
 
 
+@pytest.mark.parametrize("unet", [None, [8, 16]])
 @pytest.mark.parametrize("frozen", FROZEN)
-def test_costs_are_what_torch_counts(frozen):
+def test_costs_are_what_torch_counts(frozen, unet):
     """A forward and a backward of all paths. torch counts every pair of eager attention and each padding token, so the
     formula is given those amounts. No difference was seen."""
-    stage = stage_of(all_tasks(), rows=3, length=120)
+    stage = stage_of(all_tasks(), rows=3, length=120, diffusion={"unet_channels": unet})
     model = stage.model
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not re.match(FROZEN[frozen], name))
@@ -76,7 +77,7 @@ def test_codes_that_are_words_cost_what_words_do():
 @pytest.mark.parametrize("frozen", ["$^", r"model\.language_model\.(?!.*\.own\.)|lm_head"], ids=["none", "words"])
 def test_a_token_passes_through_its_own_weights_alone(frozen):
     """No difference was seen; counting both sets for every token was half as much again."""
-    stage = stage_of(all_tasks(), rows=3, length=120, own_layers=True)
+    stage = stage_of(all_tasks(), rows=3, length=120, diffusion={"own_layers": True})
     for name, parameter in stage.model.named_parameters():
         parameter.requires_grad_(not re.match(frozen, name))
     assert_as_counted(stage)

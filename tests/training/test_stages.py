@@ -48,10 +48,16 @@ def all_tasks(**changes) -> list:
 
 
 def stage_of(
-    tasks: list, rows: int = 4, length: int = 160, rank: int = 0, world: int = 1, own_layers: bool = False, **content
+    tasks: list,
+    rows: int = 4,
+    length: int = 160,
+    rank: int = 0,
+    world: int = 1,
+    diffusion: dict | None = None,
+    **content,
 ) -> ModelStage:
     config = strict.build(TrainConfig, {"output_dir": "none", "steps": 1, "data": {"sources": []}, **content})
-    changes = {"own_layers": own_layers, "patch_size": 4, "sample_size": 16, "frequency_embedding_size": 32}
+    changes = {"patch_size": 4, "sample_size": 16, "frequency_embedding_size": 32, **(diffusion or {})}
     pipeline = tiny_pipeline(diffusion_config=changes)
 
     def loader() -> RowLoader:
