@@ -38,6 +38,10 @@ def whole(lowest: int) -> Callable[[str], int]:
     return convert
 
 
+def widths(text: str) -> list[int]:
+    return [whole(1)(width.strip()) for width in text.split(",")]
+
+
 def file_size(text: str) -> str:
     if not re.fullmatch(r"[1-9]\d*(\.\d+)?[KMGT]B", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500MB or 5GB")

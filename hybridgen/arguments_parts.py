@@ -5,7 +5,7 @@ Nothing runs here (`cli`); the other commands' arguments stand in `arguments`.
 
 from pathlib import Path
 
-from hybridgen.argument_kinds import command_of, file_size, path_names, whole
+from hybridgen.argument_kinds import command_of, file_size, path_names, whole, widths
 from hybridgen.bridges.janus import WRITERS
 from hybridgen.bridges.prompts import ROLES
 from hybridgen.bridges.weights import SHARD_SIZE
@@ -42,6 +42,9 @@ def add_init(commands) -> None:
     shape = command.add_argument_group("how the new paths are built")
     shape.add_argument("--image-size", type=whole(1), metavar="N", help="side of drawn pictures (default: the donors')")
     shape.add_argument("--patch-size", type=whole(1), metavar="N", help="diffusion: latents (2) or pixels (8) a side")
+    shape.add_argument(
+        "--unet-channels", type=widths, metavar="N,", help="diffusion: of a U-Net, instead of linear patches"
+    )
     shape.add_argument("--prediction", default="velocity", metavar="KIND", help="velocity (default), sample or epsilon")
     shape.add_argument("--bidirectional", action="store_true", help="tokens of a picture that is read see each other")
     shape.add_argument("--chat-template", type=Path, metavar="FILE", help="Jinja, instead of the tokenizer's own")

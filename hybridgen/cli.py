@@ -102,6 +102,7 @@ def _init(options: argparse.Namespace) -> Iterator[str]:
     shape = Shape(
         image_size=options.image_size,
         patch_size=options.patch_size,
+        unet_channels=options.unet_channels,
         prediction_type=options.prediction,
         understanding_bidirectional=options.bidirectional,
         chat_template=None if file is None else file.read_text(encoding="utf-8"),

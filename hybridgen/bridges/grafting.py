@@ -39,6 +39,7 @@ class Shape:
         image_size: side in pixels of the pictures that are written; by default the VQ tokenizer's grid or, where it has
             none, the vision tower's image size.
         patch_size: of the diffusion path, in latents; by default 2, and 8 pixels where there is no VAE.
+        unet_channels: of a U-Net around the backbone, as in `HybridGenDiffusionConfig`; None = linear patches.
         prediction_type: of the diffusion path: `velocity`, or `sample`, which suits patches of raw pixels.
         understanding_bidirectional: the tokens of a picture that is read see each other.
         chat_template: instead of the tokenizer's own; hybridgen's where that has none.
@@ -47,6 +48,7 @@ class Shape:
 
     image_size: int | None = None
     patch_size: int | None = None
+    unet_channels: list[int] | None = None
     prediction_type: str = "velocity"
     understanding_bidirectional: bool = False
     chat_template: str | None = None
@@ -115,6 +117,7 @@ def _configure(paths: tuple[str, ...], donors: Donors, shape: Shape) -> HybridGe
             "in_channels": 3 if donors.vae is None else donors.vae.config.latent_channels,
             "patch_size": shape.patch_size or (8 if donors.vae is None else 2),
             "sample_size": side // factors["diffusion"],
+            "unet_channels": shape.unet_channels,
             "prediction_type": shape.prediction_type,
         }
     if "vq" in paths:

@@ -250,19 +250,20 @@ def stage_of(pipeline, tasks, rows: int = 2, length: int = 200):
     return stage
 
 
-@pytest.mark.parametrize("write", ["diffusion", "vq"])
-def test_new_heads_are_silent_in_the_first_step(parts, write):
+@pytest.mark.parametrize(("write", "unet"), [("diffusion", None), ("diffusion", [8, 16]), ("vq", None)])
+def test_new_heads_are_silent_in_the_first_step(parts, write, unet):
     """Their loss has a value and reaches their own heads, but neither the backbone nor another path."""
-    pipeline = all_paths(parts)
+    pipeline = all_paths(parts, shape=Shape(unet_channels=unet))
     stage = stage_of(pipeline, [task(drawings(9), name="draw", write=write)])
     stage.weights = {**stage.weights, "text": 0.0}  # that a picture begins is text, and may be learnt
     batch = next(stage.loader)
     counts = {kind: torch.tensor(float(count)) for kind, count in stage.counts(batch).items()}
     total(stage.losses(stage.model, batch), counts, stage.weights).backward()
-    own = {"diffusion": "model.final_layer.linear", "vq": "model.generation_head.vision_head"}[write]
+    own = {"diffusion": ("model.final_layer.linear", "model.final_layer.whole.linear")[: 1 + bool(unet)]}
+    own["vq"] = ("model.generation_head.vision_head",)
     moved = {name for name, p in stage.model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
     assert moved
-    assert all(name.startswith(own) for name in moved), moved
+    assert all(name.startswith(own[write]) for name in moved), moved
 
 
 def test_codes_start_as_the_codebook_and_aligners_as_loud_as_words(parts):
@@ -335,12 +336,14 @@ def test_the_command(parts, tmp_path, run):
     code, _ = run(
         "init", tmp_path / "start", "--backbone", parts / "qwen3", "--vision", parts / "new_tower.json", "--vq",
         parts / "vq", "--paths", "vq,understanding,diffusion", "--patch-size", 4, "--prediction", "sample",
+        "--unet-channels", "8,16",
     )  # fmt: skip
     assert code == 0
     check_checkpoint(tmp_path / "start")
     config = load_pipeline(tmp_path / "start").model.config
     assert config.diffusion_config.prediction_type == "sample"
     assert config.diffusion_config.in_channels == 3
+    assert config.diffusion_config.unet_channels == [8, 16]
     assert [path.name for path in tmp_path.iterdir()] == ["start"]
     code, error = run("init", tmp_path / "start", "--backbone", parts / "qwen3", "--paths", "diffusion")
     assert code == 2
