@@ -72,9 +72,9 @@ class _Matrix:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, packed: bool):
-        self.weight, self.bias, self.one = weight, bias, _has_onednn(weight)
+        self.weight, self.bias, self.one = weight, bias, _has_onednn(weight) and weight.is_contiguous()
         if packed and self.one:
-            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 128)
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, 128)
 
     def __call__(self, inputs: Tensor, after: str = "none", other: Tensor | None = None) -> Tensor:
         """inputs W^T + b, then silu ("swish"), or "add" or "mul" with another tensor."""
