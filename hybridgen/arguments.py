@@ -236,7 +236,9 @@ def _add_drawing(group) -> None:
     group.add_argument("--top-k", type=whole(0), help="vq path: among the k likeliest; 0 = all (default)")
     group.add_argument("--top-p", type=real, help="vq path: among this much probability (default: 1)")
     group.add_argument(
-        "--precision", choices=("model", "bf16", "int8"), help="of the inner loop's weights (default: model, as saved)"
+        "--precision",
+        choices=("model", "fp32", "bf16", "int8"),
+        help="of the inner loop's weights (default: model, as saved)",
     )
     group.add_argument("--window", type=whole(1), help="vq path: codes read at once, guessing ahead (default: 1)")
 

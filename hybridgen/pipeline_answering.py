@@ -53,9 +53,10 @@ class Answering:
         return answers
 
     def _read(self, documents: list[Document]) -> dict:
-        """Documents with images -> what `forward` takes, padded on the left."""
+        """Documents with images -> what `prefill` takes, padded on the left."""
         batch, device = left_pad(documents, self.processor.special_tokens.pad), self._execution_device
-        inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+        vectors = ("input_ids", "document_ids", "block_ids", "position_ids")
+        inputs = {name: batch[name].to(device) for name in vectors}
         return inputs | self._media(batch)
 
     def _media(self, batch: dict) -> dict[str, Tensor]:

@@ -163,8 +163,9 @@ class HybridGenPipeline(Checks, Planning, Drawing, Answering, Conversing, Saving
             image: one, or one a prompt, that stands before the prompt.
             image_guidance_scale: one, or one a prompt: how closely to follow `image`; other than 1 costs a third row.
             read: path by which `image` is read; None = the first that the model has.
-            precision: of the weights in the inner loop: `model` (as loaded), `bf16`, or `int8` (CPU): two to five times
-                as fast, and no longer the same picture to the bit.
+            precision: of the weights in the inner loop: `model` (as loaded), `fp32` (packed once for the processor:
+                sooner where few tokens are read at once), `bf16`, or `int8` (CPU): two to five times as fast, and no
+                longer the same picture to the bit.
             window: codes read at once, all but one of them guessed (vq): the same codes, sooner where many guesses are
                 right.
 

@@ -1,14 +1,22 @@
 #!/usr/bin/env python
 """How fast hybridgen draws, against what one would run instead, and against the floor that matrices alone set.
 
-    python scripts/bench_sampling.py [codes] [denoise] [linear] [--threads N] [--repeat 5] [--side 8] [--out FILE]
+    python scripts/bench_sampling.py [codes] [denoise] [linear] [--threads N] [--repeat 5] [--side 8] [--steps 16]
+                                     [--batch 1 8] [--out FILE]
 
 - codes: by vq with guidance 5, beside transformers' `JanusForConditionalGeneration.generate` on the same weights; the
-  codes are compared. The floor is the time of the linear layers alone, run one after another on the same shapes.
+  codes are compared. The floor is the time of the linear layers alone, run one after another on the same shapes by
+  torch; packed weights are read faster than that, so a share may be above 100 %.
 - denoise: by diffusion with guidance 3, beside transfusion-pytorch's `sample_many` at the same width, depth, tokens and
-  parameter count (`pip install transfusion-pytorch`; left out where it is not installed). It solves an ODE by the
-  midpoint rule, two evaluations a step; both counts are given: per step, and per evaluation of the network.
+  parameter count (`pip install transfusion-pytorch`; left out where it is not installed). The work is not the same a
+  step: `modality_steps` S is S points of time, S - 1 intervals, and its ODE solver (midpoint) evaluates the network
+  twice in each, so 2 S - 2 evaluations stand against the S of our Euler, and each is of as many guided rows (it runs
+  them one after the other, we at once). Both ratios are given: `times` at equal steps, and `times an evaluation`.
 - linear: time a picture over the number of steps, and over the length of the prompt.
+
+Below the first two: a step beside what its multiplications and its bytes (weights, and the keys and values of the
+prefix) need at least on this machine (`bench_floor`), and where the time goes. `hybridgen model` copies no weights;
+fp32 and bf16 copy them once, before the clock starts.
 
 Ratios are of the shortest of `--repeat` runs, taken in turns in one process. Weights are random, as time does not
 depend on them. Seconds are of this machine; ratios are what carries over.
@@ -24,6 +32,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from bench_floor import ITEM, Machine, against, measure, where
 
 from hybridgen import HybridGenConfig, HybridGenForConditionalGeneration
 from hybridgen.bridges.configs import hybrid_config
@@ -114,7 +123,7 @@ def linear_floor(model: HybridGenForConditionalGeneration, rows: int, tokens: in
     return run
 
 
-def bench_codes(repeat: int, side: int = 8) -> dict:
+def bench_codes(repeat: int, machine: Machine, side: int = 8) -> dict:
     theirs, ours = janus(side)
     tokens, prompt = side * side, [BOS, *words(30), BEGIN]
     silent = [BOS, *[PAD] * 30, BEGIN]  # transformers' unconditional row
@@ -147,7 +156,16 @@ def bench_codes(repeat: int, side: int = 8) -> dict:
     rows = [{"what": name, "seconds": value, "times transformers": base / value} for name, value in seconds.items()]
     table("codes: one picture, guidance 5, " + f"{tokens} codes, hidden {WIDTH}, {DEPTH} layers, 16,384 codes", rows)
     print(f"  of the floor that linear layers set: {floor / own:.0%}; codes as transformers': {same}")
-    return {"rows": rows, "share of the linear floor": floor / own, "same codes": same}
+    weights = inside(ours) + parameters(ours.model.generation_head) + parameters(ours.model.generation_aligner)
+    floors = [
+        against(machine, name, name, 4 * weights, weights * ITEM[name], seconds[f"hybridgen {name}"] / tokens)
+        for name in PRECISIONS
+    ]
+    table("codes: one code beside what it needs at least (two rows)", floors)
+    times = [where(name, lambda name=name: draw(name)) for name in ("model", "fp32")]
+    table("codes: where the time goes", times)
+    found = {"rows": rows, "share of the linear floor": floor / own, "same codes": same}
+    return found | {"floors": floors, "where": times}
 
 
 # ----------------------------------------------------------------------------------------------------------- denoise
@@ -168,6 +186,11 @@ def parameters(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def inside(model: HybridGenForConditionalGeneration) -> int:
+    """Weights of the layers' matrices."""
+    return sum(p.numel() for p in model.model.language_model.layers.parameters() if p.ndim == 2)
+
+
 def denoiser(model, prompt: list[int], side: int, steps: int, images: int, decoder: Decoder | None = None):
     scheduler = NoiseProcess.of(model.config.diffusion_config).default_scheduler("velocity")
 
@@ -180,7 +203,9 @@ def denoiser(model, prompt: list[int], side: int, steps: int, images: int, decod
     return run
 
 
-def bench_denoise(repeat: int, side: int = 8, channels: int = 16, steps: int = 16) -> dict | None:
+def bench_denoise(
+    repeat: int, machine: Machine, side: int = 8, steps: int = 16, batches: tuple[int, ...] = (1, 8), channels: int = 16
+) -> dict | None:
     try:
         from transfusion_pytorch import Transfusion
     except ImportError as error:
@@ -188,39 +213,52 @@ def bench_denoise(repeat: int, side: int = 8, channels: int = 16, steps: int = 1
         return None
     torch.manual_seed(0)
     transformer = {"dim": WIDTH, "depth": DEPTH, "dim_head": 64, "heads": HEADS}
-    shape = (side, side)
+    shape, precisions = (side, side), ("model", "fp32", "bf16")
     theirs = Transfusion(
         num_text_tokens=1024, transformer=transformer, dim_latent=channels, modality_default_shape=shape
     ).eval()
     spare = parameters(theirs) - parameters(hybrid(side, channels, 64))
     inner = 64 + round(spare / (3 * WIDTH * DEPTH) / 64) * 64  # ours gets as many parameters, in its MLPs
-    ours = hybrid(side, channels, inner)
-    prompt = words(30)
+    ours, prompt = hybrid(side, channels, inner), words(30)
+    decoders = {precision: Decoder(ours, precision) for precision in precisions}
     made = {}
-    for images in (1, 8):
+    for images in batches:
         asked = [torch.tensor(prompt) for _ in range(images)]
 
-        def sample_many(asked=asked, steps=steps):
+        def sample_many(asked=asked):
             return theirs.sample_many(
                 asked, max_length=len(prompt), fixed_modality_shape=shape, force_modality_at_start=(0, shape),
                 modality_steps=steps, cfg_scale=3.0,
             )  # fmt: skip
 
-        tasks = {"transfusion-pytorch": sample_many}
-        for name, count in (("as many steps", steps), ("as many evaluations", 2 * (steps - 1))):
-            for precision in ("model", "bf16"):
-                task = denoiser(ours, [BOS, *prompt, BEGIN], side, count, images, Decoder(ours, precision))
-                tasks[f"hybridgen {precision}, {name}"] = task
+        tasks, evaluations = {"transfusion-pytorch": sample_many}, {"transfusion-pytorch": 2 * (steps - 1)}
+        for precision in precisions:
+            tasks[precision] = denoiser(ours, [BOS, *prompt, BEGIN], side, steps, images, decoders[precision])
         seconds = shortest(tasks, repeat)
         base = seconds["transfusion-pytorch"]
-        rows = [{"what": n, "seconds": s, "times transfusion-pytorch": base / s} for n, s in seconds.items()]
+        rows = [
+            {"what": name, "seconds": value, "evaluations": evaluations.get(name, steps), "times": base / value}
+            | {"times an evaluation": base / value * evaluations.get(name, steps) / (2 * (steps - 1))}
+            for name, value in seconds.items()
+        ]
         sizes = f"{parameters(theirs) / 1e6:.1f} M and {parameters(ours) / 1e6:.1f} M parameters"
         table(f"denoise: {images} picture(s) of {side * side} tokens, {steps} steps, guidance 3, {sizes}", rows)
-        made[f"batch {images}"] = rows
+        tokens, keys = 2 * images * side * side, 2 * images * (side * side + 32)
+        flop = 2 * tokens * inside(ours) + 4 * DEPTH * WIDTH * tokens * keys / (2 * images)
+        floors = [
+            against(
+                machine, name, name, flop, inside(ours) * ITEM[name] + 8 * DEPTH * WIDTH * keys, seconds[name] / steps
+            )
+            for name in precisions
+        ]
+        table("denoise: a step beside what it needs at least (its share of the first pass included)", floors)
+        times = [where(name, tasks[name]) for name in precisions]
+        table("denoise: where the time goes (the first pass included)", times)
+        made[f"batch {images}"] = {"rows": rows, "floors": floors, "where": times}
     return made
 
 
-def bench_linear(repeat: int, side: int = 16, channels: int = 16) -> dict:
+def bench_linear(repeat: int, machine: Machine, side: int = 16, channels: int = 16) -> dict:
     """Time over steps, and over the prompt's length: the first pass apart from the steps."""
     model, made = hybrid(side, channels, INNER), {"steps": [], "prompt": []}
     for steps in (4, 8, 16, 32, 64):
@@ -282,15 +320,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--side", type=int, default=8, help="tokens a side of a denoised picture (default: 8)")
+    parser.add_argument("--steps", type=int, default=16, help="of denoising (default: 16)")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="pictures at once (default: 1 8)")
     parser.add_argument("--out", type=Path, default=Path("bench_sampling.json"))
     args = parser.parse_args()
     if unknown := [name for name in args.what if name not in BENCHES]:
         sys.exit(f"there is no bench {unknown[0]!r}; choose among {', '.join(BENCHES)}")
     if args.threads:
         torch.set_num_threads(args.threads)
-    result = {"surroundings": surroundings()}
+    machine = measure(args.repeat)
+    result = {"surroundings": surroundings(), "machine": vars(machine)}
+    given = {"denoise": {"side": args.side, "steps": args.steps, "batches": args.batch}}
     for name in args.what or BENCHES:
-        result[name] = BENCHES[name](args.repeat, **({"side": args.side} if name == "denoise" else {}))
+        result[name] = BENCHES[name](args.repeat, machine, **given.get(name, {}))
     args.out.write_text(json.dumps(result, indent=2) + "\n")
     print(f"\nwritten to {args.out}")
 

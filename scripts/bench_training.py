@@ -8,7 +8,9 @@ alone: transfusion-pytorch takes them as a list, hybridgen packed into rows, eac
 as many parameters (`pip install transfusion-pytorch`; left out where it is not installed). hybridgen runs as its
 trainer runs it: fp32 and bf16 (autocast), with and without compiled layers.
 
-The floor is a step's multiplications over what a large matrix product reaches here in the same dtype. Ratios are of the
+The floor is the longer of a step's multiplications over what a large matrix product reaches here in the same dtype, and
+of its bytes (weights, gradients and AdamW's two moments, as often as they are read or written) over what a copy reaches
+(`bench_floor`); below it, where the time goes. Ratios are of the
 shortest of `--repeat` runs, taken in turns in one process.
 """
 
@@ -19,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from bench_floor import against, measure, where
 from bench_sampling import (
     BEGIN,
     BOS,
@@ -128,10 +131,10 @@ def flops(model, docs) -> float:
     return made
 
 
-def reached(dtype: torch.dtype, repeat: int, size: int = 2048) -> float:
-    """FLOP a second of a large matrix product."""
-    a, b = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-    return 2 * size**3 / shortest({"": lambda: a @ b}, repeat)[""]
+def moved(count: int) -> float:
+    """Bytes of weights and what belongs to them in a step: weights read forward and twice backward, gradients written,
+    measured, scaled and read, weights and both moments read and written."""
+    return 4 * count * (1 + 2 + 1 + 1 + 2 + 1 + 6)
 
 
 def main() -> None:
@@ -166,16 +169,18 @@ def main() -> None:
         tasks[f"hybridgen {name}"], sizes["hybridgen"] = our_step(model, docs, bf16, compiled), parameters(model)
     seconds = shortest(tasks, args.repeat)
     work, base = flops(model, docs), next(iter(seconds.values()))
-    speed = {dtype: reached(dtype, args.repeat) for dtype in (torch.float32, torch.bfloat16)}
-    rows = []
-    for name, value in seconds.items():
-        floor = work / speed[torch.bfloat16 if "bf16" in name else torch.float32]
-        share = floor / value if name.startswith("hybridgen") else float("nan")
-        rows.append({"what": name, "seconds": value, "times the first": base / value, "of its matrix floor": share})
+    rows = [{"what": name, "seconds": value, "times the first": base / value} for name, value in seconds.items()]
+    machine, ours = measure(args.repeat), [name for name in tasks if name.startswith("hybridgen")]
+    precisions = {name: "bf16" if "bf16" in name else "fp32" for name in ours}
+    moving = moved(sizes["hybridgen"])
+    floors = [against(machine, name, precisions[name], work, moving, seconds[name]) for name in ours]
+    times = [where(name, tasks[name]) for name in ours]
     counted = ", ".join(f"{name} {count / 1e6:.1f} M parameters" for name, count in sizes.items())
     table(f"a training step on {len(docs)} documents; {counted}; {work / 1e9:.0f} GFLOP", rows)
-    result = {"surroundings": surroundings(), "parameters": sizes, "flop": work, "rows": rows}
-    result["flop a second of a matrix product"] = {str(dtype): value for dtype, value in speed.items()}
+    table("a training step beside what it needs at least", floors)
+    table("where the time goes", times)
+    result = {"surroundings": surroundings(), "machine": vars(machine), "parameters": sizes, "rows": rows}
+    result |= {"floors": floors, "where": times}
     args.out.write_text(json.dumps(result, indent=2) + "\n")
     print(f"\nwritten to {args.out}")
 

@@ -487,6 +487,33 @@ def test_answers_are_those_of_bare_generate_whatever_the_batch(pipe, path):
         assert answer == pipe.processor.tokenizer.decode(written, skip_special_tokens=True).strip()
 
 
+def test_rows_whose_answer_has_ended_leave_the_batch():
+    """The end is made a token that one of the answers holds and another does not."""
+    pipe = tiny_pipeline()
+    torch.nn.init.normal_(pipe.model.lm_head.weight, generator=Generator().manual_seed(0))
+    tokenizer, images = pipe.processor.tokenizer, [picture(i) for i in range(6)]
+    questions = ["what color is the circle?", "is there a square?", "red or blue?", "a", "yes", "draw no square"]
+    embeddings, rows = pipe.model.get_input_embeddings(), []
+
+    def tokens_of(image, question) -> list[int]:
+        """The answer's tokens, by the words that it is read again from."""
+        read = []
+        handle = embeddings.register_forward_hook(lambda module, inputs, output: read.append(inputs[0]))
+        pipe.answer(image, question, max_new_tokens=8)
+        handle.remove()
+        return [int(ids) for ids in read if ids.numel() == 1]
+
+    free = [tokens_of(image, question) for image, question in zip(images, questions, strict=True)]
+    ends = [token for answer in free for token in answer if not all(token in other for other in free)]
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0])
+    alone = [pipe.answer(*asked, max_new_tokens=8)[0] for asked in zip(images, questions, strict=True)]
+    handle = embeddings.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
+    assert pipe.answer(images, questions, max_new_tokens=8) == alone
+    handle.remove()
+    assert rows == sorted(rows, reverse=True)
+    assert rows[0] == 6 > rows[-1]
+
+
 def test_one_image_or_one_question_stands_beside_all_of_the_other(pipe):
     images, questions = [picture(0), picture(1)], ["what color?", "is there a square?"]
     assert pipe.answer(images[0], questions) == pipe.answer([images[0]] * 2, questions)

@@ -147,10 +147,11 @@ def image_predictor(
     @torch.no_grad()
     def predict(noisy: Tensor, step: int) -> Tensor:
         copies, read = guided if guide.is_on(step) else unguided
-        embeds, skips = core.patch_embed(noisy, vectors[step].expand(images, -1))  # I, T, H
+        vector = vectors[step][None]  # one for all: as many rows as images would round as their number has it
+        embeds, skips = core.patch_embed(noisy, vector)  # I, T, H
         states = read(embeds.repeat(copies, 1, 1), keep=False)  # R, T, H
         skips = [skip.repeat(copies, 1, 1, 1) for skip in skips]
-        whole = core.final_layer(states, vectors[step].expand(len(states), -1), skips, size).float()  # R, C, h, w
+        whole = core.final_layer(states, vector, skips, size).float()  # R, C, h, w
         if not in_velocity:
             return guide(whole, step)
         at = alpha[step], sigma[step]

@@ -1,14 +1,18 @@
-"""Text: the likeliest continuation of prompts with images in them, by transformers' own `generate`.
+"""Text: the likeliest continuation of prompts with images in them, as transformers' `generate` writes it.
 
-The fact a newcomer gets wrong: nothing in `generate` knows that placeholders are no words. A model that gives one a
-high score would write it, and the next step would ask for an image that is not there; so they are suppressed here.
+Rows whose text has ended leave the batch, so a long answer costs the short ones beside it nothing. The fact a newcomer
+gets wrong: placeholders are no words to us, but they are to the model. If it gives one a high score it would write it,
+and the next step would ask for an image that is not there; so they are suppressed here.
 """
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from hybridgen.layout import PATHS, SpecialTokens
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
+from hybridgen.sampling.decoder import Decoder
+from hybridgen.sampling.prefix import Prefix, prefill
 
 
 def image_tokens(tokens: SpecialTokens) -> list[int]:
@@ -28,17 +32,36 @@ def write_text(
     """Greedy answers to prompts padded on the left, one a row, without special tokens and surrounding spaces.
 
     Args:
-        prompts: `input_ids` and `attention_mask` (B, N), and the images as `forward` takes them.
+        prompts: the layout vectors (B, N) and the images, as `prefill` takes them.
     """
-    settings = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokens.pad,
-        suppress_tokens=image_tokens(tokens),
-    )
-    written = model.generate(**prompts, generation_config=settings)[:, prompts["input_ids"].shape[1] :]
+    prefix, decoder = prefill(model, **prompts), Decoder(model)
+    states, rows = prefix.last_state, list(range(prefix.rows))  # rows: which prompt each row of the prefix is
+    written: list[list[int]] = [[] for _ in rows]
+    reader, read, silent = None, 0, image_tokens(tokens)
+    for left in range(max_new_tokens - 1, -1, -1):
+        logits = model.lm_head(states).float()  # R, V
+        logits[:, silent] = -torch.inf
+        chosen = logits.argmax(-1)
+        for row, token in zip(rows, chosen.tolist(), strict=True):
+            written[row].append(token)
+        goes_on = [number for number, row in enumerate(rows) if written[row][-1] != tokenizer.eos_token_id]
+        if not goes_on or not left:
+            break
+        if len(goes_on) < len(rows):
+            kept = torch.tensor(goes_on, device=chosen.device)
+            prefix, chosen, reader = _read_so_far(prefix, read, states).select(kept), chosen[kept], None
+            rows = [rows[number] for number in goes_on]
+        if reader is None:
+            reader, read = decoder.after(prefix, torch.arange(left, device=chosen.device), causal=True), 0
+        states = reader(model.get_input_embeddings()(chosen)[:, None], read)[:, 0]  # R, H
+        read += 1
     return [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
+
+
+def _read_so_far(prefix: Prefix, count: int, last_state: Tensor) -> Prefix:
+    """A prefix whose cache has grown by `count` tokens, with all else that belongs to them."""
+    document_ids = torch.nn.functional.pad(prefix.document_ids, (0, count))
+    return Prefix(prefix.cache, document_ids, prefix.positions + count, last_state)
 
 
 class StableText:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hybridgen.sampling.decoder import PRECISIONS, Decoder, can_be_lean
+from hybridgen.sampling.decoder import PRECISIONS, Decoder, _Product, can_be_lean
 from hybridgen.sampling.prefix import backbone
 from tests.models import text_config, tiny_config, tiny_model
 from tests.sampling.prompts import PROMPTS, prefix_of, worst
@@ -131,6 +131,47 @@ def test_fewer_bits_stay_close(precision, tokens, hidden):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("tokens", [1, 16])
+@pytest.mark.parametrize("name", FAMILY)
+def test_packed_float32_is_the_models_own(name, tokens):
+    """Only the order of a sum differs; biases are no zeros."""
+    model = family(name)
+    for key, parameter in model.model.language_model.named_parameters():
+        if "bias" in key:
+            torch.nn.init.normal_(parameter, std=0.5)
+    made = []
+    for precision in ("model", "fp32"):
+        embeds = torch.randn(len(PROMPTS), tokens, 32, generator=torch.Generator().manual_seed(0))
+        reader = Decoder(model, precision).after(prefix_of(model, PROMPTS), torch.zeros(tokens, dtype=torch.long))
+        made.append(reader(embeds, keep=False))
+    assert worst(*made) < 1e-5  # measured 1e-6
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("precision", ["model", "fp32"])
+def test_a_row_is_the_same_to_the_bit_whatever_stands_beside_it(precision):
+    model = tiny_model()
+    decoder, blocks = Decoder(model, precision), torch.zeros(16, dtype=torch.long)
+    embeds = torch.randn(16, 16, 32, generator=torch.Generator().manual_seed(0))
+    alone = decoder.after(prefix_of(model, PROMPTS[:1]), blocks)(embeds[:1], keep=False)
+    beside = decoder.after(prefix_of(model, PROMPTS[:1] * 16), blocks)(embeds, keep=False)
+    assert torch.equal(alone, beside[:1])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("precision", ["model", "fp32", "bf16"])
+def test_what_comes_after_a_product_is_done_to_it(precision):
+    """silu, a sum and a product with another tensor, where they are fused and where dtypes differ."""
+    layer = torch.nn.Linear(32, 48)
+    product, inputs = _Product([layer], precision), torch.randn(2, 5, 32)
+    other, plain = torch.randn(2, 5, 48), layer(inputs)
+    near = 1e-5 if precision != "bf16" else 0.05
+    assert worst(product.one(inputs, "swish"), torch.nn.functional.silu(plain)) < near
+    assert worst(product.one(inputs, "add", other), plain + other) < near  # measured 5e-7; bf16: 0.01
+    assert worst(product.one(inputs, "mul", other), plain * other) < near
+
+
+@torch.no_grad()
 def test_int8_is_the_nearest_of_255_steps():
     """The product with few tokens against the rounded weights, by hand."""
     model = tiny_model(tiny_config("llama"))
@@ -144,9 +185,9 @@ def test_int8_is_the_nearest_of_255_steps():
 
 
 def test_precisions_that_are_none_are_refused():
-    with pytest.raises(ValueError, match="precision is 'fp4'; choose one of model, bf16, int8"):
+    with pytest.raises(ValueError, match="precision is 'fp4'; choose one of model, fp32, bf16, int8"):
         Decoder(tiny_model(), "fp4")
-    assert PRECISIONS == ("model", "bf16", "int8")
+    assert PRECISIONS == ("model", "fp32", "bf16", "int8")
 
 
 @torch.no_grad()
