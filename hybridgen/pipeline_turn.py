@@ -35,7 +35,7 @@ from hybridgen.sampling.interleaved import (
 )
 from hybridgen.sampling.prefix import Prefix
 from hybridgen.sampling.seeds import draw_gumbel, image_generators, new_seed
-from hybridgen.sampling.text import StableText, image_tokens
+from hybridgen.sampling.text import StableText, no_words
 
 if TYPE_CHECKING:
     from hybridgen.pipeline_hybridgen import HybridGenPipeline
@@ -215,9 +215,7 @@ class Turn:
     def _write(self, count: int, may_draw: bool) -> Iterator[Event]:
         """At most so many tokens. Returns whether the model wrote that an image begins."""
         begins, ended = self.special.begin_image, self.tokenizer.eos_token_id
-        never = set(image_tokens(self.special)) - ({begins} if may_draw else set())
-        never = [token for token in never if token < self.model.lm_head.out_features]
-        never, words = torch.tensor(never, device=self.model.device), self.asked.words
+        never, words = no_words(self.model, self.special, (begins,) if may_draw else ()), self.asked.words
         prefix, ids = self.full.until(len(self.full.tokens)), []
         text, drawn = StableText(self.tokenizer, first=not self.content), False
 

@@ -1,5 +1,7 @@
 """Codes as tokens of the vocabulary (Chameleon): a text model on ids is the oracle of model, loss, and drawing."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -13,6 +15,7 @@ from hybridgen.layout import IGNORE, ImageSegment, TextSegment, lay_out
 from hybridgen.sampling.codes import CodeSampling, commit_codes, write_codes
 from hybridgen.sampling.decoder import Decoder
 from hybridgen.sampling.seeds import image_generators
+from hybridgen.sampling.text import no_words
 from hybridgen.training import strict
 from hybridgen.training.building import build_model
 from hybridgen.training.config import ModelConfig, TrainConfig
@@ -174,6 +177,13 @@ def test_text_never_holds_a_code(model, how):
     finally:
         with torch.no_grad():
             scale.div_(20)
+
+
+def test_no_code_is_a_word_of_an_answer(model):
+    silent = no_words(model, TOKENS).tolist()
+    assert silent == [IMAGE, *sorted({TOKENS.diffusion, VQ, BEGIN, END}), *range(FIRST, FIRST + CODES)]
+    assert BEGIN not in no_words(model, TOKENS, (BEGIN,))
+    assert no_words(model, replace(TOKENS, vq=FIRST + CODES + 7)).max() < FIRST + CODES  # what it cannot score
 
 
 def test_save_and_load(model, tmp_path):

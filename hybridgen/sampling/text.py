@@ -15,10 +15,13 @@ from hybridgen.sampling.decoder import Decoder
 from hybridgen.sampling.prefix import Prefix, prefill
 
 
-def image_tokens(tokens: SpecialTokens) -> list[int]:
-    """Every token that stands for an image or its frame."""
-    given = [getattr(tokens, path) for path in PATHS]
-    return [tokens.begin_image, tokens.end_image, *(token for token in given if token is not None)]
+def no_words(model: HybridGenForConditionalGeneration, tokens: SpecialTokens, allowed: tuple[int, ...] = ()) -> Tensor:
+    """Every token that stands for an image, its frame or a code, of those that the model scores; `allowed` left out."""
+    stands = {tokens.begin_image, tokens.end_image, *(getattr(tokens, path) for path in PATHS)} - {None}
+    if (vq := model.config.vq_config) is not None and (first := vq.first_token_id) is not None:
+        stands |= set(range(first, first + vq.num_embeddings))
+    scored = [token for token in sorted(stands - set(allowed)) if token < model.lm_head.out_features]
+    return torch.tensor(scored, dtype=torch.long, device=model.device)
 
 
 @torch.no_grad()
@@ -37,11 +40,10 @@ def write_text(
     prefix, decoder = prefill(model, **prompts), Decoder(model)
     states, rows = prefix.last_state, list(range(prefix.rows))  # rows: which prompt each row of the prefix is
     written: list[list[int]] = [[] for _ in rows]
-    reader, read, silent = None, 0, image_tokens(tokens)
+    reader, read, silent = None, 0, no_words(model, tokens)
     for left in range(max_new_tokens - 1, -1, -1):
         logits = model.lm_head(states).float()  # R, V
-        logits[:, silent] = -torch.inf
-        chosen = logits.argmax(-1)
+        chosen = logits.index_fill(-1, silent, -torch.inf).argmax(-1)
         for row, token in zip(rows, chosen.tolist(), strict=True):
             written[row].append(token)
         goes_on = [number for number, row in enumerate(rows) if written[row][-1] != tokenizer.eos_token_id]
