@@ -45,6 +45,13 @@ class UNetDown(nn.Module):
         self.whole = PatchEmbed(config, hidden_size)
 
     def forward(self, images: Tensor, vectors: Tensor) -> tuple[Tensor, list[Tensor]]:
+        if not _one_by_one(self, images):
+            return self._forward(images, vectors)
+        vectors = vectors.expand(len(images), -1)
+        tokens, skips = zip(*map(self._forward, images.split(1), vectors.split(1)), strict=True)
+        return cat(tokens), [cat(level) for level in zip(*skips, strict=True)]
+
+    def _forward(self, images: Tensor, vectors: Tensor) -> tuple[Tensor, list[Tensor]]:
         rows, columns = (side // self.stem_size for side in images.shape[-2:])
         patches = self.stem(patchify(images.to(self.stem.bias.dtype), self.stem_size))  # I, rows * columns, c
         states, skips = patches.mT.unflatten(-1, (rows, columns)), []
@@ -83,6 +90,13 @@ class UNetUp(nn.Module):
         self.linear = ZeroLinear(channels[0], self.stem_size**2 * config.in_channels)
 
     def forward(self, states: Tensor, vectors: Tensor, skips: list[Tensor], size: tuple[int, int]) -> Tensor:
+        if not _one_by_one(self, states):
+            return self._forward(states, vectors, skips, size)
+        vectors, each = vectors.expand(len(states), -1), zip(*(skip.split(1) for skip in skips), strict=True)
+        parts = zip(states.split(1), vectors.split(1), each, strict=True)
+        return cat([self._forward(*part, size) for part in parts])
+
+    def _forward(self, states: Tensor, vectors: Tensor, skips: list[Tensor], size: tuple[int, int]) -> Tensor:
         coarsest, whole = len(self.blocks) - 1, self.whole(states, vectors, [], size)
         states = self.proj(self.norm(states)).mT.unflatten(-1, skips[-1].shape[-2:])  # I, c, rows, columns
         for level in range(coarsest, -1, -1):
@@ -98,6 +112,12 @@ class UNetUp(nn.Module):
             found += [(self.upsamplers[level], _places(self, level))] if level < coarsest else []
             found += _places_of(self.blocks[level], _places(self, level))
         return [*found, (self.linear, _places(self, 0))]
+
+
+def _one_by_one(part: nn.Module, images: Tensor) -> bool:
+    """Whether images pass alone: on a CPU, convolutions round as the number of images has it, and a drawn picture is to
+    be the same to the bit in any batch."""
+    return not part.training and images.device.type == "cpu" and len(images) > 1
 
 
 def _places(part: UNetDown | UNetUp, level: int) -> int:
