@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from hybridgen.pipeline_checks import WRITING_PATHS, check_counts
-from hybridgen.pipeline_settings import DEFAULTS, check_scales, code_sampling, guidance_of
+from hybridgen.pipeline_settings import OF_PATH, check_belongs, check_scales, code_sampling, guidance_of
 from hybridgen.sampling.codes import CodeSampling, check_window
 from hybridgen.sampling.decoder import Decoder
 from hybridgen.sampling.guidance import Guidance
@@ -105,16 +105,24 @@ class Drawing:
     decoder: Decoder
 
     @classmethod
-    def of(cls, pipe: "HybridGenPipeline", asked: TurnSettings) -> "Drawing | None":
-        """None where nothing is to be drawn: by the plan, or as the model has no path that draws. Raises ValueError for
-        what could not be drawn."""
+    def of(cls, pipe: "HybridGenPipeline", asked: TurnSettings, given: dict) -> "Drawing | None":
+        """None where nothing is to be drawn: by the plan, or as the model has no path that draws.
+
+        Args:
+            given: what was asked for this turn alone; of what is asked for all turns, that of other paths waits for
+                theirs.
+
+        Raises:
+            ValueError: it could not be drawn.
+        """
         planned = "image" in (asked.plan or ())
         if asked.path is None and not planned and not set(WRITING_PATHS) & set(pipe.model.config.paths):
             return None
         path, guidance = pipe.writing_path(asked.path), guidance_of(asked.guider)
         if asked.plan is not None and not planned:
             return None
-        given = {name: getattr(asked, name) for name in DEFAULTS if hasattr(asked, name)}
+        check_belongs(given, [path])
+        given = {name: getattr(asked, name) for name in OF_PATH[path] if hasattr(asked, name)}
         if asked.guider is not None:
             for name, value in (("guidance_scale", guidance.scale), ("guidance_rescale", guidance.guidance_rescale)):
                 given[name] = value if given[name] is None else given[name]
@@ -122,7 +130,7 @@ class Drawing:
         scale = check_scales("guidance_scale", settings["guidance_scale"], 1)[0]
         pipe.check_conditions(None, None, check_scales("image_guidance_scale", settings["image_guidance_scale"], 1), 1)
         guidance = replace(guidance, scale=scale, image_scale=1.0, guidance_rescale=settings["guidance_rescale"])
-        sampling = code_sampling({name: given[name] for name in ("temperature", "top_k", "top_p")}, settings)
+        sampling = code_sampling(settings)
         size = pipe.check_sizes([asked.height], [asked.width], path)[0]
         pipe.check_drawing(path, settings.get("num_inference_steps", 1), guidance, settings.get("shift"))
         check_window(settings.get("window", 1), guidance)

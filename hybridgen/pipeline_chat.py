@@ -36,7 +36,7 @@ class Conversing:
         Raises:
             ValueError: in one sentence, what is wrong; at once, before anything is computed.
         """
-        return Turn(self, Conversation(), messages, TurnSettings(**settings)).events()
+        return Turn(self, Conversation(), messages, TurnSettings(**settings), settings).events()
 
     def chat(self, messages: list[dict] | tuple = (), **settings) -> "Chat":
         """A conversation of many turns; see `Chat`."""
@@ -58,7 +58,7 @@ class Chat:
 
     Args:
         messages: what it begins with, such as a message of the system.
-        settings: those of `TurnSettings`, for every turn that does not say otherwise.
+        settings: those of `TurnSettings`, for every turn that does not say otherwise, and whose path they matter to.
     """
 
     def __init__(self, pipe: "HybridGenPipeline", messages: list[dict] | tuple = (), **settings):
@@ -95,7 +95,7 @@ class Chat:
             content.append({"type": "text", "text": text})
         said = {"role": "user", "content": content}
         messages = [said] if self._kept.messages else [*self._opening, said]
-        return self._made(Turn(self.pipe, self._kept, messages, replace(self.settings, **settings)))
+        return self._made(Turn(self.pipe, self._kept, messages, replace(self.settings, **settings), settings))
 
     def _made(self, turn: Turn) -> Iterator[Event]:
         before = self._kept

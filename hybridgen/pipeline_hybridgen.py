@@ -74,7 +74,8 @@ class HybridGenPipeline(Checks, Planning, Drawing, Answering, Conversing, Saving
         return self.config.get("sampling_defaults")
 
     def sampling_settings(self, path: str, **given) -> dict:
-        """Every setting that matters to a path (`pipeline_settings`), as given or, where None, as by default."""
+        """Every setting that matters to a path (`pipeline_settings`), as given or, where None, as by default. Raises
+        ValueError for one that is another path's."""
         return settings_of(path, self.sampling_defaults, given)
 
     @property
@@ -138,12 +139,14 @@ class HybridGenPipeline(Checks, Planning, Drawing, Answering, Conversing, Saving
             prompt: any number of prompts.
             path: `diffusion` or `vq`; None = the first of them that the model has.
             num_inference_steps: denoising steps (diffusion). This and other settings of drawing: None = as the folder's
-                `sampling_defaults` say, or 30 steps, guidance 3, temperature 1.
+                `sampling_defaults` say, or 30 steps, guidance 3, temperature 1. What is said to be of one path is
+                refused on the other.
             guidance_scale: one, or one a prompt: 1 = no guidance, which costs half; above 1 = closer to the prompt, 0 =
                 the negative prompt alone.
             negative_prompt: what guidance leads away from; None = as the processor's `unconditional` says.
             num_images_per_prompt: images of a prompt stand together in the result.
-            height, width: one, or one a prompt: any multiple of a token's side. None = the processor's default size.
+            height, width: one, or one a prompt: any multiple of a token's side. None = that side as in the processor's
+                default size, whatever the other is.
             generator: one an image; a single one seeds one for each of several images.
             seed: image i is drawn with `seed + i`, or with `seed[i]`, whatever is drawn beside it.
             latents: (I, C, h, w), or a list of (C, h, w): standard normal noise to start from (diffusion); None = drawn
@@ -187,7 +190,7 @@ class HybridGenPipeline(Checks, Planning, Drawing, Answering, Conversing, Saving
         decoder, window = self.decoder(settings["precision"]), settings.get("window", 1)
         check_window(window, guidance)
         guidance = replace(guidance, guidance_rescale=settings["guidance_rescale"])
-        sampling = code_sampling({"temperature": temperature, "top_k": top_k, "top_p": top_p}, settings)
+        sampling = code_sampling(settings)
         steps, shift = settings.get("num_inference_steps", 1), settings.get("shift")
         sizes = self.check_sizes(each("height", height, len(prompts)), each("width", width, len(prompts)), path)
         self.check_drawing(path, steps, guidance, shift)

@@ -63,19 +63,25 @@ class Turn:
     Args:
         conversation: as far as it was read.
         messages: what the user says now (or all that was said, where nothing was read).
+        given: the settings among `asked` that were given for this turn.
 
     Raises:
         ValueError: in one sentence, what is wrong, or what there is no room for.
     """
 
     def __init__(
-        self, pipe: "HybridGenPipeline", conversation: Conversation, messages: list[dict], asked: TurnSettings
+        self,
+        pipe: "HybridGenPipeline",
+        conversation: Conversation,
+        messages: list[dict],
+        asked: TurnSettings,
+        given: dict,
     ):
         self.pipe, self.model, self.asked = pipe, pipe.model, asked
         self.special, self.tokenizer = pipe.processor.special_tokens, pipe.processor.tokenizer
         asked.check()
         self.seed = new_seed() if asked.seed is None else asked.seed
-        self.drawing = Drawing.of(pipe, asked)
+        self.drawing = Drawing.of(pipe, asked, given)
         self.messages = [*conversation.messages, *check_messages(messages)]
         if self.messages[-1]["role"] == "assistant":
             raise ValueError("the last message is the assistant's, so there is nothing to answer; end with the user's")
@@ -119,12 +125,12 @@ class Turn:
             self.pipe.processor.image_processor,
             {"pixel_values": None, "diffusion_images": [], "vq_images": []},
         )
-        size = (self.asked.height, self.asked.width) if self.asked.height is not None else None
-        length = self.pipe.processor.count_tokens(path, *(size or (None, None)))
+        size = self.asked.height, self.asked.width
+        length = self.pipe.processor.count_tokens(path, *size)
         if path == "understanding":
             batch["pixel_values"] = look.understanding([image])
         else:
-            batch[f"{path}_images"] = [look.generation(image, *(size or self.pipe.processor.default_size))]
+            batch[f"{path}_images"] = [look.generation(image, *self.pipe.processor.size_of(*size))]
         return self._picture(path, length, self.pipe._media(batch))
 
     def _picture(self, path: str, length: int, media: dict[str, Tensor]) -> Picture:

@@ -39,10 +39,12 @@ LEVELS: list[list[tuple[str, ...]]] = [
     [
         (
             "cli",
-            "arguments",
-            "arguments_parts",
+            "arguments*",
             "argument_kinds",
-            "data_command",
+            "*_command",
+            "*_commands",
+            "pictures",
+            "user_errors",
             "demo",
             "demo_report",
             "manifest",
