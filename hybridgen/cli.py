@@ -18,7 +18,7 @@ import transformers
 from tqdm import tqdm
 
 from hybridgen import demo
-from hybridgen.adapters import is_adapter, merge, open_pipeline
+from hybridgen.adapters import merge, open_pipeline
 from hybridgen.arguments import parser
 from hybridgen.arguments_drawing import OPTIONS, settings_given
 from hybridgen.bridges.checkpoint import open_janus
@@ -26,7 +26,7 @@ from hybridgen.bridges.grafting import Shape, graft
 from hybridgen.bridges.janus import check_conversion, convert
 from hybridgen.bridges.report import in_table, lost
 from hybridgen.chat_command import Piece, talk
-from hybridgen.checkpoints import new_folder
+from hybridgen.checkpoints import is_adapter, new_folder
 from hybridgen.data_command import inspect
 from hybridgen.drawing_commands import again, sample
 from hybridgen.evaluation import suites

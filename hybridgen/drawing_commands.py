@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from hybridgen import demo
 from hybridgen.adapters import open_pipeline
 from hybridgen.arguments_drawing import OPTIONS, settings_given
-from hybridgen.manifest import manifest, origin, replay
+from hybridgen.manifest import replay
 from hybridgen.pictures import folder_to_write, in_png, open_picture, save_png, slug
+from hybridgen.pipeline_manifest import manifest
 from hybridgen.pipeline_settings import OF_PATH, check_belongs
 from hybridgen.sampling.guidance import Guidance
 
@@ -28,7 +29,7 @@ def sample(options: argparse.Namespace) -> Iterator[str]:
     out = folder_to_write(options.out)
     condition = {} if options.image is None else {"image": open_picture(options.image)}
     pipeline = demo.best_device(open_pipeline(options.checkpoint))
-    drawn_by, path = origin(options.checkpoint), pipeline.writing_path(options.path)
+    path = pipeline.writing_path(options.path)
     check_belongs(given, [path], OPTIONS)
     settings = pipeline.sampling_settings(path, **given)
     if options.image is not None:
@@ -49,7 +50,7 @@ def sample(options: argparse.Namespace) -> Iterator[str]:
         prompt, seed = options.prompt[number // options.num_images], options.seed + number
         made = manifest(
             pipeline,
-            drawn_by,
+            pipeline.origin,
             path,
             prompt,
             seed,

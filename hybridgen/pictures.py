@@ -14,7 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from hybridgen.evaluation.generation import DrawSettings
-from hybridgen.manifest import KEY
+from hybridgen.pipeline_manifest import KEY
 from hybridgen.version import __version__
 
 

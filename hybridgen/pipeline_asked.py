@@ -7,17 +7,12 @@ The fact a newcomer gets wrong: a setting that is None is not off, it is as the 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import diffusers
-import torch
-import transformers
-
 from hybridgen.pipeline_checks import WRITING_PATHS, check_counts
 from hybridgen.pipeline_settings import OF_PATH, check_belongs, check_scales, code_sampling, guidance_of
 from hybridgen.sampling.codes import CodeSampling, check_window
 from hybridgen.sampling.decoder import Decoder
 from hybridgen.sampling.guidance import Guidance
 from hybridgen.sampling.seeds import image_generators
-from hybridgen.version import __version__
 
 if TYPE_CHECKING:
     from hybridgen.pipeline_hybridgen import HybridGenPipeline
@@ -140,36 +135,3 @@ class Drawing:
     @property
     def guided(self) -> bool:
         return self.guidance.scale != 1
-
-    def manifest(
-        self, pipe: "HybridGenPipeline", asked: TurnSettings, prompt: str, seed: int, said_before: int
-    ) -> dict:
-        """What made a picture, under the names of the manifests of `hybridgen sample`; the checkpoint and its hashes
-        are for whoever saves it to add.
-
-        Args:
-            prompt: the user's last words.
-            said_before: messages, and parts of this one, before the picture and beside the prompt; with 0 the prompt
-                alone draws it again.
-        """
-        guider, scheduler = None, pipe.scheduler if self.path == "diffusion" else None
-        if asked.guider is not None:
-            scales = ("scale", "image_scale", "guidance_rescale")
-            guider = {name: value for name, value in vars(self.guidance).items() if name not in scales}
-        libraries = {"torch": torch, "transformers": transformers, "diffusers": diffusers}
-        return {
-            "prompt": prompt,
-            "negative_prompt": asked.negative_prompt,
-            "said_before": said_before,
-            "path": self.path,
-            "seed": seed,
-            "height": self.size[0],
-            "width": self.size[1],
-            "settings": self.settings,
-            "guider": guider,
-            "image": None,
-            "scheduler": scheduler and {"class": type(scheduler).__name__, "config": dict(scheduler.config)},
-            "dtype": str(pipe.model.dtype).removeprefix("torch."),
-            "device": pipe.model.device.type,
-            "versions": {"hybridgen": __version__, **{name: module.__version__ for name, module in libraries.items()}},
-        }

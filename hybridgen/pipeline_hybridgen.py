@@ -24,6 +24,7 @@ from hybridgen.pipeline_answering import Answering
 from hybridgen.pipeline_chat import Conversing
 from hybridgen.pipeline_checks import WRITING_PATHS, Checks
 from hybridgen.pipeline_drawing import Drawing
+from hybridgen.pipeline_manifest import Manifesting
 from hybridgen.pipeline_plan import Planning, batches
 from hybridgen.pipeline_saving import Saving
 from hybridgen.pipeline_settings import check_defaults, code_sampling, each, guidance_of, settings_of
@@ -34,7 +35,7 @@ from hybridgen.sampling.seeds import image_generators
 __all__ = ["WRITING_PATHS", "HybridGenPipeline", "load_pipeline"]
 
 
-class HybridGenPipeline(Checks, Planning, Drawing, Answering, Conversing, Saving, DiffusionPipeline):
+class HybridGenPipeline(Checks, Planning, Drawing, Answering, Conversing, Manifesting, Saving, DiffusionPipeline):
     """
     Args:
         model, processor: what reads and writes.
@@ -252,4 +253,5 @@ def load_pipeline(checkpoint: str | Path) -> HybridGenPipeline:
         for name in ("vae", "vq_model"):
             if (codec := getattr(pipeline, name)) is not None:
                 check_codec_weights(folder / name, codec)
+    pipeline.loaded_from(folder)
     return pipeline

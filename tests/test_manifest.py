@@ -10,7 +10,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
 
-from hybridgen import cli, manifest
+from hybridgen import cli, hashes
 from hybridgen.checkpoints import check_checkpoint
 from hybridgen.pipeline_hybridgen import load_pipeline
 
@@ -149,23 +149,23 @@ def test_a_manifest_that_cannot_be_drawn_is_refused(run, tiny_checkpoint, tmp_pa
 def test_saving_again_keeps_both_hashes(tiny_checkpoint, tmp_path):
     load_pipeline(tiny_checkpoint).save_pretrained(tmp_path / "again")
     check_checkpoint(tmp_path / "again")
-    for hashed in (manifest.weights_hash, manifest.config_hash):
+    for hashed in (hashes.weights_hash, hashes.config_hash):
         assert hashed(tmp_path / "again") == hashed(tiny_checkpoint)
 
 
 def test_a_file_is_hashed_once(tmp_path, monkeypatch):
     file, kept = tmp_path / "a.safetensors", tmp_path / "cache" / "hybridgen" / "hashes.json"
     file.write_bytes(b"abc")
-    first = manifest.file_hash(file)
+    first = hashes.file_hash(file)
     assert first == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
     known = json.loads(kept.read_text())
     known[str(file)]["sha256"] = "kept"
     kept.write_text(json.dumps(known))
-    assert manifest.file_hash(file) == "kept"
+    assert hashes.file_hash(file) == "kept"
     file.write_bytes(b"abd")
-    assert manifest.file_hash(file) != "kept"
+    assert hashes.file_hash(file) != "kept"
     kept.write_text("[no cache")
-    assert manifest.file_hash(file) != first
+    assert hashes.file_hash(file) != first
     monkeypatch.setenv("XDG_CACHE_HOME", str(file))  # a file, where no folder can be
     file.write_bytes(b"abc")
-    assert manifest.file_hash(file) == first
+    assert hashes.file_hash(file) == first

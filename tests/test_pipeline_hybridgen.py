@@ -37,6 +37,15 @@ COSINE = {"patch_size": 4, "sample_size": 16, "frequency_embedding_size": 32, "n
 FAST = {"num_inference_steps": 3, "output_type": "latent", "guidance_scale": 2.0}
 
 
+def steps(count: int, path: str) -> dict:
+    """Only denoising has any."""
+    return {"num_inference_steps": count} if path == "diffusion" else {}
+
+
+def fast(path: str) -> dict:
+    return {name: value for name, value in FAST.items() if name != "num_inference_steps"} | steps(3, path)
+
+
 @pytest.fixture(scope="module")
 def pipe() -> HybridGenPipeline:
     return tiny_pipeline()
@@ -52,7 +61,7 @@ def rows_seen(pipe, **call) -> list[int]:
     rows = []
     backbone = pipe.model.model.language_model
     handle = backbone.register_forward_hook(lambda module, args, output: rows.append(len(output.last_hidden_state)))
-    pipe(**{**FAST, **call})
+    pipe(**{**fast(call.get("path", "diffusion")), **call})
     handle.remove()
     return rows
 
@@ -118,12 +127,12 @@ def before(input_ids: torch.Tensor, step: int) -> torch.Tensor:
 @pytest.mark.parametrize("backbone", ["qwen3", "llama"])
 def test_picture_i_is_the_same_alone_in_a_batch_and_in_any_chunking(path, backbone):
     pipe = tiny_pipeline(backbone=backbone)
-    together = pipe(PROMPTS, path=path, seed=7, **FAST).images
+    together = pipe(PROMPTS, path=path, seed=7, **fast(path)).images
     for i, prompt in enumerate(PROMPTS):
-        alone = pipe(prompt, path=path, seed=7 + i, **FAST).images[0]
+        alone = pipe(prompt, path=path, seed=7 + i, **fast(path)).images[0]
         assert same(alone, together[i])
     for max_batch in (1, 2, 4, 7):
-        assert same(pipe(PROMPTS, path=path, seed=7, max_batch=max_batch, **FAST).images, together)
+        assert same(pipe(PROMPTS, path=path, seed=7, max_batch=max_batch, **fast(path)).images, together)
     assert not torch.equal(together[0], together[1])
 
 
@@ -138,10 +147,10 @@ def test_picture_i_is_the_same_to_the_bit(path, dtype):
     """On a CPU, where the rows of a product do not depend on one another, and in half precision too: prompts are padded
     to a whole number of shelves, so no sum is taken in another order."""
     pipe = tiny_pipeline().to(dtype)
-    together = pipe(PROMPTS, path=path, seed=7, **FAST).images
+    together = pipe(PROMPTS, path=path, seed=7, **fast(path)).images
     for i in (0, 1, 4):
-        assert torch.equal(pipe(PROMPTS[i], path=path, seed=7 + i, **FAST).images[0], together[i])
-    turned = pipe(PROMPTS[::-1], path=path, seed=[11, 10, 9, 8, 7], max_batch=6, **FAST).images
+        assert torch.equal(pipe(PROMPTS[i], path=path, seed=7 + i, **fast(path)).images[0], together[i])
+    turned = pipe(PROMPTS[::-1], path=path, seed=[11, 10, 9, 8, 7], max_batch=6, **fast(path)).images
     assert torch.equal(turned.flip(0), together)
 
 
@@ -149,7 +158,7 @@ def test_picture_i_is_the_same_to_the_bit(path, dtype):
 def test_sizes_and_scales_may_differ_in_a_call(pipe, path):
     """Each picture as if it were alone, in the order of the prompts."""
     sizes, scales = [(16, 16), (8, 24), (16, 16), (24, 8), (8, 24)], [3.0, 1.0, 1.0, 0.0, 6.0]
-    settings = {**FAST, "path": path, "num_images_per_prompt": 2}
+    settings = {**fast(path), "path": path, "num_images_per_prompt": 2}
     heights, widths = map(list, zip(*sizes, strict=True))
     mixed = {"guidance_scale": scales, "height": heights, "width": widths}
     together = pipe(PROMPTS, seed=3, max_batch=6, **settings | mixed).images
@@ -158,7 +167,7 @@ def test_sizes_and_scales_may_differ_in_a_call(pipe, path):
         own = {"guidance_scale": scale, "height": height, "width": width}
         alone = pipe(prompt, seed=3 + 2 * i, **settings | own).images
         assert torch.equal(torch.stack(together[2 * i : 2 * i + 2]), alone)
-    pictures = pipe(PROMPTS, seed=3, height=heights, width=widths, path=path, num_inference_steps=2).images
+    pictures = pipe(PROMPTS, seed=3, height=heights, width=widths, path=path, **steps(2, path)).images
     assert [image.size[::-1] for image in pictures] == sizes
     noise = [torch.randn(3, *size, generator=Generator().manual_seed(i)) for i, size in enumerate(sizes)]
     if path == "diffusion":
@@ -168,9 +177,9 @@ def test_sizes_and_scales_may_differ_in_a_call(pipe, path):
 
 
 def test_only_what_is_guided_costs_two_rows(pipe):
-    steps, scales = FAST["num_inference_steps"], [1.0, 3.0, 1.0]
+    count, scales = FAST["num_inference_steps"], [1.0, 3.0, 1.0]
     rows = rows_seen(pipe, prompt=PROMPTS[:3], guidance_scale=scales)
-    assert sorted(rows) == sorted([2] + [2] * steps + [2] + [2] * steps)  # two alone; one with the empty prompt
+    assert sorted(rows) == sorted([2] + [2] * count + [2] + [2] * count)  # two alone; one with the empty prompt
     whole = rows_seen(pipe, prompt=PROMPTS[0], guider=Guidance(3.0, start=0.4, stop=0.7), guidance_scale=3.0)
     assert whole == [2, 1, 2, 1]
 
@@ -190,7 +199,7 @@ def test_guiders_of_diffusers_guide(pipe):
         assert torch.equal(pipe(PROMPTS[:2], guider=guider, **settings).images, together)  # nothing is left in it
         assert torch.equal(pipe(PROMPTS[0], guider=guider, **settings).images[0], together[0])
         assert not same(together, plain)
-    codes = {**settings, "path": "vq"}
+    codes = {**settings, "path": "vq", "num_inference_steps": None}
     apg = Guidance(4.0, method="apg", eta=0.0)
     assert not torch.equal(pipe(PROMPTS[:2], guider=apg, **codes).images, pipe(PROMPTS[:2], **codes).images)
 
@@ -199,9 +208,10 @@ def test_guiders_of_diffusers_guide(pipe):
 @pytest.mark.parametrize("path", ["diffusion", "vq"])
 def test_an_image_condition_is_a_third_row(pipe, path, read):
     """Against whole forwards of three documents: prompt and image, image alone, neither."""
-    condition, steps = picture(3), 2
+    condition, count = picture(3), 2
     scales = {"guidance_scale": 3.0, "image_guidance_scale": 1.7}
-    settings = {"path": path, "num_inference_steps": steps, "temperature": 0, "output_type": "latent", "seed": 2}
+    how = steps(count, path) if path == "diffusion" else {"temperature": 0}
+    settings = {"path": path, "output_type": "latent", "seed": 2, **how}
     made = pipe(PROMPTS[1], image=condition, read=read, **scales, **settings).images
     image = {"type": "image", "image": condition}
     contents = [[image, {"type": "text", "text": PROMPTS[1]}], [image], ""]
@@ -225,10 +235,10 @@ def test_an_image_condition_is_a_third_row(pipe, path, read):
         assert torch.equal(made.flatten(), codes)
         return
     x = torch.randn(3, 16, 16, generator=Generator().manual_seed(2))[None]
-    for step in range(steps):
-        told = torch.tensor([1000 * (1 - step / steps)])
+    for step in range(count):
+        told = torch.tensor([1000 * (1 - step / count)])
         predict = [image_predictor(pipe.model, prefill_alone(pipe, *row), 1, (16, 16), told) for row in rows]
-        x = x - guided([each(x, 0) for each in predict]) / steps
+        x = x - guided([each(x, 0) for each in predict]) / count
     assert worst(made, x) < 2e-4  # of values up to 10
 
 
@@ -289,19 +299,19 @@ def test_a_folder_has_defaults_of_its_own(pipe, tmp_path):
 
 @pytest.mark.parametrize("path", ["diffusion", "vq"])
 def test_images_of_a_prompt_stand_together(pipe, path):
-    several = pipe(PROMPTS[:2], path=path, seed=5, num_images_per_prompt=2, **FAST).images
+    several = pipe(PROMPTS[:2], path=path, seed=5, num_images_per_prompt=2, **fast(path)).images
     for i, (prompt, seed) in enumerate([(PROMPTS[0], 5), (PROMPTS[0], 6), (PROMPTS[1], 7), (PROMPTS[1], 8)]):
-        assert same(several[i], pipe(prompt, path=path, seed=seed, **FAST).images[0])
-    listed = pipe(PROMPTS[:2], path=path, seed=[5, 6, 7, 8], num_images_per_prompt=2, **FAST).images
+        assert same(several[i], pipe(prompt, path=path, seed=seed, **fast(path)).images[0])
+    listed = pipe(PROMPTS[:2], path=path, seed=[5, 6, 7, 8], num_images_per_prompt=2, **fast(path)).images
     assert torch.equal(several, listed)
 
 
 @pytest.mark.parametrize("path", ["diffusion", "vq"])
 def test_generators_are_seeds(pipe, path):
-    seeded = pipe(PROMPTS[:2], path=path, seed=[5, 9], **FAST).images
+    seeded = pipe(PROMPTS[:2], path=path, seed=[5, 9], **fast(path)).images
     generators = [Generator().manual_seed(5), Generator().manual_seed(9)]
-    assert torch.equal(pipe(PROMPTS[:2], path=path, generator=generators, **FAST).images, seeded)
-    alone = pipe(PROMPTS[0], path=path, generator=Generator().manual_seed(5), **FAST).images[0]
+    assert torch.equal(pipe(PROMPTS[:2], path=path, generator=generators, **fast(path)).images, seeded)
+    alone = pipe(PROMPTS[0], path=path, generator=Generator().manual_seed(5), **fast(path)).images[0]
     assert same(alone, seeded[0])
 
 
@@ -312,13 +322,13 @@ def test_latents_are_the_noise_to_start_from(pipe):
     with pytest.raises(ValueError, match=r"latents have shape \(2, 3, 16, 16\), but 1 images need .*\(1, 3, 16, 16\)"):
         pipe(PROMPTS[0], latents=noise, **FAST)
     with pytest.raises(ValueError, match="the vq path starts from none"):
-        pipe(PROMPTS[:2], path="vq", latents=noise, **FAST)
+        pipe(PROMPTS[:2], path="vq", latents=noise, **fast("vq"))
 
 
 @pytest.mark.parametrize("path", ["diffusion", "vq"])
 def test_the_global_random_stream_is_neither_read_nor_moved(pipe, path):
     before = torch.get_rng_state()
-    first, second = (pipe(PROMPTS[0], path=path, **FAST).images for _ in range(2))
+    first, second = (pipe(PROMPTS[0], path=path, **fast(path)).images for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
     assert not torch.equal(first, second)
 
@@ -336,7 +346,7 @@ def test_rows_are_few(pipe):
 
 @pytest.mark.parametrize("path", ["diffusion", "vq"])
 def test_guidance_away_from_the_prompt_itself_is_no_guidance(pipe, path):
-    settings = {**FAST, "guidance_scale": 1.0}
+    settings = {**fast(path), "guidance_scale": 1.0}
     unguided = pipe(PROMPTS[:2], path=path, seed=0, **settings).images
     settings["guidance_scale"] = 6.0
     assert same(pipe(PROMPTS[:2], path=path, seed=0, negative_prompt=PROMPTS[:2], **settings).images, unguided)
@@ -345,7 +355,7 @@ def test_guidance_away_from_the_prompt_itself_is_no_guidance(pipe, path):
     assert torch.equal(empty, pipe(PROMPTS[:2], path=path, seed=0, **settings).images)
     settings["guidance_scale"] = 0.0  # the negative prompt alone
     assert same(pipe(PROMPTS[0], path=path, seed=0, negative_prompt=PROMPTS[2], **settings).images,
-                pipe(PROMPTS[2], path=path, seed=0, **FAST | {"guidance_scale": 1.0}).images)  # fmt: skip
+                pipe(PROMPTS[2], path=path, seed=0, **fast(path) | {"guidance_scale": 1.0}).images)  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------- what comes out
@@ -354,7 +364,7 @@ def test_guidance_away_from_the_prompt_itself_is_no_guidance(pipe, path):
 @pytest.mark.parametrize("path", ["diffusion", "vq"])
 @pytest.mark.parametrize("size", [(None, None), (8, 24)])
 def test_output_types_are_the_same_picture(pipe, path, size):
-    settings = {"path": path, "seed": 1, "num_inference_steps": 3, "height": size[0], "width": size[1]}
+    settings = {"path": path, "seed": 1, **steps(3, path), "height": size[0], "width": size[1]}
     height, width = size if size[0] else (16, 16)
     pt = pipe(PROMPTS[:2], output_type="pt", **settings).images
     array = pipe(PROMPTS[:2], output_type="np", **settings).images
@@ -377,7 +387,7 @@ def test_the_first_writing_path_is_the_default(pipe):
     )
     only_vq = tiny_pipeline(diffusion_config=None)
     assert only_vq.scheduler is None
-    assert only_vq(PROMPTS[0], **FAST).images.shape == (1, 4, 4)
+    assert only_vq(PROMPTS[0], **fast("vq")).images.shape == (1, 4, 4)
 
 
 def test_latents_of_a_vae_are_decoded_by_it():
@@ -410,7 +420,7 @@ def test_any_ddpm_scheduler_draws(kind, scheduler_class):
 def test_half_precision_draws_and_answers(dtype):
     pipe = tiny_pipeline(tiny_vae()).to(dtype)
     for path in ("diffusion", "vq"):
-        pixels = pipe(PROMPTS[:2], path=path, seed=0, num_inference_steps=3, output_type="pt").images
+        pixels = pipe(PROMPTS[:2], path=path, seed=0, output_type="pt", **steps(3, path)).images
         assert pixels.isfinite().all()
         assert pixels.dtype == torch.float32
     for path in ("understanding", "diffusion", "vq"):
@@ -429,7 +439,7 @@ def test_callbacks_see_every_step_and_decide_what_goes_on(pipe, path):
         last = step == pipeline.num_timesteps - 1
         return {"latents": torch.full_like(tensors["latents"], 3)} if last else tensors
 
-    made = pipe(PROMPTS[:2], path=path, callback_on_step_end=callback, **FAST).images
+    made = pipe(PROMPTS[:2], path=path, callback_on_step_end=callback, **fast(path)).images
     assert (made == 3).all()
     if path == "diffusion":
         assert [(step, round(t, 3)) for step, t, _ in seen] == [(0, 1000.0), (1, 666.667), (2, 333.333)]
@@ -443,7 +453,7 @@ def test_a_callback_may_change_the_guidance(pipe, path):
     def stop_guiding(pipeline, step, timestep, tensors):
         pipeline._guidance_scale = 1.0
 
-    settings = {"path": path, "seed": 0, **FAST}
+    settings = {"path": path, "seed": 0, **fast(path)}
     changed = pipe(PROMPTS[0], callback_on_step_end=stop_guiding, **settings).images
     assert pipe.guidance_scale == 1.0
     assert not same(changed, pipe(PROMPTS[0], **settings).images)
@@ -518,7 +528,11 @@ def test_answers_hold_no_token_of_images(pipe):
         ({"prompt": ["a", 3]}, "give a text or a list of at least one text"),
         ({"prompt": "red <vq_placeholder>"}, "a text contains '<vq_placeholder>'"),
         ({"height": 10, "width": 16}, "size 10x16 is not divisible by the patch size 4; the nearest that is: 8x16"),
-        ({"height": 16}, "the size of an image is 16xNone; give height and width"),
+        ({"height": 10}, "size 10x16 is not divisible by the patch size 4"),
+        ({"window": 2}, "window is for the vq path, but the pictures are drawn by diffusion; leave it out"),
+        ({"path": "vq", "num_inference_steps": 9}, "num_inference_steps is for the diffusion path, but the pictures"),
+        ({"path": "vq", "shift": 2.0}, "shift is for the diffusion path"),
+        ({"read": "vq"}, "read is 'vq', a path to read an image by, but none is given"),
         ({"guidance_scale": -1.0}, "guidance_scale is -1.0; it must be a number of at least 0"),
         ({"guidance_scale": [1.0, 2.0]}, "guidance_scale is a list of 2 for 1 prompts; give one for each"),
         ({"guidance_scale": [float("nan")]}, "guidance_scale is nan; it must be a number of at least 0"),
@@ -549,8 +563,8 @@ def test_answers_hold_no_token_of_images(pipe):
         ({"generator": [Generator()] * 3}, "generator is a list of 3, but 1 images are to be drawn"),
         ({"negative_prompt": ["a", "b"]}, "negative_prompt is a list of 2 for 1 prompts; give one for each"),
         ({"output_type": "jpg"}, "output_type is 'jpg'; it must be one of 'pil', 'np', 'pt', 'latent'"),
-        ({"temperature": -1.0}, "temperature is -1.0"),
-        ({"top_p": 2.0}, "top_p is 2.0"),
+        ({"path": "vq", "temperature": -1.0}, "temperature is -1.0"),
+        ({"path": "vq", "top_p": 2.0}, "top_p is 2.0"),
         ({"prompt": "circle " * 600}, r"prompt 'circle circle .*\.\.\.' has \d+ tokens and the picture needs 17 more"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, "only 'latents' can be handed over"),
     ],
@@ -625,7 +639,7 @@ def test_save_load_save_changes_no_byte(tmp_path, with_vae):
     assert files(tmp_path / "third") == first
     loaded.set_progress_bar_config(disable=True)
     for path in ("diffusion", "vq"):
-        settings = {"path": path, "seed": 0, **FAST}
+        settings = {"path": path, "seed": 0, **fast(path)}
         assert same(loaded(PROMPTS[:2], **settings).images, pipe(PROMPTS[:2], **settings).images)
 
 
