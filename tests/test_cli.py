@@ -393,7 +393,7 @@ def test_an_interrupted_process_is_quiet():
 # -------------------------------------------------------------------------------------------------------------- help
 
 
-@pytest.mark.parametrize("command", ["", "demo", "train", "sample", "replay", "ask", "evaluate"])
+@pytest.mark.parametrize("command", ["", "demo", "train", "sample", "replay", "chat", "ask", "evaluate"])
 def test_help_is_worth_reading(run, command):
     code, lines, _ = run(*command.split(), "--help")
     text = "\n".join(lines)
@@ -403,6 +403,29 @@ def test_help_is_worth_reading(run, command):
     assert examples
     for line in examples:  # every example can be parsed
         parser().parse_args(shlex.split(line)[1:])
+
+
+@pytest.mark.parametrize(
+    ("typed", "overrides"),
+    [
+        ("data inspect c.yaml --limit 5 steps=3 --out x seed=1", ["steps=3", "seed=1"]),
+        ("data inspect c.yaml steps=3 --limit 5 seed=1", ["steps=3", "seed=1"]),
+        ("data --limit 5 inspect c.yaml steps=3", ["steps=3"]),
+        ("demo steps=3 --seed 1 codec:steps=2", ["steps=3", "codec:steps=2"]),
+        ("demo --seed 1 steps=3", ["steps=3"]),
+        ("train c.yaml steps=3 seed=1", ["steps=3", "seed=1"]),
+        ("train c.yaml", []),
+    ],
+)
+def test_overrides_stand_before_and_after_options(typed, overrides):
+    assert parser().parse_args(typed.split()).overrides == overrides
+
+
+@pytest.mark.parametrize("typed", ["data inspect c.yaml --limits 5 a=1", "train c.yaml --steps 3", "replay a.png b c"])
+def test_what_is_no_option_is_refused(run, typed):
+    code, _, error = run(*typed.split())
+    assert code == 2
+    assert error.startswith("hybridgen: unrecognized arguments: ")
 
 
 def test_version(run):

@@ -174,7 +174,8 @@ def test_the_any_to_any_pipeline_draws_what_our_pipeline_draws(checkpoint, multi
     alike = {"path": path, "seed": 5, "guidance_scale": 2.0, **steps}
     expected = ours(prompts, num_images_per_prompt=2, output_type="latent", **alike, **heat).images
     settings = {
-        **alike, "do_sample": True, "temperature": 0.7, "top_k": 0, "num_return_sequences": 2, "generation_mode": "image",
+        **alike, "do_sample": True, "temperature": 0.7, "top_k": 0, "num_return_sequences": 2,
+        "generation_mode": "image",
     }  # fmt: skip
     conversations = [[{"role": "user", "content": [{"type": "text", "text": prompt}]}] for prompt in prompts]
     made = multimodal.generate(**inputs_for(processor, conversations), **settings)
