@@ -42,7 +42,7 @@ def test_it_is_a_chat(talk, tiny_checkpoint, tmp_path, doll):
     """A question about a picture, a picture drawn, one turn taken back and drawn otherwise, and the record of it."""
     question = "what creature is this?"
     said = [f"/image {doll}", question, "", "/draw an orc", "/undo", "/draw an elf", "/save", "/quit", "never heard"]
-    code, out, error = talk(said, *QUICK, "--max-new-tokens", 4, "--out", tmp_path / "talk")
+    code, out, error = talk(said, *QUICK, "--out", tmp_path / "talk")
     assert (code, error.count("hybridgen:")) == (0, 0)
     chat = load_pipeline(tiny_checkpoint).chat(num_inference_steps=2, max_new_tokens=4)
     answer = "".join(getattr(event, "text", "") for event in chat.send(question, [Image.open(doll)], seed=3))

@@ -96,7 +96,7 @@ _FAULTS = (OSError, ValueError, ImportError)
 
 @contextlib.contextmanager
 def _not_waiting_for_the_hub(source: str, config: Any) -> Iterator[None]:
-    """Where the hub cannot be reached, what is in the cache is taken at once: the library would try for half a minute."""
+    """Where the hub cannot be reached, what is in the cache is taken at once; the library would try for 23 seconds."""
     if config.HF_HUB_OFFLINE or Path(source).is_dir() or _answers(config.HF_ENDPOINT):
         yield
         return
