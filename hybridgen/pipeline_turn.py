@@ -64,7 +64,7 @@ class Turn:
     Args:
         conversation: as far as it was read.
         messages: what the user says now (or all that was said, where nothing was read).
-        given: the settings among `asked` that were given for this turn.
+        given: the settings among `asked` that were given for this turn; None = none, all stand for every turn.
 
     Raises:
         ValueError: in one sentence, what is wrong, or what there is no room for.
@@ -76,13 +76,13 @@ class Turn:
         conversation: Conversation,
         messages: list[dict],
         asked: TurnSettings,
-        given: dict,
+        given: dict | None = None,
     ):
         self.pipe, self.model, self.asked = pipe, pipe.model, asked
         self.special, self.tokenizer = pipe.processor.special_tokens, pipe.processor.tokenizer
         asked.check()
         self.seed = new_seed() if asked.seed is None else asked.seed
-        self.drawing = Drawing.of(pipe, asked, given)
+        self.drawing = Drawing.of(pipe, asked, given or {})
         self.messages = [*conversation.messages, *check_messages(messages)]
         if self.messages[-1]["role"] == "assistant":
             raise ValueError("the last message is the assistant's, so there is nothing to answer; end with the user's")
