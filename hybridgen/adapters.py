@@ -17,11 +17,11 @@ from transformers.utils import is_peft_available
 
 from hybridgen.bridges.donors import quiet
 from hybridgen.bridges.gathering import BACKBONE, OF_PATH
-from hybridgen.checkpoints import told_in_one_sentence
+from hybridgen.checkpoints import ADAPTER, is_adapter, told_in_one_sentence
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 PARTS = {
     "backbone": (BACKBONE,),
     "aligner": ("model.aligner.",),
@@ -99,11 +99,6 @@ def targets(model: nn.Module, config: LoraConfig) -> list[str]:
     return found
 
 
-def is_adapter(folder: str | Path) -> bool:
-    """Whether a folder holds an adapter, and not a whole pipeline."""
-    return (Path(folder) / CONFIG).is_file()
-
-
 def open_pipeline(folder: str | Path) -> HybridGenPipeline:
     """A pipeline from a checkpoint, or from the folder of an adapter: the pipeline it was trained on, with it.
 
@@ -112,7 +107,7 @@ def open_pipeline(folder: str | Path) -> HybridGenPipeline:
     """
     if not is_adapter(folder):
         return load_pipeline(folder)
-    file = Path(folder) / CONFIG
+    file = Path(folder) / ADAPTER
     try:
         base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
         there = bool(base) and Path(base).is_dir()
@@ -122,7 +117,9 @@ def open_pipeline(folder: str | Path) -> HybridGenPipeline:
         raise ValueError(f"{file} is not valid JSON ({error}); copy it again") from error
     if not there:
         raise ValueError(f"adapter {folder} belongs to the model {base}, which is not there; say where in {file}")
-    return load_adapter(load_pipeline(Path(base).parent), folder)  # transformers names the model, which stands in ours
+    pipeline = load_adapter(load_pipeline(Path(base).parent), folder)  # transformers names the model, inside ours
+    pipeline.loaded_from(folder)
+    return pipeline
 
 
 def load_adapter(pipeline: HybridGenPipeline, folder: str | Path) -> HybridGenPipeline:

@@ -7,12 +7,21 @@ converter loses its words.
 import argparse
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 from hybridgen.layout import PATHS
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, like every other error of ours."""
+    """Says what is wrong in one sentence, like every other error of ours; `overrides` may stand after options."""
+
+    def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
+        options, rest = self.parse_known_args(args, namespace)
+        if hasattr(options, "overrides") and not any(word.startswith("-") for word in rest):
+            options.overrides, rest = [*options.overrides, *rest], []  # argparse gives up on them after an option
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return options
 
     def error(self, message: str) -> None:
         self.exit(2, f"hybridgen: {message}; `{self.prog} --help` shows how it is used\n")
@@ -27,6 +36,12 @@ def command_of(commands, name: str, short: str, about: str) -> argparse.Argument
     cut = lines.index("examples:")
     long, examples = "\n".join(lines[:cut]), "\n".join(lines[cut:])
     return commands.add_parser(name, help=short, description=long, epilog=examples, formatter_class=KeepLines)
+
+
+def add_checkpoint(command) -> None:
+    command.add_argument(
+        "checkpoint", metavar="CHECKPOINT", type=Path, help="folder of a saved pipeline, or of an adapter"
+    )
 
 
 def whole(lowest: int) -> Callable[[str], int]:

@@ -7,7 +7,8 @@ here, but whether a checkpoint has one only once the checkpoint is open.
 import argparse
 from pathlib import Path
 
-from hybridgen.argument_kinds import KeepLines, Parser, command_of, path_name, real, whole
+from hybridgen.argument_kinds import KeepLines, Parser, add_checkpoint, command_of, path_name, whole
+from hybridgen.arguments_drawing import add_chat, add_drawing, add_replay, add_sample
 from hybridgen.arguments_parts import add_convert, add_init, add_merge
 from hybridgen.evaluation.suites import SUITES
 from hybridgen.layout import PATHS
@@ -39,7 +40,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"hybridgen {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", dest="command", required=True)
     parts = (add_init, add_convert, add_merge)
-    for add in (_add_demo, *parts, _add_data, _add_train, _add_sample, _add_replay, _add_ask, _add_evaluate):
+    drawing = (add_sample, add_replay, add_chat)
+    for add in (_add_demo, *parts, _add_data, _add_train, *drawing, _add_ask, _add_evaluate):
         add(commands)
     return top
 
@@ -118,61 +120,6 @@ def _add_data(commands) -> None:
     command.add_argument("--out", type=Path, default=Path("inspected"), metavar="DIR", help="default: inspected")
 
 
-def _add_sample(commands) -> None:
-    command = command_of(
-        commands,
-        "sample",
-        "draw pictures from prompts",
-        """\
-        Draw pictures and print the paths of the PNG files. Each carries its prompt, path, seed and settings as text,
-        and no file is ever written over. Picture i is drawn with seed + i, whatever is drawn beside it.
-
-        examples:
-          hybridgen sample runs/demo/checkpoint --prompt "an orc wearing a purple robe, blue background" --out pictures
-          hybridgen sample runs/demo/checkpoint --prompt "an elf, sand background" --path vq --num-images 8 --out elves
-        """,
-    )
-    _add_checkpoint(command)
-    what = command.add_argument_group("what to draw")
-    what.add_argument("--prompt", action="append", required=True, help="what to draw; give it again for more prompts")
-    what.add_argument("--negative-prompt", help="what guidance leads away from (default: the empty prompt)")
-    what.add_argument("--num-images", type=whole(1), default=1, help="pictures of each prompt (default: 1)")
-    sides = {"type": whole(1), "action": "append", "help": "in pixels, one or one a prompt (default: as trained)"}
-    what.add_argument("--height", **sides)
-    what.add_argument("--width", **sides)
-    what.add_argument("--image", type=Path, metavar="FILE", help="a picture that stands before the prompt")
-    what.add_argument(
-        "--read", type=path_name, metavar="PATH", help="path to read it by (default: the first that there is)"
-    )
-    how = command.add_argument_group("how to draw")
-    how.add_argument("--path", type=path_name, help="diffusion or vq (default: the first that the checkpoint has)")
-    how.add_argument("--seed", type=whole(0), default=0, help="of the first picture (default: 0)")
-    _add_drawing(how)
-    _add_guidance(command.add_argument_group("how to guide"))
-    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the PNG files")
-
-
-def _add_replay(commands) -> None:
-    command = command_of(
-        commands,
-        "replay",
-        "draw a picture again from what its PNG says",
-        """\
-        Draw a picture of `hybridgen sample` again, from the manifest in its PNG, and print whether every pixel is as it
-        was or what differs. Exit code 0 if it is identical, 1 if it differs. A checkpoint of other weights is refused.
-
-        examples:
-          hybridgen replay pictures/an-elf-diffusion-seed0.png
-          hybridgen replay pictures/an-elf-diffusion-seed0.png runs/demo/checkpoint --out again
-        """,
-    )
-    command.add_argument("picture", metavar="PNG", type=Path, help="a picture that hybridgen drew")
-    command.add_argument(
-        "checkpoint", metavar="CHECKPOINT", type=Path, nargs="?", help="that drew it (default: the folder it names)"
-    )
-    command.add_argument("--out", type=Path, metavar="DIR", help="folder for the picture drawn again")
-
-
 def _add_ask(commands) -> None:
     command = command_of(
         commands,
@@ -186,7 +133,7 @@ def _add_ask(commands) -> None:
           hybridgen ask runs/demo/checkpoint --image orc.png --question "is there a crossbow?" --path diffusion
         """,
     )
-    _add_checkpoint(command)
+    add_checkpoint(command)
     command.add_argument("--image", type=Path, required=True, metavar="FILE", help="the picture")
     command.add_argument("--question", required=True, metavar="TEXT", help="what to ask")
     paths = ", ".join(PATHS)
@@ -209,7 +156,7 @@ def _add_evaluate(commands) -> None:
           hybridgen evaluate runs/demo/checkpoint --suite dolls --draw diffusion --answer --guidance 2 --out guidance2
         """,
     )
-    _add_checkpoint(command)
+    add_checkpoint(command)
     what = command.add_argument_group("what to evaluate")
     what.add_argument("--suite", required=True, help=" or ".join(SUITES))
     paths = {"type": path_name, "metavar": "PATH"}
@@ -218,38 +165,5 @@ def _add_evaluate(commands) -> None:
     what.add_argument("--answer", nargs="*", help="paths to answer through, likewise", **paths)
     what.add_argument("--samples", type=whole(1), default=256, help="pictures drawn and asked about (default: 256)")
     what.add_argument("--seed", type=whole(0), default=0, help="of the samples and of the drawing (default: 0)")
-    _add_drawing(command.add_argument_group("how to draw"))
+    add_drawing(command.add_argument_group("how to draw"))
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for scores.json")
-
-
-def _add_checkpoint(command) -> None:
-    command.add_argument(
-        "checkpoint", metavar="CHECKPOINT", type=Path, help="folder of a saved pipeline, or of an adapter"
-    )
-
-
-def _add_drawing(group) -> None:
-    """Where the checkpoint has defaults of its own, they hold before those named here."""
-    group.add_argument("--steps", type=whole(1), help="denoising steps, diffusion path (default: 30)")
-    group.add_argument("--guidance", type=real, help="1 = none, more = closer to the prompt (default: 3)")
-    group.add_argument("--temperature", type=real, help="vq path; 0 = the likeliest codes (default: 1)")
-    group.add_argument("--top-k", type=whole(0), help="vq path: among the k likeliest; 0 = all (default)")
-    group.add_argument("--top-p", type=real, help="vq path: among this much probability (default: 1)")
-    group.add_argument(
-        "--precision",
-        choices=("model", "fp32", "bf16", "int8"),
-        help="of the inner loop's weights (default: model, as saved)",
-    )
-    group.add_argument("--window", type=whole(1), help="vq path: codes read at once, guessing ahead (default: 1)")
-
-
-def _add_guidance(group) -> None:
-    group.add_argument("--guider", choices=("cfg", "apg", "zero_star"), help="plain, projected, or CFG-Zero* guidance")
-    group.add_argument("--guidance-rescale", type=real, metavar="X", help="0 to 1, against glare (default: 0)")
-    interval = {"nargs": 2, "type": real, "metavar": ("START", "STOP")}
-    group.add_argument("--guidance-interval", help="shares of the steps that are guided (default: 0 1)", **interval)
-    group.add_argument("--image-guidance", type=real, metavar="X", help="how closely to follow --image (default: 1)")
-    group.add_argument("--shift", type=real, metavar="X", help="flow matching: above 1, more steps in the noise")
-
-
-# ---------------------------------------------------------------------------------------------------- how it parses

@@ -21,7 +21,7 @@ from torch import nn
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.repository import INDEX
 
-PIPELINE = "HybridGenPipeline"
+PIPELINE, ADAPTER = "HybridGenPipeline", "adapter_config.json"
 WEIGHTS = ("model", "vae", "vq_model")  # components that have weights, not only settings
 
 
@@ -75,6 +75,11 @@ def _read_json(file: Path, consequence: str) -> dict:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is not valid JSON ({error}); it was cut off or changed, copy it again") from error
+
+
+def is_adapter(folder: str | Path) -> bool:
+    """Whether a folder holds an adapter, and not a whole pipeline."""
+    return (Path(folder) / ADAPTER).is_file()
 
 
 def forget_origin(folder: str | Path) -> None:

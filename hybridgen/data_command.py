@@ -7,13 +7,13 @@ config, which says which one, and not for a source alone. No weight of a model i
 import argparse
 import io
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from hybridgen.data.inspection import draw, look_at, mix_of, shared, table
 from hybridgen.data.mixture import Mixture
 from hybridgen.data.sources import SourceConfig, Task, open_source
+from hybridgen.files import write_whole
 from hybridgen.processing_hybridgen import HybridGenProcessor
 from hybridgen.training import strict
 from hybridgen.training.building import build_processor
@@ -46,10 +46,9 @@ def inspect(options: argparse.Namespace) -> Iterator[str]:
     picture = io.BytesIO()
     draw(training, validation, mix).savefig(picture, format="png", dpi=110)
     out = options.out
-    out.mkdir(parents=True, exist_ok=True)
-    write(out / "inspect.txt", "".join(f"{line}\n" for line in lines).encode())
-    write(out / "broken.jsonl", "".join(f"{json.dumps(each)}\n" for each in broken).encode())
-    write(out / "inspect.png", picture.getvalue())
+    write_whole(out / "inspect.txt", "".join(f"{line}\n" for line in lines))
+    write_whole(out / "broken.jsonl", "".join(f"{json.dumps(each)}\n" for each in broken))
+    write_whole(out / "inspect.png", picture.getvalue())
     yield ""
     yield str(out / "inspect.png")
 
@@ -64,10 +63,3 @@ def source_config(source: str, words: list[str]) -> SourceConfig:
     for word in words:
         strict.override(content, word)
     return strict.build(SourceConfig, content)
-
-
-def write(file: Path, content: bytes) -> None:
-    """Aside, and then in one move."""
-    aside = file.with_name(f"{file.name}.tmp")
-    aside.write_bytes(content)
-    os.replace(aside, file)

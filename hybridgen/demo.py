@@ -19,7 +19,8 @@ import torch
 from hybridgen import demo_report
 from hybridgen.evaluation import suites
 from hybridgen.evaluation.generation import DrawSettings, film
-from hybridgen.evaluation.scores import load_scores, write_whole
+from hybridgen.evaluation.scores import load_scores
+from hybridgen.files import write_whole
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 from hybridgen.training.building import build_parts
 from hybridgen.training.codec_stage import build_vq_model

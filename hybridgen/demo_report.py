@@ -15,8 +15,9 @@ from hybridgen.evaluation import figures, provenance
 from hybridgen.evaluation.exhibits import answer_cards, drawing_cards, loss_panels
 from hybridgen.evaluation.markup import duration
 from hybridgen.evaluation.report import Story, Target, render
-from hybridgen.evaluation.scores import save_scores, write_whole
+from hybridgen.evaluation.scores import save_scores
 from hybridgen.evaluation.suites import Evaluation
+from hybridgen.files import write_whole
 
 PAGE = "report.html"
 SHOWN = 24  # prompts on the pictures of what was drawn

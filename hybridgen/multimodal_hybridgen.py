@@ -107,7 +107,8 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
         pipeline.vq_model.to(self.device)
         count, side = image_tokens.shape[1], pipeline.processor.vq_token_size
         square = round(count**0.5) * side
-        height, width = (square, square) if height is None else (height, width)
+        unsaid = height is None and width is None
+        height, width = (square, square) if unsaid else pipeline.processor.size_of(height, width)
         if pipeline.processor.count_tokens("vq", height, width) != count:
             raise ValueError(f"{count} codes make no picture of {height}x{width}; give its height and width")
         return pipeline.vq_codec.decode(image_tokens.to(self.device).view(-1, height // side, width // side))

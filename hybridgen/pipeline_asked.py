@@ -7,17 +7,12 @@ The fact a newcomer gets wrong: a setting that is None is not off, it is as the 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import diffusers
-import torch
-import transformers
-
 from hybridgen.pipeline_checks import WRITING_PATHS, check_counts
-from hybridgen.pipeline_settings import DEFAULTS, check_scales, code_sampling, guidance_of
+from hybridgen.pipeline_settings import OF_PATH, check_scales, code_sampling, guidance_of
 from hybridgen.sampling.codes import CodeSampling, check_window
 from hybridgen.sampling.decoder import Decoder
 from hybridgen.sampling.guidance import Guidance
 from hybridgen.sampling.seeds import image_generators
-from hybridgen.version import __version__
 
 if TYPE_CHECKING:
     from hybridgen.pipeline_hybridgen import HybridGenPipeline
@@ -114,7 +109,7 @@ class Drawing:
         path, guidance = pipe.writing_path(asked.path), guidance_of(asked.guider)
         if asked.plan is not None and not planned:
             return None
-        given = {name: getattr(asked, name) for name in DEFAULTS if hasattr(asked, name)}
+        given = {name: getattr(asked, name) for name in OF_PATH[path] if hasattr(asked, name)}
         if asked.guider is not None:
             for name, value in (("guidance_scale", guidance.scale), ("guidance_rescale", guidance.guidance_rescale)):
                 given[name] = value if given[name] is None else given[name]
@@ -122,7 +117,7 @@ class Drawing:
         scale = check_scales("guidance_scale", settings["guidance_scale"], 1)[0]
         pipe.check_conditions(None, None, check_scales("image_guidance_scale", settings["image_guidance_scale"], 1), 1)
         guidance = replace(guidance, scale=scale, image_scale=1.0, guidance_rescale=settings["guidance_rescale"])
-        sampling = code_sampling({name: given[name] for name in ("temperature", "top_k", "top_p")}, settings)
+        sampling = code_sampling(settings)
         size = pipe.check_sizes([asked.height], [asked.width], path)[0]
         pipe.check_drawing(path, settings.get("num_inference_steps", 1), guidance, settings.get("shift"))
         check_window(settings.get("window", 1), guidance)
@@ -132,36 +127,3 @@ class Drawing:
     @property
     def guided(self) -> bool:
         return self.guidance.scale != 1
-
-    def manifest(
-        self, pipe: "HybridGenPipeline", asked: TurnSettings, prompt: str, seed: int, said_before: int
-    ) -> dict:
-        """What made a picture, under the names of the manifests of `hybridgen sample`; the checkpoint and its hashes
-        are for whoever saves it to add.
-
-        Args:
-            prompt: the user's last words.
-            said_before: messages, and parts of this one, before the picture and beside the prompt; with 0 the prompt
-                alone draws it again.
-        """
-        guider, scheduler = None, pipe.scheduler if self.path == "diffusion" else None
-        if asked.guider is not None:
-            scales = ("scale", "image_scale", "guidance_rescale")
-            guider = {name: value for name, value in vars(self.guidance).items() if name not in scales}
-        libraries = {"torch": torch, "transformers": transformers, "diffusers": diffusers}
-        return {
-            "prompt": prompt,
-            "negative_prompt": asked.negative_prompt,
-            "said_before": said_before,
-            "path": self.path,
-            "seed": seed,
-            "height": self.size[0],
-            "width": self.size[1],
-            "settings": self.settings,
-            "guider": guider,
-            "image": None,
-            "scheduler": scheduler and {"class": type(scheduler).__name__, "config": dict(scheduler.config)},
-            "dtype": str(pipe.model.dtype).removeprefix("torch."),
-            "device": pipe.model.device.type,
-            "versions": {"hybridgen": __version__, **{name: module.__version__ for name, module in libraries.items()}},
-        }

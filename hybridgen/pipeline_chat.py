@@ -58,7 +58,7 @@ class Chat:
 
     Args:
         messages: what it begins with, such as a message of the system.
-        settings: those of `TurnSettings`, for every turn that does not say otherwise.
+        settings: those of `TurnSettings`, for every turn that does not say otherwise, and whose path they matter to.
     """
 
     def __init__(self, pipe: "HybridGenPipeline", messages: list[dict] | tuple = (), **settings):

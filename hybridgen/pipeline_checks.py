@@ -33,13 +33,13 @@ class Checks:
             )
 
     def check_sizes(self, heights: list, widths: list, path: str) -> list[tuple[int, int]]:
-        """Heights and widths in pixels, one a prompt and None by default -> sizes. Raises ValueError for those that a
-        path cannot draw."""
+        """Heights and widths in pixels, one a prompt -> sizes; None = that side of the processor's default size.
+        Raises ValueError for those that a path cannot draw."""
         sizes = []
         for height, width in zip(heights, widths, strict=True):
             check_counts(**{name: side for name, side in (("height", height), ("width", width)) if side is not None})
             self.processor.count_tokens(path, height, width)  # refuses sizes
-            sizes.append((height, width) if height is not None else tuple(self.processor.default_size))
+            sizes.append(self.processor.size_of(height, width))
         return sizes
 
     def check_drawing(
@@ -59,6 +59,8 @@ class Checks:
         """Images that stand before the prompts, one a prompt or None, and the path by which they are read. Raises
         ValueError if they cannot be."""
         if image is None:
+            if read is not None:
+                raise ValueError(f"read is {read!r}, a path to read an image by, but none is given; leave it out")
             if any(scale != 1 for scale in image_scales):
                 raise ValueError(
                     "image_guidance_scale leads to an image, but none is given; give image=..., or leave it out"

@@ -37,7 +37,7 @@ class ImagePreview:
 
 @dataclass(frozen=True)
 class ImageDone:
-    """A finished picture, and what made it: the settings in `manifest` draw it again."""
+    """A finished picture, and what made it: the settings in `manifest` draw it again (`pipeline_manifest`)."""
 
     index: int
     image: Image.Image

@@ -24,6 +24,7 @@ from hybridgen.pipeline_answering import Answering
 from hybridgen.pipeline_chat import Conversing
 from hybridgen.pipeline_checks import WRITING_PATHS, Checks
 from hybridgen.pipeline_drawing import Drawing
+from hybridgen.pipeline_manifest import Manifesting
 from hybridgen.pipeline_plan import Planning, batches
 from hybridgen.pipeline_saving import Saving
 from hybridgen.pipeline_settings import check_defaults, code_sampling, each, guidance_of, settings_of
@@ -34,7 +35,7 @@ from hybridgen.sampling.seeds import image_generators
 __all__ = ["WRITING_PATHS", "HybridGenPipeline", "load_pipeline"]
 
 
-class HybridGenPipeline(Checks, Planning, Drawing, Answering, Conversing, Saving, DiffusionPipeline):
+class HybridGenPipeline(Checks, Planning, Drawing, Answering, Conversing, Manifesting, Saving, DiffusionPipeline):
     """
     Args:
         model, processor: what reads and writes.
@@ -138,12 +139,14 @@ class HybridGenPipeline(Checks, Planning, Drawing, Answering, Conversing, Saving
             prompt: any number of prompts.
             path: `diffusion` or `vq`; None = the first of them that the model has.
             num_inference_steps: denoising steps (diffusion). This and other settings of drawing: None = as the folder's
-                `sampling_defaults` say, or 30 steps, guidance 3, temperature 1.
+                `sampling_defaults` say, or 30 steps, guidance 3, temperature 1. What is said to be of one path is
+                refused on the other.
             guidance_scale: one, or one a prompt: 1 = no guidance, which costs half; above 1 = closer to the prompt, 0 =
                 the negative prompt alone.
             negative_prompt: what guidance leads away from; None = as the processor's `unconditional` says.
             num_images_per_prompt: images of a prompt stand together in the result.
-            height, width: one, or one a prompt: any multiple of a token's side. None = the processor's default size.
+            height, width: one, or one a prompt: any multiple of a token's side. None = that side as in the processor's
+                default size, whatever the other is.
             generator: one an image; a single one seeds one for each of several images.
             seed: image i is drawn with `seed + i`, or with `seed[i]`, whatever is drawn beside it.
             latents: (I, C, h, w), or a list of (C, h, w): standard normal noise to start from (diffusion); None = drawn
@@ -188,7 +191,7 @@ class HybridGenPipeline(Checks, Planning, Drawing, Answering, Conversing, Saving
         decoder, window = self.decoder(settings["precision"]), settings.get("window", 1)
         check_window(window, guidance)
         guidance = replace(guidance, guidance_rescale=settings["guidance_rescale"])
-        sampling = code_sampling({"temperature": temperature, "top_k": top_k, "top_p": top_p}, settings)
+        sampling = code_sampling(settings)
         steps, shift = settings.get("num_inference_steps", 1), settings.get("shift")
         sizes = self.check_sizes(each("height", height, len(prompts)), each("width", width, len(prompts)), path)
         self.check_drawing(path, steps, guidance, shift)
@@ -250,4 +253,5 @@ def load_pipeline(checkpoint: str | Path) -> HybridGenPipeline:
         for name in ("vae", "vq_model"):
             if (codec := getattr(pipeline, name)) is not None:
                 check_codec_weights(folder / name, codec)
+    pipeline.loaded_from(folder)
     return pipeline

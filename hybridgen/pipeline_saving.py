@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from hybridgen.checkpoints import check_checkpoint, forget_origin
+from hybridgen.checkpoints import WEIGHTS, check_checkpoint, forget_origin
 from hybridgen.model_card import model_card
 from hybridgen.repository import upload
 
@@ -23,7 +23,10 @@ class Saving:
         """As everywhere in diffusers; a local folder is looked over first, so that an error names what is missing."""
         if Path(pretrained_model_name_or_path).is_dir():
             check_checkpoint(pretrained_model_name_or_path, given=tuple(kwargs))
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if Path(pretrained_model_name_or_path).is_dir() and not {*WEIGHTS, "processor"} & set(kwargs):
+            pipeline.loaded_from(pretrained_model_name_or_path)
+        return pipeline
 
     def save_pretrained(
         self, save_directory: str | Path, safe_serialization: bool = True, push_to_hub: bool = False, **kwargs

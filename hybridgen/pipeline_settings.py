@@ -5,6 +5,8 @@ call, command and tool draws it so. The fact a newcomer gets wrong: nothing here
 `vq` does not hold for `diffusion`.
 """
 
+from collections.abc import Sequence
+
 from hybridgen.sampling.codes import CodeSampling
 from hybridgen.sampling.guidance import Guidance, check_scale
 
@@ -42,9 +44,23 @@ def check_defaults(defaults: dict[str, dict] | None) -> None:
             raise ValueError(f"sampling_defaults of {path} have {unknown[0]!r}; there are: {', '.join(OF_PATH[path])}")
 
 
+def check_belongs(given: dict, paths: Sequence[str], names: dict[str, str] | None = None) -> None:
+    """Raises ValueError for a setting that matters to none of the paths that are drawn by. None is not given.
+
+    Args:
+        names: what a user knows a setting as, where that is not its name.
+    """
+    for name, value in given.items():
+        if value is not None and name in DEFAULTS and not any(name in OF_PATH[path] for path in paths):
+            owner = next(path for path in OF_PATH if name in OF_PATH[path])
+            drawn = f"the pictures are drawn by {' and '.join(paths)}" if paths else "no picture is drawn"
+            raise ValueError(f"{(names or {}).get(name, name)} is for the {owner} path, but {drawn}; leave it out")
+
+
 def settings_of(path: str, defaults: dict[str, dict] | None, given: dict) -> dict:
     """Every setting that matters to a path: as given, else as the folder says, else as the package does. None is not
-    given."""
+    given. What matters to another path alone is left aside, so that one set of arguments serves calls by any path; a
+    command, which has one path, refuses it (`check_belongs`)."""
     known = DEFAULTS | ((defaults or {}).get(path) or {})
     return {name: known[name] if given.get(name) is None else given[name] for name in OF_PATH[path]}
 
@@ -77,8 +93,6 @@ def check_scales(name: str, scale, count: int) -> list[float]:
     return scales
 
 
-def code_sampling(given: dict, settings: dict) -> CodeSampling:
-    """How codes are drawn; raises ValueError for what means nothing, also on a path that has no codes."""
-    names = ("temperature", "top_k", "top_p")
-    known = DEFAULTS | {name: given[name] for name in names if given[name] is not None} | settings
-    return CodeSampling(**{name: known[name] for name in names})
+def code_sampling(settings: dict) -> CodeSampling:
+    """How codes are drawn; raises ValueError for what means nothing."""
+    return CodeSampling(**{name: settings[name] for name in ("temperature", "top_k", "top_p") if name in settings})

@@ -20,6 +20,7 @@ from hybridgen.configuration_hybridgen import require_path
 from hybridgen.pipeline_asked import MOST_IMAGES, MOST_TOKENS, Drawing, TurnSettings
 from hybridgen.pipeline_checks import WRITING_PATHS
 from hybridgen.pipeline_events import Event, ImageDone, ImagePreview, ImageStarted, TextDelta, Usage
+from hybridgen.pipeline_manifest import manifest
 from hybridgen.sampling.codes import writing_codes
 from hybridgen.sampling.interleaved import (
     Picture,
@@ -119,12 +120,12 @@ class Turn:
             self.pipe.processor.image_processor,
             {"pixel_values": None, "diffusion_images": [], "vq_images": []},
         )
-        size = (self.asked.height, self.asked.width) if self.asked.height is not None else None
-        length = self.pipe.processor.count_tokens(path, *(size or (None, None)))
+        size = self.asked.height, self.asked.width
+        length = self.pipe.processor.count_tokens(path, *size)
         if path == "understanding":
             batch["pixel_values"] = look.understanding([image])
         else:
-            batch[f"{path}_images"] = [look.generation(image, *(size or self.pipe.processor.default_size))]
+            batch[f"{path}_images"] = [look.generation(image, *self.pipe.processor.size_of(*size))]
         return self._picture(path, length, self.pipe._media(batch))
 
     def _picture(self, path: str, length: int, media: dict[str, Tensor]) -> Picture:
@@ -263,8 +264,12 @@ class Turn:
         self.content.append({"type": "image", "image": image})
         said = [part["text"] for part in parts(self.messages[-1]) if part["type"] == "text"]
         others = len(self.messages) - 1 + len(self.content) - 1 + len(parts(self.messages[-1])) - len(said)
-        manifest = drawing.manifest(self.pipe, asked, "".join(said), self.seed + index, others)
-        yield ImageDone(index, image, manifest)
+        guider = None if asked.guider is None else drawing.guidance
+        made = manifest(
+            self.pipe, self.pipe.origin, drawing.path, "".join(said), self.seed + index, drawing.size, drawing.settings,
+            negative_prompt=asked.negative_prompt, guidance=guider, said_before=others,
+        )  # fmt: skip
+        yield ImageDone(index, image, made)
 
     def _steps(self, prefix: Prefix, generators: list) -> Iterator[tuple]:
         """The picture after each step, and a function that makes what can be shown of it."""

@@ -134,7 +134,7 @@ class DocumentBuilding:
         if path == "understanding":
             return self.num_image_tokens
         side = self._token_sizes[path]
-        height, width = self._size(height, width)
+        height, width = self.size_of(height, width)
         check_size(height, width, side)
         return (height // side) * (width // side)
 
@@ -151,16 +151,20 @@ class DocumentBuilding:
         require_path(self.paths, path)
         if path == "understanding":
             raise ValueError("the understanding path reads squares of one size; name a path that draws")
-        return aspect_buckets(min(self._size(None, None)), self._token_sizes[path], ratio)
+        return aspect_buckets(min(self.size_of(None, None)), self._token_sizes[path], ratio)
 
-    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        if height is None and width is None and self.default_size is not None:
-            return tuple(self.default_size)
-        if height is None or width is None:
+    def size_of(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """A size in full: a side that is not given is that of `default_size`, whatever the other one is.
+
+        Raises:
+            ValueError: a side is missing, and there is no `default_size`.
+        """
+        if (height is None or width is None) and self.default_size is None:
             raise ValueError(
                 f"the size of an image is {height}x{width}; give height and width, or a default_size to the processor"
             )
-        return height, width
+        default = (height, width) if self.default_size is None else self.default_size
+        return default[0] if height is None else height, default[1] if width is None else width
 
     def _pieces(
         self, messages: list[dict], generation_prompt: bool = False, prompt_dropout: bool = False
@@ -212,7 +216,7 @@ class DocumentBuilding:
     def _pixels(self, piece: Piece, path: str, height: int | None, width: int | None) -> Tensor:
         if path == "understanding":
             return self.image_processor.understanding([piece.picture])[0]
-        return self.image_processor.generation(piece.picture, *self._size(height, width))
+        return self.image_processor.generation(piece.picture, *self.size_of(height, width))
 
 
 def check_read(read: str | list[str]) -> None:

@@ -22,8 +22,8 @@ from hybridgen.adapters import open_pipeline
 from hybridgen.data.worlds import open_world
 from hybridgen.demo import best_device
 from hybridgen.evaluation import generation, provenance
-from hybridgen.evaluation.scores import write_whole
 from hybridgen.evaluation.suites import open_suite
+from hybridgen.files import write_whole
 from hybridgen.manifest import weights_hash
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.sampling.denoise import prepare, try_out

@@ -18,6 +18,7 @@ from PIL import Image
 from hybridgen import cli
 from hybridgen.arguments import parser
 from hybridgen.data.worlds import dolls
+from hybridgen.pictures import slug
 from hybridgen.pipeline_hybridgen import load_pipeline
 from hybridgen.version import __version__
 
@@ -106,6 +107,14 @@ def test_sample_takes_sizes_and_a_negative_prompt(run, tiny_checkpoint, tmp_path
     assert (picture.text["prompt"], picture.text["negative prompt"]) == ("Ünïcode, 猫", "a troll")
 
 
+def test_the_side_that_is_not_given_is_as_trained(run, tiny_checkpoint, tmp_path):
+    for given, size in ((("--height", 16), (32, 16)), (("--width", 48), (48, 32))):
+        command = ("sample", tiny_checkpoint, "--prompt", "an orc", "--steps", 1, *given, "--out", tmp_path)
+        code, lines, error = run(*command)
+        assert code == 0, error
+        assert Image.open(lines[0]).size == size
+
+
 def test_sample_takes_sizes_one_a_prompt(run, tiny_checkpoint, tmp_path):
     _, lines, _ = run(
         "sample", tiny_checkpoint, "--prompt", "an orc", "--prompt", "an elf", "--height", 16, "--height", 32,
@@ -124,7 +133,7 @@ def test_sample_takes_sizes_one_a_prompt(run, tiny_checkpoint, tmp_path):
     ],
 )
 def test_names_of_files(prompt, name):
-    assert cli.slug(prompt) == name
+    assert slug(prompt) == name
 
 
 # ------------------------------------------------------------------------------------------------ ask and evaluate
@@ -190,7 +199,29 @@ BAD = {
     ),
     "a path that cannot draw": (("sample", "{ck}", *SAMPLE, "--path", "understanding"), "only reads"),
     "a size that no patch divides": (("sample", "{ck}", *SAMPLE, "--height", 30, "--width", 30), "30"),
-    "only a height": (("sample", "{ck}", *SAMPLE, "--height", 32), "width"),
+    "a lone height that no patch divides": (("sample", "{ck}", *SAMPLE, "--height", 30), "size 30x32 is not divisible"),
+    "steps of codes": (
+        ("sample", "{ck}", *SAMPLE, "--path", "vq"),
+        "--steps is for the diffusion path, but the pictures are drawn by vq; leave it out",
+    ),
+    "steps of codes, before the checkpoint is looked at": (
+        ("sample", "{tmp}/none", *SAMPLE, "--path", "vq"),
+        "--steps is for the diffusion path",
+    ),
+    "a window of noise, by default": (("sample", "{ck}", *SAMPLE, "--window", 4), "--window is for the vq path"),
+    "codes' temperature of noise": (
+        ("sample", "{ck}", *SAMPLE, "--path", "diffusion", "--temperature", 0.5),
+        "--temperature is for the vq path, but the pictures are drawn by diffusion",
+    ),
+    "a path to read no image by": (("sample", "{ck}", *SAMPLE, "--read", "vq"), "--read says how to read --image"),
+    "steps where codes alone are scored": (
+        ("evaluate", "{ck}", "--suite", "dolls", "--draw", "vq", "--steps", 2, "--out", "{tmp}/scores"),
+        "--steps is for the diffusion path, but the pictures are drawn by vq",
+    ),
+    "a window where nothing is drawn": (
+        ("evaluate", "{ck}", "--suite", "dolls", "--draw", "--window", 2, "--out", "{tmp}/scores"),
+        "--window is for the vq path, but no picture is drawn; leave it out",
+    ),
     "a prompt longer than the context": (
         ("sample", "{ck}", "--prompt", "an orc " * 600, "--out", "{tmp}/out"),
         "context",
@@ -362,7 +393,7 @@ def test_an_interrupted_process_is_quiet():
 # -------------------------------------------------------------------------------------------------------------- help
 
 
-@pytest.mark.parametrize("command", ["", "demo", "train", "sample", "replay", "ask", "evaluate"])
+@pytest.mark.parametrize("command", ["", "demo", "train", "sample", "replay", "chat", "ask", "evaluate"])
 def test_help_is_worth_reading(run, command):
     code, lines, _ = run(*command.split(), "--help")
     text = "\n".join(lines)
@@ -372,6 +403,29 @@ def test_help_is_worth_reading(run, command):
     assert examples
     for line in examples:  # every example can be parsed
         parser().parse_args(shlex.split(line)[1:])
+
+
+@pytest.mark.parametrize(
+    ("typed", "overrides"),
+    [
+        ("data inspect c.yaml --limit 5 steps=3 --out x seed=1", ["steps=3", "seed=1"]),
+        ("data inspect c.yaml steps=3 --limit 5 seed=1", ["steps=3", "seed=1"]),
+        ("data --limit 5 inspect c.yaml steps=3", ["steps=3"]),
+        ("demo steps=3 --seed 1 codec:steps=2", ["steps=3", "codec:steps=2"]),
+        ("demo --seed 1 steps=3", ["steps=3"]),
+        ("train c.yaml steps=3 seed=1", ["steps=3", "seed=1"]),
+        ("train c.yaml", []),
+    ],
+)
+def test_overrides_stand_before_and_after_options(typed, overrides):
+    assert parser().parse_args(typed.split()).overrides == overrides
+
+
+@pytest.mark.parametrize("typed", ["data inspect c.yaml --limits 5 a=1", "train c.yaml --steps 3", "replay a.png b c"])
+def test_what_is_no_option_is_refused(run, typed):
+    code, _, error = run(*typed.split())
+    assert code == 2
+    assert error.startswith("hybridgen: unrecognized arguments: ")
 
 
 def test_version(run):

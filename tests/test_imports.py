@@ -25,6 +25,7 @@ LEVELS: list[list[tuple[str, ...]]] = [
         ("version",),
         ("compatibility",),
         ("repository",),
+        ("files",),
         ("paths.patches",),
     ],  # fmt: skip
     [
@@ -32,17 +33,19 @@ LEVELS: list[list[tuple[str, ...]]] = [
         ("paths", "paths.*", "processing_*", "*_processing_hybridgen", "tokenization_*", "chat", "documents"),
     ],
     [("modeling_*",), ("data", "data.*")],
-    [("objectives",), ("sampling", "sampling.*"), ("checkpoints",), ("model_card",)],
+    [("objectives",), ("sampling", "sampling.*"), ("checkpoints", "hashes"), ("model_card",)],
     [("pipeline_*", "multimodal_hybridgen")],
     [("bridges", "bridges.*", "adapters")],
     [("training", "training.*"), ("evaluation", "evaluation.*")],
     [
         (
             "cli",
-            "arguments",
-            "arguments_parts",
+            "arguments*",
             "argument_kinds",
-            "data_command",
+            "*_command",
+            "*_commands",
+            "pictures",
+            "user_errors",
             "demo",
             "demo_report",
             "manifest",

@@ -7,11 +7,12 @@ import pytest
 import torch
 from diffusers.guiders import AdaptiveProjectedGuidance
 
+from hybridgen.hashes import origin
 from hybridgen.layout import ImageSegment, TextSegment, lay_out
 from hybridgen.pipeline_asked import TurnSettings
 from hybridgen.pipeline_chat import Chat
 from hybridgen.pipeline_events import ImageDone, ImagePreview, ImageStarted, TextDelta, Usage
-from hybridgen.pipeline_hybridgen import HybridGenPipeline
+from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 from hybridgen.pipeline_turn import Turn
 from hybridgen.sampling.interleaved import read
 from hybridgen.sampling.text import write_text
@@ -23,6 +24,7 @@ SHORT, LONG = (
     "a red circle",
     "draw a blue square on a red circle, twice, and yes, draw another square on a blue circle, no",
 )
+FEW = {"diffusion": {"num_inference_steps": 3}, "vq": {}}  # settings of each path
 QUICK = {"num_inference_steps": 3, "max_new_tokens": 5}
 DRAWING = ("diffusion", "vq")
 
@@ -70,7 +72,7 @@ def drawn(chat: Chat, number: int = -1) -> torch.Tensor:
 )
 @pytest.mark.parametrize("path", DRAWING)
 def test_a_picture_is_that_of_a_call_to_the_bit(with_vae, path, settings, prompt):
-    given = {"path": path, "seed": 3, "num_inference_steps": 3, **settings}
+    given = {"path": path, "seed": 3, **FEW[path], **settings}
     chat = with_vae.chat(plan=["image", "text"], max_new_tokens=3)
     events = list(chat.send(prompt, **given))
     expected = with_vae(prompt, **given, output_type="latent").images
@@ -82,7 +84,7 @@ def test_a_picture_is_that_of_a_call_to_the_bit(with_vae, path, settings, prompt
     "settings", [{"path": "vq", "window": 4}, {"path": "vq", "precision": "bf16"}, {"precision": "bf16"}]
 )
 def test_a_faster_picture_is_that_of_a_call_and_committed_in_the_models_precision(pipe, settings):
-    given = {"seed": 1, "guidance_scale": 2.0, "num_inference_steps": 3, **settings}
+    given = {"seed": 1, "guidance_scale": 2.0, **FEW[settings.get("path", "diffusion")], **settings}
     chat = pipe.chat(plan=["image"])
     image = chat.draw(SHORT, **given)
     assert image.tobytes() == pipe(SHORT, **given).images[0].tobytes()
@@ -122,7 +124,7 @@ class Decides:
 
 @pytest.mark.parametrize("path", DRAWING)
 def test_the_model_decides_to_draw_at_once(pipe, path):
-    given = {"path": path, "seed": 5, "guidance_scale": 2.0, "num_inference_steps": 3}
+    given = {"path": path, "seed": 5, "guidance_scale": 2.0, **FEW[path]}
     chat = pipe.chat(max_new_tokens=4)
     with Decides(pipe, [0]):
         events = list(chat.send(SHORT, **given))
@@ -350,12 +352,34 @@ def test_previews_of_codes_are_the_rows_that_are_there(pipe):
 
 @pytest.mark.parametrize("path", DRAWING)
 def test_the_manifest_draws_the_picture_again(pipe, path):
-    done = of(ImageDone, pipe.stream(said(SHORT), path=path, plan=["image"], num_inference_steps=3, guidance_scale=2.0))
+    done = of(ImageDone, pipe.stream(said(SHORT), path=path, plan=["image"], guidance_scale=2.0, **FEW[path]))
     facts = json.loads(json.dumps(done[0].manifest))
     assert facts["said_before"] == 0
     size = {"height": facts["height"], "width": facts["width"]}
     again = pipe(facts["prompt"], path=facts["path"], seed=facts["seed"], **size, **facts["settings"]).images[0]
     assert again.tobytes() == done[0].image.tobytes()
+
+
+def test_the_manifest_names_the_weights_for_as_long_as_they_are_known(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "tiny")
+    loaded = load_pipeline(tmp_path / "tiny")
+    quick = {"plan": ["image"], "num_inference_steps": 1, "seed": 0}
+    facts = lambda: of(ImageDone, loaded.stream(said(SHORT), **quick))[0].manifest  # noqa: E731
+    expected = origin(tmp_path / "tiny")
+    assert expected["weights"]
+    assert {name: facts().get(name) for name in expected} == expected
+    assert HybridGenPipeline.from_pretrained(tmp_path / "tiny").origin == expected
+    assert not {"weights", "config", "checkpoint"} & set(of(ImageDone, pipe.stream(said(SHORT), **quick))[0].manifest)
+    with torch.no_grad():
+        next(loaded.model.parameters()).add_(1)
+    assert "weights" not in facts()
+
+
+def test_a_folder_that_was_trained_on_is_not_what_drew(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "tiny")
+    loaded = load_pipeline(tmp_path / "tiny")
+    pipe.save_pretrained(tmp_path / "tiny")  # written again; nobody has looked into the files
+    assert loaded.origin == {}
 
 
 @pytest.mark.parametrize("path", DRAWING)
@@ -410,6 +434,11 @@ def test_what_cannot_be_is_refused_at_once(pipe, settings, sentence):
         chat.send(SHORT, **settings)
     assert "\n" not in str(error.value)
     assert chat.turns == 0
+
+
+def test_settings_of_a_chat_hold_for_the_turns_they_matter_to(pipe):
+    chat = pipe.chat(num_inference_steps=2, temperature=0.0, plan=["image"])
+    assert [list(chat.send(SHORT, path=path))[-1].steps for path in DRAWING] == [2, 16]
 
 
 def test_messages_that_cannot_be_answered(pipe):

@@ -174,9 +174,9 @@ def test_sizes_and_scales_may_differ_in_a_call(pipe, path):
 
 
 def test_only_what_is_guided_costs_two_rows(pipe):
-    steps, scales = FAST["num_inference_steps"], [1.0, 3.0, 1.0]
+    count, scales = FAST["num_inference_steps"], [1.0, 3.0, 1.0]
     rows = rows_seen(pipe, prompt=PROMPTS[:3], guidance_scale=scales)
-    assert sorted(rows) == sorted([2] + [2] * steps + [2] + [2] * steps)  # two alone; one with the empty prompt
+    assert sorted(rows) == sorted([2] + [2] * count + [2] + [2] * count)  # two alone; one with the empty prompt
     whole = rows_seen(pipe, prompt=PROMPTS[0], guider=Guidance(3.0, start=0.4, stop=0.7), guidance_scale=3.0)
     assert whole == [2, 1, 2, 1]
 
@@ -196,7 +196,7 @@ def test_guiders_of_diffusers_guide(pipe):
         assert torch.equal(pipe(PROMPTS[:2], guider=guider, **settings).images, together)  # nothing is left in it
         assert torch.equal(pipe(PROMPTS[0], guider=guider, **settings).images[0], together[0])
         assert not same(together, plain)
-    codes = {**settings, "path": "vq"}
+    codes = {**settings, "path": "vq", "num_inference_steps": None}
     apg = Guidance(4.0, method="apg", eta=0.0)
     assert not torch.equal(pipe(PROMPTS[:2], guider=apg, **codes).images, pipe(PROMPTS[:2], **codes).images)
 
@@ -205,9 +205,10 @@ def test_guiders_of_diffusers_guide(pipe):
 @pytest.mark.parametrize("path", ["diffusion", "vq"])
 def test_an_image_condition_is_a_third_row(pipe, path, read):
     """Against whole forwards of three documents: prompt and image, image alone, neither."""
-    condition, steps = picture(3), 2
+    condition, count = picture(3), 2
     scales = {"guidance_scale": 3.0, "image_guidance_scale": 1.7}
-    settings = {"path": path, "num_inference_steps": steps, "temperature": 0, "output_type": "latent", "seed": 2}
+    how = {"num_inference_steps": count, "temperature": 0}
+    settings = {"path": path, "output_type": "latent", "seed": 2, **how}
     made = pipe(PROMPTS[1], image=condition, read=read, **scales, **settings).images
     image = {"type": "image", "image": condition}
     contents = [[image, {"type": "text", "text": PROMPTS[1]}], [image], ""]
@@ -231,10 +232,10 @@ def test_an_image_condition_is_a_third_row(pipe, path, read):
         assert torch.equal(made.flatten(), codes)
         return
     x = torch.randn(3, 16, 16, generator=Generator().manual_seed(2))[None]
-    for step in range(steps):
-        told = torch.tensor([1000 * (1 - step / steps)])
+    for step in range(count):
+        told = torch.tensor([1000 * (1 - step / count)])
         predict = [image_predictor(pipe.model, prefill_alone(pipe, *row), 1, (16, 16), told) for row in rows]
-        x = x - guided([each(x, 0) for each in predict]) / steps
+        x = x - guided([each(x, 0) for each in predict]) / count
     assert worst(made, x) < 2e-4  # of values up to 10
 
 
@@ -416,7 +417,7 @@ def test_any_ddpm_scheduler_draws(kind, scheduler_class):
 def test_half_precision_draws_and_answers(dtype):
     pipe = tiny_pipeline(tiny_vae()).to(dtype)
     for path in ("diffusion", "vq"):
-        pixels = pipe(PROMPTS[:2], path=path, seed=0, num_inference_steps=3, output_type="pt").images
+        pixels = pipe(PROMPTS[:2], path=path, seed=0, output_type="pt", num_inference_steps=3).images
         assert pixels.isfinite().all()
         assert pixels.dtype == torch.float32
     for path in ("understanding", "diffusion", "vq"):
@@ -551,7 +552,8 @@ def test_answers_hold_no_token_of_images(pipe):
         ({"prompt": ["a", 3]}, "give a text or a list of at least one text"),
         ({"prompt": "red <vq_placeholder>"}, "a text contains '<vq_placeholder>'"),
         ({"height": 10, "width": 16}, "size 10x16 is not divisible by the patch size 4; the nearest that is: 8x16"),
-        ({"height": 16}, "the size of an image is 16xNone; give height and width"),
+        ({"height": 10}, "size 10x16 is not divisible by the patch size 4"),
+        ({"read": "vq"}, "read is 'vq', a path to read an image by, but none is given"),
         ({"guidance_scale": -1.0}, "guidance_scale is -1.0; it must be a number of at least 0"),
         ({"guidance_scale": [1.0, 2.0]}, "guidance_scale is a list of 2 for 1 prompts; give one for each"),
         ({"guidance_scale": [float("nan")]}, "guidance_scale is nan; it must be a number of at least 0"),
@@ -582,8 +584,8 @@ def test_answers_hold_no_token_of_images(pipe):
         ({"generator": [Generator()] * 3}, "generator is a list of 3, but 1 images are to be drawn"),
         ({"negative_prompt": ["a", "b"]}, "negative_prompt is a list of 2 for 1 prompts; give one for each"),
         ({"output_type": "jpg"}, "output_type is 'jpg'; it must be one of 'pil', 'np', 'pt', 'latent'"),
-        ({"temperature": -1.0}, "temperature is -1.0"),
-        ({"top_p": 2.0}, "top_p is 2.0"),
+        ({"path": "vq", "temperature": -1.0}, "temperature is -1.0"),
+        ({"path": "vq", "top_p": 2.0}, "top_p is 2.0"),
         ({"prompt": "circle " * 600}, r"prompt 'circle circle .*\.\.\.' has \d+ tokens and the picture needs 17 more"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, "only 'latents' can be handed over"),
     ],

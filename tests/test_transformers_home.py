@@ -170,13 +170,12 @@ def test_the_any_to_any_pipeline_draws_what_our_pipeline_draws(checkpoint, multi
     """Prompts of different lengths, several images of each, guided by the same empty prompt and seeds."""
     prompts = ["a red circle", "draw a blue square on a red circle"]
     ours = HybridGenPipeline.from_pretrained(checkpoint)
-    expected = ours(
-        prompts, path=path, seed=5, guidance_scale=2.0, num_images_per_prompt=2, num_inference_steps=3, temperature=0.7,
-        output_type="latent",
-    ).images  # fmt: skip
+    steps, heat = ({"num_inference_steps": 3}, {}) if path == "diffusion" else ({}, {"temperature": 0.7})
+    alike = {"path": path, "seed": 5, "guidance_scale": 2.0, **steps}
+    expected = ours(prompts, num_images_per_prompt=2, output_type="latent", **alike, **heat).images
     settings = {
-        "path": path, "seed": 5, "guidance_scale": 2.0, "num_inference_steps": 3, "do_sample": True,
-        "temperature": 0.7, "top_k": 0, "num_return_sequences": 2, "generation_mode": "image",
+        **alike, "do_sample": True, "temperature": 0.7, "top_k": 0, "num_return_sequences": 2,
+        "generation_mode": "image",
     }  # fmt: skip
     conversations = [[{"role": "user", "content": [{"type": "text", "text": prompt}]}] for prompt in prompts]
     made = multimodal.generate(**inputs_for(processor, conversations), **settings)

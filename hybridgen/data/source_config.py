@@ -85,7 +85,7 @@ class SourceConfig:
     def __post_init__(self):
         if self.name is None:
             read = self.read if isinstance(self.read, str) else "+".join(map(str, self.read))
-            words = (Path(self.source).stem if self.is_file else self.source, self.task, self.write or read)
+            words = (_short(self.source) if self.is_file else self.source, self.task, self.write or read)
             self.name = "-".join(word for word in words if word)
         self._check_weight()
         if not 0 <= self.prompt_dropout <= 1:
@@ -190,6 +190,15 @@ class SourceConfig:
     def caption_first(self) -> float:
         """The share of documents that are caption first."""
         return ORDERS[self.order] if isinstance(self.order, str) else float(self.order)
+
+
+def _short(source: str) -> str:
+    """What files are called without their patterns: `train` for `shards/train-{000..007}.tar`, `shards` for
+    `shards/*.tar`."""
+    path = Path(source)
+    stem = re.sub(r"\{[^}]*\}|\[[^]]*\]|[*?]+", "", path.stem)
+    stem = path.stem if stem == path.stem else re.sub(r"[-_.]{2,}", "-", stem).strip("-_.")
+    return stem or path.parent.name
 
 
 def _is_data_set(folder: Path) -> bool:

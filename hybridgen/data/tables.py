@@ -5,8 +5,13 @@ record. The fact a newcomer gets wrong: a table is copied to the library's cache
 is too large for that is read with `streaming: true` (`streams`).
 """
 
+import contextlib
+import ssl
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 from hybridgen.data.broken import Broken
 from hybridgen.data.forms import find_form, record_of
@@ -76,7 +81,8 @@ def open_table(
                 table = table[_split_of(table, split, source)]
             table = table.to_iterable_dataset() if streaming else table
         else:
-            given = datasets.load_dataset(source, subset, streaming=streaming)
+            with _not_waiting_for_the_hub(source, datasets.config):
+                given = datasets.load_dataset(source, subset, streaming=streaming)
             table = given[_split_of(given, split, source)]
     except _FAULTS as error:
         raise ValueError(_sentence(source, error)) from error
@@ -86,6 +92,33 @@ def open_table(
 
 
 _FAULTS = (OSError, ValueError, ImportError)
+
+
+@contextlib.contextmanager
+def _not_waiting_for_the_hub(source: str, config: Any) -> Iterator[None]:
+    """Where the hub cannot be reached, what is in the cache is taken at once; the library would try for 23 seconds."""
+    if config.HF_HUB_OFFLINE or Path(source).is_dir() or _answers(config.HF_ENDPOINT):
+        yield
+        return
+    config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    except _FAULTS:
+        reason = f"{config.HF_ENDPOINT} does not answer, and it is neither a folder nor in the cache"
+        raise ValueError(_sentence(source, ValueError(reason))) from None  # else the cause would be told
+    finally:
+        config.HF_HUB_OFFLINE = False
+
+
+def _answers(endpoint: str) -> bool:
+    """Asked once, for at most five seconds, through the proxy where there is one."""
+    try:
+        urlopen(Request(endpoint, method="HEAD"), timeout=5).close()
+    except HTTPError:  # an answer, too
+        return True
+    except OSError as error:
+        return isinstance(getattr(error, "reason", error), ssl.SSLError)  # the library has certificates of its own
+    return True
 
 
 def _sentence(source: str, error: Exception) -> str:

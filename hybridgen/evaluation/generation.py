@@ -6,7 +6,7 @@ pictures are scored by the same function beside the drawn ones, and a score is t
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from types import ModuleType
 
 import numpy as np
@@ -16,6 +16,7 @@ from PIL import Image
 from hybridgen.evaluation.intervals import with_interval
 from hybridgen.evaluation.samples import first_records
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
+from hybridgen.pipeline_settings import OF_PATH
 
 AT_ONCE = 64  # prompts or questions between two reports of progress; what is made does not depend on it
 Progress = Callable[[int, int], None]  # done, of
@@ -45,16 +46,22 @@ class DrawSettings:
     precision: str = "model"
     window: int = 1
 
+    @staticmethod
+    def names(path: str) -> dict[str, str]:
+        """The settings that matter to a path -> as the pipeline's call names them."""
+        return {_SHORT.get(name, name): name for name in OF_PATH[path] if _SHORT.get(name, name) in _TOLD}
+
     def of_path(self, path: str) -> dict[str, float]:
         """The settings that matter to a path."""
-        of_codes = ("guidance", "temperature", "top_k", "top_p", "window")
-        names = ("steps", "guidance") if path == "diffusion" else of_codes
-        return {name: getattr(self, name) for name in (*names, "precision")}
+        return {name: getattr(self, name) for name in self.names(path)}
 
-    def arguments(self) -> dict[str, float]:
-        """As the pipeline's call names them."""
-        named = asdict(self)
-        return {"num_inference_steps": named.pop("steps"), "guidance_scale": named.pop("guidance"), **named}
+    def arguments(self, path: str) -> dict[str, float]:
+        """Those, as the pipeline's call names them."""
+        return {told: getattr(self, name) for name, told in self.names(path).items()}
+
+
+_SHORT = {"num_inference_steps": "steps", "guidance_scale": "guidance"}
+_TOLD = tuple(field.name for field in fields(DrawSettings))
 
 
 @dataclass
@@ -96,7 +103,9 @@ def draw(
     images, started = [], time.perf_counter()
     for start in range(0, len(captions), AT_ONCE):
         chunk = captions[start : start + AT_ONCE]
-        images += pipeline(chunk, path=path, seed=seed + start, height=side, width=side, **settings.arguments()).images
+        images += pipeline(
+            chunk, path=path, seed=seed + start, height=side, width=side, **settings.arguments(path)
+        ).images
         progress(len(images), len(captions))
     return images, time.perf_counter() - started
 
@@ -112,7 +121,7 @@ def film(
         seen.append(tensors["latents"].clone())
         return tensors
 
-    options = {**settings.arguments(), "callback_on_step_end": watch}
+    options = {**settings.arguments(path), "callback_on_step_end": watch}
     pipeline(caption, path=path, seed=seed, height=side, width=side, **options)
     moments = [round((i + 1) * len(seen) / frames) for i in range(frames)]
     if path == "diffusion":

@@ -5,12 +5,11 @@ interval, and what a blind answerer and the true pictures get, stand beside it w
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from hybridgen.evaluation.suites import SUITES
+from hybridgen.files import write_whole
 
 BESIDE = ("majority", "blank", "true", "codec")  # shares that stand beside a score
 
@@ -25,22 +24,6 @@ def in_lines(scores: dict) -> Iterator[str]:
                 beside = ", ".join(f"{name} {100 * tally[name]:.1f}" for name in BESIDE if name in tally)
                 share = f"{100 * tally['share']:.1f} % of {tally['n']}"
                 yield f"{verb} {path}, {suite.word(category)}: {share} ({interval}; {beside})"
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file aside and rename it, so that it is there whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = content.encode() if isinstance(content, str) else content
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(aside, 0o644)  # mkstemp keeps files to their owner
-        os.replace(aside, path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
 
 
 def save_scores(scores: dict, folder: Path) -> Path:

@@ -39,11 +39,11 @@ class Meter:
         self.since += seconds
 
     def read(self) -> dict[str, float]:
-        """The numbers since the last time this was asked."""
+        """The numbers since the last time this was asked; no loss where every step since then was skipped."""
         now = time.monotonic()
         seconds = now - self.since
         sums, counts = self.tally
-        numbers = self.means(sums[:-1], counts[:-1])
+        numbers = self.means(sums[:-1], counts[:-1]) if counts[:-1].any() else {}
         numbers[f"{self.stage.unit}_per_second"] = float(sums[-1]) / seconds
         numbers |= {"fill": float(sums[-1] / counts[-1]), "data_wait": self.waited / seconds}
         self.tally = torch.zeros_like(self.tally)

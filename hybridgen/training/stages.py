@@ -199,11 +199,7 @@ class ModelStage:
         pipeline.set_progress_bar_config(disable=True)
         drawn = {}
         for path in settings.paths or [path for path in self.paths if path != "understanding"]:
-            if path == "vq":
-                how = {"guidance_scale": settings.guidance_vq, "temperature": settings.temperature_vq}
-            else:
-                how = {"guidance_scale": settings.guidance, "num_inference_steps": settings.steps}
-            drawn[path] = pipeline(settings.prompts, path=path, seed=0, **how).images
+            drawn[path] = pipeline(settings.prompts, path=path, seed=0, **settings.of_path(path)).images
         return sheet(settings.prompts, drawn)
 
     def save(self, model: nn.Module, folder: Path) -> None:

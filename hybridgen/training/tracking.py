@@ -111,7 +111,7 @@ class Tracker:
         self._metrics.write(record)
         if self._run:
             self._run.log({key: value for key, value in record.items() if key != "step"}, step=record["step"])
-        if "loss" not in record:
+        if "lr" not in record:  # a validation alone
             return
         shown = summary(record)
         self._bar.set_postfix_str(shown)
@@ -152,7 +152,8 @@ def summary(record: dict) -> str:
     kinds = {key[5:]: value for key, value in record.items() if key.startswith("loss/")}
     parts = [f"{name} {value:.3f}" for name, value in (entries or kinds).items()]
     pace = next((f"  {value:,.0f} {key[:-11]}/s" for key, value in record.items() if key.endswith("_per_second")), "")
-    return f"loss {record['loss']:.3f} ({', '.join(parts)})  lr {record['lr']:.1e}{pace}"
+    loss = f"loss {record['loss']:.3f} ({', '.join(parts)})" if "loss" in record else "no loss, the step was skipped"
+    return f"{loss}  lr {record['lr']:.1e}{pace}"
 
 
 def start_wandb(folder: Path, settings: "WandbConfig", config: dict, run_id: str | None):

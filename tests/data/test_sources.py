@@ -166,3 +166,18 @@ def test_chance_is_even():
     counts, _ = np.histogram(draws, bins=10, range=(0, 1))
     assert counts.sum() == 4000
     assert abs(counts - 400).max() < 80
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("shards/*.tar", "shards-diffusion"),
+        ("shards/{000..007}.tar", "shards-diffusion"),
+        ("shards/train-{00..10}-of-11.tar", "train-of-11-diffusion"),
+        ("*.tar", "diffusion"),
+        ("some/captions-2.jsonl", "captions-2-diffusion"),
+        ("pictures/", "pictures-diffusion"),
+    ],
+)
+def test_a_source_without_a_name_is_called_by_its_files(source, name):
+    assert SourceConfig(source, write="diffusion").name == name

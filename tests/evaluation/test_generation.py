@@ -68,10 +68,10 @@ def test_through_codec_keeps_size_and_order(pipeline):
 def test_settings_name_what_matters_to_a_path():
     assert DrawSettings(steps=5).of_path("diffusion") == {"steps": 5, "guidance": 3.0, "precision": "model"}
     assert "steps" not in DrawSettings().of_path("vq")
-    assert DrawSettings(steps=5, top_k=3).arguments() == {
-        "num_inference_steps": 5, "guidance_scale": 3.0, "temperature": 1.0, "top_k": 3, "top_p": 1.0,
-        "precision": "model", "window": 1,
+    assert DrawSettings(steps=5, top_k=3).arguments("vq") == {
+        "guidance_scale": 3.0, "temperature": 1.0, "top_k": 3, "top_p": 1.0, "precision": "model", "window": 1,
     }  # fmt: skip
+    assert DrawSettings(steps=5).arguments("diffusion")["num_inference_steps"] == 5
 
 
 @pytest.mark.parametrize("path", ["diffusion", "vq"])
@@ -79,7 +79,7 @@ def test_a_film_ends_with_the_picture(pipeline, path):
     pipeline.set_progress_bar_config(disable=True)
     settings = DrawSettings(steps=5, guidance=1.0)
     frames = generation.film(pipeline, "an orc", path, 32, 3, settings, frames=4)
-    (picture,) = pipeline("an orc", path=path, seed=3, **settings.arguments()).images
+    (picture,) = pipeline("an orc", path=path, seed=3, **settings.arguments(path)).images
     assert len(frames) == 4
     assert np.array_equal(np.asarray(frames[-1]), np.asarray(picture))
     assert len({frame.tobytes() for frame in frames}) == 4

@@ -74,7 +74,14 @@ class OneBadRecord(ToyStage):
 
 def test_a_spike_changes_nothing_and_its_records_are_named(tmp_path, capfd):
     spike = {"factor": 20.0, "window": 3, "limit": 2}
-    settings = {"spike": spike, "steps": 12, "save_every": 2, "accumulation": 1, "optimizer": {"name": "adamw"}}
+    settings = {
+        "spike": spike,
+        "steps": 12,
+        "save_every": 2,
+        "log_every": 1,
+        "accumulation": 1,
+        "optimizer": {"name": "adamw"},
+    }
     config = config_of(tmp_path / "spiked", **settings)
     stage = OneBadRecord(ToyLoader(4), dropout=0.0)
     assert Trainer(config, stage, make_accelerator(config)).run()
@@ -84,6 +91,13 @@ def test_a_spike_changes_nothing_and_its_records_are_named(tmp_path, capfd):
     (line,) = [json.loads(line) for line in (tmp_path / "spiked/skipped.jsonl").read_text().splitlines()]
     assert "toy.jsonl:37" in line["records"]
     assert len(line["records"]) == 4
+
+    logged = [json.loads(line) for line in (tmp_path / "spiked/metrics.jsonl").read_text().splitlines()]
+    steps = {line["step"]: line for line in logged if "lr" in line}
+    assert "loss" not in steps[10]
+    assert steps[10]["skipped"] == 1
+    assert steps[9]["loss"] > 0
+    assert "no loss, the step was skipped  lr" in said
 
     stage = OneBadRecord(ToyLoader(4), dropout=0.0)
     stage.bad = tuple(range(12, 200))

@@ -70,6 +70,10 @@ def test_the_bar_shows_each_entry_of_the_mixture():
     assert shown == "loss 1.250 (ask 0.250, ask by latents 0.750)  lr 3.0e-04  12,346 tokens/s"
 
 
+def test_a_skipped_step_has_no_loss():
+    assert summary({"step": 4, "lr": 3e-4, "skipped": 1}) == "no loss, the step was skipped  lr 3.0e-04"
+
+
 def test_other_processes_are_silent(tmp_path, capfd):
     tracker = Tracker(tmp_path / "run", WandbConfig("online"), {}, steps=8, step=0, is_main=False)
     tracker.log(RECORD, progress=0.5)
