@@ -7,7 +7,8 @@
 #        can be fetched where this was made; with one of your own say VISION=its folder, and this step is left out.
 # graft: fetch SmolLM2, graft the tower, a new projector and a diffusion path onto it, show that its answers are the
 #        same to the bit.
-# spell: tower and projector learn to spell names in SmolLM2's own embeddings (scripts/spell_names.py: why). With a
+# spell: tower and projector learn to spell names in SmolLM2's own embeddings (scripts/spell_names.py: why; 1,400 steps,
+#        20 minutes on a core; then 16 % of held-out names are spelled in full, after 600 steps 5 %). With a
 #        SigLIP of your own and a GPU leave it out: SPELLED=runs/smollm/start.
 # train: two stages on real emoji, as LLaVA does (configs/smollm_stage1.yaml: the projector; smollm_stage2.yaml: the
 #        language model too; there stands the time), and the answers again after the first.
