@@ -56,6 +56,13 @@ def changed(before: dict, after: dict) -> set[str]:
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
+def moved(before: dict, after: dict) -> set[str]:
+    """As `changed`, but to rounding in drawn pictures: a backbone with adapters is run as transformers runs it, one
+    without by `sampling.decoder`. Measured 2e-7."""
+    drawn = {name for name in before if "draw" in name and (before[name] - after[name]).abs().max() < 1e-5}
+    return changed(before, after) - drawn
+
+
 @pytest.mark.parametrize(
     ("parts", "expected"),
     [
@@ -75,13 +82,13 @@ def test_an_adapter_on_the_backbone_changes_all_and_is_taken_away_again(base):
     before, pipeline = behaviour(quiet(open_pipeline(base))), adapted(base, "backbone")
     assert changed(before, behaviour(pipeline)) == set(before)
     pipeline.model.disable_adapters()
-    assert not changed(before, behaviour(pipeline))
+    assert not moved(before, behaviour(pipeline))
 
 
 def test_a_new_adapter_changes_nothing_and_alone_is_trained(base):
     before, pipeline = behaviour(quiet(open_pipeline(base))), quiet(open_pipeline(base))
     add_lora(pipeline.model, LoraConfig(["backbone", "vq"]), seed=3)
-    assert not changed(before, behaviour(pipeline))
+    assert not moved(before, behaviour(pipeline))
     trained = {name for name, parameter in pipeline.model.named_parameters() if parameter.requires_grad}
     assert trained
     assert all(".lora_" in name for name in trained)

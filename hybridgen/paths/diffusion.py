@@ -14,7 +14,8 @@ from hybridgen.configuration_hybridgen import HybridGenDiffusionConfig
 from hybridgen.paths.initial import XavierLinear, ZeroLinear
 from hybridgen.paths.patches import patch_positions, patchify, sincos_table, unpatchify
 
-PER_IMAGE = 0  # of `places`: a matrix that sees the timestep's vector, once an image
+PER_IMAGE = 0  # of `places`: what sees the timestep's vector, once an image
+Places = list[tuple[nn.Module, int, bool]]
 
 
 class PatchEmbed(nn.Module):
@@ -34,9 +35,10 @@ class PatchEmbed(nn.Module):
         where = patch_positions(*images.shape[-2:], self.patch_size, device=images.device)
         return tokens + sincos_table(where, tokens.shape[-1]).to(tokens.dtype) + vectors[:, None], []
 
-    def places(self) -> list[tuple[nn.Module, int]]:
-        """What holds matrices, in the order of the computation, and how often each is used for a token."""
-        return [(self.proj, 1)]
+    def places(self) -> Places:
+        """What holds matrices, in the order of the computation, how often each is used for a token, and whether it
+        sees the image itself, which has no gradient."""
+        return [(self.proj, 1, True)]
 
 
 class TimestepEmbedder(nn.Module):
@@ -71,6 +73,6 @@ class FinalLayer(nn.Module):
         shift, scale = self.modulation(nn.functional.silu(vectors))[:, None].chunk(2, dim=-1)  # I, 1, H each
         return unpatchify(self.linear(self.norm(states) * (1 + scale) + shift), self.patch_size, *size)
 
-    def places(self) -> list[tuple[nn.Module, int]]:
+    def places(self) -> Places:
         """See `PatchEmbed.places`."""
-        return [(self.modulation, PER_IMAGE), (self.linear, 1)]
+        return [(self.modulation, PER_IMAGE, False), (self.linear, 1, False)]

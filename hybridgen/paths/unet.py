@@ -17,7 +17,7 @@ from diffusers.models.resnet import ResnetBlock2D, Upsample2D
 from torch import Tensor, cat, nn
 
 from hybridgen.configuration_hybridgen import HybridGenDiffusionConfig
-from hybridgen.paths.diffusion import PER_IMAGE, FinalLayer, PatchEmbed
+from hybridgen.paths.diffusion import PER_IMAGE, FinalLayer, PatchEmbed, Places
 from hybridgen.paths.initial import XavierLinear, ZeroLinear
 from hybridgen.paths.patches import patchify, unpatchify
 
@@ -61,13 +61,13 @@ class UNetDown(nn.Module):
         tokens = self.proj(states.flatten(2).mT)  # I, T, H
         return self.whole(images, vectors)[0] + tokens, skips
 
-    def places(self) -> list[tuple[nn.Module, int]]:
+    def places(self) -> Places:
         """See `PatchEmbed.places`."""
-        found = [(self.stem, _places(self, 0))]
+        found = [(self.stem, _places(self, 0), True)]
         for level, block in enumerate(self.blocks):
-            found += [(self.downsamplers[level - 1], _places(self, level))] if level else []
+            found += [(self.downsamplers[level - 1], _places(self, level), False)] if level else []
             found += _places_of(block, _places(self, level))
-        return [*found, (self.proj, 1), *self.whole.places()]
+        return [*found, (self.proj, 1, False), *self.whole.places()]
 
 
 class UNetUp(nn.Module):
@@ -105,13 +105,13 @@ class UNetUp(nn.Module):
         states = nn.functional.silu(self.out_norm(states)).flatten(2).mT  # I, places of level 0, c
         return whole + unpatchify(self.linear(states), self.stem_size, *size)
 
-    def places(self) -> list[tuple[nn.Module, int]]:
+    def places(self) -> Places:
         """See `PatchEmbed.places`."""
-        coarsest, found = len(self.blocks) - 1, [*self.whole.places(), (self.proj, 1)]
+        coarsest, found = len(self.blocks) - 1, [*self.whole.places(), (self.proj, 1, False)]
         for level in range(coarsest, -1, -1):
-            found += [(self.upsamplers[level], _places(self, level))] if level < coarsest else []
+            found += [(self.upsamplers[level], _places(self, level), False)] if level < coarsest else []
             found += _places_of(self.blocks[level], _places(self, level))
-        return [*found, (self.linear, _places(self, 0))]
+        return [*found, (self.linear, _places(self, 0), False)]
 
 
 def _one_by_one(part: nn.Module, images: Tensor) -> bool:
@@ -124,9 +124,9 @@ def _places(part: UNetDown | UNetUp, level: int) -> int:
     return 4 ** (len(part.blocks) - 1 - level)
 
 
-def _places_of(block: ResnetBlock2D, places: int) -> list[tuple[nn.Module, int]]:
-    rest = [(part, places) for part in (block.conv2, block.conv_shortcut) if part is not None]
-    return [(block.conv1, places), (block.time_emb_proj, PER_IMAGE), *rest]
+def _places_of(block: ResnetBlock2D, places: int) -> Places:
+    rest = [(part, places, False) for part in (block.conv2, block.conv_shortcut) if part is not None]
+    return [(block.conv1, places, False), (block.time_emb_proj, PER_IMAGE, False), *rest]
 
 
 def _block(channels: int, out_channels: int, hidden_size: int) -> ResnetBlock2D:

@@ -130,13 +130,13 @@ def around(module: nn.Module, flows: bool, conditioning: bool) -> tuple[float, f
         flows, conditioning: the image (or its states), and the timestep's vector, have a gradient.
     """
     of_image = of_token = 0.0
-    for part, places in module.places():
+    for part, places, sees_image in module.places():
         if places == PER_IMAGE:
             cost, timed = linear(part, conditioning)
             of_image, flows = of_image + cost, flows or timed
         else:
-            cost, flows = linear(part, flows)
-            of_token += cost * places
+            cost, passed = linear(part, flows and not sees_image)
+            of_token, flows = of_token + cost * places, flows or passed
     return of_image, of_token, flows or conditioning
 
 
