@@ -77,12 +77,6 @@ def _without_scales(guidance: Guidance) -> dict:
     return {name: value for name, value in asdict(guidance).items() if name not in scales}
 
 
-def _without_scales(guidance: Guidance) -> dict:
-    """The settings say what the scales are."""
-    scales = ("scale", "image_scale", "guidance_rescale")
-    return {name: value for name, value in asdict(guidance).items() if name not in scales}
-
-
 class Manifesting:
     """Mixed into the pipeline: what it was loaded from."""
 
