@@ -21,6 +21,20 @@ BACKBONES = {
     },
 }  # fmt: skip
 
+MODEL_CONTENT = {  # what a config file says under `model`: as `tiny_config`, with a tokenizer to train and dropout
+    "tokenizer": {"vocab_size": 400, "samples": 40},
+    "text_config": {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "attention_dropout": 0.1,
+    },
+    "vision_config": {
+        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "image_size": 16, "patch_size": 8, "vision_use_head": False,
+    },
+    "diffusion_config": {"patch_size": 4, "sample_size": 16, "frequency_embedding_size": 32},
+    "vq_config": {"num_embeddings": 50, "embed_dim": 8, "sample_size": 4},
+}  # fmt: skip
+
 
 def text_config(backbone: str = "qwen3", **changes) -> dict:
     return {

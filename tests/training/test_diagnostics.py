@@ -16,6 +16,7 @@ from hybridgen.objectives import total
 from hybridgen.training import load_config, train
 from hybridgen.training.diagnostics import PLOT, Diagnostics
 from hybridgen.training.stages import make_accelerator
+from tests.models import MODEL_CONTENT
 from tests.pipelines import tiny_vq_model
 from tests.training import toy
 from tests.training.test_stages import all_tasks, stage_of
@@ -48,19 +49,7 @@ def config_file(tmp_path_factory) -> Path:
             "sources": [{"source": "dolls", "task": "answer", "split": "held_out", "name": "unseen",
                          "questions_per_picture": 2}],
         },
-        "model": {
-            "tokenizer": {"vocab_size": 400, "samples": 40},
-            "text_config": {
-                "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-                "num_key_value_heads": 2, "head_dim": 8, "attention_dropout": 0.1,
-            },
-            "vision_config": {
-                "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-                "image_size": 16, "patch_size": 8, "vision_use_head": False,
-            },
-            "diffusion_config": {"patch_size": 4, "sample_size": 16, "frequency_embedding_size": 32},
-            "vq_config": {"num_embeddings": 50, "embed_dim": 8, "sample_size": 4},
-        },
+        "model": MODEL_CONTENT,
     }  # fmt: skip
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(content))

@@ -25,7 +25,7 @@ from hybridgen.training.building import build_model, start_from_codebook
 from hybridgen.training.config import ModelConfig, TrainConfig
 from hybridgen.training.stages import ModelStage
 from tests.data.in_memory import drawings, numbered, questions, task
-from tests.models import text_config
+from tests.models import MODEL_CONTENT, text_config
 from tests.pipelines import tiny_pipeline, tiny_vq_model
 from tests.processors import tiny_tokenizer
 
@@ -235,19 +235,7 @@ def config_file(tmp_path_factory) -> Path:
         },
         "sampling": {"every": 6, "prompts": ["an elf"], "steps": 2},
         "codec": {"vq": str(folder / "vq_model")},
-        "model": {
-            "tokenizer": {"vocab_size": 400, "samples": 40},
-            "text_config": {
-                "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-                "num_key_value_heads": 2, "head_dim": 8, "attention_dropout": 0.1,
-            },
-            "vision_config": {
-                "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-                "image_size": 16, "patch_size": 8, "vision_use_head": False,
-            },
-            "diffusion_config": {"patch_size": 4, "sample_size": 16, "frequency_embedding_size": 32},
-            "vq_config": {"num_embeddings": 50, "embed_dim": 8, "sample_size": 4},
-        },
+        "model": MODEL_CONTENT,
         "objective": {"timestep_sampling": "logit_normal"},
         "optimizer": {"name": "muon", "lr": 1e-3},
         "groups": [{"match": "model.vision_model", "lr_scale": 0.5}],
