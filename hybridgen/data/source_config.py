@@ -50,6 +50,7 @@ class SourceConfig:
         questions_per_picture: worlds' `answer` only; None = all that apply.
         yes_no_questions: worlds' `answer` only: how many of those that apply want yes or no; None = 1.
         categories: worlds' `answer` only: which of the world's CATEGORIES are asked about; None = all.
+        chances: worlds only: how much likelier than others of their sort things are shown, as in {dwarf: 2.5, elf: 2}.
         shuffle: a new order in each epoch; False = as they stand.
         seed: added to the run's, for pictures other than another task's.
     """
@@ -79,6 +80,7 @@ class SourceConfig:
     questions_per_picture: int | None = None
     yes_no_questions: int | None = None
     categories: list[str] | None = None
+    chances: dict[str, float] = field(default_factory=dict)
     shuffle: bool = True
     seed: int = 0
 
@@ -134,6 +136,7 @@ class SourceConfig:
             "questions_per_picture": ("world",),
             "yes_no_questions": ("world",),
             "categories": ("world",),
+            "chances": ("world",),
             "split": ("world", "dataset"),
             "subset": ("dataset",),
             "form": ("jsonl", "json", "webdataset", "parquet", "dataset"),
@@ -145,6 +148,9 @@ class SourceConfig:
             if getattr(self, key) not in (None, {}, False) and kind not in kinds:
                 belongs = "worlds" if kinds[0] == "world" else " and ".join(kinds)
                 raise ValueError(f"{self.name}: {key} belongs to {belongs}; a {kind} has none, leave it out")
+        for thing, chance in self.chances.items():
+            if not isinstance(chance, int | float) or not 0 < chance < float("inf"):
+                raise ValueError(f"{self.name}: chances has {chance!r} for {thing!r}; it must be a number above 0")
         if self.buffer < 1:
             raise ValueError(f"{self.name}: buffer is {self.buffer}; it must be at least 1")
         if unknown := [name for name in self.columns.values() if not isinstance(name, str)]:

@@ -14,6 +14,7 @@ from hybridgen.data.worlds.dolls_figures import (
     SPLITS,
     Spec,
     draw_spec,
+    phrases,
     held_out_pairs,
     render,
     render_batch,
@@ -57,8 +58,12 @@ class Dolls(IndexedSource):
     splits = SPLITS
     kinds = CATEGORIES
 
+    @property
+    def names(self) -> list[str]:
+        return phrases()
+
     def _draw(self, index: int, rng: np.random.Generator) -> Spec:
-        return draw_spec(rng, held_out=self.split == "held_out")
+        return draw_spec(rng, self.split == "held_out", self.chances)
 
     def _render(self, spec: Spec) -> Image.Image:
         return render(spec)

@@ -12,6 +12,7 @@ plain colour:
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -64,6 +65,11 @@ def layers() -> dict[str, list[Layer]]:
     """The layers of each slot, in index order."""
     slots = _description()["slots"]
     return {slot: [Layer(item["phrase"], item["kind"], item["colour"]) for item in slots[slot]] for slot in LAYER_SLOTS}
+
+
+def phrases() -> list[str]:
+    """What all layers are called in captions, slot after slot."""
+    return [layer.phrase for slot in LAYER_SLOTS for layer in layers()[slot]]
 
 
 @cache
@@ -143,8 +149,10 @@ def held_out_pairs() -> frozenset[tuple[int, int]]:
     return frozenset(pairs)
 
 
-def draw_spec(rng: np.random.Generator, held_out: bool = False) -> Spec:
+def draw_spec(rng: np.random.Generator, held_out: bool = False, chances: Mapping[str, float] | None = None) -> Spec:
     """Draw a random figure: each part uniform in its slot, a slot empty with the chance in `ABSENT`.
+
+    `chances` makes parts likelier than the others of their slot, by phrase: {"dwarf": 2.5}; of 1 where none is said.
 
     With `held_out` the (base, body) pair is one of `held_out_pairs()`, without it never. Figures that cannot be told
     apart by looking are drawn again (`is_legible`), so every question about a drawn figure has its answer in the
@@ -152,12 +160,7 @@ def draw_spec(rng: np.random.Generator, held_out: bool = False) -> Spec:
     """
     while True:
         spec = Spec(
-            cloak=_part(rng, "cloak"),
-            base=_part(rng, "base"),
-            body=_part(rng, "body"),
-            head=_part(rng, "head"),
-            hand1=_part(rng, "hand1"),
-            hand2=_part(rng, "hand2"),
+            **{slot: _part(rng, slot, chances or {}) for slot in LAYER_SLOTS},
             background=list(backgrounds())[rng.integers(len(backgrounds()))],
         )
         if held_out:
@@ -195,10 +198,13 @@ def is_legible(spec: Spec) -> bool:
 _TWINS = {(base, head) for base in ("man", "dwarf") for head in ("black hood", "pumpkin head")}
 
 
-def _part(rng: np.random.Generator, slot: str) -> int | None:
+def _part(rng: np.random.Generator, slot: str, chances: Mapping[str, float]) -> int | None:
     if slot in ABSENT and rng.random() < ABSENT[slot]:
         return None
-    return int(rng.integers(len(layers()[slot])))
+    weights = np.array([chances.get(layer.phrase, 1.0) for layer in layers()[slot]])
+    if (weights == 1).all():
+        return int(rng.integers(len(weights)))
+    return int(rng.choice(len(weights), p=weights / weights.sum()))
 
 
 @cache

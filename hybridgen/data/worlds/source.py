@@ -5,7 +5,8 @@ What newcomers get wrong: one index is one picture. Record 7 of the draw task an
 same one (give the two tasks different seeds where that matters), and `picture(7)` is it as well.
 """
 
-from collections.abc import Iterable
+import difflib
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -28,6 +29,9 @@ class IndexedSource:
       want yes or no. Their answer is one bit, so a model needs many times as many of them to learn to compare.
       `categories` are those asked; a picture to which none of them applies is asked all that do.
 
+    `chances` shows some things more often than others of their sort, by the world's `names`: {"dwarf": 2.5}. Things
+    that are easily taken for one another teach a model little at their share of the pictures.
+
     `record["meta"]` is plain JSON for scoring: {"world", "spec", "questions": [[category, question, answer], ...]}
     (the questions asked, in order; none for "draw"); the world's `spec_of(record)` gives the spec back.
     """
@@ -35,6 +39,7 @@ class IndexedSource:
     world: str
     splits: tuple[str, ...]
     kinds: tuple[str, ...]  # of questions
+    names: Sequence[str] = ()  # of what `chances` are about
 
     def __init__(
         self,
@@ -44,9 +49,10 @@ class IndexedSource:
         questions_per_picture: int | None = None,
         yes_no_questions: int = 1,
         categories: list[str] | None = None,
+        chances: dict[str, float] | None = None,
     ):
-        """Raises ValueError for an unknown split, task or category, a negative seed, or fewer than one question a
-        picture."""
+        """Raises ValueError for an unknown split, task, category or name, a negative seed, or fewer than one question
+        a picture."""
         if split not in self.splits:
             raise ValueError(f"unknown split {split!r} of {self.world}: it is one of {', '.join(self.splits)}")
         if task not in TASKS:
@@ -62,7 +68,14 @@ class IndexedSource:
         if categories is not None and (not categories or (wrong := set(categories) - set(self.kinds))):
             said = f"has {min(wrong)!r}" if categories else "is empty"
             raise ValueError(f"categories of {self.world}'s questions {said}: choose among {', '.join(self.kinds)}")
+        if unknown := set(chances or {}) - set(self.names):
+            near = difflib.get_close_matches(min(unknown), self.names, n=3, cutoff=0)
+            raise ValueError(
+                f"chances of {self.world} has {min(unknown)!r}: "
+                + (f"did you mean {', '.join(near)}?" if near else "this world has none, leave chances out")
+            )
         self.split, self.task, self.seed, self.categories = split, task, seed, categories
+        self.chances = chances or {}
         self.questions_per_picture, self.yes_no_questions = questions_per_picture, yes_no_questions
 
     def __len__(self) -> int:

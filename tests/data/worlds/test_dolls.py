@@ -237,6 +237,19 @@ def test_only_the_categories_that_are_named_are_asked_where_they_apply():
     assert any("creature" in kinds for kinds in asked)  # no robe: all that apply
 
 
+def test_things_are_shown_as_often_as_their_chances_say():
+    figures, chances = 600, {"dwarf": 6, "man": 3, "pumpkin head": 9}
+    some = dolls.Dolls("train", "draw", seed=1, chances=chances)
+    shown = Counter(layers()["base"][some.spec(index).base].phrase for index in range(figures))
+    rest = 18 + 6 + 3 - 2  # the weights of all creatures
+    for name in ("dwarf", "man", "elf"):  # a little rarer: twins under a pumpkin head are drawn again
+        share = chances.get(name, 1) / rest
+        assert shown[name] / figures == pytest.approx(share, abs=4 * (share / figures) ** 0.5)
+    assert not {(spec.base, spec.body) for spec in map(some.spec, range(figures))} & dolls.held_out_pairs()
+    plain, none = (dolls.Dolls("train", "draw", 1, chances=given) for given in (None, {"dwarf": 1}))
+    assert [plain.spec(index) for index in range(20)] == [none.spec(index) for index in range(20)]
+
+
 def test_a_record_depends_on_its_index_only():
     first, second = (dolls.Dolls("train", "answer", seed=7) for _ in range(2))
     forward = [first[i]["meta"] for i in range(20)]
@@ -311,6 +324,8 @@ def test_bad_arguments_are_refused(images, specs):
         (lambda: dolls.Dolls("train", "answer", 0, yes_no_questions=0), "yes_no_questions is 0"),
         (lambda: dolls.Dolls("train", "answer", 0, categories=["hat"]), "questions has 'hat': choose among creature"),
         (lambda: dolls.Dolls("train", "answer", 0, categories=[]), "questions is empty: choose among creature"),
+        (lambda: dolls.Dolls("train", "draw", 0, chances={"dwarfs": 2}), "chances of dolls has 'dwarfs'.*mean dwarf"),
+        (lambda: open_world("emoji").Source("train", "draw", 0, chances={"cat": 2}), "chances of emoji has 'cat'.*none"),
         (lambda: dolls.render(specs[0]._replace(head=99)), "head 99 does not exist: it is 0 to 24, or None"),
         (lambda: dolls.render(specs[0]._replace(base=None)), "base -1 does not exist"),
         (lambda: dolls.render(specs[0]._replace(background="pink")), "unknown background 'pink'"),
