@@ -14,8 +14,8 @@ from hybridgen.data.worlds.dolls_figures import (
     SPLITS,
     Spec,
     draw_spec,
-    phrases,
     held_out_pairs,
+    phrases,
     render,
     render_batch,
 )

@@ -325,7 +325,10 @@ def test_bad_arguments_are_refused(images, specs):
         (lambda: dolls.Dolls("train", "answer", 0, categories=["hat"]), "questions has 'hat': choose among creature"),
         (lambda: dolls.Dolls("train", "answer", 0, categories=[]), "questions is empty: choose among creature"),
         (lambda: dolls.Dolls("train", "draw", 0, chances={"dwarfs": 2}), "chances of dolls has 'dwarfs'.*mean dwarf"),
-        (lambda: open_world("emoji").Source("train", "draw", 0, chances={"cat": 2}), "chances of emoji has 'cat'.*none"),
+        (
+            lambda: open_world("emoji").Source("train", "draw", 0, chances={"cat": 2}),
+            "chances of emoji has 'cat'.*none",
+        ),
         (lambda: dolls.render(specs[0]._replace(head=99)), "head 99 does not exist: it is 0 to 24, or None"),
         (lambda: dolls.render(specs[0]._replace(base=None)), "base -1 does not exist"),
         (lambda: dolls.render(specs[0]._replace(background="pink")), "unknown background 'pink'"),
