@@ -149,6 +149,8 @@ class SourceConfig:
                 belongs = "worlds" if kinds[0] == "world" else " and ".join(kinds)
                 raise ValueError(f"{self.name}: {key} belongs to {belongs}; a {kind} has none, leave it out")
         for thing, chance in self.chances.items():
+            if not isinstance(thing, str):
+                raise ValueError(f"{self.name}: chances has {thing!r}; its keys are names, as in {{dwarf: 2.5}}")
             if not isinstance(chance, int | float) or not 0 < chance < float("inf"):
                 raise ValueError(f"{self.name}: chances has {chance!r} for {thing!r}; it must be a number above 0")
         if self.buffer < 1:

@@ -101,6 +101,7 @@ def test_worlds_are_tasks(world, unseen):
         ({"source": "dolls", "task": "paint"}, "unknown task 'paint' of dolls"),
         ({"source": "dolls", "task": "draw", "split": "test"}, "unknown split 'test' of dolls"),
         ({"source": "dolls", "task": "draw", "chances": {"drawf": 2}}, "chances of dolls has 'drawf'.*dwarf"),
+        ({"source": "dolls", "task": "draw", "chances": {1: 2, "dwarf": 2}}, "chances has 1; its keys are names"),
         ({"source": "dolls", "task": "draw", "chances": {"dwarf": 0}}, "chances has 0 for 'dwarf'; it must be"),
         ({"source": "dolls"}, "dolls-understanding: task is missing"),
         ({"source": "x/a.jsonl", "chances": {"dwarf": 2}}, "a-understanding: chances belongs to worlds"),
