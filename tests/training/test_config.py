@@ -1,5 +1,6 @@
 """Configs of both stages: what is accepted, and each combination that cannot work, refused before any loading."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 import yaml
 
 from hybridgen.training import load_config
+from tests.models import MODEL_CONTENT
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 JANUS = {
@@ -39,19 +41,7 @@ def model_content(tmp_path, vq_folder) -> dict:
             ],
         },
         "codec": {"vq": str(vq_folder)},
-        "model": {
-            "tokenizer": {"vocab_size": 300, "samples": 20},
-            "text_config": {
-                "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-                "num_key_value_heads": 2, "head_dim": 8,
-            },
-            "vision_config": {
-                "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-                "image_size": 16, "patch_size": 8, "vision_use_head": False,
-            },
-            "diffusion_config": {"patch_size": 4, "sample_size": 16, "frequency_embedding_size": 32},
-            "vq_config": {"num_embeddings": 50, "embed_dim": 8, "sample_size": 4},
-        },
+        "model": copy.deepcopy(MODEL_CONTENT),
     }  # fmt: skip
 
 
