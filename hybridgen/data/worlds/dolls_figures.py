@@ -154,9 +154,9 @@ def draw_spec(rng: np.random.Generator, held_out: bool = False, chances: Mapping
 
     `chances` makes parts likelier than the others of their slot, by phrase: {"dwarf": 2.5}; of 1 where none is said.
 
-    With `held_out` the (base, body) pair is one of `held_out_pairs()`, each as likely, without it never. Figures that cannot be told
-    apart by looking are drawn again (`is_legible`), so every question about a drawn figure has its answer in the
-    picture.
+    With `held_out` the (base, body) pair is one of `held_out_pairs()`, each as likely, without it never. Figures that
+    cannot be told apart by looking are drawn again (`is_legible`), so every question about a drawn figure has its
+    answer in the picture.
     """
     while True:
         spec = Spec(
