@@ -26,6 +26,7 @@ DEFAULT_CHAT_TEMPLATE = """\
 {{- bos_token if bos_token else '' -}}
 {%- for message in messages -%}
 {{- '<|' + message['role'] + '|>' -}}
+{{- '<think>' + message['reasoning_content'] + '</think>' if message['reasoning_content'] else '' -}}
 {%- if message['content'] is string -%}
 {{- message['content'] -}}
 {%- else -%}
@@ -73,6 +74,7 @@ def check_messages(messages: Any, where: str = "") -> list[dict]:
             raise ValueError(f"{here} must be an object with role and content, not {_shown(message)}")
         if message.get("role") not in ROLES:
             raise ValueError(f"{here} has role {_shown(message.get('role'))}; use one of {', '.join(ROLES)}")
+        _check_reasoning(message, here)
         content = message.get("content")
         if isinstance(content, str):
             continue
@@ -81,6 +83,16 @@ def check_messages(messages: Any, where: str = "") -> list[dict]:
         for part in content:
             _check_part(part, here)
     return messages
+
+
+def _check_reasoning(message: dict, here: str) -> None:
+    thought = message.get("reasoning_content")
+    if thought is None:
+        return
+    if not isinstance(thought, str):
+        raise ValueError(f"{here} has reasoning_content {_shown(thought)}; it must be a text")
+    if message["role"] != "assistant":
+        raise ValueError(f"{here} has reasoning_content, but role {message['role']}; only the assistant reasons")
 
 
 def _check_part(part: Any, here: str) -> None:
@@ -102,6 +114,13 @@ def parts(message: dict) -> list[dict]:
     """A message's content as a list of parts, also where it is a plain text."""
     content = message["content"]
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def without_reasoning(text: str) -> str:
+    """What is said after the model's reasoning, which ends with `</think>` (our template, Qwen3, DeepSeek-R1).
+
+    Reasoning that does not end, because there was no room, stays: it is no answer, and shows why."""
+    return text.rpartition("</think>")[2].strip()
 
 
 def without_prompt(messages: list[dict]) -> list[dict]:
@@ -229,7 +248,8 @@ def _image_first(messages: list[dict], reserved: re.Pattern) -> list[bool]:
     """For each picture, whether no text stands before it. Refuses texts that would be taken for pictures."""
     flags, spoken = [], False
     for message in messages:
-        for part in parts(message):
+        thought = message.get("reasoning_content")
+        for part in ([{"type": "text", "text": thought}] if thought else []) + parts(message):
             if part["type"] == "image":
                 flags.append(not spoken)
                 continue

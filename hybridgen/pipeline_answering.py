@@ -7,6 +7,7 @@ is clean, at timestep 0; nothing is drawn, and nothing is random.
 import torch
 from torch import Tensor
 
+from hybridgen.chat import without_reasoning
 from hybridgen.configuration_hybridgen import require_path
 from hybridgen.pipeline_checks import check_counts
 from hybridgen.processing_hybridgen import Document, left_pad
@@ -25,12 +26,14 @@ class Answering:
         max_new_tokens: int = 32,
         max_batch: int = 64,
     ) -> list[str]:
-        """Answer questions about images: the likeliest words, so the same every time.
+        """Answer questions about images: the likeliest words, so the same every time. A model that reasons first is
+        given its time, and its reasoning is left out.
 
         Args:
             images, questions: equally many, or one of either for all of the other.
             path: by which the images are read: `understanding`, `diffusion` (clean) or `vq`; or several, one after the
                 other, where the model was trained so (BAGEL).
+            max_new_tokens: of each answer, its reasoning among them; one whose reasoning did not end is the reasoning.
             max_batch: questions at a time.
 
         Raises:
@@ -49,7 +52,8 @@ class Answering:
                 documents.append(self.processor.prompt([{"role": "user", "content": content}], read=path))
                 self.check_length(question, len(documents[-1]), max_new_tokens, "the answer")
             prompts, tokens = self._read(documents), self.processor.special_tokens
-            answers += write_text(self.model, self.processor.tokenizer, tokens, prompts, max_new_tokens)
+            written = write_text(self.model, self.processor.tokenizer, tokens, prompts, max_new_tokens)
+            answers += map(without_reasoning, written)
         return answers
 
     def _read(self, documents: list[Document]) -> dict:

@@ -7,7 +7,7 @@ the table, so only the two tokens that frame an image need rows of their own the
 
 from collections.abc import Iterable
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hybridgen.configuration_hybridgen import HybridGenConfig
@@ -21,6 +21,7 @@ PLACEHOLDERS = {
 }
 IMAGE_TOKENS = (BEGIN_IMAGE, END_IMAGE, *PLACEHOLDERS.values())
 TEXT_TOKENS = {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": "<|pad|>"}
+REASONING_TOKENS = ("<think>", "</think>")  # of the texts, as in Qwen3, not special: decoding keeps them
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>")
 
 
@@ -118,25 +119,29 @@ class PieceTokenizer:
 def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer trained on `texts`: every text can be written, and frequent words are one token.
 
-    Deterministic. It has the tokens of images, of roles, and `<|bos|> <|eos|> <|pad|>`.
+    Deterministic. It has the tokens of images, of roles, of reasoning, and `<|bos|> <|eos|> <|pad|>`.
 
     Raises:
         ValueError: the vocabulary is too small for the bytes and the special tokens.
     """
     special = [*TEXT_TOKENS.values(), *ROLE_TOKENS, *IMAGE_TOKENS]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    if vocab_size < len(special) + len(alphabet):
+    if vocab_size < (least := len(alphabet) + len(special) + len(REASONING_TOKENS)):
         raise ValueError(
-            f"a vocabulary of {vocab_size} is too small: {len(alphabet)} bytes and {len(special)} special tokens need "
-            f"at least {len(special) + len(alphabet)}"
+            f"a vocabulary of {vocab_size} is too small: {len(alphabet)} bytes and {least - len(alphabet)} tokens with "
+            f"a meaning of their own need at least {least}"
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size - len(REASONING_TOKENS),
+        special_tokens=special,
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in REASONING_TOKENS])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         extra_special_tokens=[*ROLE_TOKENS, *IMAGE_TOKENS],

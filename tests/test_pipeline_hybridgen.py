@@ -528,6 +528,20 @@ def test_one_image_or_one_question_stands_beside_all_of_the_other(pipe):
     assert len(pipe.answer(images[0], questions[0])) == 1
 
 
+def test_answers_come_without_their_reasoning(pipe, monkeypatch):
+    """The head is made to write a fixed text: the state after each of its words wants the next one."""
+    tokenizer, head = pipe.processor.tokenizer, pipe.model.lm_head
+    written = iter(tokenizer("<think>a red circle</think>yes")["input_ids"] + [tokenizer.eos_token_id])
+
+    def wants_next(module, inputs, logits):
+        return torch.full_like(logits, -1.0).index_fill(-1, torch.tensor(next(written)), 1.0)
+
+    handle = head.register_forward_hook(wants_next)
+    answers = pipe.answer(picture(0), "is there a circle?")
+    handle.remove()
+    assert answers == ["yes"]
+
+
 def test_answers_hold_no_token_of_images(pipe):
     """The head is made to want a placeholder whatever the state: for one of two opposite rows the logit is largest."""
     tokens, head = pipe.processor.special_tokens, pipe.model.lm_head.weight

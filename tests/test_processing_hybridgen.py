@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoProcessor, PreTrainedTokenizerFast
 
 from hybridgen import HybridGenConfig
+from hybridgen.chat import without_reasoning
 from hybridgen.documents import left_pad
 from hybridgen.layout import IGNORE, PADDING_DOCUMENT
 from hybridgen.processing_hybridgen import (
@@ -77,6 +78,28 @@ def test_a_training_document_begins_with_the_prompts_tokens(template, messages):
             assert prompt.position_ids == document.position_ids[:n]
             assert set(prompt.labels) == {IGNORE}
     assert n < len(document)
+
+
+def test_reasoning_is_taught_before_the_answer_and_prompts_are_as_ever():
+    processor = tiny_processor()
+    thought = [{**message} for message in ASK]
+    thought[3]["reasoning_content"] = "red"
+    tokens = processor.tokenizer.tokenize("<think>red</think>no")
+    assert (tokens[0], tokens[-2]) == ("<think>", "</think>")
+    document = processor.document(thought)
+    assert decoded(processor, document.layout.labels) == "red<|eos|><think>red</think>no<|eos|>"
+    assert processor.document(ASK).layout.input_ids[:-2] == document.layout.input_ids[: -len(tokens) - 1]
+    assert processor.prompt(thought[:3]).layout.input_ids == processor.prompt(ASK[:3]).layout.input_ids
+    written = processor.tokenizer(["<think>red</think>no"])["input_ids"]
+    assert processor.tokenizer.batch_decode(written, skip_special_tokens=True) == ["<think>red</think>no"]
+
+
+@pytest.mark.parametrize(
+    ("written", "answer"),
+    [("no", "no"), ("<think>red</think> no", "no"), ("<think>\n\n</think>\n\nno", "no"), ("<think>a", "<think>a")],
+)
+def test_the_answer_is_what_stands_after_the_reasoning(written, answer):
+    assert without_reasoning(written) == answer
 
 
 def test_the_first_token_has_no_label_even_if_all_are_taught():
@@ -316,7 +339,7 @@ def test_a_trained_tokenizer_keeps_whole_words_and_loses_nothing():
     odd = "naïve 日本 \t x\n"
     assert tokenizer.decode(tokenizer(odd)["input_ids"]) == odd
     assert all(token in tokenizer.get_vocab() for token in IMAGE_TOKENS)
-    with pytest.raises(ValueError, match="a vocabulary of 100 is too small: 256 bytes and 11 special tokens need"):
+    with pytest.raises(ValueError, match="a vocabulary of 100 is too small: 256 bytes and 13 tokens with a meaning"):
         build_tokenizer(texts, 100)
 
 
@@ -405,6 +428,9 @@ def test_settings_that_cannot_be_are_refused(how, sentence):
         ([{"role": "user", "content": [{"type": "sound"}]}], "message 0 has a part .*'sound'.*'text' or 'image'"),
         ([{"role": "user", "content": [{"type": "image"}]}], "message 0 has an image part without its image"),
         ([{"role": "user", "content": [{"type": "text"}]}], "message 0 has a text part without its text"),
+        ([user("a"), {**assistant("b"), "reasoning_content": 3}], "message 1 has reasoning_content 3; it must be"),
+        ([{**user("a"), "reasoning_content": "b"}], "message 0 has reasoning_content, but role user; only"),
+        ([user("a"), {**assistant("b"), "reasoning_content": "<vq_placeholder>"}], "'<vq_placeholder>', which stands"),
         ([user("a <vq_placeholder>"), assistant("b")], "a text contains '<vq_placeholder>', which stands for images"),
         ([user("hi")], "no message of the assistant, so nothing to learn"),
     ],

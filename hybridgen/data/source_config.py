@@ -50,6 +50,8 @@ class SourceConfig:
         questions_per_picture: worlds' `answer` only; None = all that apply.
         yes_no_questions: worlds' `answer` only: how many of those that apply want yes or no; None = 1.
         categories: worlds' `answer` only: which of the world's CATEGORIES are asked about; None = all.
+        reasoning: worlds' `answer` only: what a yes or no follows from is said first, between `<think>` and `</think>`;
+            `HybridGenPipeline.answer` leaves it out.
         chances: worlds only: how much likelier than others of their sort things are shown, as in {dwarf: 2.5, elf: 2}.
         shuffle: a new order in each epoch; False = as they stand.
         seed: added to the run's, for pictures other than another task's.
@@ -80,6 +82,7 @@ class SourceConfig:
     questions_per_picture: int | None = None
     yes_no_questions: int | None = None
     categories: list[str] | None = None
+    reasoning: bool = False
     chances: dict[str, float] = field(default_factory=dict)
     shuffle: bool = True
     seed: int = 0
@@ -136,6 +139,7 @@ class SourceConfig:
             "questions_per_picture": ("world",),
             "yes_no_questions": ("world",),
             "categories": ("world",),
+            "reasoning": ("world",),
             "chances": ("world",),
             "split": ("world", "dataset"),
             "subset": ("dataset",),

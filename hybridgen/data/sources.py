@@ -51,7 +51,7 @@ def _open_world(config: SourceConfig, seed: int) -> Task:
     world = open_world(config.source)
     yes_no = 1 if config.yes_no_questions is None else config.yes_no_questions
     asking = {"questions_per_picture": config.questions_per_picture, "yes_no_questions": yes_no}
-    asking["categories"] = config.categories
+    asking |= {"categories": config.categories, "reasoning": config.reasoning}
     arguments = (config.split or "train", config.task, seed + config.seed)
     source = world.Source(*arguments, **asking, chances=config.chances)
     return Task(source, config, seed)

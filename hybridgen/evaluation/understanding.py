@@ -18,7 +18,7 @@ from hybridgen.evaluation.samples import first_records
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 
 GRAY = (127, 127, 127)
-MOST_TOKENS = 16  # more than the longest answer of any world has
+MOST_TOKENS = 32  # more than the longest answer of any world has, with what it follows from
 
 
 @dataclass

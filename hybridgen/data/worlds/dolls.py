@@ -19,7 +19,7 @@ from hybridgen.data.worlds.dolls_figures import (
     render,
     render_batch,
 )
-from hybridgen.data.worlds.dolls_language import CATEGORIES, caption, parse_caption, questions
+from hybridgen.data.worlds.dolls_language import CATEGORIES, caption, parse_caption, questions, reasoning
 from hybridgen.data.worlds.dolls_scoring import judge_pictures, majority_slots, nearest_specs, score_pictures
 from hybridgen.data.worlds.questions import Question, majority_shares, score_answers
 from hybridgen.data.worlds.source import LENGTH, TASKS, IndexedSource
@@ -73,6 +73,9 @@ class Dolls(IndexedSource):
 
     def _questions(self, spec: Spec, rng: np.random.Generator) -> list[Question]:
         return questions(spec, rng)
+
+    def _reasoning(self, spec: Spec, question: Question) -> str:
+        return reasoning(spec, question)
 
 
 Source = Dolls

@@ -94,6 +94,18 @@ def questions(spec: Spec, rng: np.random.Generator) -> list[Question]:
     return asked
 
 
+def reasoning(spec: Spec, question: Question) -> str:
+    """What a yes-or-no answer follows from: what this figure has where the thing asked about would be, named as the
+    question names things ("red robe" if a gray robe, "robe" if a cloak is asked about), "nothing" where it has nothing.
+    Empty for all other questions.
+    """
+    if question.category != "yes_no":
+        return ""
+    asked = re.fullmatch(r"is there (?:an? )?(.+)\?", question.question)[1]
+    slot, naming = _where()[asked]
+    return naming(spec, slot) or "nothing"
+
+
 def _yes_no(spec: Spec, rng: np.random.Generator) -> Question:
     """Yes or no with equal chance; a "no" names a part of another random figure, so the wording gives nothing away.
 
@@ -148,6 +160,13 @@ def _join(items: list[str]) -> str:
 @cache
 def _phrases() -> dict[str, tuple[str, int]]:
     return {layer.phrase: (slot, index) for slot in LAYER_SLOTS for index, layer in enumerate(layers()[slot])}
+
+
+@cache
+def _where() -> dict[str, tuple[str, Callable]]:
+    """Each name that questions use: the slot it is in, and whether it is a phrase or a kind."""
+    kinds = {layer.kind: (slot, _kind) for slot in LAYER_SLOTS for layer in layers()[slot]}
+    return kinds | {phrase: (slot, _phrase) for phrase, (slot, _) in _phrases().items()}
 
 
 def _look_up(item: str, allowed: tuple[str, ...], text: str) -> tuple[str, int]:

@@ -16,6 +16,7 @@ from hybridgen.data.worlds.emoji_language import (
     caption,
     parse_caption,
     questions,
+    reasoning,
     tagged_caption,
     tags_only_caption,
 )
@@ -79,6 +80,9 @@ class Emoji(IndexedSource):
 
     def _questions(self, spec: Spec, rng: np.random.Generator) -> list[Question]:
         return questions(spec, rng)
+
+    def _reasoning(self, spec: Spec, question: Question) -> str:
+        return reasoning(spec, question)
 
 
 Source = Emoji

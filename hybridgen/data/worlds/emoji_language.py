@@ -80,6 +80,11 @@ def questions(spec: Spec, rng: np.random.Generator) -> list[Question]:
     return asked
 
 
+def reasoning(spec: Spec, question: Question) -> str:
+    """What a yes-or-no answer follows from: the picture's name. Empty for all other questions."""
+    return spec.label if question.category == "yes_no" else ""
+
+
 def _yes_no(spec: Spec, rng: np.random.Generator) -> Question:
     """Yes or no with equal chance; a "no" names another emoji of the subgroup (of the group where it is alone)."""
     truth, label = bool(rng.random() < 0.5), spec.label

@@ -27,7 +27,9 @@ class IndexedSource:
     - task "answer": the user shows the picture and asks, the assistant answers; `questions_per_picture` turns in
       random order, drawn from those that apply, all of them when it is None; `yes_no_questions` of those that apply
       want yes or no. Their answer is one bit, so a model needs many times as many of them to learn to compare.
-      `categories` are those asked; a picture to which none of them applies is asked all that do.
+      `categories` are those asked; a picture to which none of them applies is asked all that do. With `reasoning`
+      the assistant first says to itself what a yes or no follows from (`reasoning_content`, as transformers calls
+      it): seeing and comparing are then learnt one after the other instead of both from that one bit.
 
     `chances` shows some things more often than others of their sort, by the world's `names`: {"dwarf": 2.5}. Things
     that are easily taken for one another teach a model little at their share of the pictures.
@@ -50,6 +52,7 @@ class IndexedSource:
         yes_no_questions: int = 1,
         categories: list[str] | None = None,
         chances: dict[str, float] | None = None,
+        reasoning: bool = False,
     ):
         """Raises ValueError for an unknown split, task, category or name, a negative seed, or fewer than one question
         a picture."""
@@ -75,7 +78,7 @@ class IndexedSource:
                 + (f"did you mean {', '.join(near)}?" if near else "this world has none, leave chances out")
             )
         self.split, self.task, self.seed, self.categories = split, task, seed, categories
-        self.chances = chances or {}
+        self.chances, self.reasoning = chances or {}, reasoning
         self.questions_per_picture, self.yes_no_questions = questions_per_picture, yes_no_questions
 
     def __len__(self) -> int:
@@ -95,6 +98,10 @@ class IndexedSource:
                 asked = [question for question in asked if question.category in self.categories] or asked
             asked = [asked[i] for i in rng.permutation(len(asked))[: self.questions_per_picture]]
             messages = conversation(image, asked)
+            if self.reasoning:
+                for message, question in zip(messages[1::2], asked, strict=True):
+                    if thought := self._reasoning(spec, question):
+                        message["reasoning_content"] = thought
         meta = {"world": self.world, "spec": spec._asdict(), "questions": [list(question) for question in asked]}
         return {"messages": messages, "meta": meta}
 
@@ -124,6 +131,9 @@ class IndexedSource:
         raise NotImplementedError
 
     def _questions(self, spec, rng: np.random.Generator) -> list[Question]:
+        raise NotImplementedError
+
+    def _reasoning(self, spec, question: Question) -> str:
         raise NotImplementedError
 
 

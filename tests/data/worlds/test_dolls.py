@@ -1,15 +1,17 @@
 """The dolls world: what it draws and says is true, the split holds, and the scorer keeps its own figures."""
 
 import json
+import re
 import time
 from collections import Counter
 
 import numpy as np
 import pytest
 
+from hybridgen.data.records import check_record
 from hybridgen.data.worlds import dolls, open_world
 from hybridgen.data.worlds.dolls_figures import LAYER_SLOTS, decode, encode, is_legible, layers
-from hybridgen.data.worlds.dolls_language import CATEGORIES
+from hybridgen.data.worlds.dolls_language import CATEGORIES, reasoning
 from hybridgen.data.worlds.questions import Question
 
 PICTURES = 128
@@ -223,6 +225,42 @@ def test_more_yes_no_questions_are_asked_where_wanted():
         assert sum(category == "yes_no" for category, _, _ in four) == 4
         assert [q for q in one if q[0] != "yes_no"] == [q for q in four if q[0] != "yes_no"]
         assert usual.spec(index) == more.spec(index)
+
+
+@pytest.mark.parametrize("world", ["dolls", "emoji"])
+def test_reasoning_says_what_a_yes_or_no_follows_from(world):
+    source = open_world(world).Source
+    plain, reasoned = (source("train", "answer", 1, yes_no_questions=4, reasoning=given) for given in (False, True))
+    words = set()
+    for index in range(150):
+        record = check_record(reasoned[index], "here")
+        thoughts = [message.pop("reasoning_content", None) for message in record["messages"]]
+        said = [[m["role"], m["content"][-1]["text"]] for m in record["messages"]]
+        assert said == [[m["role"], m["content"][-1]["text"]] for m in plain[index]["messages"]]
+        assert record["meta"] == plain[index]["meta"]
+        assert set(thoughts[::2]) == {None}
+        for thought, (category, question, answer) in zip(thoughts[1::2], record["meta"]["questions"], strict=True):
+            assert (thought is not None) == (category == "yes_no")
+            if thought is not None:
+                asked = re.sub(r"^is (this|there) (an? )?|\?$", "", question)
+                assert (thought == asked) == (answer == "yes")
+                words.add(thought)
+    assert len(words) > 30
+
+
+def test_reasoning_names_what_the_figure_has_in_that_place():
+    spec = dolls.parse_caption("a man wearing a gray robe, holding a spear, black background")
+    for asked, thought in {
+        "a gray robe": "gray robe",
+        "a robe": "robe",
+        "a red robe": "gray robe",
+        "plate armour": "gray robe",
+        "a cloak": "nothing",
+        "a trident": "spear",
+        "an orc": "man",
+    }.items():
+        question = dolls.Question("yes_no", f"is there {asked}?", "no")
+        assert reasoning(spec, question) == thought
 
 
 def test_only_the_categories_that_are_named_are_asked_where_they_apply():
