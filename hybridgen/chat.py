@@ -26,7 +26,7 @@ DEFAULT_CHAT_TEMPLATE = """\
 {{- bos_token if bos_token else '' -}}
 {%- for message in messages -%}
 {{- '<|' + message['role'] + '|>' -}}
-{{- '<think>' + message['reasoning_content'] + '</think>' if message['reasoning_content'] else '' -}}
+{{- '<think> ' + message['reasoning_content'] + '</think>' if message['reasoning_content'] else '' -}}
 {%- if message['content'] is string -%}
 {{- message['content'] -}}
 {%- else -%}

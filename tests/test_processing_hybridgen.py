@@ -84,10 +84,10 @@ def test_reasoning_is_taught_before_the_answer_and_prompts_are_as_ever():
     processor = tiny_processor()
     thought = [{**message} for message in ASK]
     thought[3]["reasoning_content"] = "red"
-    tokens = processor.tokenizer.tokenize("<think>red</think>no")
+    tokens = processor.tokenizer.tokenize("<think> red</think>no")
     assert (tokens[0], tokens[-2]) == ("<think>", "</think>")
     document = processor.document(thought)
-    assert decoded(processor, document.layout.labels) == "red<|eos|><think>red</think>no<|eos|>"
+    assert decoded(processor, document.layout.labels) == "red<|eos|><think> red</think>no<|eos|>"
     assert processor.document(ASK).layout.input_ids[:-2] == document.layout.input_ids[: -len(tokens) - 1]
     assert processor.prompt(thought[:3]).layout.input_ids == processor.prompt(ASK[:3]).layout.input_ids
     written = processor.tokenizer(["<think>red</think>no"])["input_ids"]
