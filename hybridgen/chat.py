@@ -21,7 +21,8 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 
 ROLES = ("system", "user", "assistant")
 
-# The assistant's turns end with the end-of-text token; user turns end where the next turn begins.
+# The assistant's turns end with the end-of-text token; user turns end where the next turn begins. Reasoning begins with
+# a space: so its first word is the token that it is inside of a question, and need not be learnt to be the same word.
 DEFAULT_CHAT_TEMPLATE = """\
 {{- bos_token if bos_token else '' -}}
 {%- for message in messages -%}

@@ -94,6 +94,16 @@ def test_reasoning_is_taught_before_the_answer_and_prompts_are_as_ever():
     assert processor.tokenizer.batch_decode(written, skip_special_tokens=True) == ["<think>red</think>no"]
 
 
+def test_words_of_the_reasoning_are_the_tokens_that_they_are_in_the_question():
+    """Else a model must learn name by name which two tokens are one word, before it can compare them."""
+    processor = tiny_processor()
+    messages = [user("is there a red circle?"), {**assistant("yes"), "reasoning_content": "red circle"}]
+    tokens = processor.tokenizer.convert_ids_to_tokens(processor.document(messages).layout.input_ids)
+    begins, ends = tokens.index("<think>"), tokens.index("</think>")
+    said = "|".join(tokens[begins + 1 : ends])
+    assert said in "|".join(tokens[:begins])
+
+
 @pytest.mark.parametrize(
     ("written", "answer"),
     [("no", "no"), ("<think>red</think> no", "no"), ("<think>\n\n</think>\n\nno", "no"), ("<think>a", "<think>a")],
