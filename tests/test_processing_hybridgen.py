@@ -96,12 +96,13 @@ def test_reasoning_is_taught_before_the_answer_and_prompts_are_as_ever():
 
 def test_words_of_the_reasoning_are_the_tokens_that_they_are_in_the_question():
     """Else a model must learn name by name which two tokens are one word, before it can compare them."""
-    processor = tiny_processor()
-    messages = [user("is there a red circle?"), {**assistant("yes"), "reasoning_content": "red circle"}]
+    question = "is there a red circle?"
+    processor = tiny_processor(tokenizer=build_tokenizer([question, "red circle"] * 9, 400))
+    messages = [user(question), {**assistant("yes"), "reasoning_content": "red circle"}]
     tokens = processor.tokenizer.convert_ids_to_tokens(processor.document(messages).layout.input_ids)
     begins, ends = tokens.index("<think>"), tokens.index("</think>")
-    said = "|".join(tokens[begins + 1 : ends])
-    assert said in "|".join(tokens[:begins])
+    assert tokens[begins + 1 : ends] == tokens[begins - 4 : begins - 2]
+    assert tokens[begins - 2 : begins] == ["?", "<|assistant|>"]
 
 
 @pytest.mark.parametrize(
