@@ -120,7 +120,8 @@ def parts(message: dict) -> list[dict]:
 def without_reasoning(text: str) -> str:
     """What is said after the model's reasoning, which ends with `</think>` (our template, Qwen3, DeepSeek-R1).
 
-    Reasoning that does not end, because there was no room, stays: it is no answer, and shows why."""
+    Reasoning that does not end, because there was no room, stays: it is no answer, and shows why.
+    """
     return text.rpartition("</think>")[2].strip()
 
 

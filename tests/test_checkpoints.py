@@ -115,9 +115,10 @@ def test_a_missing_weight_is_named_and_not_made_up(folder, name, weight):
 def test_weights_of_another_shape(folder):
     file = folder / "model" / "model.safetensors"
     weights = load_file(file)
+    made = tuple(weights["lm_head.weight"].shape)
     weights["lm_head.weight"] = torch.zeros(7, 32)
     save_file(weights, file, {"format": "pt"})
-    assert "has lm_head.weight of shape (7, 32), but config.json makes it (309, 32)" in refused(folder)
+    assert f"has lm_head.weight of shape (7, 32), but config.json makes it {made}" in refused(folder)
 
 
 def test_a_missing_shard_is_named(folder, tmp_path):
