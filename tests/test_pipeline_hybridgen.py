@@ -528,7 +528,7 @@ def test_one_image_or_one_question_stands_beside_all_of_the_other(pipe):
     assert len(pipe.answer(images[0], questions[0])) == 1
 
 
-def test_answers_come_without_their_reasoning(pipe, monkeypatch):
+def test_answers_come_without_their_reasoning(pipe):
     """The head is made to write a fixed text: the state after each of its words wants the next one."""
     tokenizer, head = pipe.processor.tokenizer, pipe.model.lm_head
     written = iter(tokenizer("<think>a red circle</think>yes")["input_ids"] + [tokenizer.eos_token_id])
