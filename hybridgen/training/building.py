@@ -96,6 +96,9 @@ def build_model(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = HybridGenForConditionalGeneration(hybrid)
+        if config.embedding_std is not None:
+            embeddings = model.model.language_model.embed_tokens.weight
+            embeddings.data *= config.embedding_std / embeddings.std()
         if config.language_model is not None:
             language_model = AutoModelForCausalLM.from_pretrained(config.language_model, dtype=torch.float32)
             language_model.resize_token_embeddings(hybrid.vocab_size)

@@ -127,6 +127,18 @@ def _check_model_stage(config: "TrainConfig") -> None:
             raise ValueError("lora adapts a pretrained pipeline, but model.from_pretrained is missing; give it")
         require_peft()
     hybrid = hybrid_config(config.model)
+    if config.model.embedding_std is not None:
+        _require(config, "model.embedding_std", lambda value: 0 < value < float("inf"), "above 0")
+        if config.model.language_model is not None:
+            raise ValueError(
+                f"model.embedding_std is {config.model.embedding_std}, but the embeddings come trained with "
+                "model.language_model; leave it out"
+            )
+        if hybrid.tie_word_embeddings:
+            raise ValueError(
+                f"model.embedding_std is {config.model.embedding_std}, but embeddings and head are one matrix here, "
+                "and a head starts small; leave it out, or say model.tie_word_embeddings=false"
+            )
     if config.model.codes_from_codebook and hybrid.vq_config is None:
         raise ValueError("model.codes_from_codebook is true, but the model has no vq_config; give it, or say false")
     if config.model.codes_from_codebook and hybrid.vq_config.first_token_id is not None:

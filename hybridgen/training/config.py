@@ -43,6 +43,8 @@ class ModelConfig:
         vision_model: a folder of a transformers vision tower: config and weights come from it.
         text_config, vision_config, diffusion_config, vq_config, ...: as in `HybridGenConfig`. Token ids and the
             vocabulary's size come from the tokenizer, `vq_config.num_embeddings` has to be the codec's.
+        embedding_std: the spread that text embeddings start with; None = the backbone's own (0.02 in most). At 1, words
+            stay apart: from 0.02 an optimizer soon moves all names of one kind to one place.
         codes_from_codebook: start code embeddings and the rows of the generation head from the codec's codebook.
         shared_vocabulary: codes are tokens of the language model, behind those of the tokenizer (Chameleon); of
             `vq_config` only `num_embeddings` and `sample_size` count then.
@@ -60,6 +62,7 @@ class ModelConfig:
     aligner_hidden_act: str = "gelu"
     initializer_range: float = 0.02
     tie_word_embeddings: bool | None = None
+    embedding_std: float | None = None
     codes_from_codebook: bool = False
     shared_vocabulary: bool = False
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)

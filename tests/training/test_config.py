@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import Qwen3Config
 
 from hybridgen.training import load_config
-from tests.models import MODEL_CONTENT
+from tests.models import MODEL_CONTENT, text_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 JANUS = {
@@ -124,6 +125,8 @@ def test_refused(load, model_content, word, message):
         (["model.vq_config=null", "model.codes_from_codebook=true"], "codes_from_codebook is true, but the model"),
         (["model.vq_config=null", "model.shared_vocabulary=true"], "shared_vocabulary is true, but the model has"),
         (["model.shared_vocabulary=true", "model.codes_from_codebook=true"], "codes are tokens of the vocabulary here"),
+        (["model.embedding_std=0"], "model.embedding_std is 0.0; it must be above 0"),
+        (["model.embedding_std=1", "model.tie_word_embeddings=true"], "std is 1.0, but embeddings and head are one"),
         (["model.vision_config=null", "model.diffusion_config.alignment_layer=1"], "there is no vision tower to align"),
         (["data.sources.2.read=[understanding, understanding]"], "read is .*; name each path by which images are read"),
         (["data.sources.2.read=[diffusion, siglip]"], "read is .siglip.; it must be one of understanding"),
@@ -154,6 +157,13 @@ def test_refused(load, model_content, word, message):
 )  # fmt: skip
 def test_impossible_models_are_refused(load, model_content, words, message):
     with pytest.raises(ValueError, match=message):
+        load(model_content, *words)
+
+
+def test_trained_embeddings_keep_their_spread(load, model_content, tmp_path):
+    Qwen3Config(**text_config()).save_pretrained(tmp_path)
+    words = ["model.text_config=null", f"model.language_model={tmp_path}", "model.embedding_std=1"]
+    with pytest.raises(ValueError, match="embedding_std is 1.0, but the embeddings come trained with"):
         load(model_content, *words)
 
 

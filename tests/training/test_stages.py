@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -200,6 +201,15 @@ def test_codes_that_look_alike_start_alike():
     again = build_model(TINY_VQ, tiny_tokenizer(), seed=0)
     start_from_codebook(again, codebook, seed=0)
     assert torch.equal(again.model.generation_head.vision_head.weight, weight)
+
+
+def test_text_embeddings_start_as_far_apart_as_asked_and_nothing_else_changes():
+    plain, wide = (build_model(replace(TINY_VQ, embedding_std=std), tiny_tokenizer(), seed=0) for std in (None, 0.7))
+    name = "model.language_model.embed_tokens.weight"
+    before, after = plain.state_dict(), wide.state_dict()
+    assert 0.019 < before[name].std() < 0.021  # the backbone's own
+    torch.testing.assert_close(after[name].std(), torch.tensor(0.7), rtol=1e-5, atol=0)
+    assert [key for key in before if not torch.equal(before[key], after[key])] == [name]
 
 
 # -------------------------------------------------------------------------------------------------------- whole runs
