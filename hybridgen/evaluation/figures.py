@@ -121,7 +121,8 @@ def draw_panel(panel: Panel, soft: str = "#687078", rule: str = "#dfe2e6"):
     figure.patch.set_alpha(0)
     axes.patch.set_alpha(0)
     for colour, (name, (x, y)) in zip(list(_LINES) * 4, panel.lines.items(), strict=False):
-        axes.plot(x, y, color=colour, linewidth=1.3, label=name)
+        marker = "o" if len(x) == 1 else None  # a line of one point is not seen
+        axes.plot(x, y, color=colour, linewidth=1.3, marker=marker, label=name)
     _scale(axes, panel)
     axes.set_title(panel.title, fontsize=10, color=soft, loc="left")
     axes.set_xlabel("step", fontsize=8, color=soft)

@@ -94,6 +94,12 @@ def test_panels_image_has_room_for_all():
     assert (corner == 255).all()
 
 
+def test_a_value_measured_once_is_seen():
+    figure = figures.draw_panel(PANEL)
+    line, point = figure.axes[0].lines
+    assert point.get_marker() == "o" and line.get_marker() == "None"
+
+
 @pytest.mark.parametrize(
     ("values", "scale"), [([1.0, 0.0], "linear"), ([1.0, 0.5], "linear"), ([9.0, 1.0], "log"), ([1e4, 1e-4], "log")]
 )
