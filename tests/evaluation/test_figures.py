@@ -97,7 +97,7 @@ def test_panels_image_has_room_for_all():
 def test_a_value_measured_once_is_seen():
     figure = figures.draw_panel(PANEL)
     line, point = figure.axes[0].lines
-    assert point.get_marker() == "o" and line.get_marker() == "None"
+    assert [drawn.get_marker() for drawn in (line, point)] == ["None", "o"]
 
 
 @pytest.mark.parametrize(
