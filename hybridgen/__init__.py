@@ -14,6 +14,7 @@ from transformers import (  # noqa: E402
 )
 from transformers.models.auto import modeling_auto  # noqa: E402
 
+from hybridgen.chat.session import Chat  # noqa: E402
 from hybridgen.configuration_hybridgen import (  # noqa: E402
     HybridGenConfig,
     HybridGenDiffusionConfig,
@@ -22,7 +23,6 @@ from hybridgen.configuration_hybridgen import (  # noqa: E402
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor  # noqa: E402
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration, HybridGenModel  # noqa: E402
 from hybridgen.multimodal_hybridgen import HybridGenForMultimodalLM  # noqa: E402
-from hybridgen.pipeline_chat import Chat  # noqa: E402
 from hybridgen.pipeline_hybridgen import HybridGenPipeline  # noqa: E402
 from hybridgen.processing_hybridgen import HybridGenProcessor  # noqa: E402
 from hybridgen.version import __version__  # noqa: E402

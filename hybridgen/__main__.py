@@ -2,7 +2,7 @@
 
 import sys
 
-from hybridgen.cli import main
+from hybridgen.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

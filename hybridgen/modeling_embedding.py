@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
-from hybridgen.layout import PATHS
+from hybridgen.core.layout import PATHS
 from hybridgen.modeling_outputs import Latents
 from hybridgen.paths.patches import by_size
 from hybridgen.paths.understanding import look

@@ -13,8 +13,9 @@ from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
-from hybridgen import layout
 from hybridgen.configuration_hybridgen import HybridGenConfig
+from hybridgen.core import layout
+from hybridgen.core.hub import part_of
 from hybridgen.modeling_embedding import ImageEmbedding
 from hybridgen.modeling_generation import ImageExpansion
 from hybridgen.modeling_heads import ImageHeads
@@ -26,7 +27,6 @@ from hybridgen.paths.own_layers import add_own_layers
 from hybridgen.paths.understanding import Aligner, build_vision_tower
 from hybridgen.paths.unet import UNetDown, UNetUp
 from hybridgen.paths.vq import GenerationHead
-from hybridgen.repository import part_of
 
 
 class HybridGenPreTrainedModel(PreTrainedModel):

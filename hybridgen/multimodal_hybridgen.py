@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from transformers import GenerationMixin
 from transformers.generation import GenerateDecoderOnlyOutput
 
-from hybridgen import layout
+from hybridgen.core import layout
+from hybridgen.core.hub import whole_around
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.processing_documents import known_unconditional
-from hybridgen.repository import whole_around
 from hybridgen.sampling.codes import CodeSampling, write_codes
 from hybridgen.sampling.guidance import Guidance, is_guided
 from hybridgen.sampling.prefix import Prefix, begin_image, prefill

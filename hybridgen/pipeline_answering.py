@@ -7,8 +7,8 @@ is clean, at timestep 0; nothing is drawn, and nothing is random.
 import torch
 from torch import Tensor
 
-from hybridgen.chat import without_reasoning
 from hybridgen.configuration_hybridgen import require_path
+from hybridgen.core.messages import without_reasoning
 from hybridgen.pipeline_checks import check_counts
 from hybridgen.processing_hybridgen import Document, left_pad
 from hybridgen.sampling.text import write_text

@@ -7,9 +7,9 @@ The fact a newcomer gets wrong: seeds, schedulers' steps and documents are check
 from torch import Tensor
 
 from hybridgen.configuration_hybridgen import require_path
-from hybridgen.pipeline_settings import each
 from hybridgen.sampling.denoise import prepare, try_out
 from hybridgen.sampling.guidance import Guidance
+from hybridgen.sampling.settings import each
 
 WRITING_PATHS = ("diffusion", "vq")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")

@@ -16,21 +16,21 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from torch import Generator, Tensor
 
-from hybridgen.checkpoints import check_checkpoint, check_codec_weights, load_model, told_in_one_sentence
-from hybridgen.codecs import PixelCodec, VAECodec, VQCodec
+from hybridgen.chat.session import Conversing
+from hybridgen.checkpoints.loading import check_checkpoint, check_codec_weights, load_model, told_in_one_sentence
+from hybridgen.checkpoints.manifest import Manifesting
+from hybridgen.codecs.frozen import PixelCodec, VAECodec, VQCodec
+from hybridgen.core.noise import NoiseProcess
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
-from hybridgen.noise import NoiseProcess
 from hybridgen.pipeline_answering import Answering
-from hybridgen.pipeline_chat import Conversing
 from hybridgen.pipeline_checks import WRITING_PATHS, Checks
 from hybridgen.pipeline_drawing import Drawing
-from hybridgen.pipeline_manifest import Manifesting
-from hybridgen.pipeline_plan import Planning, batches
 from hybridgen.pipeline_saving import Saving
-from hybridgen.pipeline_settings import check_defaults, code_sampling, each, guidance_of, settings_of
 from hybridgen.processing_hybridgen import HybridGenProcessor
 from hybridgen.sampling.codes import check_window
+from hybridgen.sampling.requests import Planning, batches
 from hybridgen.sampling.seeds import image_generators
+from hybridgen.sampling.settings import check_defaults, code_sampling, each, guidance_of, settings_of
 
 __all__ = ["WRITING_PATHS", "HybridGenPipeline", "load_pipeline"]
 

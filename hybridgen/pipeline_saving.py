@@ -8,9 +8,9 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from hybridgen.checkpoints import WEIGHTS, check_checkpoint, forget_origin
-from hybridgen.model_card import model_card
-from hybridgen.repository import upload
+from hybridgen.checkpoints.loading import WEIGHTS, check_checkpoint, forget_origin
+from hybridgen.checkpoints.model_card import model_card
+from hybridgen.core.hub import upload
 
 _HUB = ("commit_message", "private", "token", "create_pr")  # of `push_to_hub`, told to the hub
 

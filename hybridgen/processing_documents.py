@@ -10,11 +10,11 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from hybridgen.chat import ChatTemplate, Piece, check_messages
 from hybridgen.configuration_hybridgen import require_path
-from hybridgen.documents import Document, DocumentImage
+from hybridgen.core.documents import Document, DocumentImage
+from hybridgen.core.layout import PATHS, ImageSegment, TextSegment, lay_out
+from hybridgen.core.messages import ChatTemplate, Piece, check_messages
 from hybridgen.image_processing_hybridgen import fit_size
-from hybridgen.layout import PATHS, ImageSegment, TextSegment, lay_out
 from hybridgen.paths.patches import aspect_buckets, check_size
 
 LOSS_ON = ("assistant", "all")

@@ -10,14 +10,14 @@ from transformers import BatchFeature, PreTrainedTokenizerBase
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessorMixin
 
-from hybridgen.chat import DEFAULT_CHAT_TEMPLATE
 from hybridgen.configuration_hybridgen import HybridGenConfig, require_path
-from hybridgen.documents import Document, DocumentImage, left_pad
+from hybridgen.core.documents import Document, DocumentImage, left_pad
+from hybridgen.core.hub import part_of
+from hybridgen.core.layout import PATHS
+from hybridgen.core.messages import DEFAULT_CHAT_TEMPLATE
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
-from hybridgen.layout import PATHS
 from hybridgen.paths.understanding import tokens_per_image
 from hybridgen.processing_documents import LOSS_ON, DocumentBuilding, known_unconditional
-from hybridgen.repository import part_of
 from hybridgen.tokenization_hybridgen import (
     BEGIN_IMAGE,
     END_IMAGE,

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hybridgen.configuration_hybridgen import HybridGenConfig
-from hybridgen.layout import SpecialTokens
+from hybridgen.core.layout import SpecialTokens
 
 BEGIN_IMAGE, END_IMAGE = "<begin_of_image>", "<end_of_image>"
 PLACEHOLDERS = {

@@ -36,8 +36,8 @@ from bench_floor import ITEM, Machine, against, measure, where
 
 from hybridgen import HybridGenConfig, HybridGenForConditionalGeneration
 from hybridgen.bridges.configs import hybrid_config
-from hybridgen.layout import PADDING_DOCUMENT
-from hybridgen.noise import NoiseProcess
+from hybridgen.core.layout import PADDING_DOCUMENT
+from hybridgen.core.noise import NoiseProcess
 from hybridgen.sampling.codes import CodeSampling, write_codes
 from hybridgen.sampling.decoder import PRECISIONS, Decoder
 from hybridgen.sampling.denoise import draw_latents

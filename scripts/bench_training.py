@@ -37,10 +37,10 @@ from bench_sampling import (
     words,
 )
 
-from hybridgen.layout import ImageSegment, SpecialTokens, TextSegment, lay_out, pack
-from hybridgen.objectives import ObjectiveConfig, corrupt, cross_entropy, diffusion_loss, shift, total
-from hybridgen.training.precision import choose_attention, set_attention
-from hybridgen.training.speed import compile_layers, compiler_found, keep_freed_memory
+from hybridgen.core.layout import ImageSegment, SpecialTokens, TextSegment, lay_out, pack
+from hybridgen.core.objectives import ObjectiveConfig, corrupt, cross_entropy, diffusion_loss, shift, total
+from hybridgen.training.distributed.precision import choose_attention, set_attention
+from hybridgen.training.distributed.speed import compile_layers, compiler_found, keep_freed_memory
 
 SIDE, CHANNELS, CAPTION, TEXT = 16, 16, 30, 256  # tokens a side of a picture, values a token, words of either document
 END, DRAWN = 3, 4

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from hybridgen.adapters import open_pipeline
-from hybridgen.checkpoints import new_folder
+from hybridgen.bridges.adapters import open_pipeline
+from hybridgen.checkpoints.loading import new_folder
 from hybridgen.data.sources import JsonlSource, chance
 from hybridgen.data.worlds.questions import Question, majority_shares, score_answers
 from hybridgen.evaluation.intervals import with_interval

@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig
 
 import hybridgen  # noqa: F401  first: it mends torchvision beside a CPU build of torch
-from hybridgen.adapters import open_pipeline
+from hybridgen.bridges.adapters import open_pipeline
 from hybridgen.bridges.donors import open_backbone
 
 QUESTIONS = [

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hybridgen.adapters import open_pipeline
-from hybridgen.checkpoints import new_folder
+from hybridgen.bridges.adapters import open_pipeline
+from hybridgen.checkpoints.loading import new_folder
 from hybridgen.data.worlds.emoji_pictures import Spec, look_up, render, specs_of_split, twins
-from hybridgen.training.muon import MuonAdamW
-from hybridgen.training.optimization import is_hidden_matrix
-from hybridgen.training.precision import bf16_pays
+from hybridgen.training.distributed.precision import bf16_pays
+from hybridgen.training.optim.muon import MuonAdamW
+from hybridgen.training.optim.optimization import is_hidden_matrix
 
 BATCH, SHIFT, WARMUP = 96, 3, 20  # pictures a step; pixels a picture is moved by at most; steps
 SHARPNESS = 30.0  # what cosines are multiplied by

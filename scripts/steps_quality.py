@@ -18,16 +18,16 @@ import diffusers
 from tqdm import tqdm
 
 import hybridgen  # noqa: F401  first: it mends torchvision beside a CPU build of torch
-from hybridgen.adapters import open_pipeline
+from hybridgen.bridges.adapters import open_pipeline
+from hybridgen.cli.demo import best_device
+from hybridgen.cli.replay import weights_hash
+from hybridgen.core.files import write_whole
 from hybridgen.data.worlds import open_world
-from hybridgen.demo import best_device
 from hybridgen.evaluation import generation, provenance
 from hybridgen.evaluation.suites import open_suite
-from hybridgen.files import write_whole
-from hybridgen.manifest import weights_hash
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.sampling.denoise import prepare, try_out
-from hybridgen.training.sheets import sheet
+from hybridgen.training.monitor.sheets import sheet
 
 SHOWN = 6  # pictures of each number of steps on the sheet
 

@@ -3,7 +3,7 @@
 import torch
 
 from hybridgen import HybridGenConfig, HybridGenForConditionalGeneration
-from hybridgen.layout import SequenceLayout, SpecialTokens, pack
+from hybridgen.core.layout import SequenceLayout, SpecialTokens, pack
 
 PAD, IMAGE, DIFFUSION, VQ, BEGIN, END = 0, 90, 91, 92, 93, 94
 TOKENS = SpecialTokens(begin_image=BEGIN, end_image=END, pad=PAD, understanding=IMAGE, diffusion=DIFFUSION, vq=VQ)

@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 from hybridgen import HybridGenConfig, HybridGenForConditionalGeneration
-from hybridgen.layout import ImageSegment, TextSegment, lay_out
+from hybridgen.core.layout import ImageSegment, TextSegment, lay_out
 from tests.models import PAD, TOKENS, tiny_config, tiny_model
 
 # a placeholder that a random model writes stands for an image that is not there

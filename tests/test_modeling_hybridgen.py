@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from hybridgen import HybridGenConfig, HybridGenForConditionalGeneration
-from hybridgen.layout import ImageSegment, TextSegment, lay_out
+from hybridgen.core.layout import ImageSegment, TextSegment, lay_out
 from tests.models import (
     BACKBONES,
     DIFFUSION,

@@ -17,8 +17,8 @@ from diffusers.guiders import (
 from PIL import Image
 from torch import Generator
 
-from hybridgen.documents import left_pad
-from hybridgen.layout import ImageSegment
+from hybridgen.core.documents import left_pad
+from hybridgen.core.layout import ImageSegment
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 from hybridgen.sampling.denoise import image_predictor
 from hybridgen.sampling.guidance import Guidance

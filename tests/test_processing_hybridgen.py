@@ -12,9 +12,9 @@ from tokenizers import Tokenizer, models
 from transformers import AutoProcessor, PreTrainedTokenizerFast
 
 from hybridgen import HybridGenConfig
-from hybridgen.chat import without_reasoning
-from hybridgen.documents import left_pad
-from hybridgen.layout import IGNORE, PADDING_DOCUMENT
+from hybridgen.core.documents import left_pad
+from hybridgen.core.layout import IGNORE, PADDING_DOCUMENT
+from hybridgen.core.messages import without_reasoning
 from hybridgen.processing_hybridgen import (
     HybridGenImageProcessor,
     HybridGenProcessor,

@@ -29,7 +29,7 @@ from hybridgen import (
     HybridGenPipeline,
     HybridGenProcessor,
 )
-from hybridgen.layout import ImageSegment, TextSegment, lay_out
+from hybridgen.core.layout import ImageSegment, TextSegment, lay_out
 from tests.models import TOKENS, tiny_model
 from tests.pipelines import tiny_pipeline, tiny_vae
 from tests.processors import picture

@@ -19,7 +19,7 @@ from hybridgen.bridges.configs import config_from_official, janus_config
 from hybridgen.bridges.names import VQ_PREFIX, from_official, is_dropped
 from hybridgen.bridges.prompts import find_style, open_image_processor, open_tokenizer, template_of
 from hybridgen.bridges.weights import Stored, common_dtype, open_weights, read_json
-from hybridgen.checkpoints import INDEX, PIPELINE, check_checkpoint
+from hybridgen.checkpoints.loading import INDEX, PIPELINE, check_checkpoint
 from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 

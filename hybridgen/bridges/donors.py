@@ -28,12 +28,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.models.janus import JanusVQVAE
 from transformers.utils import is_gguf_available, logging
 
-from hybridgen.checkpoints import check_checkpoint, load_model, told_in_one_sentence
+from hybridgen.checkpoints.loading import check_checkpoint, load_model, told_in_one_sentence
+from hybridgen.codecs.patch_vq import PatchVQ
+from hybridgen.core.hub import INDEX
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
-from hybridgen.patch_vq import PatchVQ
 from hybridgen.paths.understanding import build_vision_tower
 from hybridgen.processing_hybridgen import HybridGenProcessor
-from hybridgen.repository import INDEX
 
 TOWERS = {  # model type of the tower, or of a model with both towers -> who loads it
     "siglip_vision_model": SiglipVisionModel,

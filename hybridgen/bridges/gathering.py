@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hybridgen.bridges.donors import image_settings, open_backbone, open_tower, open_vae, open_vq
 from hybridgen.bridges.janus import load_janus
 from hybridgen.configuration_hybridgen import HybridGenConfig
+from hybridgen.core.layout import PATHS
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
-from hybridgen.layout import PATHS
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 
 EMBEDDINGS, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from hybridgen.bridges.donors import quiet
 from hybridgen.bridges.gathering import EMBEDDINGS, HEAD, OF_PATH, Donors, check_request, gather
-from hybridgen.codecs import VAECodec, VQCodec
+from hybridgen.codecs.frozen import VAECodec, VQCodec
 from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.pipeline_hybridgen import HybridGenPipeline

@@ -20,8 +20,8 @@ from hybridgen.bridges.names import VQ_PREFIX, to_official
 from hybridgen.bridges.prompts import begins_texts, chat_template, official_settings, transformers_template
 from hybridgen.bridges.report import check_weights
 from hybridgen.bridges.weights import SHARD_SIZE, Stored, save_weights, write_json
-from hybridgen.checkpoints import new_folder
-from hybridgen.codecs import vq_factor
+from hybridgen.checkpoints.loading import new_folder
+from hybridgen.codecs.frozen import vq_factor
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor

@@ -12,9 +12,9 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from hybridgen.core.documents import Document
+from hybridgen.core.layout import IGNORE
 from hybridgen.data.mixture import Drawn
-from hybridgen.documents import Document
-from hybridgen.layout import IGNORE
 from hybridgen.processing_hybridgen import HybridGenProcessor
 
 NOWHERE = -1  # of padding

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from hybridgen.chat import parts
+from hybridgen.core.messages import parts
 from hybridgen.data.broken import Broken
 from hybridgen.data.loading import RowLoader
 from hybridgen.data.mixture import Mixture

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hybridgen.core.documents import Document, DocumentImage
+from hybridgen.core.layout import SequenceLayout, pack
 from hybridgen.data.attribution import attribute
 from hybridgen.data.broken import Broken
 from hybridgen.data.mixture import Drawn, Mixture
 from hybridgen.data.packing import pack_rows
-from hybridgen.documents import Document, DocumentImage
-from hybridgen.layout import SequenceLayout, pack
 from hybridgen.processing_hybridgen import HybridGenProcessor
 
 Batch = dict[str, Tensor | list[Tensor]]

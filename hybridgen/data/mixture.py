@@ -10,9 +10,9 @@ record is listed (`broken`), and its task gives the next one instead.
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from hybridgen.core.documents import Document
 from hybridgen.data.broken import Broken, Ledger
 from hybridgen.data.tasks import Task
-from hybridgen.documents import Document
 from hybridgen.processing_hybridgen import HybridGenProcessor
 
 PATIENCE = 10_000  # broken records in a row, after which nothing whole is waited for

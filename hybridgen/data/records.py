@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
-from hybridgen.chat import check_messages, parts
+from hybridgen.core.messages import check_messages, parts
 
 Picture = str | bytes | dict | Image.Image  # dict: {"bytes": ..., "path": ...}, one of them may be None
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)  # what PIL raises

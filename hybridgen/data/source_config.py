@@ -8,9 +8,9 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hybridgen.data.folders import METADATA, PICTURES
-from hybridgen.data.forms import FORMS
-from hybridgen.layout import PATHS
+from hybridgen.core.layout import PATHS
+from hybridgen.data.formats.folders import METADATA, PICTURES
+from hybridgen.data.formats.forms import FORMS
 from hybridgen.processing_hybridgen import LOSS_ON
 
 ORDERS = {"caption_first": 1.0, "image_first": 0.0}

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from hybridgen.data.broken import Broken
 from hybridgen.data.draws import chance, permute
-from hybridgen.data.folders import FolderSource
-from hybridgen.data.jsons import JsonlSource, JsonSource
+from hybridgen.data.formats.folders import FolderSource
+from hybridgen.data.formats.jsons import JsonlSource, JsonSource
+from hybridgen.data.formats.streams import StreamSource, stream_files
+from hybridgen.data.formats.tables import TableSource, open_table
+from hybridgen.data.formats.tars import TarSource
 from hybridgen.data.source_config import ORDERS, SourceConfig
-from hybridgen.data.streams import StreamSource, stream_files
-from hybridgen.data.tables import TableSource, open_table
-from hybridgen.data.tars import TarSource
 from hybridgen.data.tasks import Source, Task, image_first
 from hybridgen.data.worlds import open_world
 

@@ -8,12 +8,12 @@ from typing import Protocol
 
 from PIL import Image
 
-from hybridgen.chat import parts
+from hybridgen.core.documents import Document
+from hybridgen.core.messages import parts
 from hybridgen.data.broken import Broken
 from hybridgen.data.draws import chance, permute
+from hybridgen.data.formats.streams import StreamSource
 from hybridgen.data.source_config import SourceConfig
-from hybridgen.data.streams import StreamSource
-from hybridgen.documents import Document
 from hybridgen.processing_hybridgen import HybridGenProcessor
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from hybridgen.evaluation.intervals import with_interval
 from hybridgen.evaluation.samples import first_records
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
-from hybridgen.pipeline_settings import OF_PATH
+from hybridgen.sampling.settings import OF_PATH
 
 AT_ONCE = 64  # prompts or questions between two reports of progress; what is made does not depend on it
 Progress = Callable[[int, int], None]  # done, of

@@ -8,8 +8,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from hybridgen.core.files import write_whole
 from hybridgen.evaluation.suites import SUITES
-from hybridgen.files import write_whole
 
 BESIDE = ("majority", "blank", "true", "codec")  # shares that stand beside a score
 

@@ -20,8 +20,8 @@ from dataclasses import replace
 import torch
 from torch import Generator, Tensor
 
+from hybridgen.core.noise import NoiseProcess, convert
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
-from hybridgen.noise import NoiseProcess, convert
 from hybridgen.sampling.decoder import Decoder
 from hybridgen.sampling.guidance import Guidance, Guide, Scale
 from hybridgen.sampling.prefix import Prefix, extend

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor
 
-from hybridgen.layout import PADDING_DOCUMENT
+from hybridgen.core.layout import PADDING_DOCUMENT
+from hybridgen.core.noise import convert
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
-from hybridgen.noise import convert
 from hybridgen.sampling.codes import commit_codes
 from hybridgen.sampling.decoder import Decoder
 from hybridgen.sampling.denoise import denoising, image_predictor, prepare

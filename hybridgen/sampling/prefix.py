@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-from hybridgen import layout
-from hybridgen.documents import Document, left_pad
+from hybridgen.core import layout
+from hybridgen.core.documents import Document, left_pad
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 
 SHELF = 32  # prompts are padded to a whole number of so many tokens

@@ -15,7 +15,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from torch import Generator, Tensor
 
-from hybridgen.noise import NoiseProcess
+from hybridgen.core.noise import NoiseProcess
 
 # what code of others raises where a scheduler is handed what it was not made for
 FOREIGN = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, NotImplementedError)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from hybridgen.layout import PATHS, SpecialTokens
+from hybridgen.core.layout import PATHS, SpecialTokens
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.sampling.decoder import Decoder
 from hybridgen.sampling.prefix import Prefix, prefill

@@ -12,7 +12,7 @@ from typing import Protocol
 from PIL import Image
 from torch import nn
 
-from hybridgen.objectives import Loss
+from hybridgen.core.objectives import Loss
 
 
 class Loader(Protocol):

@@ -18,20 +18,20 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import gather_object, send_to_device
 from torch import Tensor
 
-from hybridgen.objectives import total
-from hybridgen.training.config import TrainConfig
-from hybridgen.training.diagnostics import Diagnostics
-from hybridgen.training.ema import WeightAverage
-from hybridgen.training.guard import Guard
-from hybridgen.training.optimization import build_optimizer, freeze, lr_factor
-from hybridgen.training.processes import peers_lost
+from hybridgen.core.objectives import total
+from hybridgen.training.config.schema import TrainConfig
+from hybridgen.training.distributed.processes import peers_lost
+from hybridgen.training.distributed.sharding import SharedModel, full
+from hybridgen.training.distributed.speed import eagerly
+from hybridgen.training.monitor.diagnostics import Diagnostics
+from hybridgen.training.monitor.guard import Guard
+from hybridgen.training.monitor.reporting import Meter
+from hybridgen.training.monitor.tracking import Tracker, say
+from hybridgen.training.optim.ema import WeightAverage
+from hybridgen.training.optim.optimization import build_optimizer, freeze, lr_factor
 from hybridgen.training.protocols import Stage
-from hybridgen.training.reporting import Meter
-from hybridgen.training.saving import restore, save_result, save_state
-from hybridgen.training.sharding import SharedModel, full
-from hybridgen.training.speed import eagerly
-from hybridgen.training.stopping import StopSignal
-from hybridgen.training.tracking import Tracker, say
+from hybridgen.training.state.saving import restore, save_result, save_state
+from hybridgen.training.state.stopping import StopSignal
 
 
 class Trainer:

@@ -14,9 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, JanusForConditionalGeneration, JanusProcessor
 
-from hybridgen import cli
 from hybridgen.bridges.janus import convert, load_janus
 from hybridgen.bridges.prompts import open_tokenizer
+from hybridgen.cli import main as cli
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.pipeline_hybridgen import load_pipeline
 from tests.januses import VARIANTS, save_transformers, tiny_janus

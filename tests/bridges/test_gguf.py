@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from hybridgen import cli
+from hybridgen.cli import main as cli
 from hybridgen.pipeline_hybridgen import load_pipeline
 from tests.bridges.test_grafting import save_backbone, text_tokenizer
 

@@ -25,18 +25,19 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from hybridgen import cli
 from hybridgen.bridges.grafting import Shape, graft
 from hybridgen.bridges.janus import load_janus
-from hybridgen.checkpoints import check_checkpoint
+from hybridgen.checkpoints.loading import check_checkpoint
+from hybridgen.cli import main as cli
+from hybridgen.core.objectives import total
 from hybridgen.data.loading import RowLoader
 from hybridgen.data.mixture import Mixture
-from hybridgen.objectives import total
 from hybridgen.pipeline_hybridgen import load_pipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor, build_tokenizer
-from hybridgen.training import load_config, strict, train
-from hybridgen.training.config import TrainConfig
-from hybridgen.training.stages import ModelStage
+from hybridgen.training import load_config, train
+from hybridgen.training.config import strict
+from hybridgen.training.config.schema import TrainConfig
+from hybridgen.training.stages.model import ModelStage
 from tests.bridges.test_convert import Evil, change
 from tests.data.in_memory import drawings, questions, task
 from tests.januses import save_transformers

@@ -14,8 +14,8 @@ from PIL import Image
 from torch.nn import functional as F
 
 from hybridgen.bridges.janus import load_janus
-from hybridgen.codecs import quantize
-from hybridgen.documents import left_pad
+from hybridgen.codecs.frozen import quantize
+from hybridgen.core.documents import left_pad
 from hybridgen.sampling.codes import CodeSampling, write_codes
 from hybridgen.sampling.prefix import read_prompts
 from hybridgen.sampling.seeds import image_generators

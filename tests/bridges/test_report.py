@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
-from hybridgen import cli
 from hybridgen.bridges.checkpoint import open_janus
 from hybridgen.bridges.grafting import graft
 from hybridgen.bridges.janus import convert
 from hybridgen.bridges.report import lost
+from hybridgen.cli import main as cli
 from tests.bridges.test_convert import assert_same, change, tensors_of
 from tests.januses import VARIANTS, save_transformers, tiny_janus
 from tests.pipelines import tiny_vae

@@ -9,8 +9,8 @@ from hybridgen.data.broken import Broken, Ledger
 from hybridgen.data.loading import RowLoader
 from hybridgen.data.mixture import Mixture
 from hybridgen.data.sources import SourceConfig, open_source
+from tests.data.formats.test_formats import png, sample, write_tar
 from tests.data.in_memory import Listed, documents_of, numbered, same, task
-from tests.data.test_formats import png, sample, write_tar
 from tests.processors import assistant, picture, tiny_processor, user
 
 PROCESSOR = tiny_processor()

@@ -7,9 +7,9 @@ import re
 import pytest
 import torch
 
+from hybridgen.core.layout import IGNORE
 from hybridgen.data.loading import RowLoader, collate
 from hybridgen.data.mixture import Mixture
-from hybridgen.layout import IGNORE
 from hybridgen.processing_hybridgen import HybridGenProcessor, image_token_ids
 from tests.data.in_memory import documents_of, drawings, numbered, questions, same, task
 from tests.models import inputs_of, text_config, tiny_config, tiny_model

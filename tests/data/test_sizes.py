@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from hybridgen.core.objectives import ObjectiveConfig, corrupt
 from hybridgen.data.loading import RowLoader, collate
 from hybridgen.data.mixture import Mixture
 from hybridgen.image_processing_hybridgen import fit_size
-from hybridgen.objectives import ObjectiveConfig, corrupt
 from tests.data.in_memory import Listed, drawings, task
 from tests.models import tiny_config
 from tests.processors import assistant, image, picture, tiny_processor, user

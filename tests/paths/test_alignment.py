@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from hybridgen.core.layout import ImageSegment, TextSegment, lay_out
+from hybridgen.core.objectives import DiffusionTargets, alignment_loss, total
 from hybridgen.data.loading import RowLoader
 from hybridgen.data.mixture import Mixture
-from hybridgen.layout import ImageSegment, TextSegment, lay_out
-from hybridgen.objectives import DiffusionTargets, alignment_loss, total
 from hybridgen.paths.alignment import as_seen, resampled, similarities
 from hybridgen.paths.understanding import look
-from hybridgen.training import strict
-from hybridgen.training.config import TrainConfig
-from hybridgen.training.stages import ModelStage
+from hybridgen.training.config import strict
+from hybridgen.training.config.schema import TrainConfig
+from hybridgen.training.stages.model import ModelStage
 from tests.data.in_memory import drawings, numbered, questions, task
 from tests.models import TOKENS, batch_of, inputs_of, tiny_config, tiny_model
 from tests.pipelines import tiny_pipeline

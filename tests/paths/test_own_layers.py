@@ -7,11 +7,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hybridgen import HybridGenForConditionalGeneration
-from hybridgen.layout import ImageSegment, TextSegment, lay_out
+from hybridgen.core.layout import ImageSegment, TextSegment, lay_out
 from hybridgen.paths.own_layers import with_own
 from hybridgen.processing_hybridgen import add_image_tokens
-from hybridgen.training.building import build_model
-from hybridgen.training.config import ModelConfig
+from hybridgen.training.config.schema import ModelConfig
+from hybridgen.training.stages.building import build_model
 from tests.bridges.test_grafting import save_backbone, text_tokenizer
 from tests.models import TOKENS, batch_of, inputs_of, tiny_config, tiny_model
 from tests.sampling.prompts import worst

@@ -5,7 +5,7 @@ import torch
 
 from hybridgen import HybridGenForConditionalGeneration
 from hybridgen.configuration_hybridgen import HybridGenDiffusionConfig
-from hybridgen.layout import ImageSegment, TextSegment, lay_out
+from hybridgen.core.layout import ImageSegment, TextSegment, lay_out
 from tests.models import TOKENS, batch_of, inputs_of, text_config, tiny_config, tiny_model
 
 SETTINGS = {"patch_size": 4, "sample_size": 16, "frequency_embedding_size": 32, "unet_channels": [8, 16]}

@@ -4,8 +4,8 @@ test."""
 import torch
 from torch import Tensor
 
-from hybridgen.documents import Document, left_pad
-from hybridgen.layout import ImageSegment, TextSegment, lay_out
+from hybridgen.core.documents import Document, left_pad
+from hybridgen.core.layout import ImageSegment, TextSegment, lay_out
 from hybridgen.sampling.prefix import Prefix, prefill
 from tests.models import BEGIN, PAD, TOKENS
 

@@ -25,7 +25,7 @@ from diffusers import (
 )
 
 from hybridgen.configuration_hybridgen import HybridGenDiffusionConfig
-from hybridgen.noise import NoiseProcess, convert
+from hybridgen.core.noise import NoiseProcess, convert
 from hybridgen.sampling.denoise import check_scheduler, commit_image, denoise, image_predictor, prepare, try_out
 from hybridgen.sampling.guidance import Guidance
 from hybridgen.sampling.prefix import extend

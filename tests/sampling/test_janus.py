@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from hybridgen.bridges.janus import load_janus
-from hybridgen.layout import PADDING_DOCUMENT
+from hybridgen.core.layout import PADDING_DOCUMENT
 from hybridgen.sampling.codes import CodeSampling, write_codes
 from hybridgen.sampling.prefix import prefill
 from hybridgen.sampling.seeds import image_generators

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hybridgen.training.processes import make_accelerator
+from hybridgen.training.distributed.processes import make_accelerator
 from hybridgen.training.trainer import Trainer
 from tests.training.toy import ToyLoader, ToyStage, config_of, train
 from tests.training.world import World, train_toy

@@ -12,9 +12,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from hybridgen.training import strict
-from hybridgen.training.config import TrainConfig
-from hybridgen.training.processes import make_accelerator
+from hybridgen.training.config import strict
+from hybridgen.training.config.schema import TrainConfig
+from hybridgen.training.distributed.processes import make_accelerator
 from hybridgen.training.trainer import Trainer
 
 WIDTH = 8

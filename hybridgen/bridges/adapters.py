@@ -1,0 +1,166 @@
+"""Adapters: LoRA through peft. A few per cent of the weights learn, are saved alone, and are put back or merged in.
+
+A folder of an adapter is peft's own (`adapter_config.json`, `adapter_model.safetensors`), so that peft opens it as
+well; the folder of the model it belongs to is named inside. The fact a newcomer gets wrong: where an adapter sits
+decides what it can change. One on a path's own parts cannot touch the other paths, not by a bit; one on the backbone
+changes all of them, text too.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers.utils import is_peft_available
+
+from hybridgen.bridges.donors import quiet
+from hybridgen.bridges.gathering import BACKBONE, OF_PATH
+from hybridgen.checkpoints.loading import ADAPTER, is_adapter, told_in_one_sentence
+from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
+from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
+
+WEIGHTS = "adapter_model.safetensors"
+PARTS = {
+    "backbone": (BACKBONE,),
+    "aligner": ("model.aligner.",),
+    "generation_aligner": ("model.generation_aligner.",),
+    **OF_PATH,
+}
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adapters (arXiv 2106.09685) on linear layers; every other weight is frozen.
+
+    Args:
+        parts: where: `backbone`, `aligner`, `generation_aligner`, or a path: `understanding` (tower and aligner), `vq`
+            (aligner and head), `diffusion` (patches, timestep and head).
+        targets: last names of the layers there, such as `q_proj`; empty = all.
+        rank, alpha: the update is alpha / rank times the product of two matrices of this rank; None = alpha is rank.
+        dropout: on what enters the adapter.
+    """
+
+    parts: list[str]
+    targets: list[str] = field(default_factory=list)
+    rank: int = 16
+    alpha: float | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        if not self.parts:
+            raise ValueError(f"lora.parts is empty; name some of {', '.join(PARTS)}")
+        if unknown := [part for part in self.parts if part not in PARTS]:
+            raise ValueError(f"lora.parts has {unknown[0]!r}; use some of {', '.join(PARTS)}")
+        if self.rank < 1 or (self.alpha is not None and self.alpha <= 0) or not 0 <= self.dropout < 1:
+            raise ValueError(
+                f"lora has rank {self.rank}, alpha {self.alpha} and dropout {self.dropout}; rank must be at least 1, "
+                "alpha above 0, dropout from 0 to below 1"
+            )
+
+
+def add_lora(model: HybridGenForConditionalGeneration, config: LoraConfig, seed: int = 0) -> None:
+    """Put a new adapter on a model, and freeze everything else. It changes nothing until it has learnt something.
+
+    Raises:
+        ValueError: peft is missing, or no linear layer is where the config says.
+    """
+    require_peft()
+    import peft
+
+    settings = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.rank if config.alpha is None else config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=targets(model, config),
+    )
+    model.requires_grad_(False)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model.add_adapter(settings)
+
+
+def targets(model: nn.Module, config: LoraConfig) -> list[str]:
+    """Names of the linear layers that a config means. Raises ValueError when a part has none."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    found = []
+    for part in config.parts:
+        there = [name for name in linear if f"{name}.".startswith(PARTS[part])]
+        chosen = [name for name in there if not config.targets or name.rsplit(".", 1)[-1] in config.targets]
+        if not chosen:
+            names = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in there}))
+            raise ValueError(
+                f"lora finds no layer called {' or '.join(config.targets)} in {part!r}; there are: {names}"
+                if there
+                else f"lora.parts has {part!r}, but this model has no such part"
+            )
+        found += [name for name in chosen if name not in found]
+    return found
+
+
+def open_pipeline(folder: str | Path) -> HybridGenPipeline:
+    """A pipeline from a checkpoint, or from the folder of an adapter: the pipeline it was trained on, with it.
+
+    Raises:
+        ValueError: in one sentence, what the folder is or lacks.
+    """
+    if not is_adapter(folder):
+        return load_pipeline(folder)
+    file = Path(folder) / ADAPTER
+    try:
+        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        there = bool(base) and Path(base).is_dir()
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{file} names no base_model_name_or_path; say there which model it belongs to") from error
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON ({error}); copy it again") from error
+    if not there:
+        raise ValueError(f"adapter {folder} belongs to the model {base}, which is not there; say where in {file}")
+    pipeline = load_adapter(load_pipeline(Path(base).parent), folder)  # transformers names the model, inside ours
+    pipeline.loaded_from(folder)
+    return pipeline
+
+
+def load_adapter(pipeline: HybridGenPipeline, folder: str | Path) -> HybridGenPipeline:
+    """Put a saved adapter on a pipeline's model; `pipeline.model.disable_adapters()` takes its effect away again.
+
+    Raises:
+        ValueError: peft is missing, or it is another model's.
+    """
+    require_peft()
+    folder, model = Path(folder), pipeline.model
+    conversions = getattr(model, "_weight_conversions", None)
+    with told_in_one_sentence(folder), quiet():
+        model.load_adapter(str(folder))
+        with safe_open(folder / WEIGHTS, "pt") as saved:
+            given = {name.removeprefix("base_model.model.") for name in saved.keys()}  # noqa: SIM118 - no dict
+    model._weight_conversions = (
+        conversions  # or the names of the adapter's file would be those of a merged model's, too
+    )
+    wanted = set(model.get_adapter_state_dict())
+    if given != wanted:
+        name = sorted(given ^ wanted)[0]
+        raise ValueError(f"adapter {folder} is another model's: {name} is {'missing' if name in wanted else 'extra'}")
+    return pipeline
+
+
+def merge(pipeline: HybridGenPipeline) -> HybridGenPipeline:
+    """Add what the adapter says to the weights it sits on; afterwards the model is an ordinary one."""
+    require_peft()
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    model = pipeline.model
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            model.set_submodule(name, module.get_base_layer())
+    del model.peft_config
+    model._hf_peft_config_loaded = False
+    return pipeline
+
+
+def require_peft() -> None:
+    """Raises ValueError when the optional package is missing."""
+    if not is_peft_available():
+        raise ValueError("LoRA needs the package peft: pip install 'hybridgen[peft]'")

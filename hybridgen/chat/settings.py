@@ -1,0 +1,129 @@
+"""What a turn of a conversation was asked for: its settings, and from them how its pictures are drawn.
+
+The fact a newcomer gets wrong: a setting that is None is not off, it is as the checkpoint's folder or the package says
+(`pipeline_settings`).
+"""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from hybridgen.pipeline_checks import WRITING_PATHS, check_counts
+from hybridgen.sampling.codes import CodeSampling, check_window
+from hybridgen.sampling.decoder import Decoder
+from hybridgen.sampling.guidance import Guidance
+from hybridgen.sampling.seeds import image_generators
+from hybridgen.sampling.settings import OF_PATH, check_scales, code_sampling, guidance_of
+
+if TYPE_CHECKING:
+    from hybridgen.pipeline_hybridgen import HybridGenPipeline
+
+PLANNED = ("text", "image")
+MOST_TOKENS, MOST_IMAGES = 256, 4  # where nothing is said
+
+
+@dataclass(frozen=True)
+class TurnSettings:
+    """How a turn is made. What it shares with a call of the pipeline means the same there.
+
+    Args:
+        plan: such as ["image", "text"], one picture and then a caption; None = the model decides: it writes until its
+            end of text, and draws where it writes the token that begins an image. A text of a plan before a picture
+            ends there too.
+        read: path by which the user's pictures are read; None = the first that the model has. The assistant's are read
+            by the path that draws.
+        path: by which pictures are drawn; None = the first that the model has.
+        max_new_tokens: of text in the turn, or in each text of a plan; None = up to 256, as many as there is room for.
+        max_images: where the model decides; None = up to 4, as many as there is room for.
+        text_temperature, text_top_k, text_top_p: of the words; temperature 0 takes the likeliest each time.
+        seed: of words and pictures; the turn's i-th picture is drawn with `seed + i`. None = another each time.
+        preview_every: steps (or codes) from one preview to the next; None = no previews.
+    """
+
+    plan: list[str] | tuple[str, ...] | None = None
+    read: str | None = None
+    path: str | None = None
+    max_new_tokens: int | None = None
+    max_images: int | None = None
+    text_temperature: float = 0.0
+    text_top_k: int = 0
+    text_top_p: float = 1.0
+    seed: int | None = None
+    preview_every: int | None = None
+    height: int | None = None
+    width: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    guidance_rescale: float | None = None
+    negative_prompt: str | None = None
+    guider: object | None = None
+    shift: float | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    precision: str | None = None
+    window: int | None = None
+
+    @property
+    def words(self) -> CodeSampling:
+        """How the tokens of a text are drawn."""
+        return CodeSampling(self.text_temperature, self.text_top_k, self.text_top_p)
+
+    def check(self) -> None:
+        """Raises ValueError for what means nothing, whatever the model."""
+        plan = self.plan
+        if plan is not None and not (isinstance(plan, list | tuple) and plan and all(item in PLANNED for item in plan)):
+            raise ValueError(f"plan is {plan!r}; give a list of {' and '.join(map(repr, PLANNED))}, or None")
+        if plan is not None and self.max_images is not None:
+            raise ValueError("a plan says how many images there are; leave max_images out")
+        counts = {name: getattr(self, name) for name in ("max_new_tokens", "max_images", "preview_every")}
+        check_counts(**{name: count for name, count in counts.items() if count is not None})
+        if self.seed is not None:
+            image_generators(1, [self.seed])  # refuses what is no seed
+        if self.negative_prompt is not None and not isinstance(self.negative_prompt, str):
+            raise ValueError(f"negative_prompt is {self.negative_prompt!r}; give a text, or None")
+        try:
+            self.words  # noqa: B018
+        except ValueError as error:
+            raise ValueError(f"text_{error}") from error
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How the pictures of a turn are drawn: everything filled in, and checked."""
+
+    path: str
+    size: tuple[int, int]
+    tokens: int
+    settings: dict
+    guidance: Guidance
+    sampling: CodeSampling
+    decoder: Decoder
+
+    @classmethod
+    def of(cls, pipe: "HybridGenPipeline", asked: TurnSettings) -> "Drawing | None":
+        """None where nothing is to be drawn: by the plan, or as the model has no path that draws. Raises ValueError for
+        what could not be drawn."""
+        planned = "image" in (asked.plan or ())
+        if asked.path is None and not planned and not set(WRITING_PATHS) & set(pipe.model.config.paths):
+            return None
+        path, guidance = pipe.writing_path(asked.path), guidance_of(asked.guider)
+        if asked.plan is not None and not planned:
+            return None
+        given = {name: getattr(asked, name) for name in OF_PATH[path] if hasattr(asked, name)}
+        if asked.guider is not None:
+            for name, value in (("guidance_scale", guidance.scale), ("guidance_rescale", guidance.guidance_rescale)):
+                given[name] = value if given[name] is None else given[name]
+        settings = pipe.sampling_settings(path, **given)
+        scale = check_scales("guidance_scale", settings["guidance_scale"], 1)[0]
+        pipe.check_conditions(None, None, check_scales("image_guidance_scale", settings["image_guidance_scale"], 1), 1)
+        guidance = replace(guidance, scale=scale, image_scale=1.0, guidance_rescale=settings["guidance_rescale"])
+        sampling = code_sampling(settings)
+        size = pipe.check_sizes([asked.height], [asked.width], path)[0]
+        pipe.check_drawing(path, settings.get("num_inference_steps", 1), guidance, settings.get("shift"))
+        check_window(settings.get("window", 1), guidance)
+        decoder = pipe.decoder(settings["precision"])
+        return cls(path, size, pipe.processor.count_tokens(path, *size), settings, guidance, sampling, decoder)
+
+    @property
+    def guided(self) -> bool:
+        return self.guidance.scale != 1

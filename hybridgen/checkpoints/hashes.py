@@ -1,0 +1,114 @@
+"""What a checkpoint is, told by hashes: of its weights, and of the settings that decide what it draws.
+
+The fact a newcomer gets wrong: a checkpoint is named by these and not by its folder, which may be trained on. Files are
+hashed once: what they are is kept in the user's cache, by path, size and times.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from hybridgen.checkpoints.loading import ADAPTER, is_adapter
+from hybridgen.core.files import write_whole
+from hybridgen.core.hub import INDEX
+
+_VOLATILE = ("_diffusers_version", "transformers_version", "_name_or_path", "base_model_name_or_path")
+_SETTINGS = (  # as transformers, diffusers and peft call them; other files in a folder are the user's
+    "config.json", ADAPTER, "processor_config.json", "preprocessor_config.json", "tokenizer.json",
+    "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "vocab.txt",
+    "chat_template.json",
+)  # fmt: skip
+
+
+def origin(checkpoint: str | Path) -> dict[str, str]:
+    """Where pictures come from: the folder, and the hashes of what is in it."""
+    hashes = {"weights": weights_hash(checkpoint), "config": config_hash(checkpoint)}
+    return {"checkpoint": str(checkpoint), **hashes}
+
+
+def weights_hash(checkpoint: str | Path) -> str:
+    """One hash of all safetensors of a checkpoint; of an adapter, those of its model as well."""
+    files = [(str(file.relative_to(folder)), file) for folder in _folders(checkpoint) for file in _weights(folder)]
+    return _joined([(name, file_hash(file)) for name, file in files])
+
+
+def weights_state(checkpoint: str | Path) -> list:
+    """What tells at no cost whether the files behind `weights_hash` are still the same."""
+    return [(str(file), *_state(file)) for folder in _folders(checkpoint) for file in _weights(folder)]
+
+
+def config_hash(checkpoint: str | Path) -> str:
+    """One hash of what else decides a picture: the settings of model, processor, tokenizer and codecs. Not of the
+    scheduler, which a manifest holds in full, nor of versions and paths, nor of what else lies in the folder."""
+    told = []
+    for folder in _folders(checkpoint):
+        for file in sorted(folder.rglob("*")):
+            if _decides(file) and _belongs(file.relative_to(folder), folder):
+                told.append((str(file.relative_to(folder)), _content(file)))
+    return _joined(told)
+
+
+def _folders(checkpoint: str | Path) -> list[Path]:
+    folder = Path(checkpoint)
+    if not is_adapter(folder):
+        return [folder]
+    base = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    return [folder, Path(base).parent]
+
+
+def _weights(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.rglob("*.safetensors")) if _belongs(file.relative_to(folder), folder)]
+
+
+def _decides(file: Path) -> bool:
+    return file.name in _SETTINGS or file.suffix in (".jinja", ".model")
+
+
+def _belongs(file: Path, folder: Path) -> bool:
+    """Whether a file lies where a part of a checkpoint lies: in its folder, or a folder that its index names."""
+    index = folder / INDEX
+    named = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    return len(file.parts) == 1 or isinstance(named.get(file.parts[0]), list)
+
+
+def _content(file: Path) -> str:
+    text = file.read_text(encoding="utf-8")
+    with contextlib.suppress(ValueError):
+        settings = json.loads(text)
+        if isinstance(settings, dict):
+            settings = {name: value for name, value in settings.items() if name not in _VOLATILE}
+        text = json.dumps(settings, sort_keys=True)
+    return text
+
+
+def _joined(named: list[tuple[str, str]]) -> str:
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()
+
+
+def _state(file: Path) -> list[int]:
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+def _kept_hashes() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hybridgen" / "hashes.json"
+
+
+def file_hash(file: str | Path) -> str:
+    """SHA-256 of a file, computed once for as long as the file stays what it is. A cache that cannot be read or written
+    costs time, nothing else."""
+    file, kept = Path(file).resolve(), {}
+    state = _state(file)
+    with contextlib.suppress(OSError, ValueError):
+        kept = json.loads(_kept_hashes().read_text(encoding="utf-8"))
+    known = kept.get(str(file)) if isinstance(kept, dict) else None
+    if isinstance(known, dict) and known.get("state") == state:
+        return known["sha256"]
+    with open(file, "rb") as opened:
+        found = hashlib.file_digest(opened, "sha256").hexdigest()
+    kept = {**(kept if isinstance(kept, dict) else {}), str(file): {"state": state, "sha256": found}}
+    with contextlib.suppress(OSError):
+        write_whole(_kept_hashes(), json.dumps(kept))
+    return found

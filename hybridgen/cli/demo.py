@@ -1,0 +1,231 @@
+"""The demo: from nothing to a report in one process. Trains a codec, trains a model, draws and answers, shows it all.
+
+It only puts the parts of the library one after another; settings are in `configs/`. The fact a newcomer gets wrong:
+running it again never starts over. A stage that is complete is skipped, one that was interrupted goes on from its
+last saved state, and a folder that holds something else is refused.
+
+    OUT/demo.json   how the demo was set     OUT/codec/   the VQ tokenizer's run     OUT/checkpoint/   the pipeline
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from hybridgen.cli import demo_report
+from hybridgen.core.files import write_whole
+from hybridgen.evaluation import suites
+from hybridgen.evaluation.generation import DrawSettings, film
+from hybridgen.evaluation.scores import load_scores
+from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
+from hybridgen.training.config.schema import CodecPaths, TrainConfig, load_config
+from hybridgen.training.monitor.tracking import say
+from hybridgen.training.stages.building import build_parts
+from hybridgen.training.stages.model import train
+from hybridgen.training.stages.vq import build_vq_model
+
+CONFIGS = {"dolls": ("demo_codec.yaml", "demo.yaml"), "emoji": ("emoji_codec.yaml", "emoji.yaml")}
+_FREE = ("output_dir", "codec", "resume", "threads", "wandb")  # may differ between two runs of one demo
+
+
+@dataclass
+class Plan:
+    """Everything that is decided before the first step.
+
+    Args:
+        codec, model: the two trainings.
+        settings: how each path draws when it is scored.
+        draw_paths, answer_paths: what the model is trained for.
+    """
+
+    world: str
+    out: Path
+    seed: int
+    samples: int
+    codec: TrainConfig
+    model: TrainConfig
+    settings: dict[str, DrawSettings]
+    draw_paths: list[str]
+    answer_paths: list[str]
+
+
+def run(world: str, out: Path, seed: int, samples: int, overrides: list[str], report: suites.Report) -> Iterator[str]:
+    """
+    1. Check every setting of both trainings, and what the folder holds.
+    2. Train the codec, then the model; what is complete is not trained again.
+    3. Draw and answer what is held out, and score it.
+    4. Write scores, pictures and the report. Yields the paths of what a person wants to open.
+
+    Raises:
+        ValueError: a setting is wrong, or the folder holds something else.
+    """
+    plan = make_plan(world, Path(out), seed, samples, overrides)
+    seconds = _open_folder(plan)
+    page = plan.out / demo_report.PAGE
+    if _is_finished(plan, page):
+        say(f"{plan.out} is finished; delete its scores.json to score again, or all of it to train again")
+        yield str(page)
+        return
+    for name, config in (("codec", plan.codec), ("model", plan.model)):
+        if (Path(config.output_dir) / "checkpoint").is_dir():
+            say(f"the {name} is trained already")
+            continue
+        say(f"training the {name} into {config.output_dir}")
+        _train(plan, config, name, seconds)
+    pipeline = best_device(load_pipeline(plan.out / "checkpoint"))
+    evaluation = _evaluate(plan, pipeline, seconds, report)
+    caption, side = evaluation.prompts.captions[0], evaluation.world.SIZE
+    films = {path: film(pipeline, caption, path, side, seed, plan.settings[path]) for path in plan.draw_paths}
+    yield from demo_report.write(plan.out, evaluation, films)
+
+
+def _evaluate(
+    plan: Plan, pipeline: HybridGenPipeline, seconds: dict[str, float], report: suites.Report
+) -> suites.Evaluation:
+    """Scores, and with them how long everything took and what was to be reached."""
+    started = time.perf_counter()
+    evaluation = suites.evaluate(
+        pipeline,
+        plan.world,
+        samples=plan.samples,
+        seed=plan.seed,
+        draw_paths=plan.draw_paths,
+        answer_paths=plan.answer_paths,
+        settings=plan.settings,
+        report=report,
+    )
+    parts = {"model": pipeline.model, "VQ tokenizer": pipeline.vq_model}
+    evaluation.scores |= {
+        "seconds": {**seconds, "evaluation": time.perf_counter() - started},
+        "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()},
+        "targets": [asdict(target) for target in demo_report.TARGETS[plan.world]],
+    }
+    return evaluation
+
+
+def make_plan(world: str, out: Path, seed: int, samples: int, overrides: list[str]) -> Plan:
+    """Both configs, checked in full. The codec that the model will use is not there yet, so its config stands in.
+
+    Raises:
+        ValueError: one sentence about what is wrong.
+    """
+    suites.open_suite(world)
+    codec_file, model_file = (config_file(name) for name in CONFIGS[world])
+    own = [f"seed={seed}"]
+    of_codec = [word.removeprefix("codec:") for word in overrides if word.startswith("codec:")]
+    of_model = [word for word in overrides if not word.startswith("codec:")]
+    codec = load_config(codec_file, [*own, f"output_dir={_quoted(out / 'codec')}", *of_codec])
+    with tempfile.TemporaryDirectory() as stand_in:
+        build_vq_model(codec.vq_model, seed).save_pretrained(stand_in)
+        more = [*own, f"output_dir={_quoted(out)}", f"codec.vq={_quoted(stand_in)}", *of_model]
+        model = load_config(model_file, more)
+    model = replace(model, codec=CodecPaths(vq=str(out / "codec" / "checkpoint" / "vq_model")))
+    sampling = model.sampling
+    settings = {
+        "diffusion": DrawSettings(steps=sampling.steps, guidance=sampling.guidance),
+        "vq": DrawSettings(guidance=sampling.guidance_vq, temperature=sampling.temperature_vq),
+    }
+    draw = [source.write for source in model.data.sources if source.task == "draw" and source.write]
+    answer = [source.read for source in model.data.sources if source.task == "answer"]
+    return Plan(world, out, seed, samples, codec, model, settings, _once(draw), _once(answer))
+
+
+def _once(paths: list[str]) -> list[str]:
+    return list(dict.fromkeys(paths))
+
+
+def config_file(name: str) -> Path:
+    """A config that comes with hybridgen. In an installed package, `configs/` lies inside it."""
+    package = Path(__file__).parents[1]
+    for folder in (package / "configs", package.parent / "configs"):
+        if (folder / name).is_file():
+            return folder / name
+    raise ValueError(f"{name} is not among the configs of this installation; install hybridgen again")
+
+
+def untrained(folder: Path, world: str = "dolls", seed: int = 0) -> Path:
+    """The pipeline that the demo starts from, random weights throughout, saved in a folder: to try code on, in seconds.
+
+    Returns:
+        the folder of the checkpoint.
+    """
+    plan = make_plan(world, Path(folder), seed, 1, [])
+    build_vq_model(plan.codec.vq_model, seed).save_pretrained(plan.model.codec.vq)
+    build_parts(plan.model).pipeline.save_pretrained(plan.out / "checkpoint")
+    return plan.out / "checkpoint"
+
+
+def best_device(pipeline: HybridGenPipeline) -> HybridGenPipeline:
+    """On the GPU where there is one."""
+    return pipeline.to("cuda") if torch.cuda.is_available() else pipeline
+
+
+def _quoted(path: Path | str) -> str:
+    return json.dumps(str(path))  # overrides are YAML, where `runs/1: a` is a mapping and `1` a number
+
+
+# ------------------------------------------------------------------------------------------------- what is there
+
+
+def _open_folder(plan: Plan) -> dict[str, float]:
+    """The seconds that each stage took so far. A new folder is made and marked.
+
+    Raises:
+        ValueError: it holds a run with other settings, or something else.
+    """
+    mark = plan.out / "demo.json"
+    settings = {"world": plan.world, "seed": plan.seed, "codec": asdict(plan.codec), "model": asdict(plan.model)}
+    settings = json.loads(json.dumps(settings))
+    if mark.is_file():
+        found = json.loads(mark.read_text(encoding="utf-8"))
+        for key, then, now in _differences(found["settings"], settings):
+            raise ValueError(
+                f"{plan.out} holds a demo with {key} {then!r}, not {now!r}; give the same settings to go on with it, "
+                "another --out to start a second one, or delete it"
+            )
+        return found["seconds"]
+    if plan.out.exists() and (not plan.out.is_dir() or any(plan.out.iterdir())):
+        raise ValueError(f"{plan.out} holds something that the demo did not write; choose another --out")
+    write_whole(mark, json.dumps({"settings": settings, "seconds": {}}, indent=1))
+    return {}
+
+
+def _differences(then: dict, now: dict, above: str = "") -> Iterator[tuple[str, object, object]]:
+    for key in sorted(set(then) | set(now)):
+        if above in ("codec.", "model.") and key in _FREE:
+            continue
+        old, new = then.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{above}{key}.")
+        elif old != new:
+            yield f"{above}{key}", old, new
+
+
+def _train(plan: Plan, config: TrainConfig, name: str, seconds: dict[str, float]) -> None:
+    """Train, and note how long it took, come to its end or not."""
+    started = time.perf_counter()
+    try:
+        train(config)
+    finally:
+        taken = seconds.get(name, 0.0) + time.perf_counter() - started
+        seconds[name] = max(taken, _logged_seconds(config))
+        mark = plan.out / "demo.json"
+        write_whole(mark, json.dumps({**json.loads(mark.read_text(encoding="utf-8")), "seconds": seconds}, indent=1))
+
+
+def _logged_seconds(config: TrainConfig) -> float:
+    """What the run itself counted: it also knows of processes that were killed and could note nothing here."""
+    file = Path(config.output_dir) / "metrics.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return max((json.loads(line).get("seconds", 0.0) for line in lines), default=0.0)
+
+
+def _is_finished(plan: Plan, page: Path) -> bool:
+    file = plan.out / "scores.json"
+    if not (page.is_file() and file.is_file()):
+        return False
+    return load_scores(file)["samples"] == plan.samples

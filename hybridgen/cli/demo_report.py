@@ -1,0 +1,96 @@
+"""What the demo shows when all is trained and scored: its targets, its words, its pictures, and the page.
+
+`demo` does the work; `evaluation.report` knows how a page looks. The fact a newcomer gets wrong: the page is written
+last, so where there is a report.html, everything it tells of is there and whole.
+
+    OUT/drawn_PATH.png   OUT/answers.png   OUT/losses.png   OUT/scores.json   OUT/report.html
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from hybridgen.core.files import write_whole
+from hybridgen.evaluation import figures, provenance
+from hybridgen.evaluation.exhibits import answer_cards, drawing_cards, loss_panels
+from hybridgen.evaluation.markup import duration
+from hybridgen.evaluation.report import Story, Target, render
+from hybridgen.evaluation.scores import save_scores
+from hybridgen.evaluation.suites import Evaluation
+
+PAGE = "report.html"
+SHOWN = 24  # prompts on the pictures of what was drawn
+TARGETS = {
+    "dolls": [
+        Target("Drawing by diffusion, parts right", "generation", "diffusion", "slots", 0.98),
+        Target("Drawing by diffusion, whole pictures right", "generation", "diffusion", "all_seven", 0.90),
+        Target("Drawing by vq, parts right", "generation", "vq", "slots", 0.95),
+        Target("Answers through understanding", "understanding", "understanding", "all", 0.98),
+        Target("Answers through diffusion", "understanding", "diffusion", "all", 0.96),
+    ],
+    "emoji": [],
+}
+UNSEEN = {
+    "dolls": "None of these creatures was ever seen in these clothes.",
+    "emoji": "None of these emoji was ever seen in this style.",
+}
+CREDITS = {
+    "dolls": "The figures are pixel art of Dungeon Crawl Stone Soup, drawn by its artists, put together by hybridgen.",
+    "emoji": "The emoji are Twemoji (CC-BY 4.0), Noto (Apache 2.0) and Fluent (MIT).",
+}
+
+
+def write(out: Path, evaluation: Evaluation, films: dict[str, list[Image.Image]]) -> Iterator[str]:
+    """Pictures, scores and, last of all, the page. Yields the paths of what a person wants to open.
+
+    Args:
+        evaluation: its scores hold the demo's own numbers as well: `seconds` by stage, and `parameters`.
+        films: how one picture comes about, by path.
+    """
+    panels = {
+        "the VQ tokenizer": loss_panels(out / "codec" / "metrics.jsonl"),
+        "the model": loss_panels(out / "metrics.jsonl"),
+    }
+    for path in evaluation.drawn:
+        sheet = figures.grid(drawing_cards(evaluation, path)[:SHOWN], columns=4, title=f"drawn by {path}")
+        sheet.save(out / f"drawn_{path}.png")
+    if evaluation.given:
+        figures.grid(answer_cards(evaluation)[: SHOWN // 2], columns=3, title="asked about").save(out / "answers.png")
+    figures.panels_image([panel for stage in panels.values() for panel in stage]).save(out / "losses.png")
+    yield str(save_scores(evaluation.scores, out))
+    world, scores = evaluation.suite.world, evaluation.scores
+    story = Story(
+        title="One model, three paths",
+        lede=lede(evaluation),
+        command=provenance.command(),
+        targets=TARGETS[world],
+        panels=panels,
+        films=films,
+        facts={
+            "seed": str(scores["seed"]),
+            "parameters": ", ".join(f"{name} {count:,}" for name, count in scores["parameters"].items()),
+        },
+        stages={
+            "training the VQ tokenizer": scores["seconds"].get("codec", 0.0),
+            "training the model": scores["seconds"].get("model", 0.0),
+            "drawing and answering": scores["seconds"]["evaluation"],
+        },
+        credit=CREDITS[world],
+    )
+    write_whole(out / PAGE, render(evaluation, story))
+    yield str(out / PAGE)
+
+
+def lede(evaluation: Evaluation) -> str:
+    """What the page is about, in three sentences."""
+    scores = evaluation.scores
+    machine, seconds = scores["hardware"], scores["seconds"]
+    where = machine.get("gpu", f"{machine['cores']} CPU cores")
+    trained = duration(seconds.get("codec", 0.0) + seconds.get("model", 0.0))
+    size = f"{scores['parameters']['model'] / 1e6:.1f} million parameters"
+    return (
+        f"A transformer of {size}, trained from nothing in {trained} on {where}. It draws pictures from words by "
+        f"{' and by '.join(evaluation.drawn)}, and answers questions about pictures that it reads through "
+        f"{' and through '.join(evaluation.given)}. {UNSEEN[evaluation.suite.world]}"
+    )

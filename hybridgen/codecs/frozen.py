@@ -1,0 +1,219 @@
+"""Codecs: pixels in [-1, 1] <-> what the backbone reads and writes. Frozen: no gradient passes through here.
+
+`PixelCodec` and `VAECodec` serve the diffusion path (normalised latents), `VQCodec` the vq path (codes). Training of a
+VQ tokenizer is a stage of its own (`training`); it shares `quantize` with `VQCodec`, so that codes mean the same in
+both. The fact a newcomer gets wrong: a Janus tokenizer compares *directions*. DeepSeek normalises latents and codebook
+before the nearest code is sought; transformers' `JanusVQVAE.encode` does not, and finds other codes for the same
+picture. It is also tied to one grid, where a code map decodes at any size.
+
+Nothing here draws a random number (a VAE's posterior is read at its mode), moves a tensor to another device, or changes
+the module it was handed: hand it one in eval mode.
+
+Shapes: I images, C channels, H x W pixels, h x w = H / factor x W / factor, D width of the codebook, V codes,
+T codes of all images together.
+"""
+
+import copy
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from diffusers import VQModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.models.janus.modeling_janus import JanusVQVAE
+
+from hybridgen.codecs.patch_vq import PatchVQ
+from hybridgen.paths.patches import check_size
+
+Images = Tensor | list[Tensor]  # (I, C, H, W), or I of (C, H, W) where sizes differ
+
+
+class PixelCodec:
+    """The diffusion path without a VAE: latents are the pixels themselves."""
+
+    factor = 1
+
+    def encode(self, images: Images) -> Images:
+        return images
+
+    def decode(self, latents: Images) -> Images:
+        return latents
+
+
+class VAECodec:
+    """Latents of a diffusers autoencoder, normalised: encode = (z - shift) * scale, decode undoes it.
+
+    Args:
+        vae: AutoencoderKL or its kin: `encode` gives a `latent_dist`, `latents` or `latent`, `decode` gives a `sample`.
+    """
+
+    def __init__(self, vae: nn.Module):
+        self.vae = _at_safe_precision(vae)
+        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.scale = vae.config.get("scaling_factor") or 1.0
+        self.shift = vae.config.get("shift_factor") or 0.0
+
+    @torch.no_grad()
+    def encode(self, images: Images) -> Images:
+        """Pixels (I, 3, H, W) -> latents (I, C, h, w), float32; a list gives a list."""
+        if not isinstance(images, Tensor):
+            return [self.encode(image[None])[0] for image in images]
+        check_size(*images.shape[-2:], self.factor)
+        with _no_autocast(images):
+            encoded = self.vae.encode(images.to(self.vae.dtype))
+        if hasattr(encoded, "latent_dist"):
+            z = encoded.latent_dist.mode()
+        else:
+            z = encoded.latents if hasattr(encoded, "latents") else encoded.latent
+        return (z.float() - self.shift) * self.scale
+
+    @torch.no_grad()
+    def decode(self, latents: Images) -> Images:
+        """Latents (I, C, h, w) -> pixels (I, 3, H, W), float32; a list gives a list."""
+        if not isinstance(latents, Tensor):
+            return [self.decode(image[None])[0] for image in latents]
+        z = latents.float() / self.scale + self.shift
+        with _no_autocast(z):
+            return self.vae.decode(z.to(self.vae.dtype)).sample.float()
+
+
+def measure_latents(vae: nn.Module, pictures: Iterable[Tensor]) -> tuple[float, float]:
+    """Mean and standard deviation of an autoencoder's latents, before any shift and scale, over all their components.
+
+    A VAE's `shift_factor` is this mean, its `scaling_factor` one over this deviation: `VAECodec` then gives latents of
+    mean 0 and variance 1 on the same pictures (arXiv 2112.10752, sec. D.1, where the mean is left in).
+
+    Args:
+        pictures: batches (I, 3, H, W), at least one.
+    """
+    codec = VAECodec(vae)
+    sums = torch.zeros(3, dtype=torch.float64)  # components, their sum, the sum of their squares
+    for batch in pictures:
+        z = codec.encode(batch).double() / codec.scale + codec.shift
+        sums += torch.stack([torch.tensor(float(z.numel())), z.sum().cpu(), z.pow(2).sum().cpu()])
+    count, total, squares = sums.tolist()
+    mean = total / count
+    return mean, max(squares / count - mean**2, 0.0) ** 0.5
+
+
+class VQCodec:
+    """Codes of a VQ tokenizer: `JanusVQVAE` of transformers and models of its shape, `VQModel` of diffusers, `PatchVQ`.
+
+    Args:
+        model: the tokenizer. A Janus tokenizer compares directions, the others compare latents with codes as they are.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = _at_safe_precision(model)
+        self.directions = compares_directions(model)
+        self.factor = vq_factor(model.config.to_dict() if self.directions else model.config)
+
+    @property
+    def codebook(self) -> Tensor:
+        """(V, D), as the decoder reads it."""
+        weight = self.model.quantize.embedding.weight
+        return F.normalize(weight, dim=-1) if self.directions else weight
+
+    @torch.no_grad()
+    def encode(self, images: Images) -> Tensor:
+        """Pixels (I, 3, H, W), or a list of (3, H, W), -> codes (T,) in reading order."""
+        if not isinstance(images, Tensor):
+            codes = [self.encode(image[None]) for image in images]
+            return torch.cat(codes) if codes else torch.zeros(0, dtype=torch.long, device=self.model.device)
+        check_size(*images.shape[-2:], self.factor)
+        with _no_autocast(images):
+            z = to_latents(self.model, images.to(self.model.dtype))  # I, D, h, w
+        return quantize(z.float(), self.model.quantize.embedding.weight.float(), self.directions).codes.flatten()
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes (I, h, w) -> pixels (I, 3, H, W), float32."""
+        entries = F.embedding(codes, self.codebook).permute(0, 3, 1, 2).contiguous()  # I, D, h, w
+        with _no_autocast(codes):
+            return to_pixels(self.model, entries).float()
+
+
+def load_vq(folder: str | Path) -> nn.Module:
+    """A VQ tokenizer of any of these kinds, as its config.json says; frozen."""
+    name = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("_class_name")
+    kind = {"VQModel": VQModel, "PatchVQ": PatchVQ}.get(name, JanusVQVAE)
+    return kind.from_pretrained(folder).eval().requires_grad_(False)
+
+
+def compares_directions(model: nn.Module) -> bool:
+    """Whether codes of this tokenizer are directions (Janus) or points (VQModel, PatchVQ)."""
+    return not isinstance(model, VQModel)
+
+
+def vq_factor(config: Mapping) -> int:
+    """Pixels along one side of a code, from a tokenizer's config alone."""
+    if "patch_size" in config:
+        return config["patch_size"]  # PatchVQ
+    levels = config.get("channel_multiplier") or config["block_out_channels"]
+    return 2 ** (len(levels) - 1)
+
+
+def to_latents(model: nn.Module, images: Tensor) -> Tensor:
+    """Pixels (I, 3, H, W) -> latents (I, D, h, w), not yet quantized, with gradient."""
+    return model.quant_conv(model.encoder(images))
+
+
+def to_pixels(model: nn.Module, vectors: Tensor) -> Tensor:
+    """Codes' vectors (I, D, h, w) -> pixels (I, 3, H, W), with gradient."""
+    z = model.post_quant_conv(vectors)
+    if compares_directions(model):
+        return model.decoder(z)
+    return model.decoder(z, vectors if model.config.get("norm_type") == "spatial" else None)
+
+
+class Quantized(NamedTuple):
+    """What `quantize` makes of latents.
+
+    Args:
+        vectors: (I, D, h, w) the chosen codes; their gradient passes straight through to the latents.
+        codes: (I, h, w).
+        codebook_error: (I,) mean squared distance, with gradient to the codebook only.
+        commitment_error: (I,) the same distance, with gradient to the latents only.
+    """
+
+    vectors: Tensor
+    codes: Tensor
+    codebook_error: Tensor
+    commitment_error: Tensor
+
+
+def quantize(z: Tensor, codebook: Tensor, directions: bool) -> Quantized:
+    """Latents (I, D, h, w) -> their nearest codes in a codebook (V, D) (van den Oord et al., arXiv 1711.00937).
+
+    1. With `directions`, latents and codebook are put on the unit sphere first (as DeepSeek's Janus and LlamaGen do).
+    2. The nearest code is the one of the largest z . e - |e|^2 / 2: the distance without its constant.
+    3. The gradient passes straight through the choice.
+    """
+    if directions:
+        z, codebook = F.normalize(z, dim=1), F.normalize(codebook, dim=-1)
+    places = z.permute(0, 2, 3, 1)  # I, h, w, D
+    # one product for all places: a batch of small ones takes twice as long; in bf16 a near code would win by rounding
+    with torch.no_grad(), _no_autocast(z):
+        flat = places.flatten(0, 2).to(codebook.dtype)  # I * h * w, D
+        scores = torch.addmm(codebook.pow(2).sum(-1) / -2, flat, codebook.T)  # I * h * w, V
+        codes = scores.argmax(-1).view(places.shape[:3])  # I, h, w
+    chosen = F.embedding(codes, codebook).permute(0, 3, 1, 2)  # I, D, h, w
+    return Quantized(
+        vectors=z + (chosen - z).detach(),
+        codes=codes,
+        codebook_error=(chosen - z.detach()).pow(2).flatten(1).mean(1),
+        commitment_error=(chosen.detach() - z).pow(2).flatten(1).mean(1),
+    )
+
+
+def _at_safe_precision(model: nn.Module) -> nn.Module:
+    """The model itself, or a float32 copy of one in half precision, in which decoders overflow."""
+    return copy.deepcopy(model).float() if model.dtype == torch.float16 else model
+
+
+def _no_autocast(like: Tensor) -> torch.autocast:
+    """A codec runs in its own precision, also inside a training step's autocast."""
+    return torch.autocast(like.device.type, enabled=False)

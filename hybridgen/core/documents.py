@@ -1,0 +1,87 @@
+"""Documents: a layout together with the pixels of its images, and batches of them for generation.
+
+What the processor makes and what packing, sampling and evaluation hand around. Training rows are made in
+`data.loading`; this file knows neither templates nor files. The fact a newcomer gets wrong: `images` follows the
+placeholders, not the messages, so an image with a clean twin is there twice, once written and once read.
+
+Shapes: B documents, N tokens of the longest, I images, 3 x H x W pixels in [-1, 1].
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hybridgen.core.layout import PADDING_DOCUMENT, SequenceLayout
+
+
+@dataclass
+class DocumentImage:
+    """One image of a document, in reading order.
+
+    Args:
+        path: the path whose placeholders stand for it.
+        pixels: (3, H, W) as that path wants them.
+        write: the model is taught to draw it; otherwise it is read.
+        image_first: no text of the conversation stands before it (role tokens are no text). Text that prompt dropout
+            took away counts as standing there: an unconditional drawing must see every noise level.
+        max_timestep: cap on its noise where it is drawn by diffusion; None = the objective's.
+    """
+
+    path: str
+    pixels: Tensor
+    write: bool = False
+    image_first: bool = False
+    max_timestep: float | None = None
+
+
+@dataclass
+class Document:
+    """One conversation as tokens, and its images."""
+
+    layout: SequenceLayout
+    images: list[DocumentImage] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.layout)
+
+    def pixels(self, path: str) -> list[Tensor]:
+        """The images of one path, in reading order."""
+        return [image.pixels for image in self.images if image.path == path]
+
+
+def left_pad(documents: list[Document], pad_id: int, multiple: int = 1) -> dict[str, Tensor | list[Tensor] | None]:
+    """Documents as one batch that ends flush, so that every row goes on in the same column.
+
+    Args:
+        multiple: N is a whole number of so many tokens.
+
+    Returns:
+        input_ids, attention_mask, document_ids, block_ids, position_ids: (B, N). Padding is a document of its own.
+        pixel_values: (I, 3, h, w) images of the understanding path, None when there are none.
+        diffusion_images, vq_images: lists of (3, H, W). All images in reading order, row after row.
+
+    Raises:
+        ValueError: no document is given.
+    """
+    if not documents:
+        raise ValueError("no documents to make a batch of; give at least one prompt")
+    longest = -(-max(len(document) for document in documents) // multiple) * multiple
+    columns: dict[str, list[list[int]]] = {}
+    for document in documents:
+        layout, pad = document.layout, longest - len(document)
+        row = {
+            "input_ids": [pad_id] * pad + layout.input_ids,
+            "attention_mask": [0] * pad + [1] * len(document),
+            "document_ids": [PADDING_DOCUMENT] * pad + layout.document_ids,
+            "block_ids": [*range(pad), *(block + pad for block in layout.block_ids)],
+            "position_ids": [0] * pad + layout.position_ids,
+        }
+        for name, values in row.items():
+            columns.setdefault(name, []).append(values)
+    batch: dict = {name: torch.tensor(rows) for name, rows in columns.items()}
+    understanding = [image for document in documents for image in document.pixels("understanding")]
+    batch["pixel_values"] = torch.stack(understanding) if understanding else None
+    for path in ("diffusion", "vq"):
+        batch[f"{path}_images"] = [image for document in documents for image in document.pixels(path)]
+    return batch

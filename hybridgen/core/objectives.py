@@ -1,0 +1,270 @@
+"""Training objectives: the only randomness of training, and the losses, each as (sum, count).
+
+`corrupt` draws a timestep and noise for every image that is to be drawn, from one generator *a row*, seeded by the
+run's seed and the row's number: the draw depends on neither batch size, nor rank, nor what was drawn before.
+No loss divides: the trainer divides once, by counts summed over micro-batches and ranks, so a loss does not depend on
+packing, accumulation or world size. The fact a newcomer gets wrong: text is counted per token and codes per code, but
+the diffusion loss per image (Transfusion, arXiv 2408.11039, sec. 3.3), so its weight lambda does not change with size.
+
+Shapes: B rows, N tokens, I images of the diffusion path, T codes.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hybridgen.core.layout import IGNORE
+from hybridgen.core.noise import NoiseProcess, add_noise, target
+
+LOSSES = ("text", "code", "diffusion")
+Loss = tuple[Tensor, Tensor]
+
+
+@dataclass
+class ObjectiveConfig:
+    """Weights and distributions of the joint loss.
+
+    Args:
+        text_weight, code_weight, diffusion_weight: lambda of each mean loss (Transfusion: 1 and 5).
+        alignment_weight: of the loss that a model with `diffusion_config.alignment_layer` has (JanusFlow: 1).
+        z_loss: weight of log^2 Z on text and code logits (Chameleon: 1e-5).
+        timestep_sampling: `uniform`, or `logit_normal` with `logit_mean` and `logit_std` (SD3, arXiv 2403.03206).
+        timestep_shift: s -> shift s / (1 + (shift - 1) s): above 1, more noise.
+        loss_weighting: `none`, `velocity` (x0 or epsilon error weighted as if the velocity's), or `min_snr`
+            (arXiv 2303.09556, with `min_snr_gamma`).
+        max_weight: bound of the per-image loss weight.
+        image_first_max_timestep: cap on t for images that stand before their text (Transfusion: 500); 1000 = none.
+    """
+
+    text_weight: float = 1.0
+    code_weight: float = 1.0
+    diffusion_weight: float = 1.0
+    alignment_weight: float = 1.0
+    z_loss: float = 0.0
+    timestep_sampling: str = "uniform"
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+    timestep_shift: float = 1.0
+    loss_weighting: str = "none"
+    min_snr_gamma: float = 5.0
+    max_weight: float = 100.0
+    image_first_max_timestep: float = 1000.0
+
+    def __post_init__(self):
+        for name in ("text_weight", "code_weight", "diffusion_weight", "alignment_weight", "z_loss"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"objective.{name} is {getattr(self, name)}; a weight cannot be negative")
+        if self.timestep_sampling not in ("uniform", "logit_normal"):
+            raise ValueError(
+                f"objective.timestep_sampling is {self.timestep_sampling!r}; use 'uniform' or 'logit_normal'"
+            )
+        if self.loss_weighting not in ("none", "velocity", "min_snr"):
+            raise ValueError(
+                f"objective.loss_weighting is {self.loss_weighting!r}; use 'none', 'velocity' or 'min_snr'"
+            )
+        if self.timestep_shift <= 0 or self.logit_std <= 0:
+            raise ValueError("objective.timestep_shift and objective.logit_std must be above 0")
+        if not 0 < self.image_first_max_timestep <= 1000:
+            raise ValueError(
+                f"objective.image_first_max_timestep is {self.image_first_max_timestep}; it must be in (0, 1000]"
+            )
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return {
+            "text": self.text_weight,
+            "code": self.code_weight,
+            "diffusion": self.diffusion_weight,
+            "alignment": self.alignment_weight,
+            "z": self.z_loss,
+        }
+
+
+# ------------------------------------------------------------------------------------------------ drawing noise
+
+
+def row_generator(seed: int, row: int) -> torch.Generator:
+    """The random stream of one row: a function of (seed, row) alone."""
+    return torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + row * 0xBF58476D1CE4E5B9 + 1) % (1 << 63))
+
+
+def draw_noise_levels(count: int, config: ObjectiveConfig, generator: torch.Generator) -> Tensor:
+    """(count,) noise levels s in (0, 1)."""
+    if config.timestep_sampling == "uniform":
+        s = torch.rand(count, generator=generator)
+    else:
+        s = torch.sigmoid(config.logit_mean + config.logit_std * torch.randn(count, generator=generator))
+    shift = config.timestep_shift
+    return shift * s / (1 + (shift - 1) * s)
+
+
+@dataclass
+class DiffusionTargets:
+    """What the diffusion head is compared with: one entry an image, clean ones not counted.
+
+    Args:
+        values: targets, in the same form as the model's `prediction`.
+        weights: (I,) loss weight; 0 on images that were read clean.
+        timesteps: (I,) as given to the model.
+    """
+
+    values: Tensor | list[Tensor]
+    weights: Tensor
+    timesteps: Tensor
+
+
+def corrupt(
+    latents: Tensor | list[Tensor],
+    noised: Tensor,
+    image_rows: Tensor,
+    row_numbers: Tensor,
+    image_first: Tensor,
+    diffusion_config,
+    config: ObjectiveConfig,
+    seed: int,
+    fixed_levels: Tensor | None = None,
+    max_timesteps: Tensor | None = None,
+) -> tuple[Tensor | list[Tensor], DiffusionTargets]:
+    """Noise the images that are to be drawn; leave those that are read as they are, at timestep 0.
+
+    Args:
+        latents: I clean images (C, H, W), in reading order.
+        noised: (I,) whether the image is drawn.
+        image_rows: (I,) index in the batch of the row each image stands in.
+        row_numbers: (B,) the run's number of each row: what its random stream is seeded with.
+        image_first: (I,) whether it stands before its text, and so under `image_first_max_timestep`.
+        fixed_levels: noise levels to cycle through instead of drawing (validation).
+        max_timesteps: (I,) further caps on t, the sources'; None = none.
+
+    Returns:
+        noisy latents in the form of `latents`, and their targets.
+    """
+    process = NoiseProcess.of(diffusion_config)
+    noisy, values, levels = [], [], []
+    generators: dict[int, torch.Generator] = {}
+    for i, clean in enumerate(latents):
+        row = int(row_numbers[image_rows[i]])
+        generator = generators.setdefault(row, row_generator(seed, row))
+        if not noised[i]:
+            noisy.append(clean)
+            values.append(torch.zeros_like(clean))
+            levels.append(torch.zeros(()))
+            continue
+        s = draw_noise_levels(1, config, generator)[0]
+        if fixed_levels is not None:
+            s = fixed_levels[i % len(fixed_levels)]
+        cap = 1000.0 if max_timesteps is None else float(max_timesteps[i])
+        cap = min(cap, config.image_first_max_timestep) if image_first[i] else cap
+        if image_first[i] or cap < 1000:
+            s = s * cap / 1000
+        noise = torch.randn(clean.shape, generator=generator).to(clean)
+        alpha, sigma = process.coefficients(process.timesteps(s[None]).to(clean.device))
+        noisy.append(add_noise(clean, noise, alpha.to(clean.dtype), sigma.to(clean.dtype)))
+        values.append(target(diffusion_config.prediction_type, clean, noise, alpha, sigma).to(clean.dtype))
+        levels.append(s)
+    device = row_numbers.device
+    timesteps = process.timesteps(torch.stack(levels)).to(device) if levels else torch.zeros(0, device=device)
+    weights = loss_weights(timesteps, process, diffusion_config.prediction_type, config) * noised.to(device)
+    if isinstance(latents, Tensor):
+        noisy, values = torch.stack(noisy), torch.stack(values)
+    return noisy, DiffusionTargets(values, weights, timesteps)
+
+
+def loss_weights(timesteps: Tensor, process: NoiseProcess, prediction_type: str, config: ObjectiveConfig) -> Tensor:
+    """(I,) weight of an image's squared error at its timestep."""
+    if config.loss_weighting == "none":
+        return torch.ones_like(timesteps, dtype=torch.float32)
+    alpha, sigma = process.coefficients(timesteps)
+    snr = (alpha / sigma.clamp(min=1e-6)) ** 2
+    # d(x0) = sigma d(velocity) for flow (arXiv 2403.03206); d(x0) = (sigma / alpha) d(epsilon) = sigma d(v) for DDPM
+    to_x0 = {
+        "sample": torch.ones_like(snr),
+        "epsilon": 1 / snr.clamp(min=1e-12),
+        "velocity": sigma**2,
+        "v_prediction": sigma**2,
+    }
+    if config.loss_weighting == "velocity":
+        weight = to_x0[prediction_type] / sigma.clamp(min=1e-6) ** 2
+    else:
+        weight = to_x0[prediction_type] * snr.clamp(max=config.min_snr_gamma)
+    return weight.clamp(max=config.max_weight)
+
+
+# ------------------------------------------------------------------------------------------------------ losses
+
+
+def place_codes(code_labels: Tensor, codes: Tensor, is_code: Tensor) -> Tensor:
+    """(B, N) labels: the code that stands at each position of the vq path, where the layout asks for a loss.
+
+    Args:
+        code_labels: (B, N) 0 where a code is to be predicted, IGNORE elsewhere (layout).
+        codes: (T,) codes in reading order.
+        is_code: (B, N) where the vq placeholder stands.
+    """
+    placed = torch.zeros_like(code_labels).masked_scatter(is_code, codes.to(code_labels.dtype))
+    return torch.where(code_labels == IGNORE, code_labels, placed)
+
+
+def shift(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Unshifted labels (B, N) -> mask (B, N) of the positions that predict, and their targets (kept,)."""
+    following = F.pad(labels[:, 1:], (0, 1), value=IGNORE)
+    keep = following != IGNORE
+    return keep, following[keep]
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """(kept, V) logits and (kept,) targets -> (kept,) negative log-likelihoods in nats."""
+    return F.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Loss:
+    """(kept, V) logits and (kept,) targets -> summed negative log-likelihood in nats, and how many."""
+    return summed(token_losses(logits, targets))
+
+
+def summed(losses: Tensor) -> Loss:
+    """(n,) losses -> their sum, and how many."""
+    return losses.sum(), torch.tensor(float(len(losses)), device=losses.device)
+
+
+def z_loss(logits: Tensor) -> Loss:
+    """(kept, V) logits -> summed log^2 Z, which keeps logits from drifting (PaLM, Chameleon), and how many."""
+    count = torch.tensor(float(len(logits)), device=logits.device)
+    return torch.logsumexp(logits.float(), dim=-1).square().sum(), count
+
+
+def image_losses(prediction: Tensor | list[Tensor], targets: DiffusionTargets) -> Tensor:
+    """(I,) weighted mean squared error of each image over its latent values; 0 of images that were read clean."""
+    if not len(targets.weights):
+        return prediction.float().flatten()  # no image, but the head is in the graph
+    if isinstance(prediction, Tensor):
+        errors = (prediction.float() - targets.values.float()).pow(2).flatten(1).mean(1)  # I
+    else:
+        pairs = zip(prediction, targets.values, strict=True)
+        errors = torch.stack([F.mse_loss(made.float(), wanted.float()) for made, wanted in pairs])
+    return errors * targets.weights
+
+
+def diffusion_loss(prediction: Tensor | list[Tensor], targets: DiffusionTargets) -> Loss:
+    """Weighted mean squared error of each drawn image, summed over images; the count is the number of drawn images."""
+    return image_losses(prediction, targets).sum(), (targets.weights > 0).sum().float()
+
+
+def alignment_loss(alignment: Tensor, targets: DiffusionTargets) -> Loss:
+    """One minus the mean cosine (I,) of each drawn image, summed; the count is the number of drawn images."""
+    drawn = targets.weights.to(alignment.device) > 0
+    return ((1 - alignment) * drawn).sum(), drawn.sum().float()
+
+
+def total(losses: dict[str, Loss], counts: dict[str, Tensor], weights: dict[str, float]) -> Tensor:
+    """The weighted sum of mean losses, each divided by its *global* count (0 where nothing was counted)."""
+    terms = [weights.get(name, 1.0) * loss / counts[name].clamp(min=1) for name, (loss, _) in losses.items()]
+    return torch.stack(terms).sum()
+
+
+def bits(nats: float) -> float:
+    """Nats as bits."""
+    return nats / math.log(2)

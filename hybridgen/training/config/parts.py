@@ -1,0 +1,226 @@
+"""The configs of the model's parts, from a `model:` section and from folders, without any weight.
+
+What transformers would take without a word (unknown keys, strings for numbers) is refused here by name. The fact a
+newcomer gets wrong: `HybridGenConfig` checks itself, so a check that belongs to the model stands there, not here.
+"""
+
+import inspect
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers import AutoencoderKL
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.janus.configuration_janus import JanusVQVAEConfig
+
+from hybridgen.codecs.frozen import vq_factor
+from hybridgen.codecs.patch_vq import PatchVQ
+from hybridgen.configuration_hybridgen import HybridGenConfig, HybridGenDiffusionConfig, HybridGenVQConfig
+from hybridgen.training.config.strict import suggest
+
+if TYPE_CHECKING:
+    from hybridgen.training.config.codec import VAETrainingConfig, VQTrainingConfig
+    from hybridgen.training.config.schema import ModelConfig
+
+
+UNDECLARED = {"model_type", "vision_use_head"}  # SigLIP reads the second; not every version declares it
+
+
+def hybrid_config(model: "ModelConfig", vocab_size: int | None = None, **token_ids: int) -> HybridGenConfig:
+    """The `HybridGenConfig` that a `model:` section describes; ids and vocabulary are the tokenizer's.
+
+    Raises:
+        ValueError: contradictions, unknown keys and wrong types, named.
+    """
+    if model.from_pretrained is not None:
+        return _pretrained_config(model)
+    parts = {name: getattr(model, name) for name in ("text_config", "vision_config", "diffusion_config", "vq_config")}
+    for part, folder in (("text_config", model.language_model), ("vision_config", model.vision_model)):
+        if folder is None:
+            continue
+        if parts[part] is not None:
+            raise ValueError(
+                f"model.{part} is given and so is a pretrained part {folder!r}, which has its own; keep one"
+            )
+        parts[part] = _part_config(folder, part)
+    if parts["text_config"] is None:
+        raise ValueError("model needs one of from_pretrained, language_model and text_config; none is given")
+    for part, default in (("text_config", "qwen3"), ("vision_config", "siglip_vision_model")):
+        if isinstance(parts[part], dict):
+            parts[part] = _typed_config(parts[part], default, f"model.{part}")
+    own = (("diffusion_config", HybridGenDiffusionConfig), ("vq_config", HybridGenVQConfig))
+    for part, kind in own:
+        if parts[part] is not None:
+            parts[part] = sub_config(parts[part], kind, f"model.{part}")
+    if vocab_size is not None:
+        parts["text_config"].vocab_size = vocab_size
+    if model.shared_vocabulary:
+        if (vq := parts["vq_config"]) is None:
+            raise ValueError("model.shared_vocabulary is true, but the model has no vq_config; give it, or say false")
+        vq.first_token_id = parts["text_config"].vocab_size
+        parts["text_config"].vocab_size += vq.num_embeddings
+    names = ("understanding_bidirectional", "aligner_depth", "aligner_hidden_act", "initializer_range")
+    settings = {name: getattr(model, name) for name in (*names, "tie_word_embeddings")}
+    return HybridGenConfig(**parts, **settings, **token_ids)
+
+
+def vq_config(settings: "VQTrainingConfig") -> dict:
+    """The full config of the tokenizer that a `vq_model:` section describes.
+
+    Raises:
+        ValueError: an unknown key, a wrong type, or a shape that the tokenizer cannot have.
+    """
+    where = "vq_model.config"
+    if settings.kind == "patch":
+        parameters = {p.name: p.default for p in inspect.signature(PatchVQ.__init__).parameters.values()}
+        del parameters["self"]
+        return _known(settings.config, where, parameters)
+    config = sub_config(settings.config, JanusVQVAEConfig, where)
+    if any(multiple * config.base_channels % 32 for multiple in (1, *config.channel_multiplier)):
+        raise ValueError(
+            f"{where}: base_channels {config.base_channels} times each of channel_multiplier "
+            f"{list(config.channel_multiplier)} must be divisible by 32, the groups of JanusVQVAE's normalisation"
+        )
+    config.num_patches = settings.image_size // vq_factor(config.to_dict())
+    return config.to_dict()
+
+
+BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+MEASURED = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+
+
+def vae_config(settings: "VAETrainingConfig") -> dict:
+    """The full arguments of the `AutoencoderKL` that a `vae:` section describes; every block is convolutional unless
+    its type is given.
+
+    Raises:
+        ValueError: an unknown key, or a shape that the autoencoder cannot have.
+    """
+    where, content = "vae.config", settings.config
+    known = [name for name in inspect.signature(AutoencoderKL.__init__).parameters if name != "self"]
+    for key, value in content.items():
+        if key not in known:
+            raise ValueError(f"unknown key '{where}.{key}' (value {value!r}); {suggest(key, known)}")
+        if key in MEASURED:
+            raise ValueError(f"{where}.{key} is given, but it is measured when training ends; leave it out")
+    for key in ("in_channels", "out_channels"):
+        if content.get(key, 3) != 3:
+            raise ValueError(f"{where}.{key} is {content[key]!r}, but pictures have 3 channels; leave it out")
+    whole = ("latent_channels", "layers_per_block", "norm_num_groups")
+    widths = content.get("block_out_channels")
+    if not isinstance(widths, list | tuple) or not widths:
+        raise ValueError(
+            f"{where}.block_out_channels is {widths!r}; give the width of each level, as in [64, 128, 256]"
+        )
+    numbers = {key: content[key] for key in whole if key in content}
+    for key, value in {**numbers, **{f"block_out_channels.{i}": width for i, width in enumerate(widths)}}.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{where}.{key} is {value!r}; it must be an integer of at least 1")
+    groups = content.get("norm_num_groups", 32)
+    if any(width % groups for width in widths):
+        raise ValueError(
+            f"{where}: every one of block_out_channels {list(widths)} must be divisible by norm_num_groups {groups}"
+        )
+    for key in BLOCKS:
+        if key in content and (not isinstance(content[key], list | tuple) or len(content[key]) != len(widths)):
+            raise ValueError(
+                f"{where}.{key} is {content[key]!r}, but block_out_channels has {len(widths)} levels; give one type "
+                "for each, or leave it out"
+            )
+    made = {key: [block] * len(widths) for key, block in BLOCKS.items()} | {"sample_size": settings.image_size}
+    made |= content
+    try:
+        with torch.device("meta"):
+            AutoencoderKL(**made)
+    except (ValueError, TypeError, KeyError, IndexError, ZeroDivisionError) as error:
+        raise ValueError(f"{where}: {' '.join(str(error).split())}") from None
+    return made
+
+
+def _known(content: dict, where: str, defaults: dict) -> dict:
+    """Defaults with what is given; keys known, numbers whole and positive."""
+    for key, value in content.items():
+        if key not in defaults:
+            raise ValueError(f"unknown key '{where}.{key}' (value {value!r}); {suggest(key, defaults)}")
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{where}.{key} is {value!r}; it must be an integer of at least 1")
+    made = {**defaults, **content}
+    if made["channels"] % made["norm_groups"]:
+        raise ValueError(
+            f"{where}: channels {made['channels']} is not divisible by norm_groups {made['norm_groups']}; make it so"
+        )
+    return made
+
+
+def sub_config(content: dict, kind: type[PreTrainedConfig], where: str) -> PreTrainedConfig:
+    """A config of a known class, its keys and types checked (transformers takes unknown keys without a word)."""
+    known = {field.name for field in fields(kind)} | set(getattr(kind, "attribute_map", {})) | UNDECLARED
+    for key, value in content.items():
+        if key not in known:
+            raise ValueError(f"unknown key '{where}.{key}' (value {value!r}); {suggest(key, sorted(known))}")
+    try:
+        return kind(**{key: value for key, value in content.items() if key != "model_type"})
+    except (StrictDataclassError, TypeError) as error:
+        raise ValueError(f"{where}: {' '.join(str(error.__cause__ or error).split())}") from None
+
+
+def _typed_config(content: dict, default_type: str, where: str) -> PreTrainedConfig:
+    model_type = content.get("model_type", default_type)
+    if model_type not in CONFIG_MAPPING:
+        near = suggest(str(model_type), CONFIG_MAPPING.keys())
+        raise ValueError(
+            f"{where}.model_type is {model_type!r}, which transformers does not know"
+            + (f"; {near}" if near.startswith("did") else "; name one of its decoders or towers, such as 'qwen3'")
+        )
+    if where == "model.text_config" and "vocab_size" in content:
+        raise ValueError(
+            f"{where}.vocab_size is {content['vocab_size']!r}, but the vocabulary's size comes from the tokenizer; "
+            "set model.tokenizer.vocab_size instead"
+        )
+    return sub_config(content, CONFIG_MAPPING[model_type], where)
+
+
+def _pretrained_config(model: "ModelConfig") -> HybridGenConfig:
+    given = [
+        field.name
+        for field in fields(model)
+        if field.name not in ("from_pretrained", "tokenizer") and getattr(model, field.name) != field.default
+    ]
+    if given:
+        raise ValueError(
+            f"model.from_pretrained is given and so is model.{given[0]}, which the pretrained model brings; keep one"
+        )
+    folder = Path(model.from_pretrained) / "model"
+    content = read_json(folder / "config.json", "model.from_pretrained")
+    if content.get("model_type") != HybridGenConfig.model_type:
+        raise ValueError(
+            f"model.from_pretrained {model.from_pretrained!r} holds a {content.get('model_type')!r}, not a hybridgen "
+            "pipeline; its parts go into model.language_model and model.vision_model"
+        )
+    return HybridGenConfig.from_pretrained(folder)
+
+
+def _part_config(folder: str, part: str) -> PreTrainedConfig:
+    key = "model.language_model" if part == "text_config" else "model.vision_model"
+    read_json(Path(folder) / "config.json", key)
+    config = AutoConfig.from_pretrained(folder)
+    if part == "text_config":
+        return config.get_text_config()
+    config = getattr(config, "vision_config", config)
+    if getattr(config, "vision_use_head", False):
+        config.vision_use_head = False  # nothing reads it, and weights without a gradient make ranks wait for them
+    return config
+
+
+def read_json(path: Path, key: str) -> dict:
+    """A JSON file of a folder that `key` names. Raises ValueError when it is not there or not JSON."""
+    if not path.is_file():
+        raise ValueError(f"{key} {str(path.parent)!r} has no {path.name}; give a folder that save_pretrained wrote")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{key}: {path} is not valid JSON ({error})") from None

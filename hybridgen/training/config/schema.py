@@ -1,0 +1,314 @@
+"""What a training run can be told: one dataclass a component, filled from YAML and `key=value` words, strictly.
+
+Here stand names, types and defaults. How text becomes these classes is `strict`; which combinations cannot work is
+`checks`, called by `load_config` before anything is loaded or downloaded. The fact a newcomer gets wrong: a batch is
+`data.rows` rows *a process*, and an optimizer step takes `accumulation` of them.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from hybridgen.bridges.adapters import LoraConfig
+from hybridgen.core.objectives import ObjectiveConfig
+from hybridgen.data.sources import SourceConfig
+from hybridgen.training.config import strict
+from hybridgen.training.config.checks import check
+from hybridgen.training.config.codec import VAETrainingConfig, VQTrainingConfig
+from hybridgen.training.monitor.guard import SpikeConfig
+
+
+@dataclass
+class TokenizerConfig:
+    """The text tokenizer of a model from scratch.
+
+    Args:
+        vocab_size: tokens, at most, of one trained on texts of the sources.
+        samples: how many records those texts are taken from.
+        path: a folder with a tokenizer to use instead; image tokens that it lacks are added.
+    """
+
+    vocab_size: int = 4096
+    samples: int = 4000
+    path: str | None = None
+
+
+@dataclass
+class ModelConfig:
+    """Stage `model`: weights to go on from, or the arguments of a `HybridGenConfig` (its docstring explains them).
+
+    Args:
+        from_pretrained: a pipeline folder of hybridgen; nothing else may be given then.
+        language_model: a folder of a transformers decoder with its tokenizer: config, weights and tokens come from it.
+        vision_model: a folder of a transformers vision tower: config and weights come from it.
+        text_config, vision_config, diffusion_config, vq_config, ...: as in `HybridGenConfig`. Token ids and the
+            vocabulary's size come from the tokenizer, `vq_config.num_embeddings` has to be the codec's.
+        embedding_std: the spread that text embeddings start with; None = the backbone's own (0.02 in most). At 1, words
+            stay apart: from 0.02 an optimizer soon moves all names of one kind to one place.
+        codes_from_codebook: start code embeddings and the rows of the generation head from the codec's codebook.
+        shared_vocabulary: codes are tokens of the language model, behind those of the tokenizer (Chameleon); of
+            `vq_config` only `num_embeddings` and `sample_size` count then.
+    """
+
+    from_pretrained: str | None = None
+    language_model: str | None = None
+    vision_model: str | None = None
+    text_config: dict | None = None
+    vision_config: dict | None = None
+    diffusion_config: dict | None = None
+    vq_config: dict | None = None
+    understanding_bidirectional: bool = False
+    aligner_depth: int = 2
+    aligner_hidden_act: str = "gelu"
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool | None = None
+    embedding_std: float | None = None
+    codes_from_codebook: bool = False
+    shared_vocabulary: bool = False
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+
+
+@dataclass
+class CodecPaths:
+    """Folders of frozen codecs: a VQ tokenizer (JanusVQVAE or VQModel) and a VAE (AutoencoderKL and its kin).
+
+    A pipeline folder's `vq_model` or `vae`, or one that the codec stage wrote. No VAE: the diffusion path sees pixels.
+    """
+
+    vq: str | None = None
+    vae: str | None = None
+
+
+@dataclass
+class DataConfig:
+    """What is trained on.
+
+    Args:
+        sources: see `SourceConfig`; weights are shares of tokens (of pictures, in the codec stage).
+        rows: rows of a batch, a process (pictures, in the codec stage).
+        row_length: tokens of a row; documents are packed into rows first-fit.
+        prefetch: batches made ahead in a background thread.
+        temperature: shares are weights to the power of 1 / temperature: above 1, small ones gain.
+        max_broken: broken records are skipped and listed in output_dir/broken.jsonl; more than so many of them (below
+            1: than this share of a source) stop the run with the list.
+        workers: threads that read and decode ahead; their number changes nothing but the time.
+        divide: each process reads its own part of the records, so that none reads all. The run is then another with
+            another number of processes; without it, two processes equal one.
+        cache: a folder that keeps the latents and codes of pictures, and their features while the tower is
+            frozen and whole (not under FSDP2).
+    """
+
+    sources: list[SourceConfig]
+    rows: int = 8
+    row_length: int = 1024
+    prefetch: int = 2
+    temperature: float = 1.0
+    max_broken: float = 100
+    workers: int = 0
+    divide: bool = False
+    cache: str | None = None
+
+
+@dataclass
+class ValidationConfig:
+    """Loss on the same rows with the same noise every `every` steps (0 = never).
+
+    Args:
+        sources: held-out data.
+        batches: how many batches of `data.rows` rows.
+        levels: noise levels of the fixed grid that diffusion images cycle through.
+    """
+
+    every: int = 0
+    sources: list[SourceConfig] = field(default_factory=list)
+    batches: int = 4
+    levels: int = 8
+
+
+@dataclass
+class SamplingConfig:
+    """Pictures drawn from fixed prompts with fixed seeds every `every` steps (0 = never), beside their prompts.
+
+    Args:
+        prompts: what to draw.
+        paths: by which paths; empty = all that write.
+        steps, guidance: of the diffusion path.
+        guidance_vq, temperature_vq: of the vq path.
+    """
+
+    every: int = 0
+    prompts: list[str] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    steps: int = 20
+    guidance: float = 2.0
+    guidance_vq: float = 1.0
+    temperature_vq: float = 1.0
+
+    def of_path(self, path: str) -> dict[str, float]:
+        """As the pipeline names them: what a checkpoint that is trained from nothing carries as its defaults."""
+        if path == "vq":
+            return {"guidance_scale": self.guidance_vq, "temperature": self.temperature_vq}
+        return {"guidance_scale": self.guidance, "num_inference_steps": self.steps}
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW, or Muon on the matrices inside the transformer stacks and AdamW on all else.
+
+    Args:
+        lr, betas, eps, weight_decay: AdamW's. Biases, norms and embeddings never decay.
+        muon_lr: None = lr, which fits with `match_rms_adamw`.
+        muon_weight_decay: None = weight_decay.
+        muon_momentum, muon_steps: Nesterov momentum, and Newton-Schulz iterations.
+        muon_scale: how a matrix' update is scaled: `match_rms_adamw` (0.2 sqrt(longest side), arXiv 2502.16982) or
+            `original` (sqrt(rows / columns), never below 1).
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: float = 3e-4
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    muon_lr: float | None = None
+    muon_weight_decay: float | None = None
+    muon_momentum: float = 0.95
+    muon_steps: int = 5
+    muon_scale: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
+
+
+@dataclass
+class GroupConfig:
+    """Other settings for a part of the model. The first group that matches a parameter holds.
+
+    Args:
+        match: start of the parameter's name, or a regular expression that matches from its start:
+            `model.vision_model`, `model\\.language_model\\.layers\\.[0-3]\\.`.
+        lr_scale: the learning rate is multiplied by it.
+        frozen: no gradient, no update, no average: bit for bit as it was.
+        weight_decay: instead of the optimizer's.
+    """
+
+    match: str
+    lr_scale: float = 1.0
+    frozen: bool = False
+    weight_decay: float | None = None
+
+
+@dataclass
+class ScheduleConfig:
+    """The learning rate over the run: linear warmup, then `constant`, `cosine` down to `min_ratio`, or `wsd`:
+    constant, then linear to `min_ratio` over the last `decay_fraction` of the run; or `exponential`, down to
+    `min_ratio` by the same factor each step."""
+
+    name: Literal["constant", "cosine", "wsd", "exponential"] = "cosine"
+    warmup_steps: int = 0
+    min_ratio: float = 0.0
+    decay_fraction: float = 0.2
+
+
+@dataclass
+class EMAConfig:
+    """An average of the trainable weights, with decay min(decay, (1 + t) / (10 + t)). It is what is saved.
+
+    Sharded where the weights are; `on_cpu` keeps it in main memory, and copies the weights there each step.
+    """
+
+    decay: float = 0.999
+    on_cpu: bool = False
+
+
+@dataclass
+class DiagnosticsConfig:
+    """What is told of a run beside its losses; no weight depends on it.
+
+    Args:
+        every: steps between two looks inside (0 = never): gradients by part and their angles, activations, attention.
+            Each takes about as long as two steps more.
+        peak_tflops: what one device can do at most, in 1e12 FLOP/s, for model FLOPs utilisation; null = what a matrix
+            product reaches here.
+    """
+
+    every: int = 0
+    peak_tflops: float | None = None
+
+
+@dataclass
+class WandbConfig:
+    """Weights & Biases. It never stops a run: without a key or a network, metrics.jsonl alone is written."""
+
+    mode: Literal["disabled", "offline", "online"] = "disabled"
+    project: str = "hybridgen"
+    name: str | None = None
+
+
+@dataclass
+class TrainConfig:
+    """A training run.
+
+    Args:
+        output_dir: gets `config.yaml`, `metrics.jsonl`, `diagnostics.png`, `samples/`, `state/step_N` and at the end
+            `checkpoint/`.
+        steps: optimizer steps.
+        max_seconds: end by this many seconds of training, schedule included: progress is the larger of steps taken
+            over `steps` and seconds over `max_seconds`. A resumed run is then no longer the same bit for bit.
+        lora: train an adapter on a pretrained pipeline instead of its weights; `checkpoint/` is then that adapter.
+        resume: `auto` continues from the newest intact state in output_dir, `never` starts over (and removes the old
+            states), a path continues from that state.
+        precision: `bf16` runs the model under autocast (weights and losses stay fp32); `auto` does where it pays.
+        attention: `auto`, or what transformers calls it: `sdpa`, `eager`, `flex_attention`.
+        compile: torch.compile each layer of the backbone, where a compiler is found (training.speed).
+        gradient_checkpointing: recompute activations in the backward pass.
+        threads: of torch on a CPU; null = leave them.
+        accumulation: batches of an optimizer step.
+        clip: bound of the gradient's norm; null = none.
+        dropout: share of what each layer's attention and feed-forward add that is dropped (Chameleon-7B: 0.1).
+        log_every, save_every: steps. `keep_last` states are kept.
+    """
+
+    output_dir: str
+    steps: int
+    data: DataConfig
+    stage: Literal["model", "codec"] = "model"
+    model: ModelConfig | None = None
+    lora: LoraConfig | None = None
+    vq_model: VQTrainingConfig | None = None
+    vae: VAETrainingConfig | None = None
+    codec: CodecPaths = field(default_factory=CodecPaths)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    groups: list[GroupConfig] = field(default_factory=list)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    ema: EMAConfig | None = None
+    spike: SpikeConfig = field(default_factory=SpikeConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
+    seed: int = 0
+    max_seconds: float | None = None
+    resume: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    attention: str = "auto"
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    threads: int | None = None
+    accumulation: int = 1
+    clip: float | None = 1.0
+    dropout: float = 0.0
+    log_every: int = 10
+    save_every: int = 500
+    keep_last: int = 2
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> TrainConfig:
+    """A YAML file and `a.b=value` words (`data.sources.0.weight=2`) as a checked config.
+
+    Raises:
+        ValueError: one sentence with the key, its value and the way out, before anything is loaded.
+    """
+    content = strict.read(path)
+    for word in overrides:
+        strict.override(content, word)
+    config = strict.build(TrainConfig, content)
+    check(config)
+    return config

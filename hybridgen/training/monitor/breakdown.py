@@ -1,0 +1,133 @@
+"""The breakdown: the losses of a step again, by entry of the mixture and, for diffusion, by noise level.
+
+No forward is added: the losses of single tokens and images, which the stage has anyway, are added up in float64 where
+the loader says they came from. Over ranks they are added once a log step (`diagnostics`). The fact a newcomer gets
+wrong: an entry is a task *and* a path, so two ways of reading the same pictures, which share the text loss, are apart
+here. The sums of all entries are the sums that were trained on (the z-loss has none: it is a penalty, no likelihood).
+
+Shapes: S entries of the mixture, K kinds of losses, kept text tokens or codes, I images of the diffusion path.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from hybridgen.core.objectives import DiffusionTargets, bits
+
+KINDS = ("text", "code", "diffusion")
+BINS, TIMESTEPS = 10, 1000  # equal bins of [0, TIMESTEPS)
+
+
+class Breakdown:
+    """
+    Args:
+        names: of the mixture's entries, in the order of the numbers in `source_ids`.
+        weights: of the mean losses in the total.
+    """
+
+    def __init__(self, names: list[str], weights: dict[str, float]):
+        self.names, self.weights = names, weights
+        self._shapes = {"losses": (2, len(KINDS), len(names)), "bytes": (len(names),), "bins": (2, BINS)}
+        self._sizes = [math.prod(shape) for shape in self._shapes.values()]
+        self.kept, self._pending = torch.zeros(2, sum(self._sizes), dtype=torch.float64)  # wherever the batches are
+        self._paused = False
+
+    # ------------------------------------------------------------------------------------------------------ adding up
+
+    def add(
+        self,
+        batch: dict[str, Tensor],
+        tokens: dict[str, tuple[Tensor, Tensor]],
+        images: Tensor | None = None,
+        targets: DiffusionTargets | None = None,
+    ) -> None:
+        """One forward's losses, to wait until `settle` says whether its step counts. A batch that does not say where
+        it came from (`source_ids`) is left out.
+
+        Args:
+            tokens: by kind ("text", "code"), where in the batch the predictions stand (B, N) and their losses (kept,).
+            images: (I,) losses of the images of the diffusion path, and the `targets` that they are of.
+        """
+        if self._paused or "source_ids" not in batch:
+            return
+        self._pending = self._pending.to(batch["source_ids"].device)
+        parts = self._parts(self._pending)
+        for kind, (where, losses) in tokens.items():
+            self._add(parts["losses"][:, KINDS.index(kind)], batch["source_ids"][where], losses)
+        parts["bytes"].add_(batch["text_bytes"].sum(0))
+        if images is not None and "diffusion_sources" in batch:
+            drawn = targets.weights > 0
+            losses = images[drawn]
+            self._add(parts["losses"][:, KINDS.index("diffusion")], batch["diffusion_sources"][drawn], losses)
+            bins = (targets.timesteps[drawn] * (BINS / TIMESTEPS)).long().clamp(0, BINS - 1)
+            self._add(parts["bins"], bins, losses)
+
+    @staticmethod
+    def _add(place: Tensor, cells: Tensor, losses: Tensor) -> None:
+        """Add losses (n,) and their number to the sums and counts (2, cells) of their cells (n,)."""
+        losses = losses.detach().double()
+        place[0].index_add_(0, cells, losses)
+        place[1].index_add_(0, cells, torch.ones_like(losses))
+
+    def settle(self, counts: bool = True) -> None:
+        """The step is over: keep what waits, or drop it, where the step was skipped."""
+        if counts:
+            self.kept = self.kept.to(self._pending.device) + self._pending
+        self._pending.zero_()
+
+    def take(self) -> Tensor:
+        """All that was kept, on the CPU, and begin anew."""
+        taken = self.kept.cpu()
+        self.kept = torch.zeros_like(taken)
+        return taken
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, forwards are looked at only, and nothing is added."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+    def _parts(self, cells: Tensor) -> dict[str, Tensor]:
+        """One vector as its named parts; they share its memory."""
+        pieces = cells.split(self._sizes)
+        return {name: piece.view(self._shapes[name]) for name, piece in zip(self._shapes, pieces, strict=True)}
+
+    # -------------------------------------------------------------------------------------------------------- telling
+
+    def describe(self, cells: Tensor) -> dict[str, float]:
+        """The numbers of a sum of `kept` over ranks, as they are logged; what did not occur is absent.
+
+        source/NAME/text, code, diffusion    mean nats a token or code; mean squared error a latent value
+        source/NAME/bits_per_byte            of the text it teaches; bits_per_code of its codes
+        source/NAME/loss                     its kinds' weighted sum, which the progress bar shows
+        bits_per_byte, bits_per_code         over all entries that have one
+        diffusion_at/300                     images whose timestep lies in [300, 400)
+        """
+        parts = {name: part.tolist() for name, part in self._parts(cells).items()}
+        (text, code, _), (_, codes, _) = parts["losses"]
+        found: dict[str, float] = {}
+        for number, name in enumerate(self.names):
+            sums, counts = ([of_kind[number] for of_kind in part] for part in parts["losses"])
+            means = {kind: loss / n for kind, loss, n in zip(KINDS, sums, counts, strict=True) if n}
+            if not means:
+                continue
+            found[f"source/{name}/loss"] = sum(self.weights.get(kind, 1.0) * mean for kind, mean in means.items())
+            numbers = means | in_bits(text[number], parts["bytes"][number], code[number], codes[number])
+            found |= {f"source/{name}/{key}": value for key, value in numbers.items()}
+        taught = [nats for nats, size in zip(text, parts["bytes"], strict=True) if size]  # not where a picture begins
+        found |= in_bits(sum(taught), sum(parts["bytes"]), sum(code), sum(codes))
+        width = TIMESTEPS // BINS
+        bins = zip(*parts["bins"], strict=True)
+        return found | {f"diffusion_at/{place * width:03d}": loss / n for place, (loss, n) in enumerate(bins) if n}
+
+
+def in_bits(text: float, text_bytes: float, code: float, codes: float) -> dict[str, float]:
+    """Summed nats of text and of codes as bits for each byte and each code; what there is none of is absent."""
+    found = {"bits_per_byte": bits(text) / text_bytes} if text_bytes else {}
+    return found | ({"bits_per_code": bits(code) / codes} if codes else {})

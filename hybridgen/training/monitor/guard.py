@@ -1,0 +1,94 @@
+"""Steps that are not taken: gradients that are not finite, losses that jump; counted, and told by their records.
+
+A step that is not taken leaves the weights as they were, and the data moves on. The fact a newcomer gets wrong: a run
+that goes on from its last state meets the same records again. So those in every such step are named, to be looked at,
+before the run is started once more.
+"""
+
+import math
+import statistics
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from hybridgen.training.monitor.tracking import Metrics
+
+NAMED = 8  # records in a sentence
+
+
+@dataclass
+class SpikeConfig:
+    """Steps that are not taken: the weights stay, the data moves on, `skipped.jsonl` names the records.
+
+    Args:
+        factor: a loss above this many times the median of the last `window` losses is one; null = only losses and
+            gradients that are not finite are.
+        window: steps; until so many were taken no loss is too high.
+        limit: the run ends when so many of the last `window` steps were skipped.
+    """
+
+    factor: float | None = None
+    window: int = 100
+    limit: int = 10
+
+
+class Guard:
+    """Judges every step from numbers that are the same in all processes.
+
+    Args:
+        file: gets a line for each step that is not taken, with all its records; None in all but the main process.
+        step: that was restored.
+    """
+
+    def __init__(self, config: SpikeConfig, file: Path | None, step: int):
+        self.config, self._file = config, None if file is None else Metrics(file, step)
+        self.losses: list[float] = []  # of the last `window` steps that were taken
+        self.skipped: list[dict] = []  # the last steps that were not: step, reason, records
+        self.total = 0
+
+    def objection(self, loss: float, norm: float) -> str | None:
+        """What speaks against taking a step of this loss and gradient norm."""
+        if not (math.isfinite(norm) and math.isfinite(loss)):
+            return f"the {'gradient' if math.isfinite(loss) else 'loss'} is not finite"
+        config, usual = self.config, None
+        if config.factor is not None and len(self.losses) >= config.window:
+            usual = statistics.median(self.losses)
+            if loss > config.factor * usual:
+                return f"the loss {loss:.4g} is more than {config.factor:g} times the usual {usual:.4g}"
+        self.losses = [*self.losses, loss][-config.window :] if config.factor is not None else []
+        return None
+
+    def skip(self, step: int, reason: str, records: list[str]) -> str:
+        """Remember a step that is not taken. Returns the sentence to say.
+
+        Raises:
+            ValueError: these are too many; it names the records that are in most of them.
+        """
+        self.total += 1
+        entry = {"step": step, "reason": reason, "records": records}
+        self.skipped = [each for each in self.skipped if each["step"] > step - self.config.window] + [entry]
+        if self._file is not None:
+            self._file.write(entry)
+        if len(self.skipped) >= self.config.limit:
+            raise ValueError(
+                f"{len(self.skipped)} of the last {self.config.window} steps were skipped, up to step {step}, where "
+                f"{reason}; look at {self._suspects()} (all are in skipped.jsonl), lower the learning rate, or set "
+                "precision=fp32; the same command goes on from the last saved state"
+            )
+        return f"{reason} in step {step}: the step is skipped ({_listed(records)})"
+
+    def _suspects(self) -> str:
+        """The records that most of the skipped steps hold; of those held equally often, the last."""
+        held = Counter(record for entry in reversed(self.skipped) for record in dict.fromkeys(entry["records"]))
+        return _listed([record for record, _ in held.most_common()])
+
+    def state_dict(self) -> dict:
+        return {"losses": self.losses, "skipped": self.skipped, "total": self.total}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.losses, self.skipped, self.total = state["losses"], state["skipped"], state["total"]
+
+
+def _listed(records: list[str]) -> str:
+    more = f" and {len(records) - NAMED} more" if len(records) > NAMED else ""
+    return ", ".join(records[:NAMED]) + more if records else "its records are not known"

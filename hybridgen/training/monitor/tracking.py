@@ -1,0 +1,197 @@
+"""What a run tells of itself: `metrics.jsonl` always, a progress bar, and Weights & Biases when it can be had.
+
+Numbers come ready made from the trainer; nothing is computed here but time left. The fact a newcomer gets wrong: a
+tracker must never stop or slow a run. Without a key wandb is left out with one sentence, without a network it logs
+offline, to be sent later; and where stderr is no terminal the bar becomes one line each log step.
+"""
+
+import json
+import netrc
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from hybridgen.data.broken import Broken
+    from hybridgen.training.config.schema import WandbConfig
+
+
+ANSWER_SECONDS, FINISH_SECONDS = 20.0, 60.0  # that wandb has to begin and to send what is left
+
+
+def say(sentence: str) -> None:
+    """One sentence to the person who watches, above the bar if there is one."""
+    tqdm.write(f"hybridgen: {sentence}", file=sys.stderr)
+
+
+def list_broken(file: Path, broken: list["Broken"]) -> None:
+    """Write the broken records, one a line, and say how many there are; nothing where that was said before."""
+    lines = "".join(json.dumps(each._asdict()) + "\n" for each in broken)
+    if file.is_file() and file.read_text(encoding="utf-8") == lines:
+        return
+    aside = file.with_name(f"{file.name}.tmp")
+    aside.write_text(lines, encoding="utf-8")
+    os.replace(aside, file)
+    say(f"{len(broken)} broken record{'s are' if len(broken) > 1 else ' is'} skipped, see {file}")
+
+
+class Metrics:
+    """`metrics.jsonl`: one JSON object a line, one line a step that has something to say.
+
+    Args:
+        path: the file.
+        step: the step that was restored; what an interrupted run wrote after it is cut off.
+    """
+
+    def __init__(self, path: Path, step: int):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            aside = path.with_name(path.name + ".tmp")
+            aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            os.replace(aside, path)
+
+    def write(self, record: dict) -> None:
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise OSError(f"could not write {self.path} ({error.strerror}); saved states are intact") from error
+
+
+def _step_of(line: str) -> float:
+    """The step of a line; a line cut short by a kill belongs after everything."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return float("inf")
+
+
+class Tracker:
+    """All of a run's outlets together; silent in every process but the main one.
+
+    Args:
+        steps: of the whole run; `step` of them are done.
+        run_id: of an earlier wandb run to go on with.
+    """
+
+    def __init__(
+        self, folder: Path, settings: "WandbConfig", config: dict, steps: int, step: int, is_main: bool, run_id=None
+    ):
+        self.is_main = is_main
+        self.steps = steps
+        if not is_main:
+            self._metrics = self._run = self._bar = None
+            return
+        self._metrics = Metrics(folder / "metrics.jsonl", step)
+        terminal = sys.stderr.isatty()
+        self._bar = tqdm(total=steps, initial=step, dynamic_ncols=True, disable=not terminal, smoothing=0.05)
+        self._run = start_wandb(folder, settings, config, run_id)
+        self._started, self._first = time.monotonic(), None
+
+    @property
+    def run_id(self) -> str | None:
+        return self._run.id if self._run else None
+
+    def advance(self, step: int) -> None:
+        """One more step is done."""
+        if self.is_main:
+            self._bar.update(step - self._bar.n)
+
+    def log(self, record: dict, progress: float) -> None:
+        """A step's numbers, under the names that `metrics.jsonl` has them by."""
+        if not self.is_main:
+            return
+        self._metrics.write(record)
+        if self._run:
+            self._run.log({key: value for key, value in record.items() if key != "step"}, step=record["step"])
+        if "lr" not in record:  # a validation alone
+            return
+        shown = summary(record)
+        self._bar.set_postfix_str(shown)
+        if self._bar.disable:
+            print(f"step {record['step']}/{self.steps}  {shown}{self._left(progress)}", file=sys.stderr, flush=True)
+
+    def picture(self, step: int, path: Path, image: Image.Image) -> None:
+        """Save a picture of samples, and show it where pictures are shown."""
+        if self.is_main:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside = path.with_suffix(".tmp")
+            image.save(aside, format="PNG")
+            os.replace(aside, path)
+            if self._run:
+                import wandb  # slow, and only here when it is used already
+
+                self._run.log({"samples": wandb.Image(image)}, step=step)
+
+    def close(self) -> None:
+        if self.is_main:
+            self._bar.close()
+            if self._run:
+                self._run.finish()
+
+    def _left(self, progress: float) -> str:
+        """Time left at the pace so far, of this process."""
+        if self._first is None:
+            self._first = (time.monotonic(), progress)
+            return ""
+        seconds, gained = time.monotonic() - self._first[0], progress - self._first[1]
+        return f"  left {tqdm.format_interval((1 - progress) * seconds / gained)}" if gained > 0 else ""
+
+
+def summary(record: dict) -> str:
+    """`loss 1.234 (text 0.500, diffusion 0.734)  lr 3.0e-04  12,345 tokens/s`; by entry of the mixture where losses are
+    told by entry."""
+    entries = {key[7:-5]: value for key, value in record.items() if key.startswith("source/") and key.endswith("/loss")}
+    kinds = {key[5:]: value for key, value in record.items() if key.startswith("loss/")}
+    parts = [f"{name} {value:.3f}" for name, value in (entries or kinds).items()]
+    pace = next((f"  {value:,.0f} {key[:-11]}/s" for key, value in record.items() if key.endswith("_per_second")), "")
+    loss = f"loss {record['loss']:.3f} ({', '.join(parts)})" if "loss" in record else "no loss, the step was skipped"
+    return f"{loss}  lr {record['lr']:.1e}{pace}"
+
+
+def start_wandb(folder: Path, settings: "WandbConfig", config: dict, run_id: str | None):
+    """A wandb run, offline if it cannot be had online, or None and a sentence: neither is a reason not to train."""
+    if settings.mode == "disabled":
+        return None
+    if settings.mode == "online" and not _has_key():
+        say("wandb.mode is 'online', but there is no API key (WANDB_API_KEY or `wandb login`): logging locally only")
+        return None
+    import wandb  # most of a second, which only those who use it pay
+
+    limits = {"init_timeout": ANSWER_SECONDS}
+    if "finish_timeout" in wandb.Settings.model_fields:  # newer versions; at the end of a run they wait for ever
+        limits["finish_timeout"] = FINISH_SECONDS
+    for mode in dict.fromkeys((settings.mode, "offline")):
+        try:
+            return wandb.init(
+                mode=mode,
+                project=settings.project,
+                name=settings.name,
+                dir=str(folder),
+                config=config,
+                id=run_id,
+                resume="allow" if mode == "online" else None,
+                settings=wandb.Settings(silent=True, console="off", **limits),
+            )
+        except wandb.Error as error:
+            then = "logging offline, `wandb sync` sends it later" if mode == "online" else "logging locally only"
+            say(f"wandb does not answer ({' '.join(str(error).split())}): {then}")
+    return None
+
+
+def _has_key() -> bool:
+    """Whether wandb would find credentials; asking wandb itself prompts on a terminal."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").partition("://")[2].partition("/")[0]
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

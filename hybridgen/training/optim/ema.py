@@ -1,0 +1,72 @@
+"""The moving average of the trainable weights: what is validated, sampled from and saved at the end.
+
+The arithmetic is that of diffusers' `EMAModel` (decay min(decay, (1 + t) / (10 + t))), on the rows that a process
+holds: where weights are sharded so is their average, and no process has more of it. The fact a newcomer gets wrong: to
+apply the average is to exchange it with the weights, tensor by tensor, so there is never a third copy of the model;
+inside, nothing may be saved or updated.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from hybridgen.training.distributed.sharding import as_shard, local, local_part
+
+
+class WeightAverage:
+    """
+    Args:
+        model: as accelerate prepared it; its parameters are averaged where they are.
+        decay: of the average, once it has warmed up.
+        on_cpu: keep the average in main memory, which costs a copy of the weights over the bus each step.
+    """
+
+    def __init__(self, model: nn.Module, decay: float, on_cpu: bool = False):
+        trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        self._names, self._weights = list(trainable), list(trainable.values())
+        self.decay, self.updates = decay, 0
+        device = torch.device("cpu") if on_cpu else None
+        self._averages = [local(weight.detach()).to(device, copy=True) for weight in self._weights]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the weights of an optimizer step."""
+        self.updates += 1
+        step = self.updates - 1
+        decay = min(self.decay, (1 + step) / (10 + step)) if step else 0.0
+        now = [local(weight).to(average.device) for weight, average in self._pairs()]
+        torch._foreach_lerp_(self._averages, now, 1 - decay)
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, the model holds the average; afterwards its own weights again, bit for bit."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for weight, average in self._pairs():
+            mine = local(weight)
+            before = mine.to(average.device, copy=True)
+            mine.copy_(average)
+            average.copy_(before)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The average by name, in the form of the weights: DTensors of the same rows, where they are sharded."""
+        return {name: as_shard(average, w) for name, (w, average) in zip(self._names, self._pairs(), strict=True)}
+
+    def load_state_dict(self, averages: dict[str, Tensor], updates: int) -> None:
+        """Continue an average that has taken in `updates` steps; sharded as the weights are, or whole."""
+        for name, (weight, average) in zip(self._names, self._pairs(), strict=True):
+            saved = averages[name]
+            average.copy_(local(saved) if isinstance(saved, DTensor) else local_part(saved, weight))
+        self.updates = updates
+
+    def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(self._weights, self._averages, strict=True)

@@ -1,0 +1,108 @@
+"""Which parameters learn, how fast, and when: groups by part of the model, AdamW or Muon beside it, the schedule.
+
+The update rules stand in `muon`. The schedule is a pure function of progress, so resuming needs no state of it. The
+fact a newcomer gets wrong: settings follow the *config*, also after a resume; of the saved optimizer only its moments
+are kept, so a run goes on with the learning rate that its config now says.
+"""
+
+import math
+import re
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from hybridgen.training.optim.muon import MuonAdamW
+
+if TYPE_CHECKING:
+    from hybridgen.training.config.schema import GroupConfig, OptimizerConfig, ScheduleConfig
+
+
+def freeze(model: nn.Module, groups: list["GroupConfig"]) -> None:
+    """Take frozen parts out of the graph; everything else stays as the model has it.
+
+    Raises:
+        ValueError: a group matches no parameter, or nothing is left to train.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for number, group in enumerate(groups):
+        if not any(re.match(group.match, name) for name in names):
+            parts = sorted({".".join(name.split(".")[:2]) for name in names})
+            raise ValueError(
+                f"groups.{number}.match {group.match!r} matches no parameter; the parts of this model are: "
+                f"{', '.join(parts)}"
+            )
+    for name, parameter in model.named_parameters():
+        group = group_of(name, groups)
+        if group is not None and group.frozen:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("every parameter is frozen; leave a part of the model to train")
+
+
+def group_of(name: str, groups: list["GroupConfig"]) -> "GroupConfig | None":
+    """The first group that matches a parameter's name."""
+    return next((group for group in groups if re.match(group.match, name)), None)
+
+
+def parameter_groups(model: nn.Module, config: "OptimizerConfig", groups: list["GroupConfig"]) -> list[dict]:
+    """The trainable parameters, those with equal settings together, as a torch optimizer takes them.
+
+    `base_lr` is the rate before the schedule. Biases, norms and embeddings do not decay.
+    """
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    made: dict[tuple, dict] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        group = group_of(name, groups)
+        muon = config.name == "muon" and is_hidden_matrix(name, parameter)
+        lr = config.muon_lr if muon and config.muon_lr is not None else config.lr
+        decay = config.muon_weight_decay if muon and config.muon_weight_decay is not None else config.weight_decay
+        if group is not None:
+            lr, decay = lr * group.lr_scale, decay if group.weight_decay is None else group.weight_decay
+        if parameter.ndim < 2 or id(parameter) in embeddings:
+            decay = 0.0
+        settings = {"muon": muon, "base_lr": lr, "weight_decay": decay}
+        made.setdefault(tuple(settings.values()), {**settings, "lr": lr, "params": []})["params"].append(parameter)
+    return list(made.values())
+
+
+def is_hidden_matrix(name: str, parameter: torch.Tensor) -> bool:
+    """Whether Muon is for this parameter: a matrix inside a transformer stack (`layers.N`), no embedding, no head."""
+    return parameter.ndim == 2 and re.search(r"\.layers\.\d+\.", name) is not None
+
+
+def build_optimizer(model: nn.Module, config: "OptimizerConfig", groups: list["GroupConfig"]) -> MuonAdamW:
+    """One optimizer for all trainable parameters.
+
+    Raises:
+        ValueError: Muon is asked for, and no trainable matrix inside a stack is there.
+    """
+    made = parameter_groups(model, config, groups)
+    if config.name == "muon" and not any(group["muon"] for group in made):
+        raise ValueError(
+            "optimizer.name is 'muon', but no trainable matrix stands inside a transformer stack; use 'adamw'"
+        )
+    return MuonAdamW(
+        made,
+        betas=tuple(config.betas),
+        eps=config.eps,
+        momentum=config.muon_momentum,
+        steps=config.muon_steps,
+        scale=config.muon_scale,
+    )
+
+
+def lr_factor(config: "ScheduleConfig", step: int, progress: float) -> float:
+    """What the learning rates are multiplied by in step number `step` (from 0), `progress` of the run done (0 to 1)."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.name == "constant":
+        return 1.0
+    if config.name == "cosine":
+        return config.min_ratio + (1 - config.min_ratio) * (1 + math.cos(math.pi * progress)) / 2
+    if config.name == "exponential":
+        return config.min_ratio**progress
+    left = min(1.0, (1 - progress) / config.decay_fraction)
+    return config.min_ratio + (1 - config.min_ratio) * left

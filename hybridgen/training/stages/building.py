@@ -1,0 +1,162 @@
+"""What a model stage is made of, from its config: sources, tokenizer, codecs, model, processor.
+
+The cheapest comes first (sources are opened and checked before a weight is made), and nothing here is random beside the
+model's initial weights, which `seed` decides. The fact a newcomer gets wrong: the tokenizer of a model from scratch is
+trained once a run and kept in its folder, so that a run which goes on does not depend on its sources being the same.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from hybridgen.codecs.frozen import VAECodec, VQCodec, load_vq
+from hybridgen.core.messages import parts
+from hybridgen.data.sources import Task, open_source
+from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
+from hybridgen.paths.own_layers import with_own
+from hybridgen.pipeline_hybridgen import WRITING_PATHS, HybridGenPipeline, load_pipeline
+from hybridgen.processing_hybridgen import HybridGenProcessor, add_image_tokens, build_tokenizer, image_token_ids
+from hybridgen.training.config.checks import codec_factors
+from hybridgen.training.config.parts import hybrid_config
+from hybridgen.training.config.schema import ModelConfig, TrainConfig
+from hybridgen.training.state.checkpointing import saved_steps
+
+
+@dataclass
+class Parts:
+    """The components of the pipeline that will be saved, and the data."""
+
+    pipeline: HybridGenPipeline
+    tasks: list[Task]
+    validation: list[Task]
+
+
+def build_parts(config: TrainConfig) -> Parts:
+    """
+    1. Open the sources.
+    2. Load or train the tokenizer, load the codecs.
+    3. Make the model and the processor that fits it.
+
+    Raises:
+        ValueError: a file is missing or of another kind; in one sentence.
+    """
+    tasks = [open_source(source, config.seed) for source in config.data.sources]
+    validation = [open_source(source, config.seed) for source in config.validation.sources]
+    vq = None if config.codec.vq is None else load_vq(config.codec.vq)
+    vae = None if config.codec.vae is None else load_vae(config.codec.vae)
+    if config.model.from_pretrained is not None:
+        given = load_pipeline(config.model.from_pretrained)
+        given.model.float()  # half precision loses the small steps of an optimizer; autocast is what makes it fast
+        vq, vae = given.vq_model if vq is None else vq, given.vae if vae is None else vae
+        pipeline = HybridGenPipeline(given.model, given.processor, given.scheduler, vae, vq, given.sampling_defaults)
+        return Parts(pipeline, tasks, validation)
+    tokenizer = build_or_load_tokenizer(config, tasks)
+    model = build_model(config.model, tokenizer, config.seed)
+    if config.model.codes_from_codebook:
+        start_from_codebook(model, VQCodec(vq).codebook, config.seed)
+    processor = HybridGenProcessor.for_config(
+        model.config,
+        tokenizer,
+        vae_factor=1 if vae is None else VAECodec(vae).factor,
+        vq_factor=None if vq is None else VQCodec(vq).factor,
+    )
+    defaults = {path: config.sampling.of_path(path) for path in WRITING_PATHS if path in model.config.paths}
+    pipeline = HybridGenPipeline(model, processor, vae=vae, vq_model=vq, sampling_defaults=defaults or None)
+    return Parts(pipeline, tasks, validation)
+
+
+def build_processor(config: TrainConfig, tasks: list[Task]) -> HybridGenProcessor:
+    """The processor of a run without its model: a tokenizer from scratch is trained, and not kept.
+
+    Raises:
+        ValueError: a file is missing or of another kind; in one sentence.
+    """
+    if config.model.from_pretrained is not None:
+        return HybridGenProcessor.from_pretrained(config.model.from_pretrained)
+    tokenizer = build_or_load_tokenizer(config, tasks, keep=False)
+    hybrid = hybrid_config(config.model, vocab_size=len(tokenizer), **image_token_ids(tokenizer))
+    factors = codec_factors(hybrid, config.codec)
+    return HybridGenProcessor.for_config(
+        hybrid, tokenizer, vae_factor=factors.get("diffusion", 1), vq_factor=factors.get("vq")
+    )
+
+
+def build_model(
+    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> HybridGenForConditionalGeneration:
+    """Random weights of this seed, and pretrained ones where parts are named."""
+    hybrid = hybrid_config(config, vocab_size=len(tokenizer), **image_token_ids(tokenizer))
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(hybrid.text_config, name, getattr(tokenizer, name))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = HybridGenForConditionalGeneration(hybrid)
+        if config.embedding_std is not None:
+            embeddings = model.model.language_model.embed_tokens.weight
+            embeddings.data *= config.embedding_std / embeddings.std()
+        if config.language_model is not None:
+            language_model = AutoModelForCausalLM.from_pretrained(config.language_model, dtype=torch.float32)
+            language_model.resize_token_embeddings(hybrid.vocab_size)
+            backbone = model.model.language_model
+            backbone.load_state_dict(with_own(backbone, language_model.base_model.state_dict()))
+            model.lm_head.load_state_dict(language_model.get_output_embeddings().state_dict())
+    if config.vision_model is not None:
+        tower = AutoModel.from_pretrained(config.vision_model, dtype=torch.float32)
+        tower = getattr(tower, "vision_model", tower)  # of a SigLIP with both towers, the one that sees
+        kept = model.model.vision_model.state_dict().keys()  # all but a pooling head
+        model.model.vision_model.load_state_dict(
+            {name: value for name, value in tower.state_dict().items() if name in kept}
+        )
+    return model
+
+
+@torch.no_grad()
+def start_from_codebook(model: HybridGenForConditionalGeneration, codebook: Tensor, seed: int) -> None:
+    """Let codes that look alike start alike: their embeddings, and their rows of the generation head, are random
+    projections of the codebook (V, D). Otherwise what is learnt of one code says nothing of those like it: code loss
+    3.1 instead of 1.5 after 320 steps of an early demo."""
+    vectors = (codebook - codebook.mean(0)).float()
+    generator = torch.Generator().manual_seed(seed)
+    embeddings, rows = model.model.generation_embeddings.weight, model.model.generation_head.vision_head.weight
+    for weight, std in ((embeddings, 1.0), (rows, model.config.initializer_range)):
+        projected = vectors @ torch.randn(vectors.shape[1], weight.shape[1], generator=generator)  # V, width
+        weight.copy_(projected / projected.std() * std)
+
+
+def build_or_load_tokenizer(config: TrainConfig, tasks: list[Task], keep: bool = True) -> PreTrainedTokenizerBase:
+    """The tokenizer of a pretrained part, of a folder, of this run when it goes on, or one trained now."""
+    settings, kept = config.model.tokenizer, Path(config.output_dir) / "tokenizer"
+    folder = settings.path or config.model.language_model
+    if folder is None and config.resume != "never" and saved_steps(kept.parent / "state") and kept.is_dir():
+        folder = str(kept)
+    if folder is not None:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        add_image_tokens(tokenizer)
+        return tokenizer
+    tokenizer = build_tokenizer(texts(tasks, settings.samples), settings.vocab_size)
+    if keep:
+        tokenizer.save_pretrained(kept)
+    return tokenizer
+
+
+def texts(tasks: list[Task], samples: int) -> Iterator[str]:
+    """The texts of `samples` records, taken from all tasks in turn."""
+    for task in tasks:
+        wanted = -(-samples // len(tasks))
+        for cursor in range(wanted if task.records is None else min(task.records, wanted)):
+            try:
+                messages = task[task.index(cursor)]["messages"]
+            except ValueError:
+                continue  # broken; the mixture lists it
+            for message in messages:
+                yield from (part["text"] for part in parts(message) if part["type"] == "text")
+
+
+def load_vae(folder: str) -> nn.Module:
+    """An autoencoder of diffusers, of the class that its config names; frozen."""
+    return diffusers.AutoModel.from_pretrained(folder).eval().requires_grad_(False)

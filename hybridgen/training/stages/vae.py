@@ -1,0 +1,89 @@
+"""Training a VAE by the same loop: what `codec.vae` of a model stage loads is written here.
+
+The model is diffusers' `AutoencoderKL`, saved as diffusers saves it, with the mean and the spread of its latents in its
+config (`codecs.measure_latents`), so that whoever loads it has latents of mean 0 and variance 1. The fact a newcomer
+gets wrong: in training a latent is drawn from the posterior, everywhere else it is the posterior's mode; so validation
+is better than training, and the spread that is measured is that of the modes.
+
+Shapes: I pictures, H x W pixels, C channels and h x w places of a latent.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from hybridgen.codecs.frozen import measure_latents
+from hybridgen.core.objectives import row_generator
+from hybridgen.training.config.codec import VAETrainingConfig
+from hybridgen.training.config.parts import vae_config
+from hybridgen.training.monitor.tracking import say
+from hybridgen.training.stages.pictures import PictureLoader
+from hybridgen.training.stages.reconstruction import Reconstruction, ReconstructionStage
+
+COLLAPSED = 1e-3  # a spread of latents below which nothing is in them
+
+
+class VAEModel(nn.Module):
+    """The autoencoder, as one forward from pictures to pictures, so that it can be wrapped."""
+
+    def __init__(self, vae: AutoencoderKL):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, pictures: Tensor, seeds: tuple[int, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Pictures (I, 3, H, W) -> decoded ones, and the posterior's mean and log variance (I, C, h, w).
+
+        Args:
+            seeds: the run's seed and the number of each picture (I,), which decide the posterior's noise; None = none.
+        """
+        posterior = self.vae.encode(pictures).latent_dist
+        mean, log_variance = posterior.mean.float(), posterior.logvar.float()
+        z = mean
+        if seeds is not None:
+            seed, numbers = seeds
+            noise = [torch.randn(mean.shape[1:], generator=row_generator(seed, number)) for number in numbers.tolist()]
+            z = mean + torch.exp(log_variance / 2) * torch.stack(noise).to(mean)
+        return self.vae.decode(z).sample.float(), mean, log_variance
+
+
+class VAEStage(ReconstructionStage):
+    """Reconstruction and KL losses on pictures (`protocols.Stage`)."""
+
+    def __init__(self, config, model: VAEModel, loader: PictureLoader, validation, accelerator):
+        weights, last_layer = {"kl": config.vae.kl}, model.vae.decoder.conv_out.weight
+        super().__init__(config, config.vae, weights, model, loader, validation, accelerator, last_layer)
+
+    def reconstruct(self, model: nn.Module, batch: dict) -> Reconstruction:
+        pictures = batch["pictures"]
+        seeds = (self.config.seed, batch["numbers"]) if model.training else None
+        decoded, mean, log_variance = model(pictures, seeds)
+        divergence = (mean.pow(2) + log_variance.exp() - 1 - log_variance).flatten(1).sum(1) / 2  # nats a picture
+        return Reconstruction(decoded, {"kl": divergence / pictures[0].numel()})
+
+    def keep(self, model: VAEModel, folder: Path) -> dict[str, float]:
+        """What `codec.vae` takes: `vae/`, with its latents' mean and spread over pictures of the training data."""
+        mean, spread = measure_latents(model.vae, self._measured())
+        if spread < COLLAPSED:
+            say(f"the latents' spread is {spread:.1e}: the posterior says next to nothing; lower vae.kl")
+        model.vae.register_to_config(shift_factor=mean, scaling_factor=1 / max(spread, 1e-12))
+        model.vae.save_pretrained(folder / "vae")
+        return {"latent_mean": mean, "latent_std": spread, "scaling_factor": model.vae.config.scaling_factor}
+
+    def _measured(self) -> Iterator[Tensor]:
+        """The first pictures of the training data, batch by batch."""
+        left = self.settings.measured_pictures
+        for batch in self._pictures(self.config.data.rows, training=True):
+            yield batch["pictures"][:left]
+            left -= len(batch["pictures"])
+            if left <= 0:
+                return
+
+
+def build_vae(settings: VAETrainingConfig, seed: int) -> AutoencoderKL:
+    """An autoencoder with random weights of this seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return AutoencoderKL(**vae_config(settings))

@@ -1,0 +1,108 @@
+"""`hybridgen chat` from a pipe: the same as a `Chat`, files that can be trained on, and one sentence for a mistake."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hybridgen.cli import main as cli
+from hybridgen.data.records import check_record, load_images
+from hybridgen.data.worlds import dolls
+from hybridgen.pipeline_hybridgen import load_pipeline
+
+QUICK = ("--steps", 2, "--seed", 3, "--max-new-tokens", 4)
+
+
+@pytest.fixture
+def talk(capsys, monkeypatch, tiny_checkpoint):
+    """Say lines to a checkpoint: exit code, stdout, stderr."""
+
+    def call(lines: list[str], *arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        try:
+            code = cli.main([str(word) for word in ("chat", tiny_checkpoint, *arguments)])
+        except SystemExit as stop:  # argparse's own
+            code = stop.code
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def doll(tmp_path) -> Path:
+    file = tmp_path / "doll.png"
+    dolls.Dolls("held_out", "draw", 0).picture(0).save(file)
+    return file
+
+
+def test_it_is_a_chat(talk, tiny_checkpoint, tmp_path, doll):
+    """A question about a picture, a picture drawn, one turn taken back and drawn otherwise, and the record of it."""
+    question = "what creature is this?"
+    said = [f"/image {doll}", question, "", "/draw an orc", "/undo", "/draw an elf", "/save", "/quit", "never heard"]
+    code, out, error = talk(said, *QUICK, "--out", tmp_path / "talk")
+    assert (code, error.count("hybridgen:")) == (0, 0)
+    chat = load_pipeline(tiny_checkpoint).chat(num_inference_steps=2, max_new_tokens=4)
+    answer = "".join(getattr(event, "text", "") for event in chat.send(question, [Image.open(doll)], seed=3))
+    orc = chat.draw("an orc", seed=4)
+    chat.rollback()
+    elf = chat.draw("an elf", seed=4)
+    orc_file, elf_file, record = (Path(line) for line in out.removeprefix(answer).split())
+    for file, picture in ((orc_file, orc), (elf_file, elf)):
+        assert Image.open(file).tobytes() == picture.tobytes()
+    made = json.loads(Image.open(elf_file).text["manifest"])
+    assert (made["prompt"], made["seed"], made["checkpoint"]) == ("an elf", 4, str(tiny_checkpoint))
+    (line,) = record.read_text().splitlines()
+    saved = load_images(check_record(json.loads(line), "saved"), record.parent, "saved")
+    pictures = [
+        part["image"] for message in saved["messages"] for part in message["content"] if part["type"] == "image"
+    ]
+    assert [picture.convert("RGB").tobytes() for picture in pictures] == [
+        Image.open(doll).convert("RGB").tobytes(),
+        elf.tobytes(),
+    ]
+    assert [message["role"] for message in saved["messages"]] == ["user", "assistant"] * 2
+
+
+@pytest.mark.parametrize(
+    ("lines", "arguments", "sentence"),
+    [
+        (["/paint an orc"], (), "there is no /paint; /help shows what there is"),
+        (["/image {tmp}/none.png"], (), "there is no image {tmp}/none.png"),
+        (["/undo"], (), "turns is 1, but this chat has 0"),
+        (["/undo two"], (), "/undo takes a number of turns, not 'two'"),
+        (["/save"], (), "nothing was said yet, so there is nothing to save"),
+        ([], ("--path", "understanding"), "the understanding path only reads"),
+        ([], ("--path", "vq", "--steps", 3), "--steps is for the diffusion path, but the pictures are drawn by vq"),
+        ([], ("--window", 3), "--window is for the vq path, but the pictures are drawn by diffusion"),
+        ([], ("--height", 30), "size 30x32 is not divisible"),
+        ([], ("--max-new-tokens", 9999), "but the model's context is 512"),
+        ([], ("--out", "{tmp}/doll.png"), "a file is in its place"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_ends_a_pipe(talk, tmp_path, doll, lines, arguments, sentence):
+    places = {"tmp": str(tmp_path)}
+    arguments = [str(word).format(**places) for word in ("--out", tmp_path / "talk", *arguments)]
+    code, out, error = talk([line.format(**places) for line in lines], *arguments)
+    assert (code, out) == (2, "")
+    assert error.splitlines()[-1].startswith("hybridgen: ")
+    assert sentence.format(**places) in error.splitlines()[-1]
+    assert "Traceback" not in error
+
+
+class Terminal(io.StringIO):
+    """Somebody who types."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_at_a_terminal_a_mistake_is_said_and_the_conversation_goes_on(talk, monkeypatch, tmp_path):
+    monkeypatch.setattr(io, "StringIO", Terminal)
+    code, out, error = talk(["/undo", "/help", "/draw an orc"], *QUICK, "--out", tmp_path)
+    assert code == 0
+    assert Path(out.strip()).parent == tmp_path
+    assert "turns is 1, but this chat has 0; take back at most those" in error
+    assert error.count("/image FILE") == 2  # at the beginning and when asked for

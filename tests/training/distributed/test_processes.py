@@ -1,0 +1,261 @@
+"""Two processes are one, whole or sharded; what they say when one dies; and states that any number of them reads."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+from hybridgen.training.distributed.processes import make_accelerator
+from hybridgen.training.state import checkpointing as states
+from hybridgen.training.trainer import Trainer
+from tests.training.toy import ToyLoader, ToyStage, config_of, train
+from tests.training.world import ROOT, World, launched_with, train_toy
+
+FORMS = ["ddp", "fsdp2"]
+MUON = {"name": "muon", "lr": 1e-3}  # it rounds to bf16 on the way, where the last bit of a sum may tip over
+ALONE = {"data": {"sources": [], "rows": 2}, "log_every": 1, "steps": 8, "optimizer": MUON}
+SHARED = {**ALONE, "data": {"sources": [], "rows": 1}}  # of each of two: rows without a, and without b, meet
+
+
+def metrics_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_alike(ours: Path, theirs: Path, atol: float) -> None:
+    """Final weights and every logged loss."""
+    mine, other = load_file(ours / "checkpoint/toy.safetensors"), load_file(theirs / "checkpoint/toy.safetensors")
+    assert mine.keys() == other.keys()
+    for name in mine:
+        torch.testing.assert_close(mine[name], other[name], rtol=0, atol=atol)
+    for here, there in zip(metrics_of(ours), metrics_of(theirs), strict=True):
+        for key in ("step", "loss", "grad_norm", "fill", "validation/loss"):
+            assert here.get(key) == pytest.approx(there.get(key), abs=1e-5), (key, here["step"])
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """8 steps of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    train(config_of(folder, **ALONE), dropout=0.0)
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------- as many as you like
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_two_processes_are_one(tmp_path, alone, form):
+    """With Muon, clipping, accumulation, an average, validation and samples. Largest difference of a weight seen:
+    5e-10, of a loss 2e-7."""
+    World(tmp_path / "logs", train_toy, 2, form, folder=tmp_path / "two", changes=SHARED, dropout=0.0).finish()
+    assert_alike(tmp_path / "two", alone, atol=1e-5)
+    assert (tmp_path / "two" / "samples" / "step_000006.png").exists()
+    state = tmp_path / "two" / "state" / "step_000008"
+    assert states.damage(state) is None
+    if form == "fsdp2":
+        assert len(list((state / "pytorch_model_fsdp_0").glob("*.distcp"))) == 2
+        assert len(list((state / "ema").glob("*.distcp"))) == 2
+        assert not (state / "model.safetensors").exists()
+
+
+def test_bf16_is_autocast_where_weights_are_sharded(tmp_path):
+    """And so the same as in one process: accelerate alone would keep sharded weights, and the outputs, in bf16. Largest
+    difference of a loss seen: 2e-7; from fp32: 5e-3."""
+    quick = {"optimizer": {"name": "adamw"}, "ema": None, "steps": 3}
+    for precision in ("bf16", "fp32"):
+        train(config_of(tmp_path / precision, **{**ALONE, **quick, "precision": precision}), dropout=0.0)
+    changes = {**SHARED, **quick, "precision": "bf16"}
+    World(tmp_path / "logs", train_toy, 2, "fsdp2", folder=tmp_path / "two", changes=changes, dropout=0.0).finish()
+    losses = {run: [line["loss"] for line in metrics_of(tmp_path / run)] for run in ("two", "bf16", "fp32")}
+    assert losses["two"] == pytest.approx(losses["bf16"], abs=1e-5)
+    assert losses["two"] != pytest.approx(losses["fp32"], abs=1e-3)
+
+
+def test_accelerate_starts_two(tmp_path, alone):
+    """The command of configs/accelerate/ddp.yaml, on a machine without a GPU."""
+    config, toy = ROOT / "configs/accelerate/ddp.yaml", ROOT / "tests/training/toy.py"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    command += ["--num_processes", "2", "--main_process_port", "0", str(toy), str(tmp_path / "two"), "dropout=0"]
+    command += [f"{key}={json.dumps(value)}" for key, value in SHARED.items()]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    assert result.returncode == 0, result.stderr
+    assert_alike(tmp_path / "two", alone, atol=1e-5)
+    assert (tmp_path / "two/state/step_000008/random_states_1.pkl").exists()
+
+
+def test_states_are_read_by_any_number_in_any_form(tmp_path, alone):
+    """1 -> 2 -> 1 -> 2 -> 1 processes, and whole -> sharded -> whole -> DDP -> sharded. Largest difference of a weight
+    seen: 5e-10."""
+    folder, said = tmp_path / "run", ""
+    lives = [(1, 1, "single"), (3, 2, "fsdp2"), (5, 1, "single"), (7, 2, "ddp"), (8, 1, "fsdp2")]
+    for number, (steps, processes, form) in enumerate(lives):
+        changes = {**(SHARED if processes == 2 else ALONE), "steps": 8, "save_every": 1}
+        said += World(
+            tmp_path / f"logs{number}", train_until, processes, form, folder=folder, changes=changes, until=steps
+        ).finish()
+    assert_alike(folder, alone, atol=1e-5)
+    assert len(re.findall("1 processes saved .*, 2 go on: dropout is drawn anew", said)) == 2
+    assert len(re.findall("2 processes saved .*, 1 go on: dropout is drawn anew", said)) == 2
+
+
+def train_until(folder: Path, changes: dict, until: int) -> None:
+    """To a step, after which the process is told to stop, as by SIGTERM."""
+
+    class Stopping(ToyStage):
+        def begin_step(self, step, progress):
+            if step + accelerator.num_processes == until < 8:  # of two, the other one is told in the next step
+                trainer._stop._asked.set()
+
+    config = config_of(folder, **changes)
+    accelerator = make_accelerator(config)
+    loader = ToyLoader(config.data.rows, accelerator.process_index, accelerator.num_processes)
+    trainer = Trainer(config, Stopping(loader, dropout=0.0), accelerator)
+    assert trainer.run() == (until == 8)
+
+
+def test_gradients_travel_once_a_step(tmp_path):
+    """With two batches a step, DDP reduces its one bucket once, and FSDP2 scatters each group's gradients once."""
+    for form in FORMS:
+        World(tmp_path / form, count_reductions, 2, form, folder=tmp_path / form / "run").finish()
+        counted = json.loads((tmp_path / form / "run" / "counted.json").read_text())
+        groups = 1 if form == "ddp" else 4  # two blocks, the norm, and the rest
+        assert counted == [groups, groups, groups], form
+
+
+def count_reductions(folder: Path) -> None:
+    """How often gradients are reduced in each of three steps of two batches."""
+    never = {"validation": {"every": 0}, "sampling": {"every": 0}, "ema": None}
+    config = config_of(folder, **{**SHARED, **never, "steps": 3})
+    accelerator = make_accelerator(config)
+    trainer = Trainer(config, ToyStage(ToyLoader(1, accelerator.process_index, 2)), accelerator)
+    counted, step = [], trainer._forward_backward
+    reduction = "FSDP::post_backward_reduce" if accelerator.is_fsdp2 else "gloo:all_reduce"
+
+    def counting(window, counts):
+        with torch.profiler.profile() as profile:
+            result = step(window, counts)
+        counted.append(sum(event.name.startswith(reduction) for event in profile.events()))
+        return result
+
+    trainer._forward_backward = counting
+    assert trainer.run()
+    if accelerator.is_main_process:
+        (folder / "counted.json").write_text(json.dumps(counted))
+
+
+# ---------------------------------------------------------------------------------------------------- one is gone
+
+
+@pytest.mark.parametrize(("dies", "form"), [(1, "ddp"), (0, "fsdp2")])
+def test_one_that_dies_ends_the_others(tmp_path, dies, form):
+    """Within seconds, and what is left says which process is gone and that nothing is lost."""
+    changes = {**SHARED, "steps": 1000, "save_every": 4}
+    world = World(tmp_path / "logs", train_toy, 2, form, folder=tmp_path / "run", changes=changes, pause=0.05)
+    world.wait_for(tmp_path / "run/state/step_000004")
+    world.kill(dies)
+    started = time.monotonic()
+    codes = world.wait()
+    assert time.monotonic() - started < 150
+    assert codes[dies] == -signal.SIGKILL
+    assert codes[1 - dies] == 2, world.said()
+    said = world.said(1 - dies)
+    assert f"hybridgen: process {dies} of 2 is gone" in said
+    assert "nothing is lost but the unsaved steps: the same command goes on from the last saved state" in said
+    assert "Traceback" not in said
+
+
+def test_sigterm_to_one_stops_both(tmp_path, alone):
+    arguments = {"folder": tmp_path / "run", "dropout": 0.0}
+    changes = {**SHARED, "save_every": 1000}
+    world = World(tmp_path / "logs", train_toy, 2, "fsdp2", changes=changes, pause=0.1, **arguments)
+    world.wait_for(tmp_path / "run/metrics.jsonl")
+    started = time.monotonic()
+    world.kill(1, signal.SIGTERM)
+    assert world.wait() == [0, 0], world.said()
+    assert time.monotonic() - started < 150
+    assert "stopped by SIGTERM after step" in world.said(0)
+    World(tmp_path / "logs", train_toy, 2, "fsdp2", changes=SHARED, **arguments).finish()
+    assert_alike(tmp_path / "run", alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_disk_that_is_full_for_one(tmp_path, form):
+    """All end with one sentence, the last good state is kept, nothing is half written."""
+    changes = {**SHARED, "save_every": 2, "ema": None}
+    said = World(tmp_path / "logs", fill_disk, 2, form, folder=tmp_path / "run", changes=changes)
+    assert said.wait() == [2, 2], said.said()
+    for rank in (0, 1):
+        assert "could not save" in said.said(rank)
+        assert "everything saved before it is intact: free some space and start the same" in said.said(rank)
+        assert "Traceback" not in said.said(rank)
+    left = sorted(path.name for path in (tmp_path / "run/state").iterdir())
+    assert left == ["step_000002", "step_000004"]
+    assert all(states.damage(tmp_path / "run/state" / name) is None for name in left)
+
+
+def fill_disk(folder: Path, changes: dict) -> None:
+    """From step 5 on no file of rank 1 may grow beyond a few bytes (with DDP, where it writes little, of rank 0)."""
+    import resource
+
+    class Filling(ToyStage):
+        def begin_step(self, step, progress):
+            if step == 4 and accelerator.process_index == (1 if accelerator.is_fsdp2 else 0):
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
+
+    config = config_of(folder, **{**changes, "log_every": 100, "sampling": {"every": 0}, "validation": {"every": 0}})
+    accelerator = make_accelerator(config)
+    Trainer(config, Filling(ToyLoader(1, accelerator.process_index, 2)), accelerator).run()
+
+
+# ---------------------------------------------------------------------------------------------------- what is refused
+
+
+def test_configs_of_accelerate():
+    """accelerate reads each, and does what its name says."""
+    for name, engine in (("ddp", None), ("fsdp2", "FSDP")):
+        environment = launched_with(name, 2)
+        assert environment.get("ACCELERATE_USE_FSDP") == ("true" if engine == "FSDP" else None)
+    for path in sorted((ROOT / "configs/accelerate").glob("*.yaml")):
+        text = path.read_text()
+        content = yaml.safe_load(text)
+        assert text.startswith("# Command:   accelerate launch --config_file configs/accelerate/" + path.name)
+        assert content["mixed_precision"] == "no"
+        if path.name.startswith("deepspeed"):
+            assert content["deepspeed_config"]["zero_stage"] == int(path.stem[-1])
+            assert "NOT RUN" in text
+
+
+def test_deepspeed_that_is_not_here_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match="told to use DeepSpeed, which is not installed or finds no GPU here; install"):
+        make_accelerator(config_of(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "match"),
+    [
+        ("FSDP_VERSION", "1", "told to use FSDP 1; set fsdp_version: 2"),
+        ("FSDP_ACTIVATION_CHECKPOINTING", "true", "set it to false, and gradient_checkpointing=true"),
+    ],
+)
+def test_what_sharding_cannot_do_is_refused(tmp_path, setting, value, match):
+    world = World(tmp_path / "logs", make_with, 1, "fsdp2", folder=tmp_path, setting=setting, value=value)
+    assert world.wait() == [2], world.said()
+    assert match in world.said()
+
+
+def make_with(folder: Path, setting: str, value: str) -> Accelerator:
+    os.environ[setting] = value
+    return make_accelerator(config_of(folder))

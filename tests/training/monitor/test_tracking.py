@@ -1,0 +1,116 @@
+"""What a run tells: metrics.jsonl with each step once, a readable line, and wandb that never stands in the way."""
+
+import json
+import socket
+import time
+
+import pytest
+from PIL import Image
+
+from hybridgen.training.config.schema import WandbConfig
+from hybridgen.training.monitor import tracking
+from hybridgen.training.monitor.tracking import Metrics, Tracker, start_wandb, summary
+
+RECORD = {"step": 4, "loss": 1.25, "loss/text": 0.5, "loss/code": 0.75, "lr": 3e-4, "tokens_per_second": 12345.6}
+
+
+@pytest.fixture(autouse=True)
+def no_credentials(monkeypatch, tmp_path):
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+
+def lines_of(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_resumed_run_cuts_what_came_after(tmp_path):
+    path = tmp_path / "run" / "metrics.jsonl"
+    metrics = Metrics(path, step=0)
+    for step in (2, 4, 6):
+        metrics.write({"step": step, "loss": step / 2})
+    with path.open("a") as file:
+        file.write('{"step": 8, "lo')  # killed while writing
+    metrics = Metrics(path, step=4)
+    metrics.write({"step": 6, "loss": 9.0})
+    assert lines_of(path) == [{"step": 2, "loss": 1.0}, {"step": 4, "loss": 2.0}, {"step": 6, "loss": 9.0}]
+    Metrics(path, step=0)
+    assert lines_of(path) == []
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    metrics = Metrics(tmp_path / "metrics.jsonl", step=0)
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(OSError, match="could not write .*metrics.jsonl .*; saved states are intact"):
+        metrics.write({"step": 1})
+
+
+def test_without_a_terminal_the_bar_is_a_line_a_log(tmp_path, capfd):
+    tracker = Tracker(tmp_path, WandbConfig(), {}, steps=8, step=0, is_main=True)
+    tracker.log(RECORD, progress=0.5)
+    tracker.log({"step": 5, "validation/loss": 1.0}, progress=0.6)
+    tracker.log({**RECORD, "step": 6}, progress=0.75)
+    tracker.picture(6, tmp_path / "samples" / "step_000006.png", Image.new("RGB", (4, 4)))
+    tracker.close()
+    shown = capfd.readouterr().err.splitlines()
+    assert shown[0] == "step 4/8  loss 1.250 (text 0.500, code 0.750)  lr 3.0e-04  12,346 tokens/s"
+    assert shown[1].startswith("step 6/8  loss 1.250")
+    assert shown[1].endswith("left 00:00")
+    assert [line["step"] for line in lines_of(tmp_path / "metrics.jsonl")] == [4, 5, 6]
+    assert Image.open(tmp_path / "samples" / "step_000006.png").size == (4, 4)
+    assert summary(RECORD) in shown[0]
+
+
+def test_the_bar_shows_each_entry_of_the_mixture():
+    """Two that read the same pictures by two paths are apart, though they share the text loss."""
+    entries = {"source/ask/loss": 0.25, "source/ask/text": 0.25, "source/ask by latents/loss": 0.75}
+    shown = summary(RECORD | entries | {"validation/source/ask/loss": 9.0})
+    assert shown == "loss 1.250 (ask 0.250, ask by latents 0.750)  lr 3.0e-04  12,346 tokens/s"
+
+
+def test_a_skipped_step_has_no_loss():
+    assert summary({"step": 4, "lr": 3e-4, "skipped": 1}) == "no loss, the step was skipped  lr 3.0e-04"
+
+
+def test_other_processes_are_silent(tmp_path, capfd):
+    tracker = Tracker(tmp_path / "run", WandbConfig("online"), {}, steps=8, step=0, is_main=False)
+    tracker.log(RECORD, progress=0.5)
+    tracker.advance(4)
+    tracker.close()
+    assert tracker.run_id is None
+    assert not (tmp_path / "run").exists()
+    assert capfd.readouterr().err == ""
+
+
+def test_no_key_no_wandb(tmp_path, capfd):
+    assert start_wandb(tmp_path, WandbConfig("disabled"), {}, None) is None
+    assert start_wandb(tmp_path, WandbConfig("online"), {}, None) is None
+    assert "there is no API key (WANDB_API_KEY or `wandb login`): logging locally only" in capfd.readouterr().err
+
+
+def test_wandb_offline(tmp_path):
+    tracker = Tracker(tmp_path, WandbConfig("offline"), {"steps": 8}, steps=8, step=0, is_main=True)
+    tracker.log(RECORD, progress=0.5)
+    tracker.picture(4, tmp_path / "samples.png", Image.new("RGB", (4, 4)))
+    assert tracker.run_id
+    tracker.close()
+    assert list((tmp_path / "wandb").glob("offline-run-*"))
+    assert len(lines_of(tmp_path / "metrics.jsonl")) == 1
+
+
+def test_wandb_that_does_not_answer_is_offline(tmp_path, monkeypatch, capfd):
+    """A server that takes the connection and says nothing: the worst of networks."""
+    monkeypatch.setattr(tracking, "ANSWER_SECONDS", 3.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        started = time.monotonic()
+        tracker = Tracker(tmp_path, WandbConfig("online"), {"steps": 8}, steps=8, step=0, is_main=True)
+        tracker.log(RECORD, progress=0.5)
+        tracker.close()
+        assert time.monotonic() - started < 60
+    assert "logging offline, `wandb sync` sends it later" in capfd.readouterr().err
+    assert list((tmp_path / "wandb").glob("offline-run-*"))
+    assert len(lines_of(tmp_path / "metrics.jsonl")) == 1

@@ -1,0 +1,109 @@
+"""Caches: what comes out is what went in, whoever asks and in whatever batch; other weights are refused."""
+
+import json
+
+import pytest
+import torch
+
+from hybridgen.training.stages.caching import Cache, picture_key, weights_key
+from tests.training.stages.test_model import all_tasks, stage_of, sums_of
+
+
+def pictures(count: int, side: int = 8, seed: int = 0) -> torch.Tensor:
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+class Codec:
+    """Half of each picture, and how often it was asked."""
+
+    calls = 0
+
+    def encode(self, images):
+        assert len(images) == 1  # alone, or a batch would decide the last bits
+        self.calls += 1
+        return images[:, :, ::2] / 2
+
+
+def test_entries_are_made_once_and_found_again(tmp_path):
+    codec, given = Codec(), pictures(5)
+    cache = Cache(tmp_path, "latents", "w")
+    first = cache.all_of(given, codec.encode)
+    assert all(torch.equal(entry, picture[:, ::2] / 2) for entry, picture in zip(first, given, strict=True))
+    cache.all_of(given.flip(0), codec.encode)
+    assert (codec.calls, len(cache)) == (5, 5)
+    cache.flush()
+    cache.all_of(given, codec.encode)
+    again = Cache(tmp_path, "latents", "w")
+    mixed = [given[3], *pictures(1, side=4), given[0]]
+    found = again.all_of(mixed, codec.encode)
+    assert (codec.calls, len(again)) == (6, 6)
+    assert torch.equal(found[0], first[3])
+    assert torch.equal(found[2], first[0])
+    again.flush()
+    assert sorted(path.suffix for path in (tmp_path / "latents").iterdir()) == [".json", ".safetensors", ".safetensors"]
+
+
+def test_a_key_is_the_content():
+    one = pictures(1)[0]
+    assert picture_key(one) == picture_key(one.clone())
+    others = [one + 1e-6, one.double(), one.view(3, 4, 16), one.transpose(1, 2).contiguous()]
+    assert len({picture_key(each) for each in (one, *others)}) == 5
+    assert picture_key(one.transpose(1, 2)) == picture_key(others[-1])
+
+
+def test_weights_are_told_by_every_value():
+    layer = torch.nn.Linear(3, 2)
+    before = weights_key(layer)
+    assert weights_key(layer) == before
+    with torch.no_grad():
+        layer.bias[1] += 1e-6
+    assert weights_key(layer) != before
+    assert weights_key(layer.half()) != weights_key(layer.float())
+
+
+def test_what_other_weights_made_is_refused(tmp_path):
+    Cache(tmp_path, "codes", "old")
+    with pytest.raises(
+        ValueError, match="data.cache '.*' is stale: its codes were made by weights 'old', but these are"
+    ):
+        Cache(tmp_path, "codes", "new")
+    Cache(tmp_path, "latents", "new")  # a kind of its own
+    (tmp_path / "codes" / "cache.json").write_text("{")
+    with pytest.raises(ValueError, match="cache.json is not JSON .*; remove the folder"):
+        Cache(tmp_path, "codes", "old")
+    (tmp_path / "latents" / "segment_1_000001.safetensors").write_bytes(b"cut")
+    with pytest.raises(ValueError, match="segment_1_000001.safetensors is no whole file of a cache"):
+        Cache(tmp_path, "latents", "new")
+
+
+def test_a_stage_with_caches_has_the_losses_of_one_without(tmp_path):
+    """The worst seen is 0: entries are made alone, and at this size a batch gives the same bits."""
+    plain = stage_of(all_tasks())
+    cached = [stage_of(all_tasks(), data={"sources": [], "cache": str(tmp_path)}) for _ in range(2)]
+    for stage in (plain, *cached):
+        stage.model.model.vision_model.requires_grad_(False)
+    for _ in range(2):
+        batch = next(plain.loader)
+        expected = sums_of(plain, batch)
+        for stage in cached:
+            for kind, (value, count) in sums_of(stage, batch).items():
+                assert value == pytest.approx(expected[kind][0], rel=1e-5)
+                assert count == expected[kind][1]
+            stage.inputs.flush()
+    kinds = {path.parent.name: json.loads(path.read_text())["version"] for path in tmp_path.glob("*/cache.json")}
+    assert kinds["codes"] == kinds["features-fp32"] == 1
+    used = stage_of(all_tasks(), data={"sources": [], "cache": str(tmp_path)})
+    used.model.model.vision_model.requires_grad_(False)
+    used.vq.encode = used._look = None  # all is found
+    used.inputs._vq = None
+    assert sums_of(used, batch)["code"][0] == pytest.approx(expected["code"][0], rel=1e-5)
+
+
+def test_features_are_not_kept_of_a_tower_that_learns(tmp_path):
+    stage = stage_of(all_tasks(), data={"sources": [], "cache": str(tmp_path)})
+    sums_of(stage, next(stage.loader))
+    assert not list(tmp_path.glob("features*"))
+    with torch.no_grad():
+        next(stage.vq.model.parameters()).add_(1)
+    with pytest.raises(ValueError, match="is stale: its codes"):
+        type(stage)(stage.config, stage.pipeline, stage.loader)

@@ -1,0 +1,134 @@
+"""States on disk: whole or not there, checked before they are trusted, and a full disk costs nothing that was saved."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+
+from hybridgen.training.state import checkpointing as states
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def accelerator() -> Accelerator:
+    return Accelerator(cpu=True)
+
+
+def saved(folder: Path, step: int, accelerator: Accelerator, value: float = 0.0) -> Path:
+    with states.written_aside(states.step_folder(folder, step), accelerator) as aside:
+        save_file({"w": torch.full((100,), value)}, aside / "model.safetensors")
+        states.write_json(aside / "trainer.json", {"step": step})
+    return states.step_folder(folder, step)
+
+
+def test_a_state_appears_whole(tmp_path, accelerator):
+    with states.written_aside(tmp_path / "step_000007", accelerator) as aside:
+        (aside / "weights").write_bytes(b"x" * 10)
+        assert not (tmp_path / "step_000007").exists()
+    state = tmp_path / "step_000007"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000007"]
+    assert states.read_json(state / "manifest.json") == {"weights": 10}
+    assert states.damage(state) is None
+
+
+def test_an_older_folder_makes_way(tmp_path, accelerator):
+    for content in ("old", "new"):
+        with states.written_aside(tmp_path / "checkpoint", accelerator, manifest=False) as aside:
+            (aside / content).write_text(content)
+    assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_an_interrupted_write_leaves_only_rubbish(tmp_path, accelerator):
+    """A kill between two bytes is an exception that nobody catches."""
+    saved(tmp_path, 1, accelerator)
+
+    class Killed(BaseException):
+        pass
+
+    def killed():
+        with states.written_aside(tmp_path / "step_000002", accelerator) as aside:
+            (aside / "half").write_text("half")
+            raise Killed
+
+    with pytest.raises(Killed):
+        killed()
+    assert (tmp_path / "step_000002.tmp" / "half").exists()
+    assert states.newest_intact(tmp_path, print) == tmp_path / "step_000001"
+    saved(tmp_path, 3, accelerator)
+    states.prune(tmp_path, keep_last=1, step=3)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000003"]
+
+
+def test_a_bug_is_not_taken_for_a_full_disk(tmp_path, accelerator):
+    with pytest.raises(RuntimeError, match="shapes"), states.written_aside(tmp_path / "step_000001", accelerator):
+        raise RuntimeError("shapes do not match")
+
+
+def test_damage_is_found_and_passed_over(tmp_path, accelerator):
+    for step in range(1, 5):
+        saved(tmp_path, step, accelerator)
+    (tmp_path / "step_000004" / "manifest.json").write_text('{"model')
+    (tmp_path / "step_000003" / "trainer.json").unlink()
+    weights = tmp_path / "step_000002" / "model.safetensors"
+    whole = weights.stat().st_size
+    os.truncate(weights, 100)
+    said = []
+    assert states.newest_intact(tmp_path, said.append) == tmp_path / "step_000001"
+    assert len(said) == 3
+    assert "step_000004: manifest.json is missing or cut short; going on from the state before it" in said[0]
+    assert "step_000003: trainer.json is missing" in said[1]
+    assert f"step_000002: model.safetensors has 100 bytes instead of {whole}" in said[2]
+
+    assert states.choose("never", tmp_path, said.append) is None
+    assert states.choose("auto", tmp_path, said.append) == tmp_path / "step_000001"
+    assert states.choose(str(tmp_path / "step_000001"), tmp_path, said.append) == tmp_path / "step_000001"
+    with pytest.raises(ValueError, match="step_000003' cannot be read: trainer.json is missing; name another"):
+        states.choose(str(tmp_path / "step_000003"), tmp_path, said.append)
+    os.truncate(tmp_path / "step_000001" / "model.safetensors", 1)
+    with pytest.raises(ValueError, match="none of the states in .* can be read; set resume=never"):
+        states.choose("auto", tmp_path, said.append)
+    assert states.choose("auto", tmp_path / "empty", said.append) is None
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+from hybridgen.training.state import checkpointing as states
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # no file may grow beyond: writing fails half way
+big = {"big": torch.zeros(100_000)}
+for write in (
+    lambda aside: torch.save(big, aside / "optimizer.bin"),
+    lambda aside: save_file(big, aside / "model.safetensors"),
+    lambda aside: (aside / "trainer.json").write_bytes(bytes(200_000)),
+):
+    try:
+        with states.written_aside(Path(sys.argv[1]) / "step_000002", Accelerator(cpu=True)) as aside:
+            write(aside)
+    except OSError as error:
+        print(error)
+"""
+
+
+def test_a_full_disk_costs_nothing_that_was_saved(tmp_path, accelerator):
+    """Each library fails in its own way (RuntimeError, SafetensorError, OSError); the file size limit makes it real."""
+    before = saved(tmp_path, 1, accelerator)
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    sentences = result.stdout.splitlines()
+    assert len(sentences) == 3, result.stderr
+    for sentence in sentences:
+        assert sentence.startswith(f"could not save {tmp_path / 'step_000002'} (")
+        assert sentence.endswith("intact: free some space and start the same command again")
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000001"]
+    assert states.damage(before) is None
