@@ -43,8 +43,8 @@ class HybridGenDiffusionConfig(PreTrainedConfig):
         unet_channels: channels of a small U-Net around the backbone, from its finest level to patches of `patch_size`,
             each level half the last one's rows and columns (Transfusion's U-Net down and up; `paths.unet`); None = one
             linear layer in and one out.
-        own_layers: tokens of this path have projections and norms of their own in every layer of the backbone, whose
-            attention they share with the others (LMFusion, BAGEL; `paths.own_layers`).
+        modality_experts: tokens of this path have projections and norms of their own in every layer of the backbone, whose
+            attention they share with the others (LMFusion, BAGEL; `paths.modality_experts`).
         alignment_layer: layer of the backbone, from 1, whose states of an image's tokens are drawn towards what the
             vision tower sees in the clean picture (REPA, arXiv 2410.06940; JanusFlow: 6); None = there is no such head.
         alignment_depth: linear layers between the two.
@@ -62,7 +62,7 @@ class HybridGenDiffusionConfig(PreTrainedConfig):
     bidirectional: bool = True
     frequency_embedding_size: int = 256
     unet_channels: list[int] | None = None
-    own_layers: bool = False
+    modality_experts: bool = False
     alignment_layer: int | None = None
     alignment_depth: int = 3
 

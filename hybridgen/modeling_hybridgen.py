@@ -23,7 +23,7 @@ from hybridgen.modeling_outputs import HybridGenModelOutput, HybridGenOutput, La
 from hybridgen.paths.alignment import AlignmentHead
 from hybridgen.paths.diffusion import FinalLayer, PatchEmbed, TimestepEmbedder
 from hybridgen.paths.initial import XavierLinear, ZeroLinear
-from hybridgen.paths.own_layers import add_own_layers
+from hybridgen.paths.modality_experts import add_modality_experts
 from hybridgen.paths.understanding import Aligner, build_vision_tower
 from hybridgen.paths.unet import UNetDown, UNetUp
 from hybridgen.paths.vq import GenerationHead
@@ -81,8 +81,8 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
             self.final_layer = exit_(config.diffusion_config, width)
             if config.diffusion_config.alignment_layer is not None:
                 self.alignment_head = AlignmentHead(config)
-            if config.diffusion_config.own_layers:
-                self.route = add_own_layers(self.language_model)
+            if config.diffusion_config.modality_experts:
+                self.route = add_modality_experts(self.language_model)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -108,7 +108,7 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
         codes: Tensor | None = None,
         document_ids: Tensor | None = None,
         block_ids: Tensor | None = None,
-        hidden: Tensor | None = None,
+        noised_mask: Tensor | None = None,
         **kwargs,
     ) -> HybridGenModelOutput:
         """
@@ -124,7 +124,7 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
             pixel_values: (I, 3, h, w) images of the understanding path.
             latents, timesteps: images of the diffusion path, noised or clean, and their timesteps (I,); 0 is clean.
             codes: (T,) codes of the vq path.
-            document_ids, block_ids, hidden: (B, K) layout; inferred from ids and `attention_mask` when absent, and
+            document_ids, block_ids, noised_mask: (B, K) layout; inferred from ids and `attention_mask` when absent, and
                 from positions that restart when there is no mask either (rows packed by transformers' collators).
 
         Raises:
@@ -137,10 +137,10 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         if attention_mask is None and document_ids is None and position_ids is not None and past_key_values is None:
             document_ids = layout.infer_document_ids(position_ids).expand_as(input_ids)
-        mask = self.render_mask(input_ids, attention_mask, document_ids, block_ids, hidden, past_key_values)
+        mask = self.render_mask(input_ids, attention_mask, document_ids, block_ids, noised_mask, past_key_values)
         if position_ids is None:
             position_ids = self._positions(attention_mask, input_ids, past)
-        self.lay_down(input_ids == self.config.diffusion_token_id if "conditioning" in extra else None)
+        self.set_modality_routing(input_ids == self.config.diffusion_token_id if "conditioning" in extra else None)
         outputs = self.language_model(
             inputs_embeds=embeds,
             attention_mask=mask,
@@ -157,12 +157,12 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
             **extra,
         )
 
-    def lay_down(self, is_own: Tensor | None) -> None:
+    def set_modality_routing(self, is_own: Tensor | None) -> None:
         """Tell own layers, where there are any, which of the tokens (B, N) are theirs; None = none is."""
         if hasattr(self, "route"):
-            self.route.lay_down(is_own)
+            self.route.set_modality_routing(is_own)
 
-    def render_mask(self, input_ids, attention_mask, document_ids=None, block_ids=None, hidden=None, cache=None):
+    def render_mask(self, input_ids, attention_mask, document_ids=None, block_ids=None, noised_mask=None, cache=None):
         """Step 3. A 4-D mask, or a dict of them, passes as it is.
 
         A static cache is longer than what it holds: its empty slots are keys that no token sees.
@@ -183,14 +183,14 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
         if block_ids is None:
             block_ids = layout.infer_block_ids(input_ids, self.bidirectional_ids())
             block_ids = nn.functional.pad(block_ids, (past, 0), value=-1)  # what is cached lies before all that is new
-        for name, vector in (("document_ids", document_ids), ("block_ids", block_ids), ("hidden", hidden)):
+        for name, vector in (("document_ids", document_ids), ("block_ids", block_ids), ("noised_mask", noised_mask)):
             if vector is not None and vector.shape != (rows, keys):
                 raise ValueError(
                     f"{name} has shape {tuple(vector.shape)}, but {past} cached and {new} new tokens in {rows} rows "
                     f"need {(rows, keys)}"
                 )
         implementation = self.language_model.config._attn_implementation
-        return layout.attention_mask(implementation, self.dtype, document_ids, block_ids, hidden, new, room)
+        return layout.attention_mask(implementation, self.dtype, document_ids, block_ids, noised_mask, new, room)
 
     @staticmethod
     def _positions(attention_mask, input_ids: Tensor, past: int) -> Tensor:
@@ -243,7 +243,7 @@ class HybridGenForConditionalGeneration(ImageHeads, ImageExpansion, HybridGenPre
         codes: Tensor | None = None,
         document_ids: Tensor | None = None,
         block_ids: Tensor | None = None,
-        hidden: Tensor | None = None,
+        noised_mask: Tensor | None = None,
         **kwargs,
     ) -> HybridGenOutput:
         """See `HybridGenModel.forward` for the inputs that are not listed here.
@@ -269,7 +269,7 @@ class HybridGenForConditionalGeneration(ImageHeads, ImageExpansion, HybridGenPre
             codes=codes,
             document_ids=document_ids,
             block_ids=block_ids,
-            hidden=hidden,
+            noised_mask=noised_mask,
             **kwargs,
         )
         states = outputs.last_hidden_state  # B, N, H

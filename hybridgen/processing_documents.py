@@ -32,7 +32,7 @@ class DocumentBuilding:
         write: str | None = None,
         loss_on: str = "assistant",
         prompt_dropout: bool = False,
-        twin: bool = False,
+        clean_copy: bool = False,
         height: int | None = None,
         width: int | None = None,
         image_tokens: int | None = None,
@@ -46,7 +46,7 @@ class DocumentBuilding:
             loss_on: whose turns are taught: the `assistant`'s (its text and its end of turn; its images if `write`
                 says so), or `all` (every token and every image: Transfusion's recipe).
             prompt_dropout: leave out what the user says, as in the unconditional prompt of guidance.
-            twin: later tokens read a clean copy of each written image instead of the noised one (diffusion only), and
+            clean_copy: later tokens read a clean copy of each written image instead of the noised one (diffusion only), and
                 after it the image by the other paths of `read`, where that is a list.
             height, width: of images on the diffusion and vq paths; None = `default_size`.
             image_tokens: those images keep their aspect ratio instead, and have at most so many tokens.
@@ -54,12 +54,12 @@ class DocumentBuilding:
         Raises:
             ValueError: in one sentence, what is wrong with the messages or the settings.
         """
-        self.check_settings(read, write, loss_on, twin, height, width)
+        self.check_settings(read, write, loss_on, clean_copy, height, width)
         padded = prompt_dropout and self.unconditional != "empty"
         pieces = self._pieces(messages, prompt_dropout=prompt_dropout and not padded)
         if loss_on == "assistant" and not any(piece.assistant for piece in pieces):
             raise ValueError("no message of the assistant, so nothing to learn; add one, or set loss_on='all'")
-        return self._assemble(pieces, read, write, loss_on, twin, height, width, padded, image_tokens)
+        return self._assemble(pieces, read, write, loss_on, clean_copy, height, width, padded, image_tokens)
 
     def prompt(
         self,
@@ -105,7 +105,7 @@ class DocumentBuilding:
         read: str | list[str],
         write: str | None = None,
         loss_on: str = "assistant",
-        twin: bool = False,
+        clean_copy: bool = False,
         height: int | None = None,
         width: int | None = None,
     ) -> None:
@@ -121,8 +121,8 @@ class DocumentBuilding:
             self.count_tokens(write, height, width)
         if loss_on not in LOSS_ON:
             raise ValueError(f"loss_on is {loss_on!r}; it must be one of {', '.join(map(repr, LOSS_ON))}")
-        if twin and write != "diffusion":
-            raise ValueError(f"twin belongs to images written by 'diffusion', not by {write!r}; set it to false")
+        if clean_copy and write != "diffusion":
+            raise ValueError(f"clean_copy belongs to images written by 'diffusion', not by {write!r}; set it to false")
 
     def count_tokens(self, path: str, height: int | None = None, width: int | None = None) -> int:
         """How many tokens an image takes on a path, its frame not counted.
@@ -178,7 +178,7 @@ class DocumentBuilding:
         return ChatTemplate(self.chat_template, self.tokenizer.special_tokens_map, self.image_token, reserved)
 
     def _assemble(
-        self, pieces: list[Piece], read: str | list[str], write: str | None, loss_on: str | None, twin: bool,
+        self, pieces: list[Piece], read: str | list[str], write: str | None, loss_on: str | None, clean_copy: bool,
         height: int | None, width: int | None, padded: bool = False, image_tokens: int | None = None,
     ) -> Document:  # fmt: skip
         """Pieces -> segments and pixels -> a laid-out document."""
@@ -193,15 +193,15 @@ class DocumentBuilding:
                 segments.append(TextSegment(ids, loss=taught))
                 continue
             written = taught and write is not None
-            for path in _passes(read, write if written else None, twin):
+            for path in _passes(read, write if written else None, clean_copy):
                 drawn, size = written and path == write, (height, width)
                 if image_tokens is not None and path in self._token_sizes:
                     size = fit_size(piece.picture, image_tokens, self._token_sizes[path])
                 length = self.count_tokens(path, *size)
                 bidirectional = path in self.bidirectional_paths
-                segments.append(ImageSegment(path, length, bidirectional, write=drawn, twin=twin and drawn))
+                segments.append(ImageSegment(path, length, bidirectional, write=drawn, clean_copy=clean_copy and drawn))
                 images.append(DocumentImage(path, self._pixels(piece, path, *size), drawn, piece.image_first))
-                if twin and drawn:
+                if clean_copy and drawn:
                     images.append(replace(images[-1], write=False))
         return Document(lay_out(segments, self.special_tokens), images)
 
@@ -228,12 +228,12 @@ def check_read(read: str | list[str]) -> None:
         raise ValueError(f"read is {read!r}; name each path by which images are read once")
 
 
-def _passes(read: str | list[str], write: str | None, twin: bool) -> list[str]:
+def _passes(read: str | list[str], write: str | None, clean_copy: bool) -> list[str]:
     """The paths by which one image stands in the document, in order."""
     read = [read] if isinstance(read, str) else list(read)
     if write is None:
         return read
-    return [write, *(path for path in read if path != write)] if twin and len(read) > 1 else [write]
+    return [write, *(path for path in read if path != write)] if clean_copy and len(read) > 1 else [write]
 
 
 def known_unconditional(unconditional: str) -> str:

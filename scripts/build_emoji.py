@@ -1,7 +1,7 @@
-"""Rebuild hybridgen/data/worlds/assets/emoji64.parquet from the packages that publish the emoji.
+"""Rebuild hybridgen/data/synthetic/assets/emoji64.parquet from the packages that publish the emoji.
 
     python -m pip install resvg-py
-    python scripts/build_emoji.py --out emoji64.parquet --compare hybridgen/data/worlds/assets/emoji64.parquet
+    python scripts/build_emoji.py --out emoji64.parquet --compare hybridgen/data/synthetic/assets/emoji64.parquet
 
 Needs npm and a package registry, about 150 MB on disk while it runs, and seven minutes of one core (WebP at its most
 thorough). A recipe to read, and to run again when the packages move on; nothing imports it, and no one needs it to use
@@ -30,7 +30,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from hybridgen.data.worlds.emoji_pictures import SIZE, main_colour
+from hybridgen.data.synthetic.emoji_pictures import SIZE, main_colour
 
 SVG_PACKAGES = {  # style -> npm package, licence
     "twitter": ("@iconify-json/twemoji@1.2.5", "Twemoji, CC-BY-4.0"),

@@ -12,7 +12,7 @@ from transformers import GenerationConfig
 
 import hybridgen  # noqa: F401  first: it mends torchvision beside a CPU build of torch
 from hybridgen.bridges.adapters import open_pipeline
-from hybridgen.bridges.donors import open_backbone
+from hybridgen.bridges.pretrained_parts import open_backbone
 
 QUESTIONS = [
     "What is the capital of France?",

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from hybridgen.bridges.adapters import open_pipeline
 from hybridgen.checkpoints.loading import new_folder
-from hybridgen.data.worlds.emoji_pictures import Spec, look_up, render, specs_of_split, twins
+from hybridgen.data.synthetic.emoji_pictures import Spec, look_up, render, specs_of_split, twins
 from hybridgen.training.distributed.precision import bf16_pays
 from hybridgen.training.optim.muon import MuonAdamW
 from hybridgen.training.optim.optimization import is_hidden_matrix

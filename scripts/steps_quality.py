@@ -1,7 +1,7 @@
 """Steps against quality: `python scripts/steps_quality.py CHECKPOINT --out DIR [--steps 2 4 6 8 12 20] [--samples 48]`.
 
 The same held-out captions from the same seeds, drawn by the diffusion path in fewer and fewer steps, scored by the
-world's own scorer. Prints a table, with the seconds a picture took and the share of right ones in each category and its
+dataset's own scorer. Prints a table, with the seconds a picture took and the share of right ones in each category and its
 95 % interval; writes it as steps_quality.json with versions and hardware, and the first pictures side by side as
 steps_quality.png. Several schedulers (class names of diffusers) make several tables.
 """
@@ -22,7 +22,7 @@ from hybridgen.bridges.adapters import open_pipeline
 from hybridgen.cli.demo import best_device
 from hybridgen.cli.replay import weights_hash
 from hybridgen.core.files import write_whole
-from hybridgen.data.worlds import open_world
+from hybridgen.data.synthetic import open_synthetic
 from hybridgen.evaluation import generation, provenance
 from hybridgen.evaluation.suites import open_suite
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
@@ -50,16 +50,16 @@ def set_scheduler(pipeline: HybridGenPipeline, name: str | None, steps: list[int
 def measure(pipeline: HybridGenPipeline, options: argparse.Namespace, steps: int) -> tuple[dict, list]:
     """One line of the table, and its pictures."""
     suite = open_suite(options.suite)
-    world = open_world(suite.world)
-    prompts = generation.held_out_prompts(world, suite.split, options.samples, options.seed)
+    dataset = open_synthetic(suite.dataset)
+    prompts = generation.held_out_prompts(dataset, suite.split, options.samples, options.seed)
     settings = generation.DrawSettings(steps=steps, guidance=options.guidance)
-    images, seconds = generation.draw(pipeline, prompts.captions, "diffusion", world.SIZE, options.seed, settings)
+    images, seconds = generation.draw(pipeline, prompts.captions, "diffusion", dataset.SIZE, options.seed, settings)
     line = {
         "scheduler": type(pipeline.scheduler).__name__,
         "steps": steps,
         "evaluations": len(prepare(pipeline.scheduler, steps, pipeline.model.config.diffusion_config)),
         "seconds_per_picture": round(seconds / len(images), 4),
-        "scores": generation.score(world, images, prompts.specs),
+        "scores": generation.score(dataset, images, prompts.specs),
     }
     return line, [(caption, image) for caption, image in zip(prompts.captions, images, strict=True)][:SHOWN]
 

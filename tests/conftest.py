@@ -19,5 +19,5 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def pipeline(tiny_checkpoint) -> HybridGenPipeline:
-    """A tiny pipeline for the dolls world, as loaded from disk."""
+    """A tiny pipeline for the dolls dataset, as loaded from disk."""
     return load_pipeline(tiny_checkpoint)

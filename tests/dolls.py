@@ -1,9 +1,9 @@
-"""A tiny pipeline for the dolls world: 32x32 pictures, a tokenizer that knows its words, random weights. Not a test
+"""A tiny pipeline for the dolls dataset: 32x32 pictures, a tokenizer that knows its words, random weights. Not a test
 itself."""
 
 import torch
 
-from hybridgen.data.worlds import dolls
+from hybridgen.data.synthetic import dolls
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor, build_tokenizer, image_token_ids
 from tests.models import text_config, tiny_config, tiny_model

@@ -99,14 +99,14 @@ def test_packed_equals_separate_documents():
     documents = [
         lay_out(MIXED, TOKENS),
         lay_out([TextSegment([5, 6, 7, 8])], TOKENS),
-        lay_out([ImageSegment("diffusion", PATCHES, True, write=True, twin=True), TextSegment([3, 4])], TOKENS),
+        lay_out([ImageSegment("diffusion", PATCHES, True, write=True, clean_copy=True), TextSegment([3, 4])], TOKENS),
     ]
     media = mixed_inputs(images=1)
-    twin = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(5))
+    clean_copy = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(5))
     together = states(
         model,
         batch_of([documents], 160),
-        {**media, "latents": torch.cat([media["latents"], twin]), "timesteps": torch.tensor([500.0, 300.0, 0.0])},
+        {**media, "latents": torch.cat([media["latents"], clean_copy]), "timesteps": torch.tensor([500.0, 300.0, 0.0])},
     )
     alone = [
         states(model, batch_of([[documents[0]]], len(documents[0])), {**media, "timesteps": torch.tensor([500.0])}),
@@ -114,7 +114,7 @@ def test_packed_equals_separate_documents():
         states(
             model,
             batch_of([[documents[2]]], len(documents[2])),
-            {"latents": twin, "timesteps": torch.tensor([300.0, 0.0])},
+            {"latents": clean_copy, "timesteps": torch.tensor([300.0, 0.0])},
         ),
     ]
     alone = torch.cat([state[0] for state in alone])
@@ -165,7 +165,11 @@ def test_codes_and_understanding_tokens_are_causal():
 
 def test_hidden_noise_is_not_seen_by_what_follows():
     model = tiny_model()
-    segments = [TextSegment([5]), ImageSegment("diffusion", PATCHES, True, write=True, twin=True), TextSegment([7, 8])]
+    segments = [
+        TextSegment([5]),
+        ImageSegment("diffusion", PATCHES, True, write=True, clean_copy=True),
+        TextSegment([7, 8]),
+    ]
     row = lay_out(segments, TOKENS)
     batch = batch_of([[row]], len(row))
     latents = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))

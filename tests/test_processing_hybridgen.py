@@ -176,12 +176,12 @@ def test_an_image_takes_as_many_placeholders_as_its_path_and_size_say(path, size
 
 def test_a_twin_follows_the_noised_image_hidden_from_what_comes_after():
     processor = tiny_processor()
-    document = processor.document([user("red"), assistant(image(), "red")], write="diffusion", twin=True)
+    document = processor.document([user("red"), assistant(image(), "red")], write="diffusion", clean_copy=True)
     assert [(x.path, x.write) for x in document.images] == [("diffusion", True), ("diffusion", False)]
     assert document.images[0].pixels is document.images[1].pixels
     layout, placeholder = document.layout, processor.special_tokens.diffusion
     places = [i for i, token in enumerate(layout.input_ids) if token == placeholder]
-    assert [layout.hidden[i] for i in places] == [True] * 16 + [False] * 16
+    assert [layout.noised_mask[i] for i in places] == [True] * 16 + [False] * 16
     assert layout.position_ids[places[0]] == layout.position_ids[places[16]]
 
 
@@ -420,7 +420,7 @@ def test_what_is_transparent_shows_white_and_other_forms_of_pictures_are_taken()
         ({"write": "pixels"}, "no path 'pixels' here; this model has: understanding, diffusion, vq"),
         ({"write": "understanding"}, "the understanding path only reads"),
         ({"loss_on": "user"}, "loss_on is 'user'; it must be one of 'assistant', 'all'"),
-        ({"write": "vq", "twin": True}, "twin belongs to images written by 'diffusion', not by 'vq'"),
+        ({"write": "vq", "clean_copy": True}, "clean_copy belongs to images written by 'diffusion', not by 'vq'"),
         ({"write": "diffusion", "height": 18, "width": 16}, "size 18x16 is not divisible by the patch size 4"),
         ({"write": "diffusion", "height": 18}, "size 18x16 is not divisible"),
     ],
@@ -517,7 +517,7 @@ def kinds_of(document) -> list[str]:
     tokens, layout = tiny_processor().special_tokens, document.layout
     names = {tokens.placeholder(path): path for path in ("understanding", "diffusion", "vq")}
     found = []
-    for token, hidden, block in zip(layout.input_ids, layout.hidden, layout.block_ids, strict=True):
+    for token, hidden, block in zip(layout.input_ids, layout.noised_mask, layout.block_ids, strict=True):
         name = names.get(token)
         entry = None if name is None else (f"{name}, hidden" if hidden else name, block if name == "diffusion" else 0)
         if entry is not None and (not found or found[-1] != entry):
@@ -549,7 +549,7 @@ def test_an_image_is_read_by_each_path_in_turn():
 def test_what_follows_a_written_image_reads_its_twin_and_what_the_tower_sees():
     processor = tiny_processor()
     messages = [user("a dog"), assistant(image(2)), user("now red"), assistant(image(3))]
-    settings = {"write": "diffusion", "twin": True}
+    settings = {"write": "diffusion", "clean_copy": True}
     document = processor.document(messages, read=["diffusion", "understanding"], **settings)
     once = ["diffusion, hidden", "diffusion", "understanding"]
     assert kinds_of(document) == [*once, *once]

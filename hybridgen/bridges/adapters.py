@@ -15,8 +15,8 @@ from safetensors import safe_open
 from torch import nn
 from transformers.utils import is_peft_available
 
-from hybridgen.bridges.donors import quiet
-from hybridgen.bridges.gathering import BACKBONE, OF_PATH
+from hybridgen.bridges.collect import BACKBONE, OF_PATH
+from hybridgen.bridges.pretrained_parts import quiet
 from hybridgen.checkpoints.loading import ADAPTER, is_adapter, told_in_one_sentence
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline

@@ -63,11 +63,11 @@ def _add_demo(commands) -> None:
           hybridgen demo
           hybridgen demo --seed 1 --out runs/seed1
           hybridgen demo --out runs/quick steps=50 codec:steps=20
-          hybridgen demo --world emoji
+          hybridgen demo --dataset emoji
         """,
     )
     what = command.add_argument_group("what to do")
-    what.add_argument("--world", default="dolls", help=f"{' or '.join(SUITES)} (default: dolls)")
+    what.add_argument("--dataset", default="dolls", help=f"{' or '.join(SUITES)} (default: dolls)")
     what.add_argument("--seed", type=whole(0), default=0, help="of training and evaluation (default: 0)")
     what.add_argument("--samples", type=whole(1), default=256, help="pictures to draw and to ask about (default: 256)")
     what.add_argument(
@@ -76,7 +76,7 @@ def _add_demo(commands) -> None:
         metavar="KEY=VALUE",
         help=f"{_OVERRIDES}; codec:KEY=VALUE replaces one of the codec's file",
     )
-    command.add_argument("--out", type=Path, metavar="DIR", help="default: runs/demo, or runs/WORLD")
+    command.add_argument("--out", type=Path, metavar="DIR", help="default: runs/demo, or runs/DATASET")
 
 
 def _add_train(commands) -> None:

@@ -33,13 +33,13 @@ def inspect(options: argparse.Namespace) -> Iterator[str]:
         held_out = [open_source(source, config.seed) for source in config.validation.sources]
     else:
         tasks, held_out = [open_source(source_config(options.what, options.overrides))], []
-    processor, longest = _processor(config, tasks), None if config is None else config.data.row_length
+    processor, longest = _processor(config, tasks), None if config is None else config.data.sequence_length
     training = [look_at(task, options.limit, processor, longest) for task in tasks]
     validation = [look_at(task, options.limit, processor, longest) for task in held_out]
     mix = None
     if processor is not None and all(report.tokens for report in training):
         mixture = Mixture(tasks, None, config.data.temperature, max_broken=float("inf"))
-        mix = mix_of(mixture, processor, config.data.rows, config.data.row_length)
+        mix = mix_of(mixture, processor, config.data.per_device_batch_size, config.data.sequence_length)
     lines = table(training, validation, mix, shared(training, validation) if held_out else None)
     yield from lines
     broken = [each._asdict() for report in (*training, *validation) for each in report.broken]

@@ -42,7 +42,7 @@ class Plan:
         draw_paths, answer_paths: what the model is trained for.
     """
 
-    world: str
+    dataset: str
     out: Path
     seed: int
     samples: int
@@ -53,7 +53,7 @@ class Plan:
     answer_paths: list[str]
 
 
-def run(world: str, out: Path, seed: int, samples: int, overrides: list[str], report: suites.Report) -> Iterator[str]:
+def run(dataset: str, out: Path, seed: int, samples: int, overrides: list[str], report: suites.Report) -> Iterator[str]:
     """
     1. Check every setting of both trainings, and what the folder holds.
     2. Train the codec, then the model; what is complete is not trained again.
@@ -63,7 +63,7 @@ def run(world: str, out: Path, seed: int, samples: int, overrides: list[str], re
     Raises:
         ValueError: a setting is wrong, or the folder holds something else.
     """
-    plan = make_plan(world, Path(out), seed, samples, overrides)
+    plan = make_plan(dataset, Path(out), seed, samples, overrides)
     seconds = _open_folder(plan)
     page = plan.out / demo_report.PAGE
     if _is_finished(plan, page):
@@ -78,7 +78,7 @@ def run(world: str, out: Path, seed: int, samples: int, overrides: list[str], re
         _train(plan, config, name, seconds)
     pipeline = best_device(load_pipeline(plan.out / "checkpoint"))
     evaluation = _evaluate(plan, pipeline, seconds, report)
-    caption, side = evaluation.prompts.captions[0], evaluation.world.SIZE
+    caption, side = evaluation.prompts.captions[0], evaluation.dataset.SIZE
     films = {path: film(pipeline, caption, path, side, seed, plan.settings[path]) for path in plan.draw_paths}
     yield from demo_report.write(plan.out, evaluation, films)
 
@@ -90,7 +90,7 @@ def _evaluate(
     started = time.perf_counter()
     evaluation = suites.evaluate(
         pipeline,
-        plan.world,
+        plan.dataset,
         samples=plan.samples,
         seed=plan.seed,
         draw_paths=plan.draw_paths,
@@ -102,19 +102,19 @@ def _evaluate(
     evaluation.scores |= {
         "seconds": {**seconds, "evaluation": time.perf_counter() - started},
         "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()},
-        "targets": [asdict(target) for target in demo_report.TARGETS[plan.world]],
+        "targets": [asdict(target) for target in demo_report.TARGETS[plan.dataset]],
     }
     return evaluation
 
 
-def make_plan(world: str, out: Path, seed: int, samples: int, overrides: list[str]) -> Plan:
+def make_plan(dataset: str, out: Path, seed: int, samples: int, overrides: list[str]) -> Plan:
     """Both configs, checked in full. The codec that the model will use is not there yet, so its config stands in.
 
     Raises:
         ValueError: one sentence about what is wrong.
     """
-    suites.open_suite(world)
-    codec_file, model_file = (config_file(name) for name in CONFIGS[world])
+    suites.open_suite(dataset)
+    codec_file, model_file = (config_file(name) for name in CONFIGS[dataset])
     own = [f"seed={seed}"]
     of_codec = [word.removeprefix("codec:") for word in overrides if word.startswith("codec:")]
     of_model = [word for word in overrides if not word.startswith("codec:")]
@@ -131,7 +131,7 @@ def make_plan(world: str, out: Path, seed: int, samples: int, overrides: list[st
     }
     draw = [source.write for source in model.data.sources if source.task == "draw" and source.write]
     answer = [source.read for source in model.data.sources if source.task == "answer"]
-    return Plan(world, out, seed, samples, codec, model, settings, _once(draw), _once(answer))
+    return Plan(dataset, out, seed, samples, codec, model, settings, _once(draw), _once(answer))
 
 
 def _once(paths: list[str]) -> list[str]:
@@ -147,13 +147,13 @@ def config_file(name: str) -> Path:
     raise ValueError(f"{name} is not among the configs of this installation; install hybridgen again")
 
 
-def untrained(folder: Path, world: str = "dolls", seed: int = 0) -> Path:
+def untrained(folder: Path, dataset: str = "dolls", seed: int = 0) -> Path:
     """The pipeline that the demo starts from, random weights throughout, saved in a folder: to try code on, in seconds.
 
     Returns:
         the folder of the checkpoint.
     """
-    plan = make_plan(world, Path(folder), seed, 1, [])
+    plan = make_plan(dataset, Path(folder), seed, 1, [])
     build_vq_model(plan.codec.vq_model, seed).save_pretrained(plan.model.codec.vq)
     build_parts(plan.model).pipeline.save_pretrained(plan.out / "checkpoint")
     return plan.out / "checkpoint"
@@ -178,7 +178,7 @@ def _open_folder(plan: Plan) -> dict[str, float]:
         ValueError: it holds a run with other settings, or something else.
     """
     mark = plan.out / "demo.json"
-    settings = {"world": plan.world, "seed": plan.seed, "codec": asdict(plan.codec), "model": asdict(plan.model)}
+    settings = {"dataset": plan.dataset, "seed": plan.seed, "codec": asdict(plan.codec), "model": asdict(plan.model)}
     settings = json.loads(json.dumps(settings))
     if mark.is_file():
         found = json.loads(mark.read_text(encoding="utf-8"))

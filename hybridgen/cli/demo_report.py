@@ -13,9 +13,9 @@ from PIL import Image
 
 from hybridgen.core.files import write_whole
 from hybridgen.evaluation import figures, provenance
-from hybridgen.evaluation.exhibits import answer_cards, drawing_cards, loss_panels
 from hybridgen.evaluation.markup import duration
 from hybridgen.evaluation.report import Story, Target, render
+from hybridgen.evaluation.report_cards import answer_cards, drawing_cards, loss_panels
 from hybridgen.evaluation.scores import save_scores
 from hybridgen.evaluation.suites import Evaluation
 
@@ -59,12 +59,12 @@ def write(out: Path, evaluation: Evaluation, films: dict[str, list[Image.Image]]
         figures.grid(answer_cards(evaluation)[: SHOWN // 2], columns=3, title="asked about").save(out / "answers.png")
     figures.panels_image([panel for stage in panels.values() for panel in stage]).save(out / "losses.png")
     yield str(save_scores(evaluation.scores, out))
-    world, scores = evaluation.suite.world, evaluation.scores
+    dataset, scores = evaluation.suite.dataset, evaluation.scores
     story = Story(
         title="One model, three paths",
         lede=lede(evaluation),
         command=provenance.command(),
-        targets=TARGETS[world],
+        targets=TARGETS[dataset],
         panels=panels,
         films=films,
         facts={
@@ -76,7 +76,7 @@ def write(out: Path, evaluation: Evaluation, films: dict[str, list[Image.Image]]
             "training the model": scores["seconds"].get("model", 0.0),
             "drawing and answering": scores["seconds"]["evaluation"],
         },
-        credit=CREDITS[world],
+        credit=CREDITS[dataset],
     )
     write_whole(out / PAGE, render(evaluation, story))
     yield str(out / PAGE)
@@ -92,5 +92,5 @@ def lede(evaluation: Evaluation) -> str:
     return (
         f"A transformer of {size}, trained from nothing in {trained} on {where}. It draws pictures from words by "
         f"{' and by '.join(evaluation.drawn)}, and answers questions about pictures that it reads through "
-        f"{' and through '.join(evaluation.given)}. {UNSEEN[evaluation.suite.world]}"
+        f"{' and through '.join(evaluation.given)}. {UNSEEN[evaluation.suite.dataset]}"
     )

@@ -18,8 +18,8 @@ import transformers
 from tqdm import tqdm
 
 from hybridgen.bridges.adapters import merge, open_pipeline
+from hybridgen.bridges.assemble import Shape, graft
 from hybridgen.bridges.checkpoint import open_janus
-from hybridgen.bridges.grafting import Shape, graft
 from hybridgen.bridges.janus import check_conversion, convert
 from hybridgen.bridges.report import in_table, lost
 from hybridgen.checkpoints.loading import is_adapter, new_folder
@@ -153,9 +153,9 @@ def _those_that_draw(paths: list[str] | None) -> list[str] | None:
 
 
 def _demo(options: argparse.Namespace) -> Iterator[str]:
-    out = options.out or Path("runs", "demo" if options.world == "dolls" else options.world)
+    out = options.out or Path("runs", "demo" if options.dataset == "dolls" else options.dataset)
     with _progress() as report:
-        yield from demo.run(options.world, out, options.seed, options.samples, options.overrides, report)
+        yield from demo.run(options.dataset, out, options.seed, options.samples, options.overrides, report)
 
 
 def _convert(options: argparse.Namespace) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 What the processor makes and what packing, sampling and evaluation hand around. Training rows are made in
 `data.loading`; this file knows neither templates nor files. The fact a newcomer gets wrong: `images` follows the
-placeholders, not the messages, so an image with a clean twin is there twice, once written and once read.
+placeholders, not the messages, so an image with a clean copy is there twice, once written and once read.
 
 Shapes: B documents, N tokens of the longest, I images, 3 x H x W pixels in [-1, 1].
 """

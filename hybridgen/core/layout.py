@@ -3,7 +3,7 @@
 This file is for sequences of tokens; it knows nothing of pixels, weights or files. The fact a newcomer gets wrong: the
 attention rule is not "causal plus an image mask". It is one comparison of one integer a token, its *block*:
 
-    attend(q, k) = document[q] == document[k]  and  block[k] <= block[q]  and  (not hidden[k] or block[k] == block[q])
+    attend(q, k) = document[q] == document[k]  and  block[k] <= block[q]  and  (not noised_mask[k] or block[k] == block[q])
 
       text a b | image p q r | text c          a b p q r c
       blocks   0 1   2 2 2     3            a  x . . . . .
@@ -13,7 +13,7 @@ attention rule is not "causal plus an image mask". It is one comparison of one i
       tokens of one bidirectional image     r  x x x x x .
       share one.                            c  x x x x x x
 
-`hidden` marks the tokens of a noised image that later tokens must not see, because they read its clean twin (BAGEL,
+`noised_mask` marks the tokens of a noised image that later tokens must not see, because they read its clean copy (BAGEL,
 arXiv 2505.14683). Dense and flex masks are two renderings of the same `attend`.
 
 Shapes: B rows, N tokens of a row, K keys (N plus what a cache holds), Q queries (the last of the K keys).
@@ -44,29 +44,29 @@ def attend(document_q: Tensor, document_k: Tensor, block_q: Tensor, block_k: Ten
 
 
 def dense_mask(
-    document_ids: Tensor, block_ids: Tensor, hidden: Tensor | None = None, queries: int | None = None
+    document_ids: Tensor, block_ids: Tensor, noised_mask: Tensor | None = None, queries: int | None = None
 ) -> Tensor:
     """Boolean mask (B, 1, Q, K), true where attention is allowed; all arguments (B, K), the last `queries` of K ask."""
-    hidden = torch.zeros_like(document_ids, dtype=torch.bool) if hidden is None else hidden
+    noised_mask = torch.zeros_like(document_ids, dtype=torch.bool) if noised_mask is None else noised_mask
     start = 0 if queries is None else document_ids.shape[1] - queries
     allowed = attend(
         document_ids[:, start:, None], document_ids[:, None, :], block_ids[:, start:, None], block_ids[:, None, :],
-        hidden[:, None, :],
+        noised_mask[:, None, :],
     )  # fmt: skip
     return allowed[:, None]
 
 
-def flex_mask(document_ids: Tensor, block_ids: Tensor, hidden: Tensor | None = None, queries: int | None = None):
+def flex_mask(document_ids: Tensor, block_ids: Tensor, noised_mask: Tensor | None = None, queries: int | None = None):
     """The same mask as a `BlockMask` of `torch.nn.attention.flex_attention`: what is empty is never computed."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    hidden = torch.zeros_like(document_ids, dtype=torch.bool) if hidden is None else hidden
+    noised_mask = torch.zeros_like(document_ids, dtype=torch.bool) if noised_mask is None else noised_mask
     rows, keys = document_ids.shape
     start = 0 if queries is None else keys - queries
 
     def rule(b, h, q, k):
         q = q + start
-        return attend(document_ids[b, q], document_ids[b, k], block_ids[b, q], block_ids[b, k], hidden[b, k])
+        return attend(document_ids[b, q], document_ids[b, k], block_ids[b, q], block_ids[b, k], noised_mask[b, k])
 
     return create_block_mask(rule, rows, None, keys - start, keys, device=document_ids.device)
 
@@ -76,7 +76,7 @@ def attention_mask(
     dtype: torch.dtype,
     document_ids: Tensor,
     block_ids: Tensor,
-    hidden: Tensor | None = None,
+    noised_mask: Tensor | None = None,
     queries: int | None = None,
     room: int = 0,
 ):
@@ -91,13 +91,13 @@ def attention_mask(
     if implementation == "flex_attention":
         if room:
             raise ValueError("flex_attention with a static cache is not supported; use 'sdpa', or a dynamic cache")
-        return flex_mask(document_ids, block_ids, hidden, queries)
+        return flex_mask(document_ids, block_ids, noised_mask, queries)
     if implementation not in (*SDPA, "eager"):
         raise ValueError(
             f"attention implementation {implementation!r} cannot express a mask that is causal over text and "
             "bidirectional inside images; use 'sdpa', 'eager' or 'flex_attention'"
         )
-    allowed = torch.nn.functional.pad(dense_mask(document_ids, block_ids, hidden, queries), (0, room))
+    allowed = torch.nn.functional.pad(dense_mask(document_ids, block_ids, noised_mask, queries), (0, room))
     if implementation in SDPA:
         return allowed
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
@@ -141,14 +141,14 @@ class ImageSegment:
         length: number of tokens.
         bidirectional: whether they see each other (one block) or stand in causal order (a block each).
         write: the model is taught to draw this image (noised on the diffusion path, codes as labels on vq).
-        twin: diffusion only: the noised tokens are hidden from what follows, which reads a clean copy instead.
+        clean_copy: diffusion only: the noised tokens are hidden from what follows, which reads a clean copy instead.
     """
 
     path: Path
     length: int
     bidirectional: bool
     write: bool = False
-    twin: bool = False
+    clean_copy: bool = False
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class SequenceLayout:
     input_ids: list[int] = field(default_factory=list)
     document_ids: list[int] = field(default_factory=list)
     block_ids: list[int] = field(default_factory=list)
-    hidden: list[bool] = field(default_factory=list)
+    noised_mask: list[bool] = field(default_factory=list)
     position_ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     code_labels: list[int] = field(default_factory=list)
@@ -200,19 +200,21 @@ def lay_out(segments: list[TextSegment | ImageSegment], tokens: SpecialTokens) -
     1. A text token gets the next block, the next position, and itself as label if its segment is taught.
     2. An image is framed by begin and end tokens; the begin token is taught if the image is written (a model must
        decide to draw), the end token never is (the size decides it).
-    3. A clean twin takes the positions of the noised tokens it replaces and a block after theirs.
+    3. A clean copy takes the positions of the noised tokens it replaces and a block after theirs.
     4. The first token of a document has no label: nothing precedes it.
     """
     layout = SequenceLayout()
     position = 0
 
-    def put(ids: list[int], *, shared_block: bool, start: int, hidden: bool = False, labels=None, code: bool = False):
+    def put(
+        ids: list[int], *, shared_block: bool, start: int, noised_mask: bool = False, labels=None, code: bool = False
+    ):
         block = layout.block_ids[-1] + 1 if layout.block_ids else 0
         count = len(ids)
         layout.input_ids += ids
         layout.document_ids += [0] * count
         layout.block_ids += [block] * count if shared_block else range(block, block + count)
-        layout.hidden += [hidden] * count
+        layout.noised_mask += [noised_mask] * count
         layout.position_ids += range(start, start + count)
         layout.labels += labels if labels is not None else [IGNORE] * count
         layout.code_labels += [0 if code else IGNORE] * count
@@ -228,8 +230,10 @@ def lay_out(segments: list[TextSegment | ImageSegment], tokens: SpecialTokens) -
         ids = [tokens.placeholder(segment.path)] * segment.length
         is_code = segment.path == "vq" and segment.write
         start = position
-        position = put(ids, shared_block=segment.bidirectional, start=start, hidden=segment.twin, code=is_code)
-        if segment.twin:
+        position = put(
+            ids, shared_block=segment.bidirectional, start=start, noised_mask=segment.clean_copy, code=is_code
+        )
+        if segment.clean_copy:
             put(ids, shared_block=segment.bidirectional, start=start)
         position = put([tokens.end_image], shared_block=False, start=position)
     if layout.labels:
@@ -252,7 +256,7 @@ def pack(documents: list[SequenceLayout], length: int, pad_token_id: int) -> Seq
         row.input_ids += document.input_ids
         row.document_ids += [number] * len(document)
         row.block_ids += [block + offset for block in document.block_ids]
-        row.hidden += document.hidden
+        row.noised_mask += document.noised_mask
         row.position_ids += document.position_ids
         row.labels += document.labels
         row.code_labels += document.code_labels
@@ -261,7 +265,7 @@ def pack(documents: list[SequenceLayout], length: int, pad_token_id: int) -> Seq
     row.input_ids += [pad_token_id] * padding
     row.document_ids += [PADDING_DOCUMENT] * padding
     row.block_ids += range(first_block, first_block + padding)
-    row.hidden += [False] * padding
+    row.noised_mask += [False] * padding
     row.position_ids += range(padding)
     row.labels += [IGNORE] * padding
     row.code_labels += [IGNORE] * padding

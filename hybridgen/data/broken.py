@@ -30,7 +30,7 @@ class Broken(NamedTuple):
         return f"{self.where}: {self.reason}"
 
 
-class Ledger:
+class BadRecordLog:
     """The broken records of a run.
 
     Args:

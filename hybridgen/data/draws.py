@@ -6,12 +6,12 @@ The fact a newcomer gets wrong: nothing here has a state, so a run goes on anywh
 import hashlib
 
 
-def chance(key: str) -> float:
+def hash_uniform(key: str) -> float:
     """A number in [0, 1) that only depends on the key, as good as random."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) / 2**64
 
 
-def permute(place: int, length: int, key: str) -> int:
+def feistel_permutation(place: int, length: int, key: str) -> int:
     """Where `place` of 0 .. length - 1 goes in the permutation named by `key`; needs no memory, however long.
 
     A Feistel network of four rounds on the next even power of two, walked until it lands inside.

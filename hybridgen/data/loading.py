@@ -5,7 +5,7 @@ newcomer gets wrong: the state is that of the last batch *handed out*. A thread 
 it has prepared is made again after an interruption.
 
 Every rank packs all rows of a step and keeps its own, so that W ranks of R rows see what one of W x R would: exactness
-costs each rank the reading of everything. With `divide` each reads its own part of the records instead. Shapes: B rows
+costs each rank the reading of everything. With `shard_by_rank` each reads its own part of the records instead. Shapes: B rows
 of this rank, N tokens of a row, I images of a path.
 """
 
@@ -34,7 +34,7 @@ def collate(rows: list[list[Document]], length: int, pad_id: int, row_numbers: l
     """Rows of documents as one batch. Keys of a modality that is absent are absent.
 
     Returns:
-        input_ids, document_ids, block_ids, hidden, position_ids, labels, code_labels: (B, N), see `layout`.
+        input_ids, document_ids, block_ids, noised_mask, position_ids, labels, code_labels: (B, N), see `layout`.
         row_numbers: (B,) the run's number of each row, which seeds its noise.
         pixel_values: (I, 3, h, w) images of the understanding path, in reading order, as all images.
         diffusion_images: (I, 3, H, W), or a list where sizes differ.
@@ -77,7 +77,7 @@ class RowLoader:
         rank, world_size: this process takes rows rank * rows and following of each step's world_size * rows.
         prefetch: batches prepared ahead by a thread; 0 = none, everything happens when a batch is asked for.
         batches_per_step: of the optimizer, whose steps weights that change are stated in.
-        divide: each rank reads its own part of the records, with a mixture and a position of its own. What the ranks
+        shard_by_rank: each rank reads its own part of the records, with a mixture and a position of its own. What the ranks
             see together is then no longer what one process would.
         on_broken: called with all broken records when there are more of them.
 
@@ -95,7 +95,7 @@ class RowLoader:
         world_size: int = 1,
         prefetch: int = 2,
         batches_per_step: int = 1,
-        divide: bool = False,
+        shard_by_rank: bool = False,
         on_broken: Callable[[list[Broken]], None] | None = None,
     ):
         for name, value, least in (("rows", rows, 1), ("length", length, 1), ("prefetch", prefetch, 0)):
@@ -103,8 +103,8 @@ class RowLoader:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} does not exist among {world_size}; ranks count from 0")
-        self._part = [rank, world_size] if divide else None
-        for task in mixture.tasks.values() if divide else ():
+        self._part = [rank, world_size] if shard_by_rank else None
+        for task in mixture.tasks.values() if shard_by_rank else ():
             task.take_part(rank, world_size)
         mixture.check(processor)
         self.mixture, self.processor = mixture, processor
@@ -155,7 +155,7 @@ class RowLoader:
         if state.get("part") != self._part:
             raise ValueError(
                 f"the saved position is of part {_shown(state.get('part'))} of the data, but this is "
-                f"{_shown(self._part)}; go on with data.divide and the number of processes as they were, or start anew"
+                f"{_shown(self._part)}; go on with data.shard_by_rank and the number of processes as they were, or start anew"
             )
         self.close()
         self.mixture.load_state_dict(state["mixture"])

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from hybridgen.core.documents import Document
-from hybridgen.data.broken import Broken, Ledger
+from hybridgen.data.broken import BadRecordLog, Broken
 from hybridgen.data.tasks import Task
 from hybridgen.processing_hybridgen import HybridGenProcessor
 
@@ -44,8 +44,8 @@ class Mixture:
         sources: what `open_source` returns.
         weights: each a number, or numbers by the step from which they hold; None = those of their configs.
         temperature: shares are weights to the power of 1 / temperature: above 1, small ones gain.
-        max_broken: how many broken records are skipped before they stop the run (`broken.Ledger`).
-        workers: threads that make documents ahead; their number changes nothing but the time.
+        max_broken: how many broken records are skipped before they stop the run (`broken.BadRecordLog`).
+        loader_threads: threads that make documents ahead; their number changes nothing but the time.
 
     Raises:
         ValueError: there is no source, two have one name, or a weight is negative, or all are 0 at some step.
@@ -57,7 +57,7 @@ class Mixture:
         weights: list[float | dict[int, float]] | None = None,
         temperature: float = 1.0,
         max_broken: float = 0,
-        workers: int = 0,
+        loader_threads: int = 0,
     ):
         weights = [source.weight for source in sources] if weights is None else weights
         names = [source.name for source in sources]
@@ -75,9 +75,9 @@ class Mixture:
         self.cursors = dict.fromkeys(names, 0)
         self.tokens = dict.fromkeys(names, 0)
         self._owed = dict.fromkeys(names, 0.0)  # tokens that its share came to so far
-        self.broken = Ledger(max_broken)
-        self._workers = ThreadPoolExecutor(workers, "hybridgen-data") if workers else None
-        self._ahead, self._made = AHEAD * workers, {}  # (name, cursor) -> a document that is being made
+        self.broken = BadRecordLog(max_broken)
+        self._workers = ThreadPoolExecutor(loader_threads, "hybridgen-data") if loader_threads else None
+        self._ahead, self._made = AHEAD * loader_threads, {}  # (name, cursor) -> a document that is being made
 
     def weights_at(self, step: int) -> dict[str, float]:
         """The share of the tokens of each task at an optimizer step."""
@@ -129,7 +129,7 @@ class Mixture:
                     size = len(document)
                     raise ValueError(
                         f"{task.where(place)}: the document has {size} tokens, but a row only {longest}; raise "
-                        f"row_length to at least {size}, or make the document shorter"
+                        f"sequence_length to at least {size}, or make the document shorter"
                     )
                 return Drawn(document, task, place)
             except ValueError as error:

@@ -41,7 +41,7 @@ def pack_rows(
         size = len(document)
         if size > length:
             raise ValueError(
-                f"{document.where}: the document has {size} tokens, but a row only {length}; raise row_length to at "
+                f"{document.where}: the document has {size} tokens, but a row only {length}; raise sequence_length to at "
                 f"least {size}, or make the document shorter"
             )
         for row in range(rows):

@@ -14,7 +14,7 @@ from hybridgen.data.formats.forms import FORMS
 from hybridgen.processing_hybridgen import LOSS_ON
 
 ORDERS = {"caption_first": 1.0, "image_first": 0.0}
-FORMATS = ("world", "jsonl", "json", "folder", "webdataset", "parquet", "dataset")
+FORMATS = ("synthetic", "jsonl", "json", "folder", "webdataset", "parquet", "dataset")
 STREAMED = ("jsonl", "webdataset", "parquet", "dataset")
 _SUFFIXES = {
     ".jsonl": "jsonl", ".json": "json", ".parquet": "parquet", ".tar": "webdataset", ".tgz": "webdataset",
@@ -26,11 +26,11 @@ class SourceConfig:
     """One task of the mixture.
 
     Args:
-        source: a world (`dolls`, `emoji`), a folder of captioned pictures (`data.folders`), .jsonl, .json, .parquet or
+        source: a synthetic dataset (`dolls`, `emoji`), a folder of captioned pictures (`data.folders`), .jsonl, .json, .parquet or
             .tar files (a pattern with * or {000..007} for many), or a data set's name or folder.
         name: what it is called in logs and checkpoints; None = made of source, task and path.
-        task: worlds only: `draw` or `answer`.
-        split: of a world or a data set; None = `train`.
+        task: synthetic datasets only: `draw` or `answer`.
+        split: of a synthetic dataset or a data set; None = `train`.
         subset: of a data set: what the datasets library calls its configuration.
         format: one of `FORMATS`; None = told by the source.
         form: what a row is (`data.forms`); None = told by its columns.
@@ -39,7 +39,7 @@ class SourceConfig:
         streaming: read from front to end, and shuffle within `buffer` records; nothing is counted or copied before.
         weight: its share of the tokens is this over the sum of all weights. One that changes is a mapping from the
             optimizer step on which it begins to hold, the first 0: `{0: 0.5, 1000: 0.1}`.
-        read, write, loss_on, twin, height, width: see `HybridGenProcessor.document`; `read` may be a list of paths.
+        read, write, loss_on, clean_copy, height, width: see `HybridGenProcessor.document`; `read` may be a list of paths.
         prompt_dropout: share of the documents that lose what the user says (0.1 is usual where guidance is wanted).
         image_tokens: images are drawn (or read by a path that draws) at their own aspect ratio, in the size that is
             nearest to it and has at most so many tokens; instead of height and width.
@@ -47,12 +47,12 @@ class SourceConfig:
         order: `caption_first`, `image_first`, or the share of documents that are caption first (Transfusion: 0.8).
             Concerns records of a caption by the user and a picture by the assistant; `image_first` exchanges the two.
             With loss_on `all` the picture is still written (Transfusion), with `assistant` it is then only read.
-        questions_per_picture: worlds' `answer` only; None = all that apply.
-        yes_no_questions: worlds' `answer` only: how many of those that apply want yes or no; None = 1.
-        categories: worlds' `answer` only: which of the world's CATEGORIES are asked about; None = all.
-        reasoning: worlds' `answer` only: what a yes or no follows from is said first, between `<think>` and `</think>`;
+        questions_per_picture: synthetic datasets' `answer` only; None = all that apply.
+        yes_no_questions: synthetic datasets' `answer` only: how many of those that apply want yes or no; None = 1.
+        categories: synthetic datasets' `answer` only: which of the dataset's CATEGORIES are asked about; None = all.
+        reasoning: synthetic datasets' `answer` only: what a yes or no follows from is said first, between `<think>` and `</think>`;
             `HybridGenPipeline.answer` leaves it out.
-        chances: worlds only: how much likelier than others of their sort things are shown, as in {dwarf: 2.5, elf: 2}.
+        oversampling: synthetic datasets only: how much likelier than others of their sort things are shown, as in {dwarf: 2.5, elf: 2}.
         shuffle: a new order in each epoch; False = as they stand.
         seed: added to the run's, for pictures other than another task's.
     """
@@ -73,7 +73,7 @@ class SourceConfig:
     write: str | None = None
     loss_on: str = "assistant"
     prompt_dropout: float = 0.0
-    twin: bool = False
+    clean_copy: bool = False
     order: str | float = "caption_first"
     height: int | None = None
     width: int | None = None
@@ -83,7 +83,7 @@ class SourceConfig:
     yes_no_questions: int | None = None
     categories: list[str] | None = None
     reasoning: bool = False
-    chances: dict[str, float] = field(default_factory=dict)
+    oversampling: dict[str, float] = field(default_factory=dict)
     shuffle: bool = True
     seed: int = 0
 
@@ -129,19 +129,19 @@ class SourceConfig:
             if value not in (None, *allowed):
                 raise ValueError(f"{self.name}: {key} is {value!r}; it must be one of {', '.join(allowed)}")
         kind = self.kind
-        if kind == "world" and self.task is None:
+        if kind == "synthetic" and self.task is None:
             raise ValueError(
-                f"{self.name}: task is missing; {self.source!r} is read as the name of a world, which needs 'draw' or "
+                f"{self.name}: task is missing; {self.source!r} is read as the name of a synthetic dataset, which needs 'draw' or "
                 f"'answer' (a folder is written with a slash: {self.source + '/'!r})"
             )
         alone = {  # key -> the formats that it belongs to
-            "task": ("world",),
-            "questions_per_picture": ("world",),
-            "yes_no_questions": ("world",),
-            "categories": ("world",),
-            "reasoning": ("world",),
-            "chances": ("world",),
-            "split": ("world", "dataset"),
+            "task": ("synthetic",),
+            "questions_per_picture": ("synthetic",),
+            "yes_no_questions": ("synthetic",),
+            "categories": ("synthetic",),
+            "reasoning": ("synthetic",),
+            "oversampling": ("synthetic",),
+            "split": ("synthetic", "dataset"),
             "subset": ("dataset",),
             "form": ("jsonl", "json", "webdataset", "parquet", "dataset"),
             "columns": ("jsonl", "json", "webdataset", "parquet", "dataset"),
@@ -150,13 +150,13 @@ class SourceConfig:
         }
         for key, kinds in alone.items():
             if getattr(self, key) not in (None, {}, False) and kind not in kinds:
-                belongs = "worlds" if kinds[0] == "world" else " and ".join(kinds)
+                belongs = "synthetic datasets" if kinds[0] == "synthetic" else " and ".join(kinds)
                 raise ValueError(f"{self.name}: {key} belongs to {belongs}; a {kind} has none, leave it out")
-        for thing, chance in self.chances.items():
+        for thing, chance in self.oversampling.items():
             if not isinstance(thing, str):
-                raise ValueError(f"{self.name}: chances has {thing!r}; its keys are names, as in {{dwarf: 2.5}}")
+                raise ValueError(f"{self.name}: oversampling has {thing!r}; its keys are names, as in {{dwarf: 2.5}}")
             if not isinstance(chance, int | float) or not 0 < chance < float("inf"):
-                raise ValueError(f"{self.name}: chances has {chance!r} for {thing!r}; it must be a number above 0")
+                raise ValueError(f"{self.name}: oversampling has {chance!r} for {thing!r}; it must be a number above 0")
         if self.buffer < 1:
             raise ValueError(f"{self.name}: buffer is {self.buffer}; it must be at least 1")
         if unknown := [name for name in self.columns.values() if not isinstance(name, str)]:
@@ -175,8 +175,8 @@ class SourceConfig:
 
     @property
     def is_file(self) -> bool:
-        """Whether the source is a file or folder, and not the name of a world."""
-        return self.kind != "world"
+        """Whether the source is a file or folder, and not the name of a synthetic dataset."""
+        return self.kind != "synthetic"
 
     @property
     def kind(self) -> str:
@@ -191,7 +191,7 @@ class SourceConfig:
             return "dataset" if _is_data_set(path) else "folder"
         if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.source) and not path.suffix:
             return "dataset"  # owner/name
-        return "jsonl" if path.suffix or "/" in self.source else "world"
+        return "jsonl" if path.suffix or "/" in self.source else "synthetic"
 
     @property
     def reads(self) -> list[str]:

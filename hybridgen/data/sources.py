@@ -1,6 +1,6 @@
 """Sources: what a config names, opened as a task of records.
 
-A `Source` is a sequence of records with their pictures inline: the worlds, `FolderSource`, `JsonlSource`, `TarSource`,
+A `Source` is a sequence of records with their pictures inline: the synthetic datasets, `FolderSource`, `JsonlSource`, `TarSource`,
 `TableSource`, `StreamSource`. The fact a newcomer gets wrong: opening a source checks all that can be checked without
 decoding a picture, and what is broken is not an error yet. It is listed in the task, and counted by the mixture.
 """
@@ -11,15 +11,15 @@ from functools import partial
 from pathlib import Path
 
 from hybridgen.data.broken import Broken
-from hybridgen.data.draws import chance, permute
+from hybridgen.data.draws import feistel_permutation
 from hybridgen.data.formats.folders import FolderSource
 from hybridgen.data.formats.jsons import JsonlSource, JsonSource
 from hybridgen.data.formats.streams import StreamSource, stream_files
 from hybridgen.data.formats.tables import TableSource, open_table
 from hybridgen.data.formats.tars import TarSource
 from hybridgen.data.source_config import ORDERS, SourceConfig
+from hybridgen.data.synthetic import open_synthetic
 from hybridgen.data.tasks import Source, Task, image_first
-from hybridgen.data.worlds import open_world
 
 __all__ = [
     "ORDERS",
@@ -27,10 +27,10 @@ __all__ = [
     "Source",
     "SourceConfig",
     "Task",
-    "chance",
+    "hash_uniform",
     "image_first",
     "open_source",
-    "permute",
+    "feistel_permutation",
 ]
 
 
@@ -40,20 +40,20 @@ def open_source(config: SourceConfig, seed: int = 0) -> Task:
     Raises:
         ValueError: there is no such file, data set or world, no such task or split in it, or no record that is whole.
     """
-    if config.kind == "world":
-        return _open_world(config, seed)
+    if config.kind == "synthetic":
+        return _open_synthetic(config, seed)
     broken: list[Broken] = []
     source = _open_stream(config, seed) if config.streaming else _open_files(config, broken)
     return Task(source, config, seed, [Broken(f"source {config.name!r}, {each.where}", each.reason) for each in broken])
 
 
-def _open_world(config: SourceConfig, seed: int) -> Task:
-    world = open_world(config.source)
+def _open_synthetic(config: SourceConfig, seed: int) -> Task:
+    dataset = open_synthetic(config.source)
     yes_no = 1 if config.yes_no_questions is None else config.yes_no_questions
     asking = {"questions_per_picture": config.questions_per_picture, "yes_no_questions": yes_no}
     asking |= {"categories": config.categories, "reasoning": config.reasoning}
     arguments = (config.split or "train", config.task, seed + config.seed)
-    source = world.Source(*arguments, **asking, chances=config.chances)
+    source = dataset.Source(*arguments, **asking, oversampling=config.oversampling)
     return Task(source, config, seed)
 
 
@@ -79,7 +79,7 @@ def _open_stream(config: SourceConfig, seed: int) -> StreamSource:
         shards = files
         if config.shuffle:
             key = f"{seed}/{config.name}/{epoch}/files"
-            shards = [files[permute(place, len(files), key)] for place in range(len(files))]
+            shards = [files[feistel_permutation(place, len(files), key)] for place in range(len(files))]
         if kind in ("jsonl", "webdataset"):
             return stream_files(shards, kind)
         return table(files=shards)

@@ -11,7 +11,7 @@ from PIL import Image
 from hybridgen.core.documents import Document
 from hybridgen.core.messages import parts
 from hybridgen.data.broken import Broken
-from hybridgen.data.draws import chance, permute
+from hybridgen.data.draws import feistel_permutation, hash_uniform
 from hybridgen.data.formats.streams import StreamSource
 from hybridgen.data.source_config import SourceConfig
 from hybridgen.processing_hybridgen import HybridGenProcessor
@@ -70,7 +70,7 @@ class Task:
         elif len(self) < parts:
             raise ValueError(
                 f"source {self.name!r} has {len(self)} records, too few to be divided by {parts} processes; set "
-                "data.divide: false"
+                "data.shard_by_rank: false"
             )
         else:
             self._part, self._parts = part, parts
@@ -84,13 +84,13 @@ class Task:
             block, place = divmod(cursor * self._parts + self._part, len(self))
             places = len(self)
         if self.config.shuffle:
-            place = permute(place, places, f"{self.seed}/{self.name}/{block}")
+            place = feistel_permutation(place, places, f"{self.seed}/{self.name}/{block}")
         return block * places + place if self.streaming else place
 
     def where(self, cursor: int) -> str:
         """What to call the `cursor`-th record in an error."""
         index = self.index(cursor)
-        where = getattr(self.source, "where", None)  # worlds have no files to name
+        where = getattr(self.source, "where", None)  # synthetic datasets have no files to name
         return f"source {self.name!r}, {where(index) if where else f'record {index}'}"
 
     def document(self, cursor: int, processor: HybridGenProcessor) -> Document:
@@ -104,7 +104,7 @@ class Task:
             messages = self.source[self.index(cursor)]["messages"]
         except ValueError as error:
             raise ValueError(self._placed(cursor, error)) from error
-        if chance(f"{self.seed}/{self.name}/{cursor}/order") >= config.caption_first:
+        if hash_uniform(f"{self.seed}/{self.name}/{cursor}/order") >= config.caption_first:
             messages = image_first(messages)
         try:
             document = processor.document(
@@ -112,8 +112,8 @@ class Task:
                 read=config.read,
                 write=config.write,
                 loss_on=config.loss_on,
-                prompt_dropout=chance(f"{self.seed}/{self.name}/{cursor}/prompt") < config.prompt_dropout,
-                twin=config.twin,
+                prompt_dropout=hash_uniform(f"{self.seed}/{self.name}/{cursor}/prompt") < config.prompt_dropout,
+                clean_copy=config.clean_copy,
                 height=config.height,
                 width=config.width,
                 image_tokens=config.image_tokens,
@@ -138,7 +138,7 @@ class Task:
     def check(self, processor: HybridGenProcessor) -> None:
         """Raises ValueError, naming the task, if the processor cannot serve it, whatever its records."""
         config = self.config
-        how = (config.read, config.write, config.loss_on, config.twin, config.height, config.width)
+        how = (config.read, config.write, config.loss_on, config.clean_copy, config.height, config.width)
         try:
             processor.check_settings(*how)
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""Drawing what was never seen: prompts of a held-out split, drawn by a path, scored by the world's own exact scorer.
+"""Drawing what was never seen: prompts of a held-out split, drawn by a path, scored by the dataset's own exact scorer.
 
 No picture is judged by a network. The fact a newcomer gets wrong: a scorer has limits of its own, so the true
 pictures are scored by the same function beside the drawn ones, and a score is to be read against theirs.
@@ -76,16 +76,16 @@ class Prompts:
         return len(self.captions)
 
 
-def held_out_prompts(world: ModuleType, split: str, samples: int, seed: int) -> Prompts:
-    """The first `samples` drawing records of a world's split.
+def held_out_prompts(dataset: ModuleType, split: str, samples: int, seed: int) -> Prompts:
+    """The first `samples` drawing records of a dataset's split.
 
     Raises:
         ValueError: no sample is asked for, or more than the split has.
     """
     prompts = Prompts()
-    for record in first_records(world, split, "draw", samples, seed):
+    for record in first_records(dataset, split, "draw", samples, seed):
         prompts.captions.append(record["messages"][0]["content"][0]["text"])
-        prompts.specs.append(world.spec_of(record))
+        prompts.specs.append(dataset.spec_of(record))
         prompts.pictures.append(record["messages"][1]["content"][0]["image"])
     return prompts
 
@@ -148,13 +148,15 @@ def through_codec(pipeline: HybridGenPipeline, pictures: list[Image.Image]) -> l
     return kept
 
 
-def score(world: ModuleType, images: list[Image.Image], specs: list) -> dict[str, dict[str, float]]:
-    """The world's tallies of pictures against what was asked for, with 95 % intervals."""
+def score(dataset: ModuleType, images: list[Image.Image], specs: list) -> dict[str, dict[str, float]]:
+    """The dataset's tallies of pictures against what was asked for, with 95 % intervals."""
     stacked = np.stack([np.asarray(image.convert("RGB")) for image in images])  # n, S, S, 3
-    return {name: with_interval(tally) for name, tally in world.score_pictures(stacked, specs).items()}
+    return {name: with_interval(tally) for name, tally in dataset.score_pictures(stacked, specs).items()}
 
 
-def faults(world: ModuleType, images: list[Image.Image], specs: list) -> list[list[str]]:
+def faults(dataset: ModuleType, images: list[Image.Image], specs: list) -> list[list[str]]:
     """Picture by picture, the categories in which it is not what was asked for."""
     stacked = np.stack([np.asarray(image.convert("RGB")) for image in images])  # n, S, S, 3
-    return [[name for name, right in verdict.items() if not right] for verdict in world.judge_pictures(stacked, specs)]
+    return [
+        [name for name, right in verdict.items() if not right] for verdict in dataset.judge_pictures(stacked, specs)
+    ]

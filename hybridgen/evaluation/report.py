@@ -63,7 +63,7 @@ class Story:
 
 def render(evaluation: Evaluation, story: Story) -> str:
     """The whole page."""
-    side = max(1, 128 // evaluation.world.SIZE - 1) * evaluation.world.SIZE  # a whole number of screen pixels each
+    side = max(1, 128 // evaluation.dataset.SIZE - 1) * evaluation.dataset.SIZE  # a whole number of screen pixels each
     sections = [
         _header(evaluation, story),
         "<main>",
@@ -158,7 +158,7 @@ def _drawings(evaluation: Evaluation, shown: int) -> str:
 
 def _wrong(evaluation: Evaluation, images: list) -> list[str]:
     """Picture by picture, what is not as asked, in words."""
-    faults = generation.faults(evaluation.world, images, evaluation.prompts.specs)
+    faults = generation.faults(evaluation.dataset, images, evaluation.prompts.specs)
     return [", ".join(evaluation.suite.word(category) for category in categories) for categories in faults]
 
 
@@ -228,7 +228,7 @@ def _said(evaluation: Evaluation, question, said: dict[str, str]) -> str:
     """The answers to one question: once when all paths say the same, by path otherwise."""
 
     def one(text: str) -> str:
-        if evaluation.world.score_answers([text], [question])["all"]["right"]:
+        if evaluation.dataset.score_answers([text], [question])["all"]["right"]:
             return f"{escape(text)} {mark('')}"
         return f'<s class="wrong">{escape(text) or "(no answer)"}</s> {escape(question.answer)}'
 
@@ -257,7 +257,7 @@ def _categories(evaluation: Evaluation) -> str:
 def _category_table(evaluation: Evaluation, results: dict[str, dict], beside: dict[str, str]) -> str:
     """A row a category, totals last; a column a path, then what stands beside: once where it is the same for all."""
     first = next(iter(results.values()))
-    listed = [name for name in evaluation.world.CATEGORIES if name in first] if "all" in first else []
+    listed = [name for name in evaluation.dataset.CATEGORIES if name in first] if "all" in first else []
     names = listed + [name for name in first if name not in listed]
     columns = [[evaluation.suite.word(name) for name in names]]
     columns += [[with_interval(tallies[name]) for name in names] for tallies in results.values()]

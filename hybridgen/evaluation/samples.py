@@ -1,4 +1,4 @@
-"""Which records a score is taken on: the first of a world's held-out split, the same for every model and path.
+"""Which records a score is taken on: the first of a dataset's held-out split, the same for every model and path.
 
 Drawing and answering are `generation`'s and `understanding`'s. What a newcomer gets wrong: the seed here chooses
 records; the seeds of the pictures that are drawn of them are another matter.
@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from types import ModuleType
 
 
-def first_records(world: ModuleType, split: str, task: str, samples: int, seed: int) -> Iterator[dict]:
-    """The first `samples` records of a world's split, for the task `draw` or `answer`.
+def first_records(dataset: ModuleType, split: str, task: str, samples: int, seed: int) -> Iterator[dict]:
+    """The first `samples` records of a dataset's split, for the task `draw` or `answer`.
 
     Raises:
         ValueError: no sample is asked for, or more than the split has.
     """
-    source = world.Source(split, task, seed)
+    source = dataset.Source(split, task, seed)
     if not 1 <= samples <= len(source):
         raise ValueError(f"{samples} samples cannot be taken from split {split!r}; take 1 to {len(source)}")
     return map(source.__getitem__, range(samples))

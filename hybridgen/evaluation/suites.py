@@ -1,4 +1,4 @@
-"""Suites: a world, its held-out split, and everything a pipeline is asked about it, as one `scores.json`.
+"""Suites: a dataset, its held-out split, and everything a pipeline is asked about it, as one `scores.json`.
 
 The drawing and asking themselves are in `generation` and `understanding`. The fact a newcomer gets wrong: a suite does
 not know what a model was trained for. A path that never learned a task scores near its baseline; leave it out with
@@ -13,7 +13,7 @@ from types import ModuleType
 from PIL import Image
 
 from hybridgen.configuration_hybridgen import require_path
-from hybridgen.data.worlds import open_world
+from hybridgen.data.synthetic import open_synthetic
 from hybridgen.evaluation import generation, provenance, understanding
 from hybridgen.evaluation.generation import DrawSettings, Prompts
 from hybridgen.evaluation.understanding import Quiz
@@ -24,13 +24,13 @@ Report = Callable[[str, int, int], None]  # what is being done, how many are don
 
 @dataclass(frozen=True)
 class Suite:
-    """A world and the split of it that training never showed.
+    """A dataset and the split of it that training never showed.
 
     Args:
         words: what a category is called where people read it, when its own name will not do.
     """
 
-    world: str
+    dataset: str
     split: str
     words: dict[str, str] = field(default_factory=dict)
 
@@ -77,7 +77,7 @@ class Evaluation:
     """
 
     suite: Suite
-    world: ModuleType
+    dataset: ModuleType
     scores: dict
     prompts: Prompts
     quiz: Quiz
@@ -111,13 +111,13 @@ def evaluate(
     """
     chosen = open_suite(suite)
     draw_paths, answer_paths = _paths(tuple(pipeline.model.config.paths), draw_paths, answer_paths)
-    world = open_world(chosen.world)
-    prompts = generation.held_out_prompts(world, chosen.split, samples, seed)
-    quiz = understanding.held_out_quiz(world, chosen.split, samples, seed)
-    majority = world.majority_baselines(samples, seed, chosen.split)
+    dataset = open_synthetic(chosen.dataset)
+    prompts = generation.held_out_prompts(dataset, chosen.split, samples, seed)
+    quiz = understanding.held_out_quiz(dataset, chosen.split, samples, seed)
+    majority = dataset.majority_baselines(samples, seed, chosen.split)
     beside = {"majority": majority["pictures"]}
     if draw_paths:
-        beside["true"] = _shares(generation.score(world, prompts.pictures, prompts.specs))
+        beside["true"] = _shares(generation.score(dataset, prompts.pictures, prompts.specs))
     scores = {
         "suite": suite,
         "split": chosen.split,
@@ -129,7 +129,7 @@ def evaluate(
         "versions": provenance.versions(),
         "hardware": provenance.hardware(),
     }
-    done = Evaluation(chosen, world, scores, prompts, quiz)
+    done = Evaluation(chosen, dataset, scores, prompts, quiz)
     pipeline.set_progress_bar_config(disable=True)  # `report` tells more
     for path in draw_paths:
         how = (settings or {}).get(path, DrawSettings())
@@ -160,14 +160,14 @@ def _draw(
     done: Evaluation, pipeline: HybridGenPipeline, path: str, how: DrawSettings, beside: dict[str, dict], progress
 ) -> None:
     """Step 2, for one path."""
-    world, prompts, seed = done.world, done.prompts, done.scores["seed"]
-    images, seconds = generation.draw(pipeline, prompts.captions, path, world.SIZE, seed, how, progress)
+    dataset, prompts, seed = done.dataset, done.prompts, done.scores["seed"]
+    images, seconds = generation.draw(pipeline, prompts.captions, path, dataset.SIZE, seed, how, progress)
     if path == "vq":
         done.kept = generation.through_codec(pipeline, prompts.pictures)
-        beside = {**beside, "codec": _shares(generation.score(world, done.kept, prompts.specs))}
+        beside = {**beside, "codec": _shares(generation.score(dataset, done.kept, prompts.specs))}
     tallies = {
         category: {**tally, **{name: shares.get(category, 0.0) for name, shares in beside.items()}}
-        for category, tally in generation.score(world, images, prompts.specs).items()
+        for category, tally in generation.score(dataset, images, prompts.specs).items()
     }
     done.drawn[path] = images
     done.scores["generation"][path] = {"seconds": round(seconds, 2), **how.of_path(path), "scores": tallies}
@@ -177,6 +177,6 @@ def _ask(done: Evaluation, pipeline: HybridGenPipeline, path: str, majority: dic
     """Step 3, for one path."""
     given, seconds = understanding.answer(pipeline, done.quiz, path, progress)
     blank = understanding.answer_blank(pipeline, done.quiz, path)
-    tallies = understanding.score(done.world, done.quiz, given, blank, majority)
+    tallies = understanding.score(done.dataset, done.quiz, given, blank, majority)
     done.given[path] = given
     done.scores["understanding"][path] = {"seconds": round(seconds, 2), "scores": tallies}

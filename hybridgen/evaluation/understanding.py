@@ -18,7 +18,7 @@ from hybridgen.evaluation.samples import first_records
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 
 GRAY = (127, 127, 127)
-MOST_TOKENS = 32  # more than the longest answer of any world has, with what it follows from
+MOST_TOKENS = 32  # more than the longest answer of any dataset has, with what it follows from
 
 
 @dataclass
@@ -26,23 +26,23 @@ class Quiz:
     """Questions about pictures: parallel lists, a picture standing as often as it is asked about."""
 
     pictures: list[Image.Image] = field(default_factory=list)
-    asked: list = field(default_factory=list)  # of the world's Question
+    asked: list = field(default_factory=list)  # of the dataset's Question
 
     def __len__(self) -> int:
         return len(self.asked)
 
 
-def held_out_quiz(world: ModuleType, split: str, samples: int, seed: int) -> Quiz:
-    """Every question about the first `samples` pictures of a world's split.
+def held_out_quiz(dataset: ModuleType, split: str, samples: int, seed: int) -> Quiz:
+    """Every question about the first `samples` pictures of a dataset's split.
 
     Raises:
         ValueError: no sample is asked for, or more than the split has.
     """
     quiz = Quiz()
-    for record in first_records(world, split, "answer", samples, seed):
+    for record in first_records(dataset, split, "answer", samples, seed):
         for item in record["meta"]["questions"]:
             quiz.pictures.append(record["messages"][0]["content"][0]["image"])
-            quiz.asked.append(world.Question(*item))
+            quiz.asked.append(dataset.Question(*item))
     return quiz
 
 
@@ -67,11 +67,11 @@ def answer_blank(pipeline: HybridGenPipeline, quiz: Quiz, path: str) -> list[str
 
 
 def score(
-    world: ModuleType, quiz: Quiz, given: list[str], blank: list[str], majority: dict[str, float]
+    dataset: ModuleType, quiz: Quiz, given: list[str], blank: list[str], majority: dict[str, float]
 ) -> dict[str, dict[str, float]]:
     """Tallies by category and over "all", with 95 % intervals, and beside each what answering blindly scores."""
-    blind = world.score_answers(blank, quiz.asked)
+    blind = dataset.score_answers(blank, quiz.asked)
     return {
         name: {**with_interval(tally), "majority": majority.get(name, 0.0), "blank": blind[name]["share"]}
-        for name, tally in world.score_answers(given, quiz.asked).items()
+        for name, tally in dataset.score_answers(given, quiz.asked).items()
     }

@@ -313,7 +313,7 @@ def backbone(
 
     `diffusion` says whether they are all tokens of that path.
     """
-    model.model.lay_down(torch.ones_like(embeds[..., 0], dtype=torch.bool) if diffusion else None)
+    model.model.set_modality_routing(torch.ones_like(embeds[..., 0], dtype=torch.bool) if diffusion else None)
     return model.model.language_model(
         inputs_embeds=embeds,
         attention_mask=mask,

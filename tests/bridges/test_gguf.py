@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 
 from hybridgen.cli import main as cli
 from hybridgen.pipeline_hybridgen import load_pipeline
-from tests.bridges.test_grafting import save_backbone, text_tokenizer
+from tests.bridges.test_assemble import save_backbone, text_tokenizer
 
 gguf = pytest.importorskip("gguf", reason="gguf is an optional extra")
 

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
+from hybridgen.bridges.assemble import graft
 from hybridgen.bridges.checkpoint import open_janus
-from hybridgen.bridges.grafting import graft
 from hybridgen.bridges.janus import convert
 from hybridgen.bridges.report import lost
 from hybridgen.cli import main as cli

@@ -9,7 +9,7 @@ from PIL import Image
 
 from hybridgen.cli import main as cli
 from hybridgen.data.records import check_record, load_images
-from hybridgen.data.worlds import dolls
+from hybridgen.data.synthetic import dolls
 from hybridgen.pipeline_hybridgen import load_pipeline
 
 QUICK = ("--steps", 2, "--seed", 3, "--max-new-tokens", 4)

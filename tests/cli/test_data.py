@@ -52,7 +52,7 @@ def config(tmp_path: Path, train: Path, **data) -> Path:
     ]
     content = {
         "output_dir": str(tmp_path / "run"), "steps": 6, "log_every": 3, "save_every": 6,
-        "data": {"sources": sources, "row_length": 64, "rows": 2, **data},
+        "data": {"sources": sources, "sequence_length": 64, "per_device_batch_size": 2, **data},
         "validation": {"every": 6, "batches": 1, "sources": [{"source": f"{held_out}/", "name": "later", **draw}]},
         "model": {"tokenizer": {"vocab_size": 300}, "text_config": text, "diffusion_config": diffusion},
     }  # fmt: skip
@@ -104,7 +104,7 @@ def test_what_cannot_be_inspected_is_one_sentence(run, tmp_path, words, sentence
 
 
 def test_a_run_goes_over_broken_records_and_lists_them(run, tmp_path):
-    file = config(tmp_path, damaged(tmp_path / "train"), workers=2, temperature=2.0)
+    file = config(tmp_path, damaged(tmp_path / "train"), loader_threads=2, temperature=2.0)
     code, lines, error = run("train", file)
     assert code == 0, error
     listed = [json.loads(line) for line in (tmp_path / "run" / "broken.jsonl").read_text().splitlines()]
@@ -124,7 +124,7 @@ def test_a_run_goes_over_broken_records_and_lists_them(run, tmp_path):
     [
         (("data.temperature=0",), "data.temperature is 0.0; it must be above 0"),
         (("data.max_broken=-1",), "data.max_broken is -1.0; it must be 0 or more"),
-        (("data.workers=-1",), "data.workers is -1; it must be 0 or more"),
+        (("data.loader_threads=-1",), "data.loader_threads is -1; it must be 0 or more"),
         (("data.sources.0.image_tokens=70",), "data.sources.0: an image of the diffusion path has 70 tokens"),
         (("data.sources.0.source=none.tar",), "there is no file none.tar"),
         (("data.sources.0.format=zip",), "draw: format is 'zip'"),

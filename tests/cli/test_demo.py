@@ -25,7 +25,7 @@ CODEC = {
         },
         "continuous_steps": 1,
     },
-    "data": {"rows": 4, "sources": [{"source": "dolls", "task": "draw"}]},
+    "data": {"per_device_batch_size": 4, "sources": [{"source": "dolls", "task": "draw"}]},
 }  # fmt: skip
 MODEL = {
     "output_dir": "replaced",
@@ -45,8 +45,8 @@ MODEL = {
         "vq_config": {"num_embeddings": 16, "embed_dim": 8, "sample_size": 8},
     },
     "data": {
-        "rows": 1,
-        "row_length": 400,
+        "per_device_batch_size": 1,
+        "sequence_length": 400,
         "sources": [
             {"source": "dolls", "task": "draw", "write": "diffusion"},
             {"source": "dolls", "task": "draw", "write": "vq"},
@@ -228,12 +228,12 @@ def test_on_the_command_line(finished, capsys):
     assert capsys.readouterr().out == f"{finished / 'report.html'}\n"
 
 
-@pytest.mark.parametrize("world", ["dolls", "emoji"])
-def test_the_configs_that_come_with_hybridgen_fit_together(world, tmp_path, monkeypatch):
-    monkeypatch.setitem(demo.CONFIGS, world, OWN[world])
-    for name in demo.CONFIGS[world]:
+@pytest.mark.parametrize("dataset", ["dolls", "emoji"])
+def test_the_configs_that_come_with_hybridgen_fit_together(dataset, tmp_path, monkeypatch):
+    monkeypatch.setitem(demo.CONFIGS, dataset, OWN[dataset])
+    for name in demo.CONFIGS[dataset]:
         assert demo.config_file(name).is_file()
-    plan = demo.make_plan(world, tmp_path / "demo", 0, 256, [])
+    plan = demo.make_plan(dataset, tmp_path / "demo", 0, 256, [])
     assert plan.draw_paths == ["diffusion", "vq"]
     assert set(plan.answer_paths) == {"understanding", "diffusion"}
-    assert {source.source for source in plan.model.data.sources} == {world}
+    assert {source.source for source in plan.model.data.sources} == {dataset}

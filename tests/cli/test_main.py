@@ -18,7 +18,7 @@ from PIL import Image
 from hybridgen.cli import main as cli
 from hybridgen.cli.arguments import parser
 from hybridgen.cli.pictures import slug
-from hybridgen.data.worlds import dolls
+from hybridgen.data.synthetic import dolls
 from hybridgen.pipeline_hybridgen import load_pipeline
 from hybridgen.version import __version__
 
@@ -255,7 +255,7 @@ BAD = {
     "no config": (("train", "{tmp}/none.yaml"), "none.yaml does not exist"),
     "a mistyped key": (("train", "{tmp}/typo.yaml"), "unknown key"),
     "an override without a value": (("train", "{tmp}/typo.yaml", "steps"), "'steps' is not of the form key=value"),
-    "an unknown world": (("demo", "--world", "cats", "--out", "{tmp}/demo"), "there is no suite 'cats'"),
+    "an unknown dataset": (("demo", "--dataset", "cats", "--out", "{tmp}/demo"), "there is no suite 'cats'"),
     "an unknown command": (("draw",), "invalid choice: 'draw'"),
     "no command": ((), "COMMAND"),
 }

@@ -30,9 +30,9 @@ def random_document(rng: random.Random) -> list:
     for _ in range(rng.randint(0, 3)):
         path = rng.choice(["understanding", "diffusion", "vq"])
         write = path != "understanding" and rng.random() < 0.5
-        twin = write and path == "diffusion" and rng.random() < 0.5
+        clean_copy = write and path == "diffusion" and rng.random() < 0.5
         bidirectional = path == "diffusion" or (path == "understanding" and rng.random() < 0.5)
-        segments.append(ImageSegment(path, rng.randint(1, 6), bidirectional, write, twin))
+        segments.append(ImageSegment(path, rng.randint(1, 6), bidirectional, write, clean_copy))
         segments.append(TextSegment([rng.randrange(1, 80) for _ in range(rng.randint(1, 4))]))
     return segments
 
@@ -65,11 +65,11 @@ def test_the_picture_in_the_docstring():
 @pytest.mark.parametrize("seed", range(5))
 def test_dense_mask_equals_the_rule_written_out(seed):
     rows = random_rows(seed)
-    mask = dense_mask(rows["document_ids"], rows["block_ids"], rows["hidden"])
-    document, block, hidden = (rows[n].tolist() for n in ("document_ids", "block_ids", "hidden"))
+    mask = dense_mask(rows["document_ids"], rows["block_ids"], rows["noised_mask"])
+    document, block, noised_mask = (rows[n].tolist() for n in ("document_ids", "block_ids", "noised_mask"))
     for b, q, k in itertools.product(range(3), range(96), range(96)):
         same = document[b][q] == document[b][k]
-        allowed = same and block[b][k] <= block[b][q] and (not hidden[b][k] or block[b][k] == block[b][q])
+        allowed = same and block[b][k] <= block[b][q] and (not noised_mask[b][k] or block[b][k] == block[b][q])
         assert mask[b, 0, q, k] == allowed, (b, q, k)
 
 
@@ -77,7 +77,7 @@ def test_dense_mask_equals_the_rule_written_out(seed):
 def test_equals_create_causal_mask_of_transformers(seed):
     """One document, no twins: transformers' own causal-plus-blocks mask is the oracle."""
     rng = random.Random(seed)
-    segments = [s for s in random_document(rng) if not getattr(s, "twin", False)]
+    segments = [s for s in random_document(rng) if not getattr(s, "clean_copy", False)]
     row = lay_out(segments, TOKENS).tensors()
     blocks = row["block_ids"][None]
     counts = torch.bincount(blocks[0])
@@ -102,7 +102,7 @@ def test_equals_create_causal_mask_of_transformers(seed):
 @pytest.mark.parametrize("queries", [None, 7])
 def test_flex_mask_equals_dense_mask(queries):
     rows = random_rows(11, rows=2, length=128)
-    arguments = (rows["document_ids"], rows["block_ids"], rows["hidden"], queries)
+    arguments = (rows["document_ids"], rows["block_ids"], rows["noised_mask"], queries)
     dense = dense_mask(*arguments)
     flex = flex_mask(*arguments)
     q, k = torch.arange(dense.shape[2])[:, None], torch.arange(dense.shape[3])[None]
@@ -114,7 +114,7 @@ def test_flex_attention_equals_dense_forward():
     from torch.nn.attention.flex_attention import flex_attention
 
     rows = random_rows(3, rows=2, length=128)
-    layout = (rows["document_ids"], rows["block_ids"], rows["hidden"])
+    layout = (rows["document_ids"], rows["block_ids"], rows["noised_mask"])
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 2, 128, 16, generator=generator) for _ in range(3))
     dense = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=dense_mask(*layout))
@@ -127,7 +127,7 @@ def test_flex_attention_equals_dense_backward():
     from torch.nn.attention.flex_attention import flex_attention
 
     rows = {name: value.cuda() for name, value in random_rows(3, rows=2, length=128).items()}
-    layout = (rows["document_ids"], rows["block_ids"], rows["hidden"])
+    layout = (rows["document_ids"], rows["block_ids"], rows["noised_mask"])
     gradients = []
     for attend in ("dense", "flex"):
         q, k, v = (torch.randn(2, 2, 128, 16, generator=torch.Generator().manual_seed(i)).cuda() for i in range(3))
@@ -145,7 +145,7 @@ def test_flex_attention_equals_dense_backward():
 
 def test_eager_mask_adds_what_sdpa_masks():
     rows = random_rows(1)
-    arguments = (rows["document_ids"], rows["block_ids"], rows["hidden"])
+    arguments = (rows["document_ids"], rows["block_ids"], rows["noised_mask"])
     additive = attention_mask("eager", torch.float32, *arguments)
     assert torch.equal(additive == 0, dense_mask(*arguments))
     assert additive.min() == torch.finfo(torch.float32).min
@@ -168,15 +168,15 @@ def test_inferred_blocks_equal_laid_out_blocks():
 
 def test_twin_takes_the_positions_of_what_it_replaces():
     row = lay_out(
-        [TextSegment([5, 6]), ImageSegment("diffusion", 3, True, write=True, twin=True), TextSegment([7])], TOKENS
+        [TextSegment([5, 6]), ImageSegment("diffusion", 3, True, write=True, clean_copy=True), TextSegment([7])], TOKENS
     )
     #        5  6 BOI noised  clean  EOI 7
     assert row.position_ids == [0, 1, 2, 3, 4, 5, 3, 4, 5, 6, 7]
-    assert row.hidden == [False] * 3 + [True] * 3 + [False] * 5
-    mask = dense_mask(*(row.tensors()[n][None] for n in ("document_ids", "block_ids", "hidden")))[0, 0]
+    assert row.noised_mask == [False] * 3 + [True] * 3 + [False] * 5
+    mask = dense_mask(*(row.tensors()[n][None] for n in ("document_ids", "block_ids", "noised_mask")))[0, 0]
     assert mask[3:6, 3:6].all()  # the noised tokens see each other
     assert not mask[6:, 3:6].any()  # and nothing after them does
-    assert mask[9:, 6:9].all()  # what follows reads the clean twin
+    assert mask[9:, 6:9].all()  # what follows reads the clean copy
 
 
 def test_labels_stand_where_losses_are_promised():
@@ -201,13 +201,13 @@ def test_no_target_crosses_a_boundary():
 def test_positions_step_by_one_or_restart():
     rows = random_rows(8)
     for row in range(3):
-        position, hidden = rows["position_ids"][row].tolist(), rows["hidden"][row].tolist()
+        position, noised_mask = rows["position_ids"][row].tolist(), rows["noised_mask"][row].tolist()
         document = rows["document_ids"][row].tolist()
         for i in range(1, len(position)):
             if document[i] != document[i - 1]:
                 assert position[i] == 0
-            elif hidden[i - 1] and not hidden[i]:
-                assert position[i] <= position[i - 1]  # the twin begins
+            elif noised_mask[i - 1] and not noised_mask[i]:
+                assert position[i] <= position[i - 1]  # the clean_copy begins
             else:
                 assert position[i] == position[i - 1] + 1
 

@@ -28,13 +28,13 @@ def test_every_token_is_of_the_entry_that_its_text_names():
 def test_pictures_of_the_diffusion_path_are_told_in_reading_order():
     tasks = [
         task(drawings(9), name="vq", write="vq"),
-        task(drawings(9), name="drawn", write="diffusion", twin=True),
+        task(drawings(9), name="drawn", write="diffusion", clean_copy=True),
         task(Listed([[user(image(1)), assistant("red")]]), name="read", read="diffusion"),
     ]
     batch = next(RowLoader(Mixture(tasks), PROCESSOR, 3, 96, prefetch=0))
     placeholder, expected = PROCESSOR.special_tokens.diffusion, []
     for ids, sources in zip(batch["input_ids"], batch["source_ids"], strict=True):
-        expected += sources[ids == placeholder][::16].tolist()  # 16 tokens a picture, a twin's too
+        expected += sources[ids == placeholder][::16].tolist()  # 16 tokens a picture, a clean_copy's too
     assert batch["diffusion_sources"].tolist() == expected
     assert set(expected) == {1, 2}
     assert len(expected) == len(batch["diffusion_images"])

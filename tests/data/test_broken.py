@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from hybridgen.data.broken import Broken, Ledger
+from hybridgen.data.broken import BadRecordLog, Broken
 from hybridgen.data.loading import RowLoader
 from hybridgen.data.mixture import Mixture
 from hybridgen.data.sources import SourceConfig, open_source
@@ -36,7 +36,9 @@ def file(tmp_path):
 def loader(file, limit: float = 4, streaming: bool = False, rows: int = 2, **how) -> RowLoader:
     config = SourceConfig(str(file), name="ask", streaming=streaming, buffer=6)
     tasks = [open_source(config, 1), task(numbered(9), 1, "text")]
-    return RowLoader(Mixture(tasks, max_broken=limit, workers=how.pop("workers", 0)), PROCESSOR, rows, 64, **how)
+    return RowLoader(
+        Mixture(tasks, max_broken=limit, loader_threads=how.pop("loader_threads", 0)), PROCESSOR, rows, 64, **how
+    )
 
 
 def take(stream, count: int) -> list[dict]:
@@ -44,9 +46,9 @@ def take(stream, count: int) -> list[dict]:
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("workers", [0, 2])
-def test_they_are_skipped_listed_once_and_all_else_is_read(file, streaming, workers):
-    stream = loader(file, streaming=streaming, workers=workers)
+@pytest.mark.parametrize("loader_threads", [0, 2])
+def test_they_are_skipped_listed_once_and_all_else_is_read(file, streaming, loader_threads):
+    stream = loader(file, streaming=streaming, loader_threads=loader_threads)
     batches = take(stream, 25)
     stream.close()
     words = " ".join(document for batch in batches for document in documents_of(batch, PROCESSOR.tokenizer))
@@ -92,7 +94,7 @@ def test_one_too_many_stops_with_the_list(file, limit, count):
 
 
 def test_a_share_is_of_each_source_and_a_number_of_all():
-    ledger = Ledger(0.5)
+    ledger = BadRecordLog(0.5)
     for number in range(2):
         ledger.add("a", Broken(f"a {number}", "why"), 4)
     ledger.add("b", Broken("b 0", "why"), 4)
@@ -100,7 +102,7 @@ def test_a_share_is_of_each_source_and_a_number_of_all():
     assert len(ledger) == 3
     with pytest.raises(ValueError, match="4 broken records are more than data.max_broken 0.5 allows: a 0: why; a 1"):
         ledger.add("a", Broken("a 2", "why"), 4)
-    ledger = Ledger(30)
+    ledger = BadRecordLog(30)
     for number in range(30):
         ledger.add("ab"[number % 2], Broken(str(number), "why"), 4)
     with pytest.raises(ValueError, match="31 broken records .* 19: why; and 11 more$"):

@@ -36,7 +36,7 @@ def take(stream, count: int) -> list[dict]:
 
 
 def test_a_batch_holds_every_image_of_its_path_in_reading_order():
-    first = PROCESSOR.document([user("red"), assistant(image(1))], write="diffusion", twin=True)
+    first = PROCESSOR.document([user("red"), assistant(image(1))], write="diffusion", clean_copy=True)
     second = PROCESSOR.document([user(image(2)), assistant("red")], read="diffusion")
     third = PROCESSOR.document([user(image(3), "?"), assistant(image(4))], write="vq")
     batch = collate([[first, second], [third], []], 64, 0, [10, 11, 12])
@@ -50,8 +50,8 @@ def test_a_batch_holds_every_image_of_its_path_in_reading_order():
     assert torch.equal(batch["pixel_values"], third.images[0].pixels[None])
     assert torch.equal(batch["vq_images"], third.images[1].pixels[None])
     assert batch["document_ids"][2].eq(-1).all()
-    assert batch["hidden"].dtype == torch.bool
-    assert batch["hidden"].sum() == 16
+    assert batch["noised_mask"].dtype == torch.bool
+    assert batch["noised_mask"].sum() == 16
     assert batch["labels"].dtype == torch.long
     assert batch["labels"][2].eq(IGNORE).all()
 
@@ -59,7 +59,16 @@ def test_a_batch_holds_every_image_of_its_path_in_reading_order():
 def test_a_batch_without_a_modality_lacks_its_keys():
     batch = collate([[PROCESSOR.document([user("red"), assistant("blue")])]], 16, 0, [0])
     assert sorted(batch) == sorted(
-        ["input_ids", "document_ids", "block_ids", "hidden", "position_ids", "labels", "code_labels", "row_numbers"]
+        [
+            "input_ids",
+            "document_ids",
+            "block_ids",
+            "noised_mask",
+            "position_ids",
+            "labels",
+            "code_labels",
+            "row_numbers",
+        ]
     )
 
 
@@ -76,7 +85,7 @@ def test_the_model_takes_batches_as_they_come():
     processor = HybridGenProcessor.for_config(config, tokenizer, vq_factor=4)
     batch = next(loader(processor=processor, prefetch=0))
     codes = torch.zeros(16 * len(batch["vq_images"]), dtype=torch.long)
-    names = ("input_ids", "document_ids", "block_ids", "hidden", "position_ids", "pixel_values")
+    names = ("input_ids", "document_ids", "block_ids", "noised_mask", "position_ids", "pixel_values")
     images = batch["diffusion_images"]
     timesteps = torch.where(batch["diffusion_noised"], 500.0, 0.0)
     outputs = tiny_model(config)(

@@ -62,6 +62,8 @@ def test_full_rows_draw_no_more():
 
 
 def test_a_document_longer_than_a_row_is_refused_by_name():
-    sentence = "source 'a', record 7: the document has 11 tokens, but a row only 10; raise row_length to at least 11"
+    sentence = (
+        "source 'a', record 7: the document has 11 tokens, but a row only 10; raise sequence_length to at least 11"
+    )
     with pytest.raises(ValueError, match=sentence):
         pack_rows(stream([3, 11]), 2, 10, [])

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from hybridgen.data.sources import JsonlSource, SourceConfig, chance, image_first, open_source, permute
+from hybridgen.data.draws import feistel_permutation, hash_uniform
+from hybridgen.data.sources import JsonlSource, SourceConfig, image_first, open_source
 from tests.data.in_memory import Listed, drawings, numbered, task
 from tests.processors import assistant, image, picture, tiny_processor, user
 
@@ -47,7 +48,7 @@ def test_a_bad_line_is_refused_when_the_file_is_opened(tmp_path, line, sentence)
 
 def test_files_that_hold_nothing_are_refused(tmp_path):
     with pytest.raises(
-        ValueError, match="there is no file .*none.jsonl; a source is a .jsonl file or the name of a world"
+        ValueError, match="there is no file .*none.jsonl; a source is a .jsonl file or the name of a synthetic dataset"
     ):
         JsonlSource(tmp_path / "none.jsonl")
     with pytest.raises(ValueError, match="empty.jsonl holds no record"):
@@ -76,37 +77,46 @@ def test_what_the_processor_refuses_is_said_with_the_record():
         no_path.check(tiny_processor(vq_token_size=None))
 
 
-# ------------------------------------------------------------------------------------------------- worlds
+# ------------------------------------------------------------------------------------------------- synthetic datasets
 
 
-@pytest.mark.parametrize(("world", "unseen"), [("dolls", "held_out"), ("emoji", "new")])
-def test_worlds_are_tasks(world, unseen):
+@pytest.mark.parametrize(("synthetic", "unseen"), [("dolls", "held_out"), ("emoji", "new")])
+def test_synthetic_datasets_are_tasks(dataset, unseen):
     processor = tiny_processor()
-    draw = open_source(SourceConfig(world, task="draw", write="diffusion"))
-    ask = open_source(SourceConfig(world, task="answer", read="diffusion", questions_per_picture=2))
-    assert (draw.name, ask.name) == (f"{world}-draw-diffusion", f"{world}-answer-diffusion")
+    draw = open_source(SourceConfig(dataset, task="draw", write="diffusion"))
+    ask = open_source(SourceConfig(dataset, task="answer", read="diffusion", questions_per_picture=2))
+    assert (draw.name, ask.name) == (f"{dataset}-draw-diffusion", f"{dataset}-answer-diffusion")
     assert [x.write for x in draw.document(7, processor).images] == [True]
     assert [x.write for x in ask.document(7, processor).images] == [False]
     assert np.array_equal(
         np.array(draw.pictures(3)[0]), np.array(draw[draw.index(3)]["messages"][1]["content"][0]["image"])
     )
-    held_out = open_source(SourceConfig(world, task="draw", split=unseen), seed=4)
+    held_out = open_source(SourceConfig(dataset, task="draw", split=unseen), seed=4)
     assert held_out[0]["messages"] != draw[0]["messages"]
 
 
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        ({"source": "dols", "task": "draw"}, "unknown world 'dols'"),
+        ({"source": "dols", "task": "draw"}, "unknown dataset 'dols'"),
         ({"source": "dolls", "task": "paint"}, "unknown task 'paint' of dolls"),
         ({"source": "dolls", "task": "draw", "split": "test"}, "unknown split 'test' of dolls"),
-        ({"source": "dolls", "task": "draw", "chances": {"drawf": 2}}, "chances of dolls has 'drawf'.*dwarf"),
-        ({"source": "dolls", "task": "draw", "chances": {1: 2, "dwarf": 2}}, "chances has 1; its keys are names"),
-        ({"source": "dolls", "task": "draw", "chances": {"dwarf": 0}}, "chances has 0 for 'dwarf'; it must be"),
+        ({"source": "dolls", "task": "draw", "oversampling": {"drawf": 2}}, "oversampling of dolls has 'drawf'.*dwarf"),
+        (
+            {"source": "dolls", "task": "draw", "oversampling": {1: 2, "dwarf": 2}},
+            "oversampling has 1; its keys are names",
+        ),
+        (
+            {"source": "dolls", "task": "draw", "oversampling": {"dwarf": 0}},
+            "oversampling has 0 for 'dwarf'; it must be",
+        ),
         ({"source": "dolls"}, "dolls-understanding: task is missing"),
-        ({"source": "x/a.jsonl", "chances": {"dwarf": 2}}, "a-understanding: chances belongs to worlds"),
-        ({"source": "x/a.jsonl", "task": "draw"}, "a-draw-understanding: task belongs to worlds"),
-        ({"source": "x/a.jsonl", "split": "train"}, "a-understanding: split belongs to worlds"),
+        (
+            {"source": "x/a.jsonl", "oversampling": {"dwarf": 2}},
+            "a-understanding: oversampling belongs to synthetic datasets",
+        ),
+        ({"source": "x/a.jsonl", "task": "draw"}, "a-draw-understanding: task belongs to synthetic datasets"),
+        ({"source": "x/a.jsonl", "split": "train"}, "a-understanding: split belongs to synthetic datasets"),
         ({"source": "a.jsonl", "weight": -1}, "a-understanding: weight is -1"),
         ({"source": "a.jsonl", "weight": {0: 1, 50: -2}}, "a-understanding: weight is -2"),
         ({"source": "a.jsonl", "weight": {50: 1}}, r"a-understanding: weight is \{50: 1\}; one that changes"),
@@ -161,12 +171,12 @@ def test_every_record_comes_once_an_epoch_in_an_order_of_its_own():
 
 @pytest.mark.parametrize("length", [1, 2, 3, 5, 64, 65, 1000])
 def test_permutations_are_permutations(length):
-    assert sorted(permute(place, length, "key") for place in range(length)) == list(range(length))
-    assert 0 <= permute(2**31 - 1, 2**31, "key") < 2**31
+    assert sorted(feistel_permutation(place, length, "key") for place in range(length)) == list(range(length))
+    assert 0 <= feistel_permutation(2**31 - 1, 2**31, "key") < 2**31
 
 
 def test_chance_is_even():
-    draws = [chance(f"{i}") for i in range(4000)]
+    draws = [hash_uniform(f"{i}") for i in range(4000)]
     counts, _ = np.histogram(draws, bins=10, range=(0, 1))
     assert counts.sum() == 4000
     assert abs(counts - 400).max() < 80

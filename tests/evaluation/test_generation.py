@@ -1,9 +1,9 @@
-"""Drawing held-out prompts: what is asked, that chunks do not change pictures, and that scores are the world's."""
+"""Drawing held-out prompts: what is asked, that chunks do not change pictures, and that scores are the dataset's."""
 
 import numpy as np
 import pytest
 
-from hybridgen.data.worlds import dolls
+from hybridgen.data.synthetic import dolls
 from hybridgen.evaluation import generation
 from hybridgen.evaluation.generation import DrawSettings
 

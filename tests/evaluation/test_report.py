@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hybridgen.data.worlds import dolls
+from hybridgen.data.synthetic import dolls
 from hybridgen.evaluation import suites
 from hybridgen.evaluation.figures import Panel
 from hybridgen.evaluation.generation import DrawSettings

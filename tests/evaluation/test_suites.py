@@ -22,7 +22,7 @@ def test_every_path_and_category_is_scored(evaluation):
     assert set(scores["generation"]) == {"diffusion", "vq"}
     assert set(scores["understanding"]) == {"understanding", "diffusion", "vq"}
     for path, result in scores["generation"].items():
-        assert set(result["scores"]) == {*evaluation.world.SLOTS, "slots", "all_seven"}
+        assert set(result["scores"]) == {*evaluation.dataset.SLOTS, "slots", "all_seven"}
         for tally in result["scores"].values():
             expected = {"right", "n", "share", "low", "high", "majority", "true"} | (
                 {"codec"} if path == "vq" else set()
@@ -57,7 +57,7 @@ def test_only_the_paths_asked_for(pipeline):
 
 
 def test_emoji_suite(pipeline):
-    """Another world by the same names; 64x64 pictures, which the tiny model was not made for but can draw."""
+    """Another dataset by the same names; 64x64 pictures, which the tiny model was not made for but can draw."""
     done = suites.evaluate(
         pipeline, "emoji", samples=2, seed=0, draw_paths=["diffusion"], answer_paths=[], settings=FAST
     )

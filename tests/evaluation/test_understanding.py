@@ -2,7 +2,7 @@
 
 import pytest
 
-from hybridgen.data.worlds import dolls
+from hybridgen.data.synthetic import dolls
 from hybridgen.evaluation import understanding
 from hybridgen.evaluation.understanding import Quiz
 

@@ -11,7 +11,7 @@ from transformers import AutoModel
 
 from hybridgen.cli import main as cli
 from hybridgen.codecs.frozen import VAECodec, VQCodec, load_vq
-from hybridgen.data.worlds import emoji
+from hybridgen.data.synthetic import emoji
 from hybridgen.training import load_config
 from hybridgen.training.stages.vae import build_vae
 from hybridgen.training.stages.vq import build_vq_model
@@ -19,7 +19,7 @@ from tests.training.stages.test_perceptual import resnet
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = [
-    "steps=3", "threads=1", "precision=fp32", "data.rows=2", "log_every=1", "save_every=100", "validation.every=3",
+    "steps=3", "threads=1", "precision=fp32", "data.per_device_batch_size=2", "log_every=1", "save_every=100", "validation.every=3",
     "validation.batches=1", "sampling.every=3", "schedule.warmup_steps=0",
 ]  # fmt: skip
 VQ16 = "{num_embeddings: 32, embed_dim: 8, latent_channels: 32, base_channels: 32, channel_multiplier: [1, 1, 1]}"
@@ -111,7 +111,7 @@ def test_llamagens_settings(tmp_path):
     judge = vq.adversarial
     assert (judge.start, judge.weight, judge.adaptive, judge.betas) == (20_000, 0.5, False, [0.9, 0.95])
     assert (optimizer.name, optimizer.lr, optimizer.betas, config.clip) == ("adamw", 1e-4, [0.9, 0.95], 1.0)
-    assert config.data.rows * 8 == 128
+    assert config.data.per_device_batch_size * 8 == 128
     assert config.steps * 128 == pytest.approx(40 * 1_281_167, rel=0.01)
 
 
@@ -126,7 +126,7 @@ def test_latent_diffusions_settings(tmp_path):
     assert (vae.l1, vae.l2, vae.kl, vae.perceptual.weight) == (1.0, 0.0, 1e-6, 1.0)
     judge = vae.adversarial
     assert (judge.start, judge.weight, judge.adaptive, judge.betas) == (50_001, 0.5, True, [0.5, 0.9])
-    assert optimizer.lr == pytest.approx(4.5e-6 * config.data.rows * 8)
+    assert optimizer.lr == pytest.approx(4.5e-6 * config.data.per_device_batch_size * 8)
     assert (optimizer.betas, optimizer.weight_decay, config.clip) == ([0.5, 0.9], 0.0, None)
 
 

@@ -20,7 +20,7 @@ from hybridgen.training import load_config
 from hybridgen.training.config import strict
 from hybridgen.training.config.parts import hybrid_config
 from hybridgen.training.stages.building import build_parts
-from tests.bridges.test_grafting import TOWER, save_backbone
+from tests.bridges.test_assemble import TOWER, save_backbone
 from tests.pipelines import tiny_vq_model
 from tests.processors import picture
 
@@ -29,7 +29,7 @@ SIDE = 32  # pixels of a picture, by every path
 
 SMALL = [
     "steps=2", "accumulation=1", "log_every=1", "save_every=100", "schedule.warmup_steps=1", "threads=1",
-    "precision=fp32", "data.rows=2", "data.row_length=256", "data.prefetch=0",
+    "precision=fp32", "data.per_device_batch_size=2", "data.sequence_length=256", "data.prefetch=0",
 ]  # fmt: skip
 WORDS = ["model.tokenizer.vocab_size=320", "model.tokenizer.samples=20"]
 BACKBONE = ["num_hidden_layers=2", "hidden_size=32", "intermediate_size=64", "num_attention_heads=4"]
@@ -253,11 +253,11 @@ def test_chameleon_has_one_table_one_head_and_normalised_queries(kitchen):
 def test_bagel_reads_twins_and_what_the_tower_sees(kitchen):
     config = load_config(CONFIGS / "bagel_style.yaml", kitchen.words("bagel_style"))
     parts = build_parts(config)
-    interleaved = next(task for task in parts.tasks if task.config.twin)
+    interleaved = next(task for task in parts.tasks if task.config.clean_copy)
     document = interleaved.document(0, parts.pipeline.processor)
     wanted = [("diffusion", True), ("diffusion", False), ("understanding", False)]
     assert [(each.path, each.write) for each in document.images] == wanted * 2
-    assert any(document.layout.hidden)
+    assert any(document.layout.noised_mask)
     pipeline = load_pipeline(kitchen.run("bagel_style") / "checkpoint")
     answer = pipeline.answer(picture(SIDE, SIDE), "what?", path=["diffusion", "understanding"], max_new_tokens=3)
     assert len(answer) == 1
@@ -309,8 +309,8 @@ def test_transfusion_is_of_the_size_it_is_called(full, size):
     assert shape["head_dim"] * shape["num_attention_heads"] == shape["hidden_size"]
     assert config.objective.diffusion_weight == 5.0
     assert (config.steps, config.optimizer.lr, config.schedule.warmup_steps) == (250_000, 3e-4, 4000)
-    rows = config.data.rows * config.accumulation * (64 if size == "7b" else 8)
-    assert rows * config.data.row_length == 2**21
+    rows = config.data.per_device_batch_size * config.accumulation * (64 if size == "7b" else 8)
+    assert rows * config.data.sequence_length == 2**21
     hybrid = hybrid_config(config.model, vocab_size=config.model.tokenizer.vocab_size)
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in HybridGenForConditionalGeneration(hybrid).parameters())
@@ -325,7 +325,7 @@ def test_janus_stage1(full):
     config = full("janus_stage1", **JANUS)
     assert (config.optimizer.lr, config.optimizer.weight_decay, config.optimizer.betas) == (1e-3, 0.0, [0.9, 0.95])
     assert (config.schedule.name, config.schedule.warmup_steps, config.steps, config.clip) == ("cosine", 300, 10_000, 1)
-    assert config.data.rows * config.accumulation * 8 == 256
+    assert config.data.per_device_batch_size * config.accumulation * 8 == 256
     assert [source.weight for source in config.data.sources] == [1, 1]
 
 
@@ -347,7 +347,7 @@ def test_stages_that_go_on(kitchen, name):
     config = load_config(CONFIGS / f"{name}.yaml", [f"model.from_pretrained={before}"])
     assert (config.optimizer.lr, config.optimizer.weight_decay, config.schedule.name) == (lr, decay, schedule)
     assert (config.schedule.warmup_steps, config.steps) == (warmup, steps)
-    assert config.data.rows * config.accumulation * 8 == rows
+    assert config.data.per_device_batch_size * config.accumulation * 8 == rows
     assert [source.weight for source in config.data.sources] == shares
 
 
@@ -361,7 +361,7 @@ def test_janusflow(full):
     assert (diffusion["alignment_layer"], objective.alignment_weight) == (6, 1.0)
     assert objective.timestep_sampling == "logit_normal"
     assert (config.ema.decay, config.optimizer.lr, config.steps) == (0.99, 1e-4, 10_000)
-    assert config.data.rows * config.accumulation * 8 == 512
+    assert config.data.per_device_batch_size * config.accumulation * 8 == 512
     assert [source.weight for source in config.data.sources] == [50, 50]
 
 
@@ -375,7 +375,7 @@ def test_chameleon(full):
     optimizer = config.optimizer
     assert (optimizer.lr, optimizer.betas, optimizer.eps, optimizer.weight_decay) == (1e-4, [0.9, 0.95], 1e-5, 0.1)
     assert (config.schedule.name, config.schedule.warmup_steps) == ("exponential", 4000)
-    tokens = config.data.rows * config.accumulation * 64 * config.data.row_length * config.steps
+    tokens = config.data.per_device_batch_size * config.accumulation * 64 * config.data.sequence_length * config.steps
     assert tokens == pytest.approx(9.2e12, rel=0.01)
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in HybridGenForConditionalGeneration(hybrid).parameters())
@@ -385,7 +385,7 @@ def test_chameleon(full):
 def test_lmfusion(full):
     """Section 4 of arXiv 2412.15188."""
     config = full("lmfusion", **{"model.language_model": "llm", "codec.vae": "vae8"})
-    assert (config.optimizer.lr, config.schedule.warmup_steps, config.data.row_length) == (1e-4, 4000, 4096)
+    assert (config.optimizer.lr, config.schedule.warmup_steps, config.data.sequence_length) == (1e-4, 4000, 4096)
     assert config.schedule.min_ratio * config.optimizer.lr == pytest.approx(1.5e-5)
     assert config.data.sources[0].order == 0.8
 

@@ -16,13 +16,13 @@ import yaml
 from PIL import Image
 
 from hybridgen.bridges.adapters import open_pipeline
-from hybridgen.bridges.grafting import Shape, graft
+from hybridgen.bridges.assemble import Shape, graft
 from hybridgen.cli import main as cli
 from hybridgen.data.sources import JsonlSource
-from hybridgen.data.worlds import emoji
+from hybridgen.data.synthetic import emoji
 from hybridgen.pipeline_hybridgen import load_pipeline
 from hybridgen.training import load_config
-from tests.bridges.test_grafting import TOWER, save_backbone
+from tests.bridges.test_assemble import TOWER, save_backbone
 from tests.januses import save_transformers
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +72,7 @@ def test_the_three_commands_of_the_readme(janus, pictures, tmp_path, capsys, mon
     os.symlink(ROOT / "configs", tmp_path / "configs")
     monkeypatch.chdir(tmp_path)
     smaller = ["steps=30", "accumulation=1", "log_every=5", "schedule.warmup_steps=0", "optimizer.lr=0.02", "threads=1"]
-    smaller += ["precision=fp32", "data.row_length=256", "save_every=100", "lora.rank=8"]
+    smaller += ["precision=fp32", "data.sequence_length=256", "save_every=100", "lora.rank=8"]
     for command, more in zip(commands, ([], smaller, []), strict=True):
         assert cli.main([*command[1:], *more]) == 0, capsys.readouterr().err
     losses = codes_loss(tmp_path / "runs" / "janus_pro_1b_lora" / "metrics.jsonl")
@@ -106,8 +106,8 @@ def test_the_papers_settings(janus, stage):
     optimizer, schedule = config.optimizer, config.schedule
     assert (optimizer.name, optimizer.lr, optimizer.betas, optimizer.weight_decay) == ("adamw", lr, [0.9, 0.95], decay)
     assert (schedule.name, schedule.warmup_steps, config.steps, config.clip) == ("constant", warmup, steps, 1.0)
-    assert config.data.rows * config.accumulation * 8 == batch
-    assert config.data.row_length == 4096
+    assert config.data.per_device_batch_size * config.accumulation * 8 == batch
+    assert config.data.sequence_length == 4096
     by_name = {source.name: source for source in config.data.sources}
     weights = tuple(by_name[name].weight if name in by_name else 0 for name in ("understanding", "text", "generation"))
     assert weights == shares
@@ -123,8 +123,8 @@ def test_a_text_model_learns_to_see(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     script = (ROOT / "scripts" / "graft_smollm.sh").read_text(encoding="utf-8").replace("\\\n", " ")
     options = re.search(r"--paths \S+ .*", script)[0].split()
-    small = ["steps=3", "threads=1", "precision=fp32", "data.rows=1", "schedule.warmup_steps=0"]
-    small += ["data.row_length=512"]  # the tiny decoder's tokens are bytes
+    small = ["steps=3", "threads=1", "precision=fp32", "data.per_device_batch_size=1", "schedule.warmup_steps=0"]
+    small += ["data.sequence_length=512"]  # the tiny decoder's tokens are bytes
 
     def learn(stage: str, *words: str) -> Path:
         words = [f"output_dir={tmp_path / stage}", *words, *small]

@@ -285,7 +285,7 @@ def test_a_scheduler_of_another_process_is_refused(scheduler, config, message):
 
 def config_of(bidirectional: bool = True, backbone: str = "qwen3"):
     settings = {"patch_size": 4, "sample_size": 16, "frequency_embedding_size": 32, "bidirectional": bidirectional}
-    settings["own_layers"] = backbone.endswith(OWN)
+    settings["modality_experts"] = backbone.endswith(OWN)
     settings["unet_channels"] = [8, 16] if backbone.endswith(UNET) else None
     return tiny_config(backbone.removesuffix(OWN).removesuffix(UNET), diffusion_config=settings)
 

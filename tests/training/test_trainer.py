@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 from hybridgen.training.distributed.processes import make_accelerator
 from hybridgen.training.trainer import Trainer
+from tests.training.processes import World, train_toy
 from tests.training.toy import ToyLoader, ToyStage, config_of, train
-from tests.training.world import World, train_toy
 
 
 def metrics_of(folder: Path) -> list[dict]:

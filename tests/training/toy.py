@@ -143,7 +143,7 @@ def config_of(folder: Path, **changes) -> TrainConfig:
     content = {
         "output_dir": str(folder),
         "steps": 12,
-        "data": {"sources": [], "rows": 4},
+        "data": {"sources": [], "per_device_batch_size": 4},
         "optimizer": {"name": "muon", "lr": 0.01},
         "schedule": {"warmup_steps": 3},
         "ema": {"decay": 0.9},
@@ -160,7 +160,12 @@ def config_of(folder: Path, **changes) -> TrainConfig:
 def train(config: TrainConfig, **stage) -> Trainer:
     torch.manual_seed(7)
     accelerator = make_accelerator(config)
-    loader = ToyLoader(config.data.rows, accelerator.process_index, accelerator.num_processes, stage.pop("both", False))
+    loader = ToyLoader(
+        config.data.per_device_batch_size,
+        accelerator.process_index,
+        accelerator.num_processes,
+        stage.pop("both", False),
+    )
     trainer = Trainer(config, ToyStage(loader, **stage), accelerator)
     trainer.finished = trainer.run()
     return trainer

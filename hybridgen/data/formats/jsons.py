@@ -34,7 +34,7 @@ class _JsonSource:
         self.path = Path(path)
         if not self.path.is_file():
             raise ValueError(
-                f"there is no file {self.path}; a source is a .jsonl file or the name of a world, or a folder, .json, "
+                f"there is no file {self.path}; a source is a .jsonl file or the name of a synthetic dataset, or a folder, .json, "
                 ".parquet or .tar files or the name of a data set"
             )
         self.form, self.columns, self._broken = form, columns or {}, broken

@@ -55,7 +55,15 @@ def check(config: "TrainConfig") -> None:
 
 
 def _check_numbers(config: "TrainConfig") -> None:
-    at_least_one = ("steps", "accumulation", "log_every", "save_every", "keep_last", "data.rows", "data.row_length")
+    at_least_one = (
+        "steps",
+        "accumulation",
+        "log_every",
+        "save_every",
+        "keep_last",
+        "data.per_device_batch_size",
+        "data.sequence_length",
+    )
     at_least_one += ("spike.window", "spike.limit", "validation.batches", "validation.levels")
     for key in at_least_one:
         _require(config, key, lambda value: value >= 1, "at least 1")
@@ -66,7 +74,7 @@ def _check_numbers(config: "TrainConfig") -> None:
         "schedule.warmup_steps",
         "optimizer.weight_decay",
         "data.prefetch",
-        "data.workers",
+        "data.loader_threads",
         "data.max_broken",
     ):
         _require(config, key, lambda value: value >= 0, "0 or more")
@@ -156,7 +164,7 @@ def _check_model_stage(config: "TrainConfig") -> None:
         )
     for kind, sources in (("data", config.data.sources), ("validation", config.validation.sources)):
         for number, source in enumerate(sources):
-            _check_source(f"{kind}.sources.{number}", source, hybrid, factors, sides, config.data.row_length)
+            _check_source(f"{kind}.sources.{number}", source, hybrid, factors, sides, config.data.sequence_length)
     for path in config.sampling.paths:
         if path not in hybrid.paths or path not in WRITING:
             raise ValueError(f"sampling.paths has {path!r}; this model writes by: {', '.join(sides) or 'no path'}")
@@ -168,7 +176,7 @@ def _check_model_stage(config: "TrainConfig") -> None:
 
 
 def _check_source(
-    key: str, source: "SourceConfig", hybrid: HybridGenConfig, factors: dict, sides: dict, row_length: int
+    key: str, source: "SourceConfig", hybrid: HybridGenConfig, factors: dict, sides: dict, sequence_length: int
 ) -> None:
     if source.write is not None and source.write not in WRITING:
         raise ValueError(f"{key}.write is {source.write!r}; images are written by 'diffusion' or 'vq'")
@@ -182,10 +190,10 @@ def _check_source(
     used = {path for path in (*source.reads, source.write) if path in hybrid.paths}
     for path in used:
         tokens = _image_tokens(key, path, source, hybrid, factors, sides)
-        if tokens + 2 > row_length:
+        if tokens + 2 > sequence_length:
             raise ValueError(
                 f"{key}: an image of the {path} path has {tokens} tokens and its two frames, more than "
-                f"data.row_length {row_length}; lengthen the rows"
+                f"data.sequence_length {sequence_length}; lengthen the rows"
             )
 
 

@@ -37,7 +37,7 @@ def check_codec_stage(config: "TrainConfig") -> None:
     for key, sources in (("data", config.data.sources), ("validation", config.validation.sources)):
         if sources and not sum(source.weight for source in sources):
             raise ValueError(f"every weight of {key}.sources is 0; give at least one of them a share")
-    for key, absent in (("temperature", 1.0), ("divide", False), ("cache", None)):
+    for key, absent in (("temperature", 1.0), ("shard_by_rank", False), ("cache", None)):
         if getattr(config.data, key) != absent:
             raise ValueError(
                 f"data.{key} is {getattr(config.data, key)!r}, but the codec stage has no such thing; leave it out"

@@ -2,7 +2,7 @@
 
 Here stand names, types and defaults. How text becomes these classes is `strict`; which combinations cannot work is
 `checks`, called by `load_config` before anything is loaded or downloaded. The fact a newcomer gets wrong: a batch is
-`data.rows` rows *a process*, and an optimizer step takes `accumulation` of them.
+`data.per_device_batch_size` rows *a process*, and an optimizer step takes `accumulation` of them.
 """
 
 from dataclasses import dataclass, field
@@ -85,27 +85,27 @@ class DataConfig:
 
     Args:
         sources: see `SourceConfig`; weights are shares of tokens (of pictures, in the codec stage).
-        rows: rows of a batch, a process (pictures, in the codec stage).
-        row_length: tokens of a row; documents are packed into rows first-fit.
+        per_device_batch_size: rows of a batch, a process (pictures, in the codec stage).
+        sequence_length: tokens of a row; documents are packed into rows first-fit.
         prefetch: batches made ahead in a background thread.
         temperature: shares are weights to the power of 1 / temperature: above 1, small ones gain.
         max_broken: broken records are skipped and listed in output_dir/broken.jsonl; more than so many of them (below
             1: than this share of a source) stop the run with the list.
-        workers: threads that read and decode ahead; their number changes nothing but the time.
-        divide: each process reads its own part of the records, so that none reads all. The run is then another with
+        loader_threads: threads that read and decode ahead; their number changes nothing but the time.
+        shard_by_rank: each process reads its own part of the records, so that none reads all. The run is then another with
             another number of processes; without it, two processes equal one.
         cache: a folder that keeps the latents and codes of pictures, and their features while the tower is
             frozen and whole (not under FSDP2).
     """
 
     sources: list[SourceConfig]
-    rows: int = 8
-    row_length: int = 1024
+    per_device_batch_size: int = 8
+    sequence_length: int = 1024
     prefetch: int = 2
     temperature: float = 1.0
     max_broken: float = 100
-    workers: int = 0
-    divide: bool = False
+    loader_threads: int = 0
+    shard_by_rank: bool = False
     cache: str | None = None
 
 
@@ -115,7 +115,7 @@ class ValidationConfig:
 
     Args:
         sources: held-out data.
-        batches: how many batches of `data.rows` rows.
+        batches: how many batches of `data.per_device_batch_size` rows.
         levels: noise levels of the fixed grid that diffusion images cycle through.
     """
 

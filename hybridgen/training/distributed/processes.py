@@ -113,7 +113,7 @@ def _check_deepspeed(config: TrainConfig, accelerator: Accelerator) -> None:
     if why is not None:
         raise ValueError(f"{why}; use configs/accelerate/fsdp2.yaml, which shards as much, or change the config")
     plugin.deepspeed_config |= {
-        "train_micro_batch_size_per_gpu": config.data.rows,
+        "train_micro_batch_size_per_gpu": config.data.per_device_batch_size,
         "gradient_accumulation_steps": config.accumulation,
         "gradient_clipping": config.clip or 0.0,
         "zero_allow_untested_optimizer": True,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hybridgen.core.layout import IGNORE, PADDING_DOCUMENT
 from hybridgen.paths.diffusion import PER_IMAGE
-from hybridgen.paths.own_layers import OWN
+from hybridgen.paths.modality_experts import OWN
 from hybridgen.paths.understanding import tokens_per_image
 
 
@@ -43,7 +43,7 @@ def amounts(batch: dict[str, Tensor], placeholders: dict[str, int]) -> dict[str,
     """How much there is of what costs: tokens, pairs that attend, image tokens by path, images, labels."""
     ids, documents = batch["input_ids"], batch["document_ids"]
     found = {"tokens": int((documents != PADDING_DOCUMENT).sum())}
-    found["pairs"] = pairs(documents, batch["block_ids"], batch["hidden"])
+    found["pairs"] = pairs(documents, batch["block_ids"], batch["noised_mask"])
     for path in ("understanding", "diffusion", "vq"):
         found[path] = int((ids == placeholders[path]).sum()) if path in placeholders else 0
     found["images"] = len(batch.get("diffusion_noised", ()))
@@ -52,7 +52,7 @@ def amounts(batch: dict[str, Tensor], placeholders: dict[str, int]) -> dict[str,
     return found
 
 
-def pairs(documents: Tensor, blocks: Tensor, hidden: Tensor) -> int:
+def pairs(documents: Tensor, blocks: Tensor, noised_mask: Tensor) -> int:
     """How many (query, key) pairs the layout's rule lets attend, padding left out; all arguments (B, N).
 
     A query sees its own block, and of earlier blocks of its document what is not hidden.
@@ -64,7 +64,9 @@ def pairs(documents: Tensor, blocks: Tensor, hidden: Tensor) -> int:
     block = torch.unique_consecutive(document * length + blocks[real], return_inverse=True)[1]
     if not len(block):
         return 0
-    open_before = (~hidden[real]).long().cumsum(0) - (~hidden[real]).long()  # tokens before that are not hidden
+    open_before = (~noised_mask[real]).long().cumsum(0) - (
+        ~noised_mask[real]
+    ).long()  # tokens before that are not hidden
     sizes = torch.bincount(block)
     first = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)[:-1]])  # first token of each block
     at_block, of_block = open_before[first], document[first]

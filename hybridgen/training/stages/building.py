@@ -18,7 +18,7 @@ from hybridgen.codecs.frozen import VAECodec, VQCodec, load_vq
 from hybridgen.core.messages import parts
 from hybridgen.data.sources import Task, open_source
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
-from hybridgen.paths.own_layers import with_own
+from hybridgen.paths.modality_experts import with_own
 from hybridgen.pipeline_hybridgen import WRITING_PATHS, HybridGenPipeline, load_pipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor, add_image_tokens, build_tokenizer, image_token_ids
 from hybridgen.training.config.checks import codec_factors

@@ -51,7 +51,14 @@ from hybridgen.training.stages.vq import build_codec_stage
 from hybridgen.training.state.checkpointing import write_text
 from hybridgen.training.trainer import Trainer
 
-FORWARD = ("input_ids", "position_ids", "document_ids", "block_ids", "hidden", "pixel_values")  # batch keys as they are
+FORWARD = (
+    "input_ids",
+    "position_ids",
+    "document_ids",
+    "block_ids",
+    "noised_mask",
+    "pixel_values",
+)  # batch keys as they are
 
 
 class ModelStage:
@@ -238,14 +245,21 @@ def build_model_stage(config: TrainConfig, accelerator: Accelerator) -> ModelSta
 
     def loader(tasks, prefetch: int) -> RowLoader:
         rank, world = accelerator.process_index, accelerator.num_processes
-        shape = (config.data.rows, config.data.row_length, rank, world, prefetch, config.accumulation)
+        shape = (
+            config.data.per_device_batch_size,
+            config.data.sequence_length,
+            rank,
+            world,
+            prefetch,
+            config.accumulation,
+        )
         training, data = tasks is parts.tasks, config.data
-        mixture = Mixture(tasks, None, data.temperature, data.max_broken, data.workers if training else 0)
+        mixture = Mixture(tasks, None, data.temperature, data.max_broken, data.loader_threads if training else 0)
         kind = "broken" if training else "broken_validation"
-        name = f"{kind}_{rank}.jsonl" if data.divide and training else f"{kind}.jsonl"
+        name = f"{kind}_{rank}.jsonl" if data.shard_by_rank and training else f"{kind}.jsonl"
         listing = partial(list_broken, Path(config.output_dir) / name)
-        listing = listing if rank == 0 or data.divide and training else None
-        return RowLoader(mixture, pipeline.processor, *shape, data.divide and training, listing)
+        listing = listing if rank == 0 or data.shard_by_rank and training else None
+        return RowLoader(mixture, pipeline.processor, *shape, data.shard_by_rank and training, listing)
 
     validation = (lambda: loader(parts.validation, prefetch=0)) if parts.validation else None
     stage = ModelStage(config, pipeline, loader(parts.tasks, config.data.prefetch), validation)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from hybridgen.data.broken import Broken, Ledger
+from hybridgen.data.broken import BadRecordLog, Broken
 from hybridgen.data.sources import Task
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 
@@ -38,7 +38,7 @@ class PictureLoader:
         self._processor = HybridGenImageProcessor()
         total = sum(task.weight for task in tasks)
         self._weights = [task.weight / total for task in tasks]
-        self.broken = Ledger(max_broken)
+        self.broken = BadRecordLog(max_broken)
         for task in tasks:
             for broken in task.broken:
                 self._list(task, broken)

@@ -150,7 +150,7 @@ class ReconstructionStage:
     @torch.no_grad()
     def score(self, model: nn.Module) -> dict:
         """The last validation again, in this process alone, so that it can be had of any state."""
-        tally, rows = self._new_tally(), self.config.data.rows
+        tally, rows = self._new_tally(), self.config.data.per_device_batch_size
         batches = self.config.validation.batches * self._accelerator.num_processes
         errors = torch.zeros(2, dtype=torch.float64)
         for batch in itertools.islice(self._pictures(rows), batches):

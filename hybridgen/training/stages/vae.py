@@ -75,7 +75,7 @@ class VAEStage(ReconstructionStage):
     def _measured(self) -> Iterator[Tensor]:
         """The first pictures of the training data, batch by batch."""
         left = self.settings.measured_pictures
-        for batch in self._pictures(self.config.data.rows, training=True):
+        for batch in self._pictures(self.config.data.per_device_batch_size, training=True):
             yield batch["pictures"][:left]
             left -= len(batch["pictures"])
             if left <= 0:

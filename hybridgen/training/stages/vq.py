@@ -190,7 +190,7 @@ def build_codec_stage(config: TrainConfig, accelerator: Accelerator) -> Reconstr
         rank, world = accelerator.process_index, accelerator.num_processes
         name = "broken.jsonl" if of is tasks else "broken_validation.jsonl"
         listing = partial(list_broken, Path(config.output_dir) / name) if rank == 0 else None
-        shape = (config.data.rows, settings.image_size, rank, world)
+        shape = (config.data.per_device_batch_size, settings.image_size, rank, world)
         return PictureLoader(of, *shape, config.data.max_broken, listing)
 
     if config.vq_model is None:

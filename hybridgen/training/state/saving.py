@@ -4,7 +4,7 @@ How a folder gets to disk whole is `checkpointing`'s. The fact a newcomer gets w
 processes. Weights, their average, moments, the schedule, the position in the data, the guard's memory and the log's
 sums are the run's, and kept, whether weights are whole (one process, DDP) or sharded (FSDP2). Dropout's random streams
 are each process' own: with another number of processes they begin anew. What must stay is the number of rows of a step,
-`data.rows` times processes times `accumulation`'s batches.
+`data.per_device_batch_size` times processes times `accumulation`'s batches.
 """
 
 import json

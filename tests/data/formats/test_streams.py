@@ -1,4 +1,4 @@
-"""Streams: every record once, shuffled by blocks; positions exact in the middle of a pack; parts for ranks; workers."""
+"""Streams: every record once, shuffled by blocks; positions exact in the middle of a pack; parts for ranks; loader_threads."""
 
 import itertools
 import json
@@ -49,7 +49,7 @@ FORMATS = {"jsonl": "jsonl", "tar": "webdataset", "parquet": "parquet"}
 
 def loader(files, suffix: str, rows: int = 2, **how) -> RowLoader:
     tasks = [stream(files, suffix, write="vq"), task(numbered(17), 1, "text"), task(drawings(9), 1, "more", write="vq")]
-    return RowLoader(Mixture(tasks, workers=how.pop("workers", 0)), PROCESSOR, rows, 96, **how)
+    return RowLoader(Mixture(tasks, loader_threads=how.pop("loader_threads", 0)), PROCESSOR, rows, 96, **how)
 
 
 def take(stream, count: int) -> list[dict]:
@@ -105,7 +105,7 @@ def test_to_go_on_nothing_before_is_read_again(files, suffix):
 
 
 def test_workers_change_nothing(files):
-    plain, helped = loader(files, "tar", prefetch=0), loader(files, "tar", workers=3)
+    plain, helped = loader(files, "tar", prefetch=0), loader(files, "tar", loader_threads=3)
     batches = take(plain, 9)
     assert all(map(same, batches, take(helped, 9)))
     helped.close()  # what was prepared ahead is made again
@@ -137,8 +137,8 @@ def test_divided_data_are_read_once_by_all_ranks_together(files, parts):
 
 
 def test_divided_positions_are_of_their_part(files):
-    def rank(number: int, world: int = 2, divide: bool = True) -> RowLoader:
-        return loader(files, "jsonl", rank=number, world_size=world, divide=divide, prefetch=0)
+    def rank(number: int, world: int = 2, shard_by_rank: bool = True) -> RowLoader:
+        return loader(files, "jsonl", rank=number, world_size=world, shard_by_rank=shard_by_rank, prefetch=0)
 
     ranks = [rank(number) for number in range(2)]
     batches = [take(each, 5) for each in ranks]
@@ -152,7 +152,7 @@ def test_divided_positions_are_of_their_part(files):
     with pytest.raises(ValueError, match="the saved position is of part 1 of 2 of the data, but this is 0 of 2"):
         rank(0).load_state_dict(state)
     with pytest.raises(ValueError, match="of part 1 of 2 of the data, but this is all"):
-        rank(1, divide=False).load_state_dict(state)
+        rank(1, shard_by_rank=False).load_state_dict(state)
     with pytest.raises(ValueError, match="source 'text' has 17 records, too few to be divided by 20 processes"):
         task(numbered(17), name="text").take_part(0, 20)
 

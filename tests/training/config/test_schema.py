@@ -34,7 +34,7 @@ def model_content(tmp_path, vq_folder) -> dict:
         "output_dir": str(tmp_path / "run"),
         "steps": 10,
         "data": {
-            "row_length": 64,
+            "sequence_length": 64,
             "sources": [
                 {"source": "dolls", "task": "draw", "write": "diffusion"},
                 {"source": "dolls", "task": "draw", "write": "vq"},
@@ -52,7 +52,7 @@ def codec_content(tmp_path) -> dict:
         "stage": "codec",
         "output_dir": str(tmp_path / "run"),
         "steps": 10,
-        "data": {"rows": 4, "sources": [{"source": "dolls", "task": "draw"}]},
+        "data": {"per_device_batch_size": 4, "sources": [{"source": "dolls", "task": "draw"}]},
         "vq_model": {"image_size": 16, "config": dict(JANUS)},
     }
 
@@ -141,7 +141,7 @@ def test_refused(load, model_content, word, message):
             ["data.sources.0.height=18", "data.sources.0.width=16"],
             r"data.sources.0 \(diffusion path\): size 18x16 is not divisible by the patch size 4; .*20x16|16x16",
         ),
-        (["data.row_length=17"], "an image of the diffusion path has 16 tokens and its two frames, more than .* 17"),
+        (["data.sequence_length=17"], "an image of the diffusion path has 16 tokens and its two frames, more than .* 17"),
         (["model.text_config=null"], "one of from_pretrained, language_model and text_config; none is given"),
         (["model.text_config.hiden_size=8"], "unknown key 'model.text_config.hiden_size' .*did you mean 'hidden_size'"),
         (["model.text_config.hidden_size=wide"], "model.text_config.*expected int, got str"),
@@ -251,4 +251,4 @@ def test_the_transfusion_recipe(tmp_path):
     assert text.weight == pairs.weight
     shape = config.model.text_config
     assert (shape["num_hidden_layers"], shape["hidden_size"], shape["num_attention_heads"]) == (16, 768, 12)
-    assert config.data.row_length == 4096
+    assert config.data.sequence_length == 4096

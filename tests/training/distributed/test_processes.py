@@ -18,13 +18,16 @@ from safetensors.torch import load_file
 from hybridgen.training.distributed.processes import make_accelerator
 from hybridgen.training.state import checkpointing as states
 from hybridgen.training.trainer import Trainer
+from tests.training.processes import ROOT, World, launched_with, train_toy
 from tests.training.toy import ToyLoader, ToyStage, config_of, train
-from tests.training.world import ROOT, World, launched_with, train_toy
 
 FORMS = ["ddp", "fsdp2"]
 MUON = {"name": "muon", "lr": 1e-3}  # it rounds to bf16 on the way, where the last bit of a sum may tip over
-ALONE = {"data": {"sources": [], "rows": 2}, "log_every": 1, "steps": 8, "optimizer": MUON}
-SHARED = {**ALONE, "data": {"sources": [], "rows": 1}}  # of each of two: rows without a, and without b, meet
+ALONE = {"data": {"sources": [], "per_device_batch_size": 2}, "log_every": 1, "steps": 8, "optimizer": MUON}
+SHARED = {
+    **ALONE,
+    "data": {"sources": [], "per_device_batch_size": 1},
+}  # of each of two: rows without a, and without b, meet
 
 
 def metrics_of(folder: Path) -> list[dict]:
@@ -119,7 +122,7 @@ def train_until(folder: Path, changes: dict, until: int) -> None:
 
     config = config_of(folder, **changes)
     accelerator = make_accelerator(config)
-    loader = ToyLoader(config.data.rows, accelerator.process_index, accelerator.num_processes)
+    loader = ToyLoader(config.data.per_device_batch_size, accelerator.process_index, accelerator.num_processes)
     trainer = Trainer(config, Stopping(loader, dropout=0.0), accelerator)
     assert trainer.run() == (until == 8)
 

@@ -15,8 +15,8 @@ from hybridgen.training.stages.model import ModelStage
 from hybridgen.training.trainer import Trainer
 from tests.data.in_memory import drawings, numbered, questions, task
 from tests.pipelines import tiny_pipeline
+from tests.training.processes import World
 from tests.training.test_trainer import metrics_of
-from tests.training.world import World
 
 
 class TwoBatches:

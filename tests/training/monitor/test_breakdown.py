@@ -39,7 +39,7 @@ def test_an_entry_is_its_documents():
     names = ("first", "second")
     stage = stage_of([task(numbered(20, name), name=name) for name in names], rows=3)
     parts, _, (batch,) = told(stage, batches=1)
-    inputs = {name: batch[name] for name in ("input_ids", "position_ids", "document_ids", "block_ids", "hidden")}
+    inputs = {name: batch[name] for name in ("input_ids", "position_ids", "document_ids", "block_ids", "noised_mask")}
     logits = stage.model(**inputs).logits
     expected, tokens = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
     for row, documents in enumerate(batch["document_ids"]):

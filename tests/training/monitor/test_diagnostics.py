@@ -37,9 +37,9 @@ def config_file(tmp_path_factory) -> Path:
         "diagnostics": {"every": 2, "peak_tflops": 0.5},
         "groups": [{"match": "model.vision_model", "frozen": True}],
         "data": {
-            "rows": 2, "row_length": 96,
+            "per_device_batch_size": 2, "sequence_length": 96,
             "sources": [
-                {"source": "dolls", "task": "draw", "write": "diffusion", "prompt_dropout": 0.2, "twin": True, **size},
+                {"source": "dolls", "task": "draw", "write": "diffusion", "prompt_dropout": 0.2, "clean_copy": True, **size},
                 {"source": "dolls", "task": "draw", "write": "vq", **size},
                 {"source": "dolls", "task": "answer", "questions_per_picture": 2, "name": "ask"},
             ],

@@ -27,13 +27,13 @@ FROZEN = {
 
 def test_pairs_are_those_of_the_mask():
     """Padding attends to itself in the mask; it is no work that counts."""
-    stage = stage_of(all_tasks(twin=True), rows=5, length=200)
+    stage = stage_of(all_tasks(clean_copy=True), rows=5, length=200)
     for _ in range(3):
         batch = next(stage.loader)
-        vectors = [batch[name] for name in ("document_ids", "block_ids", "hidden")]
+        vectors = [batch[name] for name in ("document_ids", "block_ids", "noised_mask")]
         allowed = dense_mask(*vectors)[:, 0] & (vectors[0] >= 0)[:, None]
         assert flops.pairs(*vectors) == int(allowed.sum())
-    assert any(batch["hidden"].flatten())
+    assert any(batch["noised_mask"].flatten())
     nothing = torch.full((2, 8), -1)
     assert flops.pairs(nothing, torch.arange(8).expand(2, -1), torch.zeros(2, 8, dtype=torch.bool)) == 0
 
@@ -77,7 +77,7 @@ def test_codes_that_are_words_cost_what_words_do():
 @pytest.mark.parametrize("frozen", ["$^", r"model\.language_model\.(?!.*\.own\.)|lm_head"], ids=["none", "words"])
 def test_a_token_passes_through_its_own_weights_alone(frozen):
     """No difference was seen; counting both sets for every token was half as much again."""
-    stage = stage_of(all_tasks(), rows=3, length=120, diffusion={"own_layers": True})
+    stage = stage_of(all_tasks(), rows=3, length=120, diffusion={"modality_experts": True})
     for name, parameter in stage.model.named_parameters():
         parameter.requires_grad_(not re.match(frozen, name))
     assert_as_counted(stage)
@@ -87,10 +87,10 @@ def test_padding_and_masked_pairs_cost_nothing():
     stage = stage_of(all_tasks(), rows=2, length=120)
     batch = next(stage.loader)
     count = flops.FlopCount(stage.model)
-    longer = {name: batch[name] for name in ("input_ids", "hidden", "labels", "code_labels", "diffusion_noised")}
+    longer = {name: batch[name] for name in ("input_ids", "noised_mask", "labels", "code_labels", "diffusion_noised")}
     longer |= {"document_ids": batch["document_ids"], "block_ids": batch["block_ids"]}
     padded = {**longer}
-    for name, filling in (("input_ids", 0), ("hidden", False), ("labels", -100), ("code_labels", -100)):
+    for name, filling in (("input_ids", 0), ("noised_mask", False), ("labels", -100), ("code_labels", -100)):
         padded[name] = torch.nn.functional.pad(longer[name], (0, 50), value=filling)
     padded["document_ids"] = torch.nn.functional.pad(longer["document_ids"], (0, 50), value=-1)
     last = longer["block_ids"][:, -1:] + 1 + torch.arange(50)

@@ -39,7 +39,7 @@ TINY_VQ = ModelConfig(
 
 
 def all_tasks(**changes) -> list:
-    """Text, both ways of drawing, both ways of being asked, and a twin."""
+    """Text, both ways of drawing, both ways of being asked, and a clean_copy."""
     return [
         task(numbered(20), name="text"),
         task(drawings(20), name="draw", write="diffusion", order=0.5, loss_on="all", **changes),
@@ -147,7 +147,7 @@ def test_validation_is_the_same_each_time():
 
 
 def test_a_twin_is_read_clean():
-    stage = stage_of([task(drawings(9), name="twins", write="diffusion", twin=True)], rows=1, length=120)
+    stage = stage_of([task(drawings(9), name="twins", write="diffusion", clean_copy=True)], rows=1, length=120)
     batch = next(stage.loader)
     latents, targets = stage._noised(batch, fixed=False)
     clean = batch["diffusion_noised"].logical_not()
@@ -231,10 +231,10 @@ def config_file(tmp_path_factory) -> Path:
         "save_every": 3,
         "accumulation": 2,
         "data": {
-            "rows": 2,
-            "row_length": 96,
+            "per_device_batch_size": 2,
+            "sequence_length": 96,
             "sources": [
-                {"source": "dolls", "task": "draw", "write": "diffusion", "prompt_dropout": 0.2, "twin": True, **size},
+                {"source": "dolls", "task": "draw", "write": "diffusion", "prompt_dropout": 0.2, "clean_copy": True, **size},
                 {"source": "dolls", "task": "draw", "write": "vq", **size},
                 {"source": "dolls", "task": "answer", "questions_per_picture": 2},
             ],

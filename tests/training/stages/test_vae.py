@@ -45,7 +45,7 @@ def content_of(folder: Path, **vae) -> dict:
         "precision": "fp32",
         "log_every": 4,
         "save_every": 8,
-        "data": {"rows": 4, "sources": [{"source": "dolls", "task": "draw"}]},
+        "data": {"per_device_batch_size": 4, "sources": [{"source": "dolls", "task": "draw"}]},
         "validation": {"every": 8, "batches": 2, "sources": [{"source": "dolls", "task": "draw", "split": "held_out"}]},
         "sampling": {"every": 16},
         "vae": {"config": SHAPE, "image_size": 32, "kl": 1e-4, "measured_pictures": 10, **vae},
@@ -136,7 +136,7 @@ def test_two_batches_a_step_are_one_of_twice_the_rows(tmp_path):
     terms = {"adversarial": {"start": 1, "channels": 8, "layers": 2}}
     words = ["steps=4", "log_every=1", "validation.every=0", "sampling.every=0"]
     whole = run(tmp_path / "whole", *words, **terms)
-    halves = run(tmp_path / "halves", *words, "data.rows=2", "accumulation=2", **terms)
+    halves = run(tmp_path / "halves", *words, "data.per_device_batch_size=2", "accumulation=2", **terms)
     for ours, theirs in zip(metrics_of(halves.parent), metrics_of(whole.parent), strict=True):
         for name in ("loss", "loss/kl", "loss/discriminator", "adversarial_weight", "grad_norm"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4)  # measured 2e-6
@@ -152,7 +152,7 @@ def test_two_processes_are_one(tmp_path):
     two.mkdir()
     (two / "given.yaml").write_text(yaml.safe_dump(content_of(two, **terms)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [str(ROOT / "scripts" / "train.py"), str(two / "given.yaml"), *words, "data.rows=2"]
+    command += [str(ROOT / "scripts" / "train.py"), str(two / "given.yaml"), *words, "data.per_device_batch_size=2"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
     names = ["loss", "loss/kl", "loss/adversarial", "loss/discriminator", "adversarial_weight", "psnr"]
@@ -231,7 +231,7 @@ def test_a_model_stage_and_a_pipeline_take_the_vae(trained, tmp_path):
     content = {
         "output_dir": str(tmp_path), "steps": 2, "threads": 1, "precision": "fp32", "model": model,
         "codec": {"vae": str(folder / "checkpoint" / "vae")},
-        "data": {"rows": 1, "row_length": 128, "sources": [{"source": "dolls", "task": "draw", "write": "diffusion"}]},
+        "data": {"per_device_batch_size": 1, "sequence_length": 128, "sources": [{"source": "dolls", "task": "draw", "write": "diffusion"}]},
     }  # fmt: skip
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
     checkpoint = train(load_config(tmp_path / "config.yaml"))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from hybridgen.codecs.frozen import VQCodec, load_vq
 from hybridgen.data.sources import open_source
-from hybridgen.data.worlds.dolls import Dolls
+from hybridgen.data.synthetic.dolls import Dolls
 from hybridgen.training import load_config, train
 from hybridgen.training.config import strict
 from hybridgen.training.config.schema import TrainConfig
@@ -43,7 +43,7 @@ def content_of(folder: Path, kind: str = "patch", **changes) -> dict:
         "precision": "fp32",
         "log_every": 6,
         "save_every": 12,
-        "data": {"rows": 8, "sources": [{"source": "dolls", "task": "draw"}]},
+        "data": {"per_device_batch_size": 8, "sources": [{"source": "dolls", "task": "draw"}]},
         "validation": {
             "every": 12,
             "batches": 1,

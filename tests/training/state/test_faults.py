@@ -16,9 +16,9 @@ from hybridgen.training import train as train_config
 from hybridgen.training.distributed.processes import make_accelerator
 from hybridgen.training.state import checkpointing as states
 from hybridgen.training.trainer import Trainer
+from tests.training.processes import World
 from tests.training.test_trainer import metrics_of
 from tests.training.toy import ToyLoader, ToyStage, config_of, train
-from tests.training.world import World
 
 KILLS = 20
 MOST = 5  # steps of one life
@@ -77,7 +77,7 @@ def train_a_little(folder: Path) -> None:
     torch.manual_seed(7)
     config = config_of(folder, **BUSY)
     accelerator = make_accelerator(config)
-    Trainer(config, Waiting(ToyLoader(config.data.rows)), accelerator).run()
+    Trainer(config, Waiting(ToyLoader(config.data.per_device_batch_size)), accelerator).run()
 
 
 def test_sigterm_while_validating_is_not_waited_for(tmp_path):
@@ -141,7 +141,7 @@ def test_a_jsonl_file_that_vanishes_is_named(tmp_path, monkeypatch):
         f"""
         output_dir: {tmp_path / "run"}
         steps: 1000
-        data: {{sources: [{{source: {data}}}], rows: 1, row_length: 64}}
+        data: {{sources: [{{source: {data}}}], rows: 1, sequence_length: 64}}
         model: {{text_config: {{model_type: qwen3, hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1,
                 num_attention_heads: 2, num_key_value_heads: 1, head_dim: 8}}, tokenizer: {{vocab_size: 300}}}}
         log_every: 1

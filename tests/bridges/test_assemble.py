@@ -25,7 +25,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from hybridgen.bridges.grafting import Shape, graft
+from hybridgen.bridges.assemble import Shape, graft
 from hybridgen.bridges.janus import load_janus
 from hybridgen.checkpoints.loading import check_checkpoint
 from hybridgen.cli import main as cli
@@ -298,7 +298,7 @@ def test_what_is_saved_trains_on(parts, tmp_path):
         "groups": [{"match": "model.language_model", "frozen": True}],  # the head is tied to it
         "optimizer": {"lr": 0.01},
         "data": {
-            "rows": 2, "row_length": 128,
+            "per_device_batch_size": 2, "sequence_length": 128,
             "sources": [
                 {**source, "name": "draw", "write": "diffusion"}, {**source, "name": "codes", "write": "vq"},
                 {**source, "name": "read", "order": "image_first"},

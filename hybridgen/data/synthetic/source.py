@@ -1,6 +1,6 @@
-"""What all worlds' sources share: record number i, computed from (seed, split, i) alone, as a chat record.
+"""What all synthetic datasets' sources share: record number i, computed from (seed, split, i) alone, as a chat record.
 
-The pictures and the words come from the world that inherits; reading files of your own is `hybridgen.data.sources`.
+The pictures and the words come from the dataset that inherits; reading files of your own is `hybridgen.data.sources`.
 What newcomers get wrong: one index is one picture. Record 7 of the draw task and record 7 of the answer task show the
 same one (give the two tasks different seeds where that matters), and `picture(7)` is it as well.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from PIL import Image
 
-from hybridgen.data.worlds.questions import Question
+from hybridgen.data.synthetic.questions import Question
 
 TASKS = ("draw", "answer")
 LENGTH = 2**31  # records in a source: in effect endless, and an index fits every integer type
@@ -31,17 +31,17 @@ class IndexedSource:
       the assistant first says to itself what a yes or no follows from (`reasoning_content`, as transformers calls
       it): seeing and comparing are then learnt one after the other instead of both from that one bit.
 
-    `chances` shows some things more often than others of their sort, by the world's `names`: {"dwarf": 2.5}. Things
+    `oversampling` shows some things more often than others of their sort, by the dataset's `names`: {"dwarf": 2.5}. Things
     that are easily taken for one another teach a model little at their share of the pictures.
 
-    `record["meta"]` is plain JSON for scoring: {"world", "spec", "questions": [[category, question, answer], ...]}
-    (the questions asked, in order; none for "draw"); the world's `spec_of(record)` gives the spec back.
+    `record["meta"]` is plain JSON for scoring: {"dataset", "spec", "questions": [[category, question, answer], ...]}
+    (the questions asked, in order; none for "draw"); the dataset's `spec_of(record)` gives the spec back.
     """
 
-    world: str
+    dataset: str
     splits: tuple[str, ...]
     kinds: tuple[str, ...]  # of questions
-    names: Sequence[str] = ()  # of what `chances` are about
+    names: Sequence[str] = ()  # of what `oversampling` are about
 
     def __init__(
         self,
@@ -51,15 +51,15 @@ class IndexedSource:
         questions_per_picture: int | None = None,
         yes_no_questions: int = 1,
         categories: list[str] | None = None,
-        chances: dict[str, float] | None = None,
+        oversampling: dict[str, float] | None = None,
         reasoning: bool = False,
     ):
         """Raises ValueError for an unknown split, task, category or name, a negative seed, or fewer than one question
         a picture."""
         if split not in self.splits:
-            raise ValueError(f"unknown split {split!r} of {self.world}: it is one of {', '.join(self.splits)}")
+            raise ValueError(f"unknown split {split!r} of {self.dataset}: it is one of {', '.join(self.splits)}")
         if task not in TASKS:
-            raise ValueError(f"unknown task {task!r} of {self.world}: it is one of {', '.join(TASKS)}")
+            raise ValueError(f"unknown task {task!r} of {self.dataset}: it is one of {', '.join(TASKS)}")
         if seed < 0:
             raise ValueError(f"the seed of a source must not be negative, and {seed} is: choose 0 or more")
         if questions_per_picture is not None and questions_per_picture < 1:
@@ -70,15 +70,15 @@ class IndexedSource:
             raise ValueError(f"yes_no_questions is {yes_no_questions}: ask at least 1 a picture")
         if categories is not None and (not categories or (wrong := set(categories) - set(self.kinds))):
             said = f"has {min(wrong)!r}" if categories else "is empty"
-            raise ValueError(f"categories of {self.world}'s questions {said}: choose among {', '.join(self.kinds)}")
-        if unknown := set(chances or {}) - set(self.names):
+            raise ValueError(f"categories of {self.dataset}'s questions {said}: choose among {', '.join(self.kinds)}")
+        if unknown := set(oversampling or {}) - set(self.names):
             near = difflib.get_close_matches(min(unknown), self.names, n=3, cutoff=0)
             raise ValueError(
-                f"chances of {self.world} has {min(unknown)!r}: "
-                + (f"did you mean {', '.join(near)}?" if near else "this world has none, leave chances out")
+                f"oversampling of {self.dataset} has {min(unknown)!r}: "
+                + (f"did you mean {', '.join(near)}?" if near else "this dataset has none, leave oversampling out")
             )
         self.split, self.task, self.seed, self.categories = split, task, seed, categories
-        self.chances, self.reasoning = chances or {}, reasoning
+        self.oversampling, self.reasoning = oversampling or {}, reasoning
         self.questions_per_picture, self.yes_no_questions = questions_per_picture, yes_no_questions
 
     def __len__(self) -> int:
@@ -102,11 +102,11 @@ class IndexedSource:
                 for message, question in zip(messages[1::2], asked, strict=True):
                     if thought := self._reasoning(spec, question):
                         message["reasoning_content"] = thought
-        meta = {"world": self.world, "spec": spec._asdict(), "questions": [list(question) for question in asked]}
+        meta = {"dataset": self.dataset, "spec": spec._asdict(), "questions": [list(question) for question in asked]}
         return {"messages": messages, "meta": meta}
 
     def spec(self, index: int):
-        """What record number `index` shows, as the world's `Spec`."""
+        """What record number `index` shows, as the dataset's `Spec`."""
         return self._spec_and_rng(index)[0]
 
     def picture(self, index: int) -> Image.Image:
@@ -115,11 +115,11 @@ class IndexedSource:
 
     def _spec_and_rng(self, index: int):
         if not 0 <= index < LENGTH:
-            raise IndexError(f"record {index} does not exist: a source of {self.world} has records 0 to {LENGTH - 1}")
+            raise IndexError(f"record {index} does not exist: a source of {self.dataset} has records 0 to {LENGTH - 1}")
         rng = np.random.default_rng((self.seed, self.splits.index(self.split), index))
         return self._draw(index, rng), rng
 
-    # A world fills these in. `rng` is the record's own stream, used in the order of the calls above.
+    # A dataset fills these in. `rng` is the record's own stream, used in the order of the calls above.
 
     def _draw(self, index: int, rng: np.random.Generator):
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Words about the figures of the dolls world: captions (and the way back), questions and their exact answers.
+"""Words about the figures of the dolls dataset: captions (and the way back), questions and their exact answers.
 
 No pixels here, and no free prose: `parse_caption` reads the captions that `caption` writes, with the parts in any
 order. What newcomers get wrong: a caption names every part that is there and is silent about the rest, so "a man,
@@ -12,8 +12,8 @@ from functools import cache
 
 import numpy as np
 
-from hybridgen.data.worlds.dolls_figures import LAYER_SLOTS, Spec, backgrounds, draw_spec, layers
-from hybridgen.data.worlds.questions import Question
+from hybridgen.data.synthetic.dolls_figures import LAYER_SLOTS, Spec, backgrounds, draw_spec, layers
+from hybridgen.data.synthetic.questions import Question
 
 _WORN = ("body", "cloak", "head")  # the order in which a caption names them
 _HELD = ("hand1", "hand2")

@@ -20,8 +20,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hybridgen.bridges.donors import quiet
-from hybridgen.bridges.gathering import EMBEDDINGS, HEAD, OF_PATH, Donors, check_request, gather
+from hybridgen.bridges.collect import EMBEDDINGS, HEAD, OF_PATH, Donors, check_request, gather
+from hybridgen.bridges.pretrained_parts import quiet
 from hybridgen.codecs.frozen import VAECodec, VQCodec
 from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration

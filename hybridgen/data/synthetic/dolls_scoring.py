@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hybridgen.data.worlds.dolls_figures import (
+from hybridgen.data.synthetic.dolls_figures import (
     LAYER_SLOTS,
     SIZE,
     SLOTS,
@@ -25,7 +25,7 @@ from hybridgen.data.worlds.dolls_figures import (
     pixels,
     render_rows,
 )
-from hybridgen.data.worlds.questions import Tally, tally
+from hybridgen.data.synthetic.questions import Tally, tally
 
 _CHUNK = 64  # pictures at a time, which bounds the memory for their candidates
 _SWEEPS = 12  # a bound only: descent stops by itself, since every change lowers the error; 3 to 5 sweeps are usual

@@ -1,10 +1,10 @@
-"""Worlds: data that ships with the package, so that everything works offline, and its scores are exact.
+"""Synthetic datasets: data that ships with the package, so that everything works offline, and its scores are exact.
 
 For training and evaluation on known ground; not the way to feed data of your own (that is `hybridgen.data.sources`).
 What newcomers get wrong: a record is computed from its index, not read from a list, so `source[i]` is the same
 whoever asks and in whatever order.
 
-Every world is a module with the same names:
+Every dataset is a module with the same names:
 
     SIZE, SPLITS, TASKS, CATEGORIES      side of a picture in pixels; the names that the functions accept and return
     Source(split, task, seed)            endless: `source[i]` is a chat record, `source.picture(i)` its picture
@@ -20,13 +20,13 @@ Every world is a module with the same names:
 import importlib
 from types import ModuleType
 
-_MODULES = {"dolls": "hybridgen.data.worlds.dolls", "emoji": "hybridgen.data.worlds.emoji"}
+_MODULES = {"dolls": "hybridgen.data.synthetic.dolls", "emoji": "hybridgen.data.synthetic.emoji"}
 
 
-def open_world(name: str) -> ModuleType:
-    """Return the module of the world `name`, "dolls" or "emoji"; any other name raises ValueError."""
+def open_synthetic(name: str) -> ModuleType:
+    """Return the module of the dataset `name`, "dolls" or "emoji"; any other name raises ValueError."""
     if name not in _MODULES:
         raise ValueError(
-            f"unknown world {name!r}: the worlds that ship with hybridgen are {', '.join(sorted(_MODULES))}"
+            f"unknown dataset {name!r}: the synthetic datasets that ship with hybridgen are {', '.join(sorted(_MODULES))}"
         )
     return importlib.import_module(_MODULES[name])

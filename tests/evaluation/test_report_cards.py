@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from hybridgen.data.worlds import dolls
+from hybridgen.data.synthetic import dolls
 from hybridgen.evaluation import exhibits, generation, provenance, understanding
 from hybridgen.evaluation.suites import SUITES, Evaluation
 

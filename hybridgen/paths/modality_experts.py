@@ -24,13 +24,13 @@ class Route:
     words: Tensor | None = None
     own: Tensor | None = None
 
-    def lay_down(self, is_own: Tensor | None) -> None:
+    def set_modality_routing(self, is_own: Tensor | None) -> None:
         """Args: is_own: (B, N) boolean; None = no token is."""
         self.words = None if is_own is None else is_own.logical_not().flatten().nonzero()[:, 0]
         self.own = None if is_own is None else is_own.flatten().nonzero()[:, 0]
 
 
-def add_own_layers(backbone: nn.Module) -> Route:
+def add_modality_experts(backbone: nn.Module) -> Route:
     """Give every projection and norm of the backbone's layers, and the norm after them, an `own` that starts as a copy.
 
     Raises:
@@ -43,7 +43,7 @@ def add_own_layers(backbone: nn.Module) -> Route:
                 continue
             if not (isinstance(module, nn.Linear) or type(module).__name__.endswith("Norm")):
                 raise ValueError(
-                    f"diffusion_config.own_layers is true, but {name!r} in the backbone's layers is neither projection "
+                    f"diffusion_config.modality_experts is true, but {name!r} in the backbone's layers is neither projection "
                     f"nor norm ({type(module).__name__}); take a decoder of Llama's or Qwen's form"
                 )
             _give(module, route)

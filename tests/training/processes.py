@@ -18,7 +18,7 @@ from tests.training import toy
 
 ROOT = Path(__file__).parents[2]
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["tests.training.world"])
+SERVER.set_forkserver_preload(["tests.training.processes"])
 
 
 class World:

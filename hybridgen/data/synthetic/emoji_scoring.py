@@ -14,8 +14,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hybridgen.data.worlds.emoji_pictures import SIZE, Spec, look_up, pictures, render_batch, twins
-from hybridgen.data.worlds.questions import Tally, tally
+from hybridgen.data.synthetic.emoji_pictures import SIZE, Spec, look_up, pictures, render_batch, twins
+from hybridgen.data.synthetic.questions import Tally, tally
 
 SCORES = ("emoji", "style", "picture")
 SHIFT = 4  # pixels in each direction

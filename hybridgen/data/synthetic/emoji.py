@@ -1,4 +1,4 @@
-"""The emoji world: 7,012 real pictures in four styles with names, tags and questions, as chat records.
+"""The emoji dataset: 7,012 real pictures in four styles with names, tags and questions, as chat records.
 
 This file only joins the parts: pictures are in `emoji_pictures`, words in `emoji_language`, scores in `emoji_scoring`.
 What newcomers get
@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from hybridgen.data.worlds.emoji_language import (
+from hybridgen.data.synthetic.emoji_language import (
     CATEGORIES,
     caption,
     parse_caption,
@@ -20,10 +20,10 @@ from hybridgen.data.worlds.emoji_language import (
     tagged_caption,
     tags_only_caption,
 )
-from hybridgen.data.worlds.emoji_pictures import SIZE, SPLITS, STYLES, Spec, render, render_batch, specs_of_split
-from hybridgen.data.worlds.emoji_scoring import judge_pictures, majority_pictures, nearest_specs, score_pictures
-from hybridgen.data.worlds.questions import Question, majority_shares, score_answers
-from hybridgen.data.worlds.source import LENGTH, TASKS, IndexedSource
+from hybridgen.data.synthetic.emoji_pictures import SIZE, SPLITS, STYLES, Spec, render, render_batch, specs_of_split
+from hybridgen.data.synthetic.emoji_scoring import judge_pictures, majority_pictures, nearest_specs, score_pictures
+from hybridgen.data.synthetic.questions import Question, majority_shares, score_answers
+from hybridgen.data.synthetic.source import LENGTH, TASKS, IndexedSource
 
 __all__ = [
     "CATEGORIES",
@@ -60,7 +60,7 @@ class Emoji(IndexedSource):
     Every `len(specs_of_split(split))` records show each picture of the split once, in an order of their own.
     """
 
-    world = "emoji"
+    dataset = "emoji"
     splits = SPLITS
     kinds = CATEGORIES
 
@@ -94,7 +94,7 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def spec_of(record: dict) -> Spec:
-    """The picture that a record of this world shows, from its "meta" (also after a round trip through JSON)."""
+    """The picture that a record of this dataset shows, from its "meta" (also after a round trip through JSON)."""
     return Spec(**record["meta"]["spec"])
 
 

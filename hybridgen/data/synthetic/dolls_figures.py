@@ -1,6 +1,6 @@
-"""The figures of the dolls world: what a spec is, how it is drawn, and which specs are drawn at random.
+"""The figures of the dolls dataset: what a spec is, how it is drawn, and which specs are drawn at random.
 
-Pixels and chances only: words about a figure are in `dolls_language`, exact scores in `dolls_scoring`, chat records
+Pixels and oversampling only: words about a figure are in `dolls_language`, exact scores in `dolls_scoring`, chat records
 in `dolls`. What newcomers get wrong: the right hand is the figure's own (`hand1`), so it is on the left of the
 picture.
 
@@ -149,10 +149,12 @@ def held_out_pairs() -> frozenset[tuple[int, int]]:
     return frozenset(pairs)
 
 
-def draw_spec(rng: np.random.Generator, held_out: bool = False, chances: Mapping[str, float] | None = None) -> Spec:
+def draw_spec(
+    rng: np.random.Generator, held_out: bool = False, oversampling: Mapping[str, float] | None = None
+) -> Spec:
     """Draw a random figure: each part uniform in its slot, a slot empty with the chance in `ABSENT`.
 
-    `chances` makes parts likelier than the others of their slot, by phrase: {"dwarf": 2.5}; of 1 where none is said.
+    `oversampling` makes parts likelier than the others of their slot, by phrase: {"dwarf": 2.5}; of 1 where none is said.
 
     With `held_out` the (base, body) pair is one of `held_out_pairs()`, each as likely, without it never. Figures that
     cannot be told apart by looking are drawn again (`is_legible`), so every question about a drawn figure has its
@@ -160,7 +162,7 @@ def draw_spec(rng: np.random.Generator, held_out: bool = False, chances: Mapping
     """
     while True:
         spec = Spec(
-            **{slot: _part(rng, slot, chances or {}) for slot in LAYER_SLOTS},
+            **{slot: _part(rng, slot, oversampling or {}) for slot in LAYER_SLOTS},
             background=list(backgrounds())[rng.integers(len(backgrounds()))],
         )
         if held_out:
@@ -198,10 +200,10 @@ def is_legible(spec: Spec) -> bool:
 _TWINS = {(base, head) for base in ("man", "dwarf") for head in ("black hood", "pumpkin head")}
 
 
-def _part(rng: np.random.Generator, slot: str, chances: Mapping[str, float]) -> int | None:
+def _part(rng: np.random.Generator, slot: str, oversampling: Mapping[str, float]) -> int | None:
     if slot in ABSENT and rng.random() < ABSENT[slot]:
         return None
-    weights = np.array([chances.get(layer.phrase, 1.0) for layer in layers()[slot]])
+    weights = np.array([oversampling.get(layer.phrase, 1.0) for layer in layers()[slot]])
     if (weights == 1).all():
         return int(rng.integers(len(weights)))
     return int(rng.choice(len(weights), p=weights / weights.sum()))

@@ -1,4 +1,4 @@
-"""The dolls world: what it draws and says is true, the split holds, and the scorer keeps its own figures."""
+"""The dolls dataset: what it draws and says is true, the split holds, and the scorer keeps its own figures."""
 
 import json
 import re
@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from hybridgen.data.records import check_record
-from hybridgen.data.worlds import dolls, open_world
-from hybridgen.data.worlds.dolls_figures import LAYER_SLOTS, decode, encode, is_legible, layers
-from hybridgen.data.worlds.dolls_language import CATEGORIES, reasoning
-from hybridgen.data.worlds.questions import Question
+from hybridgen.data.synthetic import dolls, open_synthetic
+from hybridgen.data.synthetic.dolls_figures import LAYER_SLOTS, decode, encode, is_legible, layers
+from hybridgen.data.synthetic.dolls_language import CATEGORIES, reasoning
+from hybridgen.data.synthetic.questions import Question
 
 PICTURES = 128
 
@@ -47,7 +47,7 @@ def blur(images, factor):
 def test_drawing_equals_pillows_compositing_within_rounding(specs):
     from PIL import Image
 
-    from hybridgen.data.worlds import dolls_figures
+    from hybridgen.data.synthetic import dolls_figures
 
     with np.load(dolls_figures._ASSETS / "dolls_layers.npz") as stored:
         for spec in specs[:16]:
@@ -227,9 +227,9 @@ def test_more_yes_no_questions_are_asked_where_wanted():
         assert usual.spec(index) == more.spec(index)
 
 
-@pytest.mark.parametrize("world", ["dolls", "emoji"])
-def test_reasoning_says_what_a_yes_or_no_follows_from(world):
-    source = open_world(world).Source
+@pytest.mark.parametrize("dataset", ["dolls", "emoji"])
+def test_reasoning_says_what_a_yes_or_no_follows_from(dataset):
+    source = open_synthetic(dataset).Source
     plain, reasoned = (source("train", "answer", 1, yes_no_questions=4, reasoning=given) for given in (False, True))
     words = set()
     for index in range(150):
@@ -276,15 +276,15 @@ def test_only_the_categories_that_are_named_are_asked_where_they_apply():
 
 
 def test_things_are_shown_as_often_as_their_chances_say():
-    figures, chances = 600, {"dwarf": 6, "man": 3, "pumpkin head": 9}
-    some = dolls.Dolls("train", "draw", seed=1, chances=chances)
+    figures, oversampling = 600, {"dwarf": 6, "man": 3, "pumpkin head": 9}
+    some = dolls.Dolls("train", "draw", seed=1, oversampling=oversampling)
     shown = Counter(layers()["base"][some.spec(index).base].phrase for index in range(figures))
     rest = 18 + 6 + 3 - 2  # the weights of all creatures
     for name in ("dwarf", "man", "elf"):  # a little rarer: twins under a pumpkin head are drawn again
-        share = chances.get(name, 1) / rest
+        share = oversampling.get(name, 1) / rest
         assert shown[name] / figures == pytest.approx(share, abs=4 * (share / figures) ** 0.5)
     assert not {(spec.base, spec.body) for spec in map(some.spec, range(figures))} & dolls.held_out_pairs()
-    plain, none = (dolls.Dolls("train", "draw", 1, chances=given) for given in (None, {"dwarf": 1}))
+    plain, none = (dolls.Dolls("train", "draw", 1, oversampling=given) for given in (None, {"dwarf": 1}))
     assert [plain.spec(index) for index in range(20)] == [none.spec(index) for index in range(20)]
 
 
@@ -354,7 +354,7 @@ def test_answers_are_compared_after_normalisation():
 
 def test_bad_arguments_are_refused(images, specs):
     refused = [
-        (lambda: open_world("cats"), "unknown world 'cats'.*dolls, emoji"),
+        (lambda: open_synthetic("cats"), "unknown dataset 'cats'.*dolls, emoji"),
         (lambda: dolls.Dolls("test", "draw", 0), "unknown split 'test'.*train, held_out"),
         (lambda: dolls.Dolls("train", "paint", 0), "unknown task 'paint'.*draw, answer"),
         (lambda: dolls.Dolls("train", "draw", -1), "negative"),
@@ -362,10 +362,13 @@ def test_bad_arguments_are_refused(images, specs):
         (lambda: dolls.Dolls("train", "answer", 0, yes_no_questions=0), "yes_no_questions is 0"),
         (lambda: dolls.Dolls("train", "answer", 0, categories=["hat"]), "questions has 'hat': choose among creature"),
         (lambda: dolls.Dolls("train", "answer", 0, categories=[]), "questions is empty: choose among creature"),
-        (lambda: dolls.Dolls("train", "draw", 0, chances={"dwarfs": 2}), "chances of dolls has 'dwarfs'.*mean dwarf"),
         (
-            lambda: open_world("emoji").Source("train", "draw", 0, chances={"cat": 2}),
-            "chances of emoji has 'cat'.*none",
+            lambda: dolls.Dolls("train", "draw", 0, oversampling={"dwarfs": 2}),
+            "oversampling of dolls has 'dwarfs'.*mean dwarf",
+        ),
+        (
+            lambda: open_synthetic("emoji").Source("train", "draw", 0, oversampling={"cat": 2}),
+            "oversampling of emoji has 'cat'.*none",
         ),
         (lambda: dolls.render(specs[0]._replace(head=99)), "head 99 does not exist: it is 0 to 24, or None"),
         (lambda: dolls.render(specs[0]._replace(base=None)), "base -1 does not exist"),

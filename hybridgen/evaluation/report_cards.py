@@ -26,7 +26,7 @@ def answer_cards(evaluation: Evaluation) -> list[Card]:
     lines: dict[int, list[str]] = {}
     pictures = {}
     for picture, question, text in zip(evaluation.quiz.pictures, evaluation.quiz.asked, given, strict=True):
-        right = evaluation.world.score_answers([text], [question])["all"]["right"]
+        right = evaluation.dataset.score_answers([text], [question])["all"]["right"]
         said = f"{question.question} {text}" + ("" if right else f"  (wrong: {question.answer})")
         pictures[id(picture)] = picture
         lines.setdefault(id(picture), []).append(said)

@@ -1,4 +1,4 @@
-"""Words about the pictures of the emoji world: captions (and the way back), questions and their exact answers.
+"""Words about the pictures of the emoji dataset: captions (and the way back), questions and their exact answers.
 
 No pixels here. What newcomers get wrong: names are Unicode's, not everyday English ("face with rolling eyes", "A
 button (blood type)"), so the article before them is a guess that reads well most of the time and that `parse_caption`
@@ -11,8 +11,8 @@ from functools import cache
 
 import numpy as np
 
-from hybridgen.data.worlds.emoji_pictures import STYLES, Spec, colour_is_plain, look_up, pictures, twins
-from hybridgen.data.worlds.questions import Question
+from hybridgen.data.synthetic.emoji_pictures import STYLES, Spec, colour_is_plain, look_up, pictures, twins
+from hybridgen.data.synthetic.questions import Question
 
 CATEGORIES = ("name", "group", "style", "yes_no", "main_colour", "translation")
 LANGUAGES = {"de": "German", "fr": "French", "es": "Spanish", "ja": "Japanese", "zh": "Chinese", "ru": "Russian"}

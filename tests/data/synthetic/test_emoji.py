@@ -1,4 +1,4 @@
-"""The emoji world: its rows and words are true, the splits hold, and the scorer keeps its own figures."""
+"""The emoji dataset: its rows and words are true, the splits hold, and the scorer keeps its own figures."""
 
 import json
 import time
@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hybridgen.data.worlds import emoji, open_world
-from hybridgen.data.worlds.emoji_language import CATEGORIES, LANGUAGES
-from hybridgen.data.worlds.emoji_pictures import _FILE, colour_is_plain, look_up, main_colour, pictures, twins
-from hybridgen.data.worlds.emoji_scoring import _candidates
-from hybridgen.data.worlds.questions import Question
+from hybridgen.data.synthetic import emoji, open_synthetic
+from hybridgen.data.synthetic.emoji_language import CATEGORIES, LANGUAGES
+from hybridgen.data.synthetic.emoji_pictures import _FILE, colour_is_plain, look_up, main_colour, pictures, twins
+from hybridgen.data.synthetic.emoji_scoring import _candidates
+from hybridgen.data.synthetic.questions import Question
 
 PICTURES = 64
 
@@ -309,6 +309,6 @@ def test_both_worlds_offer_the_same_names():
         "SIZE SPLITS TASKS CATEGORIES Source Spec Question caption parse_caption questions render render_batch spec_of"
     )
     names += " nearest_specs judge_pictures score_pictures score_answers majority_baselines"
-    for world in ("dolls", "emoji"):
-        assert not [name for name in names.split() if not hasattr(open_world(world), name)]
+    for dataset in ("dolls", "emoji"):
+        assert not [name for name in names.split() if not hasattr(open_synthetic(dataset), name)]
     assert emoji.score_answers(["Krone"], [Question("translation", "?", "Krone")])["all"]["right"] == 1

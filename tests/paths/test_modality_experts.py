@@ -8,11 +8,11 @@ from transformers import AutoModelForCausalLM
 
 from hybridgen import HybridGenForConditionalGeneration
 from hybridgen.core.layout import ImageSegment, TextSegment, lay_out
-from hybridgen.paths.own_layers import with_own
+from hybridgen.paths.modality_experts import with_own
 from hybridgen.processing_hybridgen import add_image_tokens
 from hybridgen.training.config.schema import ModelConfig
 from hybridgen.training.stages.building import build_model
-from tests.bridges.test_grafting import save_backbone, text_tokenizer
+from tests.bridges.test_assemble import save_backbone, text_tokenizer
 from tests.models import TOKENS, batch_of, inputs_of, tiny_config, tiny_model
 from tests.sampling.prompts import worst
 
@@ -20,7 +20,7 @@ DIFFUSION = {"patch_size": 4, "sample_size": 16, "frequency_embedding_size": 32}
 
 
 def model_of(backbone: str = "qwen3", own: bool = True) -> HybridGenForConditionalGeneration:
-    return tiny_model(tiny_config(backbone, diffusion_config={**DIFFUSION, "own_layers": own}))
+    return tiny_model(tiny_config(backbone, diffusion_config={**DIFFUSION, "modality_experts": own}))
 
 
 def pair(backbone: str = "qwen3"):
@@ -132,7 +132,7 @@ def test_recomputed_layers_are_those_that_were_computed():
 
 def test_they_start_as_copies_of_a_pretrained_backbone(tmp_path):
     save_backbone(tmp_path, "llama")
-    config = ModelConfig(language_model=str(tmp_path), diffusion_config={**DIFFUSION, "own_layers": True})
+    config = ModelConfig(language_model=str(tmp_path), diffusion_config={**DIFFUSION, "modality_experts": True})
     tokenizer = text_tokenizer()
     add_image_tokens(tokenizer)
     model = build_model(config, tokenizer, seed=0)
@@ -143,12 +143,14 @@ def test_they_start_as_copies_of_a_pretrained_backbone(tmp_path):
 
 
 def test_a_backbone_with_experts_is_refused():
-    with pytest.raises(ValueError, match="own_layers is true, but .* is neither projection nor norm .*; take a dec"):
+    with pytest.raises(
+        ValueError, match="modality_experts is true, but .* is neither projection nor norm .*; take a dec"
+    ):
         model_of("qwen3_moe")
 
 
 def test_they_start_as_copies_of_random_weights_too():
     torch.manual_seed(0)
-    model = HybridGenForConditionalGeneration(tiny_config(diffusion_config={**DIFFUSION, "own_layers": True}))
+    model = HybridGenForConditionalGeneration(tiny_config(diffusion_config={**DIFFUSION, "modality_experts": True}))
     weights = model.model.language_model.state_dict()
     assert all(torch.equal(weights[name], weights[name.replace(".own.", ".")]) for name in weights)

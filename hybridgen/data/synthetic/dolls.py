@@ -1,4 +1,4 @@
-"""The dolls world: 2.4e8 pixel-art figures with exact captions, exact questions and exact scores, as chat records.
+"""The dolls dataset: 2.4e8 pixel-art figures with exact captions, exact questions and exact scores, as chat records.
 
 This file only joins the parts: pictures are drawn in `dolls_figures`, put into words in `dolls_language`, judged in
 `dolls_scoring`. What newcomers get wrong: `held_out` holds out pairs of creature and clothing, not creatures; both
@@ -8,7 +8,7 @@ parts of every unseen pair are seen apart.
 import numpy as np
 from PIL import Image
 
-from hybridgen.data.worlds.dolls_figures import (
+from hybridgen.data.synthetic.dolls_figures import (
     SIZE,
     SLOTS,
     SPLITS,
@@ -19,10 +19,10 @@ from hybridgen.data.worlds.dolls_figures import (
     render,
     render_batch,
 )
-from hybridgen.data.worlds.dolls_language import CATEGORIES, caption, parse_caption, questions, reasoning
-from hybridgen.data.worlds.dolls_scoring import judge_pictures, majority_slots, nearest_specs, score_pictures
-from hybridgen.data.worlds.questions import Question, majority_shares, score_answers
-from hybridgen.data.worlds.source import LENGTH, TASKS, IndexedSource
+from hybridgen.data.synthetic.dolls_language import CATEGORIES, caption, parse_caption, questions, reasoning
+from hybridgen.data.synthetic.dolls_scoring import judge_pictures, majority_slots, nearest_specs, score_pictures
+from hybridgen.data.synthetic.questions import Question, majority_shares, score_answers
+from hybridgen.data.synthetic.source import LENGTH, TASKS, IndexedSource
 
 __all__ = [
     "CATEGORIES",
@@ -54,7 +54,7 @@ __all__ = [
 class Dolls(IndexedSource):
     """Figures as chat records: `Dolls("train" or "held_out", "draw" or "answer", seed=0)[123]`; 32x32 pixels."""
 
-    world = "dolls"
+    dataset = "dolls"
     splits = SPLITS
     kinds = CATEGORIES
 
@@ -63,7 +63,7 @@ class Dolls(IndexedSource):
         return phrases()
 
     def _draw(self, index: int, rng: np.random.Generator) -> Spec:
-        return draw_spec(rng, self.split == "held_out", self.chances)
+        return draw_spec(rng, self.split == "held_out", self.oversampling)
 
     def _render(self, spec: Spec) -> Image.Image:
         return render(spec)
@@ -82,7 +82,7 @@ Source = Dolls
 
 
 def spec_of(record: dict) -> Spec:
-    """The figure that a record of this world shows, from its "meta" (also after a round trip through JSON)."""
+    """The figure that a record of this dataset shows, from its "meta" (also after a round trip through JSON)."""
     return Spec(**record["meta"]["spec"])
 
 

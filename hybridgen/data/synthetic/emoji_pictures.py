@@ -1,4 +1,4 @@
-"""The pictures of the emoji world: one row a picture, read from the embedded parquet, shown on white.
+"""The pictures of the emoji dataset: one row a picture, read from the embedded parquet, shown on white.
 
 Pixels and facts only: words about a picture are in `emoji_language`, exact scores in `emoji_scoring`, chat records in
 `emoji`. What

@@ -1,4 +1,4 @@
-"""Questions with exact answers, and counting who got them right: shared by the worlds.
+"""Questions with exact answers, and counting who got them right: shared by the synthetic datasets.
 
 Not a metric for free prose: an answer is right when it equals the expected one after `normalise_answer`. What
 newcomers get wrong: a share means little without the share of the best constant answer; `majority_shares` gives that

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hybridgen.bridges.donors import image_settings, open_backbone, open_tower, open_vae, open_vq
 from hybridgen.bridges.janus import load_janus
+from hybridgen.bridges.pretrained_parts import image_settings, open_backbone, open_tower, open_vae, open_vq
 from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.core.layout import PATHS
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
