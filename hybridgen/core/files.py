@@ -1,25 +1,70 @@
-"""Files that are there whole or not at all.
+"""Files that are there whole or not at all, and JSON that is read in one way everywhere.
 
-The fact a newcomer gets wrong: a rename replaces a file in one move only within a folder, so what is written aside lies
-beside it.
+A rename replaces a file in one move only within a folder, so what is written aside lies beside the file it becomes.
+Folders are `checkpoints.loading.new_folder`'s (a checkpoint) and `training.state.checkpointing`'s (a state, by all
+processes together).
 """
 
+import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file aside and rename it, so that it is there whole or not at all."""
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A file to write to that takes the name `path` once the body is done; nothing is left of it when the body fails.
+
+    Yields:
+        an empty file in the same folder, with the same suffix (libraries choose formats by it).
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = content.encode() if isinstance(content, str) else content
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    os.close(handle)
+    aside = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(aside, 0o644)  # mkstemp keeps files to their owner
-        os.replace(aside, path)
+        yield aside
+        aside.chmod(0o644)  # mkstemp keeps files to their owner
+        aside.replace(path)
     except BaseException:
-        Path(aside).unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
         raise
+
+
+def write_whole(path: str | Path, content: str | bytes) -> None:
+    """Write a file so that it is there whole or not at all. Raises OSError when it cannot be written."""
+    with whole_file(path) as aside:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: str | Path, content: Any, indent: int = 1, sort_keys: bool = False) -> None:
+    """Write JSON so that it is there whole or not at all."""
+    write_whole(path, json.dumps(content, indent=indent, sort_keys=sort_keys, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path, where: str = "", missing: str = "") -> dict:
+    """The JSON object in a file.
+
+    Args:
+        where: said first in errors, such as the key of a config that named the file.
+        missing: said last where there is no such file: what follows from it, or what to give instead.
+
+    Raises:
+        ValueError: in one sentence, that the file is not there, is no JSON, or holds something else than an object.
+    """
+    path, where = Path(path), f"{where}: " if where else ""
+    if not path.is_file():
+        raise ValueError(f"{where}{path.parent} has no {path.name}{missing}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # UnicodeDecodeError is one, too
+        raise ValueError(
+            f"{where}{path} is not valid JSON ({error}); it was cut off or changed, copy it again"
+        ) from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{where}{path} holds no JSON object; it was changed, copy it again")
+    return content
