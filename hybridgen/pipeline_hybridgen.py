@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from torch import Generator, Tensor
 
 from hybridgen.chat.session import Conversing
-from hybridgen.checkpoints.loading import check_checkpoint, check_codec_weights, load_model, told_in_one_sentence
+from hybridgen.checkpoints.loading import check_checkpoint, check_codec_weights, friendly_errors, load_model
 from hybridgen.checkpoints.manifest import Manifesting
 from hybridgen.codecs.frozen import PixelCodec, VAECodec, VQCodec
 from hybridgen.core.noise import NoiseProcess
@@ -248,7 +248,7 @@ def load_pipeline(checkpoint: str | Path) -> HybridGenPipeline:
     """
     folder = Path(checkpoint)
     check_checkpoint(folder)
-    with told_in_one_sentence(folder):
+    with friendly_errors(folder):
         pipeline = HybridGenPipeline.from_pretrained(folder, model=load_model(folder / "model"))
         for name in ("vae", "vq_model"):
             if (codec := getattr(pipeline, name)) is not None:

@@ -17,7 +17,7 @@ from transformers.utils import is_peft_available
 
 from hybridgen.bridges.collect import BACKBONE, OF_PATH
 from hybridgen.bridges.pretrained_parts import quiet
-from hybridgen.checkpoints.loading import ADAPTER, is_adapter, told_in_one_sentence
+from hybridgen.checkpoints.loading import ADAPTER, friendly_errors, is_adapter
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 
@@ -131,7 +131,7 @@ def load_adapter(pipeline: HybridGenPipeline, folder: str | Path) -> HybridGenPi
     require_peft()
     folder, model = Path(folder), pipeline.model
     conversions = getattr(model, "_weight_conversions", None)
-    with told_in_one_sentence(folder), quiet():
+    with friendly_errors(folder), quiet():
         model.load_adapter(str(folder))
         with safe_open(folder / WEIGHTS, "pt") as saved:
             given = {name.removeprefix("base_model.model.") for name in saved.keys()}  # noqa: SIM118 - no dict

@@ -134,7 +134,10 @@ def _configure(paths: tuple[str, ...], donors: Donors, shape: Shape) -> HybridGe
 def _factors(donors: Donors) -> dict[str, int | None]:
     """Pixels along one side of a latent and of a code."""
     vae, vq = donors.vae, donors.vq
-    return {"diffusion": 1 if vae is None else VAECodec(vae).factor, "vq": None if vq is None else VQCodec(vq).factor}
+    return {
+        "diffusion": 1 if vae is None else VAECodec(vae).downsample_factor,
+        "vq": None if vq is None else VQCodec(vq).downsample_factor,
+    }
 
 
 def _image_size(paths: tuple[str, ...], donors: Donors, shape: Shape) -> int:

@@ -21,7 +21,7 @@ from hybridgen.bridges.prompts import begins_texts, chat_template, official_sett
 from hybridgen.bridges.report import check_weights
 from hybridgen.bridges.weights import SHARD_SIZE, Stored, save_weights, write_json
 from hybridgen.checkpoints.loading import new_folder
-from hybridgen.codecs.frozen import vq_factor
+from hybridgen.codecs.frozen import vq_downsample_factor
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor
@@ -66,7 +66,7 @@ def build_processor(janus: Janus) -> HybridGenProcessor:
     template = chat_template(janus.style, begins_texts(tokenizer))
     add_image_tokens(tokenizer)
     names = {kind: name for kind, (name, _) in janus.token_ids.items()}
-    factor = vq_factor(janus.config.vq_config.to_dict())
+    factor = vq_downsample_factor(janus.config.vq_config.to_dict())
     side = vision.image_size // vision.patch_size * factor
     return HybridGenProcessor(
         janus.image_processor,

@@ -28,7 +28,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.models.janus import JanusVQVAE
 from transformers.utils import is_gguf_available, logging
 
-from hybridgen.checkpoints.loading import check_checkpoint, load_model, told_in_one_sentence
+from hybridgen.checkpoints.loading import check_checkpoint, friendly_errors, load_model
 from hybridgen.codecs.patch_vq import PatchVQ
 from hybridgen.core.hub import INDEX
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
@@ -65,7 +65,7 @@ def open_backbone(folder: str | Path, gguf_file: str | None = None) -> tuple[Pre
             raise ValueError(f"backbone {folder} is quantized, and would learn nothing; give the one it was made from")
     else:
         _check_gguf(folder, gguf_file)
-    with told_in_one_sentence(folder):
+    with friendly_errors(folder):
         model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **_LOOKED_OVER, **given)
     _check_complete(report, folder, "backbone")
     head = model.get_output_embeddings()
@@ -117,10 +117,10 @@ def open_tower(source: str | Path) -> nn.Module:
         return _tower_of_ours(source)
     config = tower_config(source)
     if source.suffix == ".json":
-        with told_in_one_sentence(source):
+        with friendly_errors(source):
             return build_vision_tower(config).eval()
     loader = TOWERS[config.model_type]
-    with told_in_one_sentence(source):
+    with friendly_errors(source):
         tower, report = loader.from_pretrained(source, config=config, dtype=torch.float32, **_LOOKED_OVER)
     _check_complete(report, source, "vision tower")
     return tower.eval()
@@ -132,7 +132,7 @@ def _is_ours(source: Path) -> bool:
 
 def _tower_of_ours(folder: Path) -> nn.Module:
     check_checkpoint(folder)
-    with told_in_one_sentence(folder):
+    with friendly_errors(folder):
         model = load_model(folder / "model")
     if "understanding" not in model.config.paths:
         raise ValueError(f"checkpoint {folder} has no understanding path, and so no vision tower to give")
@@ -173,7 +173,7 @@ def open_vae(folder: str | Path) -> nn.Module:
     kind = _read_config(folder, "VAE").get("_class_name")
     if kind != "AutoencoderKL":
         raise ValueError(f"VAE {folder} is a {kind!r}, not an AutoencoderKL; name the folder vae/ of a diffusers model")
-    with told_in_one_sentence(folder):
+    with friendly_errors(folder):
         vae, report = diffusers.AutoencoderKL.from_pretrained(
             folder, torch_dtype=torch.float32, output_loading_info=True
         )
@@ -193,7 +193,7 @@ def open_vq(folder: str | Path) -> nn.Module:
     if kind not in VQ_KINDS:
         kind = kind or content.get("model_type")
         raise ValueError(f"VQ tokenizer {folder} is a {kind!r}, not one of {', '.join(VQ_KINDS)}{_hint(kind)}")
-    with told_in_one_sentence(folder):
+    with friendly_errors(folder):
         vq, report = VQ_KINDS[kind].from_pretrained(folder, output_loading_info=True)
     _check_complete(report, folder, "VQ tokenizer")
     return vq.float().eval().requires_grad_(False)

@@ -21,7 +21,7 @@ from hybridgen.checkpoints.manifest import manifest
 from hybridgen.configuration_hybridgen import require_path
 from hybridgen.core.messages import check_messages, parts, without_prompt
 from hybridgen.pipeline_checks import WRITING_PATHS
-from hybridgen.sampling.codes import writing_codes
+from hybridgen.sampling.codes import code_steps
 from hybridgen.sampling.interleaved import (
     Picture,
     Row,
@@ -29,10 +29,10 @@ from hybridgen.sampling.interleaved import (
     begin,
     commit,
     common,
-    drawing_latents,
+    latent_steps,
     read,
     side_by_side,
-    writing_tokens,
+    token_steps,
 )
 from hybridgen.sampling.prefix import Prefix
 from hybridgen.sampling.seeds import draw_gumbel, image_generators, new_seed
@@ -223,7 +223,7 @@ class Turn:
         def choose(logits: Tensor) -> int:
             return int(words.draw(logits.index_fill(-1, never, -torch.inf), self._noise))
 
-        for token in writing_tokens(self.model, prefix, count, choose, {begins, ended}):
+        for token in token_steps(self.model, prefix, count, choose, {begins, ended}):
             drawn = token == begins
             if token not in (begins, ended):
                 ids.append(token)
@@ -267,7 +267,7 @@ class Turn:
         guider = None if asked.guider is None else drawing.guidance
         made = manifest(
             self.pipe, self.pipe.origin, drawing.path, "".join(said), self.seed + index, drawing.size, drawing.settings,
-            negative_prompt=asked.negative_prompt, guidance=guider, said_before=others,
+            negative_prompt=asked.negative_prompt, guidance=guider, prior_messages=others,
         )  # fmt: skip
         yield ImageDone(index, image, made)
 
@@ -277,11 +277,11 @@ class Turn:
         if drawing.path == "diffusion":
             steps, size = drawing.settings["num_inference_steps"], pipe.latent_size(drawing.size)
             given = pipe.scheduler, steps, size, generators[0], drawing.guidance, drawing.settings["shift"]
-            yield from drawing_latents(self.model, prefix, *given, drawing.decoder)
+            yield from latent_steps(self.model, prefix, *given, drawing.decoder)
             return
         height, width = (side // pipe.processor.vq_token_size for side in drawing.size)
         given = generators, drawing.sampling, drawing.guidance, None, None, drawing.decoder, drawing.settings["window"]
-        for codes in writing_codes(self.model, prefix, height * width, *given):  # 1, t
+        for codes in code_steps(self.model, prefix, height * width, *given):  # 1, t
             whole = codes.shape[1] // width  # rows of the picture
 
             def rows_so_far(codes=codes, whole=whole) -> Tensor | None:

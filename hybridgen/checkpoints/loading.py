@@ -154,7 +154,7 @@ def check_codec_weights(folder: Path, codec: nn.Module) -> None:
 
 
 @contextmanager
-def told_in_one_sentence(folder: Path) -> Iterator[None]:
+def friendly_errors(folder: Path) -> Iterator[None]:
     """Inside, whatever transformers and diffusers raise about a damaged folder becomes one ValueError that names it."""
     try:
         yield

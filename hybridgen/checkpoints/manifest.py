@@ -37,7 +37,7 @@ def manifest(
     guidance: Guidance | None = None,
     image: Path | None = None,
     read: str | None = None,
-    said_before: int = 0,
+    prior_messages: int = 0,
 ) -> dict:
     """What made one picture.
 
@@ -47,7 +47,7 @@ def manifest(
         settings: as `HybridGenPipeline.sampling_settings` gives them, of this picture.
         guidance: what the call had as guider.
         image, read: the file of the image condition, and the path by which it was read.
-        said_before: messages of a conversation, and parts of the last, before the picture and beside the prompt; with 0
+        prior_messages: messages of a conversation, and parts of the last, before the picture and beside the prompt; with 0
             the prompt alone draws it again.
     """
     scheduler = pipeline.scheduler if path == "diffusion" else None
@@ -55,7 +55,7 @@ def manifest(
         "format": FORMAT,
         "prompt": prompt,
         "negative_prompt": negative_prompt,
-        "said_before": said_before,
+        "prior_messages": prior_messages,
         "path": path,
         "seed": seed,
         "height": size[0],

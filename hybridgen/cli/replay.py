@@ -74,9 +74,9 @@ def read_manifest(file: Path, picture: Image.Image) -> dict:
     if not known or strange:
         what = f"{strange[0]!r}" if known else f"path {facts['path']!r}"
         raise ValueError(f"{file} carries a manifest whose {what} is none that can be drawn by; it was changed")
-    if facts.get("said_before"):
+    if prior := facts.get("prior_messages", facts.get("said_before")):  # older PNGs' name
         raise ValueError(
-            f"{file} was drawn in a conversation, after {facts['said_before']} messages and parts of messages that its "
+            f"{file} was drawn in a conversation, after {prior} messages and parts of messages that its "
             "manifest does not hold, so its prompt alone would draw another picture"
         )
     if facts.get("format", 0) > FORMAT:

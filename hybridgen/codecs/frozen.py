@@ -9,7 +9,7 @@ picture. It is also tied to one grid, where a code map decodes at any size.
 Nothing here draws a random number (a VAE's posterior is read at its mode), moves a tensor to another device, or changes
 the module it was handed: hand it one in eval mode.
 
-Shapes: I images, C channels, H x W pixels, h x w = H / factor x W / factor, D width of the codebook, V codes,
+Shapes: I images, C channels, H x W pixels, h x w = H / f x W / f, D width of the codebook, V codes,
 T codes of all images together.
 """
 
@@ -34,7 +34,7 @@ Images = Tensor | list[Tensor]  # (I, C, H, W), or I of (C, H, W) where sizes di
 class PixelCodec:
     """The diffusion path without a VAE: latents are the pixels themselves."""
 
-    factor = 1
+    downsample_factor = 1
 
     def encode(self, images: Images) -> Images:
         return images
@@ -52,7 +52,7 @@ class VAECodec:
 
     def __init__(self, vae: nn.Module):
         self.vae = _at_safe_precision(vae)
-        self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.downsample_factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.scale = vae.config.get("scaling_factor") or 1.0
         self.shift = vae.config.get("shift_factor") or 0.0
 
@@ -61,7 +61,7 @@ class VAECodec:
         """Pixels (I, 3, H, W) -> latents (I, C, h, w), float32; a list gives a list."""
         if not isinstance(images, Tensor):
             return [self.encode(image[None])[0] for image in images]
-        check_size(*images.shape[-2:], self.factor)
+        check_size(*images.shape[-2:], self.downsample_factor)
         with _no_autocast(images):
             encoded = self.vae.encode(images.to(self.vae.dtype))
         if hasattr(encoded, "latent_dist"):
@@ -109,7 +109,7 @@ class VQCodec:
     def __init__(self, model: nn.Module):
         self.model = _at_safe_precision(model)
         self.directions = compares_directions(model)
-        self.factor = vq_factor(model.config.to_dict() if self.directions else model.config)
+        self.downsample_factor = vq_downsample_factor(model.config.to_dict() if self.directions else model.config)
 
     @property
     def codebook(self) -> Tensor:
@@ -123,7 +123,7 @@ class VQCodec:
         if not isinstance(images, Tensor):
             codes = [self.encode(image[None]) for image in images]
             return torch.cat(codes) if codes else torch.zeros(0, dtype=torch.long, device=self.model.device)
-        check_size(*images.shape[-2:], self.factor)
+        check_size(*images.shape[-2:], self.downsample_factor)
         with _no_autocast(images):
             z = to_latents(self.model, images.to(self.model.dtype))  # I, D, h, w
         return quantize(z.float(), self.model.quantize.embedding.weight.float(), self.directions).codes.flatten()
@@ -148,7 +148,7 @@ def compares_directions(model: nn.Module) -> bool:
     return not isinstance(model, VQModel)
 
 
-def vq_factor(config: Mapping) -> int:
+def vq_downsample_factor(config: Mapping) -> int:
     """Pixels along one side of a code, from a tokenizer's config alone."""
     if "patch_size" in config:
         return config["patch_size"]  # PatchVQ

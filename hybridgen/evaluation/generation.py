@@ -143,7 +143,7 @@ def through_codec(pipeline: HybridGenPipeline, pictures: list[Image.Image]) -> l
         chunk = pictures[start : start + AT_ONCE]
         pixels = [pipeline.processor.image_processor.generation(image, image.height, image.width) for image in chunk]
         codes = codec.encode(torch.stack(pixels))  # T
-        side = chunk[0].height // codec.factor, chunk[0].width // codec.factor
+        side = chunk[0].height // codec.downsample_factor, chunk[0].width // codec.downsample_factor
         kept += pipeline.processor.postprocess(codec.decode(codes.view(-1, *side)))
     return kept
 

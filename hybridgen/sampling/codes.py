@@ -97,14 +97,14 @@ def write_codes(
     Raises:
         ValueError: a window of several codes with a guidance that averages over steps.
     """
-    steps = writing_codes(model, prefix, count, generators, sampling, guidance, on_step, on_logits, decoder, window)
+    steps = code_steps(model, prefix, count, generators, sampling, guidance, on_step, on_logits, decoder, window)
     for codes in steps:  # noqa: B007
         pass
     return codes
 
 
 @torch.no_grad()
-def writing_codes(
+def code_steps(
     model: HybridGenForConditionalGeneration,
     prefix: Prefix,
     count: int,

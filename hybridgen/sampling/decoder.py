@@ -36,7 +36,7 @@ _MOVING_ROPE = ("dynamic", "longrope")  # frequencies that depend on how long th
 _FEW = 8  # tokens below which a product waits for weights, so that int8 pays (measured on AVX512: 2 to 6 times fp32)
 
 
-def can_be_lean(model: HybridGenForConditionalGeneration) -> bool:
+def can_be_fused(model: HybridGenForConditionalGeneration) -> bool:
     """Whether the backbone's layers are the operations that this file knows, and nothing else."""
     language_model = model.model.language_model
     if type(language_model) not in _FAMILY or language_model.rotary_emb.rope_type in _MOVING_ROPE:
@@ -188,7 +188,7 @@ class Decoder:
         self.model, self.precision = model, precision
         self.layers: list[_Layer] | None = None
         self._made_of = self._weights()
-        if not can_be_lean(model):
+        if not can_be_fused(model):
             if precision != "model":
                 raise ValueError(
                     f"precision {precision!r} needs a plain backbone of the Llama family (Llama, Mistral, Qwen2, "
@@ -267,7 +267,7 @@ class Reader:
             keep: the prefix grows by them; otherwise it stays as it was.
         """
         last, cache = first + embeds.shape[1], self.prefix.cache
-        with nullcontext() if keep else cache.peeking():
+        with nullcontext() if keep else cache.no_commit():
             if not self.lean:
                 where = self._mask_of(first, last), self.position_ids[:, first:last]
                 return backbone(self.decoder.model, self.prefix, embeds, *where, self.diffusion)

@@ -52,13 +52,13 @@ def denoise(
         on_step: told the latents after each step; what it returns is gone on with.
     """
     latents = noise
-    for latents in denoising(predict, noise, schedule, prediction_type, generators, on_step):  # noqa: B007
+    for latents in denoise_steps(predict, noise, schedule, prediction_type, generators, on_step):  # noqa: B007
         pass
     return latents
 
 
 @torch.no_grad()
-def denoising(
+def denoise_steps(
     predict: Predict,
     noise: Tensor,
     schedule: Schedule,

@@ -1,7 +1,7 @@
 """Interleaved: a conversation of texts and pictures read and written piece by piece, each token computed once.
 
     read            a document -> a `Row`; what an earlier row has read already is not read again
-    writing_tokens  a row -> text, token by token
+    token_steps  a row -> text, token by token
     begin, drawing  a row -> what a picture is drawn against, and its steps
     commit          a picture -> read clean into the row, for what follows
 
@@ -24,9 +24,9 @@ from hybridgen.core.noise import convert
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.sampling.codes import commit_codes
 from hybridgen.sampling.decoder import Decoder
-from hybridgen.sampling.denoise import denoising, image_predictor, prepare
+from hybridgen.sampling.denoise import denoise_steps, image_predictor, prepare
 from hybridgen.sampling.guidance import Guidance
-from hybridgen.sampling.prefix import SHELF, Prefix, extend, stack
+from hybridgen.sampling.prefix import PAD_MULTIPLE, Prefix, extend, stack
 from hybridgen.sampling.seeds import draw_noise
 
 
@@ -89,7 +89,7 @@ def read(
 
     Args:
         row: None = nothing was read.
-        pad: id of the padding in front, up to a whole number of `SHELF` tokens (`prefix.read_prompts` says why).
+        pad: id of the padding in front, up to a whole number of `PAD_MULTIPLE` tokens (`prefix.read_prompts` says why).
         beside: tokens of a document that will stand beside it, padded alike.
     """
     kept = 0 if row is None else min(common(row.tokens, tokens), len(tokens) - 1)
@@ -98,7 +98,7 @@ def read(
         begun = row.until(kept)
         states = extend(model, begun, ids, blocks, **media)  # 1, n, H
     else:
-        front = -(-max(len(tokens), beside) // SHELF) * SHELF - len(tokens)
+        front = -(-max(len(tokens), beside) // PAD_MULTIPLE) * PAD_MULTIPLE - len(tokens)
         begun, states = _first(model, ids, blocks, media, front, pad)
     return Row(list(tokens), begun.until(len(begun) - 1, states[:, -2]), begun)
 
@@ -145,7 +145,7 @@ def _as_inputs(model: HybridGenForConditionalGeneration, tokens: list[Token]) ->
 
 
 @torch.no_grad()
-def writing_tokens(
+def token_steps(
     model: HybridGenForConditionalGeneration,
     prefix: Prefix,
     count: int,
@@ -191,7 +191,7 @@ def side_by_side(prefixes: list[Prefix]) -> Prefix:
 
 
 @torch.no_grad()
-def drawing_latents(
+def latent_steps(
     model: HybridGenForConditionalGeneration,
     prefix: Prefix,
     scheduler,
@@ -215,7 +215,7 @@ def drawing_latents(
         said[:] = prediction, noisy, schedule.alpha[step], schedule.sigma[step]
         return prediction
 
-    for latents in denoising(listened, noise, schedule, config.prediction_type, [generator]):
+    for latents in denoise_steps(listened, noise, schedule, config.prediction_type, [generator]):
         yield latents, lambda: convert(config.prediction_type, "sample", *said)
 
 

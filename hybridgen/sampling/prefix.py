@@ -21,7 +21,7 @@ from hybridgen.core import layout
 from hybridgen.core.documents import Document, left_pad
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 
-SHELF = 32  # prompts are padded to a whole number of so many tokens
+PAD_MULTIPLE = 32  # prompts are padded to a whole number of so many tokens
 
 
 class _BufferLayer(DynamicLayer):
@@ -99,7 +99,7 @@ class PrefixCache(Cache):
             layer.length += count
 
     @contextmanager
-    def peeking(self) -> Iterator[None]:
+    def no_commit(self) -> Iterator[None]:
         """Inside, new tokens are read but not kept."""
         for layer in self.layers:
             layer.keeping = False
@@ -248,14 +248,14 @@ def read_prompts(
     """Prompts, one a row, and the token that begins an image: ready to draw.
 
     A document that stands in several rows (the empty prompt of guidance, several images of a prompt) is read once.
-    All are padded to a whole number of `SHELF` tokens: a sum in another order rounds otherwise, and so a picture would
+    All are padded to a whole number of `PAD_MULTIPLE` tokens: a sum in another order rounds otherwise, and so a picture would
     depend on the longest prompt beside it.
 
     Args:
         encode: a batch as `left_pad` makes it -> its images as `prefill` takes them.
     """
     different = list({id(document): document for document in documents}.values())
-    batch = left_pad(different, pad, SHELF)
+    batch = left_pad(different, pad, PAD_MULTIPLE)
     vectors = {name: batch[name].to(device) for name in ("input_ids", "document_ids", "block_ids", "position_ids")}
     prefix = prefill(model, **begin_image(vectors, begin), **encode(batch))
     if len(different) == len(documents):

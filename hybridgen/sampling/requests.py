@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hybridgen.core.documents import Document
-from hybridgen.sampling.prefix import SHELF
+from hybridgen.sampling.prefix import PAD_MULTIPLE
 from hybridgen.sampling.settings import check_scales, each
 
 
@@ -35,7 +35,7 @@ class Order:
     @property
     def shape(self) -> tuple:
         """What must be equal in a batch."""
-        return self.size, len(self.rows), math.ceil(max(map(len, self.rows)) / SHELF)
+        return self.size, len(self.rows), math.ceil(max(map(len, self.rows)) / PAD_MULTIPLE)
 
 
 def batches(orders: Sequence[Order], max_batch: int) -> list[list[int]]:

@@ -354,7 +354,7 @@ def test_previews_of_codes_are_the_rows_that_are_there(pipe):
 def test_the_manifest_draws_the_picture_again(pipe, path):
     done = of(ImageDone, pipe.stream(said(SHORT), path=path, plan=["image"], guidance_scale=2.0, **FEW[path]))
     facts = json.loads(json.dumps(done[0].manifest))
-    assert facts["said_before"] == 0
+    assert facts["prior_messages"] == 0
     size = {"height": facts["height"], "width": facts["width"]}
     again = pipe(facts["prompt"], path=facts["path"], seed=facts["seed"], **size, **facts["settings"]).images[0]
     assert again.tobytes() == done[0].image.tobytes()

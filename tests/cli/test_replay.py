@@ -32,11 +32,12 @@ def run(capsys):
     return call
 
 
-def changed(file: Path, to: Path, pixels: Image.Image | None = None, **facts) -> Path:
+def changed(file: Path, to: Path, pixels: Image.Image | None = None, without: tuple = (), **facts) -> Path:
     """A copy of a picture whose manifest, or whose pixels, say something else."""
     picture = Image.open(file)
     text = PngInfo()
-    text.add_itxt("manifest", json.dumps(json.loads(picture.text["manifest"]) | facts))
+    manifest = {name: fact for name, fact in json.loads(picture.text["manifest"]).items() if name not in without}
+    text.add_itxt("manifest", json.dumps(manifest | facts))
     (pixels or picture).save(to, pnginfo=text)
     return to
 
@@ -185,11 +186,14 @@ def test_a_picture_of_a_conversation_is_drawn_again_or_refused(run, tiny_checkpo
     monkeypatch.setattr("sys.stdin", io.StringIO("/draw an orc\n/draw an elf\n"))
     _, (first, second), _ = run("chat", tiny_checkpoint, "--seed", 3, "--steps", 2, "--out", tmp_path)
     assert run("replay", first)[:2] == (0, ["identical: all 32x32 pixels are as they were"])
-    code, lines, error = run("replay", second)
-    assert (code, lines) == (2, [])
-    assert (
-        "was drawn in a conversation, after 2 messages and parts of messages that its manifest does not hold" in error
-    )
+    for count in ("prior_messages", "said_before"):  # as older PNGs call it
+        old = changed(second, tmp_path / "old.png", without=("prior_messages",), **{count: 2})
+        code, lines, error = run("replay", old)
+        assert (code, lines) == (2, [])
+        assert "in a conversation, after 2 messages and parts of messages that its manifest does not hold" in error
+    assert json.loads(Image.open(second).text["manifest"])["prior_messages"] == 2
+    alone = changed(first, tmp_path / "alone.png", without=("prior_messages",), said_before=0)
+    assert run("replay", alone)[:2] == (0, ["identical: all 32x32 pixels are as they were"])
 
 
 def test_a_file_is_hashed_once(tmp_path, monkeypatch):

@@ -44,14 +44,14 @@ def vq_model() -> VQModel:
 def test_pixel_codec_changes_nothing():
     images = torch.rand(2, 3, 8, 8)
     assert PixelCodec().decode(PixelCodec().encode(images)) is images
-    assert PixelCodec.factor == 1
+    assert PixelCodec.downsample_factor == 1
 
 
 def test_vae_latents_are_those_of_the_vae(vae):
     codec = VAECodec(vae)
     images = torch.rand(2, 3, 16, 8) * 2 - 1
     latents = codec.encode(images)
-    assert codec.factor == 2
+    assert codec.downsample_factor == 2
     assert latents.shape == (2, 4, 8, 4)
     with torch.no_grad():
         expected = (vae.encode(images).latent_dist.mode() - 0.25) * 0.5
@@ -100,7 +100,7 @@ def test_janus_pixels_equal_those_of_transformers(janus_vq):
     with torch.no_grad():
         expected = janus_vq.decode(codes.flatten(1))
     torch.testing.assert_close(codec.decode(codes), expected, rtol=0, atol=1e-6)  # measured 0
-    assert codec.factor == 4
+    assert codec.downsample_factor == 4
 
 
 def test_janus_tokenizer_at_another_grid(janus_vq):

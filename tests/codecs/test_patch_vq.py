@@ -25,7 +25,7 @@ def test_before_training_codes_are_patches():
     assert torch.equal(model.decoder(latents), images)
     model.quantize.embedding.weight.data[:16] = latents[0].flatten(1).T
     codec = VQCodec(model)
-    assert codec.factor == 4
+    assert codec.downsample_factor == 4
     codes = codec.encode(images[:1])
     assert codes.tolist() == list(range(16))
     assert torch.equal(codec.decode(codes.view(1, 4, 4)), images[:1])

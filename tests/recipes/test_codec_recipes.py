@@ -69,7 +69,7 @@ def test_each_config_runs_and_saves_what_other_stages_load(name, pictures, tmp_p
     images = torch.zeros(1, 3, side, side)
     if name == "codec_vq16":
         codec = VQCodec(load_vq(checkpoint / "vq_model"))
-        assert codec.encode(images).shape == ((side // codec.factor) ** 2,)
+        assert codec.encode(images).shape == ((side // codec.downsample_factor) ** 2,)
     else:
         vae = AutoencoderKL.from_pretrained(checkpoint / "vae")
         channels = 16 if name == "vae_emoji" else 4
@@ -122,7 +122,7 @@ def test_latent_diffusions_settings(tmp_path):
     with torch.device("meta"):
         model = build_vae(vae, 0)
     assert sum(each.numel() for each in model.parameters()) == 83_653_863  # Stable Diffusion's
-    assert (vae.image_size, VAECodec(model).factor, model.config.latent_channels) == (256, 8, 4)
+    assert (vae.image_size, VAECodec(model).downsample_factor, model.config.latent_channels) == (256, 8, 4)
     assert (vae.l1, vae.l2, vae.kl, vae.perceptual.weight) == (1.0, 0.0, 1e-6, 1.0)
     judge = vae.adversarial
     assert (judge.start, judge.weight, judge.adaptive, judge.betas) == (50_001, 0.5, True, [0.5, 0.9])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hybridgen.sampling.decoder import PRECISIONS, Decoder, _Product, can_be_lean
+from hybridgen.sampling.decoder import PRECISIONS, Decoder, _Product, can_be_fused
 from hybridgen.sampling.prefix import backbone
 from tests.models import text_config, tiny_config, tiny_model
 from tests.sampling.prompts import PROMPTS, prefix_of, worst
@@ -32,7 +32,7 @@ def as_transformers(model, prefix, embeds, blocks, first: int, keep: bool):
     position_ids = prefix.positions_of(last)[:, first:]
     if keep:
         return backbone(model, prefix, embeds, mask, position_ids)
-    with prefix.cache.peeking():
+    with prefix.cache.no_commit():
         return backbone(model, prefix, embeds, mask, position_ids)
 
 
@@ -44,7 +44,7 @@ def test_a_token_at_a_time_is_as_transformers_reads_it(name):
     for key, parameter in model.model.language_model.named_parameters():
         if "norm" in key or "bias" in key:
             torch.nn.init.normal_(parameter, mean=0.5, std=0.2)
-    assert can_be_lean(model)
+    assert can_be_fused(model)
     ours, theirs = prefix_of(model, PROMPTS), prefix_of(model, PROMPTS)
     blocks = torch.arange(6)
     read = Decoder(model).after(ours, blocks, causal=True)
@@ -76,7 +76,7 @@ def test_an_image_at_once_is_as_transformers_reads_it_and_not_kept(prompts, atte
 def test_other_backbones_are_run_as_transformers_runs_them():
     for name in ("qwen3_moe", "llama4_text"):
         model = tiny_model(tiny_config(name))
-        assert not can_be_lean(model)
+        assert not can_be_fused(model)
         with pytest.raises(ValueError, match="Llama family"):
             Decoder(model, "int8")
 
@@ -85,15 +85,15 @@ def test_changed_layers_are_run_as_they_were_changed():
     model = tiny_model()
     layer = model.model.language_model.layers[1].self_attn
     handle = layer.register_forward_hook(lambda module, args, output: output)
-    assert not can_be_lean(model)
+    assert not can_be_fused(model)
     handle.remove()
-    assert can_be_lean(model)
+    assert can_be_fused(model)
 
     class Adapted(torch.nn.Linear):
         pass
 
     layer.q_proj.__class__ = Adapted
-    assert not can_be_lean(model)
+    assert not can_be_fused(model)
 
 
 @torch.no_grad()

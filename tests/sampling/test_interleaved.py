@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hybridgen.sampling.interleaved import Picture, Row, commit, common, read, side_by_side, writing_tokens
+from hybridgen.sampling.interleaved import Picture, Row, commit, common, read, side_by_side, token_steps
 from hybridgen.sampling.prefix import extend, stack
 from hybridgen.sampling.text import StableText
 from tests.models import BEGIN, END, PAD, tiny_model
@@ -48,7 +48,7 @@ def test_a_row_is_never_changed(path):
     row = read(model, None, TEXT, PAD)
     before, state = contents(row), row.prefix.last_state.clone()
     read(model, row, [*TEXT, 9, 10], PAD)
-    for _ in writing_tokens(model, row.until(len(TEXT)), 4, lambda logits: int(logits.argmax()), set()):
+    for _ in token_steps(model, row.until(len(TEXT)), 4, lambda logits: int(logits.argmax()), set()):
         pass
     media = {"latents": torch.randn(1, 3, 16, 16)} if path == "diffusion" else {"codes": torch.arange(16)}
     drawn = Picture(path, 16, path == "diffusion", media)

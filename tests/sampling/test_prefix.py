@@ -75,7 +75,7 @@ def test_the_buffered_cache_is_transformers_cache():
 def test_peeking_keeps_nothing():
     model = tiny_model()
     prefix, untouched = prefix_of(model, PROMPTS), prefix_of(model, PROMPTS)
-    with prefix.cache.peeking(), torch.no_grad():
+    with prefix.cache.no_commit(), torch.no_grad():
         model.model.language_model(inputs_embeds=torch.randn(5, 3, 32), past_key_values=prefix.cache, use_cache=True)
     assert len(prefix) == len(untouched)
     assert torch.equal(extend(model, prefix, TEXT), extend(model, untouched, TEXT))
@@ -84,7 +84,7 @@ def test_peeking_keeps_nothing():
 def test_peeking_ends_with_an_error_too():
     model = tiny_model()
     prefix = prefix_of(model, PROMPTS)
-    with pytest.raises(RuntimeError), prefix.cache.peeking():
+    with pytest.raises(RuntimeError), prefix.cache.no_commit():
         raise RuntimeError
     assert all(layer.keeping for layer in prefix.cache.layers)
 

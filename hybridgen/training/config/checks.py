@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hybridgen.bridges.adapters import require_peft
-from hybridgen.codecs.frozen import vq_factor
+from hybridgen.codecs.frozen import vq_downsample_factor
 from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.paths.patches import check_size
 from hybridgen.paths.understanding import tokens_per_image
@@ -245,7 +245,7 @@ def codec_factors(hybrid: HybridGenConfig, codec: "CodecPaths", from_pretrained:
                 f"vq_config.num_embeddings is {hybrid.vq_config.num_embeddings}, but codec.vq has {codes} codes; "
                 "make them equal"
             )
-        factors["vq"] = vq_factor(vq)
+        factors["vq"] = vq_downsample_factor(vq)
     return factors
 
 

@@ -7,7 +7,7 @@ loaded; that is asked when the stage is made, still before the first step.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hybridgen.codecs.frozen import vq_factor
+from hybridgen.codecs.frozen import vq_downsample_factor
 from hybridgen.training.config.parts import read_json, vae_config, vq_config
 from hybridgen.training.stages.adversarial import smallest_side
 
@@ -50,7 +50,7 @@ def check_codec_stage(config: "TrainConfig") -> None:
 
 def _check_vq(config: "TrainConfig") -> None:
     settings = config.vq_model
-    _check_common("vq_model", settings, vq_factor(vq_config(settings)), config.steps)
+    _check_common("vq_model", settings, vq_downsample_factor(vq_config(settings)), config.steps)
     for key in ("commitment", "codebook"):
         _require(f"vq_model.{key}", getattr(settings, key), lambda value: value >= 0, "0 or more")
     if settings.continuous_steps >= config.steps:

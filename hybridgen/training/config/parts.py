@@ -17,7 +17,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 
-from hybridgen.codecs.frozen import vq_factor
+from hybridgen.codecs.frozen import vq_downsample_factor
 from hybridgen.codecs.patch_vq import PatchVQ
 from hybridgen.configuration_hybridgen import HybridGenConfig, HybridGenDiffusionConfig, HybridGenVQConfig
 from hybridgen.training.config.strict import suggest
@@ -85,7 +85,7 @@ def vq_config(settings: "VQTrainingConfig") -> dict:
             f"{where}: base_channels {config.base_channels} times each of channel_multiplier "
             f"{list(config.channel_multiplier)} must be divisible by 32, the groups of JanusVQVAE's normalisation"
         )
-    config.num_patches = settings.image_size // vq_factor(config.to_dict())
+    config.num_patches = settings.image_size // vq_downsample_factor(config.to_dict())
     return config.to_dict()
 
 

@@ -62,8 +62,8 @@ def build_parts(config: TrainConfig) -> Parts:
     processor = HybridGenProcessor.for_config(
         model.config,
         tokenizer,
-        vae_factor=1 if vae is None else VAECodec(vae).factor,
-        vq_factor=None if vq is None else VQCodec(vq).factor,
+        vae_factor=1 if vae is None else VAECodec(vae).downsample_factor,
+        vq_factor=None if vq is None else VQCodec(vq).downsample_factor,
     )
     defaults = {path: config.sampling.of_path(path) for path in WRITING_PATHS if path in model.config.paths}
     pipeline = HybridGenPipeline(model, processor, vae=vae, vq_model=vq, sampling_defaults=defaults or None)

@@ -93,7 +93,7 @@ def test_it_learns_and_codes_are_used(trained):
 def test_the_saved_tokenizer_decodes_what_it_encodes(trained):
     kind, folder = trained
     codec = VQCodec(load_vq(folder / "checkpoint" / "vq_model"))
-    assert codec.factor == 4
+    assert codec.downsample_factor == 4
     source = Dolls("held_out", "draw", seed=1)
     arrays = [np.asarray(source.picture(i).convert("RGB")) for i in range(4)]
     pictures = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2) / 127.5 - 1
