@@ -8,7 +8,6 @@ steps_quality.png. Several schedulers (class names of diffusers) make several ta
 
 import argparse
 import inspect
-import io
 import json
 import sys
 from datetime import date
@@ -19,15 +18,15 @@ from tqdm import tqdm
 
 import hybridgen  # noqa: F401  first: it mends torchvision beside a CPU build of torch
 from hybridgen.bridges.adapters import open_pipeline
+from hybridgen.checkpoints.hashes import weights_hash
 from hybridgen.cli.demo import best_device
-from hybridgen.cli.replay import weights_hash
+from hybridgen.core.figures import grid, save, side_by_side
 from hybridgen.core.files import write_whole
 from hybridgen.data.synthetic import open_synthetic
 from hybridgen.evaluation import generation, provenance
 from hybridgen.evaluation.suites import open_suite
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.sampling.denoise import prepare, try_out
-from hybridgen.training.monitor.sheets import sheet
 
 SHOWN = 6  # pictures of each number of steps on the sheet
 
@@ -108,8 +107,7 @@ def main() -> int:
         "hardware": provenance.hardware(), "lines": lines,
     }  # fmt: skip
     write_whole(options.out / "steps_quality.json", json.dumps(told, indent=2) + "\n")
-    sheet(captions, drawn).save(picture := io.BytesIO(), "PNG")
-    write_whole(options.out / "steps_quality.png", picture.getvalue())
+    save(grid(side_by_side(captions, drawn), columns=1), options.out / "steps_quality.png")
     print("\n".join(in_table(lines)))
     return 0
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from hybridgen.core.figures import grid, plot, save
 from hybridgen.core.files import write_whole
-from hybridgen.evaluation import figures, provenance
+from hybridgen.evaluation import provenance
 from hybridgen.evaluation.markup import duration
 from hybridgen.evaluation.report import Story, Target, render
 from hybridgen.evaluation.report_cards import answer_cards, drawing_cards, loss_panels
@@ -53,11 +54,11 @@ def write(out: Path, evaluation: Evaluation, films: dict[str, list[Image.Image]]
         "the model": loss_panels(out / "metrics.jsonl"),
     }
     for path in evaluation.drawn:
-        sheet = figures.grid(drawing_cards(evaluation, path)[:SHOWN], columns=4, title=f"drawn by {path}")
-        sheet.save(out / f"drawn_{path}.png")
+        page = grid(drawing_cards(evaluation, path)[:SHOWN], columns=4, title=f"drawn by {path}")
+        save(page, out / f"drawn_{path}.png")
     if evaluation.given:
-        figures.grid(answer_cards(evaluation)[: SHOWN // 2], columns=3, title="asked about").save(out / "answers.png")
-    figures.panels_image([panel for stage in panels.values() for panel in stage]).save(out / "losses.png")
+        save(grid(answer_cards(evaluation)[: SHOWN // 2], columns=3, title="asked about"), out / "answers.png")
+    save(plot([panel for stage in panels.values() for panel in stage]), out / "losses.png")
     yield str(save_scores(evaluation.scores, out))
     dataset, scores = evaluation.suite.dataset, evaluation.scores
     story = Story(

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from hybridgen.core.figures import Panel, panel_svg
 from hybridgen.evaluation import generation, provenance
-from hybridgen.evaluation.figures import Panel, panel_svg
 from hybridgen.evaluation.markup import duration, image_tag, labelled, mark, percent, table, with_interval
 from hybridgen.evaluation.suites import Evaluation
 

@@ -1,23 +1,18 @@
-"""What is put on show: an evaluation's pictures and answers as cards, and a training run's `metrics.jsonl` as curves.
+"""What a report shows: an evaluation's pictures and answers as cards, and a training run's `metrics.jsonl` as curves.
 
-It decides what stands beside what; `figures` draws it. The fact a newcomer gets wrong: a run logs a loss as the mean
-since the last log, so training and held-out curves have different steps.
+It decides what stands beside what; `core.figures` draws it.
 """
 
-import json
 from pathlib import Path
 
-from hybridgen.evaluation.figures import Card, Panel
+from hybridgen.core.figures import Card, Panel, read_curves, side_by_side
 from hybridgen.evaluation.suites import Evaluation
 
 
 def drawing_cards(evaluation: Evaluation, path: str) -> list[Card]:
-    """What was asked for, the true picture, and what a path drew."""
+    """One card a prompt: the true picture, and what a path drew."""
     prompts = evaluation.prompts
-    return [
-        Card({"true picture": true, path: drawn}, (caption,))
-        for caption, true, drawn in zip(prompts.captions, prompts.pictures, evaluation.drawn[path], strict=True)
-    ]
+    return side_by_side(prompts.captions, {"true picture": prompts.pictures, path: evaluation.drawn[path]})
 
 
 def answer_cards(evaluation: Evaluation) -> list[Card]:
@@ -34,15 +29,14 @@ def answer_cards(evaluation: Evaluation) -> list[Card]:
 
 
 def loss_panels(metrics: Path) -> list[Panel]:
-    """One panel for each kind of loss in a run's `metrics.jsonl`: training, and held out where it was measured."""
-    records = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    kinds = list(dict.fromkeys(key for record in records for key in record if key.startswith("loss/")))
-    panels = []
-    for kind in kinds:
-        lines = {}
-        for name, key in (("training", kind), ("held out", f"validation/{kind}")):
-            points = [(record["step"], record[key]) for record in records if key in record]
-            if points:
-                lines[name] = tuple(map(list, zip(*points, strict=True)))
-        panels.append(Panel(f"{kind.removeprefix('loss/')} loss", lines))
+    """One panel for each kind of loss in a run's `metrics.jsonl`: training, and held out where it was measured.
+
+    A run logs a training loss as the mean since the last log, so the two have different steps.
+    """
+    curves, panels = read_curves(metrics), []
+    for kind in (name for name in curves if name.startswith("loss/")):
+        named = {"training": curves[kind]}
+        if (held_out := f"validation/{kind}") in curves:
+            named["held out"] = curves[held_out]
+        panels.append(Panel(f"{kind.removeprefix('loss/')} loss", named))
     return panels

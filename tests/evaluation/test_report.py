@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hybridgen.core.figures import Panel
 from hybridgen.data.synthetic import dolls
 from hybridgen.evaluation import suites
-from hybridgen.evaluation.figures import Panel
 from hybridgen.evaluation.generation import DrawSettings
 from hybridgen.evaluation.markup import duration, image_tag, percent, table
 from hybridgen.evaluation.report import Story, Target, render

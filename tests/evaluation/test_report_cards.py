@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hybridgen.data.synthetic import dolls
-from hybridgen.evaluation import exhibits, generation, provenance, understanding
+from hybridgen.evaluation import generation, provenance, report_cards, understanding
 from hybridgen.evaluation.suites import SUITES, Evaluation
 
 
@@ -20,7 +20,7 @@ def evaluation() -> Evaluation:
 
 
 def test_drawing_cards_pair_what_was_asked_with_what_came(evaluation):
-    cards = exhibits.drawing_cards(evaluation, "vq")
+    cards = report_cards.drawing_cards(evaluation, "vq")
     assert [card.lines for card in cards] == [(caption,) for caption in evaluation.prompts.captions]
     assert [list(card.pictures) for card in cards] == [["true picture", "vq"]] * 3
     assert cards[0].pictures["vq"] is evaluation.prompts.pictures[1]
@@ -28,7 +28,7 @@ def test_drawing_cards_pair_what_was_asked_with_what_came(evaluation):
 
 
 def test_answer_cards_hold_every_question_of_a_picture(evaluation):
-    cards = exhibits.answer_cards(evaluation)
+    cards = report_cards.answer_cards(evaluation)
     assert len(cards) == 3
     assert sum(len(card.lines) for card in cards) == len(evaluation.quiz)
     first = evaluation.quiz.asked[0]
@@ -44,10 +44,10 @@ def test_loss_panels_follow_the_log(tmp_path):
     ]
     file = tmp_path / "metrics.jsonl"
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
-    text, diffusion = exhibits.loss_panels(file)
+    text, diffusion = report_cards.loss_panels(file)
     assert (text.title, diffusion.title) == ("text loss", "diffusion loss")
-    assert text.lines == {"training": ([1, 2], [3.0, 2.0]), "held out": ([2, 3], [2.5, 2.25])}
-    assert diffusion.lines == {"training": ([2], [1.5])}
+    assert text.curves == {"training": ([1, 2], [3.0, 2.0]), "held out": ([2, 3], [2.5, 2.25])}
+    assert diffusion.curves == {"training": ([2], [1.5])}
 
 
 def test_provenance_is_plain_json_and_reads_well():

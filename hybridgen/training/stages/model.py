@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hybridgen.bridges.adapters import add_lora
+from hybridgen.core.figures import grid, side_by_side
 from hybridgen.core.layout import IGNORE, PADDING_DOCUMENT
 from hybridgen.core.objectives import (
     DiffusionTargets,
@@ -42,7 +43,6 @@ from hybridgen.training.distributed.precision import choose_attention, set_atten
 from hybridgen.training.distributed.processes import make_accelerator
 from hybridgen.training.distributed.speed import compile_layers, compiler_found, keep_freed_memory
 from hybridgen.training.monitor.breakdown import Breakdown
-from hybridgen.training.monitor.sheets import sheet
 from hybridgen.training.monitor.tracking import list_broken, say
 from hybridgen.training.stages.building import build_parts
 from hybridgen.training.stages.caching import CachedInputs
@@ -207,7 +207,7 @@ class ModelStage:
         drawn = {}
         for path in settings.paths or [path for path in self.paths if path != "understanding"]:
             drawn[path] = pipeline(settings.prompts, path=path, seed=0, **settings.of_path(path)).images
-        return sheet(settings.prompts, drawn)
+        return grid(side_by_side(settings.prompts, drawn), columns=2)
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """The pipeline, or the adapter alone where one was trained."""

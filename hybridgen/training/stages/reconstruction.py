@@ -19,9 +19,9 @@ from accelerate.utils import send_to_device
 from PIL import Image
 from torch import Tensor, nn
 
+from hybridgen.core.figures import grid, side_by_side
 from hybridgen.core.objectives import Loss
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
-from hybridgen.training.monitor.sheets import sheet
 from hybridgen.training.stages.adversarial import Adversary
 from hybridgen.training.stages.fidelity import Tally
 from hybridgen.training.stages.perceptual import FeatureDistance
@@ -139,7 +139,7 @@ class ReconstructionStage:
         decoded = self.reconstruct(model, batch).decoded
         processor = HybridGenImageProcessor()
         drawn = {"picture": processor.postprocess(pictures), "decoded": processor.postprocess(decoded)}
-        return sheet([""] * len(pictures), drawn)
+        return grid(side_by_side([""] * len(pictures), drawn), columns=2)
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """The codec, and `scores.json`: what it does with held-out pictures, or with those of training."""

@@ -1,10 +1,11 @@
-"""The plot: drawn whole from whatever metrics.jsonl holds."""
+"""The plot of a run: drawn whole from whatever metrics.jsonl holds."""
 
 import json
 
 import pytest
 from PIL import Image
 
+from hybridgen.core.figures import read_curves
 from hybridgen.training.monitor import charts
 
 
@@ -14,28 +15,20 @@ def test_a_run_is_drawn(tmp_path):
          "output_rms/layer_00": 10.0**step, "gradient_cosine/all": -0.5, "name": "text"}
         for step in range(1, 6)
     ]  # fmt: skip
-    lines = [json.dumps(record) for record in records]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 6, "lo')
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     assert charts.draw(tmp_path / "metrics.jsonl", tmp_path / "plot.png")
     with Image.open(tmp_path / "plot.png") as image:
         assert image.width > image.height > 100
         colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 20)}
-    assert (31, 119, 180) in colours  # the first curve's
-    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == []
-    found = charts.curves(tmp_path / "metrics.jsonl")
-    assert found["loss"] == ([1, 2, 3, 4, 5], [2.0, 1.0, 2.0 / 3, 0.5, 0.4])
-    assert found["grad_norm"][0] == [1, 2, 4, 5]
-    assert set(found) == {"loss", "source/a b/loss", "grad_norm", "output_rms/layer_00", "gradient_cosine/all"}
-    assert list(charts._matching(found, ("source/*/loss", "loss"))) == ["a b", "loss"]
+    assert (37, 99, 168) in colours  # the first curve's
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "plot.png"}
+    curves = read_curves(tmp_path / "metrics.jsonl")
+    assert curves["grad_norm"][0] == [1, 2, 4, 5]
+    assert list(charts._matching(curves, ("source/*/loss", "loss"))) == ["a b", "loss"]
 
 
-def test_long_curves_are_thinned_and_keep_their_end(tmp_path):
-    lines = [json.dumps({"step": step, "loss": step}) for step in range(1, 2001)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-    steps, values = charts.curves(tmp_path / "metrics.jsonl")["loss"]
-    assert steps == values
-    assert len(steps) <= charts.POINTS
-    assert steps[-1] == 2000
+def test_linear_scales_are_those_of_panels_there_are():
+    assert set(charts.LINEAR) <= set(charts.PANELS)
 
 
 def test_nothing_to_draw_is_no_picture(tmp_path):
@@ -48,4 +41,4 @@ def test_nothing_to_draw_is_no_picture(tmp_path):
 def test_a_picture_that_cannot_be_written_is_an_os_error(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.1}\n')
     with pytest.raises(OSError):
-        charts.draw(tmp_path / "metrics.jsonl", tmp_path / "missing" / "plot.png")
+        charts.draw(tmp_path / "metrics.jsonl", tmp_path / "metrics.jsonl" / "plot.png")
