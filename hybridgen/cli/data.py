@@ -16,7 +16,8 @@ from hybridgen.data.mixture import Mixture
 from hybridgen.data.sources import SourceConfig, Task, open_source
 from hybridgen.processing_hybridgen import HybridGenProcessor
 from hybridgen.training.config import strict
-from hybridgen.training.config.schema import TrainConfig, load_config
+from hybridgen.training.config.checks import load_config
+from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.stages.building import build_processor
 
 

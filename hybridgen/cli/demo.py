@@ -22,7 +22,8 @@ from hybridgen.evaluation import suites
 from hybridgen.evaluation.generation import DrawSettings, film
 from hybridgen.evaluation.scores import load_scores
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
-from hybridgen.training.config.schema import CodecPaths, TrainConfig, load_config
+from hybridgen.training.config.checks import load_config
+from hybridgen.training.config.schema import CodecPaths, TrainConfig
 from hybridgen.training.monitor.tracking import say
 from hybridgen.training.stages.building import build_parts
 from hybridgen.training.stages.model import train

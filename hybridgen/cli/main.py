@@ -36,7 +36,7 @@ from hybridgen.evaluation.generation import DrawSettings
 from hybridgen.evaluation.scores import in_lines, save_scores
 from hybridgen.pipeline_hybridgen import WRITING_PATHS, HybridGenPipeline
 from hybridgen.sampling.settings import OF_PATH, check_belongs
-from hybridgen.training.config.schema import load_config
+from hybridgen.training.config.checks import load_config
 from hybridgen.training.stages.model import train
 
 

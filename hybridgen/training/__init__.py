@@ -1,6 +1,7 @@
 """Training: one accelerate loop for every stage, told by a strict YAML config what to do."""
 
-from hybridgen.training.config.schema import TrainConfig, load_config
+from hybridgen.training.config.checks import load_config
+from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.stages.model import train
 
 __all__ = ["TrainConfig", "load_config", "train"]

@@ -30,7 +30,8 @@ from hybridgen.training.monitor.tracking import Tracker, say
 from hybridgen.training.optim.ema import WeightAverage
 from hybridgen.training.optim.optimization import build_optimizer, freeze, lr_factor
 from hybridgen.training.protocols import Stage
-from hybridgen.training.state.saving import restore, save_result, save_state
+from hybridgen.training.state.checkpointing import written_aside
+from hybridgen.training.state.saving import Saved, restore, save_state
 from hybridgen.training.state.stopping import StopSignal
 
 
@@ -75,7 +76,7 @@ class Trainer:
                 if self.progress < 1:
                     self.say(f"stopped by SIGTERM after step {self.step}; the same command goes on from there")
                     return False
-                save_result(self)
+                self._save_result()
                 return True
             finally:
                 with contextlib.suppress(OSError, ValueError):  # it rewinds, which needs files that may be gone
@@ -83,7 +84,9 @@ class Trainer:
                 self.tracker.close()
 
     def _restore(self) -> None:
-        kept = restore(self) or {}
+        """Go on from a state, if there is one; then open what needs to know the step: the guard, and the logs."""
+        saved = restore(self.config, self.accelerator, self.weights, self.ema, self.say)
+        run = self._load_state(saved) if saved is not None else {}
         for group, settings in zip(self.optimizer.param_groups, self._settings, strict=True):
             group.update(settings)  # the config's, not the saved ones
         is_main, logged = self.accelerator.is_main_process, asdict(self.config)
@@ -91,9 +94,9 @@ class Trainer:
         if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
             spike = replace(spike, limit=1)  # it has taken the step in the backward pass, so the first must be the last
         self.guard = Guard(spike, self.folder / "skipped.jsonl" if is_main else None, self.step)
-        if "guard" in kept:
-            self.guard.load_state_dict(kept["guard"])
-        arguments = (self.config.wandb, logged, self.config.steps, self.step, is_main, kept.get("wandb"))
+        if "guard" in run:
+            self.guard.load_state_dict(run["guard"])
+        arguments = (self.config.wandb, logged, self.config.steps, self.step, is_main, run.get("wandb"))
         self.tracker = Tracker(self.folder, *arguments)
         self._elapsed_before, self._started = self.elapsed, time.monotonic()
         self.meter.since = self._started
@@ -276,8 +279,32 @@ class Trainer:
             yield
         self.meter.pause(time.monotonic() - start)
 
+    # --------------------------------------------------------------------------------------------------- what it keeps
+
     def _save(self) -> None:
         start = time.monotonic()
-        save_state(self)
+        save_state(self.config, self.accelerator, self.ema, self.step, self._state())
         self.diagnostics.plot(at_end=self.progress >= 1)
         self.meter.pause(time.monotonic() - start)
+
+    def _state(self) -> Saved:
+        """What a state remembers beside tensors; called by all processes together."""
+        run = {"step": self.step, "elapsed": self.elapsed, "tally": self.meter.tally.tolist()}
+        run |= {"guard": self.guard.state_dict(), "wandb": self.tracker.run_id}
+        return Saved(run, {"loader": self.stage.loader.state_dict(), "diagnostics": self.diagnostics.state_dict()})
+
+    def _load_state(self, saved: Saved) -> dict:
+        """Returns the run's part, with what is not yet there to take it in: `guard` and `wandb`."""
+        self.step, self.elapsed = saved.run["step"], saved.run["elapsed"]
+        self.stage.loader.load_state_dict(saved.rank["loader"])
+        self.diagnostics.load_state_dict(saved.rank.get("diagnostics"))
+        if "tally" in saved.run:
+            self.meter.tally = torch.tensor(saved.run["tally"], dtype=torch.float64)
+        return saved.run
+
+    def _save_result(self) -> None:
+        """`checkpoint/`: what the stage makes of the averaged weights."""
+        with written_aside(self.folder / "checkpoint", self.accelerator, manifest=False) as aside, self.evaluating():
+            whole = self.weights.gather()
+            if whole is not None:
+                self.stage.save(whole, aside)

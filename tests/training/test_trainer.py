@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hybridgen.core.files import read_json, write_json
+from hybridgen.training.config.renamed import RENAMED
 from hybridgen.training.distributed.processes import make_accelerator
 from hybridgen.training.trainer import Trainer
 from tests.training.processes import World, train_toy
@@ -45,7 +48,8 @@ def uninterrupted(tmp_path_factory) -> Path:
 def test_accumulated_is_one_big_batch(tmp_path, optimizer):
     """2 x 4 rows and 1 x 8: largest difference of a weight seen after 12 steps: 1.5e-8."""
     settings = {"optimizer": {"name": optimizer, "lr": 1e-3}, "ema": None, "log_every": 1}
-    big = train(config_of(tmp_path / "big", accumulation=1, data={"sources": [], "rows": 8}, **settings), dropout=0.0)
+    whole = {"accumulation": 1, "data": {"sources": [], "per_device_batch_size": 8}}
+    big = train(config_of(tmp_path / "big", **whole, **settings), dropout=0.0)
     small = train(config_of(tmp_path / "small", accumulation=2, **settings), dropout=0.0)
     assert small.stage.loader.number == 2 * big.stage.loader.number
     big, small = (dict(trainer.stage.model.named_parameters()) for trainer in (big, small))
@@ -149,6 +153,28 @@ def test_another_model_is_refused_and_other_settings_are_told(tmp_path, capfd):
     assert "was saved with: steps: 4 -> 8; optimizer.lr: 0.01 -> 0.001" in capfd.readouterr().err
     assert metrics_of(tmp_path)[-1]["lr"] < 1e-3
     assert trainer.optimizer.param_groups[0]["base_lr"] == 1e-3
+
+
+def test_a_state_of_an_older_run_goes_on_under_new_names(tmp_path, uninterrupted, capfd):
+    """Its config has the keys of its day; that they are called otherwise now is no change of settings."""
+    model = {"diffusion_config": {"modality_experts": True}}
+    train(config_of(tmp_path, model=model))
+    shutil.rmtree(tmp_path / "state" / "step_000012")
+    state = tmp_path / "state" / "step_000008"
+    run, sizes = read_json(state / "trainer.json"), read_json(state / "manifest.json")
+    saved = run["config"]
+    for old, new in RENAMED.items():
+        if old.startswith("data."):
+            saved["data"][old.removeprefix("data.")] = saved["data"].pop(new)
+    saved["model"]["diffusion_config"] = {"own_layers": True}
+    write_json(state / "trainer.json", run)
+    write_json(state / "manifest.json", sizes | {"trainer.json": (state / "trainer.json").stat().st_size})
+    capfd.readouterr()
+    train(config_of(tmp_path, model=model))
+    said = capfd.readouterr().err
+    assert f"going on from {state}, 8 of 12 steps done" in said
+    assert "was saved with" not in said
+    assert_same(weights_of(tmp_path), weights_of(uninterrupted))
 
 
 def test_sigterm_saves_and_ends_well(tmp_path, uninterrupted):

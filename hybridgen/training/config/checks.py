@@ -1,36 +1,51 @@
 """Refuses what cannot work, in one sentence, before anything is loaded: the cross-field half of a strict config.
 
 Types and unknown keys are `strict`'s. Of the disk only small JSON files are read here (the configs of pretrained parts
-and codecs). The fact a newcomer gets wrong: the model's own checks run here too, by making its `HybridGenConfig`, which
-holds no weights; so a check that belongs to the model stands in `configuration_hybridgen`.
+and codecs). The model's own checks run here too, by making its `HybridGenConfig`, which holds no weights; so a check
+that belongs to the model stands in `configuration_hybridgen`. Whether a perceptual model can read pictures of this size
+is known only once it is loaded: the stage asks that when it is made, still before the first step.
 """
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hybridgen.bridges.adapters import require_peft
 from hybridgen.codecs.frozen import vq_downsample_factor
 from hybridgen.configuration_hybridgen import HybridGenConfig
+from hybridgen.core.files import read_json
+from hybridgen.data.source_config import SourceConfig
 from hybridgen.paths.patches import check_size
 from hybridgen.paths.understanding import tokens_per_image
-from hybridgen.training.config.codec_checks import check_codec_stage
-from hybridgen.training.config.parts import hybrid_config, read_json
-
-if TYPE_CHECKING:  # `config` calls `check`
-    from hybridgen.data.sources import SourceConfig
-    from hybridgen.training.config.schema import CodecPaths, TrainConfig
+from hybridgen.training.config import strict
+from hybridgen.training.config.codec import AdversarialConfig, CodecTrainingConfig, PerceptualConfig
+from hybridgen.training.config.parts import NO_FOLDER, codec_factors, hybrid_config, vae_config, vq_config
+from hybridgen.training.config.schema import TrainConfig
 
 WRITING = ("diffusion", "vq")
 FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
 
 
-def check(config: "TrainConfig") -> None:
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> TrainConfig:
+    """A YAML file and `a.b=value` words (`data.sources.0.weight=2`) as a checked config.
+
+    Raises:
+        ValueError: one sentence with the key, its value and the way out, before anything is loaded.
+    """
+    content = strict.read(path)
+    for word in overrides:
+        strict.override(content, word)
+    config = strict.build(TrainConfig, content)
+    check(config)
+    return config
+
+
+def check(config: TrainConfig) -> None:
     """
     Raises:
         ValueError: what cannot work, with key, value and way out.
     """
     _check_numbers(config)
+    _check_relations(config)
     if not config.data.sources:
         raise ValueError("data.sources is empty; name at least one source to train on")
     if config.attention in FLASH:
@@ -46,7 +61,7 @@ def check(config: "TrainConfig") -> None:
     if config.resume not in ("auto", "never") and not Path(config.resume).is_dir():
         raise ValueError(f"resume is {config.resume!r}; it must be 'auto', 'never' or the folder of a saved state")
     if config.stage == "codec":
-        check_codec_stage(config)
+        _check_codec_stage(config)
     else:
         _check_model_stage(config)
 
@@ -54,46 +69,54 @@ def check(config: "TrainConfig") -> None:
 # -------------------------------------------------------------------------------------------------------- numbers
 
 
-def _check_numbers(config: "TrainConfig") -> None:
-    at_least_one = (
-        "steps",
-        "accumulation",
-        "log_every",
-        "save_every",
-        "keep_last",
-        "data.per_device_batch_size",
-        "data.sequence_length",
-    )
-    at_least_one += ("spike.window", "spike.limit", "validation.batches", "validation.levels")
-    for key in at_least_one:
-        _require(config, key, lambda value: value >= 1, "at least 1")
-    for key in (
-        "validation.every",
-        "sampling.every",
-        "diagnostics.every",
-        "schedule.warmup_steps",
-        "optimizer.weight_decay",
-        "data.prefetch",
-        "data.loader_threads",
-        "data.max_broken",
-    ):
-        _require(config, key, lambda value: value >= 0, "0 or more")
-    for key in ("optimizer.lr", "optimizer.eps", "data.temperature"):
-        _require(config, key, lambda value: value > 0, "above 0")
-    for key in ("sampling.guidance", "sampling.guidance_vq", "sampling.temperature_vq"):
-        _require(config, key, lambda value: 0 <= value < float("inf"), "0 or more")
-    _require(config, "sampling.steps", lambda value: 1 <= value <= 1000, "from 1 to 1000, the process' timesteps")
-    _require(config, "dropout", lambda value: 0 <= value < 1, "from 0 to below 1")
-    for key in ("max_seconds", "clip", "threads", "optimizer.muon_lr", "diagnostics.peak_tflops"):
-        _require(config, key, lambda value: value is None or value > 0, "above 0, or null")
-    _require(config, "schedule.min_ratio", lambda value: 0 <= value <= 1, "from 0 to 1")
-    _require(config, "schedule.decay_fraction", lambda value: 0 < value <= 1, "above 0 and at most 1")
-    _require(
-        config, "optimizer.betas", lambda value: len(value) == 2 and all(0 <= b < 1 for b in value), "two in [0, 1)"
-    )
+def _at_least_1(value: float) -> bool:
+    return value >= 1
+
+
+def _not_negative(value: float) -> bool:
+    return value >= 0
+
+
+def _two_betas(value: list[float]) -> bool:
+    return len(value) == 2 and all(0 <= beta < 1 for beta in value)
+
+
+RULES = (  # (keys, what holds of their values, the same in words)
+    ("steps accumulation log_every save_every keep_last", _at_least_1, "at least 1"),
+    ("data.per_device_batch_size data.sequence_length", _at_least_1, "at least 1"),
+    ("spike.window spike.limit validation.batches validation.levels", _at_least_1, "at least 1"),
+    ("validation.every sampling.every diagnostics.every schedule.warmup_steps", _not_negative, "0 or more"),
+    ("optimizer.weight_decay data.prefetch data.loader_threads data.max_broken", _not_negative, "0 or more"),
+    ("optimizer.lr optimizer.eps data.temperature", lambda value: value > 0, "above 0"),
+    (
+        "sampling.guidance sampling.guidance_vq sampling.temperature_vq",
+        lambda value: 0 <= value < float("inf"),
+        "0 or more",
+    ),
+    ("sampling.steps", lambda value: 1 <= value <= 1000, "from 1 to 1000, the process' timesteps"),
+    ("dropout", lambda value: 0 <= value < 1, "from 0 to below 1"),
+    (
+        "max_seconds clip threads optimizer.muon_lr diagnostics.peak_tflops",
+        lambda value: value is None or value > 0,
+        "above 0, or null",
+    ),
+    ("schedule.min_ratio", lambda value: 0 <= value <= 1, "from 0 to 1"),
+    ("schedule.decay_fraction", lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    ("optimizer.betas", _two_betas, "two in [0, 1)"),
+    ("spike.factor", lambda value: value is None or value > 1, "above 1, or null"),
+)
+
+
+def _check_numbers(config: TrainConfig) -> None:
+    for keys, holds, rule in RULES:
+        for key in keys.split():
+            _require(config, key, holds, rule)
+
+
+def _check_relations(config: TrainConfig) -> None:
+    """Numbers that bound each other."""
     if config.schedule.name == "exponential":
         _require(config, "schedule.min_ratio", lambda value: value > 0, "above 0, as nothing decays to 0 by factors")
-    _require(config, "spike.factor", lambda value: value is None or value > 1, "above 1, or null")
     if config.spike.limit > config.spike.window:
         raise ValueError(
             f"spike.limit {config.spike.limit} can never be reached within spike.window {config.spike.window}; make it "
@@ -113,7 +136,7 @@ def _check_numbers(config: "TrainConfig") -> None:
         )
 
 
-def _require(config, key: str, holds, rule: str) -> None:
+def _require(config: TrainConfig, key: str, holds, rule: str) -> None:
     value = config
     for part in key.split("."):
         value = getattr(value, part)
@@ -124,7 +147,7 @@ def _require(config, key: str, holds, rule: str) -> None:
 # ---------------------------------------------------------------------------------------------------- model stage
 
 
-def _check_model_stage(config: "TrainConfig") -> None:
+def _check_model_stage(config: TrainConfig) -> None:
     if config.model is None:
         raise ValueError("stage is 'model', but model is missing; give model.from_pretrained or model.text_config")
     for key in ("vq_model", "vae"):
@@ -135,6 +158,29 @@ def _check_model_stage(config: "TrainConfig") -> None:
             raise ValueError("lora adapts a pretrained pipeline, but model.from_pretrained is missing; give it")
         require_peft()
     hybrid = hybrid_config(config.model)
+    _check_starting_weights(config, hybrid)
+    factors = codec_factors(hybrid, config.codec, config.model.from_pretrained)
+    sides = {path: getattr(hybrid, f"{path}_config").sample_size * factors[path] for path in factors}
+    if len(set(sides.values())) > 1:
+        shown = ", ".join(f"{path} {side}" for path, side in sides.items())
+        raise ValueError(
+            f"model: the paths would write images of different sides ({shown} pixels); make sample_size times the "
+            "codec's factor equal"
+        )
+    for section, sources in (("data", config.data.sources), ("validation", config.validation.sources)):
+        for number, source in enumerate(sources):
+            _check_source(f"{section}.sources.{number}", source, hybrid, factors, sides, config.data.sequence_length)
+    for path in config.sampling.paths:
+        if path not in hybrid.paths or path not in WRITING:
+            raise ValueError(f"sampling.paths has {path!r}; this model writes by: {', '.join(sides) or 'no path'}")
+    if config.sampling.every and not (config.sampling.prompts and sides):
+        raise ValueError(
+            f"sampling.every is {config.sampling.every}, but there is nothing to draw; give sampling.prompts and a "
+            "path that writes, or set sampling.every=0"
+        )
+
+
+def _check_starting_weights(config: TrainConfig, hybrid: HybridGenConfig) -> None:
     if config.model.embedding_std is not None:
         _require(config, "model.embedding_std", lambda value: 0 < value < float("inf"), "above 0")
         if config.model.language_model is not None:
@@ -154,29 +200,10 @@ def _check_model_stage(config: "TrainConfig") -> None:
             "model.codes_from_codebook is true, but codes are tokens of the vocabulary here and have no table of their "
             "own; say false"
         )
-    factors = codec_factors(hybrid, config.codec, config.model.from_pretrained)
-    sides = {path: getattr(hybrid, f"{path}_config").sample_size * factors[path] for path in factors}
-    if len(set(sides.values())) > 1:
-        shown = ", ".join(f"{path} {side}" for path, side in sides.items())
-        raise ValueError(
-            f"model: the paths would write images of different sides ({shown} pixels); make sample_size times the "
-            "codec's factor equal"
-        )
-    for kind, sources in (("data", config.data.sources), ("validation", config.validation.sources)):
-        for number, source in enumerate(sources):
-            _check_source(f"{kind}.sources.{number}", source, hybrid, factors, sides, config.data.sequence_length)
-    for path in config.sampling.paths:
-        if path not in hybrid.paths or path not in WRITING:
-            raise ValueError(f"sampling.paths has {path!r}; this model writes by: {', '.join(sides) or 'no path'}")
-    if config.sampling.every and not (config.sampling.prompts and sides):
-        raise ValueError(
-            f"sampling.every is {config.sampling.every}, but there is nothing to draw; give sampling.prompts and a "
-            "path that writes, or set sampling.every=0"
-        )
 
 
 def _check_source(
-    key: str, source: "SourceConfig", hybrid: HybridGenConfig, factors: dict, sides: dict, sequence_length: int
+    key: str, source: SourceConfig, hybrid: HybridGenConfig, factors: dict, sides: dict, sequence_length: int
 ) -> None:
     if source.write is not None and source.write not in WRITING:
         raise ValueError(f"{key}.write is {source.write!r}; images are written by 'diffusion' or 'vq'")
@@ -211,50 +238,101 @@ def _image_tokens(key, path, source, hybrid, factors, sides) -> int:
     return (height // side) * (width // side)
 
 
-def codec_factors(hybrid: HybridGenConfig, codec: "CodecPaths", from_pretrained: str | None = None) -> dict[str, int]:
-    """Pixels along one side of a latent or code, for each path that writes, from the codecs' JSON alone.
-
-    Raises:
-        ValueError: a codec is missing, of another kind, or does not fit the model.
-    """
-    folders = codec_folders(codec, from_pretrained)
-    factors = {}
-    if hybrid.diffusion_config is not None:
-        factors["diffusion"], channels = 1, 3
-        if folders["vae"] is not None:
-            vae = read_json(folders["vae"] / "config.json", "codec.vae")
-            channels = vae.get("latent_channels", 4)
-            factors["diffusion"] = 2 ** (len(vae.get("block_out_channels", [0])) - 1)
-        if hybrid.diffusion_config.in_channels != channels:
-            raise ValueError(
-                f"diffusion_config.in_channels is {hybrid.diffusion_config.in_channels}, but "
-                f"{'the latents of codec.vae' if folders['vae'] else 'pixels (no codec.vae)'} have {channels} channels"
-            )
-    if hybrid.vq_config is not None:
-        if folders["vq"] is None:
-            raise ValueError(
-                "model.vq_config is given, but codec.vq is not; name the folder of a VQ tokenizer (the codec stage "
-                "makes one), or remove model.vq_config"
-            )
-        vq = read_json(folders["vq"] / "config.json", "codec.vq")
-        codes = vq.get("num_embeddings", vq.get("num_vq_embeddings"))
-        if codes is None:
-            raise ValueError(f"codec.vq {folders['vq']} holds no VQ tokenizer (JanusVQVAE, VQModel or PatchVQ)")
-        if codes != hybrid.vq_config.num_embeddings:
-            raise ValueError(
-                f"vq_config.num_embeddings is {hybrid.vq_config.num_embeddings}, but codec.vq has {codes} codes; "
-                "make them equal"
-            )
-        factors["vq"] = vq_downsample_factor(vq)
-    return factors
+# ---------------------------------------------------------------------------------------------------- codec stage
 
 
-def codec_folders(codec: "CodecPaths", from_pretrained: str | None) -> dict[str, Path | None]:
-    """Where the codecs are: as the config says, or in the pipeline folder that training goes on from."""
-    folders = {}
-    for name, component in (("vq", "vq_model"), ("vae", "vae")):
-        given = getattr(codec, name)
-        if given is None and from_pretrained is not None and (Path(from_pretrained) / component).is_dir():
-            given = Path(from_pretrained) / component
-        folders[name] = None if given is None else Path(given)
-    return folders
+def _check_codec_stage(config: TrainConfig) -> None:
+    if config.vq_model is None and config.vae is None:
+        raise ValueError("stage is 'codec', but vq_model is missing and so is vae; say which of them is to be trained")
+    if config.vq_model is not None and config.vae is not None:
+        raise ValueError("stage is 'codec', but vq_model and vae are both given; a run trains one codec, keep one")
+    for key in ("model", "lora"):
+        if getattr(config, key) is not None:
+            raise ValueError(f"stage is 'codec', but {key} is given; remove it, or set stage=model")
+    for source in config.data.sources + config.validation.sources:
+        if isinstance(source.weight, dict):
+            raise ValueError(
+                f"{source.name}: weight is {source.weight}, but in the codec stage shares do not change over the run; "
+                "give one number"
+            )
+    for key, sources in (("data", config.data.sources), ("validation", config.validation.sources)):
+        if sources and not sum(source.weight for source in sources):
+            raise ValueError(f"every weight of {key}.sources is 0; give at least one of them a share")
+    for key, absent in (("temperature", 1.0), ("shard_by_rank", False), ("cache", None)):
+        if getattr(config.data, key) != absent:
+            raise ValueError(
+                f"data.{key} is {getattr(config.data, key)!r}, but the codec stage has no such thing; leave it out"
+            )
+    if config.vq_model is not None:
+        _check_vq(config)
+    else:
+        _check_vae(config)
+
+
+def _check_vq(config: TrainConfig) -> None:
+    settings = config.vq_model
+    _check_common(config, "vq_model", settings, vq_downsample_factor(vq_config(settings)))
+    for key in ("commitment", "codebook"):
+        _require(config, f"vq_model.{key}", _not_negative, "0 or more")
+    if settings.continuous_steps >= config.steps:
+        raise ValueError(
+            f"vq_model.continuous_steps {settings.continuous_steps} leaves none of the {config.steps} steps to "
+            "learn codes in; lower it"
+        )
+
+
+def _check_vae(config: TrainConfig) -> None:
+    settings = config.vae
+    factor = 2 ** (len(vae_config(settings)["block_out_channels"]) - 1)
+    _check_common(config, "vae", settings, factor)
+    _require(config, "vae.kl", _not_negative, "0 or more")
+    _require(config, "vae.measured_pictures", _at_least_1, "at least 1")
+
+
+def _check_common(config: TrainConfig, where: str, settings: CodecTrainingConfig, factor: int) -> None:
+    side = settings.image_size
+    _require(config, f"{where}.image_size", _at_least_1, "at least 1")
+    if side % factor:
+        part = "code" if where == "vq_model" else "latent"
+        raise ValueError(
+            f"{where}.image_size {side} is not divisible by {factor}, the pixels along one side of a {part} that "
+            f"{where}.config makes; {max(side // factor, 1) * factor} would be"
+        )
+    for key in ("l1", "l2"):
+        _require(config, f"{where}.{key}", _not_negative, "0 or more")
+    if settings.perceptual is not None:
+        _check_perceptual(config, f"{where}.perceptual", settings.perceptual)
+    if not (settings.l1 or settings.l2 or (settings.perceptual and settings.perceptual.weight)):
+        raise ValueError(f"{where}.l1 and {where}.l2 are 0, so nothing asks for pictures to come back; raise one")
+    if settings.adversarial is not None:
+        _check_adversarial(config, f"{where}.adversarial", settings.adversarial, side)
+
+
+def _check_perceptual(config: TrainConfig, where: str, settings: PerceptualConfig) -> None:
+    _require(config, f"{where}.weight", _not_negative, "0 or more")
+    _require(config, f"{where}.size", lambda value: value is None or value >= 1, "at least 1, or null")
+    if settings.layers is not None and not settings.layers:
+        raise ValueError(f"{where}.layers is empty; name at least one, or leave it out for all")
+    if not Path(settings.path).is_dir():
+        raise ValueError(
+            f"{where}.path {settings.path!r} is no folder; name the folder of a vision model of transformers "
+            "(config.json and weights), or leave perceptual out"
+        )
+    read_json(Path(settings.path) / "config.json", f"{where}.path", NO_FOLDER)
+
+
+def _check_adversarial(config: TrainConfig, where: str, settings: AdversarialConfig, side: int) -> None:
+    _require(config, f"{where}.weight", _not_negative, "0 or more")
+    for key in ("channels", "layers"):
+        _require(config, f"{where}.{key}", _at_least_1, "at least 1")
+    _require(config, f"{where}.lr", lambda value: value is None or value > 0, "above 0, or null")
+    _require(config, f"{where}.betas", _two_betas, "two in [0, 1)")
+    if not 0 <= settings.start < config.steps:
+        raise ValueError(
+            f"{where}.start is {settings.start}; it must be a step of the run, from 0 to {config.steps - 1}"
+        )
+    if side < settings.smallest_side:
+        raise ValueError(
+            f"{where}.layers is {settings.layers}, which needs pictures of side {settings.smallest_side} at least, but "
+            f"image_size is {side}; use fewer layers"
+        )

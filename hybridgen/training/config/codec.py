@@ -1,8 +1,7 @@
-"""What the codec stage can be told: which codec is trained, on pictures of which size, and by which losses.
+"""Settings of the codec stage: which codec is trained, on pictures of which size, and by which losses.
 
-`config` holds everything else of a run; which combinations cannot work is `codec_checks`. The fact a newcomer gets
-wrong: all losses here are means over a picture's values (the KL's sum included), so no weight depends on the size of
-the pictures or of the batch.
+`schema` holds everything else of a run; which combinations cannot work is `checks`. All losses are means over a
+picture's values (the KL's sum is divided by their number), so no weight depends on the size of the pictures or batch.
 """
 
 from dataclasses import dataclass, field
@@ -48,6 +47,11 @@ class AdversarialConfig:
     layers: int = 3
     lr: float | None = None
     betas: list[float] = field(default_factory=lambda: [0.5, 0.9])
+
+    @property
+    def smallest_side(self) -> int:
+        """The least side of pictures that the discriminator can judge in at least one place."""
+        return 3 * 2**self.layers
 
 
 @dataclass

@@ -1,14 +1,12 @@
 """The configs of the model's parts, from a `model:` section and from folders, without any weight.
 
-What transformers would take without a word (unknown keys, strings for numbers) is refused here by name. The fact a
-newcomer gets wrong: `HybridGenConfig` checks itself, so a check that belongs to the model stands there, not here.
+What transformers would take without a word (unknown keys, strings for numbers) is refused here by name. Whether a model
+can work is checked by `HybridGenConfig` itself, which is made here.
 """
 
 import inspect
-import json
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from diffusers import AutoencoderKL
@@ -20,17 +18,19 @@ from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from hybridgen.codecs.frozen import vq_downsample_factor
 from hybridgen.codecs.patch_vq import PatchVQ
 from hybridgen.configuration_hybridgen import HybridGenConfig, HybridGenDiffusionConfig, HybridGenVQConfig
-from hybridgen.training.config.strict import suggest
-
-if TYPE_CHECKING:
-    from hybridgen.training.config.codec import VAETrainingConfig, VQTrainingConfig
-    from hybridgen.training.config.schema import ModelConfig
-
+from hybridgen.core.files import read_json
+from hybridgen.training.config.codec import VAETrainingConfig, VQTrainingConfig
+from hybridgen.training.config.renamed import new_name
+from hybridgen.training.config.schema import CodecPaths, ModelConfig
+from hybridgen.training.config.strict import suggest, unknown_key
 
 UNDECLARED = {"model_type", "vision_use_head"}  # SigLIP reads the second; not every version declares it
+NO_FOLDER = "; give a folder that save_pretrained wrote"  # ends errors about JSON that is missing
+BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+MEASURED = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
 
-def hybrid_config(model: "ModelConfig", vocab_size: int | None = None, **token_ids: int) -> HybridGenConfig:
+def hybrid_config(model: ModelConfig, vocab_size: int | None = None, **token_ids: int) -> HybridGenConfig:
     """The `HybridGenConfig` that a `model:` section describes; ids and vocabulary are the tokenizer's.
 
     Raises:
@@ -68,7 +68,7 @@ def hybrid_config(model: "ModelConfig", vocab_size: int | None = None, **token_i
     return HybridGenConfig(**parts, **settings, **token_ids)
 
 
-def vq_config(settings: "VQTrainingConfig") -> dict:
+def vq_config(settings: VQTrainingConfig) -> dict:
     """The full config of the tokenizer that a `vq_model:` section describes.
 
     Raises:
@@ -89,11 +89,7 @@ def vq_config(settings: "VQTrainingConfig") -> dict:
     return config.to_dict()
 
 
-BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
-MEASURED = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
-
-
-def vae_config(settings: "VAETrainingConfig") -> dict:
+def vae_config(settings: VAETrainingConfig) -> dict:
     """The full arguments of the `AutoencoderKL` that a `vae:` section describes; every block is convolutional unless
     its type is given.
 
@@ -104,7 +100,7 @@ def vae_config(settings: "VAETrainingConfig") -> dict:
     known = [name for name in inspect.signature(AutoencoderKL.__init__).parameters if name != "self"]
     for key, value in content.items():
         if key not in known:
-            raise ValueError(f"unknown key '{where}.{key}' (value {value!r}); {suggest(key, known)}")
+            raise unknown_key(f"{where}.{key}", value, known)
         if key in MEASURED:
             raise ValueError(f"{where}.{key} is given, but it is measured when training ends; leave it out")
     for key in ("in_channels", "out_channels"):
@@ -145,7 +141,7 @@ def _known(content: dict, where: str, defaults: dict) -> dict:
     """Defaults with what is given; keys known, numbers whole and positive."""
     for key, value in content.items():
         if key not in defaults:
-            raise ValueError(f"unknown key '{where}.{key}' (value {value!r}); {suggest(key, defaults)}")
+            raise unknown_key(f"{where}.{key}", value, defaults)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{where}.{key} is {value!r}; it must be an integer of at least 1")
     made = {**defaults, **content}
@@ -160,8 +156,8 @@ def sub_config(content: dict, kind: type[PreTrainedConfig], where: str) -> PreTr
     """A config of a known class, its keys and types checked (transformers takes unknown keys without a word)."""
     known = {field.name for field in fields(kind)} | set(getattr(kind, "attribute_map", {})) | UNDECLARED
     for key, value in content.items():
-        if key not in known:
-            raise ValueError(f"unknown key '{where}.{key}' (value {value!r}); {suggest(key, sorted(known))}")
+        if key not in known or new_name(f"{where}.{key}") is not None:  # an old name that checkpoints may still have
+            raise unknown_key(f"{where}.{key}", value, sorted(known))
     try:
         return kind(**{key: value for key, value in content.items() if key != "model_type"})
     except (StrictDataclassError, TypeError) as error:
@@ -184,7 +180,7 @@ def _typed_config(content: dict, default_type: str, where: str) -> PreTrainedCon
     return sub_config(content, CONFIG_MAPPING[model_type], where)
 
 
-def _pretrained_config(model: "ModelConfig") -> HybridGenConfig:
+def _pretrained_config(model: ModelConfig) -> HybridGenConfig:
     given = [
         field.name
         for field in fields(model)
@@ -195,7 +191,7 @@ def _pretrained_config(model: "ModelConfig") -> HybridGenConfig:
             f"model.from_pretrained is given and so is model.{given[0]}, which the pretrained model brings; keep one"
         )
     folder = Path(model.from_pretrained) / "model"
-    content = read_json(folder / "config.json", "model.from_pretrained")
+    content = read_json(folder / "config.json", "model.from_pretrained", NO_FOLDER)
     if content.get("model_type") != HybridGenConfig.model_type:
         raise ValueError(
             f"model.from_pretrained {model.from_pretrained!r} holds a {content.get('model_type')!r}, not a hybridgen "
@@ -206,7 +202,7 @@ def _pretrained_config(model: "ModelConfig") -> HybridGenConfig:
 
 def _part_config(folder: str, part: str) -> PreTrainedConfig:
     key = "model.language_model" if part == "text_config" else "model.vision_model"
-    read_json(Path(folder) / "config.json", key)
+    read_json(Path(folder) / "config.json", key, NO_FOLDER)
     config = AutoConfig.from_pretrained(folder)
     if part == "text_config":
         return config.get_text_config()
@@ -216,11 +212,53 @@ def _part_config(folder: str, part: str) -> PreTrainedConfig:
     return config
 
 
-def read_json(path: Path, key: str) -> dict:
-    """A JSON file of a folder that `key` names. Raises ValueError when it is not there or not JSON."""
-    if not path.is_file():
-        raise ValueError(f"{key} {str(path.parent)!r} has no {path.name}; give a folder that save_pretrained wrote")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{key}: {path} is not valid JSON ({error})") from None
+# -------------------------------------------------------------------------------------------------------- codecs
+
+
+def codec_factors(hybrid: HybridGenConfig, codec: CodecPaths, from_pretrained: str | None = None) -> dict[str, int]:
+    """Pixels along one side of a latent or code, for each path that writes, from the codecs' JSON alone.
+
+    Raises:
+        ValueError: a codec is missing, of another kind, or does not fit the model.
+    """
+    folders = codec_folders(codec, from_pretrained)
+    factors = {}
+    if hybrid.diffusion_config is not None:
+        factors["diffusion"], channels = 1, 3
+        if folders["vae"] is not None:
+            vae = read_json(folders["vae"] / "config.json", "codec.vae", NO_FOLDER)
+            channels = vae.get("latent_channels", 4)
+            factors["diffusion"] = 2 ** (len(vae.get("block_out_channels", [0])) - 1)
+        if hybrid.diffusion_config.in_channels != channels:
+            raise ValueError(
+                f"diffusion_config.in_channels is {hybrid.diffusion_config.in_channels}, but "
+                f"{'the latents of codec.vae' if folders['vae'] else 'pixels (no codec.vae)'} have {channels} channels"
+            )
+    if hybrid.vq_config is not None:
+        if folders["vq"] is None:
+            raise ValueError(
+                "model.vq_config is given, but codec.vq is not; name the folder of a VQ tokenizer (the codec stage "
+                "makes one), or remove model.vq_config"
+            )
+        vq = read_json(folders["vq"] / "config.json", "codec.vq", NO_FOLDER)
+        codes = vq.get("num_embeddings", vq.get("num_vq_embeddings"))
+        if codes is None:
+            raise ValueError(f"codec.vq {folders['vq']} holds no VQ tokenizer (JanusVQVAE, VQModel or PatchVQ)")
+        if codes != hybrid.vq_config.num_embeddings:
+            raise ValueError(
+                f"vq_config.num_embeddings is {hybrid.vq_config.num_embeddings}, but codec.vq has {codes} codes; "
+                "make them equal"
+            )
+        factors["vq"] = vq_downsample_factor(vq)
+    return factors
+
+
+def codec_folders(codec: CodecPaths, from_pretrained: str | None) -> dict[str, Path | None]:
+    """Where the codecs are: as the config says, or in the pipeline folder that training goes on from."""
+    folders = {}
+    for name, component in (("vq", "vq_model"), ("vae", "vae")):
+        given = getattr(codec, name)
+        if given is None and from_pretrained is not None and (Path(from_pretrained) / component).is_dir():
+            given = Path(from_pretrained) / component
+        folders[name] = None if given is None else Path(given)
+    return folders

@@ -1,21 +1,18 @@
-"""What a training run can be told: one dataclass a component, filled from YAML and `key=value` words, strictly.
+"""The settings of a training run: one dataclass a component, with names, types and defaults, and no code.
 
-Here stand names, types and defaults. How text becomes these classes is `strict`; which combinations cannot work is
-`checks`, called by `load_config` before anything is loaded or downloaded. The fact a newcomer gets wrong: a batch is
-`data.per_device_batch_size` rows *a process*, and an optimizer step takes `accumulation` of them.
+How YAML becomes these classes is `strict`; which combinations cannot work is `checks`, where `load_config` stands too.
+What rooms above training have settings for themselves brings its own class: losses, sources, adapters.
+
+An optimizer step takes `data.per_device_batch_size` rows x `accumulation` micro-batches x processes.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from hybridgen.bridges.adapters import LoraConfig
 from hybridgen.core.objectives import ObjectiveConfig
-from hybridgen.data.sources import SourceConfig
-from hybridgen.training.config import strict
-from hybridgen.training.config.checks import check
+from hybridgen.data.source_config import SourceConfig
 from hybridgen.training.config.codec import VAETrainingConfig, VQTrainingConfig
-from hybridgen.training.monitor.guard import SpikeConfig
 
 
 @dataclass
@@ -92,8 +89,8 @@ class DataConfig:
         max_broken: broken records are skipped and listed in output_dir/broken.jsonl; more than so many of them (below
             1: than this share of a source) stop the run with the list.
         loader_threads: threads that read and decode ahead; their number changes nothing but the time.
-        shard_by_rank: each process reads its own part of the records, so that none reads all. The run is then another with
-            another number of processes; without it, two processes equal one.
+        shard_by_rank: each process reads its own part of the records, so that none reads all. The run then depends on
+            the number of processes; without it, two processes equal one.
         cache: a folder that keeps the latents and codes of pictures, and their features while the tower is
             frozen and whole (not under FSDP2).
     """
@@ -145,7 +142,8 @@ class SamplingConfig:
     temperature_vq: float = 1.0
 
     def of_path(self, path: str) -> dict[str, float]:
-        """As the pipeline names them: what a checkpoint that is trained from nothing carries as its defaults."""
+        """The settings of one path as the pipeline names them, which a checkpoint trained from scratch has as its
+        sampling defaults."""
         if path == "vq":
             return {"guidance_scale": self.guidance_vq, "temperature": self.temperature_vq}
         return {"guidance_scale": self.guidance, "num_inference_steps": self.steps}
@@ -218,11 +216,29 @@ class EMAConfig:
 
 
 @dataclass
-class DiagnosticsConfig:
-    """What is told of a run beside its losses; no weight depends on it.
+class SpikeConfig:
+    """Steps that are skipped: the weights stay, the data moves on, `skipped.jsonl` names the records.
+
+    A step is skipped when its loss or gradient is not finite, or when its loss jumps.
 
     Args:
-        every: steps between two looks inside (0 = never): gradients by part and their angles, activations, attention.
+        factor: a loss jumps when it is above this many times the median of the last `window` losses; null = no loss
+            that is finite does.
+        window: steps; until so many were taken no loss jumps.
+        limit: the run ends when so many of the last `window` steps were skipped.
+    """
+
+    factor: float | None = None
+    window: int = 100
+    limit: int = 10
+
+
+@dataclass
+class DiagnosticsConfig:
+    """What is logged of a run beside its losses; no weight depends on it.
+
+    Args:
+        every: steps between two probes (0 = never): gradients by part and their angles, activations, attention.
             Each takes about as long as two steps more.
         peak_tflops: what one device can do at most, in 1e12 FLOP/s, for model FLOPs utilisation; null = what a matrix
             product reaches here.
@@ -256,10 +272,10 @@ class TrainConfig:
             states), a path continues from that state.
         precision: `bf16` runs the model under autocast (weights and losses stay fp32); `auto` does where it pays.
         attention: `auto`, or what transformers calls it: `sdpa`, `eager`, `flex_attention`.
-        compile: torch.compile each layer of the backbone, where a compiler is found (training.speed).
+        compile: torch.compile each layer of the backbone, where a compiler is found (`distributed.speed`).
         gradient_checkpointing: recompute activations in the backward pass.
         threads: of torch on a CPU; null = leave them.
-        accumulation: batches of an optimizer step.
+        accumulation: micro-batches of an optimizer step.
         clip: bound of the gradient's norm; null = none.
         dropout: share of what each layer's attention and feed-forward add that is dropped (Chameleon-7B: 0.1).
         log_every, save_every: steps. `keep_last` states are kept.
@@ -298,17 +314,3 @@ class TrainConfig:
     log_every: int = 10
     save_every: int = 500
     keep_last: int = 2
-
-
-def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> TrainConfig:
-    """A YAML file and `a.b=value` words (`data.sources.0.weight=2`) as a checked config.
-
-    Raises:
-        ValueError: one sentence with the key, its value and the way out, before anything is loaded.
-    """
-    content = strict.read(path)
-    for word in overrides:
-        strict.override(content, word)
-    config = strict.build(TrainConfig, content)
-    check(config)
-    return config

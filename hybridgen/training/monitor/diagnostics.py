@@ -16,7 +16,6 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -25,15 +24,13 @@ from torch import Tensor, nn
 
 from hybridgen.core.layout import PADDING_DOCUMENT
 from hybridgen.core.objectives import total
+from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.distributed.speed import eagerly
 from hybridgen.training.monitor import probes
 from hybridgen.training.monitor.charts import draw
 from hybridgen.training.monitor.flops import FlopCount, measured_peak
 from hybridgen.training.monitor.tracking import say
 from hybridgen.training.protocols import Stage
-
-if TYPE_CHECKING:
-    from hybridgen.training.config.schema import TrainConfig
 
 PLOT = "diagnostics.png"
 PLOT_EVERY = 120.0  # seconds at least between two plots while training goes on: one takes about a second
@@ -49,7 +46,7 @@ class Diagnostics:
         stage: its model is frozen where it will be, and not yet sharded: FLOPs are counted from whole weights.
     """
 
-    def __init__(self, config: "TrainConfig", stage: Stage, accelerator: Accelerator):
+    def __init__(self, config: TrainConfig, stage: Stage, accelerator: Accelerator):
         self.config, self.stage, self.accelerator = config, stage, accelerator
         self.every = config.diagnostics.every
         self.breakdown = getattr(stage, "breakdown", None)

@@ -8,28 +8,12 @@ before the run is started once more.
 import math
 import statistics
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
+from hybridgen.training.config.schema import SpikeConfig
 from hybridgen.training.monitor.tracking import Metrics
 
 NAMED = 8  # records in a sentence
-
-
-@dataclass
-class SpikeConfig:
-    """Steps that are not taken: the weights stay, the data moves on, `skipped.jsonl` names the records.
-
-    Args:
-        factor: a loss above this many times the median of the last `window` losses is one; null = only losses and
-            gradients that are not finite are.
-        window: steps; until so many were taken no loss is too high.
-        limit: the run ends when so many of the last `window` steps were skipped.
-    """
-
-    factor: float | None = None
-    window: int = 100
-    limit: int = 10
 
 
 class Guard:

@@ -11,15 +11,12 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image
 from tqdm import tqdm
 
-if TYPE_CHECKING:
-    from hybridgen.data.broken import Broken
-    from hybridgen.training.config.schema import WandbConfig
-
+from hybridgen.data.broken import Broken
+from hybridgen.training.config.schema import WandbConfig
 
 ANSWER_SECONDS, FINISH_SECONDS = 20.0, 60.0  # that wandb has to begin and to send what is left
 
@@ -29,7 +26,7 @@ def say(sentence: str) -> None:
     tqdm.write(f"hybridgen: {sentence}", file=sys.stderr)
 
 
-def list_broken(file: Path, broken: list["Broken"]) -> None:
+def list_broken(file: Path, broken: list[Broken]) -> None:
     """Write the broken records, one a line, and say how many there are; nothing where that was said before."""
     lines = "".join(json.dumps(each._asdict()) + "\n" for each in broken)
     if file.is_file() and file.read_text(encoding="utf-8") == lines:
@@ -82,7 +79,7 @@ class Tracker:
     """
 
     def __init__(
-        self, folder: Path, settings: "WandbConfig", config: dict, steps: int, step: int, is_main: bool, run_id=None
+        self, folder: Path, settings: WandbConfig, config: dict, steps: int, step: int, is_main: bool, run_id=None
     ):
         self.is_main = is_main
         self.steps = steps
@@ -156,7 +153,7 @@ def summary(record: dict) -> str:
     return f"{loss}  lr {record['lr']:.1e}{pace}"
 
 
-def start_wandb(folder: Path, settings: "WandbConfig", config: dict, run_id: str | None):
+def start_wandb(folder: Path, settings: WandbConfig, config: dict, run_id: str | None):
     """A wandb run, offline if it cannot be had online, or None and a sentence: neither is a reason not to train."""
     if settings.mode == "disabled":
         return None

@@ -7,18 +7,15 @@ are kept, so a run goes on with the learning rate that its config now says.
 
 import math
 import re
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from hybridgen.training.config.schema import GroupConfig, OptimizerConfig, ScheduleConfig
 from hybridgen.training.optim.muon import MuonAdamW
 
-if TYPE_CHECKING:
-    from hybridgen.training.config.schema import GroupConfig, OptimizerConfig, ScheduleConfig
 
-
-def freeze(model: nn.Module, groups: list["GroupConfig"]) -> None:
+def freeze(model: nn.Module, groups: list[GroupConfig]) -> None:
     """Take frozen parts out of the graph; everything else stays as the model has it.
 
     Raises:
@@ -40,12 +37,12 @@ def freeze(model: nn.Module, groups: list["GroupConfig"]) -> None:
         raise ValueError("every parameter is frozen; leave a part of the model to train")
 
 
-def group_of(name: str, groups: list["GroupConfig"]) -> "GroupConfig | None":
+def group_of(name: str, groups: list[GroupConfig]) -> GroupConfig | None:
     """The first group that matches a parameter's name."""
     return next((group for group in groups if re.match(group.match, name)), None)
 
 
-def parameter_groups(model: nn.Module, config: "OptimizerConfig", groups: list["GroupConfig"]) -> list[dict]:
+def parameter_groups(model: nn.Module, config: OptimizerConfig, groups: list[GroupConfig]) -> list[dict]:
     """The trainable parameters, those with equal settings together, as a torch optimizer takes them.
 
     `base_lr` is the rate before the schedule. Biases, norms and embeddings do not decay.
@@ -73,7 +70,7 @@ def is_hidden_matrix(name: str, parameter: torch.Tensor) -> bool:
     return parameter.ndim == 2 and re.search(r"\.layers\.\d+\.", name) is not None
 
 
-def build_optimizer(model: nn.Module, config: "OptimizerConfig", groups: list["GroupConfig"]) -> MuonAdamW:
+def build_optimizer(model: nn.Module, config: OptimizerConfig, groups: list[GroupConfig]) -> MuonAdamW:
     """One optimizer for all trainable parameters.
 
     Raises:
@@ -94,7 +91,7 @@ def build_optimizer(model: nn.Module, config: "OptimizerConfig", groups: list["G
     )
 
 
-def lr_factor(config: "ScheduleConfig", step: int, progress: float) -> float:
+def lr_factor(config: ScheduleConfig, step: int, progress: float) -> float:
     """What the learning rates are multiplied by in step number `step` (from 0), `progress` of the run done (0 to 1)."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps

@@ -49,11 +49,6 @@ class PatchDiscriminator(nn.Module):
         return self.layers(pictures)
 
 
-def smallest_side(layers: int) -> int:
-    """The least side of pictures that a discriminator of so many layers can judge in at least one place."""
-    return 3 * 2**layers
-
-
 class Adversary:
     """The discriminator with its optimizer, and the weight of the codec's term.
 

@@ -21,8 +21,7 @@ from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.paths.modality_experts import with_own
 from hybridgen.pipeline_hybridgen import WRITING_PATHS, HybridGenPipeline, load_pipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor, add_image_tokens, build_tokenizer, image_token_ids
-from hybridgen.training.config.checks import codec_factors
-from hybridgen.training.config.parts import hybrid_config
+from hybridgen.training.config.parts import codec_factors, hybrid_config
 from hybridgen.training.config.schema import ModelConfig, TrainConfig
 from hybridgen.training.state.checkpointing import saved_steps
 

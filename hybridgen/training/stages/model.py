@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from hybridgen.bridges.adapters import add_lora
 from hybridgen.core.figures import grid, side_by_side
+from hybridgen.core.files import write_whole
 from hybridgen.core.layout import IGNORE, PADDING_DOCUMENT
 from hybridgen.core.objectives import (
     DiffusionTargets,
@@ -48,7 +49,6 @@ from hybridgen.training.stages.building import build_parts
 from hybridgen.training.stages.caching import CachedInputs
 from hybridgen.training.stages.dropout import add_dropout
 from hybridgen.training.stages.vq import build_codec_stage
-from hybridgen.training.state.checkpointing import write_text
 from hybridgen.training.trainer import Trainer
 
 FORWARD = (
@@ -284,7 +284,7 @@ def train(config: TrainConfig) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = make_accelerator(config)
     if accelerator.is_main_process:
-        write_text(folder / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
+        write_whole(folder / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
     build = build_codec_stage if config.stage == "codec" else build_model_stage
     stage = build(config, accelerator)
     set_seed(config.seed, device_specific=True)  # dropout's: everything else is drawn from generators of its own

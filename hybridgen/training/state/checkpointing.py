@@ -1,12 +1,11 @@
 """States of a run on disk: written aside and renamed, checked before they are trusted, the oldest removed.
 
-What is in a state is decided by the trainer; here is how it gets there whole. The fact a newcomer gets wrong: a folder
-named `step_N` is never half written. It is `step_N.tmp` until its last byte, and its manifest lists every file with its
-size, so that a state cut short by something else (a full quota, a broken copy) is recognised and passed over.
+What is in a state is `saving`'s; here is how it gets there whole. A folder named `step_N` is never half written: it is
+`step_N.tmp` until its last byte. Its manifest lists every file with its size, so that a state cut short by something
+else (a full quota, a broken copy) is recognised and passed over.
 """
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,6 +15,8 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
+
+from hybridgen.core.files import read_json, write_json
 
 MANIFEST = "manifest.json"
 TORCH_SAVE_FAILED = ("PytorchStreamWriter", "inline_container")  # torch.save raises a RuntimeError on a full disk
@@ -36,7 +37,7 @@ def damage(state: Path) -> str | None:
     """What is wrong with a state, or None: every file of its manifest is there and has its size."""
     try:
         sizes = read_json(state / MANIFEST)
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError):
         return f"{MANIFEST} is missing or cut short"
     for name, size in sizes.items():
         path = state / name
@@ -150,21 +151,6 @@ def remove_all(states: Path) -> None:
     """Start over: no state is kept."""
     for state in saved_steps(states):
         shutil.rmtree(state)
-
-
-def write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
-
-
-def write_text(path: Path, content: str) -> None:
-    """A small file that is never half written."""
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(content, encoding="utf-8")
-    os.replace(aside, path)
-
-
-def read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def choose(resume: str, states: Path, say: Callable[[str], None]) -> Path | None:

@@ -1,117 +1,134 @@
-"""What a run keeps, and how it goes on: everything that the next step depends on, and the result at the end.
+"""States of a run: everything that the next step depends on, written by all processes and read by any number of them.
 
-How a folder gets to disk whole is `checkpointing`'s. The fact a newcomer gets wrong: a state belongs to no number of
-processes. Weights, their average, moments, the schedule, the position in the data, the guard's memory and the log's
-sums are the run's, and kept, whether weights are whole (one process, DDP) or sharded (FSDP2). Dropout's random streams
-are each process' own: with another number of processes they begin anew. What must stay is the number of rows of a step,
-`data.per_device_batch_size` times processes times `accumulation`'s batches.
+A state belongs to no number of processes. Weights, their average, moments, the schedule, the position in the data, the
+guard's memory and the log's sums are the run's, whether weights are whole (one process, DDP) or sharded (FSDP2).
+Dropout's random streams are each process' own: with another number of processes they begin anew. What must stay is the
+number of rows of a step: `data.per_device_batch_size` times processes times `accumulation`.
+
+How a folder gets to disk whole is `checkpointing`'s; what else a run remembers is the trainer's, which hands it over:
+
+    state/step_N/trainer.json    the run's part, written by the main process
+    state/step_N/rank_R.json     each process' part
+    state/step_N/...             weights, average, optimizer and random streams
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
-import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from torch.distributed import checkpoint as sharded_files
 
-from hybridgen.training.distributed.sharding import SHARDED
+from hybridgen.core.files import read_json, write_json
+from hybridgen.training.config.renamed import with_new_names
+from hybridgen.training.config.schema import TrainConfig
+from hybridgen.training.distributed.sharding import SHARDED, SharedModel
+from hybridgen.training.optim.ema import WeightAverage
 from hybridgen.training.state import checkpointing as states
-
-if TYPE_CHECKING:
-    from hybridgen.training.trainer import Trainer
 
 FIXED = ("stage", "model", "lora", "vq_model", "vae")  # a run is not resumed with others
 
 
-def save_state(trainer: "Trainer") -> None:
-    """Into `state/step_N`, by all processes together."""
-    accelerator, folder = trainer.accelerator, trainer.folder / "state"
-    with states.written_aside(states.step_folder(folder, trainer.step), accelerator) as aside:
+class Saved(NamedTuple):
+    """What a state remembers beside tensors, as JSON."""
+
+    run: dict
+    rank: dict
+
+
+def save_state(
+    config: TrainConfig, accelerator: Accelerator, ema: WeightAverage | None, step: int, remembered: Saved
+) -> None:
+    """Into `state/step_N`, by all processes together.
+
+    Args:
+        remembered: the run's part (the same in all processes) and this process' part.
+    """
+    folder = Path(config.output_dir) / "state"
+    with states.written_aside(states.step_folder(folder, step), accelerator) as aside:
         accelerator.save_state(str(aside))  # weights, optimizer, random streams
-        _save_average(trainer, aside)
-        mine = {"loader": trainer.stage.loader.state_dict(), "diagnostics": trainer.diagnostics.state_dict()}
-        states.write_json(aside / f"rank_{accelerator.process_index}.json", mine)
+        _save_average(accelerator, ema, aside)
+        write_json(aside / f"rank_{accelerator.process_index}.json", remembered.rank)
         if accelerator.is_main_process:
-            run = {"step": trainer.step, "elapsed": trainer.elapsed, "processes": accelerator.num_processes}
-            run |= {"tally": trainer.meter.tally.tolist(), "guard": trainer.guard.state_dict()}
-            run |= {"averaged": 0 if trainer.ema is None else trainer.ema.updates}
-            run |= {"wandb": trainer.tracker.run_id, "config": asdict(trainer.config)}
-            states.write_json(aside / "trainer.json", run)
+            run = {"step": step, "processes": accelerator.num_processes, "config": asdict(config)}
+            run |= {"averaged": 0 if ema is None else ema.updates}
+            write_json(aside / "trainer.json", run | remembered.run)
     if accelerator.is_main_process:
-        states.prune(folder, trainer.config.keep_last, trainer.step)
+        states.prune(folder, config.keep_last, step)
 
 
-def save_result(trainer: "Trainer") -> None:
-    """`checkpoint/`: what the stage makes of the averaged weights."""
-    with (
-        states.written_aside(trainer.folder / "checkpoint", trainer.accelerator, manifest=False) as aside,
-        trainer.evaluating(),
-    ):
-        whole = trainer.weights.gather()
-        if whole is not None:
-            trainer.stage.save(whole, aside)
+def restore(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    weights: SharedModel,
+    ema: WeightAverage | None,
+    say: Callable[[str], None],
+) -> Saved | None:
+    """Load weights, optimizer, random streams and average from where the config says.
 
-
-def restore(trainer: "Trainer") -> dict | None:
-    """Go on where the config says. Returns what else `trainer.json` holds (`guard`, `wandb`), or None at the start.
+    Returns:
+        what else the state remembers, or None where the run starts from nothing.
 
     Raises:
         ValueError: there is no state that can be trusted, or it is of another model or form.
     """
-    config, accelerator, folder = trainer.config, trainer.accelerator, trainer.folder / "state"
+    folder = Path(config.output_dir) / "state"
     if config.resume == "never" and accelerator.is_main_process:
         states.remove_all(folder)
     accelerator.wait_for_everyone()  # or one process could find states that another one is removing
-    state = states.choose(config.resume, folder, trainer.say)
+    state = states.choose(config.resume, folder, say)
     if state is None:
         return None
-    run = states.read_json(state / "trainer.json")
-    _check_same_run(trainer, run["config"], state)
+    run = read_json(state / "trainer.json")
+    check_same_run(config, with_new_names(run["config"]), state, say)
     before, now = run.get("processes", accelerator.num_processes), accelerator.num_processes
-    mine = accelerator.process_index if before == now else 0
-    own = states.read_json(state / f"rank_{mine}.json")
-    trainer.stage.loader.load_state_dict(own["loader"])
-    trainer.diagnostics.load_state_dict(own.get("diagnostics"))
+    rank = read_json(state / f"rank_{accelerator.process_index if before == now else 0}.json")
     if accelerator.is_fsdp2 == (state / SHARDED).exists():
         accelerator.load_state(str(state))
     else:
-        trainer.weights.load(state)
+        weights.load(state)
     if before != now:
         set_seed(config.seed + run["step"], device_specific=True)
-        trainer.say(f"{before} processes saved {state}, {now} go on: dropout is drawn anew")
-    trainer.meter.tally = torch.tensor(run.get("tally", trainer.meter.tally.tolist()), dtype=torch.float64)
-    if trainer.ema is not None and run["averaged"]:
-        _load_average(trainer, state, run["averaged"])
-    trainer.step, trainer.elapsed = run["step"], run["elapsed"]
-    trainer.say(f"going on from {state}, {trainer.step} of {config.steps} steps done")
-    return run
+        say(f"{before} processes saved {state}, {now} go on: dropout is drawn anew")
+    if ema is not None and run["averaged"]:
+        _load_average(ema, state, run["averaged"])
+    say(f"going on from {state}, {run['step']} of {config.steps} steps done")
+    return Saved(run, rank)
 
 
-def _save_average(trainer: "Trainer", folder: Path) -> None:
-    if trainer.ema is None:
+def _save_average(accelerator: Accelerator, ema: WeightAverage | None, folder: Path) -> None:
+    if ema is None:
         return
-    if trainer.accelerator.is_fsdp2:
-        sharded_files.save(trainer.ema.state_dict(), checkpoint_id=folder / "ema")
-    elif trainer.accelerator.is_main_process:
-        tensors = {name: average.contiguous() for name, average in trainer.ema.state_dict().items()}
+    if accelerator.is_fsdp2:
+        sharded_files.save(ema.state_dict(), checkpoint_id=folder / "ema")
+    elif accelerator.is_main_process:
+        tensors = {name: average.contiguous() for name, average in ema.state_dict().items()}
         save_file(tensors, folder / "ema.safetensors")
 
 
-def _load_average(trainer: "Trainer", state: Path, updates: int) -> None:
-    averages = trainer.ema.state_dict()
+def _load_average(ema: WeightAverage, state: Path, updates: int) -> None:
+    averages = ema.state_dict()
     if (state / "ema").exists():
         sharded_files.load(averages, checkpoint_id=state / "ema")
     else:
         averages = load_file(state / "ema.safetensors")
-    trainer.ema.load_state_dict(averages, updates)
+    ema.load_state_dict(averages, updates)
 
 
-def _check_same_run(trainer: "Trainer", saved: dict, state: Path) -> None:
-    """Refuse a state of another model; say which other settings are not those it was saved with."""
-    now = json.loads(json.dumps(asdict(trainer.config)))  # as it is saved, where keys are strings
+def check_same_run(config: TrainConfig, saved: dict, state: Path, say: Callable[[str], None]) -> None:
+    """Refuse a state of another model; say which other settings are not those it was saved with.
+
+    Args:
+        saved: the config that the state was saved with, under today's names.
+
+    Raises:
+        ValueError: the state is of another model.
+    """
+    now = json.loads(json.dumps(asdict(config)))  # as it is saved, where keys are strings
     for key in FIXED:
         before = saved.get(key)  # older states know fewer settings
         if now[key] != before:
@@ -121,7 +138,7 @@ def _check_same_run(trainer: "Trainer", saved: dict, state: Path) -> None:
             )
     changed = [_difference(saved.get(key), value, key) for key, value in now.items() if value != saved.get(key)]
     if changed := [each for each in changed if not each.startswith(("resume:", "output_dir:"))]:
-        trainer.say(f"this config is not the one that {state} was saved with: {'; '.join(changed)}")
+        say(f"this config is not the one that {state} was saved with: {'; '.join(changed)}")
 
 
 def _difference(saved, now, key: str) -> str:

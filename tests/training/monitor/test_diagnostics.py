@@ -39,7 +39,8 @@ def config_file(tmp_path_factory) -> Path:
         "data": {
             "per_device_batch_size": 2, "sequence_length": 96,
             "sources": [
-                {"source": "dolls", "task": "draw", "write": "diffusion", "prompt_dropout": 0.2, "clean_copy": True, **size},
+                {"source": "dolls", "task": "draw", "write": "diffusion", "prompt_dropout": 0.2, "clean_copy": True,
+                 **size},
                 {"source": "dolls", "task": "draw", "write": "vq", **size},
                 {"source": "dolls", "task": "answer", "questions_per_picture": 2, "name": "ask"},
             ],

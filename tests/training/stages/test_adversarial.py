@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from hybridgen.training.config import strict
 from hybridgen.training.config.codec import AdversarialConfig
 from hybridgen.training.config.schema import TrainConfig
-from hybridgen.training.stages.adversarial import Adversary, PatchDiscriminator, smallest_side
+from hybridgen.training.stages.adversarial import Adversary, PatchDiscriminator
 from hybridgen.training.stages.model import make_accelerator
 from tests.training.toy import config_of
 
@@ -45,7 +45,7 @@ def step(judge: Adversary, decoder: nn.Module, number: int, parts: int = 1) -> l
 
 def test_shapes_and_the_least_picture():
     for layers in (1, 2, 3):
-        side = smallest_side(layers)
+        side = AdversarialConfig(layers=layers).smallest_side
         assert PatchDiscriminator(8, layers)(torch.zeros(2, 3, side, side)).shape == (2, 1, 1, 1)
         with pytest.raises(RuntimeError):
             PatchDiscriminator(8, layers)(torch.zeros(2, 3, side - 1, side - 1))

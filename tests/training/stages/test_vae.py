@@ -231,7 +231,10 @@ def test_a_model_stage_and_a_pipeline_take_the_vae(trained, tmp_path):
     content = {
         "output_dir": str(tmp_path), "steps": 2, "threads": 1, "precision": "fp32", "model": model,
         "codec": {"vae": str(folder / "checkpoint" / "vae")},
-        "data": {"per_device_batch_size": 1, "sequence_length": 128, "sources": [{"source": "dolls", "task": "draw", "write": "diffusion"}]},
+        "data": {
+            "per_device_batch_size": 1, "sequence_length": 128,
+            "sources": [{"source": "dolls", "task": "draw", "write": "diffusion"}],
+        },
     }  # fmt: skip
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
     checkpoint = train(load_config(tmp_path / "config.yaml"))

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
+from hybridgen.core.files import read_json, write_json
 from hybridgen.training.state import checkpointing as states
 
 ROOT = Path(__file__).parents[3]
@@ -23,7 +24,7 @@ def accelerator() -> Accelerator:
 def saved(folder: Path, step: int, accelerator: Accelerator, value: float = 0.0) -> Path:
     with states.written_aside(states.step_folder(folder, step), accelerator) as aside:
         save_file({"w": torch.full((100,), value)}, aside / "model.safetensors")
-        states.write_json(aside / "trainer.json", {"step": step})
+        write_json(aside / "trainer.json", {"step": step})
     return states.step_folder(folder, step)
 
 
@@ -33,7 +34,7 @@ def test_a_state_appears_whole(tmp_path, accelerator):
         assert not (tmp_path / "step_000007").exists()
     state = tmp_path / "step_000007"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000007"]
-    assert states.read_json(state / "manifest.json") == {"weights": 10}
+    assert read_json(state / "manifest.json") == {"weights": 10}
     assert states.damage(state) is None
 
 

@@ -141,7 +141,7 @@ def test_a_jsonl_file_that_vanishes_is_named(tmp_path, monkeypatch):
         f"""
         output_dir: {tmp_path / "run"}
         steps: 1000
-        data: {{sources: [{{source: {data}}}], rows: 1, sequence_length: 64}}
+        data: {{sources: [{{source: {data}}}], per_device_batch_size: 1, sequence_length: 64}}
         model: {{text_config: {{model_type: qwen3, hidden_size: 16, intermediate_size: 16, num_hidden_layers: 1,
                 num_attention_heads: 2, num_key_value_heads: 1, head_dim: 8}}, tokenizer: {{vocab_size: 300}}}}
         log_every: 1
