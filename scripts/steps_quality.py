@@ -1,8 +1,8 @@
 """Steps against quality: `python scripts/steps_quality.py CHECKPOINT --out DIR [--steps 2 4 6 8 12 20] [--samples 48]`.
 
 The same held-out captions from the same seeds, drawn by the diffusion path in fewer and fewer steps, scored by the
-dataset's own scorer. Prints a table, with the seconds a picture took and the share of right ones in each category and its
-95 % interval; writes it as steps_quality.json with versions and hardware, and the first pictures side by side as
+dataset's own scorer. Prints a table, with the seconds a picture took and the share of right ones in each category and
+its 95 % interval; writes it as steps_quality.json with versions and hardware, and the first pictures side by side as
 steps_quality.png. Several schedulers (class names of diffusers) make several tables.
 """
 
@@ -19,7 +19,7 @@ from tqdm import tqdm
 import hybridgen  # noqa: F401  first: it mends torchvision beside a CPU build of torch
 from hybridgen.bridges.adapters import open_pipeline
 from hybridgen.checkpoints.hashes import weights_hash
-from hybridgen.cli.demo import best_device
+from hybridgen.cli.running import best_device
 from hybridgen.core.figures import grid, save, side_by_side
 from hybridgen.core.files import write_whole
 from hybridgen.data.synthetic import open_synthetic

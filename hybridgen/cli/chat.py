@@ -1,7 +1,7 @@
 """`hybridgen chat`: a conversation with a checkpoint, typed at a terminal or read from a pipe.
 
-The conversation is `pipeline_chat.Chat`'s. The fact a newcomer gets wrong: what cannot be done is said at a terminal,
-and the conversation goes on; from a pipe, where nobody watches, it is the end, with exit code 2.
+The conversation itself is a `chat.session.Chat`. At a terminal a mistake is printed and the conversation goes on; from
+a pipe, where nobody watches, it ends the command with exit code 2.
 """
 
 import argparse
@@ -16,41 +16,90 @@ from PIL import Image
 from hybridgen.bridges.adapters import open_pipeline
 from hybridgen.chat.events import ImageDone, TextDelta
 from hybridgen.chat.session import Chat
-from hybridgen.cli import demo
-from hybridgen.cli.arguments_drawing import OPTIONS, settings_given
-from hybridgen.cli.errors import is_for_the_user, sentence
+from hybridgen.cli.arguments import (
+    DRAWING_OPTIONS,
+    add_checkpoint,
+    add_drawing_options,
+    drawing_settings,
+    new_command,
+    nonnegative_number,
+    path_name,
+    whole_number,
+)
+from hybridgen.cli.errors import is_for_the_user, one_line
 from hybridgen.cli.pictures import folder_to_write, in_png, new_file, open_picture, save_png, slug
+from hybridgen.cli.running import best_device
 from hybridgen.core.messages import parts
 from hybridgen.pipeline_hybridgen import WRITING_PATHS, HybridGenPipeline
 from hybridgen.sampling.settings import OF_PATH, check_belongs
 
-COMMANDS = """\
+SLASH_COMMANDS = """\
   /image FILE   say a picture before the words that come next
   /draw TEXT    have a picture drawn, and nothing written
   /undo [N]     take back the last turn, or the last N
   /save         write the conversation so far to the --out folder, as a record to train on
   /help         show these
   /quit         end; so does the end of the input"""
+ABOUT = f"""\
+Read what you say from stdin, line by line, and print the answer as it is written. Pictures are written to
+--out, each with a manifest, and their paths printed. The model decides whether it draws, unless you say /draw.
+Lines that begin with / are commands:
+
+{SLASH_COMMANDS}
+
+At a terminal Ctrl-C stops an answer, and a mistake is said. From a pipe a mistake ends it with exit code 2.
+
+examples:
+  hybridgen chat runs/demo/checkpoint
+  hybridgen chat runs/demo/checkpoint --path vq --seed 0 --out talk
+"""
 
 
-class Piece(str):
-    """Text that is printed as it comes: no line ends after it."""
+class StreamedText(str):
+    """A piece of an answer, printed as it comes: no line ends after it."""
 
 
-def talk(options: argparse.Namespace) -> Iterator[str]:
+def add_arguments(commands) -> None:
+    command = new_command(commands, "chat", "talk with a checkpoint, which answers and draws", ABOUT)
+    add_checkpoint(command)
+    said = command.add_argument_group("what is said")
+    said.add_argument("--system", metavar="TEXT", help="what the conversation begins with (default: nothing)")
+    said.add_argument("--read", type=path_name, metavar="PATH", help="path to read pictures by (default: the first)")
+    said.add_argument(
+        "--max-new-tokens", type=whole_number(1), metavar="N", help="of an answer (default: 256, or what fits)"
+    )
+    said.add_argument(
+        "--text-temperature",
+        type=nonnegative_number,
+        default=0.0,
+        metavar="X",
+        help="of words; 0 = the likeliest (default)",
+    )
+    how = command.add_argument_group("how to draw")
+    how.add_argument("--path", type=path_name, help="diffusion or vq (default: the first that the checkpoint has)")
+    how.add_argument(
+        "--seed", type=whole_number(0), help="of the first turn, the next has one more (default: by chance)"
+    )
+    how.add_argument("--height", type=whole_number(1), help="in pixels (default: as trained)")
+    how.add_argument("--width", type=whole_number(1), help="in pixels (default: as trained)")
+    add_drawing_options(how)
+    command.add_argument("--out", type=Path, default=Path("chat"), metavar="DIR", help="default: chat")
+
+
+def run(options: argparse.Namespace) -> Iterator[str]:
     """
-    1. Open the checkpoint, and check every setting before anything is said.
+    1. Open the checkpoint, and check every setting before the first turn.
     2. Line by line: a command, or the user's words. Yields the answer as it comes, and files of pictures.
     """
-    given = settings_given(options)
+    settings = drawing_settings(options)
     if options.path in OF_PATH:
-        check_belongs(given, [options.path], OPTIONS)
+        check_belongs(settings, [options.path], DRAWING_OPTIONS)
     out = folder_to_write(options.out)
-    pipeline = demo.best_device(open_pipeline(options.checkpoint))
-    talked = Conversation(_chat(pipeline, options, given), out, options.seed)
+    pipeline = best_device(open_pipeline(options.checkpoint))
+    terminal = ChatTerminal(_chat(pipeline, options, settings), out, options.seed)
     at_terminal = sys.stdin.isatty()
     if at_terminal:
-        print(COMMANDS, file=sys.stderr)
+        print(SLASH_COMMANDS, file=sys.stderr)
     while True:
         if at_terminal:
             print("> ", end="", file=sys.stderr, flush=True)
@@ -58,7 +107,7 @@ def talk(options: argparse.Namespace) -> Iterator[str]:
         if not line or line.strip() == "/quit":
             return
         try:
-            yield from talked.hear(line.strip())
+            yield from terminal.read_line(line.strip())
         except KeyboardInterrupt:
             if not at_terminal:
                 raise
@@ -66,37 +115,37 @@ def talk(options: argparse.Namespace) -> Iterator[str]:
         except (ValueError, OSError) as error:
             if not at_terminal or not is_for_the_user(error):
                 raise
-            print(sentence(error), file=sys.stderr)
+            print(one_line(error), file=sys.stderr)
 
 
-def _chat(pipeline: HybridGenPipeline, options: argparse.Namespace, given: dict) -> Chat:
+def _chat(pipeline: HybridGenPipeline, options: argparse.Namespace, settings: dict) -> Chat:
     """Raises ValueError for settings by which no turn could be made."""
     drawing = [path for path in WRITING_PATHS if path in pipeline.model.config.paths]
     if options.path is not None or drawing:
         drawing = [pipeline.writing_path(options.path)]
-    check_belongs(given, drawing, OPTIONS)
+    check_belongs(settings, drawing, DRAWING_OPTIONS)
     opening = [] if options.system is None else [{"role": "system", "content": options.system}]
     named = ("path", "read", "height", "width", "max_new_tokens", "text_temperature")
-    chat = pipeline.chat(opening, **{name: getattr(options, name) for name in named}, **given)
-    chat.send()  # checks everything and does nothing, until its events are asked for
+    chat = pipeline.chat(opening, **{name: getattr(options, name) for name in named}, **settings)
+    chat.send()  # checks everything; it does nothing until its events are iterated
     return chat
 
 
-class Conversation:
-    """A chat with the files of its pictures.
+class ChatTerminal:
+    """A chat that is steered by lines of text, and keeps the files of its pictures.
 
     Args:
         out: folder for what is drawn and saved.
-        seed: of the first turn, and one more for each that follows; None = another each time.
+        seed: of the first turn, and one more for each that follows; None = a random one each turn.
     """
 
     def __init__(self, chat: Chat, out: Path, seed: int | None):
         self.chat, self.out, self.seed = chat, out, seed
-        self.waiting: list[Image.Image] = []  # to be said before the next words
+        self.pending_images: list[Image.Image] = []  # sent before the next words
         self.files: list[tuple[Image.Image, Path]] = []
 
-    def hear(self, line: str) -> Iterator[str]:
-        """A line of the user. Raises ValueError for what cannot be done; the conversation is then as it was."""
+    def read_line(self, line: str) -> Iterator[str]:
+        """Act on a line of the user. Raises ValueError for what cannot be done; the conversation is then as it was."""
         if not line:
             return
         command, _, rest = line.partition(" ")
@@ -104,42 +153,41 @@ class Conversation:
             yield from self._answer(line)
         elif command == "/image":
             image, file = open_picture(Path(rest)), Path(rest).resolve()
-            self.waiting.append(image)
+            self.pending_images.append(image)
             self.files.append((image, file))
         elif command == "/draw":
             yield from self._answer(rest, plan=["image"])
         elif command == "/undo":
             self._undo(rest)
         elif command == "/save":
-            yield str(self._save())
+            yield str(self._save_record())
         elif command == "/help":
-            print(COMMANDS, file=sys.stderr)
+            print(SLASH_COMMANDS, file=sys.stderr)
         else:
             raise ValueError(f"there is no {command}; /help shows what there is")
 
-    def _answer(self, text: str, **how) -> Iterator[str]:
+    def _answer(self, text: str, **settings) -> Iterator[str]:
         if self.seed is not None:
-            how["seed"] = self.seed + self.chat.turns
+            settings["seed"] = self.seed + self.chat.turns
         line_is_open = False
-        with closing(self.chat.send(text, self.waiting, **how)) as events:
+        with closing(self.chat.send(text, self.pending_images, **settings)) as events:
             for event in events:
                 if isinstance(event, TextDelta):
                     line_is_open = True
-                    yield Piece(event.text)
+                    yield StreamedText(event.text)
                 elif isinstance(event, ImageDone):
                     if line_is_open:
                         yield ""
                     line_is_open = False
-                    yield str(self._keep(event))
+                    yield str(self._save_picture(event))
         if line_is_open:
             yield ""
-        self.waiting = []
+        self.pending_images = []
 
-    def _keep(self, drawn: ImageDone) -> Path:
-        made = drawn.manifest
-        file = save_png(
-            drawn.image, self.out, f"{slug(made['prompt'])}-{made['path']}-seed{made['seed']}", in_png(made)
-        )
+    def _save_picture(self, drawn: ImageDone) -> Path:
+        manifest = drawn.manifest
+        name = f"{slug(manifest['prompt'])}-{manifest['path']}-seed{manifest['seed']}"
+        file = save_png(drawn.image, self.out, name, in_png(manifest))
         self.files.append((drawn.image, file.resolve()))
         return file
 
@@ -148,20 +196,21 @@ class Conversation:
             raise ValueError(f"/undo takes a number of turns, not {turns!r}")
         self.chat.rollback(int(turns or 1))
 
-    def _save(self) -> Path:
+    def _save_record(self) -> Path:
         """One record, as JSONL files of data have them; pictures are named as seen from there."""
         if not self.chat.turns:
             raise ValueError("nothing was said yet, so there is nothing to save")
         messages = [
-            {**message, "content": [self._named(part) for part in parts(message)]} for message in self.chat.messages
+            {**message, "content": [self._with_file_name(part) for part in parts(message)]}
+            for message in self.chat.messages
         ]
         with new_file(self.out, "conversation", ".jsonl") as opened:
             opened.write((json.dumps({"messages": messages}, ensure_ascii=False) + "\n").encode())
         return Path(opened.name)
 
-    def _named(self, part: dict) -> dict:
+    def _with_file_name(self, part: dict) -> dict:
         if part["type"] != "image":
             return part
         file = next(file for image, file in self.files if image is part["image"])
-        beside = file.parent == self.out.resolve()
-        return {"type": "image", "image": file.name if beside else str(file)}
+        is_beside = file.parent == self.out.resolve()
+        return {"type": "image", "image": file.name if is_beside else str(file)}

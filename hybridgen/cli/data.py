@@ -1,7 +1,7 @@
 """`hybridgen data inspect`: what a source, or the data of a config, holds, before a run is spent on it.
 
-The looking is `data.inspection`'s. The fact a newcomer gets wrong: tokens are a tokenizer's, so they are counted for a
-config, which says which one, and not for a source alone. No weight of a model is made or loaded for it.
+The looking is `data.inspection`'s. Tokens are counted for a config only: a source alone has no tokenizer. No weight of
+a model is made or loaded for it.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from hybridgen.cli.arguments import add_overrides, new_command, whole_number
 from hybridgen.core.files import write_whole
 from hybridgen.data.inspection import draw, look_at, mix_of, shared, table
 from hybridgen.data.mixture import Mixture
@@ -20,8 +21,30 @@ from hybridgen.training.config.checks import load_config
 from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.stages.building import build_processor
 
+ABOUT = """\
+Count records, pictures, sizes, words and tokens; draw from the mixture and say what share of the tokens each
+task gets; find what training and validation share, and what is broken. The table goes to stdout; a picture,
+the table and the broken records are written to --out.
 
-def inspect(options: argparse.Namespace) -> Iterator[str]:
+examples:
+  hybridgen data inspect configs/demo_codec.yaml
+  hybridgen data inspect pictures/
+  hybridgen data inspect 'shards/{000..007}.tar' columns.text=json.caption streaming=true
+"""
+
+
+def add_arguments(commands) -> None:
+    command = new_command(commands, "data", "look at data before a run is spent on them", ABOUT)
+    command.add_argument("action", choices=("inspect",), help="the one thing that there is to do")
+    command.add_argument("what", metavar="SOURCE|CONFIG", help="a source as configs name it, or a config (.yaml)")
+    add_overrides(command, "settings of the source, or of the config")
+    command.add_argument(
+        "--limit", type=whole_number(0), default=1000, help="records of each task; 0 = all (default: 1000)"
+    )
+    command.add_argument("--out", type=Path, default=Path("inspected"), metavar="DIR", help="default: inspected")
+
+
+def run(options: argparse.Namespace) -> Iterator[str]:
     """
     1. Open the sources, and the processor where there is a config.
     2. Read records, draw from the mixture, compare training with validation.

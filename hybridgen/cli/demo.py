@@ -1,12 +1,13 @@
-"""The demo: from nothing to a report in one process. Trains a codec, trains a model, draws and answers, shows it all.
+"""`hybridgen demo`: from nothing to a report in one process. Trains a codec, trains a model, scores both tasks.
 
-It only puts the parts of the library one after another; settings are in `configs/`. The fact a newcomer gets wrong:
-running it again never starts over. A stage that is complete is skipped, one that was interrupted goes on from its
-last saved state, and a folder that holds something else is refused.
+It only puts the parts of the library one after another; settings are in `configs/`. Running it again never starts
+over: a stage that is complete is skipped, one that was interrupted goes on from its last saved state, and a folder that
+holds something else is refused.
 
     OUT/demo.json   how the demo was set     OUT/codec/   the VQ tokenizer's run     OUT/checkpoint/   the pipeline
 """
 
+import argparse
 import json
 import tempfile
 import time
@@ -14,9 +15,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
-
 from hybridgen.cli import demo_report
+from hybridgen.cli.arguments import OVERRIDES_HELP, add_overrides, new_command, whole_number
+from hybridgen.cli.running import best_device, progress_bars
 from hybridgen.core.files import write_whole
 from hybridgen.evaluation import suites
 from hybridgen.evaluation.generation import DrawSettings, film
@@ -30,11 +31,41 @@ from hybridgen.training.stages.model import train
 from hybridgen.training.stages.vq import build_vq_model
 
 CONFIGS = {"dolls": ("demo_codec.yaml", "demo.yaml"), "emoji": ("emoji_codec.yaml", "emoji.yaml")}
+ABOUT = """\
+Train a VQ tokenizer, then one small model that draws by two paths and answers through two; score it on
+pictures of kinds it never saw, and write report.html. A demo that was interrupted goes on where it was; one
+that is finished says so.
+
+examples:
+  hybridgen demo
+  hybridgen demo --seed 1 --out runs/seed1
+  hybridgen demo --out runs/quick steps=50 codec:steps=20
+  hybridgen demo --dataset emoji
+"""
 _FREE = ("output_dir", "codec", "resume", "threads", "wandb")  # may differ between two runs of one demo
 
 
+def add_arguments(commands) -> None:
+    command = new_command(commands, "demo", "train, draw, answer and report, from nothing, on two cores", ABOUT)
+    what = command.add_argument_group("what to do")
+    what.add_argument("--dataset", default="dolls", help=f"{' or '.join(suites.SUITES)} (default: dolls)")
+    what.add_argument("--seed", type=whole_number(0), default=0, help="of training and evaluation (default: 0)")
+    what.add_argument(
+        "--samples", type=whole_number(1), default=256, help="pictures to draw and to ask about (default: 256)"
+    )
+    add_overrides(what, f"{OVERRIDES_HELP}; codec:KEY=VALUE replaces one of the codec's file")
+    command.add_argument("--out", type=Path, metavar="DIR", help="default: runs/demo, or runs/DATASET")
+
+
+def run(options: argparse.Namespace) -> Iterator[str]:
+    """Yields the paths of what a person wants to open."""
+    out = options.out or Path("runs", "demo" if options.dataset == "dolls" else options.dataset)
+    with progress_bars() as report:
+        yield from run_demo(options.dataset, out, options.seed, options.samples, options.overrides, report)
+
+
 @dataclass
-class Plan:
+class DemoPlan:
     """Everything that is decided before the first step.
 
     Args:
@@ -54,7 +85,9 @@ class Plan:
     answer_paths: list[str]
 
 
-def run(dataset: str, out: Path, seed: int, samples: int, overrides: list[str], report: suites.Report) -> Iterator[str]:
+def run_demo(
+    dataset: str, out: Path, seed: int, samples: int, overrides: list[str], report: suites.Report
+) -> Iterator[str]:
     """
     1. Check every setting of both trainings, and what the folder holds.
     2. Train the codec, then the model; what is complete is not trained again.
@@ -85,7 +118,7 @@ def run(dataset: str, out: Path, seed: int, samples: int, overrides: list[str], 
 
 
 def _evaluate(
-    plan: Plan, pipeline: HybridGenPipeline, seconds: dict[str, float], report: suites.Report
+    plan: DemoPlan, pipeline: HybridGenPipeline, seconds: dict[str, float], report: suites.Report
 ) -> suites.Evaluation:
     """Scores, and with them how long everything took and what was to be reached."""
     started = time.perf_counter()
@@ -108,7 +141,7 @@ def _evaluate(
     return evaluation
 
 
-def make_plan(dataset: str, out: Path, seed: int, samples: int, overrides: list[str]) -> Plan:
+def make_plan(dataset: str, out: Path, seed: int, samples: int, overrides: list[str]) -> DemoPlan:
     """Both configs, checked in full. The codec that the model will use is not there yet, so its config stands in.
 
     Raises:
@@ -132,7 +165,7 @@ def make_plan(dataset: str, out: Path, seed: int, samples: int, overrides: list[
     }
     draw = [source.write for source in model.data.sources if source.task == "draw" and source.write]
     answer = [source.read for source in model.data.sources if source.task == "answer"]
-    return Plan(dataset, out, seed, samples, codec, model, settings, _once(draw), _once(answer))
+    return DemoPlan(dataset, out, seed, samples, codec, model, settings, _once(draw), _once(answer))
 
 
 def _once(paths: list[str]) -> list[str]:
@@ -160,11 +193,6 @@ def untrained(folder: Path, dataset: str = "dolls", seed: int = 0) -> Path:
     return plan.out / "checkpoint"
 
 
-def best_device(pipeline: HybridGenPipeline) -> HybridGenPipeline:
-    """On the GPU where there is one."""
-    return pipeline.to("cuda") if torch.cuda.is_available() else pipeline
-
-
 def _quoted(path: Path | str) -> str:
     return json.dumps(str(path))  # overrides are YAML, where `runs/1: a` is a mapping and `1` a number
 
@@ -172,7 +200,7 @@ def _quoted(path: Path | str) -> str:
 # ------------------------------------------------------------------------------------------------- what is there
 
 
-def _open_folder(plan: Plan) -> dict[str, float]:
+def _open_folder(plan: DemoPlan) -> dict[str, float]:
     """The seconds that each stage took so far. A new folder is made and marked.
 
     Raises:
@@ -206,7 +234,7 @@ def _differences(then: dict, now: dict, above: str = "") -> Iterator[tuple[str, 
             yield f"{above}{key}", old, new
 
 
-def _train(plan: Plan, config: TrainConfig, name: str, seconds: dict[str, float]) -> None:
+def _train(plan: DemoPlan, config: TrainConfig, name: str, seconds: dict[str, float]) -> None:
     """Train, and note how long it took, come to its end or not."""
     started = time.perf_counter()
     try:
@@ -225,7 +253,7 @@ def _logged_seconds(config: TrainConfig) -> float:
     return max((json.loads(line).get("seconds", 0.0) for line in lines), default=0.0)
 
 
-def _is_finished(plan: Plan, page: Path) -> bool:
+def _is_finished(plan: DemoPlan, page: Path) -> bool:
     file = plan.out / "scores.json"
     if not (page.is_file() and file.is_file()):
         return False

@@ -1,7 +1,4 @@
-"""Errors that the user of a command can mend, told apart from faults of ours, and told in one sentence.
-
-The fact a newcomer gets wrong: a ValueError is no proof. One from inside another library is a fault of ours.
-"""
+"""Errors that the user of a command can mend, told apart from faults of ours, and printed as one line."""
 
 import traceback
 from pathlib import Path
@@ -19,7 +16,7 @@ def is_for_the_user(error: Exception) -> bool:
     return _PACKAGE in Path(traceback.extract_tb(error.__traceback__)[-1].filename).parents
 
 
-def sentence(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """What went wrong, on one line."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"

@@ -1,13 +1,15 @@
-"""Manifests read again (`pipeline_manifest` makes them): a picture drawn once more from the text of its PNG.
+"""`hybridgen replay`: a picture drawn again from the manifest in its PNG (`checkpoints.manifest` makes them).
 
     read_manifest    a PNG -> what it says under "manifest", checked
     replay           drawn again, and compared
 
-The fact a newcomer gets wrong: a checkpoint is named by the hash of its weights, not by its folder. A folder that was
-trained on since has other weights, and is refused before anything is drawn.
+A manifest names a checkpoint by the hash of its weights, not by its folder: a folder that was trained on since has
+other weights, and is refused before anything is drawn.
 """
 
+import argparse
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -20,12 +22,43 @@ from PIL import Image
 from hybridgen.bridges.adapters import open_pipeline
 from hybridgen.checkpoints.hashes import file_hash, origin
 from hybridgen.checkpoints.manifest import FORMAT, KEY, versions
+from hybridgen.cli.arguments import new_command
+from hybridgen.cli.pictures import folder_to_write, in_png, open_picture, save_png
+from hybridgen.cli.running import best_device
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.sampling.guidance import Guidance
 from hybridgen.sampling.settings import OF_PATH
 
+ABOUT = """\
+Draw a picture of `hybridgen sample` again, from the manifest in its PNG, and print whether every pixel is as it
+was or what differs. Exit code 0 if it is identical, 1 if it differs. A checkpoint of other weights is refused.
+
+examples:
+  hybridgen replay pictures/an-elf-diffusion-seed0.png
+  hybridgen replay pictures/an-elf-diffusion-seed0.png runs/demo/checkpoint --out again
+"""
 _ORIGIN = ("checkpoint", "config", "weights")
-_NEEDED = ("prompt", "path", "seed", "height", "width", "settings", "scheduler")
+_REQUIRED = ("prompt", "path", "seed", "height", "width", "settings", "scheduler")
+
+
+def add_arguments(commands) -> None:
+    command = new_command(commands, "replay", "draw a picture again from what its PNG says", ABOUT)
+    command.add_argument("picture", metavar="PNG", type=Path, help="a picture that hybridgen drew")
+    command.add_argument(
+        "checkpoint", metavar="CHECKPOINT", type=Path, nargs="?", help="that drew it (default: the folder it names)"
+    )
+    command.add_argument("--out", type=Path, metavar="DIR", help="folder for the picture drawn again")
+
+
+def run(options: argparse.Namespace) -> Iterator[str]:
+    """Yields the new file, where a folder is given for it, and the verdict; returns 1 if the pictures differ."""
+    picture = open_picture(options.picture)
+    out = None if options.out is None else folder_to_write(options.out)
+    replayed = replay(options.picture, picture, options.checkpoint)
+    if out is not None:
+        yield str(save_png(replayed.image, out, options.picture.stem, in_png(replayed.manifest)))
+    yield replayed.verdict
+    return 0 if replayed.identical else 1
 
 
 @dataclass(frozen=True)
@@ -33,67 +66,16 @@ class Replay:
     """A picture drawn again.
 
     Args:
-        image: the new one.
-        facts: its manifest.
+        image: the new picture.
+        manifest: of the new picture.
         identical: whether every pixel is as it was.
         verdict: that, in one sentence.
     """
 
     image: Image.Image
-    facts: dict
+    manifest: dict
     identical: bool
     verdict: str
-
-
-def read_manifest(file: Path, picture: Image.Image) -> dict:
-    """What a PNG says of how it was made. Raises ValueError if it says nothing, or not enough."""
-    text = getattr(picture, "text", {}).get(KEY)
-    if text is None:
-        raise ValueError(
-            f"{file} carries no manifest, so nobody knows how it was drawn; give a PNG as `hybridgen sample` wrote it"
-        )
-    try:
-        facts = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{file} carries a manifest that is not valid JSON ({error}); it was changed") from error
-    missing = sorted({*_NEEDED, *_ORIGIN} - set(facts)) if isinstance(facts, dict) else ["everything"]
-    if missing == list(_ORIGIN):
-        raise ValueError(
-            f"{file} was drawn by weights that no checkpoint was known to have, so nothing can draw it again"
-        )
-    if missing:
-        raise ValueError(f"{file} carries a manifest without {', '.join(missing)}; it was changed")
-    known = OF_PATH.get(facts["path"], ())
-    guider = [field.name for field in fields(Guidance)]
-    strange = [
-        *(name for name in ("settings",) if not isinstance(facts[name], dict)),
-        *(name for name in facts["settings"] or () if name not in known),
-        *(name for name in facts.get("guider") or () if name not in guider),
-        *(name for name in ("class", "config") if facts["scheduler"] is not None and name not in facts["scheduler"]),
-    ]
-    if not known or strange:
-        what = f"{strange[0]!r}" if known else f"path {facts['path']!r}"
-        raise ValueError(f"{file} carries a manifest whose {what} is none that can be drawn by; it was changed")
-    if prior := facts.get("prior_messages", facts.get("said_before")):  # older PNGs' name
-        raise ValueError(
-            f"{file} was drawn in a conversation, after {prior} messages and parts of messages that its "
-            "manifest does not hold, so its prompt alone would draw another picture"
-        )
-    if facts.get("format", 0) > FORMAT:
-        raise ValueError(f"{file} carries a manifest of a later hybridgen (format {facts['format']}); update hybridgen")
-    return facts
-
-
-def check_weights(facts: dict, checkpoint: Path) -> None:
-    """Raises ValueError if a checkpoint is not the one that a manifest is of."""
-    found = origin(checkpoint)
-    for name in ("weights", "config"):
-        if (there := found[name]) != facts[name]:
-            what = "weights" if name == "weights" else "settings (config.json, processor or codec)"
-            raise ValueError(
-                f"the picture was drawn by other {what} than those of {checkpoint}: their hash was "
-                f"{facts[name][:12]}, here it is {there[:12]}; name the checkpoint that drew it"
-            )
 
 
 def replay(file: Path, picture: Image.Image, checkpoint: Path | None = None) -> Replay:
@@ -105,66 +87,127 @@ def replay(file: Path, picture: Image.Image, checkpoint: Path | None = None) -> 
     Raises:
         ValueError: there is no manifest, or it is of other weights; before anything is drawn.
     """
-    facts = read_manifest(file, picture)
-    folder = Path(facts["checkpoint"]) if checkpoint is None else Path(checkpoint)
+    manifest = read_manifest(file, picture)
+    folder = Path(manifest["checkpoint"]) if checkpoint is None else Path(checkpoint)
     if not folder.is_dir():
         raise ValueError(f"checkpoint {folder} does not exist; name the one that drew {file} after it")
-    check_weights(facts, folder)
-    pipeline = open_pipeline(folder)
-    if torch.cuda.is_available():
-        pipeline.to("cuda")
-    if hasattr(torch, facts.get("dtype", "")) and facts["dtype"] != "float32":
-        pipeline.to(getattr(torch, facts["dtype"]))
-    _set_scheduler(pipeline, facts["scheduler"], file)
-    condition = facts.get("image")
+    check_weights(manifest, folder)
+    pipeline = best_device(open_pipeline(folder))
+    if hasattr(torch, manifest.get("dtype", "")) and manifest["dtype"] != "float32":
+        pipeline.to(getattr(torch, manifest["dtype"]))
+    _set_scheduler(pipeline, manifest["scheduler"], file)
+    condition = manifest.get("image")
     image = pipeline(
-        facts["prompt"],
-        path=facts["path"],
-        seed=facts["seed"],
-        negative_prompt=facts.get("negative_prompt"),
-        height=facts["height"],
-        width=facts["width"],
-        guider=None if facts.get("guider") is None else Guidance(**facts["guider"]),
-        **{} if condition is None else {"image": _condition(condition), "read": condition["read"]},
-        **facts["settings"],
+        manifest["prompt"],
+        path=manifest["path"],
+        seed=manifest["seed"],
+        negative_prompt=manifest.get("negative_prompt"),
+        height=manifest["height"],
+        width=manifest["width"],
+        guider=None if manifest.get("guider") is None else Guidance(**manifest["guider"]),
+        **{} if condition is None else {"image": _open_condition(condition), "read": condition["read"]},
+        **manifest["settings"],
     ).images[0]
-    now = facts | {"checkpoint": str(folder), "device": pipeline.model.device.type}
-    now["versions"] = versions()
-    return Replay(image, now, *_compared(picture, image, facts, now))
+    new_manifest = manifest | {"checkpoint": str(folder), "device": pipeline.model.device.type, "versions": versions()}
+    return Replay(image, new_manifest, *_compare(picture, image, _changes(manifest, new_manifest)))
 
 
-def _set_scheduler(pipeline: HybridGenPipeline, told: dict | None, file: Path) -> None:
-    if told is None:
+def read_manifest(file: Path, picture: Image.Image) -> dict:
+    """What a PNG says of how it was made. Raises ValueError if it says nothing, or not enough."""
+    text = getattr(picture, "text", {}).get(KEY)
+    if text is None:
+        raise ValueError(
+            f"{file} carries no manifest, so nobody knows how it was drawn; give a PNG as `hybridgen sample` wrote it"
+        )
+    try:
+        manifest = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{file} carries a manifest that is not valid JSON ({error}); it was changed") from error
+    missing = sorted({*_REQUIRED, *_ORIGIN} - set(manifest)) if isinstance(manifest, dict) else ["everything"]
+    if missing == list(_ORIGIN):
+        raise ValueError(
+            f"{file} was drawn by weights that no checkpoint was known to have, so nothing can draw it again"
+        )
+    if missing:
+        raise ValueError(f"{file} carries a manifest without {', '.join(missing)}; it was changed")
+    _check_values(file, manifest)
+    before = manifest.get("prior_messages") or manifest.get("said_before")  # the older name
+    if before:
+        raise ValueError(
+            f"{file} was drawn in a conversation, after {before} messages and parts of messages that its "
+            "manifest does not hold, so its prompt alone would draw another picture"
+        )
+    if (version := manifest.get("format", 0)) > FORMAT:
+        raise ValueError(f"{file} carries a manifest of a later hybridgen (format {version}); update hybridgen")
+    return manifest
+
+
+def _check_values(file: Path, manifest: dict) -> None:
+    """Raises ValueError for a path, or names of settings, that nothing can be drawn by."""
+    path, settings, scheduler = manifest["path"], manifest["settings"], manifest["scheduler"]
+    if path not in OF_PATH:
+        unknown = [f"path {path!r}"]
+    else:
+        guider_fields = {field.name for field in fields(Guidance)}
+        unknown = [
+            *(["'settings'"] if not isinstance(settings, dict) else []),
+            *(repr(name) for name in settings or () if name not in OF_PATH[path]),
+            *(repr(name) for name in manifest.get("guider") or () if name not in guider_fields),
+            *(repr(name) for name in ("class", "config") if scheduler is not None and name not in scheduler),
+        ]
+    if unknown:
+        raise ValueError(f"{file} carries a manifest whose {unknown[0]} is none that can be drawn by; it was changed")
+
+
+def check_weights(manifest: dict, checkpoint: Path) -> None:
+    """Raises ValueError if a checkpoint is not the one that a manifest is of."""
+    hashes = origin(checkpoint)
+    for name in ("weights", "config"):
+        if hashes[name] != manifest[name]:
+            what = "weights" if name == "weights" else "settings (config.json, processor or codec)"
+            raise ValueError(
+                f"the picture was drawn by other {what} than those of {checkpoint}: their hash was "
+                f"{manifest[name][:12]}, here it is {hashes[name][:12]}; name the checkpoint that drew it"
+            )
+
+
+def _set_scheduler(pipeline: HybridGenPipeline, saved: dict | None, file: Path) -> None:
+    if saved is None:
         return
-    kind = getattr(diffusers, told["class"], None)
-    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
-        raise ValueError(f"{file} was drawn by {told['class']}, which this diffusers does not have; update diffusers")
-    pipeline.scheduler = kind.from_config(told["config"])
+    scheduler = getattr(diffusers, saved["class"], None)
+    if not (isinstance(scheduler, type) and issubclass(scheduler, SchedulerMixin)):
+        raise ValueError(f"{file} was drawn by {saved['class']}, which this diffusers does not have; update diffusers")
+    pipeline.scheduler = scheduler.from_config(saved["config"])
 
 
-def _condition(told: dict) -> Image.Image:
-    file = Path(told["file"])
-    if not file.is_file() or file_hash(file) != told["sha256"]:
+def _open_condition(saved: dict) -> Image.Image:
+    """The picture that stood before the prompt. Raises ValueError if its file is gone or has changed."""
+    file = Path(saved["file"])
+    if not file.is_file() or file_hash(file) != saved["sha256"]:
         raise ValueError(f"the picture was drawn from the image {file}, which is no longer there or has changed")
     with Image.open(file) as opened:
         return opened.convert("RGB")
 
 
-def _compared(before: Image.Image, after: Image.Image, then: dict, now: dict) -> tuple[bool, str]:
-    old, new = (np.asarray(image.convert("RGB")).astype(int) for image in (before, after))
-    others = [
-        f"{name} was {version} and is {now['versions'].get(name, 'not there')}"
-        for name, version in then.get("versions", {}).items()
-        if now["versions"].get(name) != version
+def _changes(before: dict, after: dict) -> list[str]:
+    """What differs between two manifests that may make pixels differ: versions of libraries, the device."""
+    changes = [
+        f"{name} was {version} and is {after['versions'].get(name, 'not there')}"
+        for name, version in before.get("versions", {}).items()
+        if after["versions"].get(name) != version
     ]
-    if then.get("device") not in (None, now["device"]):
-        others.append(f"the device was {then['device']} and is {now['device']}")
-    why = f" ({'; '.join(others)})" if others else ""
+    if before.get("device") not in (None, after["device"]):
+        changes.append(f"the device was {before['device']} and is {after['device']}")
+    return changes
+
+
+def _compare(before: Image.Image, after: Image.Image, changes: list[str]) -> tuple[bool, str]:
+    """Whether all pixels are the same, and a sentence that says so or how they differ."""
+    old, new = (np.asarray(image.convert("RGB")).astype(int) for image in (before, after))
     if old.shape != new.shape:
-        return (
-            False,
-            f"differs: the picture is {before.width}x{before.height}, drawn again {after.width}x{after.height}",
-        )
+        sizes = f"the picture is {before.width}x{before.height}, drawn again {after.width}x{after.height}"
+        return False, f"differs: {sizes}"
+    why = f" ({'; '.join(changes)})" if changes else ""
     if (old == new).all():
         return True, f"identical: all {after.width}x{after.height} pixels are as they were{why}"
     differing, most = int((old != new).any(-1).sum()), int(np.abs(old - new).max())

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hybridgen.cli import main as cli
+from hybridgen.cli.main import main
 from hybridgen.data.records import check_record, load_images
-from hybridgen.data.synthetic import dolls
 from hybridgen.pipeline_hybridgen import load_pipeline
 
 QUICK = ("--steps", 2, "--seed", 3, "--max-new-tokens", 4)
@@ -22,20 +21,13 @@ def talk(capsys, monkeypatch, tiny_checkpoint):
     def call(lines: list[str], *arguments) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
         try:
-            code = cli.main([str(word) for word in ("chat", tiny_checkpoint, *arguments)])
+            code = main([str(word) for word in ("chat", tiny_checkpoint, *arguments)])
         except SystemExit as stop:  # argparse's own
             code = stop.code
         printed = capsys.readouterr()
         return code, printed.out, printed.err
 
     return call
-
-
-@pytest.fixture
-def doll(tmp_path) -> Path:
-    file = tmp_path / "doll.png"
-    dolls.Dolls("held_out", "draw", 0).picture(0).save(file)
-    return file
 
 
 def test_it_is_a_chat(talk, tiny_checkpoint, tmp_path, doll):

@@ -8,18 +8,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from hybridgen.cli import main as cli
 from tests.processors import picture
-
-
-@pytest.fixture
-def run(capsys):
-    def call(*arguments) -> tuple[int, list[str], str]:
-        code = cli.main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return code, printed.out.split("\n")[:-1], printed.err
-
-    return call
 
 
 def captioned(folder: Path, numbers) -> Path:

@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 
 from hybridgen.cli import demo
-from hybridgen.cli import main as cli
+from hybridgen.cli.main import main
 
 OWN = dict(demo.CONFIGS)
 CODEC = {
@@ -74,7 +74,7 @@ def configs(tmp_path_factory):
 
 
 def run(out: Path, *overrides: str, samples: int = 2, seed: int = 0) -> list[str]:
-    return list(demo.run("dolls", out, seed, samples, list(overrides), lambda what, done, of: None))
+    return list(demo.run_demo("dolls", out, seed, samples, list(overrides), lambda what, done, of: None))
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +224,7 @@ def test_a_strange_folder_name_is_no_yaml(configs, tmp_path):
 
 
 def test_on_the_command_line(finished, capsys):
-    assert cli.main(["demo", "--out", str(finished), "--samples", "2"]) == 0
+    assert main(["demo", "--out", str(finished), "--samples", "2"]) == 0
     assert capsys.readouterr().out == f"{finished / 'report.html'}\n"
 
 

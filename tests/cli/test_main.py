@@ -1,193 +1,22 @@
-"""The command line on a tiny checkpoint: what it writes and prints, and one sentence for what a user can mend.
+"""The command line as a whole: one sentence for what a user can mend, how commands end, the form of their files, help.
 
 Commands run in this process through `main`; a few start Python anew, for what only a process has.
 """
 
-import json
-import os
+import inspect
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from hybridgen.cli import main as cli
-from hybridgen.cli.arguments import parser
-from hybridgen.cli.pictures import slug
-from hybridgen.data.synthetic import dolls
-from hybridgen.pipeline_hybridgen import load_pipeline
+from hybridgen.cli import ask
+from hybridgen.cli.arguments import RENAMED_OPTIONS, CommandParser
+from hybridgen.cli.main import COMMANDS, main, parser
 from hybridgen.version import __version__
 
-PROMPT = "an orc wearing a purple robe, holding a bottle, blue background"
-
-
-@pytest.fixture
-def run(capsys):
-    """Run a command: exit code, lines of stdout, stderr."""
-
-    def call(*arguments) -> tuple[int, list[str], str]:
-        try:
-            code = cli.main([str(argument) for argument in arguments])
-        except SystemExit as stop:  # argparse's own
-            code = stop.code
-        printed = capsys.readouterr()
-        return code, printed.out.split("\n")[:-1], printed.err
-
-    return call
-
-
-@pytest.fixture
-def doll(tmp_path) -> Path:
-    file = tmp_path / "doll.png"
-    dolls.Dolls("held_out", "draw", 0).picture(0).save(file)
-    return file
-
-
-def pixels(file: str | Path) -> np.ndarray:
-    return np.asarray(Image.open(file).convert("RGB"))
-
-
-# ---------------------------------------------------------------------------------------------------------- sample
-
-
-def test_sample_writes_pictures_that_say_how_they_were_made(run, tiny_checkpoint, tmp_path):
-    code, lines, _ = run(
-        "sample", tiny_checkpoint, "--prompt", PROMPT, "--seed", 5, "--steps", 2, "--guidance", 2,
-        "--out", tmp_path / "a",
-    )  # fmt: skip
-    assert code == 0
-    (file,) = lines
-    assert Path(file).parent == tmp_path / "a"
-    picture = Image.open(file)
-    assert picture.size == (32, 32)
-    made = json.loads(picture.text.pop("manifest"))
-    assert made["settings"]["num_inference_steps"] == 2
-    assert made["scheduler"]["class"] == "FlowMatchEulerDiscreteScheduler"
-    assert picture.text == {
-        "prompt": PROMPT, "path": "diffusion", "seed": "5", "steps": "2", "guidance": "2.0", "size": "32x32",
-        "checkpoint": str(tiny_checkpoint), "hybridgen": __version__,
-    }  # fmt: skip
-
-
-def test_sample_never_writes_over_a_file(run, tiny_checkpoint, tmp_path):
-    command = ("sample", tiny_checkpoint, "--prompt", PROMPT, "--path", "vq", "--guidance", 1, "--out", tmp_path)
-    _, first, _ = run(*command)
-    before = Path(first[0]).read_bytes()
-    _, second, _ = run(*command)
-    _, third, _ = run(*command)
-    assert len({*first, *second, *third}) == 3
-    assert Path(first[0]).read_bytes() == before
-    assert np.array_equal(pixels(first[0]), pixels(third[0]))
-
-
-def test_sample_draws_picture_i_with_seed_plus_i(run, tiny_checkpoint, tmp_path):
-    fast = ("--steps", 2, "--guidance", 1)
-    _, many, _ = run(
-        "sample", tiny_checkpoint, "--prompt", "an orc", "--prompt", "an elf", "--num-images", 2, "--seed", 3, *fast,
-        "--out", tmp_path / "many",
-    )  # fmt: skip
-    assert [Image.open(file).text["prompt"] for file in many] == ["an orc", "an orc", "an elf", "an elf"]
-    assert [Image.open(file).text["seed"] for file in many] == ["3", "4", "5", "6"]
-    _, alone, _ = run("sample", tiny_checkpoint, "--prompt", "an elf", "--seed", 6, *fast, "--out", tmp_path / "alone")
-    assert np.abs(pixels(many[3]).astype(int) - pixels(alone[0])).max() <= 1  # a batch rounds differently
-
-
-def test_sample_takes_sizes_and_a_negative_prompt(run, tiny_checkpoint, tmp_path):
-    code, lines, _ = run(
-        "sample", tiny_checkpoint, "--prompt", "Ünïcode, 猫", "--negative-prompt", "a troll", "--height", 16,
-        "--width", 48, "--steps", 1, "--out", tmp_path,
-    )  # fmt: skip
-    assert code == 0
-    picture = Image.open(lines[0])
-    assert picture.size == (48, 16)
-    assert (picture.text["prompt"], picture.text["negative prompt"]) == ("Ünïcode, 猫", "a troll")
-
-
-def test_the_side_that_is_not_given_is_as_trained(run, tiny_checkpoint, tmp_path):
-    for given, size in ((("--height", 16), (32, 16)), (("--width", 48), (48, 32))):
-        command = ("sample", tiny_checkpoint, "--prompt", "an orc", "--steps", 1, *given, "--out", tmp_path)
-        code, lines, error = run(*command)
-        assert code == 0, error
-        assert Image.open(lines[0]).size == size
-
-
-def test_sample_takes_sizes_one_a_prompt(run, tiny_checkpoint, tmp_path):
-    _, lines, _ = run(
-        "sample", tiny_checkpoint, "--prompt", "an orc", "--prompt", "an elf", "--height", 16, "--height", 32,
-        "--width", 24, "--steps", 1, "--out", tmp_path,
-    )  # fmt: skip
-    assert [Image.open(file).size for file in lines] == [(24, 16), (24, 32)]
-
-
-@pytest.mark.parametrize(
-    ("prompt", "name"),
-    [
-        ("An orc, BLUE background!", "an-orc-blue-background"),
-        ("猫", "picture"),
-        ("a " * 40, "a" + "-a" * 23),
-        ("", "picture"),
-    ],
-)
-def test_names_of_files(prompt, name):
-    assert slug(prompt) == name
-
-
-# ------------------------------------------------------------------------------------------------ ask and evaluate
-
-
-@pytest.mark.parametrize("path", ["understanding", "diffusion", "vq"])
-def test_ask_prints_the_answer_alone(run, tiny_checkpoint, doll, pipeline, path):
-    question = "what creature is this?"
-    code, lines, _ = run("ask", tiny_checkpoint, "--image", doll, "--question", question, "--path", path)
-    assert code == 0
-    answer = pipeline.answer(Image.open(doll), question, path=path)[0]
-    assert "\n".join(lines) == answer
-
-
-def test_evaluate_writes_scores(run, tiny_checkpoint, tmp_path):
-    code, lines, _ = run(
-        "evaluate", tiny_checkpoint, "--suite", "dolls", "--draw", "diffusion", "--answer", "understanding",
-        "--samples", 2, "--steps", 2, "--out", tmp_path / "scores",
-    )  # fmt: skip
-    assert code == 0
-    file = tmp_path / "scores" / "scores.json"
-    assert lines[-1] == str(file)
-    scores = json.loads(file.read_text())
-    assert list(scores["generation"]) == ["diffusion"]
-    assert list(scores["understanding"]) == ["understanding"]
-    assert scores["generation"]["diffusion"]["steps"] == 2
-    assert scores["checkpoint"] == str(tiny_checkpoint)
-    assert len(lines) == 1 + sum(
-        len(result["scores"]) for task in ("generation", "understanding") for result in scores[task].values()
-    )
-
-
-def test_evaluate_paths_serve_both_tasks(run, tiny_checkpoint, tmp_path):
-    _, _, _ = run(
-        "evaluate", tiny_checkpoint, "--suite", "dolls", "--paths", "understanding", "vq", "--samples", 1,
-        "--out", tmp_path,
-    )  # fmt: skip
-    scores = json.loads((tmp_path / "scores.json").read_text())
-    assert (set(scores["generation"]), set(scores["understanding"])) == ({"vq"}, {"understanding", "vq"})
-
-
 # -------------------------------------------------------------------------------------------------- what goes wrong
-
-
-def broken(checkpoint: Path, tmp_path: Path, *, lacks: str = "", holds: tuple[str, str] | None = None) -> Path:
-    """A copy of a checkpoint without a file, or with another content of one."""
-    copy = tmp_path / "broken"
-    shutil.copytree(checkpoint, copy)
-    if lacks:
-        (copy / lacks).unlink()
-    if holds:
-        (copy / holds[0]).write_text(holds[1])
-    return copy
-
 
 SAMPLE = ("--prompt", "an orc", "--steps", 1, "--out", "{tmp}/out")
 BAD = {
@@ -278,32 +107,6 @@ def test_what_a_user_can_mend_is_one_sentence(run, tiny_checkpoint, tmp_path, do
     assert "Traceback" not in error
 
 
-@pytest.mark.parametrize(
-    ("damage", "expected"),
-    [
-        ({"lacks": "model/model.safetensors"}, "missing the weights model/"),
-        ({"lacks": "vq_model/model.safetensors"}, "missing the weights vq_model/"),
-        ({"holds": ("model/config.json", "{")}, "not valid JSON"),
-        ({"holds": ("model_index.json", '{"_class_name": "StableDiffusionPipeline"}')}, "is a StableDiffusionPipeline"),
-        ({"holds": ("model/model.safetensors", "cut off")}, "cannot be loaded"),
-    ],
-)
-def test_a_broken_checkpoint_is_named(run, tiny_checkpoint, tmp_path, damage, expected):
-    checkpoint = broken(tiny_checkpoint, tmp_path, **damage)
-    code, lines, error = run("sample", checkpoint, "--prompt", "an orc", "--out", tmp_path / "out")
-    assert (code, lines) == (2, [])
-    assert error.splitlines()[-1].startswith("hybridgen: ")
-    assert expected in error.splitlines()[-1]
-    assert "Traceback" not in error
-
-
-def test_a_folder_that_cannot_be_written_to(run, tiny_checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda *_: False)  # root, as whom tests may run, can write anywhere
-    code, _, error = run("sample", tiny_checkpoint, "--prompt", "a", "--out", tmp_path)
-    assert code == 2
-    assert f"hybridgen: {tmp_path} cannot be written to; choose another --out" in error
-
-
 # ------------------------------------------------------------------------------------------- how it ends otherwise
 
 
@@ -321,20 +124,20 @@ def test_an_error_that_nobody_foresaw_keeps_its_traceback(monkeypatch, doll, tin
     def command(options):
         yield str(int("not a number"))
 
-    ask = ["ask", str(tiny_checkpoint), "--image", str(doll), "--question", "?"]
+    command_line = ["ask", str(tiny_checkpoint), "--image", str(doll), "--question", "?"]
     for unforeseen in (raising(KeyError("x")), raising(ValueError("raised in tests/, not in hybridgen/")), command):
-        monkeypatch.setitem(cli._COMMANDS, "ask", unforeseen)
+        monkeypatch.setattr(ask, "run", unforeseen)
         with pytest.raises((KeyError, ValueError)):
-            cli.main(ask)
+            main(command_line)
 
 
 def test_ctrl_c_is_quiet(run, monkeypatch):
-    monkeypatch.setitem(cli._COMMANDS, "ask", raising(KeyboardInterrupt()))
+    monkeypatch.setattr(ask, "run", raising(KeyboardInterrupt()))
     assert run("ask", "x", "--image", "x", "--question", "?") == (130, [], "")
 
 
 def test_a_full_disk_is_said(run, monkeypatch):
-    monkeypatch.setitem(cli._COMMANDS, "ask", raising(OSError(28, "No space left on device", "runs/x.png")))
+    monkeypatch.setattr(ask, "run", raising(OSError(28, "No space left on device", "runs/x.png")))
     code, _, error = run("ask", "x", "--image", "x", "--question", "?")
     assert (code, error) == (2, "hybridgen: runs/x.png: No space left on device\n")
 
@@ -344,7 +147,7 @@ def test_what_libraries_print_goes_to_stderr(run, monkeypatch):
         print("a library says hello")
         yield "the answer"
 
-    monkeypatch.setitem(cli._COMMANDS, "ask", command)
+    monkeypatch.setattr(ask, "run", command)
     assert run("ask", "x", "--image", "x", "--question", "?") == (0, ["the answer"], "a library says hello\n")
 
 
@@ -372,37 +175,54 @@ def test_a_reader_that_goes_away_is_no_error(tiny_checkpoint, tmp_path):
     assert "BrokenPipe" not in error
 
 
-def test_as_a_process(tiny_checkpoint, doll):
-    """stdout holds the answer and nothing else."""
-    command = [sys.executable, "-m", "hybridgen", "ask", str(tiny_checkpoint), "--image", str(doll), "--question", "a?"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == load_pipeline(tiny_checkpoint).answer(Image.open(doll), "a?")[0] + "\n"
-
-
 def test_an_interrupted_process_is_quiet():
     code = (
         "import os, signal, sys; from hybridgen.cli import main as cli\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # jobs in the background start with it ignored
-        "cli._COMMANDS['ask'] = lambda options: iter(lambda: os.kill(os.getpid(), signal.SIGINT), 0)\n"
+        "cli.ask.run = lambda options: iter(lambda: os.kill(os.getpid(), signal.SIGINT), 0)\n"
         "sys.exit(cli.main(['ask', 'x', '--image', 'x', '--question', '?']))"
     )
     stopped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (stopped.returncode, stopped.stdout, stopped.stderr) == (130, "", "")
 
 
-# -------------------------------------------------------------------------------------------------------------- help
+# ------------------------------------------------------------------------------------------- the form of a command
+
+FOLDER = Path(sys.modules["hybridgen.cli"].__path__[0])
+HELPERS = {"__init__", "main", "arguments", "errors", "pictures", "running", "demo_report"}
 
 
-@pytest.mark.parametrize("command", ["", "demo", "train", "sample", "replay", "chat", "ask", "evaluate"])
+def test_every_file_is_a_command_or_a_helper():
+    files = {file.stem for file in FOLDER.glob("*.py")}
+    assert files - HELPERS == set(COMMANDS), "give a new command a line in main.COMMANDS"
+    for name, module in COMMANDS.items():
+        assert module.__name__ == f"hybridgen.cli.{name}"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_has_its_arguments_beside_what_it_does(name):
+    module = COMMANDS[name]
+    for function, parameter in (("add_arguments", "commands"), ("run", "options")):
+        assert list(inspect.signature(getattr(module, function)).parameters) == [parameter]
+        assert getattr(module, function).__module__ == module.__name__
+    assert inspect.isgeneratorfunction(module.run)
+    alone = CommandParser(prog="hybridgen").add_subparsers(dest="command")
+    module.add_arguments(alone)
+    assert list(alone.choices) == [name]
+
+
+# ------------------------------------------------------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_is_worth_reading(run, command):
     code, lines, _ = run(*command.split(), "--help")
-    text = "\n".join(lines)
     assert code == 0
-    assert "examples:" in text
-    examples = [line.strip() for line in lines if line.startswith("  hybridgen ")]
+    assert "examples:" in lines
+    examples = [line.strip() for line in lines if line.startswith(f"  hybridgen {command}")]
     assert examples
-    for line in examples:  # every example can be parsed
-        parser().parse_args(shlex.split(line)[1:])
+    for example in examples:
+        assert parser().parse_args(shlex.split(example)[1:]).command == (command or shlex.split(example)[1])
 
 
 @pytest.mark.parametrize(
@@ -411,8 +231,12 @@ def test_help_is_worth_reading(run, command):
         ("data inspect c.yaml --limit 5 steps=3 --out x seed=1", ["steps=3", "seed=1"]),
         ("data inspect c.yaml steps=3 --limit 5 seed=1", ["steps=3", "seed=1"]),
         ("data --limit 5 inspect c.yaml steps=3", ["steps=3"]),
+        ("data inspect --out x c.yaml steps=3", ["steps=3"]),
+        ("data inspect c.yaml a=1 --limit 5 b=2 --out x c=3", ["a=1", "b=2", "c=3"]),
         ("demo steps=3 --seed 1 codec:steps=2", ["steps=3", "codec:steps=2"]),
         ("demo --seed 1 steps=3", ["steps=3"]),
+        ("demo a=1 --seed 1 codec:b=2 --out x c=3", ["a=1", "codec:b=2", "c=3"]),
+        ("demo --seed=1 a=1 b=-2 --samples 3", ["a=1", "b=-2"]),
         ("train c.yaml steps=3 seed=1", ["steps=3", "seed=1"]),
         ("train c.yaml", []),
     ],
@@ -426,6 +250,14 @@ def test_what_is_no_option_is_refused(run, typed):
     code, _, error = run(*typed.split())
     assert code == 2
     assert error.startswith("hybridgen: unrecognized arguments: ")
+
+
+@pytest.mark.parametrize("old", RENAMED_OPTIONS)
+@pytest.mark.parametrize("between", [" ", "="])
+def test_an_option_that_was_renamed_is_refused_with_its_new_name(run, old, between):
+    code, lines, error = run(*f"demo {old}{between}emoji steps=3".split())
+    assert (code, lines) == (2, [])
+    assert error.startswith(f"hybridgen: {old} is called {RENAMED_OPTIONS[old]} now; ")
 
 
 def test_version(run):

@@ -13,23 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from hybridgen.checkpoints import hashes
 from hybridgen.checkpoints.loading import check_checkpoint
-from hybridgen.cli import main as cli
 from hybridgen.pipeline_hybridgen import load_pipeline
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def run(capsys):
-    def call(*arguments) -> tuple[int, list[str], str]:
-        code = cli.main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return code, printed.out.splitlines(), printed.err
-
-    return call
 
 
 def changed(file: Path, to: Path, pixels: Image.Image | None = None, without: tuple = (), **facts) -> Path:

@@ -1,0 +1,35 @@
+"""What several commands do while they run: put a pipeline on the best device, show progress."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
+from tqdm import tqdm
+
+from hybridgen.pipeline_hybridgen import HybridGenPipeline
+
+
+def best_device(pipeline: HybridGenPipeline) -> HybridGenPipeline:
+    """On the GPU where there is one."""
+    return pipeline.to("cuda") if torch.cuda.is_available() else pipeline
+
+
+@contextlib.contextmanager
+def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Yields a function of (what, done, total) that shows a bar on stderr, a new one for each `what`."""
+    bar: tqdm | None = None
+
+    def report(what: str, done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None or bar.desc != what:
+            if bar is not None:
+                bar.close()
+            bar = tqdm(desc=what, total=total, file=sys.stderr, dynamic_ncols=True)
+        bar.update(done - bar.n)
+
+    try:
+        yield report
+    finally:
+        if bar is not None:
+            bar.close()
