@@ -171,15 +171,15 @@ def draw_all(emoji: list[dict], drawers: dict) -> list[dict]:
 def assign_splits(rows: list[dict]) -> None:
     """By hash, so that an emoji keeps its split when others come and go."""
     for row in rows:
-        combo = chance(f"combo|{row['codepoint']}|{row['style']}") < 0.1
-        row["split"] = "new" if chance(f"new|{row['label']}") < 0.05 else "combo" if combo else "train"
+        combo = hash_uniform(f"combo|{row['codepoint']}|{row['style']}") < 0.1
+        row["split"] = "new" if hash_uniform(f"new|{row['label']}") < 0.05 else "combo" if combo else "train"
     seen = {row["label"] for row in rows if row["split"] == "train"}
     for row in rows:
         if row["split"] == "combo" and row["label"] not in seen:
             row["split"] = "train"
 
 
-def chance(text: str) -> float:
+def hash_uniform(text: str) -> float:
     """A number in [0, 1) that depends on the text alone."""
     return int.from_bytes(hashlib.sha1(text.encode()).digest()[:8], "big") / 2**64
 

@@ -52,7 +52,7 @@ def fetch(folder: Path, stamps: Path | None) -> None:
             for file, kind in photographs(stamps):
                 name = str(file.relative_to(stamps).with_suffix("")).replace("/", "_") + ".png"
                 on_white(file).save(aside / "pictures" / name)
-                split = "held_out" if chance(f"photographs/{name}") < HELD_OUT else "train"
+                split = "held_out" if hash_uniform(f"photographs/{name}") < HELD_OUT else "train"
                 records[split].append(record(f"pictures/{name}", kind, caption(file)))
             for split, lines in records.items():
                 text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
