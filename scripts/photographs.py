@@ -113,11 +113,11 @@ def score(checkpoint: Path, folder: Path) -> dict:
     for index in range(len(source)):
         asked, said = source[index]["messages"][:2]
         quiz.pictures.append(asked["content"][0]["image"])
-        quiz.asked.append(Question("kind", QUESTION, said["content"][0]["text"]))
+        quiz.questions.append(Question("kind", QUESTION, said["content"][0]["text"]))
     given, _ = answer(pipeline, quiz, "understanding")
-    blank = score_answers(answer_blank(pipeline, quiz, "understanding"), quiz.asked)["kind"]["share"]
-    tally = with_interval(score_answers(given, quiz.asked)["kind"])
-    return {**tally, "majority": majority_shares(quiz.asked)["kind"], "blank": blank}
+    blank = score_answers(answer_blank(pipeline, quiz, "understanding"), quiz.questions)["kind"]["share"]
+    tally = with_interval(score_answers(given, quiz.questions)["kind"])
+    return {**tally, "majority": majority_shares(quiz.questions)["kind"], "blank": blank}
 
 
 if __name__ == "__main__":

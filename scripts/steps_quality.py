@@ -1,7 +1,7 @@
 """Steps against quality: `python scripts/steps_quality.py CHECKPOINT --out DIR [--steps 2 4 6 8 12 20] [--samples 48]`.
 
 The same held-out captions from the same seeds, drawn by the diffusion path in fewer and fewer steps, scored by the
-dataset's own scorer. Prints a table, with the seconds a picture took and the share of right ones in each category and
+dataset's own scorer. Prints a table, with the seconds a picture took and the share of right ones in each category with
 its 95 % interval; writes it as steps_quality.json with versions and hardware, and the first pictures side by side as
 steps_quality.png. Several schedulers (class names of diffusers) make several tables.
 """

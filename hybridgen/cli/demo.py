@@ -20,7 +20,7 @@ from hybridgen.cli.arguments import OVERRIDES_HELP, add_overrides, new_command, 
 from hybridgen.cli.running import best_device, progress_bars
 from hybridgen.core.files import write_whole
 from hybridgen.evaluation import suites
-from hybridgen.evaluation.generation import DrawSettings, film
+from hybridgen.evaluation.generation import DrawSettings, denoising_frames
 from hybridgen.evaluation.scores import load_scores
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 from hybridgen.training.config.checks import load_config
@@ -60,8 +60,8 @@ def add_arguments(commands) -> None:
 def run(options: argparse.Namespace) -> Iterator[str]:
     """Yields the paths of what a person wants to open."""
     out = options.out or Path("runs", "demo" if options.dataset == "dolls" else options.dataset)
-    with progress_bars() as report:
-        yield from run_demo(options.dataset, out, options.seed, options.samples, options.overrides, report)
+    with progress_bars() as progress:
+        yield from run_demo(options.dataset, out, options.seed, options.samples, options.overrides, progress)
 
 
 @dataclass
@@ -86,7 +86,7 @@ class DemoPlan:
 
 
 def run_demo(
-    dataset: str, out: Path, seed: int, samples: int, overrides: list[str], report: suites.Report
+    dataset: str, out: Path, seed: int, samples: int, overrides: list[str], progress: suites.TaskProgress
 ) -> Iterator[str]:
     """
     1. Check every setting of both trainings, and what the folder holds.
@@ -111,14 +111,16 @@ def run_demo(
         say(f"training the {name} into {config.output_dir}")
         _train(plan, config, name, seconds)
     pipeline = best_device(load_pipeline(plan.out / "checkpoint"))
-    evaluation = _evaluate(plan, pipeline, seconds, report)
+    evaluation = _evaluate(plan, pipeline, seconds, progress)
     caption, side = evaluation.prompts.captions[0], evaluation.dataset.SIZE
-    films = {path: film(pipeline, caption, path, side, seed, plan.settings[path]) for path in plan.draw_paths}
-    yield from demo_report.write(plan.out, evaluation, films)
+    frames = {
+        path: denoising_frames(pipeline, caption, path, side, seed, plan.settings[path]) for path in plan.draw_paths
+    }
+    yield from demo_report.write(plan.out, evaluation, frames)
 
 
 def _evaluate(
-    plan: DemoPlan, pipeline: HybridGenPipeline, seconds: dict[str, float], report: suites.Report
+    plan: DemoPlan, pipeline: HybridGenPipeline, seconds: dict[str, float], progress: suites.TaskProgress
 ) -> suites.Evaluation:
     """Scores, and with them how long everything took and what was to be reached."""
     started = time.perf_counter()
@@ -130,7 +132,7 @@ def _evaluate(
         draw_paths=plan.draw_paths,
         answer_paths=plan.answer_paths,
         settings=plan.settings,
-        report=report,
+        progress=progress,
     )
     parts = {"model": pipeline.model, "VQ tokenizer": pipeline.vq_model}
     evaluation.scores |= {

@@ -14,8 +14,7 @@ from PIL import Image
 from hybridgen.core.figures import grid, plot, save
 from hybridgen.core.files import write_whole
 from hybridgen.evaluation import provenance
-from hybridgen.evaluation.markup import duration
-from hybridgen.evaluation.report import Story, Target, render
+from hybridgen.evaluation.report import ReportContent, Target, duration, render
 from hybridgen.evaluation.report_cards import answer_cards, drawing_cards, loss_panels
 from hybridgen.evaluation.scores import save_scores
 from hybridgen.evaluation.suites import Evaluation
@@ -42,48 +41,48 @@ CREDITS = {
 }
 
 
-def write(out: Path, evaluation: Evaluation, films: dict[str, list[Image.Image]]) -> Iterator[str]:
+def write(out: Path, evaluation: Evaluation, frames: dict[str, list[Image.Image]]) -> Iterator[str]:
     """Pictures, scores and, last of all, the page. Yields the paths of what a person wants to open.
 
     Args:
         evaluation: its scores hold the demo's own numbers as well: `seconds` by stage, and `parameters`.
-        films: how one picture comes about, by path.
+        frames: how one picture comes about, by path.
     """
     panels = {
         "the VQ tokenizer": loss_panels(out / "codec" / "metrics.jsonl"),
         "the model": loss_panels(out / "metrics.jsonl"),
     }
-    for path in evaluation.drawn:
+    for path in evaluation.drawings:
         page = grid(drawing_cards(evaluation, path)[:SHOWN], columns=4, title=f"drawn by {path}")
         save(page, out / f"drawn_{path}.png")
-    if evaluation.given:
+    if evaluation.answers:
         save(grid(answer_cards(evaluation)[: SHOWN // 2], columns=3, title="asked about"), out / "answers.png")
     save(plot([panel for stage in panels.values() for panel in stage]), out / "losses.png")
     yield str(save_scores(evaluation.scores, out))
     dataset, scores = evaluation.suite.dataset, evaluation.scores
-    story = Story(
+    content = ReportContent(
         title="One model, three paths",
-        lede=lede(evaluation),
+        summary=summary(evaluation),
         command=provenance.command(),
         targets=TARGETS[dataset],
         panels=panels,
-        films=films,
+        denoising_frames=frames,
         facts={
             "seed": str(scores["seed"]),
             "parameters": ", ".join(f"{name} {count:,}" for name, count in scores["parameters"].items()),
         },
-        stages={
+        stage_seconds={
             "training the VQ tokenizer": scores["seconds"].get("codec", 0.0),
             "training the model": scores["seconds"].get("model", 0.0),
             "drawing and answering": scores["seconds"]["evaluation"],
         },
         credit=CREDITS[dataset],
     )
-    write_whole(out / PAGE, render(evaluation, story))
+    write_whole(out / PAGE, render(evaluation, content))
     yield str(out / PAGE)
 
 
-def lede(evaluation: Evaluation) -> str:
+def summary(evaluation: Evaluation) -> str:
     """What the page is about, in three sentences."""
     scores = evaluation.scores
     machine, seconds = scores["hardware"], scores["seconds"]
@@ -92,6 +91,6 @@ def lede(evaluation: Evaluation) -> str:
     size = f"{scores['parameters']['model'] / 1e6:.1f} million parameters"
     return (
         f"A transformer of {size}, trained from nothing in {trained} on {where}. It draws pictures from words by "
-        f"{' and by '.join(evaluation.drawn)}, and answers questions about pictures that it reads through "
-        f"{' and through '.join(evaluation.given)}. {UNSEEN[evaluation.suite.dataset]}"
+        f"{' and by '.join(evaluation.drawings)}, and answers questions about pictures that it reads through "
+        f"{' and through '.join(evaluation.answers)}. {UNSEEN[evaluation.suite.dataset]}"
     )

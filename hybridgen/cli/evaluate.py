@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> Iterator[str]:
             draw_paths=draw_paths,
             answer_paths=options.paths if options.answer is None else options.answer,
             settings={path: _draw_settings(settings, pipeline, path) for path in WRITING_PATHS},
-            report=report,
+            progress=report,
         ).scores
     scores["checkpoint"] = str(options.checkpoint)
     yield from in_lines(scores)

@@ -1,7 +1,7 @@
 """Drawing what was never seen: prompts of a held-out split, drawn by a path, scored by the dataset's own exact scorer.
 
-No picture is judged by a network. The fact a newcomer gets wrong: a scorer has limits of its own, so the true
-pictures are scored by the same function beside the drawn ones, and a score is to be read against theirs.
+No picture is judged by a network. A scorer has limits of its own, so the true pictures are scored by the same function
+beside the drawn ones, and a score is to be read against theirs.
 """
 
 import time
@@ -18,11 +18,11 @@ from hybridgen.evaluation.samples import first_records
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.sampling.settings import OF_PATH
 
-AT_ONCE = 64  # prompts or questions between two reports of progress; what is made does not depend on it
+CHUNK = 64  # prompts or questions between two reports of progress; results do not depend on it
 Progress = Callable[[int, int], None]  # done, of
 
 
-def silent(done: int, of: int) -> None:
+def no_progress(done: int, of: int) -> None:
     """Progress that nobody watches."""
 
 
@@ -49,19 +49,19 @@ class DrawSettings:
     @staticmethod
     def names(path: str) -> dict[str, str]:
         """The settings that matter to a path -> as the pipeline's call names them."""
-        return {_SHORT.get(name, name): name for name in OF_PATH[path] if _SHORT.get(name, name) in _TOLD}
+        return {_SHORT_NAMES.get(name, name): name for name in OF_PATH[path] if _SHORT_NAMES.get(name, name) in _FIELDS}
 
     def of_path(self, path: str) -> dict[str, float]:
         """The settings that matter to a path."""
         return {name: getattr(self, name) for name in self.names(path)}
 
     def arguments(self, path: str) -> dict[str, float]:
-        """Those, as the pipeline's call names them."""
-        return {told: getattr(self, name) for name, told in self.names(path).items()}
+        """The settings that matter to a path, as the pipeline's call names them."""
+        return {argument: getattr(self, name) for name, argument in self.names(path).items()}
 
 
-_SHORT = {"num_inference_steps": "steps", "guidance_scale": "guidance"}
-_TOLD = tuple(field.name for field in fields(DrawSettings))
+_SHORT_NAMES = {"num_inference_steps": "steps", "guidance_scale": "guidance"}
+_FIELDS = tuple(field.name for field in fields(DrawSettings))
 
 
 @dataclass
@@ -97,12 +97,12 @@ def draw(
     side: int,
     seed: int,
     settings: DrawSettings,
-    progress: Progress = silent,
+    progress: Progress = no_progress,
 ) -> tuple[list[Image.Image], float]:
     """One picture a caption, `side` pixels square, and the seconds it took. Picture i is drawn with seed `seed + i`."""
     images, started = [], time.perf_counter()
-    for start in range(0, len(captions), AT_ONCE):
-        chunk = captions[start : start + AT_ONCE]
+    for start in range(0, len(captions), CHUNK):
+        chunk = captions[start : start + CHUNK]
         images += pipeline(
             chunk, path=path, seed=seed + start, height=side, width=side, **settings.arguments(path)
         ).images
@@ -110,53 +110,54 @@ def draw(
     return images, time.perf_counter() - started
 
 
-def film(
+def denoising_frames(
     pipeline: HybridGenPipeline, caption: str, path: str, side: int, seed: int, settings: DrawSettings, frames: int = 10
 ) -> list[Image.Image]:
-    """How a picture comes about, in `frames` pictures, the last of them finished. Codes that are not drawn yet are
-    gray."""
-    seen = []
+    """How a picture comes about, in `frames` pictures, the last of them finished: latents denoised step by step, or
+    (vq) codes one after the other, gray where none is drawn yet."""
+    states = []  # what the loop holds after each step
 
-    def watch(pipeline, step, timestep, tensors):
-        seen.append(tensors["latents"].clone())
+    def keep_state(pipeline, step, timestep, tensors):
+        states.append(tensors["latents"].clone())
         return tensors
 
-    options = {**settings.arguments(path), "callback_on_step_end": watch}
+    options = {**settings.arguments(path), "callback_on_step_end": keep_state}
     pipeline(caption, path=path, seed=seed, height=side, width=side, **options)
-    moments = [round((i + 1) * len(seen) / frames) for i in range(frames)]
+    steps_done = [round((i + 1) * len(states) / frames) for i in range(frames)]
     if path == "diffusion":
-        latents = torch.cat([seen[max(moment, 1) - 1] for moment in moments])
+        latents = torch.cat([states[max(done, 1) - 1] for done in steps_done])
         return pipeline.processor.postprocess(pipeline.latent_codec.decode(latents))
-    token = pipeline.processor.vq_token_size
-    whole = seen[-1].view(1, side // token, side // token)
-    pixels = pipeline.vq_codec.decode(whole).expand(frames, -1, -1, -1).clone()  # frames, 3, S, S
-    for frame, moment in zip(pixels, moments, strict=True):
-        drawn = (torch.arange(len(seen)) < moment).view(whole.shape[1:]).to(frame.device)
-        frame[:, ~drawn.repeat_interleave(token, 0).repeat_interleave(token, 1)] = 0
+    size = pipeline.processor.vq_token_size  # pixels of a code
+    codes = states[-1].view(1, side // size, side // size)
+    pixels = pipeline.vq_codec.decode(codes).expand(frames, -1, -1, -1).clone()  # frames, 3, S, S
+    for frame, done in zip(pixels, steps_done, strict=True):
+        drawn = (torch.arange(len(states)) < done).view(codes.shape[1:]).to(frame.device)
+        frame[:, ~drawn.repeat_interleave(size, 0).repeat_interleave(size, 1)] = 0
     return pipeline.processor.postprocess(pixels)
 
 
-def through_codec(pipeline: HybridGenPipeline, pictures: list[Image.Image]) -> list[Image.Image]:
+def reconstruct(pipeline: HybridGenPipeline, pictures: list[Image.Image]) -> list[Image.Image]:
     """Pictures encoded and decoded by the vq codec: what is lost here, the vq path cannot draw."""
-    codec, kept = pipeline.vq_codec, []
-    for start in range(0, len(pictures), AT_ONCE):
-        chunk = pictures[start : start + AT_ONCE]
+    codec, decoded = pipeline.vq_codec, []
+    for start in range(0, len(pictures), CHUNK):
+        chunk = pictures[start : start + CHUNK]
         pixels = [pipeline.processor.image_processor.generation(image, image.height, image.width) for image in chunk]
         codes = codec.encode(torch.stack(pixels))  # T
         side = chunk[0].height // codec.downsample_factor, chunk[0].width // codec.downsample_factor
-        kept += pipeline.processor.postprocess(codec.decode(codes.view(-1, *side)))
-    return kept
+        decoded += pipeline.processor.postprocess(codec.decode(codes.view(-1, *side)))
+    return decoded
 
 
 def score(dataset: ModuleType, images: list[Image.Image], specs: list) -> dict[str, dict[str, float]]:
     """The dataset's tallies of pictures against what was asked for, with 95 % intervals."""
-    stacked = np.stack([np.asarray(image.convert("RGB")) for image in images])  # n, S, S, 3
-    return {name: with_interval(tally) for name, tally in dataset.score_pictures(stacked, specs).items()}
+    return {name: with_interval(tally) for name, tally in dataset.score_pictures(_stacked(images), specs).items()}
 
 
-def faults(dataset: ModuleType, images: list[Image.Image], specs: list) -> list[list[str]]:
+def wrong_categories(dataset: ModuleType, images: list[Image.Image], specs: list) -> list[list[str]]:
     """Picture by picture, the categories in which it is not what was asked for."""
-    stacked = np.stack([np.asarray(image.convert("RGB")) for image in images])  # n, S, S, 3
-    return [
-        [name for name, right in verdict.items() if not right] for verdict in dataset.judge_pictures(stacked, specs)
-    ]
+    verdicts = dataset.judge_pictures(_stacked(images), specs)
+    return [[name for name, right in verdict.items() if not right] for verdict in verdicts]
+
+
+def _stacked(images: list[Image.Image]) -> np.ndarray:
+    return np.stack([np.asarray(image.convert("RGB")) for image in images])  # n, S, S, 3

@@ -1,9 +1,9 @@
 """How sure a share is: the Wilson score interval of "right of n".
 
-For counts of independent trials. The fact a newcomer gets wrong: the usual "plus or minus two standard errors" says
-that 50 of 50 is 100 % for certain. Wilson's interval (J. Am. Stat. Assoc. 22, 1927) says 92.9 to 100 %, and stays in
-[0, 1]. The seven slots of one picture are not quite independent, so an interval over slots is a little too narrow;
-over pictures or over questions of one category it is right.
+For counts of independent trials. The usual "plus or minus two standard errors" says that 50 of 50 is 100 % for certain;
+Wilson's interval (J. Am. Stat. Assoc. 22, 1927) says 92.9 to 100 %, and stays in [0, 1]. The seven slots of one picture
+are not quite independent, so an interval over slots is a little too narrow; over pictures or over questions of one
+category it is right.
 """
 
 import math

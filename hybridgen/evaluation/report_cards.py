@@ -12,20 +12,21 @@ from hybridgen.evaluation.suites import Evaluation
 def drawing_cards(evaluation: Evaluation, path: str) -> list[Card]:
     """One card a prompt: the true picture, and what a path drew."""
     prompts = evaluation.prompts
-    return side_by_side(prompts.captions, {"true picture": prompts.pictures, path: evaluation.drawn[path]})
+    return side_by_side(prompts.captions, {"true picture": prompts.pictures, path: evaluation.drawings[path]})
 
 
 def answer_cards(evaluation: Evaluation) -> list[Card]:
     """Each picture with all that was asked about it, and the first path's answers."""
-    path, given = next(iter(evaluation.given.items()))
-    lines: dict[int, list[str]] = {}
-    pictures = {}
-    for picture, question, text in zip(evaluation.quiz.pictures, evaluation.quiz.asked, given, strict=True):
-        right = evaluation.dataset.score_answers([text], [question])["all"]["right"]
-        said = f"{question.question} {text}" + ("" if right else f"  (wrong: {question.answer})")
-        pictures[id(picture)] = picture
-        lines.setdefault(id(picture), []).append(said)
-    return [Card({f"through {path}": pictures[key]}, tuple(lines[key]), side=256) for key in pictures]
+    path, answers = next(iter(evaluation.answers.items()))
+    cards = []
+    for picture, places in evaluation.quiz.by_picture():
+        lines = []
+        for place in places:
+            question, answer = evaluation.quiz.questions[place], answers[place]
+            correction = "" if evaluation.is_right(answer, question) else f"  (wrong: {question.answer})"
+            lines.append(f"{question.question} {answer}{correction}")
+        cards.append(Card({f"through {path}": picture}, tuple(lines), side=256))
+    return cards
 
 
 def loss_panels(metrics: Path) -> list[Panel]:

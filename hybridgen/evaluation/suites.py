@@ -1,25 +1,26 @@
 """Suites: a dataset, its held-out split, and everything a pipeline is asked about it, as one `scores.json`.
 
-The drawing and asking themselves are in `generation` and `understanding`. The fact a newcomer gets wrong: a suite does
-not know what a model was trained for. A path that never learned a task scores near its baseline; leave it out with
-`draw_paths` and `answer_paths`.
+The drawing and asking themselves are in `generation` and `understanding`. A suite does not know what a model was
+trained for: a path that never learned a task scores near its baseline, and can be left out with `draw_paths` and
+`answer_paths`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 from PIL import Image
 
 from hybridgen.configuration_hybridgen import require_path
 from hybridgen.data.synthetic import open_synthetic
 from hybridgen.evaluation import generation, provenance, understanding
-from hybridgen.evaluation.generation import DrawSettings, Prompts
+from hybridgen.evaluation.generation import DrawSettings, Progress, Prompts
 from hybridgen.evaluation.understanding import Quiz
 from hybridgen.pipeline_hybridgen import WRITING_PATHS, HybridGenPipeline
 
-Report = Callable[[str, int, int], None]  # what is being done, how many are done, of how many
+TaskProgress = Callable[[str, int, int], None]  # what is being done, how many are done, of how many
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,15 @@ class Suite:
     """A dataset and the split of it that training never showed.
 
     Args:
-        words: what a category is called where people read it, when its own name will not do.
+        labels: what a category is called where people read it, when its own name will not do.
     """
 
     dataset: str
     split: str
-    words: dict[str, str] = field(default_factory=dict)
+    labels: dict[str, str] = field(default_factory=dict)
 
-    def word(self, category: str) -> str:
-        return self.words.get(category, category.replace("_", " "))
+    def label(self, category: str) -> str:
+        return self.labels.get(category, category.replace("_", " "))
 
 
 SUITES = {
@@ -65,15 +66,15 @@ def open_suite(name: str) -> Suite:
 
 @dataclass
 class Evaluation:
-    """What a pipeline drew and said, and its scores.
+    """What a pipeline drew and answered, and its scores.
 
     Args:
         scores: what `scores.json` holds: {"generation" or "understanding": {path: {"seconds", "scores": {category:
             tally}}}}, and how they came about. A tally has right, n, share and the interval's low and high; beside
             them majority and true (drawing), or majority and blank (answering).
-        prompts, drawn: what was to be drawn, and the pictures by path.
-        quiz, given: what was asked, and the answers by path.
-        kept: the true pictures after the vq codec: the best that the vq path could draw.
+        prompts, drawings: what was to be drawn, and the pictures by path, one a prompt.
+        quiz, answers: what was asked, and the answers by path, one a question.
+        reconstructions: the true pictures after the vq codec: the best that the vq path could draw.
     """
 
     suite: Suite
@@ -81,9 +82,13 @@ class Evaluation:
     scores: dict
     prompts: Prompts
     quiz: Quiz
-    drawn: dict[str, list[Image.Image]] = field(default_factory=dict)
-    given: dict[str, list[str]] = field(default_factory=dict)
-    kept: list[Image.Image] = field(default_factory=list)
+    drawings: dict[str, list[Image.Image]] = field(default_factory=dict)
+    answers: dict[str, list[str]] = field(default_factory=dict)
+    reconstructions: list[Image.Image] = field(default_factory=list)
+
+    def is_right(self, answer: str, question: Any) -> bool:
+        """Whether the dataset's scorer takes that answer to one of its questions."""
+        return bool(self.dataset.score_answers([answer], [question])["all"]["right"])
 
 
 def evaluate(
@@ -94,12 +99,12 @@ def evaluate(
     draw_paths: list[str] | None = None,
     answer_paths: list[str] | None = None,
     settings: dict[str, DrawSettings] | None = None,
-    report: Report = lambda what, done, of: None,
+    progress: TaskProgress = lambda what, done, of: None,
 ) -> Evaluation:
     """
     1. Take the first `samples` held-out pictures, their captions and their questions.
     2. Draw the captions by each of `draw_paths`, score them, and the true pictures beside.
-    3. Ask the questions through each of `answer_paths`, score them, and the blind answerers beside.
+    3. Ask the questions through each of `answer_paths`, score them, and the blind baselines beside.
 
     Args:
         seed: of the samples, and of the drawing (picture i is drawn with seed + i).
@@ -115,9 +120,9 @@ def evaluate(
     prompts = generation.held_out_prompts(dataset, chosen.split, samples, seed)
     quiz = understanding.held_out_quiz(dataset, chosen.split, samples, seed)
     majority = dataset.majority_baselines(samples, seed, chosen.split)
-    beside = {"majority": majority["pictures"]}
+    baselines = {"majority": majority["pictures"]}
     if draw_paths:
-        beside["true"] = _shares(generation.score(dataset, prompts.pictures, prompts.specs))
+        baselines["true"] = _shares(generation.score(dataset, prompts.pictures, prompts.specs))
     scores = {
         "suite": suite,
         "split": chosen.split,
@@ -129,21 +134,22 @@ def evaluate(
         "versions": provenance.versions(),
         "hardware": provenance.hardware(),
     }
-    done = Evaluation(chosen, dataset, scores, prompts, quiz)
-    pipeline.set_progress_bar_config(disable=True)  # `report` tells more
+    evaluation = Evaluation(chosen, dataset, scores, prompts, quiz)
+    pipeline.set_progress_bar_config(disable=True)  # `progress` tells more
     for path in draw_paths:
         how = (settings or {}).get(path, DrawSettings())
-        _draw(done, pipeline, path, how, beside, partial(report, f"drawing by {path}"))
+        _draw(evaluation, pipeline, path, how, baselines, partial(progress, f"drawing by {path}"))
     for path in answer_paths:
-        _ask(done, pipeline, path, majority["answers"], partial(report, f"answering through {path}"))
-    return done
+        _answer(evaluation, pipeline, path, majority["answers"], partial(progress, f"answering through {path}"))
+    return evaluation
 
 
-def _paths(there: tuple[str, ...], draw: list[str] | None, answer: list[str] | None) -> tuple[list[str], list[str]]:
-    draw = [path for path in there if path in WRITING_PATHS] if draw is None else list(draw)
-    answer = list(there) if answer is None else list(answer)
+def _paths(of_model: tuple[str, ...], draw: list[str] | None, answer: list[str] | None) -> tuple[list[str], list[str]]:
+    """The paths to draw by and to answer through, checked."""
+    draw = [path for path in of_model if path in WRITING_PATHS] if draw is None else list(draw)
+    answer = list(of_model) if answer is None else list(answer)
     for path in (*draw, *answer):
-        require_path(there, path)
+        require_path(of_model, path)
     for path in draw:
         if path not in WRITING_PATHS:
             raise ValueError(f"the {path} path reads and cannot draw; draw by {' or '.join(WRITING_PATHS)}")
@@ -157,26 +163,34 @@ def _shares(tallies: dict[str, dict]) -> dict[str, float]:
 
 
 def _draw(
-    done: Evaluation, pipeline: HybridGenPipeline, path: str, how: DrawSettings, beside: dict[str, dict], progress
+    evaluation: Evaluation,
+    pipeline: HybridGenPipeline,
+    path: str,
+    settings: DrawSettings,
+    baselines: dict[str, dict[str, float]],
+    progress: Progress,
 ) -> None:
     """Step 2, for one path."""
-    dataset, prompts, seed = done.dataset, done.prompts, done.scores["seed"]
-    images, seconds = generation.draw(pipeline, prompts.captions, path, dataset.SIZE, seed, how, progress)
+    dataset, prompts, seed = evaluation.dataset, evaluation.prompts, evaluation.scores["seed"]
+    images, seconds = generation.draw(pipeline, prompts.captions, path, dataset.SIZE, seed, settings, progress)
     if path == "vq":
-        done.kept = generation.through_codec(pipeline, prompts.pictures)
-        beside = {**beside, "codec": _shares(generation.score(dataset, done.kept, prompts.specs))}
+        evaluation.reconstructions = generation.reconstruct(pipeline, prompts.pictures)
+        codec = _shares(generation.score(dataset, evaluation.reconstructions, prompts.specs))
+        baselines = {**baselines, "codec": codec}
     tallies = {
-        category: {**tally, **{name: shares.get(category, 0.0) for name, shares in beside.items()}}
+        category: {**tally, **{name: shares.get(category, 0.0) for name, shares in baselines.items()}}
         for category, tally in generation.score(dataset, images, prompts.specs).items()
     }
-    done.drawn[path] = images
-    done.scores["generation"][path] = {"seconds": round(seconds, 2), **how.of_path(path), "scores": tallies}
+    evaluation.drawings[path] = images
+    evaluation.scores["generation"][path] = {"seconds": round(seconds, 2), **settings.of_path(path), "scores": tallies}
 
 
-def _ask(done: Evaluation, pipeline: HybridGenPipeline, path: str, majority: dict[str, float], progress) -> None:
+def _answer(
+    evaluation: Evaluation, pipeline: HybridGenPipeline, path: str, majority: dict[str, float], progress: Progress
+) -> None:
     """Step 3, for one path."""
-    given, seconds = understanding.answer(pipeline, done.quiz, path, progress)
-    blank = understanding.answer_blank(pipeline, done.quiz, path)
-    tallies = understanding.score(done.dataset, done.quiz, given, blank, majority)
-    done.given[path] = given
-    done.scores["understanding"][path] = {"seconds": round(seconds, 2), "scores": tallies}
+    answers, seconds = understanding.answer(pipeline, evaluation.quiz, path, progress)
+    blank = understanding.answer_blank(pipeline, evaluation.quiz, path)
+    tallies = understanding.score(evaluation.dataset, evaluation.quiz, answers, blank, majority)
+    evaluation.answers[path] = answers
+    evaluation.scores["understanding"][path] = {"seconds": round(seconds, 2), "scores": tallies}

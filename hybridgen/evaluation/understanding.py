@@ -1,9 +1,8 @@
-"""Answering about what was never seen: exact match by category, beside what a blind answerer would score.
+"""Answering about what was never seen: exact match by category, beside what answering blindly would score.
 
-Two blind answerers, because a high share alone means little: the majority baseline (the best constant answer of each
-category) and the blank control (the same questions, asked of an empty gray picture). The fact a newcomer gets wrong:
-a model can beat the majority baseline without looking, because the wording of a question tells something; the blank
-control shows how much.
+A high share alone means little, so two blind baselines stand beside it: the majority baseline (the best constant answer
+of each category) and the blank control (the same questions, asked of an empty gray picture). A model can beat the
+majority baseline without looking, because the wording of a question tells something; the blank control shows how much.
 """
 
 import time
@@ -12,13 +11,14 @@ from types import ModuleType
 
 from PIL import Image
 
-from hybridgen.evaluation.generation import AT_ONCE, Progress, silent
+from hybridgen.evaluation import generation
+from hybridgen.evaluation.generation import Progress, no_progress
 from hybridgen.evaluation.intervals import with_interval
 from hybridgen.evaluation.samples import first_records
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 
 GRAY = (127, 127, 127)
-MOST_TOKENS = 32  # more than the longest answer of any dataset has, with what it follows from
+MAX_NEW_TOKENS = 32  # more than the longest answer of any dataset has, with its end token
 
 
 @dataclass
@@ -26,10 +26,17 @@ class Quiz:
     """Questions about pictures: parallel lists, a picture standing as often as it is asked about."""
 
     pictures: list[Image.Image] = field(default_factory=list)
-    asked: list = field(default_factory=list)  # of the dataset's Question
+    questions: list = field(default_factory=list)  # of the dataset's Question
 
     def __len__(self) -> int:
-        return len(self.asked)
+        return len(self.questions)
+
+    def by_picture(self) -> list[tuple[Image.Image, list[int]]]:
+        """Each picture once, with the places of its questions."""
+        places: dict[int, list[int]] = {}
+        for place, picture in enumerate(self.pictures):
+            places.setdefault(id(picture), []).append(place)
+        return [(self.pictures[of_picture[0]], of_picture) for of_picture in places.values()]
 
 
 def held_out_quiz(dataset: ModuleType, split: str, samples: int, seed: int) -> Quiz:
@@ -40,38 +47,46 @@ def held_out_quiz(dataset: ModuleType, split: str, samples: int, seed: int) -> Q
     """
     quiz = Quiz()
     for record in first_records(dataset, split, "answer", samples, seed):
+        picture = record["messages"][0]["content"][0]["image"]
         for item in record["meta"]["questions"]:
-            quiz.pictures.append(record["messages"][0]["content"][0]["image"])
-            quiz.asked.append(dataset.Question(*item))
+            quiz.pictures.append(picture)
+            quiz.questions.append(dataset.Question(*item))
     return quiz
 
 
-def answer(pipeline: HybridGenPipeline, quiz: Quiz, path: str, progress: Progress = silent) -> tuple[list[str], float]:
+def answer(
+    pipeline: HybridGenPipeline, quiz: Quiz, path: str, progress: Progress = no_progress
+) -> tuple[list[str], float]:
     """One answer a question, read through `path`, and the seconds it took."""
-    given, started = [], time.perf_counter()
-    for start in range(0, len(quiz), AT_ONCE):
-        chunk = slice(start, start + AT_ONCE)
-        questions = [question.question for question in quiz.asked[chunk]]
-        given += pipeline.answer(quiz.pictures[chunk], questions, path=path, max_new_tokens=MOST_TOKENS)
-        progress(len(given), len(quiz))
-    return given, time.perf_counter() - started
+    answers, started = [], time.perf_counter()
+    for start in range(0, len(quiz), generation.CHUNK):
+        chunk = slice(start, start + generation.CHUNK)
+        questions = [question.question for question in quiz.questions[chunk]]
+        answers += pipeline.answer(quiz.pictures[chunk], questions, path=path, max_new_tokens=MAX_NEW_TOKENS)
+        progress(len(answers), len(quiz))
+    return answers, time.perf_counter() - started
 
 
 def answer_blank(pipeline: HybridGenPipeline, quiz: Quiz, path: str) -> list[str]:
     """The quiz' questions, asked of an empty gray picture. Each wording is asked once: the answer cannot differ."""
-    different = {question.question: question for question in quiz.asked}
+    wordings = {question.question: question for question in quiz.questions}
     blank = Image.new("RGB", quiz.pictures[0].size, GRAY)
-    answers, _ = answer(pipeline, Quiz([blank] * len(different), list(different.values())), path)
-    said = dict(zip(different, answers, strict=True))
-    return [said[question.question] for question in quiz.asked]
+    answers, _ = answer(pipeline, Quiz([blank] * len(wordings), list(wordings.values())), path)
+    by_wording = dict(zip(wordings, answers, strict=True))
+    return [by_wording[question.question] for question in quiz.questions]
 
 
 def score(
-    dataset: ModuleType, quiz: Quiz, given: list[str], blank: list[str], majority: dict[str, float]
+    dataset: ModuleType, quiz: Quiz, answers: list[str], blank: list[str], majority: dict[str, float]
 ) -> dict[str, dict[str, float]]:
-    """Tallies by category and over "all", with 95 % intervals, and beside each what answering blindly scores."""
-    blind = dataset.score_answers(blank, quiz.asked)
+    """Tallies by category and over "all", with 95 % intervals, and beside each what answering blindly scores.
+
+    Args:
+        blank: the answers to an empty picture (`answer_blank`).
+        majority: share of the best constant answer, by category.
+    """
+    of_blank = dataset.score_answers(blank, quiz.questions)
     return {
-        name: {**with_interval(tally), "majority": majority.get(name, 0.0), "blank": blind[name]["share"]}
-        for name, tally in dataset.score_answers(given, quiz.asked).items()
+        name: {**with_interval(tally), "majority": majority.get(name, 0.0), "blank": of_blank[name]["share"]}
+        for name, tally in dataset.score_answers(answers, quiz.questions).items()
     }

@@ -32,7 +32,7 @@ def test_chunks_do_not_change_pictures(pipeline, path, monkeypatch):
     pipeline.set_progress_bar_config(disable=True)
     reported = []
     together, _ = generation.draw(pipeline, captions, path, 32, 7, FAST)
-    monkeypatch.setattr(generation, "AT_ONCE", 2)
+    monkeypatch.setattr(generation, "CHUNK", 2)
     apart, seconds = generation.draw(pipeline, captions, path, 32, 7, FAST, lambda *done: reported.append(done))
     assert seconds > 0
     assert reported == [(2, 5), (4, 5), (5, 5)]
@@ -45,22 +45,24 @@ def test_true_pictures_score_everything_and_shifted_ones_do_not():
     prompts = generation.held_out_prompts(dolls, "held_out", 8, seed=0)
     scores = generation.score(dolls, prompts.pictures, prompts.specs)
     assert scores["slots"] == {"right": 56, "n": 56, "share": 1.0, "low": pytest.approx(0.9358, abs=1e-4), "high": 1.0}
-    assert generation.faults(dolls, prompts.pictures, prompts.specs) == [[]] * 8
+    assert generation.wrong_categories(dolls, prompts.pictures, prompts.specs) == [[]] * 8
     wrong = prompts.pictures[1:] + prompts.pictures[:1]
     assert generation.score(dolls, wrong, prompts.specs)["all_seven"]["right"] == 0
-    assert all(generation.faults(dolls, wrong, prompts.specs))
+    assert all(generation.wrong_categories(dolls, wrong, prompts.specs))
 
 
-def test_faults_name_what_is_wrong():
+def test_wrong_categories_name_what_is_wrong():
     spec = generation.held_out_prompts(dolls, "held_out", 1, seed=0).specs[0]
     other = "black" if spec.background != "black" else "white"
-    assert generation.faults(dolls, [dolls.render(spec._replace(background=other))], [spec]) == [["background"]]
+    assert generation.wrong_categories(dolls, [dolls.render(spec._replace(background=other))], [spec]) == [
+        ["background"]
+    ]
 
 
-def test_through_codec_keeps_size_and_order(pipeline):
+def test_reconstruction_keeps_size_and_order(pipeline):
     pictures = generation.held_out_prompts(dolls, "held_out", 3, seed=0).pictures
-    kept = generation.through_codec(pipeline, pictures)
-    alone = generation.through_codec(pipeline, pictures[2:])
+    kept = generation.reconstruct(pipeline, pictures)
+    alone = generation.reconstruct(pipeline, pictures[2:])
     assert [image.size for image in kept] == [(32, 32)] * 3
     assert np.abs(np.asarray(kept[2], int) - np.asarray(alone[0], int)).max() <= 1
 
@@ -75,10 +77,10 @@ def test_settings_name_what_matters_to_a_path():
 
 
 @pytest.mark.parametrize("path", ["diffusion", "vq"])
-def test_a_film_ends_with_the_picture(pipeline, path):
+def test_frames_end_with_the_picture(pipeline, path):
     pipeline.set_progress_bar_config(disable=True)
     settings = DrawSettings(steps=5, guidance=1.0)
-    frames = generation.film(pipeline, "an orc", path, 32, 3, settings, frames=4)
+    frames = generation.denoising_frames(pipeline, "an orc", path, 32, 3, settings, frames=4)
     (picture,) = pipeline("an orc", path=path, seed=3, **settings.arguments(path)).images
     assert len(frames) == 4
     assert np.array_equal(np.asarray(frames[-1]), np.asarray(picture))

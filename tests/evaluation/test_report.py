@@ -11,10 +11,9 @@ from PIL import Image
 
 from hybridgen.core.figures import Panel
 from hybridgen.data.synthetic import dolls
-from hybridgen.evaluation import suites
+from hybridgen.evaluation import generation, report, suites
 from hybridgen.evaluation.generation import DrawSettings
-from hybridgen.evaluation.markup import duration, image_tag, percent, table
-from hybridgen.evaluation.report import Story, Target, render
+from hybridgen.evaluation.report import ReportContent, Target, data_url, duration, percent, render
 from hybridgen.pipeline_hybridgen import load_pipeline
 
 VOID = {"meta", "img", "br"}
@@ -48,9 +47,9 @@ def evaluation(tiny_checkpoint):
     return suites.evaluate(load_pipeline(tiny_checkpoint), "dolls", samples=3, seed=0, settings=settings)
 
 
-STORY = Story(
+CONTENT = ReportContent(
     title="A <title> & more",
-    lede="What it is.",
+    summary="What it is.",
     command="hybridgen demo --out 'a b'",
     targets=[
         Target("reachable", "generation", "diffusion", "slots", 0.0),
@@ -59,14 +58,14 @@ STORY = Story(
     ],
     panels={"the model": [Panel("text loss", {"training": ([1, 2], [2.0, 1.0])})]},
     facts={"seed": "0"},
-    stages={"training": 61.0},
-    shown=2,
+    stage_seconds={"training": 61.0},
+    examples=2,
 )
 
 
 @pytest.fixture(scope="module")
 def page(evaluation) -> str:
-    return render(evaluation, STORY)
+    return render(evaluation, CONTENT)
 
 
 def test_html_is_well_formed_and_loads_nothing(page):
@@ -92,7 +91,7 @@ def test_texts_are_escaped(page):
 def test_every_picture_that_was_scored_is_on_it(evaluation, page):
     encoded = [base64.b64decode(data) for data in re.findall(r"data:image/png;base64,([^\"]+)", page)]
     shown = {Image.open(io.BytesIO(data)).convert("RGB").tobytes() for data in encoded}
-    for images in (*evaluation.drawn.values(), evaluation.prompts.pictures[:2], evaluation.kept[:1]):
+    for images in (*evaluation.drawings.values(), evaluation.prompts.pictures[:2], evaluation.reconstructions[:1]):
         assert {image.tobytes() for image in images} <= shown
 
 
@@ -105,7 +104,7 @@ def test_targets_stand_beside_scores(page):
 
 def test_numbers_and_origins_are_told(evaluation, page):
     for path in ("diffusion", "vq", "understanding"):
-        assert f"<th class=number>{path}</th>" in page
+        assert f'<th class="number">{path}</th>' in page
     for word in (
         "right hand",
         "whole pictures",
@@ -117,7 +116,7 @@ def test_numbers_and_origins_are_told(evaluation, page):
         assert word in page
     for fact in (
         "1 min 1 s",
-        "hybridgen demo --out &#x27;a b&#x27;",
+        "hybridgen demo --out &#39;a b&#39;",
         evaluation.scores["versions"]["torch"],
         "held_out",
     ):
@@ -125,26 +124,27 @@ def test_numbers_and_origins_are_told(evaluation, page):
 
 
 def test_wrong_answers_are_struck_and_put_right(evaluation):
-    question = evaluation.quiz.asked[0]
-    given = {path: ["<b>"] + answers[1:] for path, answers in evaluation.given.items()}
-    changed = suites.Evaluation(**{**vars(evaluation), "given": given})
-    page = render(changed, STORY)
+    question = evaluation.quiz.questions[0]
+    answers = {path: ["<b>"] + answers[1:] for path, answers in evaluation.answers.items()}
+    changed = suites.Evaluation(**{**vars(evaluation), "answers": answers})
+    page = render(changed, CONTENT)
     assert f'<s class="wrong">&lt;b&gt;</s> {question.answer}' in page
 
 
 def test_parts_that_were_not_evaluated_are_left_out(evaluation):
     scores = {**evaluation.scores, "generation": {}}
-    only_answers = suites.Evaluation(**{**vars(evaluation), "scores": scores, "drawn": {}, "kept": []})
-    page = render(only_answers, Story("t", "l", "c"))
+    only_answers = suites.Evaluation(**{**vars(evaluation), "scores": scores, "drawings": {}, "reconstructions": []})
+    page = render(only_answers, ReportContent("t", "s", "c"))
     assert "Drawn from words" not in page
     assert "Asked about pictures" in page
     assert "Scores beside their targets" not in page
 
 
-def test_an_image_tag_holds_the_very_pixels():
+def test_a_picture_is_put_in_by_its_very_pixels_and_its_words_are_escaped():
     picture = dolls.Dolls("train", "draw", 0).picture(0)
-    tag = image_tag(picture, 'a "doll"', class_="off", title="")
-    assert 'alt="a &quot;doll&quot;" class="off"' in tag
+    macros = report._environment().get_template("macros.html.jinja").module
+    tag = macros.picture(picture, 'a "doll"', **{"class": "off"})
+    assert tag == f'<img src="{data_url(picture)}" alt="a &#34;doll&#34;" class="off">'
     data = base64.b64decode(re.search(r"base64,([^\"]+)", tag)[1])
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), np.asarray(picture))
 
@@ -164,7 +164,36 @@ def test_durations(seconds, shown):
     assert duration(seconds) == shown
 
 
-def test_totals_stand_out():
-    html = table(["", "a"], [["x", "1"], ["all", "2"]], totals=1)
-    assert html.count("class=total") == 1
-    assert html.index("class=total") > html.index(">x<")
+def test_totals_stand_out(evaluation, page):
+    rows = re.findall(r"<tr( class=\"total\")?><td>([^<]+)</td>", page)
+    assert [label for total, label in rows if total] == ["whole pictures", "all questions"]
+    (drawing, answering) = report._tables(evaluation)
+    assert [label for _, label in rows] == [label for table in (drawing, answering) for label, _ in table.rows]
+
+
+def test_what_is_escaped_is_escaped_once(evaluation):
+    """In every place that takes text."""
+    word = "<i> & \"q\" 'a'"
+    changed = {
+        **CONTENT.__dict__,
+        "title": word,
+        "summary": word,
+        "command": word,
+        "credit": word,
+        "facts": {"fact": word},
+    }
+    changed["targets"] = [Target(word, "generation", "diffusion", "slots", 0.0)]
+    changed["panels"] = {word: CONTENT.panels["the model"]}
+    changed["stage_seconds"] = {word: 1.0}
+    prompts = generation.Prompts([word] * 3, evaluation.prompts.specs, evaluation.prompts.pictures)
+    answers = {path: [word, *texts[1:]] for path, texts in evaluation.answers.items()}
+    page = render(
+        suites.Evaluation(**{**vars(evaluation), "prompts": prompts, "answers": answers}), ReportContent(**changed)
+    )
+    assert "<i>" not in page
+    assert "&amp;amp;" not in page
+    assert "&amp;lt;" not in page
+    checker = Checker()
+    checker.feed(page)
+    assert not checker.open
+    assert sum(word in text for text in checker.words) >= 12

@@ -14,7 +14,7 @@ def evaluation() -> Evaluation:
     """Drawn: the true pictures, moved by one. Said: the right answers, but for the first."""
     prompts = generation.held_out_prompts(dolls, "held_out", 3, seed=0)
     quiz = understanding.held_out_quiz(dolls, "held_out", 3, seed=0)
-    right = [question.answer for question in quiz.asked]
+    right = [question.answer for question in quiz.questions]
     drawn = {"vq": prompts.pictures[1:] + prompts.pictures[:1]}
     return Evaluation(SUITES["dolls"], dolls, {}, prompts, quiz, drawn, {"diffusion": ["a boat", *right[1:]]})
 
@@ -31,7 +31,7 @@ def test_answer_cards_hold_every_question_of_a_picture(evaluation):
     cards = report_cards.answer_cards(evaluation)
     assert len(cards) == 3
     assert sum(len(card.lines) for card in cards) == len(evaluation.quiz)
-    first = evaluation.quiz.asked[0]
+    first = evaluation.quiz.questions[0]
     assert cards[0].lines[0] == f"{first.question} a boat  (wrong: {first.answer})"
     assert not any("wrong" in line for card in cards for line in card.lines[1:])
 
@@ -55,8 +55,8 @@ def test_provenance_is_plain_json_and_reads_well():
     assert json.loads(json.dumps([machine, versions])) == [machine, versions]
     assert {"hybridgen", "python", "torch", "transformers", "diffusers"} <= set(versions)
     assert machine["cores"] >= 1
-    assert provenance.in_words({"processor": "P", "cores": 2, "memory_gib": 24}) == "P, 2 cores, 24 GiB of memory"
-    assert provenance.in_words({"processor": "P", "cores": 2, "gpu": "G"}) == "P, 2 cores, G"
+    assert provenance.describe({"processor": "P", "cores": 2, "memory_gib": 24}) == "P, 2 cores, 24 GiB of memory"
+    assert provenance.describe({"processor": "P", "cores": 2, "gpu": "G"}) == "P, 2 cores, G"
 
 
 def test_the_command_can_be_typed_again(monkeypatch):

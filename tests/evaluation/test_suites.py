@@ -35,10 +35,10 @@ def test_every_path_and_category_is_scored(evaluation):
         assert all(set(tally) >= {"low", "high", "majority", "blank"} for tally in result["scores"].values())
 
 
-def test_what_was_drawn_and_said_is_kept(evaluation):
-    assert {path: len(images) for path, images in evaluation.drawn.items()} == {"diffusion": 3, "vq": 3}
-    assert {len(given) for given in evaluation.given.values()} == {len(evaluation.quiz)}
-    assert len(evaluation.kept) == 3
+def test_what_was_drawn_and_answered_is_kept(evaluation):
+    assert {path: len(images) for path, images in evaluation.drawings.items()} == {"diffusion": 3, "vq": 3}
+    assert {len(answers) for answers in evaluation.answers.values()} == {len(evaluation.quiz)}
+    assert len(evaluation.reconstructions) == 3
 
 
 def test_scores_come_again_with_the_seed(pipeline, evaluation):
@@ -61,7 +61,7 @@ def test_emoji_suite(pipeline):
     done = suites.evaluate(
         pipeline, "emoji", samples=2, seed=0, draw_paths=["diffusion"], answer_paths=[], settings=FAST
     )
-    assert done.drawn["diffusion"][0].size == (64, 64)
+    assert done.drawings["diffusion"][0].size == (64, 64)
     assert set(done.scores["generation"]["diffusion"]["scores"]) == {"emoji", "style", "picture"}
     assert done.scores["generation"]["diffusion"]["scores"]["picture"]["true"] == 1.0
 

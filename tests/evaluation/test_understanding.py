@@ -3,7 +3,7 @@
 import pytest
 
 from hybridgen.data.synthetic import dolls
-from hybridgen.evaluation import understanding
+from hybridgen.evaluation import generation, understanding
 from hybridgen.evaluation.understanding import Quiz
 
 
@@ -15,9 +15,16 @@ def quiz() -> Quiz:
 def test_quiz_asks_everything_about_each_picture(quiz):
     source = dolls.Dolls("held_out", "answer", 0)
     expected = [dolls.Question(*item) for i in range(4) for item in source[i]["meta"]["questions"]]
-    assert quiz.asked == expected
-    assert len(quiz.pictures) == len(quiz.asked) == len(quiz)
+    assert quiz.questions == expected
+    assert len(quiz.pictures) == len(quiz.questions) == len(quiz)
     assert len({id(picture) for picture in quiz.pictures}) == 4
+
+
+def test_a_quiz_by_picture(quiz):
+    groups = quiz.by_picture()
+    assert [place for _, places in groups for place in places] == list(range(len(quiz)))
+    assert len(groups) == 4
+    assert all(quiz.pictures[place] is picture for picture, places in groups for place in places)
 
 
 def test_refuses_no_samples():
@@ -29,7 +36,7 @@ def test_refuses_no_samples():
 def test_answers_are_one_a_question_whatever_the_chunks(pipeline, quiz, path, monkeypatch):
     together, seconds = understanding.answer(pipeline, quiz, path)
     assert seconds > 0
-    monkeypatch.setattr(understanding, "AT_ONCE", 7)
+    monkeypatch.setattr(generation, "CHUNK", 7)
     assert understanding.answer(pipeline, quiz, path)[0] == together
     assert len(together) == len(quiz)
 
@@ -38,14 +45,14 @@ def test_blank_control_does_not_look(pipeline, quiz):
     """The same wording gets the same answer, whatever the picture."""
     blank = understanding.answer_blank(pipeline, quiz, "understanding")
     said = {}
-    for question, text in zip(quiz.asked, blank, strict=True):
+    for question, text in zip(quiz.questions, blank, strict=True):
         assert said.setdefault(question.question, text) == text
-    other = Quiz(quiz.pictures[::-1], quiz.asked)
+    other = Quiz(quiz.pictures[::-1], quiz.questions)
     assert understanding.answer_blank(pipeline, other, "understanding") == blank
 
 
 def test_scores_stand_beside_the_blind(quiz):
-    right = [question.answer for question in quiz.asked]
+    right = [question.answer for question in quiz.questions]
     blank = ["nothing"] * len(quiz)
     scores = understanding.score(dolls, quiz, right, blank, {"all": 0.3, "creature": 0.06})
     assert scores["all"]["share"] == 1.0
@@ -55,5 +62,5 @@ def test_scores_stand_beside_the_blind(quiz):
         "right": 4, "n": 4, "share": 1.0, "low": pytest.approx(0.5101, abs=1e-4), "high": 1.0, "majority": 0.06,
         "blank": 0.0,
     }  # fmt: skip
-    nothing = sum(question.answer == "nothing" for question in quiz.asked)
+    nothing = sum(question.answer == "nothing" for question in quiz.questions)
     assert scores["all"]["blank"] == nothing / len(quiz)
