@@ -1,32 +1,86 @@
 """The model: embeds every path into one sequence, hands the backbone our mask, and reads every head off its output.
 
-This file writes no transformer block (the backbone is any decoder of transformers), draws no noise (`objectives`) and
-holds no VAE or VQ tokenizer (`codecs`): the model is a pure function of its inputs. The fact a newcomer gets wrong:
-layout vectors cover the *keys*. With P cached positions and N new tokens they have length P + N, and the last N ask.
+In this order: what forwards return, the base class, `HybridGenModel` (embed, mask, backbone),
+`HybridGenForConditionalGeneration` (heads, loss, `generate`), helpers. This file writes no transformer block (the
+backbone is any decoder of transformers), draws no noise (`core.objectives`) and holds no VAE or VQ tokenizer
+(`codecs`): the model is a pure function of its inputs.
+
+Layout vectors cover the *keys*: with P cached positions and N new tokens they have length P + N, and the last N are
+the queries.
 
 Shapes: B rows, N new tokens, K = P + N keys, H width, V vocabulary, I images, T tokens of all images of a path.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import can_return_tuple
+from transformers import AutoModel, Cache, GenerationMixin, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
+from transformers.utils import ModelOutput, can_return_tuple
 
 from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.core import layout
 from hybridgen.core.hub import part_of
-from hybridgen.modeling_embedding import ImageEmbedding
-from hybridgen.modeling_generation import ImageExpansion
-from hybridgen.modeling_heads import ImageHeads
-from hybridgen.modeling_outputs import HybridGenModelOutput, HybridGenOutput, Latents
-from hybridgen.paths.alignment import AlignmentHead
+from hybridgen.paths.alignment import AlignmentHead, similarities
 from hybridgen.paths.diffusion import FinalLayer, PatchEmbed, TimestepEmbedder
 from hybridgen.paths.initial import XavierLinear, ZeroLinear
 from hybridgen.paths.modality_experts import add_modality_experts
-from hybridgen.paths.understanding import Aligner, build_vision_tower
+from hybridgen.paths.patches import by_size
+from hybridgen.paths.understanding import Aligner, build_vision_tower, encode_pixels, tokens_per_image
 from hybridgen.paths.unet import UNetDown, UNetUp
 from hybridgen.paths.vq import GenerationHead
+
+Latents = Tensor | list[Tensor]  # (I, C, H, W), or I of (C, H, W) where sizes differ
+
+IMAGE_INPUTS = ("pixel_values", "latents", "timesteps", "codes")
+NO_TOKEN = -1  # the id of an embedding that came without one and is no placeholder
+
+
+# ------------------------------------------------------------------------------------------------------- outputs
+
+
+@dataclass
+class HybridGenModelOutput(BaseModelOutputWithPast):
+    """The backbone's output, and what the diffusion head needs of the input.
+
+    Args:
+        conditioning: (I, H) timestep embedding of each image of the diffusion path, in reading order.
+        skips: of each group of images of one size, what goes around the backbone (`paths.unet`).
+        diffusion_mask: (B, N) true on diffusion tokens.
+        image_hidden_states: (I, tokens, H) aligned features of the understanding path.
+    """
+
+    conditioning: Tensor | None = None
+    skips: list[list[Tensor]] | None = None
+    diffusion_mask: Tensor | None = None
+    image_hidden_states: Tensor | None = None
+
+
+@dataclass
+class HybridGenOutput(ModelOutput):
+    """
+    Args:
+        loss: mean next-token cross-entropy, when `labels` were given.
+        logits: (B, kept, V) text logits; (kept, V) when `logits_to_keep` is a boolean mask.
+        code_logits: (kept, num_embeddings) at the positions of `codes_to_keep`.
+        prediction: the diffusion head's output for every image of `latents`, in the same form as `latents`.
+        alignment: (I,) cosine between the states of each image of `latents` and the vision tower's features (-1 to 1).
+        past_key_values, hidden_states, attentions, image_hidden_states: as everywhere in transformers.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    code_logits: Tensor | None = None
+    prediction: Latents | None = None
+    alignment: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    image_hidden_states: Tensor | None = None
+
+
+# ---------------------------------------------------------------------------------------------------- base class
 
 
 class HybridGenPreTrainedModel(PreTrainedModel):
@@ -39,12 +93,12 @@ class HybridGenPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_flash_attn = False  # cannot express the mask (layout.attention_mask says so)
     _supports_attention_backend = True
-    _can_compile_fullgraph = True  # the steps that write; a prompt with images is counted, and so never compiled
+    _can_compile_fullgraph = True  # decoding steps; a prompt with images is counted on the host, and never compiled
     _skip_keys_device_placement = ["past_key_values"]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As everywhere in transformers; of a whole checkpoint, its model."""
+        """As everywhere in transformers. Given a whole checkpoint (a saved pipeline), it loads the model in it."""
         return super().from_pretrained(part_of(pretrained_model_name_or_path, "model", **kwargs), *args, **kwargs)
 
     @torch.no_grad()
@@ -56,33 +110,35 @@ class HybridGenPreTrainedModel(PreTrainedModel):
             nn.init.xavier_uniform_(module.weight)
 
 
-class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
+# --------------------------------------------------------------------------------------- embed, mask, backbone
+
+
+class HybridGenModel(HybridGenPreTrainedModel):
     """Embeds, masks, and runs the backbone. Parts of absent paths do not exist."""
+
+    # absent modalities pass through their weights outside of training, too: every rank must fetch sharded weights
+    run_absent_modalities = False
 
     def __init__(self, config: HybridGenConfig):
         super().__init__(config)
         width = config.text_config.hidden_size
         self.language_model = AutoModel.from_config(config.text_config)
-        if config.vision_config is not None:
-            self.vision_model = build_vision_tower(config.vision_config)
-            self.aligner = Aligner(
-                config.vision_config.hidden_size, width, config.aligner_depth, config.aligner_hidden_act
-            )
+        if (vision := config.vision_config) is not None:
+            self.vision_model = build_vision_tower(vision)
+            self.aligner = Aligner(vision.hidden_size, width, config.aligner_depth, config.aligner_hidden_act)
         if (vq := config.vq_config) is not None and vq.first_token_id is None:
             self.generation_embeddings = nn.Embedding(vq.num_embeddings, vq.embed_dim)
             self.generation_aligner = Aligner(vq.embed_dim, vq.projection_dim, vq.num_hidden_layers, vq.hidden_act)
             self.generation_head = GenerationHead(vq)
-        if config.diffusion_config is not None:
-            entrance, exit_ = (
-                (PatchEmbed, FinalLayer) if config.diffusion_config.unet_channels is None else (UNetDown, UNetUp)
-            )
-            self.patch_embed = entrance(config.diffusion_config, width)
-            self.timestep_embedder = TimestepEmbedder(config.diffusion_config, width)
-            self.final_layer = exit_(config.diffusion_config, width)
-            if config.diffusion_config.alignment_layer is not None:
+        if (diffusion := config.diffusion_config) is not None:
+            is_unet = diffusion.unet_channels is not None
+            self.patch_embed = (UNetDown if is_unet else PatchEmbed)(diffusion, width)
+            self.timestep_embedder = TimestepEmbedder(diffusion, width)
+            self.final_layer = (UNetUp if is_unet else FinalLayer)(diffusion, width)
+            if diffusion.alignment_layer is not None:
                 self.alignment_head = AlignmentHead(config)
-            if config.diffusion_config.modality_experts:
-                self.route = add_modality_experts(self.language_model)
+            if diffusion.modality_experts:
+                self.modality_routing = add_modality_experts(self.language_model)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -90,8 +146,6 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
-
-    # ------------------------------------------------------------------------------------------------ the forward
 
     @can_return_tuple
     def forward(
@@ -112,10 +166,9 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
         **kwargs,
     ) -> HybridGenModelOutput:
         """
-        1. Embed the text ids (B, N).
-        2. Put each path's embeddings where its placeholder stands, images in reading order.
-        3. Render the layout as the mask of the backbone's attention.
-        4. Run the backbone.
+        1. Embed the text ids (B, N), and put each path's embeddings where its placeholder stands, in reading order.
+        2. Render the layout as the mask of the backbone's attention.
+        3. Run the backbone.
 
         Args:
             input_ids: (B, N) token ids; a path's placeholder where a token of an image stands.
@@ -128,19 +181,23 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
                 from positions that restart when there is no mask either (rows packed by transformers' collators).
 
         Raises:
-            ValueError: image tokens in the text and features provided differ in number, or an absent path is asked.
+            ValueError: image tokens in the text and features provided differ in number, the model has no path for an
+                input, or a layout vector has another shape than (B, K).
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        input_ids = self.ids_of(inputs_embeds) if input_ids is None else input_ids
-        embeds, extra = self._embed(input_ids, inputs_embeds, pixel_values, latents, timesteps, codes)  # B, N, H
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        input_ids = self.infer_input_ids(inputs_embeds) if input_ids is None else input_ids  # B, N
+        embeds, images = self._embed(input_ids, inputs_embeds, pixel_values, latents, timesteps, codes)  # B, N, H
         if attention_mask is None and document_ids is None and position_ids is not None and past_key_values is None:
-            document_ids = layout.infer_document_ids(position_ids).expand_as(input_ids)
-        mask = self.render_mask(input_ids, attention_mask, document_ids, block_ids, noised_mask, past_key_values)
+            document_ids = layout.infer_document_ids(position_ids).expand_as(input_ids)  # B, N
+        mask = self.render_mask(
+            input_ids, attention_mask, document_ids, block_ids, noised_mask, past_key_values
+        )  # B, 1, N, K
         if position_ids is None:
-            position_ids = self._positions(attention_mask, input_ids, past)
-        self.set_modality_routing(input_ids == self.config.diffusion_token_id if "conditioning" in extra else None)
+            past = 0 if past_key_values is None else past_key_values.get_seq_length()
+            position_ids = _count_positions(attention_mask, input_ids, past)  # B, N
+        has_images = "conditioning" in images
+        self.set_modality_routing(input_ids == self.config.diffusion_token_id if has_images else None)
         outputs = self.language_model(
             inputs_embeds=embeds,
             attention_mask=mask,
@@ -154,26 +211,133 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            **extra,
+            **images,
         )
 
-    def set_modality_routing(self, is_own: Tensor | None) -> None:
-        """Tell own layers, where there are any, which of the tokens (B, N) are theirs; None = none is."""
-        if hasattr(self, "route"):
-            self.route.set_modality_routing(is_own)
+    def set_modality_routing(self, is_image: Tensor | None) -> None:
+        """Say which tokens (B, N) of the next pass through the backbone go to the modality experts, where there are
+        any; None = none of them."""
+        if hasattr(self, "modality_routing"):
+            self.modality_routing.set(is_image)
+
+    # ------------------------------------------------------------------------------------------------- 1. embedding
+
+    def _embed(self, input_ids, inputs_embeds, pixel_values, latents, timesteps, codes) -> tuple[Tensor, dict]:
+        """Embeddings (B, N, H), and what of `HybridGenModelOutput` is known before the backbone runs.
+
+        In training, and with `run_absent_modalities`, an absent modality passes as zero images, so that its weights
+        stay in the graph with zero gradient and no rank of DDP or FSDP waits for them.
+        """
+        run_absent = self.training or self.run_absent_modalities
+        self._check_paths({"understanding": pixel_values, "diffusion": latents, "vq": codes})
+        masks = {path: input_ids == placeholder for path, placeholder in self.placeholders().items()}  # B, N each
+        embeds = self._embed_text(input_ids, masks) if inputs_embeds is None else inputs_embeds  # B, N, H
+        outputs = {}
+        if "understanding" in masks and (pixel_values is not None or run_absent):
+            if pixel_values is None:  # towers take no empty batch: one blank image, whose features are dropped
+                features = self.get_image_features(self.blank_image(embeds), return_dict=True).pooler_output[:0]
+            else:
+                features = self.get_image_features(pixel_values, return_dict=True).pooler_output  # I, tokens, H
+            outputs["image_hidden_states"] = features
+            embeds = scatter(embeds, masks["understanding"], features.flatten(0, 1), "understanding")
+        if "vq" in masks and (codes is not None or run_absent):
+            codes = input_ids.new_zeros(0) if codes is None else codes
+            embeds = scatter(embeds, masks["vq"], self.embed_codes(codes), "vq")
+        if "diffusion" in masks and (latents is not None or run_absent):
+            if latents is None:
+                latents, timesteps = [], embeds.new_zeros(0)
+            if timesteps is None:
+                timesteps = torch.zeros(len(latents), device=embeds.device)  # clean images
+            tokens, conditioning, skips = self.embed_latents(latents, timesteps)
+            outputs |= {"conditioning": conditioning, "skips": skips, "diffusion_mask": masks["diffusion"]}
+            embeds = scatter(embeds, masks["diffusion"], tokens, "diffusion")
+        return embeds, outputs
+
+    def _check_paths(self, inputs: dict[str, Latents | None]) -> None:
+        for path, value in inputs.items():
+            if value is not None and path not in self.config.paths:
+                raise ValueError(
+                    f"input for the {path} path, but this model has: {', '.join(self.config.paths) or 'none'}"
+                )
+
+    def _embed_text(self, input_ids: Tensor, placeholder_masks: dict[str, Tensor]) -> Tensor:
+        """(B, N) -> (B, N, H). A placeholder may lie beyond the table: its embedding is overwritten by an image's."""
+        table = self.get_input_embeddings()
+        beyond = [mask & (input_ids >= table.num_embeddings) for mask in placeholder_masks.values()]
+        return table(input_ids.masked_fill(torch.stack(beyond).any(0), 0) if beyond else input_ids)
+
+    @can_return_tuple
+    def get_image_features(self, pixel_values: Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """Understanding: pixels (I, 3, h, w) -> tower output whose `pooler_output` is aligned, (I, tokens, H).
+
+        An input of three dimensions, (I, tokens, width), is taken for the tower's last hidden states.
+        """
+        if pixel_values.ndim == 3:
+            aligned = self.aligner(pixel_values)
+            return BaseModelOutputWithPooling(last_hidden_state=pixel_values, pooler_output=aligned)
+        outputs = encode_pixels(self.vision_model, pixel_values.to(self.vision_model.dtype), **kwargs)
+        outputs.pooler_output = self.aligner(outputs.last_hidden_state)
+        return outputs
+
+    def blank_image(self, like: Tensor) -> Tensor:
+        """(1, C, h, w) zeros of the tower's size, of the dtype and on the device of `like`."""
+        vision = self.config.vision_config
+        return like.new_zeros(1, vision.num_channels, vision.image_size, vision.image_size)
+
+    def embed_codes(self, codes: Tensor) -> Tensor:
+        """vq: codes (T,) -> (T, H)."""
+        if (first := self.config.vq_config.first_token_id) is not None:
+            return self.get_input_embeddings()(codes + first)
+        return self.generation_aligner(self.generation_embeddings(codes))
+
+    def embed_latents(self, latents: Latents, timesteps: Tensor) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
+        """diffusion: I images, timesteps (I,) -> embeddings (T, H) in reading order, conditioning (I, H), and the skips
+        of each group of `by_size`."""
+        conditioning = self.timestep_embedder(timesteps)  # I, H
+        if not len(latents):  # nothing to embed, but the weights stay in the graph
+            config = self.config.diffusion_config
+            latents = conditioning.new_zeros(0, config.in_channels, config.sample_size, config.sample_size)
+        tokens, all_skips = {}, []
+        for indices, images in by_size(latents):
+            embedded, skips = self.patch_embed(images, conditioning[indices])  # images of this size, tokens, H
+            tokens |= dict(zip(indices, embedded, strict=True)) if len(indices) else {0: embedded.flatten(0, 1)}
+            all_skips.append(skips)
+        return torch.cat([tokens[i] for i in sorted(tokens)]), conditioning, all_skips
+
+    def placeholders(self) -> dict[str, int]:
+        """The placeholder id of each path that has one."""
+        ids = {path: self.config.placeholder(path) for path in layout.PATHS if path in self.config.paths}
+        return {path: placeholder for path, placeholder in ids.items() if placeholder is not None}
+
+    def bidirectional_ids(self) -> tuple[int, ...]:
+        """Placeholders of paths on which the tokens of an image see each other."""
+        return tuple(token for path, token in self.placeholders().items() if self.config.is_bidirectional(path))
+
+    def infer_input_ids(self, inputs_embeds: Tensor) -> Tensor:
+        """Ids (B, N) of embeddings that came without: placeholders are told by their rows of the table, all else is
+        NO_TOKEN."""
+        ids = torch.full(inputs_embeds.shape[:2], NO_TOKEN, device=inputs_embeds.device)
+        table = self.get_input_embeddings()
+        for placeholder in self.placeholders().values():
+            if placeholder < table.num_embeddings:
+                row = table(torch.tensor([placeholder], device=inputs_embeds.device))  # 1, H
+                ids = ids.masked_fill((inputs_embeds == row).all(-1), placeholder)
+        return ids
+
+    # ------------------------------------------------------------------------------------------------------ 2. mask
 
     def render_mask(self, input_ids, attention_mask, document_ids=None, block_ids=None, noised_mask=None, cache=None):
-        """Step 3. A 4-D mask, or a dict of them, passes as it is.
+        """The mask in the form that the backbone's attention takes. A 4-D mask, or a dict of them, passes as it is.
 
         A static cache is longer than what it holds: its empty slots are keys that no token sees.
         """
         if isinstance(attention_mask, dict) or (attention_mask is not None and attention_mask.ndim == 4):
             return attention_mask
         rows, new = input_ids.shape
-        past, room = 0, 0
+        past, empty_slots = 0, 0
         if cache is not None:
             past = int(cache.get_seq_length())
-            room = max(0, cache.get_mask_sizes(new, 0)[0] - past - new)
+            empty_slots = max(0, cache.get_mask_sizes(new, 0)[0] - past - new)
         keys = past + new
         if document_ids is None:
             if attention_mask is None:
@@ -182,7 +346,7 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
                 document_ids = torch.where(attention_mask[:, -keys:].bool(), 0, layout.PADDING_DOCUMENT)
         if block_ids is None:
             block_ids = layout.infer_block_ids(input_ids, self.bidirectional_ids())
-            block_ids = nn.functional.pad(block_ids, (past, 0), value=-1)  # what is cached lies before all that is new
+            block_ids = nn.functional.pad(block_ids, (past, 0), value=-1)  # the cache lies before all that is new
         for name, vector in (("document_ids", document_ids), ("block_ids", block_ids), ("noised_mask", noised_mask)):
             if vector is not None and vector.shape != (rows, keys):
                 raise ValueError(
@@ -190,18 +354,15 @@ class HybridGenModel(ImageEmbedding, HybridGenPreTrainedModel):
                     f"need {(rows, keys)}"
                 )
         implementation = self.language_model.config._attn_implementation
-        return layout.attention_mask(implementation, self.dtype, document_ids, block_ids, noised_mask, new, room)
-
-    @staticmethod
-    def _positions(attention_mask, input_ids: Tensor, past: int) -> Tensor:
-        """Positions of the new tokens, padding not counted."""
-        rows, new = input_ids.shape
-        if attention_mask is None or isinstance(attention_mask, dict) or attention_mask.ndim != 2:
-            return torch.arange(past, past + new, device=input_ids.device).expand(rows, new)
-        return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -new:]
+        return layout.attention_mask(
+            implementation, self.dtype, document_ids, block_ids, noised_mask, new, empty_slots
+        )  # B, 1, N, K
 
 
-class HybridGenForConditionalGeneration(ImageHeads, ImageExpansion, HybridGenPreTrainedModel, GenerationMixin):
+# -------------------------------------------------------------------------------------- heads, loss, generation
+
+
+class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixin):
     """The model with its heads: text logits, code logits, denoising prediction."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
@@ -246,7 +407,10 @@ class HybridGenForConditionalGeneration(ImageHeads, ImageExpansion, HybridGenPre
         noised_mask: Tensor | None = None,
         **kwargs,
     ) -> HybridGenOutput:
-        """See `HybridGenModel.forward` for the inputs that are not listed here.
+        """
+        1. Embed, mask, and run the backbone: see `HybridGenModel.forward`, also for the inputs not listed here.
+        2. Text logits, code logits, and a prediction and an alignment for each image of the diffusion path.
+        3. The loss of text, where there are labels. (Training sums all losses itself: `core.objectives`.)
 
         Args:
             labels: (B, N) text targets, unshifted, IGNORE where there is none; fills `loss`.
@@ -273,17 +437,11 @@ class HybridGenForConditionalGeneration(ImageHeads, ImageExpansion, HybridGenPre
             **kwargs,
         )
         states = outputs.last_hidden_state  # B, N, H
-        logits = self.lm_head(_keep(states, logits_to_keep))
-        code_logits = None if codes_to_keep is None else self.code_logits(states[codes_to_keep])
-        prediction = None if outputs.conditioning is None else self._predict(states, outputs, latents)
-        alignment = None
-        if alignment_pixels is not None:
-            alignment = self._align(outputs, latents, alignment_pixels)
-        loss = None
-        if labels is not None:
-            vocab_size = self.config.text_config.vocab_size
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
-            loss = loss + self._idle_heads(states, outputs, prediction) if self.training else loss
+        logits = self.lm_head(_select(states, logits_to_keep))  # B, kept, V
+        code_logits = None if codes_to_keep is None else self.code_logits(states[codes_to_keep])  # kept, codes
+        prediction = None if outputs.conditioning is None else self._predict(states, outputs, latents)  # as latents
+        alignment = None if alignment_pixels is None else self._align(outputs, latents, alignment_pixels)  # I
+        loss = None if labels is None else self._text_loss(logits, labels, states, prediction, **kwargs)
         return HybridGenOutput(
             loss=loss,
             logits=logits,
@@ -295,6 +453,80 @@ class HybridGenForConditionalGeneration(ImageHeads, ImageExpansion, HybridGenPre
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
         )
+
+    # -------------------------------------------------------------------------------------------------------- heads
+    #
+    # A head for which there is no input is called all the same, with no token: so its weights stay in the graph, and no
+    # rank of DDP or FSDP waits for them.
+
+    def code_logits(self, hidden_states: Tensor) -> Tensor:
+        """(..., H) -> (..., num_embeddings): the state at a position scores the code that comes next."""
+        if (first := self.config.vq_config.first_token_id) is not None:
+            return self.lm_head(hidden_states)[..., first : first + self.config.vq_config.num_embeddings]
+        return self.model.generation_head(hidden_states)
+
+    def _predict(self, states: Tensor, outputs: HybridGenModelOutput, latents: Latents | None) -> Latents:
+        """The diffusion head's output in the form of `latents`; without images, an empty tensor."""
+        p, head = self.config.diffusion_config.patch_size, self.model.final_layer
+        states, conditioning = states[outputs.diffusion_mask], outputs.conditioning  # T, H; I, H
+        if latents is None or not len(latents):
+            side = self.config.diffusion_config.sample_size
+            states = states.view(0, (side // p) ** 2, states.shape[-1])  # no images, tokens, H
+            return head(states, conditioning, outputs.skips[0], (side, side))
+        sizes = [tuple(image.shape[-2:]) for image in latents]
+        parts = states.split([height // p * (width // p) for height, width in sizes])  # tokens, H each
+        predicted: list = [None] * len(latents)
+        for (indices, _), skips in zip(by_size(latents), outputs.skips, strict=True):
+            group = torch.stack([parts[i] for i in indices])  # images of one size, tokens, H
+            images = head(group, conditioning[indices], skips, sizes[indices[0]])  # images of one size, C, h, w
+            for i, image in zip(indices, images, strict=True):
+                predicted[i] = image
+        return torch.stack(predicted) if isinstance(latents, Tensor) else predicted
+
+    def _align(self, outputs: HybridGenModelOutput, latents: Latents, pixels: Tensor) -> Tensor:
+        """(I,) cosines between a layer's states and the tower's features (`paths.alignment`)."""
+        config = self.config.diffusion_config
+        if config is None or config.alignment_layer is None:
+            raise ValueError("alignment_pixels are given, but the model has no diffusion_config.alignment_layer")
+        tower = self.model.vision_model
+        if not len(pixels):
+            if self.model.run_absent_modalities:  # other ranks run their tower, and would wait for this one
+                with torch.no_grad():
+                    encode_pixels(tower, self.model.blank_image(outputs.last_hidden_state))
+            return self.model.alignment_head(outputs.last_hidden_state.flatten(0, 1)[:0]).sum(-1)
+        states = outputs.hidden_states[config.alignment_layer][outputs.diffusion_mask]  # T, H
+        with torch.no_grad():
+            features = encode_pixels(tower, pixels.to(tower.dtype)).last_hidden_state  # I, tokens, E
+        grids = [tuple(side // config.patch_size for side in image.shape[-2:]) for image in latents]
+        return similarities(self.model.alignment_head(states), features, grids)
+
+    def _text_loss(
+        self, logits: Tensor, labels: Tensor, states: Tensor, prediction: Latents | None, **kwargs
+    ) -> Tensor:
+        """Next-token cross-entropy; in training with a zero from every head that it does not reach."""
+        vocab_size = self.config.text_config.vocab_size
+        loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
+        if not self.training:
+            return loss
+        no_tokens = states.flatten(0, 1)[:0]  # 0, H
+        zero = no_tokens.sum()
+        if self.config.vq_config is not None:
+            zero = zero + self.code_logits(no_tokens).sum()
+        if prediction is not None:
+            zero = zero + torch.cat([image.flatten()[:0] for image in prediction] or [prediction.flatten()]).sum()
+            if self.config.diffusion_config.alignment_layer is not None:
+                zero = zero + self.model.alignment_head(no_tokens).sum()
+        return loss + zero
+
+    # --------------------------------------------------------------------------------------------------- generation
+
+    def generate(self, *args, **kwargs):
+        """As everywhere in transformers. Codes that are tokens of the vocabulary are no text, and are never written."""
+        vq = self.config.vq_config
+        if vq is not None and (first := vq.first_token_id) is not None:
+            suppress = _SuppressRange(first, first + vq.num_embeddings)
+            kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or []), suppress])
+        return super().generate(*args, **kwargs)
 
     def prepare_inputs_for_generation(
         self,
@@ -316,21 +548,108 @@ class HybridGenForConditionalGeneration(ImageHeads, ImageExpansion, HybridGenPre
             **kwargs,
         )
         if not is_first_iteration and kwargs.get("use_cache", True):
-            for name in ("pixel_values", "latents", "timesteps", "codes"):
+            for name in IMAGE_INPUTS:
                 inputs.pop(name, None)
         if isinstance(past_key_values, Cache) and past_key_values.is_compileable:
-            ids = inputs["input_ids"] if inputs["input_ids"] is not None else self.model.ids_of(inputs["inputs_embeds"])
+            ids = inputs["input_ids"]
+            ids = self.model.infer_input_ids(inputs["inputs_embeds"]) if ids is None else ids
             inputs["attention_mask"] = self.model.render_mask(ids, inputs.get("attention_mask"), cache=past_key_values)
         return inputs
 
     @staticmethod
     def create_masks_for_generate(attention_mask, **kwargs):
-        """Asked for a static cache, and not told the tokens, which decide; see `prepare_inputs_for_generation`."""
+        """transformers calls this for a static cache, without the token ids that decide a mask here: it stays as it is
+        until `prepare_inputs_for_generation`."""
         return attention_mask
 
+    def _expand_inputs_for_generation(self, expand_size: int = 1, input_ids: Tensor | None = None, **kwargs):
+        """Every row `expand_size` times (beams, several answers a prompt), with its images.
 
-def _keep(states: Tensor, keep: int | Tensor) -> Tensor:
+        Images come as one list for the whole batch, in reading order, so what is repeated is a row's run of images.
+        """
+        images = {name: kwargs.pop(name) for name in IMAGE_INPUTS if kwargs.get(name) is not None and expand_size > 1}
+        if images:
+            has_ids = input_ids is not None and input_ids.shape[1] > 0
+            ids = input_ids if has_ids else self.model.infer_input_ids(kwargs["inputs_embeds"])
+            counts = {path: (ids == token).sum(1).tolist() for path, token in self.model.placeholders().items()}
+        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, input_ids=input_ids, **kwargs)
+        for name, value in images.items():
+            path, lengths = self._token_counts(name, images)
+            kwargs[name] = _repeat_runs(value, _runs_of_rows(counts[path], lengths), expand_size)
+        return input_ids, kwargs
+
+    def _token_counts(self, name: str, images: dict) -> tuple[str, list[int]]:
+        """The path of an image input, and how many tokens each of its entries has in the text."""
+        if name == "pixel_values":
+            return "understanding", [tokens_per_image(self.config.vision_config)] * len(images[name])
+        if name == "codes":
+            return "vq", [1] * len(images[name])
+        p = self.config.diffusion_config.patch_size
+        return "diffusion", [image.shape[-2] // p * (image.shape[-1] // p) for image in images["latents"]]
+
+
+# ------------------------------------------------------------------------------------------------------- helpers
+
+
+def scatter(embeds: Tensor, mask: Tensor, features: Tensor, path: str) -> Tensor:
+    """Put features (T, H) where `mask` (B, N) is true, in reading order.
+
+    Raises:
+        ValueError: with both numbers, when they differ.
+    """
+    expected = int(mask.sum())
+    if expected != len(features):
+        raise ValueError(
+            f"{expected} {path} tokens stand in the text, but the images given make {len(features)}; "
+            "each image needs exactly as many placeholders as it has tokens"
+        )
+    return embeds.masked_scatter(mask[..., None], features.to(embeds.dtype))
+
+
+def _count_positions(attention_mask, input_ids: Tensor, past: int) -> Tensor:
+    """(B, N) positions of the new tokens, padding not counted."""
+    rows, new = input_ids.shape
+    if attention_mask is None or isinstance(attention_mask, dict) or attention_mask.ndim != 2:
+        return torch.arange(past, past + new, device=input_ids.device).expand(rows, new)
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -new:]
+
+
+def _select(states: Tensor, keep: int | Tensor) -> Tensor:
     """The positions whose logits are wanted: the last `keep` (0 = all), the listed ones, or those of a boolean mask."""
     if isinstance(keep, Tensor):
         return states[keep] if keep.dtype == torch.bool else states[:, keep]
     return states[:, -keep:] if keep else states
+
+
+def _runs_of_rows(tokens: list[int], lengths: list[int]) -> list[range]:
+    """Which entries each row has, of entries of these lengths in reading order, when it has so many tokens of them."""
+    runs, first = [], 0
+    for count in tokens:
+        last = first
+        while last < len(lengths) and sum(lengths[first:last]) < count:
+            last += 1
+        runs.append(range(first, last))
+        first = last
+    return runs
+
+
+def _repeat_runs(value: Tensor | list, runs: list[range], times: int) -> Tensor | list:
+    """Each run so many times. Entries that belong to no row stay at the end, and `forward` finds them in its count."""
+    order = [index for run in runs for _ in range(times) for index in run]
+    order += range(runs[-1].stop, len(value))
+    return value[torch.tensor(order, device=value.device)] if isinstance(value, Tensor) else [value[i] for i in order]
+
+
+class _SuppressRange(LogitsProcessor):
+    """No token from `start` to before `end` is written.
+
+    Not a `SuppressTokensLogitsProcessor`: of one class, `generate` keeps a single processor, ours or the caller's.
+    """
+
+    def __init__(self, start: int, end: int):
+        self.start, self.end = start, end
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores = scores.clone()
+        scores[:, self.start : self.end] = -torch.inf
+        return scores

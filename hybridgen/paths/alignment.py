@@ -1,8 +1,8 @@
-"""Alignment: what the backbone makes of a noisy image, held against what the vision tower sees in the clean picture.
+"""Representation alignment: a layer's states of a noisy image against the vision tower's features of the clean one.
 
 A loss of the diffusion path alone (REPA, arXiv 2410.06940; in JanusFlow, arXiv 2411.07975, with the states of layer 6
-and the understanding path's own SigLIP). The fact a newcomer gets wrong: the tower is a teacher here. Its features are
-targets without gradient, also in a stage that trains it, and the head is used by no sampler.
+and the understanding path's own SigLIP). The tower is a teacher: its features are targets without gradient, also in a
+stage that trains it, and no sampler uses the head.
 
 Shapes: I images, T tokens of all images of the diffusion path, t features of a picture, E the tower's width, H the
 backbone's, S the side of the tower's input.
@@ -29,25 +29,25 @@ def similarities(projected: Tensor, features: Tensor, grids: list[tuple[int, int
 
     Args:
         projected: (T, E) in reading order.
-        features: (I, t, E) of the same pictures, a square of them.
-        grids: rows and columns of each image's tokens; features on another grid are resampled to it.
+        features: (I, t, E) of the same pictures, on a square grid.
+        grids: rows and columns of each image's tokens; features on another grid are resized to it.
     """
     side = round(features.shape[1] ** 0.5)
     maps = features.float().transpose(1, 2).unflatten(-1, (side, side))  # I, E, side, side
-    there = [resampled(one[None], grid)[0].flatten(1).T for one, grid in zip(maps, grids, strict=True)]  # h * w, E each
-    cosines = F.cosine_similarity(projected.float(), torch.cat(there), dim=-1)  # T
-    return torch.stack([part.mean() for part in cosines.split([len(each) for each in there])])
+    targets = [resize(one[None], grid)[0].flatten(1).T for one, grid in zip(maps, grids, strict=True)]  # h * w, E each
+    cosines = F.cosine_similarity(projected.float(), torch.cat(targets), dim=-1)  # T
+    return torch.stack([image.mean() for image in cosines.split([len(each) for each in targets])])
 
 
-def resampled(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """(I, C, h, w) at another size, as they are where they have it."""
+def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """(I, C, h, w) bilinearly at another size; untouched where they have it."""
     if tuple(images.shape[-2:]) == tuple(size):
         return images
     return F.interpolate(images, size, mode="bilinear", antialias=True)
 
 
-def as_seen(pictures: Tensor | list[Tensor], side: int, mean: list[float], std: list[float]) -> Tensor:
-    """Pictures of the diffusion path, (3, H, W) in [-1, 1] -> (I, 3, S, S) as the tower takes them."""
-    seen = torch.cat([resampled(picture[None], (side, side)) for picture in pictures])
-    mean, std = (torch.tensor(value, device=seen.device).view(3, 1, 1) for value in (mean, std))
-    return ((seen + 1) / 2 - mean) / std
+def tower_pixels(pictures: Tensor | list[Tensor], side: int, mean: list[float], std: list[float]) -> Tensor:
+    """Pictures of the diffusion path, (3, H, W) in [-1, 1] -> (I, 3, S, S), normalised as the tower takes them."""
+    squares = torch.cat([resize(picture[None], (side, side)) for picture in pictures])
+    mean, std = (torch.tensor(value, device=squares.device).view(3, 1, 1) for value in (mean, std))
+    return ((squares + 1) / 2 - mean) / std

@@ -1,8 +1,8 @@
 """The diffusion path: noisy images and their timestep -> embeddings; hidden states -> a prediction for each image.
 
 One conditioning vector an image, none for text. Named after DiT (arXiv 2212.09748): `patch_embed`,
-`timestep_embedder`, `final_layer`; what `unet` has in place of the first and the last is called the same way. What a
-prediction means (velocity, epsilon, x0) is `noise.py`'s.
+`timestep_embedder`, `final_layer`; `unet` has its own classes for the first and the last. What a prediction means
+(velocity, epsilon, x0) is defined in `core.noise`.
 
 Shapes: I images of one size, C x h x w a latent, T patches of an image, D = p * p * C, H the backbone's width.
 """
@@ -14,8 +14,8 @@ from hybridgen.configuration_hybridgen import HybridGenDiffusionConfig
 from hybridgen.paths.initial import XavierLinear, ZeroLinear
 from hybridgen.paths.patches import patch_positions, patchify, sincos_table, unpatchify
 
-PER_IMAGE = 0  # of `places`: what sees the timestep's vector, once an image
-Places = list[tuple[nn.Module, int, bool]]
+PER_IMAGE = 0  # uses per token of a layer that runs once an image, on the timestep's vector
+FlopSites = list[tuple[nn.Module, int, bool]]
 
 
 class PatchEmbed(nn.Module):
@@ -32,12 +32,12 @@ class PatchEmbed(nn.Module):
     def forward(self, images: Tensor, vectors: Tensor) -> tuple[Tensor, list[Tensor]]:
         patches = patchify(images, self.patch_size).to(self.proj.bias.dtype)  # a weight may be quantized, a bias never
         tokens = self.proj(patches)  # I, T, H
-        where = patch_positions(*images.shape[-2:], self.patch_size, device=images.device)
-        return tokens + sincos_table(where, tokens.shape[-1]).to(tokens.dtype) + vectors[:, None], []
+        positions = patch_positions(*images.shape[-2:], self.patch_size, device=images.device)  # T, 2
+        return tokens + sincos_table(positions, tokens.shape[-1]).to(tokens.dtype) + vectors[:, None], []
 
-    def places(self) -> Places:
-        """What holds matrices, in the order of the computation, how often each is used for a token, and whether it
-        sees the image itself, which has no gradient."""
+    def flop_sites(self) -> FlopSites:
+        """Every part with matrices, in the order of the computation: (part, uses per token, whether its input is the
+        image itself, which has no gradient). Read by `training.monitor.flops`."""
         return [(self.proj, 1, True)]
 
 
@@ -73,6 +73,6 @@ class FinalLayer(nn.Module):
         shift, scale = self.modulation(nn.functional.silu(vectors))[:, None].chunk(2, dim=-1)  # I, 1, H each
         return unpatchify(self.linear(self.norm(states) * (1 + scale) + shift), self.patch_size, *size)
 
-    def places(self) -> Places:
-        """See `PatchEmbed.places`."""
+    def flop_sites(self) -> FlopSites:
+        """See `PatchEmbed.flop_sites`."""
         return [(self.modulation, PER_IMAGE, False), (self.linear, 1, False)]

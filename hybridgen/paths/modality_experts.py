@@ -1,80 +1,105 @@
-"""Own layers: weights that only a path's tokens pass through, in every layer of the backbone (Mixture-of-Transformers,
-arXiv 2411.04996; the image tower of LMFusion, arXiv 2412.15188; BAGEL's generation expert, arXiv 2505.14683).
+"""Modality experts: weights that only the diffusion path's tokens pass through, in every layer of the backbone
+(Mixture-of-Transformers, arXiv 2411.04996; LMFusion's image tower, arXiv 2412.15188; BAGEL, arXiv 2505.14683).
 
-Each projection and each norm of the backbone has a second one, named `own`, for tokens of the diffusion path. Attention
-itself is shared: words and pictures see each other by the layout's one rule. The first weights keep their names, and
-text alone runs through them as if nothing else were there, so frozen they say what they said, to the bit. The fact a
-newcomer gets wrong: which tokens are whose is known to the forward, not to the layers; it is laid down in `Route`,
-which all of them share, before the backbone runs, and stays for layers that are computed anew in the backward pass.
+Each projection and each norm of the backbone has an expert, a second module of its kind, for image tokens. Attention
+itself is shared: text and images see each other by the layout's one rule. The first weights keep their names, and text
+alone runs through them as if nothing else were there, so that a frozen language model stays the same to the bit.
 
-Shapes: B rows, N new tokens.
+Which tokens are whose, the forward knows and the layers do not. All experts of a model share a `ModalityRouting`, which
+is set before the backbone runs and stays for layers that are recomputed in the backward pass.
+
+Shapes: B rows, N new tokens, M = B * N of them flattened.
 """
 
 import copy
 import functools
+import threading
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
-OWN = "own"
+EXPERT = "own"  # an expert's name in its module, and so in state dicts (`q_proj.own.weight`): a format of checkpoints
 
 
-class Route:
-    """Which of the flattened (B * N) tokens are words and which are the path's; both None = all are words."""
+class TokenIndices(NamedTuple):
+    """Where the tokens of each modality stand among M flattened ones: indices that together are 0 to M - 1."""
 
-    words: Tensor | None = None
-    own: Tensor | None = None
-
-    def set_modality_routing(self, is_own: Tensor | None) -> None:
-        """Args: is_own: (B, N) boolean; None = no token is."""
-        self.words = None if is_own is None else is_own.logical_not().flatten().nonzero()[:, 0]
-        self.own = None if is_own is None else is_own.flatten().nonzero()[:, 0]
+    text_index: Tensor
+    image_index: Tensor
 
 
-def add_modality_experts(backbone: nn.Module) -> Route:
-    """Give every projection and norm of the backbone's layers, and the norm after them, an `own` that starts as a copy.
+class ModalityRouting:
+    """The indices of the forward that runs, one value a thread, so that two threads may use one model.
+
+    A thread that never set any has those that were set last: on a GPU, autograd recomputes layers in its own threads.
+    """
+
+    def __init__(self):
+        self._of_thread, self._latest = threading.local(), None
+
+    def set(self, is_image: Tensor | None) -> None:
+        """Args: is_image: (B, N) boolean; None = all tokens are text."""
+        indices = None
+        if is_image is not None:
+            flat = is_image.flatten()
+            indices = TokenIndices(flat.logical_not().nonzero()[:, 0], flat.nonzero()[:, 0])
+        self._of_thread.indices = self._latest = indices
+
+    def get(self) -> TokenIndices | None:
+        """None = all tokens are text."""
+        return getattr(self._of_thread, "indices", self._latest)
+
+    def __reduce__(self):  # copied and pickled without what belongs to a call
+        return ModalityRouting, ()
+
+
+def add_modality_experts(backbone: nn.Module) -> ModalityRouting:
+    """Give every projection and norm of the backbone's layers, and the norm after them, an expert that starts as a copy
+    of it.
 
     Raises:
-        ValueError: the layers hold weights of another kind (experts, convolutions), which would stay shared unsaid.
+        ValueError: the layers hold weights of another kind (mixtures of experts, convolutions): all would share them.
     """
-    route = Route()
+    routing = ModalityRouting()
     for part in (*backbone.layers, backbone.norm):
         for name, module in list(part.named_modules()):
             if not list(module.parameters(recurse=False)):
                 continue
             if not (isinstance(module, nn.Linear) or type(module).__name__.endswith("Norm")):
                 raise ValueError(
-                    f"diffusion_config.modality_experts is true, but {name!r} in the backbone's layers is neither projection "
-                    f"nor norm ({type(module).__name__}); take a decoder of Llama's or Qwen's form"
+                    f"diffusion_config.modality_experts is true, but {name!r} in the backbone's layers is neither "
+                    f"projection nor norm ({type(module).__name__}); take a decoder of Llama's or Qwen's form"
                 )
-            _give(module, route)
-    return route
-
-
-def _give(module: nn.Module, route: Route) -> None:
-    own = copy.deepcopy(module)
-    module.__class__ = _routed(type(module))
-    module.route, module.own = route, own
+            expert = copy.deepcopy(module)
+            module.__class__ = _with_expert(type(module))
+            module.modality_routing = routing
+            setattr(module, EXPERT, expert)
+    return routing
 
 
 @functools.cache
-def _routed(kind: type[nn.Module]) -> type[nn.Module]:
-    """The same kind of module, of which `own` does a part of the work. Its name ends as its parent's: transformers
-    starts weights by it."""
-    return type(f"Own{kind.__name__}", (_Routed, kind), {})
+def _with_expert(kind: type[nn.Module]) -> type[nn.Module]:
+    """A subclass of `kind` with an expert. Its name ends as its parent's, since transformers initialises by names."""
+    return type(f"ModalityExpert{kind.__name__}", (_ExpertForward, kind), {})
 
 
-class _Routed:
+class _ExpertForward:
+    """The forward of all classes of `_with_expert`: text tokens through the module's weights, others through the
+    expert's."""
+
     def forward(self, states: Tensor) -> Tensor:
         """(B, N, ...) -> (B, N, ...)."""
-        if self.route.words is None:
+        indices = self.modality_routing.get()
+        if indices is None:
             return super().forward(states)
-        flat = states.flatten(0, 1)  # B * N, ...
-        words, own = super().forward(flat[self.route.words]), self.own(flat[self.route.own])
-        made = words.new_empty(len(flat), *words.shape[1:])
-        made = made.index_copy(0, self.route.words, words).index_copy(0, self.route.own, own)
-        return made.unflatten(0, states.shape[:2])
+        flat = states.flatten(0, 1)  # M, ...
+        text = super().forward(flat[indices.text_index])
+        image = getattr(self, EXPERT)(flat[indices.image_index])
+        merged = text.new_empty(len(flat), *text.shape[1:])
+        merged = merged.index_copy(0, indices.text_index, text).index_copy(0, indices.image_index, image)
+        return merged.unflatten(0, states.shape[:2])
 
 
-def with_own(backbone: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of a backbone without own layers as those of `backbone`: each `own` starts as a copy (LMFusion)."""
-    return {name: weights[name.replace(f".{OWN}.", ".")] for name in backbone.state_dict()}
+def copy_into_experts(backbone: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a plain backbone as those of `backbone`: each expert, if it has any, starts as a copy (LMFusion)."""
+    return {name: weights[name.replace(f".{EXPERT}.", ".")] for name in backbone.state_dict()}

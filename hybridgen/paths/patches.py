@@ -1,4 +1,4 @@
-"""Images <-> patches, and where a patch stands: the arithmetic of the diffusion path, without weights.
+"""Images <-> patches, and their positions: the arithmetic of the diffusion path, without weights.
 
 Shapes: C channels, H x W pixels (or latents), p the patch size, h = H / p, w = W / p, D = p * p * C.
 """
@@ -33,13 +33,13 @@ def unpatchify(patches: Tensor, patch_size: int, height: int, width: int) -> Ten
 
 
 def by_size(images: Tensor | list[Tensor]) -> list[tuple[list[int], Tensor]]:
-    """I images of (C, H, W), or (I, C, H, W) -> for each size, which images have it, and these in one tensor."""
+    """I images of (C, H, W), or (I, C, H, W) -> for each size, the indices of its images, and these in one tensor."""
     if isinstance(images, Tensor):
         return [(list(range(len(images))), images)]
     groups: dict[torch.Size, list[int]] = {}
     for i, image in enumerate(images):
         groups.setdefault(image.shape, []).append(i)
-    return [(which, torch.stack([images[i] for i in which])) for which in groups.values()]
+    return [(indices, torch.stack([images[i] for i in indices])) for indices in groups.values()]
 
 
 def check_size(height: int, width: int, patch_size: int) -> None:
@@ -80,8 +80,8 @@ def aspect_buckets(side: int, token_size: int, ratio: float = 2.0) -> list[tuple
 def sincos_table(positions: Tensor, dim: int) -> Tensor:
     """Fixed sine-cosine features (T, dim) of integer positions (T, 2): half for the row, half for the column (DiT).
 
-    It is a function of the position and has no end, so a picture of any size is drawn; rows and columns beyond those of
-    training are numbers that the model never saw, and nothing is stretched to hide that.
+    A function of the position, so a picture of any size has a table. Rows and columns beyond those of training are
+    positions that the model never saw: nothing is rescaled.
 
     Raises:
         ValueError: `dim` is not divisible by 4.

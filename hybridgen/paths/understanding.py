@@ -1,8 +1,8 @@
 """The understanding path: pixels -> vision tower -> aligner -> embeddings of the backbone. It reads only.
 
-The tower is any vision model of transformers with one feature a patch (SigLIP, SigLIP 2, Janus' own). The fact a
-newcomer gets wrong: there are two SigLIP 2. Those of a fixed size are plain SigLIP to transformers; the others (NaFlex)
-take patches, a mask and a shape instead of pixels, and are shown squares here.
+The tower is any vision model of transformers with one feature a patch (SigLIP, SigLIP 2, Janus' own). There are two
+SigLIP 2: those of a fixed size are plain SigLIP to transformers; the others (NaFlex) take patches, a mask and a shape
+instead of pixels, and are given squares here.
 
 Shapes: I images, T tokens of an image, E the tower's width, H the backbone's width.
 """
@@ -24,23 +24,23 @@ def build_vision_tower(config: PreTrainedConfig) -> nn.Module:
     return AutoModel.from_config(config)
 
 
-def look(tower: nn.Module, pixels: Tensor, **kwargs):
-    """What a tower makes of pixels (I, 3, h, w): its output, with `last_hidden_state` (I, T, E).
+def encode_pixels(tower: nn.Module, pixels: Tensor, **kwargs):
+    """Pixels (I, 3, h, w) -> the tower's output, with `last_hidden_state` (I, T, E).
 
     Args:
-        kwargs: go to the tower, as `output_hidden_states`.
+        kwargs: go to the tower, such as `output_hidden_states`.
     """
     if tower.config.model_type != "siglip2_vision_model":
         return tower(pixels, return_dict=True, **kwargs)
     p = tower.config.patch_size
-    patches = patchify(pixels, p)  # I, T, p * p * 3: SigLIP 2 orders a patch as we do
+    patches = patchify(pixels, p)  # I, T, p * p * 3: SigLIP 2 orders the values of a patch as we do
     shapes = torch.tensor([[side // p for side in pixels.shape[-2:]]] * len(pixels), device=pixels.device)  # I, 2
-    seen = torch.ones(patches.shape[:2], dtype=torch.long, device=pixels.device)  # I, T: no padding
-    return tower(patches, seen, shapes, return_dict=True, **kwargs)
+    mask = torch.ones(patches.shape[:2], dtype=torch.long, device=pixels.device)  # I, T: no padding
+    return tower(patches, mask, shapes, return_dict=True, **kwargs)
 
 
 def tokens_per_image(config: PreTrainedConfig) -> int:
-    """How many tokens the tower makes of one image."""
+    """Features, and so tokens, of one image."""
     return (config.image_size // config.patch_size) ** 2
 
 

@@ -8,8 +8,8 @@ from hybridgen.core.layout import ImageSegment, TextSegment, lay_out
 from hybridgen.core.objectives import DiffusionTargets, alignment_loss, total
 from hybridgen.data.loading import RowLoader
 from hybridgen.data.mixture import Mixture
-from hybridgen.paths.alignment import as_seen, resampled, similarities
-from hybridgen.paths.understanding import look
+from hybridgen.paths.alignment import resize, similarities, tower_pixels
+from hybridgen.paths.understanding import encode_pixels
 from hybridgen.training.config import strict
 from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.stages.model import ModelStage
@@ -47,12 +47,12 @@ def test_features_are_resampled_to_the_tokens_where_they_stand():
 
 def test_pictures_as_the_tower_takes_them():
     pictures = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    assert torch.equal(as_seen(pictures, 16, [0.5] * 3, [0.5] * 3), pictures)
+    assert torch.equal(tower_pixels(pictures, 16, [0.5] * 3, [0.5] * 3), pictures)
     torch.testing.assert_close(
-        as_seen(pictures, 16, [0.4, 0.5, 0.6], [0.2, 0.3, 0.4])[:, 1], ((pictures + 1) / 2 - 0.5)[:, 1] / 0.3
+        tower_pixels(pictures, 16, [0.4, 0.5, 0.6], [0.2, 0.3, 0.4])[:, 1], ((pictures + 1) / 2 - 0.5)[:, 1] / 0.3
     )
-    assert as_seen([pictures[0], pictures[1, :, :8]], 32, [0.5] * 3, [0.5] * 3).shape == (2, 3, 32, 32)
-    assert resampled(pictures, (16, 16)) is pictures
+    assert tower_pixels([pictures[0], pictures[1, :, :8]], 32, [0.5] * 3, [0.5] * 3).shape == (2, 3, 32, 32)
+    assert resize(pictures, (16, 16)) is pictures
 
 
 def row(images: int = 2):
@@ -74,7 +74,7 @@ def test_it_is_the_states_of_that_layer_against_the_tower():
         assert torch.equal(outputs.prediction, plain.prediction)
         assert plain.alignment is None
         states = plain.hidden_states[LAYER][batch["input_ids"] == TOKENS.diffusion]
-        features = look(model.model.vision_model, pixels).last_hidden_state
+        features = encode_pixels(model.model.vision_model, pixels).last_hidden_state
         expected = similarities(model.model.alignment_head(states), features, [(4, 4)] * 2)
     assert outputs.alignment.shape == (2,)
     assert torch.equal(outputs.alignment, expected)

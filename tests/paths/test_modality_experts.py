@@ -1,6 +1,7 @@
-"""Own layers: whose weights a token passes through, with plain backbones of either weights as the oracles."""
+"""Modality experts: whose weights a token passes through, with plain backbones of either weights as the oracles."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from hybridgen import HybridGenForConditionalGeneration
 from hybridgen.core.layout import ImageSegment, TextSegment, lay_out
-from hybridgen.paths.modality_experts import with_own
+from hybridgen.paths.modality_experts import copy_into_experts
 from hybridgen.processing_hybridgen import add_image_tokens
 from hybridgen.training.config.schema import ModelConfig
 from hybridgen.training.stages.building import build_model
@@ -19,19 +20,19 @@ from tests.sampling.prompts import worst
 DIFFUSION = {"patch_size": 4, "sample_size": 16, "frequency_embedding_size": 32}
 
 
-def model_of(backbone: str = "qwen3", own: bool = True) -> HybridGenForConditionalGeneration:
-    return tiny_model(tiny_config(backbone, diffusion_config={**DIFFUSION, "modality_experts": own}))
+def model_of(backbone: str = "qwen3", experts: bool = True) -> HybridGenForConditionalGeneration:
+    return tiny_model(tiny_config(backbone, diffusion_config={**DIFFUSION, "modality_experts": experts}))
 
 
 def pair(backbone: str = "qwen3"):
-    """A model with own layers, and two without: one of its words' weights, one whose backbone has the own weights."""
+    """A model with experts, and two without: one of its text weights, one whose backbone has the experts' weights."""
     model = model_of(backbone)
     weights = model.state_dict()
-    words, pictures = (model_of(backbone, own=False) for _ in range(2))
-    words.load_state_dict({name: value for name, value in weights.items() if ".own." not in name})
-    inside = {name.replace(".own.", "."): value for name, value in weights.items() if ".own." in name}
-    pictures.load_state_dict({**words.state_dict(), **inside})
-    return model, words, pictures
+    text, images = (model_of(backbone, experts=False) for _ in range(2))
+    text.load_state_dict({name: value for name, value in weights.items() if ".own." not in name})
+    experts = {name.replace(".own.", "."): value for name, value in weights.items() if ".own." in name}
+    images.load_state_dict({**text.state_dict(), **experts})
+    return model, text, images
 
 
 def mixed(write: bool = True):
@@ -45,29 +46,29 @@ def mixed(write: bool = True):
 
 @pytest.mark.parametrize("backbone", ["qwen3", "llama"])
 def test_text_is_the_plain_backbones_to_the_bit(backbone):
-    model, words, _ = pair(backbone)
+    model, text, _ = pair(backbone)
     ids = torch.randint(3, 90, (2, 17), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert torch.equal(model(ids).logits, words(ids).logits)
+        assert torch.equal(model(ids).logits, text(ids).logits)
     greedy = {"max_new_tokens": 6, "do_sample": False}
-    assert torch.equal(model.generate(ids, **greedy), words.generate(ids, **greedy))
+    assert torch.equal(model.generate(ids, **greedy), text.generate(ids, **greedy))
 
 
 @pytest.mark.parametrize("backbone", ["qwen3", "llama"])
-def test_pictures_alone_pass_through_the_own_weights(backbone):
-    model, _, pictures = pair(backbone)
+def test_images_alone_pass_through_the_experts(backbone):
+    model, _, images = pair(backbone)
     ids = torch.full((2, 16), TOKENS.diffusion)
     media = {"latents": torch.randn(2, 3, 16, 16), "timesteps": torch.tensor([10.0, 900.0])}
     with torch.no_grad():
-        assert worst(model(ids, **media).prediction, pictures(ids, **media).prediction) < 1e-5  # measured 0
+        assert worst(model(ids, **media).prediction, images(ids, **media).prediction) < 1e-5  # measured 0
 
 
 def test_of_equal_weights_it_is_the_plain_model():
     """Also among each other, packed, with padding."""
-    plain = model_of(own=False)
+    plain = model_of(experts=False)
     model = model_of()
     backbone = model.model.language_model
-    backbone.load_state_dict(with_own(backbone, plain.model.language_model.state_dict()))
+    backbone.load_state_dict(copy_into_experts(backbone, plain.model.language_model.state_dict()))
     model.load_state_dict(plain.state_dict(), strict=False)
     _, inputs = mixed()
     with torch.no_grad():
@@ -77,10 +78,10 @@ def test_of_equal_weights_it_is_the_plain_model():
 
 
 def test_text_before_a_picture_does_not_notice_and_text_behind_it_does():
-    model, words, _ = pair()
+    model, text, _ = pair()
     batch, inputs = mixed()
     with torch.no_grad():
-        ours, theirs = model(**inputs).logits, words(**inputs).logits
+        ours, theirs = model(**inputs).logits, text(**inputs).logits
     before, behind = slice(0, 4), slice(21, 24)
     assert worst(ours[:, before], theirs[:, before]) < 1e-5
     assert (ours[:, behind] - theirs[:, behind]).abs().max() > 1e-3
@@ -111,23 +112,48 @@ def test_copies_and_checkpoints_are_whole(tmp_path):
     loaded = HybridGenForConditionalGeneration.from_pretrained(tmp_path)
     with torch.no_grad():
         expected = model(**inputs).prediction
-        model(inputs["input_ids"][:, :3])  # the copy has a route of its own
+        model(inputs["input_ids"][:, :3])  # the copy has a routing of its own
         assert torch.equal(twin(**inputs).prediction, expected)
         assert torch.equal(loaded(**inputs).prediction, expected)
     assert loaded.state_dict().keys() == model.state_dict().keys()
 
 
 def test_recomputed_layers_are_those_that_were_computed():
-    """Gradient checkpointing: the route is still there in the backward pass."""
+    """Gradient checkpointing: the routing is still there in the backward pass, in whatever thread that runs."""
     _, inputs = mixed()
     found = []
     for recompute in (False, True):
         model = model_of().train()
         if recompute:
             model.gradient_checkpointing_enable({"use_reentrant": False})
-        model(**inputs).prediction.square().sum().backward()
+        loss = model(**inputs).prediction.square().sum()
+        in_another_thread(loss.backward)
         found.append({name: parameter.grad for name, parameter in model.named_parameters()})
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0] if found[0][name] is not None)
+
+
+def in_another_thread(function) -> None:
+    thread = threading.Thread(target=function)
+    thread.start()
+    thread.join()
+
+
+def test_a_forward_in_another_thread_changes_nothing():
+    model = model_of()
+    _, inputs = mixed()
+    with torch.no_grad():
+        expected = model(**inputs).prediction
+
+    def interrupt(*_):
+        handle.remove()
+        with torch.no_grad():
+            in_another_thread(lambda: others.append(model(torch.tensor([[5, 6, 7]])).logits))
+
+    others: list[torch.Tensor] = []
+    handle = model.model.language_model.layers[1].register_forward_pre_hook(interrupt)
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).prediction, expected)
+        assert torch.equal(others[0], model(torch.tensor([[5, 6, 7]])).logits)
 
 
 def test_they_start_as_copies_of_a_pretrained_backbone(tmp_path):

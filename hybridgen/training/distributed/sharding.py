@@ -47,8 +47,8 @@ class SharedModel:
             self._skeleton = _without_weights(model)
         if self.sharded:
             for module in model.modules():
-                if hasattr(module, "every_path"):
-                    module.every_path = True
+                if hasattr(module, "run_absent_modalities"):
+                    module.run_absent_modalities = True
         if accelerator.is_fsdp2:
             _choose_layers(accelerator, model)
             _autocast(accelerator, model)

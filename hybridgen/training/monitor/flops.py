@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hybridgen.core.layout import IGNORE, PADDING_DOCUMENT
 from hybridgen.paths.diffusion import PER_IMAGE
-from hybridgen.paths.modality_experts import OWN
+from hybridgen.paths.modality_experts import EXPERT
 from hybridgen.paths.understanding import tokens_per_image
 
 
@@ -132,7 +132,7 @@ def around(module: nn.Module, flows: bool, conditioning: bool) -> tuple[float, f
         flows, conditioning: the image (or its states), and the timestep's vector, have a gradient.
     """
     of_image = of_token = 0.0
-    for part, places, sees_image in module.places():
+    for part, places, sees_image in module.flop_sites():
         if places == PER_IMAGE:
             cost, timed = linear(part, conditioning)
             of_image, flows = of_image + cost, flows or timed
@@ -163,7 +163,7 @@ def by_route(module: nn.Module, flows: bool, active: float = 1.0) -> tuple[list[
         if parameter.ndim > 1 and id(parameter) not in tables:
             share = active if parameter.ndim == 3 else 1.0
             cost = 2 * parameter.numel() * share * (1 + parameter.requires_grad + flows)
-            costs[OWN in name.split(".")] += cost
+            costs[EXPERT in name.split(".")] += cost
         flows |= parameter.requires_grad
     return costs, flows
 

@@ -18,7 +18,7 @@ from hybridgen.codecs.frozen import VAECodec, VQCodec, load_vq
 from hybridgen.core.messages import parts
 from hybridgen.data.sources import Task, open_source
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
-from hybridgen.paths.modality_experts import with_own
+from hybridgen.paths.modality_experts import copy_into_experts
 from hybridgen.pipeline_hybridgen import WRITING_PATHS, HybridGenPipeline, load_pipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor, add_image_tokens, build_tokenizer, image_token_ids
 from hybridgen.training.config.parts import codec_factors, hybrid_config
@@ -102,7 +102,7 @@ def build_model(
             language_model = AutoModelForCausalLM.from_pretrained(config.language_model, dtype=torch.float32)
             language_model.resize_token_embeddings(hybrid.vocab_size)
             backbone = model.model.language_model
-            backbone.load_state_dict(with_own(backbone, language_model.base_model.state_dict()))
+            backbone.load_state_dict(copy_into_experts(backbone, language_model.base_model.state_dict()))
             model.lm_head.load_state_dict(language_model.get_output_embeddings().state_dict())
     if config.vision_model is not None:
         tower = AutoModel.from_pretrained(config.vision_model, dtype=torch.float32)

@@ -36,8 +36,8 @@ from hybridgen.core.objectives import (
 )
 from hybridgen.data.loading import RowLoader
 from hybridgen.data.mixture import Mixture
-from hybridgen.paths.alignment import as_seen
-from hybridgen.paths.understanding import look
+from hybridgen.paths.alignment import tower_pixels
+from hybridgen.paths.understanding import encode_pixels
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.distributed.precision import choose_attention, set_attention
@@ -106,7 +106,7 @@ class ModelStage:
         """
         inputs = {name: batch[name] for name in FORWARD if name in batch}
         targets = DiffusionTargets([], torch.zeros(0, device=batch["input_ids"].device), torch.zeros(0))
-        if "pixel_values" in batch and not self.model.model.every_path:  # all ranks run a sharded tower, or none
+        if "pixel_values" in batch and not self.model.model.run_absent_modalities:  # a sharded tower runs on all ranks
             inputs["pixel_values"] = self.inputs.features(batch["pixel_values"], self._look)
         if "diffusion_images" in batch:
             inputs["latents"], targets = self._noised(batch, fixed=not model.training)
@@ -166,7 +166,7 @@ class ModelStage:
         """Pixels (1, 3, h, w) -> the tower's last hidden states (1, tokens, width)."""
         tower = self.model.model.vision_model
         training = tower.training
-        seen = look(tower.eval(), pixels.to(tower.dtype)).last_hidden_state  # what is kept has no dropout
+        seen = encode_pixels(tower.eval(), pixels.to(tower.dtype)).last_hidden_state  # what is kept has no dropout
         tower.train(training)
         return seen
 
@@ -174,7 +174,7 @@ class ModelStage:
         images = self.pipeline.processor.image_processor
         if not len(pictures):
             return torch.zeros(0, 3, images.image_size, images.image_size, device=self.model.device)
-        return as_seen(pictures, images.image_size, images.image_mean, images.image_std)
+        return tower_pixels(pictures, images.image_size, images.image_mean, images.image_std)
 
     def counts(self, batch: dict) -> dict[str, float]:
         """As `losses` counts, from the labels alone."""
