@@ -37,11 +37,11 @@ def set_scheduler(pipeline: HybridGenPipeline, name: str | None, steps: list[int
     if name is not None:
         if not hasattr(diffusers, name):
             raise ValueError(f"diffusers has no scheduler {name!r}")
-        kind = getattr(diffusers, name)
-        takes = inspect.signature(kind.__init__).parameters
-        flow = config.noise_schedule == "flow" and "use_flow_sigmas" in takes
-        given = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"} if flow else {}
-        pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **given)
+        scheduler = getattr(diffusers, name)
+        parameters = inspect.signature(scheduler.__init__).parameters
+        flow = config.noise_schedule == "flow" and "use_flow_sigmas" in parameters
+        options = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"} if flow else {}
+        pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, **options)
     for count in steps:
         try_out(prepare(pipeline.scheduler, count, config, shift=shift), config.prediction_type)
 
@@ -100,13 +100,13 @@ def main() -> int:
     except ValueError as error:
         print(f"steps_quality: {error}", file=sys.stderr)
         return 2
-    told = {
+    result = {
         "suite": options.suite, "samples": options.samples, "seed": options.seed, "guidance": options.guidance,
         "checkpoint": str(options.checkpoint), "weights": weights_hash(options.checkpoint),
         "command": provenance.command(), "date": date.today().isoformat(), "versions": provenance.versions(),
         "hardware": provenance.hardware(), "lines": lines,
     }  # fmt: skip
-    write_whole(options.out / "steps_quality.json", json.dumps(told, indent=2) + "\n")
+    write_whole(options.out / "steps_quality.json", json.dumps(result, indent=2) + "\n")
     save(grid(side_by_side(captions, drawn), columns=1), options.out / "steps_quality.png")
     print("\n".join(in_table(lines)))
     return 0

@@ -1,7 +1,7 @@
 """The parser, types of arguments, and the arguments that several commands share.
 
 A command's own arguments stand in its file, beside what it does. What can be checked before a checkpoint is open is
-checked while parsing: that `vq` is a path, not that this checkpoint has it.
+checked while parsing: that `vq` is a path, not that the checkpoint has it.
 
 argparse and not typer, because parsers built on click know no option with zero or more values, as `evaluate --draw`
 (none named: do not draw) and `--paths understanding vq` are.
@@ -130,7 +130,7 @@ def drawing_settings(options: argparse.Namespace) -> dict:
 
 
 def add_drawing_options(group) -> None:
-    """Where the checkpoint has defaults of its own, they hold before those named here."""
+    """What `drawing_settings` reads. The defaults that the help names hold where the checkpoint has none."""
     group.add_argument("--steps", type=whole_number(1), help="denoising steps, diffusion path (default: 30)")
     group.add_argument("--guidance", type=nonnegative_number, help="1 = none, more = closer to the prompt (default: 3)")
     group.add_argument("--temperature", type=nonnegative_number, help="vq path; 0 = the likeliest codes (default: 1)")

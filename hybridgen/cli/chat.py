@@ -27,7 +27,7 @@ from hybridgen.cli.arguments import (
     whole_number,
 )
 from hybridgen.cli.errors import is_for_the_user, one_line
-from hybridgen.cli.pictures import folder_to_write, in_png, new_file, open_picture, save_png, slug
+from hybridgen.cli.pictures import new_file, open_picture, png_text, save_png, slug, writable_folder
 from hybridgen.cli.running import best_device
 from hybridgen.core.messages import parts
 from hybridgen.pipeline_hybridgen import WRITING_PATHS, HybridGenPipeline
@@ -47,7 +47,7 @@ Lines that begin with / are commands:
 
 {SLASH_COMMANDS}
 
-At a terminal Ctrl-C stops an answer, and a mistake is said. From a pipe a mistake ends it with exit code 2.
+At a terminal Ctrl-C stops an answer, and a mistake ends nothing. From a pipe a mistake ends the chat with exit code 2.
 
 examples:
   hybridgen chat runs/demo/checkpoint
@@ -62,13 +62,13 @@ class StreamedText(str):
 def add_arguments(commands) -> None:
     command = new_command(commands, "chat", "talk with a checkpoint, which answers and draws", ABOUT)
     add_checkpoint(command)
-    said = command.add_argument_group("what is said")
-    said.add_argument("--system", metavar="TEXT", help="what the conversation begins with (default: nothing)")
-    said.add_argument("--read", type=path_name, metavar="PATH", help="path to read pictures by (default: the first)")
-    said.add_argument(
+    talk = command.add_argument_group("how to talk")
+    talk.add_argument("--system", metavar="TEXT", help="system message to begin with (default: none)")
+    talk.add_argument("--read", type=path_name, metavar="PATH", help="path to read pictures by (default: the first)")
+    talk.add_argument(
         "--max-new-tokens", type=whole_number(1), metavar="N", help="of an answer (default: 256, or what fits)"
     )
-    said.add_argument(
+    talk.add_argument(
         "--text-temperature",
         type=nonnegative_number,
         default=0.0,
@@ -77,9 +77,7 @@ def add_arguments(commands) -> None:
     )
     how = command.add_argument_group("how to draw")
     how.add_argument("--path", type=path_name, help="diffusion or vq (default: the first that the checkpoint has)")
-    how.add_argument(
-        "--seed", type=whole_number(0), help="of the first turn, the next has one more (default: by chance)"
-    )
+    how.add_argument("--seed", type=whole_number(0), help="of the first turn, the next has one more (default: random)")
     how.add_argument("--height", type=whole_number(1), help="in pixels (default: as trained)")
     how.add_argument("--width", type=whole_number(1), help="in pixels (default: as trained)")
     add_drawing_options(how)
@@ -94,7 +92,7 @@ def run(options: argparse.Namespace) -> Iterator[str]:
     settings = drawing_settings(options)
     if options.path in OF_PATH:
         check_belongs(settings, [options.path], DRAWING_OPTIONS)
-    out = folder_to_write(options.out)
+    out = writable_folder(options.out)
     pipeline = best_device(open_pipeline(options.checkpoint))
     terminal = ChatTerminal(_chat(pipeline, options, settings), out, options.seed)
     at_terminal = sys.stdin.isatty()
@@ -119,7 +117,7 @@ def run(options: argparse.Namespace) -> Iterator[str]:
 
 
 def _chat(pipeline: HybridGenPipeline, options: argparse.Namespace, settings: dict) -> Chat:
-    """Raises ValueError for settings by which no turn could be made."""
+    """A chat with all settings checked. Raises ValueError for settings that no turn can have."""
     drawing = [path for path in WRITING_PATHS if path in pipeline.model.config.paths]
     if options.path is not None or drawing:
         drawing = [pipeline.writing_path(options.path)]
@@ -187,7 +185,7 @@ class ChatTerminal:
     def _save_picture(self, drawn: ImageDone) -> Path:
         manifest = drawn.manifest
         name = f"{slug(manifest['prompt'])}-{manifest['path']}-seed{manifest['seed']}"
-        file = save_png(drawn.image, self.out, name, in_png(manifest))
+        file = save_png(drawn.image, self.out, name, png_text(manifest))
         self.files.append((drawn.image, file.resolve()))
         return file
 

@@ -14,8 +14,8 @@ from hybridgen.cli.arguments import file_size, new_command
 
 ABOUT = """\
 Write a checkpoint in another layout: ours, that of transformers (deepseek-community/Janus-Pro-1B) or that of
-DeepSeek (deepseek-ai/Janus-Pro-1B, Janus-1.3B). The source may be in any of the three, in one file or in
-shards, as safetensors or .bin; which, is found out. The new folder appears when all is written.
+DeepSeek (deepseek-ai/Janus-Pro-1B, Janus-1.3B). The layout of the source is detected: any of the three, in one file
+or in shards, as safetensors or .bin. The new folder appears when all is written.
 
 examples:
   hybridgen convert Janus-Pro-1B --dry-run
@@ -31,7 +31,7 @@ def add_arguments(commands) -> None:
     command.add_argument("--to", choices=tuple(janus.WRITERS), default="hybridgen", help="layout (default: hybridgen)")
     command.add_argument("--dry-run", action="store_true", help="compare names, shapes and dtypes; write nothing")
     styles = " or ".join(ROLES)
-    command.add_argument("--style", choices=tuple(ROLES), help=f"of the prompts: {styles} (default: found out)")
+    command.add_argument("--style", choices=tuple(ROLES), help=f"of the prompts: {styles} (default: detected)")
     command.add_argument(
         "--max-shard-size", metavar="SIZE", type=file_size, default=SHARD_SIZE,
         help=f"of a file of weights, such as 5GB (default: {SHARD_SIZE}, as transformers)",

@@ -5,20 +5,18 @@ a model is made or loaded for it.
 """
 
 import argparse
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from hybridgen.cli.arguments import add_overrides, new_command, whole_number
+from hybridgen.core.figures import save
 from hybridgen.core.files import write_whole
 from hybridgen.data.inspection import draw, look_at, mix_of, shared, table
 from hybridgen.data.mixture import Mixture
-from hybridgen.data.sources import SourceConfig, Task, open_source
-from hybridgen.processing_hybridgen import HybridGenProcessor
+from hybridgen.data.sources import SourceConfig, open_source
 from hybridgen.training.config import strict
 from hybridgen.training.config.checks import load_config
-from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.stages.building import build_processor
 
 ABOUT = """\
@@ -48,7 +46,7 @@ def run(options: argparse.Namespace) -> Iterator[str]:
     """
     1. Open the sources, and the processor where there is a config.
     2. Read records, draw from the mixture, compare training with validation.
-    3. Print the table; write it, a picture and the list of what is broken.
+    3. Print the table; write it, a picture and the list of what is broken. Yields the table and the picture's path.
     """
     config = None
     if Path(options.what).suffix in (".yaml", ".yml"):
@@ -57,33 +55,28 @@ def run(options: argparse.Namespace) -> Iterator[str]:
         held_out = [open_source(source, config.seed) for source in config.validation.sources]
     else:
         tasks, held_out = [open_source(source_config(options.what, options.overrides))], []
-    processor, longest = _processor(config, tasks), None if config is None else config.data.sequence_length
-    training = [look_at(task, options.limit, processor, longest) for task in tasks]
-    validation = [look_at(task, options.limit, processor, longest) for task in held_out]
+    processor = None if config is None or config.stage == "codec" else build_processor(config, tasks)
+    sequence_length = None if config is None else config.data.sequence_length
+    training = [look_at(task, options.limit, processor, sequence_length) for task in tasks]
+    validation = [look_at(task, options.limit, processor, sequence_length) for task in held_out]
     mix = None
     if processor is not None and all(report.tokens for report in training):
         mixture = Mixture(tasks, None, config.data.temperature, max_broken=float("inf"))
         mix = mix_of(mixture, processor, config.data.per_device_batch_size, config.data.sequence_length)
     lines = table(training, validation, mix, shared(training, validation) if held_out else None)
     yield from lines
-    broken = [each._asdict() for report in (*training, *validation) for each in report.broken]
-    picture = io.BytesIO()
-    draw(training, validation, mix).savefig(picture, format="png", dpi=110)
+    broken = [record._asdict() for report in (*training, *validation) for record in report.broken]
     out = options.out
     write_whole(out / "inspect.txt", "".join(f"{line}\n" for line in lines))
-    write_whole(out / "broken.jsonl", "".join(f"{json.dumps(each)}\n" for each in broken))
-    write_whole(out / "inspect.png", picture.getvalue())
+    write_whole(out / "broken.jsonl", "".join(f"{json.dumps(record)}\n" for record in broken))
+    save(draw(training, validation, mix), out / "inspect.png")
     yield ""
     yield str(out / "inspect.png")
 
 
-def _processor(config: TrainConfig | None, tasks: list[Task]) -> HybridGenProcessor | None:
-    return None if config is None or config.stage == "codec" else build_processor(config, tasks)
-
-
-def source_config(source: str, words: list[str]) -> SourceConfig:
+def source_config(source: str, overrides: list[str]) -> SourceConfig:
     """A source as the command line names it, with the settings that a config would give it."""
     content = {"source": source}
-    for word in words:
-        strict.override(content, word)
+    for override in overrides:
+        strict.override(content, override)
     return strict.build(SourceConfig, content)

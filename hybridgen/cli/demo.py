@@ -4,7 +4,7 @@ It only puts the parts of the library one after another; settings are in `config
 over: a stage that is complete is skipped, one that was interrupted goes on from its last saved state, and a folder that
 holds something else is refused.
 
-    OUT/demo.json   how the demo was set     OUT/codec/   the VQ tokenizer's run     OUT/checkpoint/   the pipeline
+    OUT/demo.json   the demo's settings     OUT/codec/   the VQ tokenizer's run     OUT/checkpoint/   the pipeline
 """
 
 import argparse
@@ -18,12 +18,13 @@ from pathlib import Path
 from hybridgen.cli import demo_report
 from hybridgen.cli.arguments import OVERRIDES_HELP, add_overrides, new_command, whole_number
 from hybridgen.cli.running import best_device, progress_bars
-from hybridgen.core.files import write_whole
+from hybridgen.core.files import read_json, write_json
 from hybridgen.evaluation import suites
 from hybridgen.evaluation.generation import DrawSettings, denoising_frames
 from hybridgen.evaluation.scores import load_scores
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 from hybridgen.training.config.checks import load_config
+from hybridgen.training.config.renamed import with_new_names
 from hybridgen.training.config.schema import CodecPaths, TrainConfig
 from hybridgen.training.monitor.tracking import say
 from hybridgen.training.stages.building import build_parts
@@ -42,7 +43,7 @@ examples:
   hybridgen demo --out runs/quick steps=50 codec:steps=20
   hybridgen demo --dataset emoji
 """
-_FREE = ("output_dir", "codec", "resume", "threads", "wandb")  # may differ between two runs of one demo
+_MAY_DIFFER = ("output_dir", "codec", "resume", "threads", "wandb")  # keys of either config, between runs of one demo
 
 
 def add_arguments(commands) -> None:
@@ -69,7 +70,8 @@ class DemoPlan:
     """Everything that is decided before the first step.
 
     Args:
-        codec, model: the two trainings.
+        samples: pictures to draw and to ask about by each path.
+        codec, model: configs of the two trainings.
         settings: how each path draws when it is scored.
         draw_paths, answer_paths: what the model is trained for.
     """
@@ -122,7 +124,7 @@ def run_demo(
 def _evaluate(
     plan: DemoPlan, pipeline: HybridGenPipeline, seconds: dict[str, float], progress: suites.TaskProgress
 ) -> suites.Evaluation:
-    """Scores, and with them how long everything took and what was to be reached."""
+    """Scores, with the seconds of each stage, the sizes of the models and the targets beside them."""
     started = time.perf_counter()
     evaluation = suites.evaluate(
         pipeline,
@@ -151,14 +153,13 @@ def make_plan(dataset: str, out: Path, seed: int, samples: int, overrides: list[
     """
     suites.open_suite(dataset)
     codec_file, model_file = (config_file(name) for name in CONFIGS[dataset])
-    own = [f"seed={seed}"]
-    of_codec = [word.removeprefix("codec:") for word in overrides if word.startswith("codec:")]
-    of_model = [word for word in overrides if not word.startswith("codec:")]
-    codec = load_config(codec_file, [*own, f"output_dir={_quoted(out / 'codec')}", *of_codec])
+    for_codec = [word.removeprefix("codec:") for word in overrides if word.startswith("codec:")]
+    for_model = [word for word in overrides if not word.startswith("codec:")]
+    codec = load_config(codec_file, [f"seed={seed}", f"output_dir={_quoted(out / 'codec')}", *for_codec])
     with tempfile.TemporaryDirectory() as stand_in:
         build_vq_model(codec.vq_model, seed).save_pretrained(stand_in)
-        more = [*own, f"output_dir={_quoted(out)}", f"codec.vq={_quoted(stand_in)}", *of_model]
-        model = load_config(model_file, more)
+        folders = [f"output_dir={_quoted(out)}", f"codec.vq={_quoted(stand_in)}"]
+        model = load_config(model_file, [f"seed={seed}", *folders, *for_model])
     model = replace(model, codec=CodecPaths(vq=str(out / "codec" / "checkpoint" / "vq_model")))
     sampling = model.sampling
     settings = {
@@ -167,10 +168,10 @@ def make_plan(dataset: str, out: Path, seed: int, samples: int, overrides: list[
     }
     draw = [source.write for source in model.data.sources if source.task == "draw" and source.write]
     answer = [source.read for source in model.data.sources if source.task == "answer"]
-    return DemoPlan(dataset, out, seed, samples, codec, model, settings, _once(draw), _once(answer))
+    return DemoPlan(dataset, out, seed, samples, codec, model, settings, _unique(draw), _unique(answer))
 
 
-def _once(paths: list[str]) -> list[str]:
+def _unique(paths: list[str]) -> list[str]:
     return list(dict.fromkeys(paths))
 
 
@@ -199,64 +200,69 @@ def _quoted(path: Path | str) -> str:
     return json.dumps(str(path))  # overrides are YAML, where `runs/1: a` is a mapping and `1` a number
 
 
-# ------------------------------------------------------------------------------------------------- what is there
+# ---------------------------------------------------------------------------------------- the folder of the demo
 
 
 def _open_folder(plan: DemoPlan) -> dict[str, float]:
-    """The seconds that each stage took so far. A new folder is made and marked.
+    """The seconds that each stage took so far. A new folder gets its `demo.json`.
 
     Raises:
         ValueError: it holds a run with other settings, or something else.
     """
-    mark = plan.out / "demo.json"
+    file = plan.out / "demo.json"
     settings = {"dataset": plan.dataset, "seed": plan.seed, "codec": asdict(plan.codec), "model": asdict(plan.model)}
-    settings = json.loads(json.dumps(settings))
-    if mark.is_file():
-        found = json.loads(mark.read_text(encoding="utf-8"))
-        for key, then, now in _differences(found["settings"], settings):
+    settings = json.loads(json.dumps(settings))  # as they are saved, where a tuple is a list
+    if file.is_file():
+        saved = read_json(file)
+        for key, then, now in _differences(_with_new_names(saved["settings"]), settings):
             raise ValueError(
                 f"{plan.out} holds a demo with {key} {then!r}, not {now!r}; give the same settings to go on with it, "
                 "another --out to start a second one, or delete it"
             )
-        return found["seconds"]
+        return saved["seconds"]
     if plan.out.exists() and (not plan.out.is_dir() or any(plan.out.iterdir())):
         raise ValueError(f"{plan.out} holds something that the demo did not write; choose another --out")
-    write_whole(mark, json.dumps({"settings": settings, "seconds": {}}, indent=1))
+    write_json(file, {"settings": settings, "seconds": {}})
     return {}
 
 
-def _differences(then: dict, now: dict, above: str = "") -> Iterator[tuple[str, object, object]]:
+def _with_new_names(settings: dict) -> dict:
+    """Settings of a `demo.json` as keys are called now: an older one says `world`, and has older configs."""
+    renamed = {"dataset" if key == "world" else key: value for key, value in settings.items()}
+    return renamed | {config: with_new_names(renamed[config]) for config in ("codec", "model")}
+
+
+def _differences(then: dict, now: dict, parent: str = "") -> Iterator[tuple[str, object, object]]:
+    """Every key whose values differ, with both."""
     for key in sorted(set(then) | set(now)):
-        if above in ("codec.", "model.") and key in _FREE:
+        if parent in ("codec.", "model.") and key in _MAY_DIFFER:
             continue
         old, new = then.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            yield from _differences(old, new, f"{above}{key}.")
+            yield from _differences(old, new, f"{parent}{key}.")
         elif old != new:
-            yield f"{above}{key}", old, new
+            yield f"{parent}{key}", old, new
 
 
 def _train(plan: DemoPlan, config: TrainConfig, name: str, seconds: dict[str, float]) -> None:
-    """Train, and note how long it took, come to its end or not."""
+    """Train, and record how long it took, also where it is stopped or fails."""
     started = time.perf_counter()
     try:
         train(config)
     finally:
         taken = seconds.get(name, 0.0) + time.perf_counter() - started
         seconds[name] = max(taken, _logged_seconds(config))
-        mark = plan.out / "demo.json"
-        write_whole(mark, json.dumps({**json.loads(mark.read_text(encoding="utf-8")), "seconds": seconds}, indent=1))
+        file = plan.out / "demo.json"
+        write_json(file, {**read_json(file), "seconds": seconds})
 
 
 def _logged_seconds(config: TrainConfig) -> float:
-    """What the run itself counted: it also knows of processes that were killed and could note nothing here."""
+    """What the run itself logged, which counts processes that were killed before they could write `demo.json`."""
     file = Path(config.output_dir) / "metrics.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return max((json.loads(line).get("seconds", 0.0) for line in lines), default=0.0)
 
 
 def _is_finished(plan: DemoPlan, page: Path) -> bool:
-    file = plan.out / "scores.json"
-    if not (page.is_file() and file.is_file()):
-        return False
-    return load_scores(file)["samples"] == plan.samples
+    scores = plan.out / "scores.json"
+    return page.is_file() and scores.is_file() and load_scores(scores)["samples"] == plan.samples

@@ -1,7 +1,7 @@
 """What the demo shows when all is trained and scored: its targets, its words, its pictures, and the page.
 
-`demo` does the work; `evaluation.report` knows how a page looks. The fact a newcomer gets wrong: the page is written
-last, so where there is a report.html, everything it tells of is there and whole.
+`demo` does the work; `evaluation.report` knows how a page looks. The page is written last: where there is a
+report.html, everything it tells of is there and whole.
 
     OUT/drawn_PATH.png   OUT/answers.png   OUT/losses.png   OUT/scores.json   OUT/report.html
 """
@@ -20,7 +20,7 @@ from hybridgen.evaluation.scores import save_scores
 from hybridgen.evaluation.suites import Evaluation
 
 PAGE = "report.html"
-SHOWN = 24  # prompts on the pictures of what was drawn
+SHOWN = 24  # pictures on the sheet of a path
 TARGETS = {
     "dolls": [
         Target("Drawing by diffusion, parts right", "generation", "diffusion", "slots", 0.98),
@@ -46,7 +46,7 @@ def write(out: Path, evaluation: Evaluation, frames: dict[str, list[Image.Image]
 
     Args:
         evaluation: its scores hold the demo's own numbers as well: `seconds` by stage, and `parameters`.
-        frames: how one picture comes about, by path.
+        frames: by path, the stages of one picture from noise or nothing.
     """
     panels = {
         "the VQ tokenizer": loss_panels(out / "codec" / "metrics.jsonl"),

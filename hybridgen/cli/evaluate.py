@@ -14,7 +14,7 @@ from hybridgen.cli.arguments import (
     path_name,
     whole_number,
 )
-from hybridgen.cli.pictures import folder_to_write
+from hybridgen.cli.pictures import writable_folder
 from hybridgen.cli.running import best_device, progress_bars
 from hybridgen.evaluation import suites
 from hybridgen.evaluation.generation import DrawSettings
@@ -57,10 +57,10 @@ def run(options: argparse.Namespace) -> Iterator[str]:
     draw_paths = _writing_paths(options.paths) if options.draw is None else options.draw
     if draw_paths is not None:
         check_belongs(settings, draw_paths, DRAWING_OPTIONS)
-    out = folder_to_write(options.out)
+    out = writable_folder(options.out)
     pipeline = best_device(open_pipeline(options.checkpoint))
     check_belongs(settings, _writing_paths(pipeline.model.config.paths), DRAWING_OPTIONS)
-    with progress_bars() as report:
+    with progress_bars() as progress:
         scores = suites.evaluate(
             pipeline,
             options.suite,
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> Iterator[str]:
             draw_paths=draw_paths,
             answer_paths=options.paths if options.answer is None else options.answer,
             settings={path: _draw_settings(settings, pipeline, path) for path in WRITING_PATHS},
-            progress=report,
+            progress=progress,
         ).scores
     scores["checkpoint"] = str(options.checkpoint)
     yield from in_lines(scores)

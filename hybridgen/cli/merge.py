@@ -10,7 +10,7 @@ from hybridgen.cli.arguments import new_command
 
 ABOUT = """\
 Write the pipeline that an adapter was trained on with the adapter added to its weights. The adapter's folder
-can be sampled, asked and evaluated without that, too.
+can be sampled, asked and evaluated without merging, too.
 
 examples:
   hybridgen merge runs/janus_pro_1b_lora/checkpoint merged

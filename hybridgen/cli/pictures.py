@@ -1,6 +1,6 @@
 """Pictures of the command line: opened, named, and written as PNG files that say how they were made.
 
-The fact a newcomer gets wrong: no file is ever written over. A name that is taken gets a number.
+No file is ever written over: a name that is taken gets a number.
 """
 
 import contextlib
@@ -30,19 +30,19 @@ def open_picture(file: Path) -> Image.Image:
         raise ValueError(f"{file} cannot be read as an image: {error}") from error
 
 
-def in_png(made: dict) -> dict:
-    """What a PNG says of itself: its manifest, and the most of it in plain words."""
-    settings, hidden = made["settings"], ("precision", "window")  # how fast, not what
-    names = {name: told for name, told in DrawSettings.names(made["path"]).items() if name not in hidden}
+def png_text(manifest: dict) -> dict:
+    """The text fields of a PNG: its manifest, and before it the most of that in plain words."""
+    settings, speed_only = manifest["settings"], ("precision", "window")
+    names = {name: full for name, full in DrawSettings.names(manifest["path"]).items() if name not in speed_only}
     return {
-        "prompt": made["prompt"],
-        "negative prompt": made["negative_prompt"],
-        "path": made["path"],
-        "seed": made["seed"],
-        **{name: settings[told] for name, told in names.items() if told in settings},
-        "size": f"{made['width']}x{made['height']}",
-        "checkpoint": made.get("checkpoint"),
-        KEY: json.dumps(made),
+        "prompt": manifest["prompt"],
+        "negative prompt": manifest["negative_prompt"],
+        "path": manifest["path"],
+        "seed": manifest["seed"],
+        **{name: settings[full] for name, full in names.items() if full in settings},
+        "size": f"{manifest['width']}x{manifest['height']}",
+        "checkpoint": manifest.get("checkpoint"),
+        KEY: json.dumps(manifest),
     }
 
 
@@ -51,19 +51,19 @@ def slug(prompt: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48].rstrip("-") or "picture"
 
 
-def save_png(image: Image.Image, folder: Path, name: str, facts: dict) -> Path:
-    """Write `name`.png with `facts` as its text, under another number where there is such a file; returns the path."""
-    text = PngInfo()
-    for key, value in {**facts, "hybridgen": __version__}.items():
+def save_png(image: Image.Image, folder: Path, name: str, text: dict) -> Path:
+    """Write `name`.png with text fields, or `name-2`.png where there is such a file, and so on; returns the path."""
+    info = PngInfo()
+    for key, value in {**text, "hybridgen": __version__}.items():
         if value is not None:
-            text.add_itxt(key, str(value))
+            info.add_itxt(key, str(value))
     with new_file(folder, name, ".png") as opened:
-        image.save(opened, "PNG", pnginfo=text)
+        image.save(opened, "PNG", pnginfo=info)
     return Path(opened.name)
 
 
 def new_file(folder: Path, name: str, suffix: str) -> BinaryIO:
-    """A file to write, under another number where there is such a file."""
+    """A file to write that was not there before: `name`, `name-2`, `name-3` and so on."""
     number = 1
     while True:
         with contextlib.suppress(FileExistsError):  # x: never over another file, also when two commands run at once
@@ -71,7 +71,7 @@ def new_file(folder: Path, name: str, suffix: str) -> BinaryIO:
         number += 1
 
 
-def folder_to_write(folder: Path) -> Path:
+def writable_folder(folder: Path) -> Path:
     """The folder, made if need be, before anything long begins. Raises ValueError when it cannot be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

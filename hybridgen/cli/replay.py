@@ -23,7 +23,7 @@ from hybridgen.bridges.adapters import open_pipeline
 from hybridgen.checkpoints.hashes import file_hash, origin
 from hybridgen.checkpoints.manifest import FORMAT, KEY, versions
 from hybridgen.cli.arguments import new_command
-from hybridgen.cli.pictures import folder_to_write, in_png, open_picture, save_png
+from hybridgen.cli.pictures import open_picture, png_text, save_png, writable_folder
 from hybridgen.cli.running import best_device
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.sampling.guidance import Guidance
@@ -53,10 +53,10 @@ def add_arguments(commands) -> None:
 def run(options: argparse.Namespace) -> Iterator[str]:
     """Yields the new file, where a folder is given for it, and the verdict; returns 1 if the pictures differ."""
     picture = open_picture(options.picture)
-    out = None if options.out is None else folder_to_write(options.out)
+    out = None if options.out is None else writable_folder(options.out)
     replayed = replay(options.picture, picture, options.checkpoint)
     if out is not None:
-        yield str(save_png(replayed.image, out, options.picture.stem, in_png(replayed.manifest)))
+        yield str(save_png(replayed.image, out, options.picture.stem, png_text(replayed.manifest)))
     yield replayed.verdict
     return 0 if replayed.identical else 1
 

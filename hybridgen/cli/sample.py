@@ -20,7 +20,7 @@ from hybridgen.cli.arguments import (
     path_name,
     whole_number,
 )
-from hybridgen.cli.pictures import folder_to_write, in_png, open_picture, save_png, slug
+from hybridgen.cli.pictures import open_picture, png_text, save_png, slug, writable_folder
 from hybridgen.cli.running import best_device
 from hybridgen.sampling.guidance import Guidance
 from hybridgen.sampling.settings import OF_PATH, check_belongs
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> Iterator[str]:
         check_belongs(settings, [options.path], DRAWING_OPTIONS)
     if options.read is not None and options.image is None:
         raise ValueError("--read says how to read --image, but none is given; leave it out")
-    out = folder_to_write(options.out)
+    out = writable_folder(options.out)
     condition = {} if options.image is None else {"image": open_picture(options.image)}
     pipeline = best_device(open_pipeline(options.checkpoint))
     path = pipeline.writing_path(options.path)
@@ -116,7 +116,7 @@ def run(options: argparse.Namespace) -> Iterator[str]:
             image=options.image,
             read=condition.get("read"),
         )
-        yield str(save_png(image, out, f"{slug(prompt)}-{path}-seed{seed}", in_png(made_by)))
+        yield str(save_png(image, out, f"{slug(prompt)}-{path}-seed{seed}", png_text(made_by)))
 
 
 def _guidance(options: argparse.Namespace) -> Guidance | None:

@@ -190,6 +190,23 @@ def test_another_setting_is_refused_in_the_same_folder(finished, overrides, seed
     assert times(finished) == before
 
 
+def test_a_demo_with_older_names_is_still_finished(copy):
+    """As `demo.json` was written when the dataset was a world and keys of configs had other names."""
+    file = copy / "demo.json"
+    content = json.loads(file.read_text())
+    content["settings"]["world"] = content["settings"].pop("dataset")
+    for config in ("codec", "model"):
+        data = content["settings"][config]["data"]
+        for old, new in (("rows", "per_device_batch_size"), ("workers", "loader_threads"), ("divide", "shard_by_rank")):
+            data[old] = data.pop(new)
+        for source in data["sources"]:
+            source["twin"] = source.pop("clean_copy")
+    file.write_text(json.dumps(content))
+    assert run(copy) == [str(copy / "report.html")]
+    with pytest.raises(ValueError, match="holds a demo with model.data.per_device_batch_size 1, not 2"):
+        run(copy, "data.per_device_batch_size=2")
+
+
 def test_threads_may_differ(finished):
     assert run(finished, "threads=1", "codec:threads=1") == [str(finished / "report.html")]
 
