@@ -1,4 +1,4 @@
-"""The README's picture: `python scripts/readme_picture.py CHECKPOINT --out docs/images/overview.png` (a dolls checkpoint).
+"""The README's picture: `python scripts/readme_picture.py CHECKPOINT --out FILE.png`, from the demo's checkpoint.
 
 Three columns, all of them made by the checkpoint: prompts of pairs that it never saw, drawn by diffusion and by codes;
 one of those pictures, asked about through two paths; and the attention mask of a packed row, as the backbone is given
@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 import hybridgen  # noqa: F401  first: it mends torchvision beside a CPU build of torch
 from hybridgen.core.files import write_whole
 from hybridgen.core.layout import PADDING_DOCUMENT, dense_mask, pack
-from hybridgen.evaluation.figures import enlarge, wrap
+from hybridgen.core.figures import enlarge, wrap
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 
 PROMPTS = [
@@ -129,7 +129,7 @@ def main() -> None:
     pipeline = load_pipeline(options.checkpoint)
     pipeline.set_progress_bar_config(disable=True)
     file = io.BytesIO()
-    compose(pipeline, options.seed).quantize(128).save(file, format="png", optimize=True)
+    compose(pipeline, options.seed).save(file, format="png", optimize=True)
     write_whole(options.out, file.getvalue())
     print(f"{options.out}: {len(file.getvalue()) // 1024} kB")
 
