@@ -6,7 +6,6 @@ it, coloured by what the query is.
 """
 
 import argparse
-import io
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import hybridgen  # noqa: F401  first: it mends torchvision beside a CPU build of torch
-from hybridgen.core.files import write_whole
+from hybridgen.core.figures import save, scale_to_fit, wrap
 from hybridgen.core.layout import PADDING_DOCUMENT, dense_mask, pack
-from hybridgen.core.figures import enlarge, wrap
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 
 PROMPTS = [
@@ -55,7 +53,7 @@ def drawn_column(pipeline: HybridGenPipeline, seed: int) -> tuple[Image.Image, I
     for column, path in enumerate(drawn):
         write(page, (170 + column * (SIDE + GAP), 0), path, SIDE, COLOURS[path])
         for row, picture in enumerate(drawn[path]):
-            page.paste(enlarge(picture, SIDE), (170 + column * (SIDE + GAP), 26 + row * (SIDE + GAP)))
+            page.paste(scale_to_fit(picture, SIDE), (170 + column * (SIDE + GAP), 26 + row * (SIDE + GAP)))
     for row, prompt in enumerate(PROMPTS):
         write(page, (0, 30 + row * (SIDE + GAP)), prompt, 158)
     return page, drawn["diffusion"][0]
@@ -63,7 +61,7 @@ def drawn_column(pipeline: HybridGenPipeline, seed: int) -> tuple[Image.Image, I
 
 def asked_column(pipeline: HybridGenPipeline, picture: Image.Image) -> Image.Image:
     page = Image.new("RGB", (250, 26 + 3 * (SIDE + GAP)), PAPER)
-    page.paste(enlarge(picture, SIDE), (0, 26))
+    page.paste(scale_to_fit(picture, SIDE), (0, 26))
     y = 26 + SIDE + 12
     for question, path in QUESTIONS:
         answer = pipeline.answer(picture, question, path=path)[0]
@@ -128,10 +126,9 @@ def main() -> None:
     options = parser.parse_args()
     pipeline = load_pipeline(options.checkpoint)
     pipeline.set_progress_bar_config(disable=True)
-    file = io.BytesIO()
-    compose(pipeline, options.seed).save(file, format="png", optimize=True)
-    write_whole(options.out, file.getvalue())
-    print(f"{options.out}: {len(file.getvalue()) // 1024} kB")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    save(compose(pipeline, options.seed), options.out)
+    print(f"{options.out}: {options.out.stat().st_size // 1024} kB")
 
 
 if __name__ == "__main__":

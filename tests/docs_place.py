@@ -36,9 +36,7 @@ def make(folder: Path) -> Path:
     save_backbone(folder / "Qwen3-0.6B", "qwen3")
     save_backbone(folder / "Llama-3.2-1B", "llama")
     torch.manual_seed(6)
-    Siglip2VisionModel(Siglip2VisionConfig(**TOWER, num_patches=4)).save_pretrained(
-        folder / "siglip2-base-patch16-384"
-    )
+    Siglip2VisionModel(Siglip2VisionConfig(**TOWER, num_patches=4)).save_pretrained(folder / "siglip2-base-patch16-384")
     for name in ("sd3/vae", "sdxl/vae"):
         tiny_vae().save_pretrained(folder / name)
     vae = {"block_out_channels": (4,) * 4, "norm_num_groups": 2, "latent_channels": 8, "layers_per_block": 1}

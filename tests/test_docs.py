@@ -106,18 +106,48 @@ def test_every_block_runs(page, place, tmp_path, monkeypatch):
     for block in BLOCKS[page]:
         if block.mark == "not run" or (block.mark == "needs" and find_spec(block.reason) is None):
             continue
-        try:
-            if block.language == "python":
-                run_python(block, names)
-            elif block.language == "sh":
-                for line in commands(block):
-                    run_command(line, monkeypatch)
-            elif block.language == "yaml":
-                read_yaml(block)
-            elif block.language == "json":
-                read_json(block)
-        except (Exception, SystemExit) as error:
-            raise AssertionError(f"{block.where}: {type(error).__name__}: {error}") from error
+        run(block, names, monkeypatch)
+
+
+def run(block: Block, names: dict, monkeypatch) -> None:
+    try:
+        if block.language == "python":
+            run_python(block, names)
+        elif block.language == "sh":
+            for line in commands(block):
+                run_command(line, monkeypatch)
+        elif block.language == "yaml":
+            read_yaml(block)
+        elif block.language == "json":
+            read_json(block)
+    except (Exception, SystemExit) as error:
+        raise AssertionError(f"{block.where}: {type(error).__name__}: {error}") from error
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "message"),
+    [
+        ("python", "nobody", "name 'nobody' is not defined"),
+        ("sh", "hybridgen sample --world here", "SystemExit: 2"),
+        ("sh", "hybridgen train configs/new.yaml", "trains at full size"),
+        ("sh", "make cake", "no target cake"),
+        ("sh", 'pip install -e ".[cake]"', "no extra cake"),
+        ("sh", "scripts/graft_smollm.sh cake", "no step cake"),
+        ("sh", "curl cake", "nobody knows how to run 'curl'"),
+        ("yaml", "- {source: cake.jsonl}", "cake.jsonl"),
+        ("yaml", "data: {rows: 8, sources: []}", "per_device_batch_size"),
+        ("yaml", "output_dir: cake", "missing key"),
+        ("json", '{"messages": [{"role": "cook", "content": "cake"}]}', "role 'cook'"),
+        ("json", '{"cake": 1}', "none of the forms"),
+    ],
+)
+def test_a_wrong_block_fails(language, text, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("configs", "scripts"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "scripts" / "graft_smollm.sh").symlink_to(ROOT / "scripts" / "graft_smollm.sh")
+    with pytest.raises(AssertionError, match=message):
+        run(Block(Path("page.md"), 3, language, text), {}, monkeypatch)
 
 
 def test_what_is_not_run_is_little_and_has_a_reason():

@@ -1,7 +1,8 @@
-"""The README is true: its file tree, the commands it names, and the headers of the configs it points to.
+"""The README and docs/ are true: the file tree, the list of rooms, links, renamed keys, and the headers of the configs.
 
-The tree is the fenced block that has a line `hybridgen/`: two spaces a level, a name (or several, separated by commas;
-`*` matches any), then two or more spaces and a phrase. A folder whose files are not listed stands for all of them.
+What stands in their blocks is run by `test_docs`. The tree is the fenced block that has a line `hybridgen/`: two
+spaces a level, a name (or several, separated by commas; `*` matches any), then two or more spaces and a phrase. A
+folder stands for all of its files, but for the package's root, where each file is named.
 """
 
 import re
@@ -9,8 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from hybridgen.cli.arguments import RENAMED_OPTIONS
+from hybridgen.training.config.renamed import RENAMED
+from tests.test_imports import ROOMS
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+MADE = ("runs", "pictures", "processor", "checkpoint", "samples", "state")  # folders that commands make
+LINES, PICTURE = 200, 150_000  # the README's lines, and the bytes of its picture, at most
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 
@@ -40,11 +48,20 @@ def test_what_the_tree_names_exists():
 def test_the_tree_names_every_module():
     named = tree()
     listed = {path for name in named for path in ROOT.glob(name)}
-    described = {folder for folder in listed if folder.is_dir() and not any(folder in path.parents for path in listed)}
+    described = {path for path in listed if path.is_dir()} - {ROOT / "hybridgen"}
     for file in sorted((ROOT / "hybridgen").rglob("*.py")):
         if file.name == "__init__.py":
             continue
         assert file in listed or described & set(file.parents), f"the README's tree lacks {file.relative_to(ROOT)}"
+
+
+def test_the_rooms_stand_in_their_order():
+    """In the README's tree, where one line may name several, and in the table of docs/architecture.md."""
+    inside = [name.removeprefix("hybridgen/").removesuffix(".py") for name in tree() if name.startswith("hybridgen/")]
+    assert [name for name in inside if "/" not in name] == ROOMS
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.split("| room | holds |")[1].split("\n\n")[0]
+    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == ROOMS
 
 
 def test_the_two_commands_are_there():
@@ -54,10 +71,56 @@ def test_the_two_commands_are_there():
         assert re.search(rf"^{command}:", makefile, re.MULTILINE), f"the Makefile has no target {command}"
 
 
-def test_linked_files_exist():
-    links = re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", README.read_text(encoding="utf-8"))
-    missing = [link for link in links if not (ROOT / link).exists()]
-    assert not missing, f"the README links to {missing}, which do not exist"
+def test_the_readme_is_short_and_its_picture_small():
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= LINES
+    (picture,) = re.findall(r"!\[[^\]]+\]\((\S+)\)", text)
+    assert (ROOT / picture).stat().st_size <= PICTURE
+
+
+def anchors(page: Path) -> set[str]:
+    """Of its headings, as GitHub and mkdocs make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_is_linked_exists(page):
+    for link in re.findall(r"\]\((?!https?:|mailto:)([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.exists(), f"{page.name} links to {link}, which does not exist"
+        assert not anchor or anchor in anchors(target), (
+            f"{page.name} links to {link}: {target.name} has no such heading"
+        )
+
+
+def test_every_page_is_linked_from_the_readme():
+    text = README.read_text(encoding="utf-8")
+    assert [page.name for page in PAGES[1:] if f"(docs/{page.name})" not in text] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_files_that_are_named_exist(page):
+    """Such as `core/layout.py`, below the package or the repository."""
+    for name in re.findall(r"`((?:[\w.]+/)+(?:\w+\.(?:py|sh|yaml))?)`", page.read_text(encoding="utf-8")):
+        if "/" in name and name.split("/")[0] not in (
+            "runs",
+            "pictures",
+            "processor",
+            "checkpoint",
+            "samples",
+            "state",
+        ):
+            assert (ROOT / name).exists() or (ROOT / "hybridgen" / name).exists(), f"{page.name} names {name}"
+
+
+def test_the_table_of_renamed_keys_is_whole():
+    page = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\S+)` \| `(\S+)` \| (?:config|`hybridgen)", page, re.MULTILINE)
+    told = {old.replace("data.sources.0.", "*sources.*."): new.rpartition(".")[2] for old, new in rows}
+    keys = {old: new for old, new in RENAMED.items() if "." in old}  # the others are of a source alone
+    assert told == {**keys, **RENAMED_OPTIONS}
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)

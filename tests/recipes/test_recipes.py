@@ -1,5 +1,5 @@
-"""Recipes at the size of a test: fine-tuning Janus-Pro as the README says it, a text model that learns to see, and the
-paper's settings in the configs."""
+"""Recipes at the size of a test: fine-tuning Janus-Pro as docs/janus.md says it, a text model that learns to see, and
+the paper's settings in the configs."""
 
 import json
 import os
@@ -61,11 +61,11 @@ def codes_loss(metrics: Path) -> list[float]:
     return [json.loads(line)["loss/code"] for line in metrics.read_text().splitlines() if "loss/code" in line]
 
 
-def test_the_three_commands_of_the_readme(janus, pictures, tmp_path, capsys, monkeypatch):
+def test_the_three_commands_of_the_docs(janus, pictures, tmp_path, capsys, monkeypatch):
     """The loss of codes falls; what is answered stays, to the bit."""
     pytest.importorskip("peft", reason="LoRA is an optional extra: pip install 'hybridgen[peft]'")
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Fine-tuning Janus-Pro")[1]
-    commands = [shlex.split(line) for line in re.search(r"```\n(.*?)```", section, re.DOTALL)[1].splitlines()]
+    section = (ROOT / "docs" / "janus.md").read_text(encoding="utf-8").split("## Fine-tuning Janus-Pro")[1]
+    commands = [shlex.split(line) for line in re.search(r"```sh\n(.*?)```", section, re.DOTALL)[1].splitlines()]
     assert [command[:2] for command in commands] == [["hybridgen", name] for name in ("convert", "train", "sample")]
     os.symlink(janus / "Janus-Pro-1B", tmp_path / "Janus-Pro-1B")
     os.symlink(pictures, tmp_path / "pictures")
