@@ -44,8 +44,8 @@ def test_it_is_a_chat(talk, tiny_checkpoint, tmp_path, doll):
     orc_file, elf_file, record = (Path(line) for line in out.removeprefix(answer).split())
     for file, picture in ((orc_file, orc), (elf_file, elf)):
         assert Image.open(file).tobytes() == picture.tobytes()
-    made = json.loads(Image.open(elf_file).text["manifest"])
-    assert (made["prompt"], made["seed"], made["checkpoint"]) == ("an elf", 4, str(tiny_checkpoint))
+    manifest = json.loads(Image.open(elf_file).text["manifest"])
+    assert (manifest["prompt"], manifest["seed"], manifest["checkpoint"]) == ("an elf", 4, str(tiny_checkpoint))
     (line,) = record.read_text().splitlines()
     saved = load_images(check_record(json.loads(line), "saved"), record.parent, "saved")
     pictures = [

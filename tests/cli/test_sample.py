@@ -28,9 +28,9 @@ def test_sample_writes_pictures_that_say_how_they_were_made(run, tiny_checkpoint
     assert Path(file).parent == tmp_path / "a"
     picture = Image.open(file)
     assert picture.size == (32, 32)
-    made = json.loads(picture.text.pop("manifest"))
-    assert made["settings"]["num_inference_steps"] == 2
-    assert made["scheduler"]["class"] == "FlowMatchEulerDiscreteScheduler"
+    manifest = json.loads(picture.text.pop("manifest"))
+    assert manifest["settings"]["num_inference_steps"] == 2
+    assert manifest["scheduler"]["class"] == "FlowMatchEulerDiscreteScheduler"
     assert picture.text == {
         "prompt": PROMPT, "path": "diffusion", "seed": "5", "steps": "2", "guidance": "2.0", "size": "32x32",
         "checkpoint": str(tiny_checkpoint), "hybridgen": __version__,
