@@ -27,8 +27,8 @@ from hybridgen.training.config.checks import load_config
 from hybridgen.training.config.renamed import with_new_names
 from hybridgen.training.config.schema import CodecPaths, TrainConfig
 from hybridgen.training.monitor.tracking import say
+from hybridgen.training.run import train
 from hybridgen.training.stages.building import build_parts
-from hybridgen.training.stages.model import train
 from hybridgen.training.stages.vq import build_vq_model
 
 CONFIGS = {"dolls": ("demo_codec.yaml", "demo.yaml"), "emoji": ("emoji_codec.yaml", "emoji.yaml")}

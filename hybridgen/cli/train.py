@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hybridgen.cli.arguments import add_overrides, new_command
 from hybridgen.training.config.checks import load_config
-from hybridgen.training.stages import model
+from hybridgen.training.run import train
 
 ABOUT = """\
 Train what a config file describes. A run that was interrupted goes on from its last saved state. For several
@@ -26,4 +26,4 @@ def add_arguments(commands) -> None:
 
 def run(options: argparse.Namespace) -> Iterator[str]:
     """Yields the folder of what was trained."""
-    yield str(model.train(load_config(options.config, options.overrides)))
+    yield str(train(load_config(options.config, options.overrides)))

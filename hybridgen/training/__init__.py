@@ -2,6 +2,6 @@
 
 from hybridgen.training.config.checks import load_config
 from hybridgen.training.config.schema import TrainConfig
-from hybridgen.training.stages.model import train
+from hybridgen.training.run import train
 
 __all__ = ["TrainConfig", "load_config", "train"]

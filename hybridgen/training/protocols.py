@@ -1,8 +1,7 @@
-"""What the trainer is handed: a stage, and inside it a loader. Anything of this shape can be trained by the one loop.
+"""What the trainer is given: a stage, and inside it a loader. Anything of this shape can be trained by the one loop.
 
-The real stages are `stages.ModelStage`, `codec_stage.CodecStage` and `vae_stage.VAEStage`; the tests train a toy. A
-stage that needs a second optimizer owns it and has accelerate save it (`adversarial`). The fact a newcomer gets wrong:
-`losses` returns sums and counts and never divides, and every rank returns every kind, whatever its batch holds.
+The real stages are `stages.model.ModelStage`, `stages.vq.VQStage` and `stages.vae.VAEStage`; the tests train a toy. A
+stage that needs a second optimizer owns it and has accelerate save it (`stages.adversarial`).
 """
 
 from collections.abc import Iterable, Iterator
@@ -26,15 +25,15 @@ class Loader(Protocol):
     def __next__(self) -> dict: ...
 
     def state_dict(self) -> dict:
-        """The position after the last batch handed out."""
+        """The position after the last batch that was returned."""
 
     def load_state_dict(self, state: dict) -> None: ...
 
     def where(self, record) -> str:
-        """What a record is called: its source, file and line."""
+        """The source, file and line of a record, for messages."""
 
     def shares(self) -> dict[str, float]:
-        """Realised shares of the sources."""
+        """The share of the data that has come from each source so far."""
 
     def close(self) -> None:
         """Stop whatever prepares batches ahead."""
@@ -43,12 +42,12 @@ class Loader(Protocol):
 class Stage(Protocol):
     """What is trained, and how.
 
-    One that knows where its losses come from also has a `breakdown` (and, once it has validated, a
-    `validation_breakdown`), which its `losses` fill, and `sides`: the kinds of losses whose gradients are compared.
-    `diagnostics` tells of them.
+    A stage that knows where its losses come from also has a `breakdown` (and, once it has validated, a
+    `validation_breakdown`), which its `losses` fill, and `gradient_groups`: name -> the kinds of losses whose gradients
+    `monitor.diagnostics` compares.
 
-    Args:
-        model: its trainable parameters are.
+    Attributes:
+        model: whose trainable parameters are optimised.
         kinds: names of the losses.
         weights: of their means in the total (1 where none is given).
         unit: what `size` counts: "tokens", "pictures".
@@ -70,8 +69,10 @@ class Stage(Protocol):
         """How much a batch holds, in units, and how much would fit."""
 
     def losses(self, model: nn.Module, batch: dict) -> dict[str, Loss]:
-        """(sum, count) of each kind. `model` is the stage's own as accelerate wrapped it; what is random is a function
-        of the batch, and fixed when `model.training` is false (validation)."""
+        """(sum, count) of each kind: never divided, and of every kind on every rank, whatever its batch holds.
+
+        `model` is the stage's own as accelerate wrapped it. Noise is a function of the batch, and fixed when
+        `model.training` is false (validation)."""
 
     def validation_batches(self) -> Iterable[dict]:
         """The same batches each time."""

@@ -1,9 +1,11 @@
 """The loop: one for every stage. It steps, counts, logs, validates, samples, saves and resumes; it knows no model.
 
-What a batch is and what a loss is are the stage's (`protocols`); what is kept is `saving`'s, which steps are not taken
-`guard`'s, and how weights are shared among processes `sharding`'s. The fact a newcomer gets wrong: a loss is divided
-once, by counts summed over *all* micro-batches of a step and *all* ranks. So the batches of a step are fetched before
-the first of them is run, and the loss of a step depends on neither packing, accumulation nor the number of processes.
+What a batch is and what a loss is are the stage's (`protocols`), what a state holds is `state.saving`'s, which steps
+are skipped `monitor.guard`'s, and how weights are shared among processes `distributed.sharding`'s.
+
+A loss is divided once, by counts summed over all micro-batches of a step and all ranks. So the micro-batches of a step
+are fetched before the first of them is run, and the loss of a step depends on neither packing, accumulation nor the
+number of processes.
 """
 
 import contextlib
@@ -21,7 +23,7 @@ from torch import Tensor
 from hybridgen.core.objectives import total
 from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.distributed.processes import peers_lost
-from hybridgen.training.distributed.sharding import SharedModel, full
+from hybridgen.training.distributed.sharding import DistributedModel, full
 from hybridgen.training.distributed.speed import eagerly
 from hybridgen.training.monitor.diagnostics import Diagnostics
 from hybridgen.training.monitor.guard import Guard
@@ -30,7 +32,7 @@ from hybridgen.training.monitor.tracking import Tracker, say
 from hybridgen.training.optim.ema import WeightAverage
 from hybridgen.training.optim.optimization import build_optimizer, freeze, lr_factor
 from hybridgen.training.protocols import Stage
-from hybridgen.training.state.checkpointing import written_aside
+from hybridgen.training.state.checkpointing import whole_folder
 from hybridgen.training.state.saving import Saved, restore, save_state
 from hybridgen.training.state.stopping import StopSignal
 
@@ -38,7 +40,7 @@ from hybridgen.training.state.stopping import StopSignal
 class Trainer:
     """
     Args:
-        stage: its model is frozen by groups, and prepared by the accelerator, here.
+        stage: its model is frozen as the config's groups say, and prepared by the accelerator, here.
         accelerator: `processes.make_accelerator`'s.
     """
 
@@ -48,8 +50,8 @@ class Trainer:
         freeze(stage.model, config.groups)
         self.diagnostics = Diagnostics(config, stage, accelerator)
         optimizer = build_optimizer(stage.model, config.optimizer, config.groups)
-        self._settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-        self.weights = SharedModel(accelerator, stage.model, optimizer)
+        self._group_settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        self.weights = DistributedModel(accelerator, stage.model, optimizer)
         self.model, self.optimizer = self.weights.model, self.weights.optimizer
         self.trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.ema = None
@@ -62,10 +64,10 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------------ the loop
 
     def run(self) -> bool:
-        """Train to the end, or until SIGTERM. Returns whether it came to the end.
+        """Train to the end, or until SIGTERM. Returns whether it reached the end.
 
         Raises:
-            ValueError: too many steps could not be taken.
+            ValueError: too many steps were skipped.
             OSError: a disk is full, a file of the data is gone, or another process is.
         """
         with peers_lost(self.accelerator, self.folder), self._stop.listening():
@@ -79,7 +81,7 @@ class Trainer:
                 self._save_result()
                 return True
             finally:
-                with contextlib.suppress(OSError, ValueError):  # it rewinds, which needs files that may be gone
+                with contextlib.suppress(OSError, ValueError):  # closing rewinds, which needs files that may be gone
                     self.stage.loader.close()
                 self.tracker.close()
 
@@ -87,12 +89,14 @@ class Trainer:
         """Go on from a state, if there is one; then open what needs to know the step: the guard, and the logs."""
         saved = restore(self.config, self.accelerator, self.weights, self.ema, self.say)
         run = self._load_state(saved) if saved is not None else {}
-        for group, settings in zip(self.optimizer.param_groups, self._settings, strict=True):
-            group.update(settings)  # the config's, not the saved ones
+        for group, settings in zip(self.optimizer.param_groups, self._group_settings, strict=True):
+            group.update(settings)  # the config's, not those of the state
         is_main, logged = self.accelerator.is_main_process, asdict(self.config)
         spike = self.config.spike
         if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            spike = replace(spike, limit=1)  # it has taken the step in the backward pass, so the first must be the last
+            spike = replace(
+                spike, limit=1
+            )  # it steps in the backward pass: a bad step cannot be skipped, so end the run
         self.guard = Guard(spike, self.folder / "skipped.jsonl" if is_main else None, self.step)
         if "guard" in run:
             self.guard.load_state_dict(run["guard"])
@@ -102,7 +106,7 @@ class Trainer:
         self.meter.since = self._started
 
     def _loop(self) -> None:
-        saved = self.step
+        saved_step = self.step
         while self.progress < 1 and not self._should_stop():
             record = self._train_step() | self._validate()
             self._sample()
@@ -111,56 +115,56 @@ class Trainer:
             self.tracker.advance(self.step)
             if self.step % self.config.save_every == 0:
                 self._save()
-                saved = self.step
-        if saved != self.step:
+                saved_step = self.step
+        if saved_step != self.step:
             self._save()
 
     @property
     def progress(self) -> float:
         """Share of the run that is done, 0 to 1; the same on every rank."""
-        of_time = 0.0 if self.config.max_seconds is None else self.elapsed / self.config.max_seconds
-        return min(1.0, max(self.step / self.config.steps, of_time))
+        by_time = 0.0 if self.config.max_seconds is None else self.elapsed / self.config.max_seconds
+        return min(1.0, max(self.step / self.config.steps, by_time))
 
     def _should_stop(self) -> bool:
-        """Whether all ranks know of a SIGTERM: one process knows at once, several when they next agree."""
+        """Whether all ranks know of a SIGTERM: one process knows at once, several from the next step's all-reduce."""
         alone = self.accelerator.num_processes == 1
-        return self._stopping or (alone and self._stop.asked)
+        return self._stopping or (alone and self._stop.requested)
 
     # ------------------------------------------------------------------------------------------------------ one step
 
     def _train_step(self) -> dict:
         """
-        1. Fetch the step's batches, so that what they hold can be counted.
-        2. Agree on the counts over all ranks, and set the learning rate.
+        1. Fetch the step's micro-batches, so that their labels can be counted.
+        2. Sum the counts over all ranks, and set the learning rate.
         3. Forward and backward of each, every loss divided by its global count.
-        4. One optimizer step and the average, unless something speaks against it.
+        4. One optimizer step and the average, unless the step is to be skipped.
         5. On log steps, the numbers.
         """
-        window = self._fetch()
-        counts, size = self._agree(window)
+        batches = self._fetch()
+        counts, size = self._global_counts(batches)
         factor = lr_factor(self.config.schedule, self.step, self.progress)
-        for group, settings in zip(self.optimizer.param_groups, self._settings, strict=True):
+        for group, settings in zip(self.optimizer.param_groups, self._group_settings, strict=True):
             group["lr"] = settings["base_lr"] * factor
         self.stage.begin_step(self.step, self.progress)
-        sums = self._forward_backward(window, counts)
+        sums = self._forward_backward(batches, counts)
         divisors = dict(zip(self.stage.kinds, counts.float().to(self.device), strict=True))
-        self.meter.pause(self.diagnostics.look(self.step + 1, self.model, window, divisors))
-        norm, taken = self._update(sums, counts, window)
+        self.meter.pause(self.diagnostics.probe(self.step + 1, self.model, batches, divisors))
+        norm, taken = self._update(sums, counts, batches)
         self.step += 1
         self.meter.add_size(size)
-        seen = self.diagnostics.end(window, counts=taken)
+        probed = self.diagnostics.end_step(batches, taken)
         logs = self.step % self.config.log_every == 0 or self.progress >= 1
-        return (self._numbers(self.config.optimizer.lr * factor, norm) if logs else {}) | seen
+        return (self._numbers(self.config.optimizer.lr * factor, norm) if logs else {}) | probed
 
     def _fetch(self) -> list[dict]:
-        """The batches of a step.
+        """The micro-batches of a step.
 
         Raises:
             OSError: a file of the data cannot be read any more.
         """
         start = time.monotonic()
         try:
-            window = [next(self.stage.loader) for _ in range(self.config.accumulation)]
+            batches = [next(self.stage.loader) for _ in range(self.config.accumulation)]
         except OSError as error:
             reason = f"{error.filename}: {error.strerror}" if error.filename else " ".join(str(error).split())
             raise OSError(
@@ -168,75 +172,74 @@ class Trainer:
                 "command again, which goes on from the last saved state"
             ) from error
         self.meter.waited += time.monotonic() - start
-        return window
+        return batches
 
-    def _agree(self, window: list[dict]) -> tuple[Tensor, Tensor]:
-        """Each loss' count (kinds,) and (size, capacity) over all batches of the step and all ranks. The same
-        all-reduce tells all whether any rank was asked to stop, and the main process' clock."""
+    def _global_counts(self, batches: list[dict]) -> tuple[Tensor, Tensor]:
+        """Each loss' count (kinds,) and (size, capacity) over all micro-batches of the step and all ranks. The same
+        all-reduce tells every rank whether any of them got a SIGTERM, and the main process' clock."""
         rows = []
-        for batch in window:
+        for batch in batches:
             counts = self.stage.counts(batch)
             rows.append([*(counts[kind] for kind in self.stage.kinds), *self.stage.size(batch)])
         clock = self._elapsed_before + time.monotonic() - self._started if self.accelerator.is_main_process else 0.0
-        signals = torch.tensor([self._stop.asked, clock], dtype=torch.float64)
-        agreed = self._sum(torch.cat([torch.tensor(rows, dtype=torch.float64).sum(0), signals]))
-        self._stopping, self.elapsed = bool(agreed[-2] > 0), float(agreed[-1])
-        return agreed[:-4], agreed[-4:-2]
+        signals = torch.tensor([self._stop.requested, clock], dtype=torch.float64)
+        summed = self._sum(torch.cat([torch.tensor(rows, dtype=torch.float64).sum(0), signals]))
+        self._stopping, self.elapsed = bool(summed[-2] > 0), float(summed[-1])
+        return summed[:-4], summed[-4:-2]
 
-    def _forward_backward(self, window: list[dict], counts: Tensor) -> Tensor:
-        """Gradients of all batches, synchronised once, with the last of them. Returns the sum of each loss (kinds,) on
-        this rank."""
+    def _forward_backward(self, batches: list[dict], counts: Tensor) -> Tensor:
+        """Gradients of all micro-batches, synchronised once, with the last of them. Returns the sum of each loss
+        (kinds,) on this rank."""
         sums = torch.zeros(len(self.stage.kinds), dtype=torch.float64, device=self.device)
         divisors = dict(zip(self.stage.kinds, counts.float().to(self.device), strict=True))
-        # accelerate divides by the accumulation and data parallelism by the ranks, but these losses are divided already
+        # accelerate divides by the accumulation and data parallelism by the ranks, but the losses are divided already
         undo = self.config.accumulation * self.accelerator.num_processes
-        for batch in window:
+        for batch in batches:
             with self.accelerator.accumulate(self.model):
                 losses = self.stage.losses(self.model, send_to_device(batch, self.device))
                 self.accelerator.backward(total(losses, divisors, self.stage.weights) * undo)
             sums += torch.stack([losses[kind][0].detach().double() for kind in self.stage.kinds])
         return sums
 
-    def _update(self, sums: Tensor, counts: Tensor, window: list[dict]) -> tuple[float, bool]:
-        """Clip and step; returns the gradient's norm and whether the step was taken. One that something speaks against
-        changes nothing.
+    def _update(self, sums: Tensor, counts: Tensor, batches: list[dict]) -> tuple[float, bool]:
+        """Clip and step; returns the gradient's norm and whether the step was taken. A skipped one changes nothing.
 
         Raises:
-            ValueError: there were too many of those.
+            ValueError: too many steps were skipped.
         """
         norm = self.accelerator.clip_grad_norm_(self.trainable, self.config.clip or math.inf)
         sums, norm = self._sum(sums), float(full(norm))
-        objection = self.guard.objection(self.meter.loss(sums, counts), norm)
-        if objection is None:
+        skip_reason = self.guard.skip_reason(self.meter.loss(sums, counts), norm)
+        if skip_reason is None:
             self.optimizer.step()
             if self.ema is not None:
                 self.ema.update()
             self.meter.add_losses(sums, counts)
         self.optimizer.zero_grad()
-        if objection is not None:
-            self.say(self.guard.skip(self.step + 1, objection, self._records(window)))
-        return norm, objection is None
+        if skip_reason is not None:
+            self.say(self.guard.skip(self.step + 1, skip_reason, self._records(batches)))
+        return norm, skip_reason is None
 
-    def _records(self, window: list[dict]) -> list[str]:
-        """What the records in these batches are called, on all ranks."""
-        mine = [self.stage.loader.where(record) for batch in window for record in batch.get("records", ())]
-        return list(dict.fromkeys(gather_object(mine)))
+    def _records(self, batches: list[dict]) -> list[str]:
+        """Where the records in these micro-batches are from, on all ranks."""
+        local = [self.stage.loader.where(record) for batch in batches for record in batch.get("records", ())]
+        return list(dict.fromkeys(gather_object(local)))
 
     def _sum(self, values: Tensor) -> Tensor:
         """Over all ranks, on the CPU."""
         return self.accelerator.reduce(values.to(self.device), reduction="sum").cpu()
 
-    # ------------------------------------------------------------------------------------------------ what it tells
+    # ------------------------------------------------------------------------------------ logs, validation, samples
 
     def say(self, sentence: str) -> None:
-        """To the person who watches, once."""
+        """Print a sentence, on the main process only."""
         if self.accelerator.is_main_process:
             say(sentence)
 
     def _numbers(self, lr: float, norm: float) -> dict:
         """The numbers since the last log, over all ranks."""
-        told = self.diagnostics.numbers(time.monotonic() - self.meter.since)
-        record = self.meter.read() | {"lr": lr, "grad_norm": norm, "seconds": self.elapsed} | told
+        diagnosed = self.diagnostics.numbers(time.monotonic() - self.meter.since)
+        record = self.meter.read() | {"lr": lr, "grad_norm": norm, "seconds": self.elapsed} | diagnosed
         record |= {"skipped": self.guard.total} if self.guard.total else {}
         return record | {f"share/{name}": share for name, share in self.stage.loader.shares().items()}
 
@@ -244,32 +247,32 @@ class Trainer:
         return every > 0 and (self.step % every == 0 or self.progress >= 1)
 
     def _validate(self) -> dict:
-        """Losses of the averaged weights on the fixed batches, over all ranks."""
+        """Losses of the averaged weights on the validation batches, over all ranks."""
         if not self._is_due(self.config.validation.every):
             return {}
-        tally = torch.zeros(2, len(self.stage.kinds), dtype=torch.float64, device=self.device)
+        summed = torch.zeros(2, len(self.stage.kinds), dtype=torch.float64, device=self.device)
         with self.evaluating(), torch.no_grad():
             for batch in self.stage.validation_batches():
                 if self._should_stop():
                     return {}
                 losses = self.stage.losses(self.model, send_to_device(batch, self.device))
-                for part in (0, 1):
-                    tally[part] += torch.stack([losses[kind][part].double() for kind in self.stage.kinds])
-        return self.meter.means(*self._sum(tally), prefix="validation/") | self.diagnostics.validation_numbers()
+                for part in (0, 1):  # sum, count
+                    summed[part] += torch.stack([losses[kind][part].double() for kind in self.stage.kinds])
+        return self.meter.means(*self._sum(summed), prefix="validation/") | self.diagnostics.validation_numbers()
 
     def _sample(self) -> None:
-        """A picture of what the averaged weights draw: `samples/step_N.png`."""
+        """Save what the averaged weights draw as `samples/step_N.png`."""
         if not self._is_due(self.config.sampling.every) or self._should_stop():
             return
         with self.evaluating():
-            whole = self.weights.gather()
-            image = None if whole is None else self.stage.sample(whole)
+            model = self.weights.gather()
+            image = None if model is None else self.stage.sample(model)
         if image is not None:
             self.tracker.picture(self.step, self.folder / "samples" / f"step_{self.step:06d}.png", image)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Averaged weights and eval mode inside; the time is not counted in tokens per second."""
+        """Averaged weights and eval mode inside; the time does not count in tokens per second."""
         start = time.monotonic()
         with (
             self.ema.applied() if self.ema is not None else contextlib.nullcontext(),
@@ -279,7 +282,7 @@ class Trainer:
             yield
         self.meter.pause(time.monotonic() - start)
 
-    # --------------------------------------------------------------------------------------------------- what it keeps
+    # ---------------------------------------------------------------------------------------------------------- states
 
     def _save(self) -> None:
         start = time.monotonic()
@@ -288,13 +291,13 @@ class Trainer:
         self.meter.pause(time.monotonic() - start)
 
     def _state(self) -> Saved:
-        """What a state remembers beside tensors; called by all processes together."""
+        """What a state holds beside tensors; called by all processes together."""
         run = {"step": self.step, "elapsed": self.elapsed, "tally": self.meter.tally.tolist()}
         run |= {"guard": self.guard.state_dict(), "wandb": self.tracker.run_id}
         return Saved(run, {"loader": self.stage.loader.state_dict(), "diagnostics": self.diagnostics.state_dict()})
 
     def _load_state(self, saved: Saved) -> dict:
-        """Returns the run's part, with what is not yet there to take it in: `guard` and `wandb`."""
+        """Returns the run's part: the guard and the tracker, which are made later, take theirs from it."""
         self.step, self.elapsed = saved.run["step"], saved.run["elapsed"]
         self.stage.loader.load_state_dict(saved.rank["loader"])
         self.diagnostics.load_state_dict(saved.rank.get("diagnostics"))
@@ -303,8 +306,8 @@ class Trainer:
         return saved.run
 
     def _save_result(self) -> None:
-        """`checkpoint/`: what the stage makes of the averaged weights."""
-        with written_aside(self.folder / "checkpoint", self.accelerator, manifest=False) as aside, self.evaluating():
-            whole = self.weights.gather()
-            if whole is not None:
-                self.stage.save(whole, aside)
+        """Save the stage's result, made of the averaged weights, as `checkpoint/`."""
+        with whole_folder(self.folder / "checkpoint", self.accelerator, manifest=False) as aside, self.evaluating():
+            model = self.weights.gather()
+            if model is not None:
+                self.stage.save(model, aside)

@@ -1,9 +1,9 @@
-"""bf16 where it pays, and on CPUs attention kept out of SDPA's bf16 there.
+"""bf16 where it pays, with attention kept in fp32 on CPUs.
 
-Weights and losses are fp32 always; bf16 is autocast's. The fact a newcomer gets wrong: on a CPU, bf16 autocast alone
-gains nothing, because the backward pass of SDPA in bf16 is several times slower than in fp32. `sdpa_fp32` is SDPA
-outside of autocast, under a name of its own, so that a saved config never asks anyone else for it. In compiled layers,
-eager attention is faster still: its products are bf16, its softmax fp32.
+Weights and losses are always fp32; bf16 is autocast's. On a CPU, bf16 autocast alone gains nothing, because the
+backward pass of SDPA in bf16 is several times slower than in fp32. `sdpa_fp32` is SDPA outside of autocast, under a
+name that is never saved in a checkpoint's config. In compiled layers, eager attention is faster still: its products are
+bf16, its softmax fp32.
 """
 
 import torch
@@ -45,7 +45,7 @@ def set_attention(model: PreTrainedModel, attention: str) -> None:
         AttentionInterface.register(FP32_ATTENTION, sdpa_fp32)
         AttentionMaskInterface.register(FP32_ATTENTION, sdpa_mask)
     parts = [name for name in ("text_config", "vision_config") if getattr(model.config, name, None) is not None]
-    model.set_attn_implementation({"": attention} | dict.fromkeys(parts, attention))  # the other parts do not attend
+    model.set_attn_implementation({"": attention} | dict.fromkeys(parts, attention))  # other parts have no attention
 
 
 def sdpa_fp32(module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs):

@@ -1,8 +1,8 @@
-"""One process or many: the accelerator of a run, what each way of sharing the work cannot do, and who is still there.
+"""One process or many: the accelerator of a run, what each engine cannot do, and which processes are still alive.
 
-Nothing here is an engine of our own: it is accelerate's DDP, FSDP2 and DeepSpeed, chosen by `configs/accelerate/`.
-Weights that are sharded are `sharding`'s. The fact a newcomer gets wrong: a process that dies does not end the others.
-They wait in the next collective; what ends them is the broken connection (gloo) or the launcher (torchrun, seconds).
+The engines are accelerate's DDP, FSDP2 and DeepSpeed, chosen by `configs/accelerate/`; see `sharding` for FSDP2.
+A process that dies does not end the others: they wait in the next collective until the connection breaks (gloo) or the
+launcher ends them (torchrun, after seconds).
 """
 
 import contextlib
@@ -23,27 +23,27 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.distributed.precision import choose_precision
 
-PATIENCE = timedelta(minutes=30)  # of a process for one that saves or draws meanwhile
-ROLL_CALL = 5.0  # seconds in which those that are left say so
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # long, as the others wait while one process saves or draws
+ROLL_CALL_SECONDS = 5.0  # in which the processes that are left report
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """An accelerator of the config's precision, on one process or several.
 
-    accelerate keeps one precision a process, but a second run in it (the demo's) may want another; where there is only
-    a CPU and it is not told so, it takes each of several processes for one that is alone; and it shards on accelerators
-    only, though FSDP2 itself does on CPUs too.
+    Around three habits of accelerate: it keeps one precision a process, but a second run in it (the demo's) may want
+    another; on machines with only a CPU it has to be told so, or it takes each of several processes for a single one;
+    and it shards on accelerators only, though FSDP2 itself works on CPUs too.
 
     Raises:
-        ValueError: the config asks for what this way of sharing cannot do.
+        ValueError: the config asks for what this engine cannot do.
     """
     AcceleratorState._reset_state()
-    if _told_to_use("DEEPSPEED"):
-        _check_deepspeed_is_here()
+    if _launched_with("DEEPSPEED"):
+        _require_deepspeed()
     cpu = not torch.accelerator.is_available()
-    sharded = _told_to_use("FSDP")
-    precision = choose_precision(config.precision, PartialState(cpu=cpu, timeout=PATIENCE).device)
-    plugin = _sharding() if sharded else None
+    sharded = _launched_with("FSDP")
+    precision = choose_precision(config.precision, PartialState(cpu=cpu, timeout=COLLECTIVE_TIMEOUT).device)
+    plugin = _fsdp_plugin() if sharded else None
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision="bf16" if precision == "bf16" else "no",
@@ -54,14 +54,14 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     if sharded and torch.distributed.is_initialized() and accelerator.distributed_type != DistributedType.FSDP:
         PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = plugin
-    check(config, accelerator)
+    check_engine(config, accelerator)
     return accelerator
 
 
-def check(config: TrainConfig, accelerator: Accelerator) -> None:
+def check_engine(config: TrainConfig, accelerator: Accelerator) -> None:
     """
     Raises:
-        ValueError: what cannot work, and the way out.
+        ValueError: what the run's engine cannot do, and the way out.
     """
     if accelerator.distributed_type == DistributedType.FSDP:
         if accelerator.state.fsdp_plugin.activation_checkpointing:
@@ -78,19 +78,19 @@ def check(config: TrainConfig, accelerator: Accelerator) -> None:
         _check_deepspeed(config, accelerator)
 
 
-def _told_to_use(engine: str) -> bool:
-    """What `accelerate launch` says in the environment."""
+def _launched_with(engine: str) -> bool:
+    """Whether `accelerate launch` chose this engine, which it says in the environment."""
     return os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"
 
 
-def _sharding() -> FullyShardedDataParallelPlugin:
-    """Weights and what is reduced stay fp32, and autocast does the rest, as in every other way of running."""
+def _fsdp_plugin() -> FullyShardedDataParallelPlugin:
+    """FSDP2 with weights and reductions in fp32; precision is autocast's, as in every other engine."""
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise ValueError("accelerate is told to use FSDP 1; set fsdp_version: 2, as in configs/accelerate/fsdp2.yaml")
     return FullyShardedDataParallelPlugin(mixed_precision_policy=MixedPrecisionPolicy())
 
 
-def _check_deepspeed_is_here() -> None:
+def _require_deepspeed() -> None:
     if not (importlib.util.find_spec("deepspeed") and torch.accelerator.is_available()):
         raise ValueError(
             "accelerate is told to use DeepSpeed, which is not installed or finds no GPU here; install it, or use "
@@ -101,17 +101,17 @@ def _check_deepspeed_is_here() -> None:
 def _check_deepspeed(config: TrainConfig, accelerator: Accelerator) -> None:
     """DeepSpeed clips, accumulates and steps by itself, and keeps flat pieces of parameters."""
     plugin = accelerator.state.deepspeed_plugin
-    why = None
+    reason = None
     if config.optimizer.name == "muon":
-        why = "optimizer.name 'muon' needs whole matrices, of which DeepSpeed keeps flat pieces"
+        reason = "optimizer.name 'muon' needs whole matrices, of which DeepSpeed keeps flat pieces"
     elif config.spike.factor is not None:
-        why = "spike.factor needs to see a step before it is taken, and DeepSpeed takes it in the backward pass"
+        reason = "spike.factor needs to see a step before it is taken, and DeepSpeed takes it in the backward pass"
     elif config.ema is not None and plugin.zero_stage == 3:
-        why = "ema averages parameters, which ZeRO 3 keeps elsewhere"
+        reason = "ema averages parameters, which ZeRO 3 keeps elsewhere"
     elif config.stage == "codec":
-        why = "stage 'codec' moves the rows of its codebook itself"
-    if why is not None:
-        raise ValueError(f"{why}; use configs/accelerate/fsdp2.yaml, which shards as much, or change the config")
+        reason = "stage 'codec' moves the rows of its codebook itself"
+    if reason is not None:
+        raise ValueError(f"{reason}; use configs/accelerate/fsdp2.yaml, which shards as much, or change the config")
     plugin.deepspeed_config |= {
         "train_micro_batch_size_per_gpu": config.data.per_device_batch_size,
         "gradient_accumulation_steps": config.accumulation,
@@ -120,7 +120,7 @@ def _check_deepspeed(config: TrainConfig, accelerator: Accelerator) -> None:
     }
 
 
-# ------------------------------------------------------------------------------------------------- those that are left
+# ------------------------------------------------------------------------------------------- processes that are left
 
 
 @contextlib.contextmanager
@@ -141,10 +141,10 @@ def peers_lost(accelerator: Accelerator, folder: Path) -> Iterator[None]:
     except RuntimeError as error:
         if accelerator.num_processes == 1 or not _is_of_a_collective(error):
             raise
-        here = _call_roll(accelerator, roll_call)
-        if min(here) != accelerator.process_index:
+        alive = _call_roll(accelerator, roll_call)
+        if min(alive) != accelerator.process_index:
             raise SystemExit(2) from error
-        gone = [str(rank) for rank in range(accelerator.num_processes) if rank not in here]
+        gone = [str(rank) for rank in range(accelerator.num_processes) if rank not in alive]
         who = (
             f"process {', '.join(gone)} of {accelerator.num_processes} is gone" if gone else "a process did not answer"
         )
@@ -160,11 +160,11 @@ def _is_of_a_collective(error: RuntimeError) -> bool:
 
 
 def _call_roll(accelerator: Accelerator, folder: Path) -> set[int]:
-    """The ranks that are still there, told by the files that they leave."""
+    """The ranks that are still alive: each leaves a file of its number."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / str(accelerator.process_index)).touch()
-    until, here = time.monotonic() + ROLL_CALL, set()
-    while time.monotonic() < until and len(here) < accelerator.num_processes:
+    until, alive = time.monotonic() + ROLL_CALL_SECONDS, set()
+    while time.monotonic() < until and len(alive) < accelerator.num_processes:
         time.sleep(0.05)
-        here = {int(path.name) for path in folder.iterdir()}
-    return here
+        alive = {int(path.name) for path in folder.iterdir()}
+    return alive

@@ -1,8 +1,8 @@
-"""Weights in pieces: the model as accelerate shares it among processes, and the way back to a whole one.
+"""The model as accelerate distributes it among processes, sharded or not, and the way back to a whole one.
 
-What a process may not do with pieces is refused in `processes`. The fact a newcomer gets wrong: with FSDP2 a parameter
-is a DTensor, of which this process holds some rows. Arithmetic that is elementwise works on `local` rows; anything else
-needs the whole, and for that all processes ask together, or wait for ever.
+What sharding cannot do is refused in `processes`. With FSDP2 a parameter is a DTensor, of which this process holds some
+rows. Elementwise arithmetic works on the `local` rows; anything else needs the whole, which all processes have to
+gather together: one that does not join leaves the others waiting for ever.
 """
 
 import contextlib
@@ -28,11 +28,11 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-SHARDED = "pytorch_model_fsdp_0"  # accelerate's name of a model in pieces
+SHARDED = "pytorch_model_fsdp_0"  # accelerate's folder of a sharded model
 
 
-class SharedModel:
-    """The model as accelerate shares it, and the way back to one that a single process can use.
+class DistributedModel:
+    """The model and optimizer as accelerate prepares them, and the way back to a model that one process can use.
 
     Args:
         model: as the stage made it.
@@ -40,11 +40,11 @@ class SharedModel:
     """
 
     def __init__(self, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer):
-        self._accelerator, self._skeleton = accelerator, None
+        self._accelerator, self._empty_model = accelerator, None
         deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         self.sharded = accelerator.is_fsdp2 or (deepspeed and accelerator.state.deepspeed_plugin.zero_stage == 3)
         if self.sharded and accelerator.is_main_process:
-            self._skeleton = _without_weights(model)
+            self._empty_model = _without_weights(model)
         if self.sharded:
             for module in model.modules():
                 if hasattr(module, "run_absent_modalities"):
@@ -55,7 +55,7 @@ class SharedModel:
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
 
     def gather(self) -> nn.Module | None:
-        """The model with all its weights on the main process, None on the others; called by all."""
+        """The model with all its weights on the main process, None on the others; called by all together."""
         if not self.sharded:
             return self._accelerator.unwrap_model(self.model) if self._accelerator.is_main_process else None
         if self._accelerator.is_fsdp2:
@@ -63,23 +63,23 @@ class SharedModel:
             weights = get_model_state_dict(self.model, options=options)
         else:
             weights = self._accelerator.get_state_dict(self.model)
-        if self._skeleton is None:
+        if self._empty_model is None:
             return None
-        whole = copy.deepcopy(self._skeleton)
-        whole.load_state_dict(weights, assign=True)
-        if hasattr(whole, "tie_weights"):
-            whole.tie_weights()
-        return whole.to(self._accelerator.device).eval()
+        model = copy.deepcopy(self._empty_model)
+        model.load_state_dict(weights, assign=True)
+        if hasattr(model, "tie_weights"):
+            model.tie_weights()
+        return model.to(self._accelerator.device).eval()
 
     def load(self, state: Path) -> None:
-        """Weights and moments that accelerate saved in the other form: whole, and now they are sharded, or sharded."""
+        """Load weights and moments that were saved in the other form: sharded, when they are whole now, or whole."""
         if (state / SHARDED).exists():
             weights, moments = get_state_dict(self.model, self.optimizer)
             sharded_files.load({"model": weights}, checkpoint_id=state / SHARDED)
             sharded_files.load({"optimizer": moments}, checkpoint_id=state / "optimizer_0")
             set_state_dict(self.model, self.optimizer, model_state_dict=weights, optim_state_dict=moments)
             return
-        options = StateDictOptions(full_state_dict=True, strict=False)  # of tied weights only one is in the file
+        options = StateDictOptions(full_state_dict=True, strict=False)  # the file has only one of two tied weights
         set_model_state_dict(self.model, load_file(state / "model.safetensors"), options=options)
         saved = torch.load(state / "optimizer.bin", map_location="cpu", weights_only=True)
         names = {id(weight): name for name, weight in self.model.named_parameters()}
@@ -94,8 +94,8 @@ class SharedModel:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Eval mode inside. Shards that a forward without a backward has put together are taken apart again, or the
-        next one would not see that they have changed."""
+        """Eval mode inside. Weights that a forward without a backward gathered are resharded at the end, or the next
+        forward would still use them when the shards have changed."""
         self.model.eval()
         try:
             yield
@@ -107,7 +107,7 @@ class SharedModel:
 
 
 def _without_weights(model: nn.Module) -> nn.Module:
-    """A copy that has everything but its parameters."""
+    """A copy whose parameters are on the meta device."""
     empty = {
         id(weight): nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=weight.requires_grad)
         for weight in model.parameters()
@@ -116,13 +116,13 @@ def _without_weights(model: nn.Module) -> nn.Module:
 
 
 def _choose_layers(accelerator: Accelerator, model: nn.Module) -> None:
-    """Shard by transformer layer, those that are there of what the model's parts say they consist of."""
-    here = {type(module).__name__ for module in model.modules()}
-    accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(here & set(model._no_split_modules or ()))
+    """Shard by transformer layer: the classes that the model's parts name as such, as far as they occur in it."""
+    present = {type(module).__name__ for module in model.modules()}
+    accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(present & set(model._no_split_modules or ()))
 
 
 def _autocast(accelerator: Accelerator, model: nn.Module) -> None:
-    """As accelerate does it for every model but one that FSDP2 shards."""
+    """Wrap the forward in autocast as accelerate does, except where FSDP2 shards."""
     if accelerator.mixed_precision != "no":
         forward = accelerator.autocast()(model.forward.__func__)
         model.forward = MethodType(convert_outputs_to_fp32(forward), model)
@@ -134,19 +134,19 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def full(tensor: Tensor) -> Tensor:
-    """All of a tensor; all ranks ask together."""
+    """All of a tensor; called by all ranks together."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def local_part(whole: Tensor, like: Tensor) -> Tensor:
-    """Of a tensor that every process has in full, the rows that this one holds of `like`."""
+    """The rows of a tensor, whole in every process, that belong to this process' rows of `like`."""
     if not isinstance(like, DTensor):
         return whole
     return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None).to_local()
 
 
 def as_shard(rows: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `local`: rows of this process as the part of a tensor that is sharded as `like` is."""
+    """The inverse of `local`: this process' rows as part of a tensor that is sharded like `like`."""
     if not isinstance(like, DTensor):
         return rows
     mesh, placements, shape, stride = like.device_mesh, like.placements, like.shape, like.stride()

@@ -1,8 +1,8 @@
 """What makes a training step faster and leaves its numbers alone: compiled decoder layers, memory kept between steps.
 
-Precision is another file's. The fact a newcomer gets wrong: on a CPU, a step's tensors are freed and allocated anew
-each time, and the C library gives large ones back to the kernel, which hands out zeroed pages again, a page fault each
-4 kB: 6,000 faults a step of configs/demo.yaml, 600 where freed memory is kept.
+Precision is `precision`'s. Why memory is kept: on a CPU each step's tensors are freed and allocated again, and the C
+library returns large ones to the kernel, which hands out new zeroed pages, with a page fault for every 4 kB: 6,000
+faults a step of configs/demo.yaml, 600 where freed memory is kept.
 """
 
 import contextlib
@@ -39,10 +39,10 @@ def compiler_found(device: torch.device) -> bool:
 
 
 def compile_layers(backbone: PreTrainedModel) -> None:
-    """Compile the decoder layers by region: layers of one shape share one compilation, so depth costs no time.
+    """Compile the decoder layers one by one: layers of one shape share one compilation, so depth costs no time.
 
-    Rows are packed to one length, so shapes are fixed; evaluation and sampling, whose are not, run eagerly
-    (`eagerly`). A compiler that fails is warned of, and the layers then run as written.
+    Rows are packed to one length, so shapes are fixed; in evaluation and sampling they are not, so these run eagerly
+    (`eagerly`). When the compiler fails, torch warns, and the layers run as written.
     """
     torch._dynamo.config.suppress_errors = True
     for layer in backbone.layers:
@@ -50,5 +50,5 @@ def compile_layers(backbone: PreTrainedModel) -> None:
 
 
 def eagerly() -> contextlib.AbstractContextManager:
-    """Inside, nothing is compiled, and what was compiled runs as written."""
+    """Inside, nothing is compiled, and compiled layers run as written."""
     return torch.compiler.set_stance("force_eager")

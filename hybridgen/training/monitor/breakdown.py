@@ -1,11 +1,11 @@
-"""The breakdown: the losses of a step again, by entry of the mixture and, for diffusion, by noise level.
+"""The losses of a step by entry of the mixture and, for diffusion, by noise level.
 
-No forward is added: the losses of single tokens and images, which the stage has anyway, are added up in float64 where
-the loader says they came from. Over ranks they are added once a log step (`diagnostics`). The fact a newcomer gets
-wrong: an entry is a task *and* a path, so two ways of reading the same pictures, which share the text loss, are apart
-here. The sums of all entries are the sums that were trained on (the z-loss has none: it is a penalty, no likelihood).
+No forward is added: the losses of single tokens and images, which the stage has anyway, are summed in float64 under the
+entry that the loader says they came from, and over ranks once a log step (`diagnostics`). An entry is a task and a
+path, so two ways of reading the same pictures are told apart, though they share the text loss. The sums of all entries
+are the sums that were trained on (the z-loss has none: it is a penalty, no likelihood).
 
-Shapes: S entries of the mixture, K kinds of losses, kept text tokens or codes, I images of the diffusion path.
+Shapes: S entries of the mixture, K kinds of losses, M labels of text or codes, I images of the diffusion path.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ class Breakdown:
         self.names, self.weights = names, weights
         self._shapes = {"losses": (2, len(KINDS), len(names)), "bytes": (len(names),), "bins": (2, BINS)}
         self._sizes = [math.prod(shape) for shape in self._shapes.values()]
-        self.kept, self._pending = torch.zeros(2, sum(self._sizes), dtype=torch.float64)  # wherever the batches are
+        self.sums, self._pending = torch.zeros(2, sum(self._sizes), dtype=torch.float64)  # on the batches' device
         self._paused = False
 
     # ------------------------------------------------------------------------------------------------------ adding up
@@ -44,11 +44,11 @@ class Breakdown:
         images: Tensor | None = None,
         targets: DiffusionTargets | None = None,
     ) -> None:
-        """One forward's losses, to wait until `settle` says whether its step counts. A batch that does not say where
-        it came from (`source_ids`) is left out.
+        """Add one forward's losses, which wait until `settle` says whether the step was taken. A batch that does not
+        say where it came from (`source_ids`) is left out.
 
         Args:
-            tokens: by kind ("text", "code"), where in the batch the predictions stand (B, N) and their losses (kept,).
+            tokens: by kind ("text", "code"), where in the batch the predictions stand (B, N) and their losses (M,).
             images: (I,) losses of the images of the diffusion path, and the `targets` that they are of.
         """
         if self._paused or "source_ids" not in batch:
@@ -66,27 +66,27 @@ class Breakdown:
             self._add(parts["bins"], bins, losses)
 
     @staticmethod
-    def _add(place: Tensor, cells: Tensor, losses: Tensor) -> None:
-        """Add losses (n,) and their number to the sums and counts (2, cells) of their cells (n,)."""
+    def _add(sums: Tensor, cells: Tensor, losses: Tensor) -> None:
+        """Add losses (n,) and their number to the sums and counts (2, number of cells), each to its cell (n,)."""
         losses = losses.detach().double()
-        place[0].index_add_(0, cells, losses)
-        place[1].index_add_(0, cells, torch.ones_like(losses))
+        sums[0].index_add_(0, cells, losses)
+        sums[1].index_add_(0, cells, torch.ones_like(losses))
 
-    def settle(self, counts: bool = True) -> None:
-        """The step is over: keep what waits, or drop it, where the step was skipped."""
-        if counts:
-            self.kept = self.kept.to(self._pending.device) + self._pending
+    def settle(self, taken: bool = True) -> None:
+        """The step is over: count what waits, or drop it, where the step was skipped."""
+        if taken:
+            self.sums = self.sums.to(self._pending.device) + self._pending
         self._pending.zero_()
 
-    def take(self) -> Tensor:
-        """All that was kept, on the CPU, and begin anew."""
-        taken = self.kept.cpu()
-        self.kept = torch.zeros_like(taken)
-        return taken
+    def pop(self) -> Tensor:
+        """The sums, on the CPU; they begin at 0 again."""
+        sums = self.sums.cpu()
+        self.sums = torch.zeros_like(sums)
+        return sums
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Inside, forwards are looked at only, and nothing is added."""
+        """Inside, nothing is added."""
         self._paused = True
         try:
             yield
@@ -94,14 +94,14 @@ class Breakdown:
             self._paused = False
 
     def _parts(self, cells: Tensor) -> dict[str, Tensor]:
-        """One vector as its named parts; they share its memory."""
+        """One vector as views of its named parts."""
         pieces = cells.split(self._sizes)
         return {name: piece.view(self._shapes[name]) for name, piece in zip(self._shapes, pieces, strict=True)}
 
-    # -------------------------------------------------------------------------------------------------------- telling
+    # -------------------------------------------------------------------------------------------------------- logging
 
     def describe(self, cells: Tensor) -> dict[str, float]:
-        """The numbers of a sum of `kept` over ranks, as they are logged; what did not occur is absent.
+        """The numbers to log, from `sums` added over all ranks; what did not occur is absent.
 
         source/NAME/text, code, diffusion    mean nats a token or code; mean squared error a latent value
         source/NAME/bits_per_byte            of the text it teaches; bits_per_code of its codes
@@ -111,23 +111,24 @@ class Breakdown:
         """
         parts = {name: part.tolist() for name, part in self._parts(cells).items()}
         (text, code, _), (_, codes, _) = parts["losses"]
-        found: dict[str, float] = {}
+        numbers: dict[str, float] = {}
         for number, name in enumerate(self.names):
             sums, counts = ([of_kind[number] for of_kind in part] for part in parts["losses"])
             means = {kind: loss / n for kind, loss, n in zip(KINDS, sums, counts, strict=True) if n}
             if not means:
                 continue
-            found[f"source/{name}/loss"] = sum(self.weights.get(kind, 1.0) * mean for kind, mean in means.items())
-            numbers = means | in_bits(text[number], parts["bytes"][number], code[number], codes[number])
-            found |= {f"source/{name}/{key}": value for key, value in numbers.items()}
-        taught = [nats for nats, size in zip(text, parts["bytes"], strict=True) if size]  # not where a picture begins
-        found |= in_bits(sum(taught), sum(parts["bytes"]), sum(code), sum(codes))
+            numbers[f"source/{name}/loss"] = sum(self.weights.get(kind, 1.0) * mean for kind, mean in means.items())
+            of_entry = means | in_bits(text[number], parts["bytes"][number], code[number], codes[number])
+            numbers |= {f"source/{name}/{key}": value for key, value in of_entry.items()}
+        # an entry without text bytes has labels of text only where a picture begins
+        taught = [nats for nats, size in zip(text, parts["bytes"], strict=True) if size]
+        numbers |= in_bits(sum(taught), sum(parts["bytes"]), sum(code), sum(codes))
         width = TIMESTEPS // BINS
         bins = zip(*parts["bins"], strict=True)
-        return found | {f"diffusion_at/{place * width:03d}": loss / n for place, (loss, n) in enumerate(bins) if n}
+        return numbers | {f"diffusion_at/{place * width:03d}": loss / n for place, (loss, n) in enumerate(bins) if n}
 
 
 def in_bits(text: float, text_bytes: float, code: float, codes: float) -> dict[str, float]:
     """Summed nats of text and of codes as bits for each byte and each code; what there is none of is absent."""
-    found = {"bits_per_byte": bits(text) / text_bytes} if text_bytes else {}
-    return found | ({"bits_per_code": bits(code) / codes} if codes else {})
+    numbers = {"bits_per_byte": bits(text) / text_bytes} if text_bytes else {}
+    return numbers | ({"bits_per_code": bits(code) / codes} if codes else {})

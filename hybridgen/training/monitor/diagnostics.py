@@ -1,15 +1,15 @@
-"""Diagnostics: what the trainer tells of a run beside its losses, and the plot of all of it.
+"""Diagnostics: what is logged of a run beside its losses, and the plot of all of it.
 
 Always: losses by entry of the mixture and by noise level (`breakdown`), model FLOPs utilisation (`flops`) and peak
-memory. Every `diagnostics.every` steps a look inside (`probes`): gradient norms by part, the angle between the text's
-and the images' gradients, residual stream, attention entropy and largest logits. The fact a newcomer gets wrong: none
-of it changes a run. A look stands between the backward pass and the update; gradients and random streams are put aside
-and put back, so weights are the same bits with any `every`, and its time is not counted in tokens per second.
+memory. Every `diagnostics.every` steps, `probes`: gradient norms by part, the angle between the text's and the images'
+gradients, residual stream, attention entropy and largest logits. Probes run between the backward pass and the update;
+gradients and random streams are set aside and put back, so that weights are the same bits with any `every`, and their
+time is not counted in tokens per second.
 
-What it costs, in CPU time of one core with configs/demo.yaml (0.61 s a step): what is always on 0.5 % of a step (of its
-2.8 ms, bytes and sources of tokens take 1.2, in the loader's thread; FLOPs 0.9; sums 0.5), and a look two steps more
-(the two gradients 1.7, the forward 0.3), so 2 % at every 100th step. A look holds two more copies of the gradients. The
-plot takes 2 s, at the end and at a save every two minutes; a peak that is measured, 0.1 s at the start.
+Cost, in CPU time of one core with configs/demo.yaml (0.61 s a step): what is always on 0.5 % of a step (2.8 ms: bytes
+and sources of tokens 1.2, in the loader's thread; FLOPs 0.9; sums 0.5). Probes take as long as two steps (the two
+gradients 1.7, the forward 0.3), so 2 % at every 100th step, and the memory of two more copies of the gradients. The
+plot takes 2 s, at the end and at a save every two minutes; measuring the peak of FLOPs, 0.1 s at the start.
 """
 
 import os
@@ -33,31 +33,32 @@ from hybridgen.training.monitor.tracking import say
 from hybridgen.training.protocols import Stage
 
 PLOT = "diagnostics.png"
-PLOT_EVERY = 120.0  # seconds at least between two plots while training goes on: one takes about a second
+PLOT_SECONDS = 120.0  # between two plots while training goes on, at least: a plot takes about a second
 
 
 class Diagnostics:
     """
-    The trainer calls `look` after the backward passes of a step, `end` after its update, `numbers` on log steps.
+    The trainer calls `probe` after the backward passes of a step, `end_step` after its update, `numbers` on log steps.
 
-    A stage without a `breakdown` (the codec's) has no entries, no FLOPs and no backbone; its gradients have norms.
+    A stage without a `breakdown` (the codec's) has no entries, no FLOPs and no backbone: only gradient norms are
+    logged of it.
 
     Args:
-        stage: its model is frozen where it will be, and not yet sharded: FLOPs are counted from whole weights.
+        stage: with its model frozen as it will be trained, and not yet sharded: FLOPs are counted from whole weights.
     """
 
     def __init__(self, config: TrainConfig, stage: Stage, accelerator: Accelerator):
         self.config, self.stage, self.accelerator = config, stage, accelerator
         self.every = config.diagnostics.every
         self.breakdown = getattr(stage, "breakdown", None)
-        self._flops, self._peak, self._cost = 0.0, 0.0, None
+        self._flops, self._peak, self._flop_count = 0.0, 0.0, None
         if self.breakdown is not None:
-            self._cost = FlopCount(stage.model, cached=config.data.cache is not None)
+            self._flop_count = FlopCount(stage.model, cached=config.data.cache is not None)
             self._peak = self._peak_flops()
-        self._found: dict[str, float] = {}
+        self._probed: dict[str, float] = {}  # in this step
         self._plotted = time.monotonic()
-        self._sharded_elsewhere = accelerator.distributed_type == DistributedType.DEEPSPEED
-        if self.every and self._sharded_elsewhere and accelerator.is_main_process:
+        self._hides_gradients = accelerator.distributed_type == DistributedType.DEEPSPEED
+        if self.every and self._hides_gradients and accelerator.is_main_process:
             say("diagnostics: DeepSpeed keeps gradients to itself, so their norms and angles are not shown")
 
     def _peak_flops(self) -> float:
@@ -68,74 +69,75 @@ class Diagnostics:
 
     # ------------------------------------------------------------------------------------------------------ in a step
 
-    def look(self, step: int, wrapped: nn.Module, window: list[dict], counts: dict[str, Tensor]) -> float:
-        """The look inside, where step number `step` (from 1) has one. Returns the seconds that it took.
+    def probe(self, step: int, wrapped: nn.Module, batches: list[dict], counts: dict[str, Tensor]) -> float:
+        """Run the probes, if step number `step` (from 1) is one with probes. Returns the seconds that they took.
 
         Args:
             wrapped: the model as the accelerator prepared it.
-            window: the step's batches.
-            counts: of each kind of loss, over the window and all ranks.
+            batches: the step's micro-batches.
+            counts: of each kind of loss, over the step and all ranks.
         """
         if not self.every or step % self.every:
             return 0.0
         start = time.monotonic()
         model, device = self.accelerator.unwrap_model(wrapped), self.accelerator.device
-        if not self._sharded_elsewhere:
-            self._found |= probes.norms(model)
+        if not self._hides_gradients:
+            self._probed |= probes.norms(model)
         if self.breakdown is not None:
-            with probes.untouched(model, device), self.breakdown.paused(), eagerly():
-                if not self._sharded_elsewhere:
-                    self._found |= self._sides(wrapped, window, counts)
-                self._found |= self._inside(wrapped, send_to_device(window[0], device))
+            with probes.preserve_grads_and_rng(model, device), self.breakdown.paused(), eagerly():
+                if not self._hides_gradients:
+                    self._probed |= self._compare_gradients(wrapped, batches, counts)
+                self._probed |= self._measure_activations(wrapped, send_to_device(batches[0], device))
         return time.monotonic() - start
 
-    def _sides(self, wrapped: nn.Module, window: list[dict], counts: dict[str, Tensor]) -> dict[str, float]:
+    def _compare_gradients(
+        self, wrapped: nn.Module, batches: list[dict], counts: dict[str, Tensor]
+    ) -> dict[str, float]:
         """The gradients of the step's text losses alone and of its image losses alone, compared.
 
         The other losses stay in the graph with weight 0, so that no rank waits for a parameter that is not reached.
         """
-        sides = {name: [kind for kind in kinds if counts.get(kind, 0) > 0] for name, kinds in self.stage.sides.items()}
-        if not all(sides.values()):
+        groups = {
+            name: [kind for kind in kinds if counts.get(kind, 0) > 0]
+            for name, kinds in self.stage.gradient_groups.items()
+        }
+        if not all(groups.values()):
             return {}
         undo = self.config.accumulation * self.accelerator.num_processes  # as in the trainer's own backward
-        found = []
-        for kinds in sides.values():
+        gradients = []
+        for kinds in groups.values():
             weights = {kind: self.stage.weights.get(kind, 1.0) * (kind in kinds) for kind in self.stage.kinds}
-            for batch in window:
+            for batch in batches:
                 losses = self.stage.losses(wrapped, send_to_device(batch, self.accelerator.device))
                 self.accelerator.backward(total(losses, counts, weights) * undo)
-            found.append(probes.gradients(wrapped))
-            probes.forget(wrapped)
-        return probes.compare(*found, names=tuple(sides))
+            gradients.append(probes.gradients(wrapped))
+            probes.drop_grads(wrapped)
+        return probes.compare(*gradients, names=tuple(groups))
 
     @torch.no_grad()
-    def _inside(self, wrapped: nn.Module, batch: dict) -> dict[str, float]:
-        """One forward of the main process' first batch, with dropout and noise as they are trained with."""
+    def _measure_activations(self, wrapped: nn.Module, batch: dict) -> dict[str, float]:
+        """One forward of this process' first micro-batch, with dropout and noise as in training."""
         model = self.accelerator.unwrap_model(wrapped)
         heads = {"text": model.lm_head}
         if hasattr(model.model, "generation_head"):
             heads["code"] = model.model.generation_head
         real = batch["document_ids"] != PADDING_DOCUMENT
-        with probes.Inside(model.model.language_model, heads, real) as inside:
+        with probes.ActivationProbe(model.model.language_model, heads, real) as probe:
             self.stage.losses(wrapped, batch)
-        return inside.numbers()
+        return probe.numbers()
 
-    def end(self, window: list[dict], counts: bool) -> dict[str, float]:
-        """The step is over. Returns what was seen inside, to be logged.
-
-        Args:
-            counts: it was an update, and not skipped.
-        """
+    def end_step(self, batches: list[dict], taken: bool) -> dict[str, float]:
+        """Count the step, unless it was skipped. Returns what the probes measured, to be logged."""
         if self.breakdown is not None:
-            self.breakdown.settle(counts)
-            self._flops += sum(self._cost.of(batch) for batch in window)
-        found, self._found = self._found, {}
-        return found
+            self.breakdown.settle(taken)
+            self._flops += sum(self._flop_count.of(batch) for batch in batches)
+        probed, self._probed = self._probed, {}
+        return probed
 
-    # -------------------------------------------------------------------------------------------------------- telling
+    # -------------------------------------------------------------------------------------------------------- logging
 
     def numbers(self, seconds: float) -> dict[str, float]:
-        """The numbers since they were last asked for, over all ranks: one all-reduce.
+        """The numbers since the last call, over all ranks: one all-reduce.
 
         Args:
             seconds: of training since then.
@@ -145,30 +147,30 @@ class Diagnostics:
         memory[self.accelerator.process_index] = peak_memory(self.accelerator.device)
         parts = [memory, torch.tensor([self._flops, self._peak], dtype=torch.float64)]
         if self.breakdown is not None:
-            parts.append(self.breakdown.take())
+            parts.append(self.breakdown.pop())
         self._flops = 0.0
         agreed = self._sum(torch.cat(parts))
-        found = {"peak_memory_gb": float(agreed[:ranks].max()) / 1e9}
+        numbers = {"peak_memory_gb": float(agreed[:ranks].max()) / 1e9}
         flops, peak = agreed[ranks : ranks + 2].tolist()
         if flops:
-            found |= {"tflops": flops / seconds / 1e12, "mfu": flops / seconds / peak}
+            numbers |= {"tflops": flops / seconds / 1e12, "mfu": flops / seconds / peak}
         if self.breakdown is not None:
-            found |= self.breakdown.describe(agreed[ranks + 2 :])
-        return found
+            numbers |= self.breakdown.describe(agreed[ranks + 2 :])
+        return numbers
 
     def validation_numbers(self) -> dict[str, float]:
-        """The same breakdown of the validation that has just been run."""
+        """The breakdown of the validation that has just run."""
         breakdown = getattr(self.stage, "validation_breakdown", None)
         if breakdown is None:
             return {}
         breakdown.settle()
-        numbers = breakdown.describe(self._sum(breakdown.take()))
+        numbers = breakdown.describe(self._sum(breakdown.pop()))
         return {f"validation/{name}": value for name, value in numbers.items()}
 
     def plot(self, at_end: bool) -> None:
-        """`diagnostics.png` of the whole run, from `metrics.jsonl`; between two of them go some minutes."""
+        """Draw `diagnostics.png` of the whole run, from `metrics.jsonl`, at most every PLOT_SECONDS."""
         wanted = self.every or self.breakdown is not None
-        due = at_end or time.monotonic() - self._plotted > PLOT_EVERY
+        due = at_end or time.monotonic() - self._plotted > PLOT_SECONDS
         if not (wanted and due and self.accelerator.is_main_process):
             return
         folder = Path(self.config.output_dir)
@@ -181,19 +183,19 @@ class Diagnostics:
     # ------------------------------------------------------------------------------------------------------- resuming
 
     def state_dict(self) -> dict:
-        """What has been added up since the last log, over all ranks, which call this together; JSON-able."""
-        return {} if self.breakdown is None else {"kept": self._sum(self._mine()).tolist()}
+        """The sums since the last log, over all ranks, which call this together; as JSON."""
+        return {} if self.breakdown is None else {"kept": self._sum(self._local_sums()).tolist()}
 
     def load_state_dict(self, state: dict | None) -> None:
-        """Go on adding, on any number of ranks: the main process' goes on from all. States of older versions, and of
-        other entries, have nothing to add to."""
-        kept = torch.tensor((state or {}).get("kept", ()), dtype=torch.float64)
-        if self.breakdown is not None and self.accelerator.is_main_process and len(kept) == len(self._mine()):
-            self._flops, self.breakdown.kept = float(kept[0]), kept[1:]
+        """Go on adding to these sums, on any number of ranks: the main process takes in those of all. Sums of other
+        entries, or of older versions, are dropped."""
+        sums = torch.tensor((state or {}).get("kept", ()), dtype=torch.float64)
+        if self.breakdown is not None and self.accelerator.is_main_process and len(sums) == len(self._local_sums()):
+            self._flops, self.breakdown.sums = float(sums[0]), sums[1:]
 
-    def _mine(self) -> Tensor:
-        """FLOPs and the breakdown of this rank, not taken away."""
-        return torch.cat([torch.tensor([self._flops], dtype=torch.float64), self.breakdown.kept.cpu()])
+    def _local_sums(self) -> Tensor:
+        """FLOPs and the breakdown of this rank since the last log."""
+        return torch.cat([torch.tensor([self._flops], dtype=torch.float64), self.breakdown.sums.cpu()])
 
     def _sum(self, values: Tensor) -> Tensor:
         """Over all ranks, on the CPU."""

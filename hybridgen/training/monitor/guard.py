@@ -1,8 +1,7 @@
-"""Steps that are not taken: gradients that are not finite, losses that jump; counted, and told by their records.
+"""Steps that are skipped: gradients that are not finite, losses that jump.
 
-A step that is not taken leaves the weights as they were, and the data moves on. The fact a newcomer gets wrong: a run
-that goes on from its last state meets the same records again. So those in every such step are named, to be looked at,
-before the run is started once more.
+A skipped step leaves the weights as they were, and the data moves on. A run that goes on from its last state meets the
+same records again, so the records of every skipped step are named, to be looked at first.
 """
 
 import math
@@ -11,30 +10,30 @@ from collections import Counter
 from pathlib import Path
 
 from hybridgen.training.config.schema import SpikeConfig
-from hybridgen.training.monitor.tracking import Metrics
+from hybridgen.training.monitor.tracking import StepLog
 
-NAMED = 8  # records in a sentence
+NAMED = 8  # records named in a sentence, at most
 
 
 class Guard:
     """Judges every step from numbers that are the same in all processes.
 
     Args:
-        file: gets a line for each step that is not taken, with all its records; None in all but the main process.
-        step: that was restored.
+        file: gets a line for each skipped step, with all its records; None in all but the main process.
+        step: the run goes on from this step.
     """
 
     def __init__(self, config: SpikeConfig, file: Path | None, step: int):
-        self.config, self._file = config, None if file is None else Metrics(file, step)
+        self.config, self._file = config, None if file is None else StepLog(file, step)
         self.losses: list[float] = []  # of the last `window` steps that were taken
-        self.skipped: list[dict] = []  # the last steps that were not: step, reason, records
-        self.total = 0
+        self.skipped: list[dict] = []  # the skipped ones of the last `window` steps: step, reason, records
+        self.total = 0  # steps skipped in the whole run
 
-    def objection(self, loss: float, norm: float) -> str | None:
-        """What speaks against taking a step of this loss and gradient norm."""
+    def skip_reason(self, loss: float, norm: float) -> str | None:
+        """Why a step of this loss and gradient norm is to be skipped; None if it is not, and its loss is remembered."""
         if not (math.isfinite(norm) and math.isfinite(loss)):
             return f"the {'gradient' if math.isfinite(loss) else 'loss'} is not finite"
-        config, usual = self.config, None
+        config = self.config
         if config.factor is not None and len(self.losses) >= config.window:
             usual = statistics.median(self.losses)
             if loss > config.factor * usual:
@@ -43,10 +42,10 @@ class Guard:
         return None
 
     def skip(self, step: int, reason: str, records: list[str]) -> str:
-        """Remember a step that is not taken. Returns the sentence to say.
+        """Remember a skipped step. Returns the sentence to print.
 
         Raises:
-            ValueError: these are too many; it names the records that are in most of them.
+            ValueError: too many were skipped; it names the records that are in most of them.
         """
         self.total += 1
         entry = {"step": step, "reason": reason, "records": records}
@@ -62,9 +61,9 @@ class Guard:
         return f"{reason} in step {step}: the step is skipped ({_listed(records)})"
 
     def _suspects(self) -> str:
-        """The records that most of the skipped steps hold; of those held equally often, the last."""
-        held = Counter(record for entry in reversed(self.skipped) for record in dict.fromkeys(entry["records"]))
-        return _listed([record for record, _ in held.most_common()])
+        """The records that are in most of the skipped steps; of those that are in equally many, the last."""
+        counts = Counter(record for entry in reversed(self.skipped) for record in dict.fromkeys(entry["records"]))
+        return _listed([record for record, _ in counts.most_common()])
 
     def state_dict(self) -> dict:
         return {"losses": self.losses, "skipped": self.skipped, "total": self.total}

@@ -1,10 +1,10 @@
-"""Probes: looks into a model between two steps. None leaves a gradient, a weight or a random stream changed.
+"""Probes: what is measured inside a model between two steps. No gradient, weight or random stream is changed by them.
 
-When they are taken, and what becomes of the numbers, is `diagnostics`'. The fact a newcomer gets wrong: the residual
-stream and attention say that a run is going to diverge long before its loss does (Chameleon, arXiv 2405.09818, section
-2.3: output norms of the last layer grow without bound; arXiv 2303.06296: attention's entropy falls to nothing).
+When they run, and what becomes of the numbers, is `diagnostics`'. The residual stream and attention show that a run is
+going to diverge long before its loss does (Chameleon, arXiv 2405.09818, section 2.3: output norms of the last layer
+grow without bound; arXiv 2303.06296: attention's entropy falls to nothing).
 
-Shapes: B rows, N tokens, H width, h heads, d width of a head, Q queries that are looked at.
+Shapes: B rows, N tokens, H width, h heads, d width of a head, Q queries at which attention is measured.
 """
 
 import contextlib
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-WRAPPERS = ("module", "model", "base_model", "vq_model", "_orig_mod")  # components of names that say nothing
-QUERIES = 128  # of one row, evenly spaced: what attention is measured at
+from hybridgen.training.distributed.sharding import full
+
+WRAPPERS = ("module", "model", "base_model", "vq_model", "_orig_mod")  # parts of names that name no part of a model
+QUERIES = 128  # of one row, evenly spaced, at which attention is measured
 
 # ------------------------------------------------------------------------------------------------------- gradients
 
@@ -30,25 +32,24 @@ def part_of(name: str) -> str:
 
 
 def gradients(model: nn.Module) -> dict[str, list[Tensor]]:
-    """The gradients of the trainable parameters, by part; one that is not there is a single 0."""
-    found: dict[str, list[Tensor]] = {}
+    """The gradients of the trainable parameters, by part; a single 0 for one that has none."""
+    by_part: dict[str, list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             gradient = torch.zeros((), device=parameter.device) if parameter.grad is None else parameter.grad.detach()
-            found.setdefault(part_of(name), []).append(gradient)
-    return found
+            by_part.setdefault(part_of(name), []).append(gradient)
+    return by_part
 
 
 def dot(first: list[Tensor], second: list[Tensor]) -> Tensor:
-    """The inner product of two lists of gradients, in fp32, and whole where they are sharded (DTensors)."""
+    """The inner product of two lists of gradients, in fp32, over all ranks where they are sharded."""
     products = ((a.float() * b.float()).sum() for a, b in zip(first, second, strict=True))
-    product = reduce(torch.add, products)
-    return product.full_tensor() if hasattr(product, "full_tensor") else product
+    return full(reduce(torch.add, products))
 
 
 def norms(model: nn.Module) -> dict[str, float]:
-    """`gradient_norm/PART` of the gradients that are there."""
-    squares = {part: dot(found, found) for part, found in gradients(model).items()}
+    """`gradient_norm/PART` of the model's gradients."""
+    squares = {part: dot(each, each) for part, each in gradients(model).items()}
     return {f"gradient_norm/{part}": value**0.5 for part, value in _numbers(squares).items()}
 
 
@@ -62,38 +63,38 @@ def compare(first: dict[str, list], second: dict[str, list], names: tuple[str, s
         b = second[part]
         products[part] = torch.stack([dot(a, a), dot(a, b), dot(b, b)])
     products["all"] = sum(products.values())
-    found = {}
+    numbers = {}
     for part, (aa, ab, bb) in _numbers(products).items():
         for name, square in zip(names, (aa, bb), strict=True):
             if square:
-                found[f"gradient_norm_{name}/{part}"] = square**0.5
+                numbers[f"gradient_norm_{name}/{part}"] = square**0.5
         if aa and bb:
-            found[f"gradient_cosine/{part}"] = ab / math.sqrt(aa * bb)
-    return found
+            numbers[f"gradient_cosine/{part}"] = ab / math.sqrt(aa * bb)
+    return numbers
 
 
 def _numbers(tensors: dict[str, Tensor]) -> dict:
-    """Tensors of one shape as numbers, fetched from the device at once."""
+    """Tensors of one shape as numbers, copied from the device in one go."""
     return dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True)) if tensors else {}
 
 
 @contextlib.contextmanager
-def untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Inside there are no gradients; afterwards gradients and random streams are what they were, bit for bit."""
+def preserve_grads_and_rng(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Inside, there are no gradients; afterwards gradients and random streams are what they were, bit for bit."""
     parameters = list(model.parameters())
     before = [parameter.grad for parameter in parameters]
     devices = [device] if device.type == "cuda" else []
     try:
         with torch.random.fork_rng(devices):
-            forget(model)
+            drop_grads(model)
             yield
     finally:
         for parameter, gradient in zip(parameters, before, strict=True):
             parameter.grad = gradient
 
 
-def forget(model: nn.Module) -> None:
-    """Let go of the gradients, which are not written to: someone else may hold them."""
+def drop_grads(model: nn.Module) -> None:
+    """Set all gradients to None. Their tensors are left as they are, as `preserve_grads_and_rng` keeps some."""
     for parameter in model.parameters():
         parameter.grad = None
 
@@ -102,9 +103,9 @@ def forget(model: nn.Module) -> None:
 
 
 def attention_entropy(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """Entropy (h, Q) in nats of what each query attends to: q (h, Q, d), k (h, N, d), mask (1, Q, N) boolean or added.
+    """Entropy (h, Q) in nats of each query's attention: q (h, Q, d), k (h, N, d), mask (1, Q, N) boolean or additive.
 
-    A query that sees one key has 0; one that sees n alike has log n.
+    It is 0 for a query that attends to one key, log n for one that attends to n alike.
     """
     scores = (query.float() @ key.float().transpose(-1, -2)) * scaling  # h, Q, N
     if mask is not None:
@@ -112,31 +113,32 @@ def attention_entropy(query: Tensor, key: Tensor, mask: Tensor | None, scaling: 
     return torch.special.entr(scores.softmax(-1)).sum(-1)
 
 
-class Inside:
-    """What one forward shows of a backbone and its heads; a context manager around that forward, without gradient.
+class ActivationProbe:
+    """Measures a backbone and its heads in one forward: a context manager around that forward, without gradient.
 
     Args:
         backbone: a decoder of transformers, with `layers`.
-        heads: modules that make logits, by name.
-        real: (B, N) true on tokens of documents.
+        heads: modules whose outputs are logits, by name.
+        real: (B, N) true on tokens of documents, false on padding.
     """
 
     def __init__(self, backbone: nn.Module, heads: dict[str, nn.Module], real: Tensor):
         self.backbone, self.heads, self.real = backbone, heads, real
         self._numbers: dict[str, Tensor] = {}
         self._layer_of = {module: i for i, layer in enumerate(backbone.layers) for module in layer.modules()}
-        places = real[0].nonzero()[:, 0]
-        self._queries = places[torch.linspace(0, len(places) - 1, min(QUERIES, len(places))).long().to(places.device)]
+        positions = real[0].nonzero()[:, 0]
+        chosen = torch.linspace(0, len(positions) - 1, min(QUERIES, len(positions))).long()
+        self._queries = positions[chosen.to(positions.device)]
 
     def numbers(self) -> dict[str, float]:
         """
         output_rms/layer_00      root mean square of the residual stream after a layer, over tokens and width
-        attention_entropy/...    mean over heads and queries of the first row; attention_entropy_least/...: of one head
+        attention_entropy/...    mean over heads and queries of the first row; attention_entropy_least/...: least head
         max_logit/text, code     largest absolute logit
         """
         return _numbers(self._numbers)
 
-    def __enter__(self) -> "Inside":
+    def __enter__(self) -> "ActivationProbe":
         config = self.backbone.config
         self._implementation, config._attn_implementation = config._attn_implementation, "sdpa"
         ALL_ATTENTION_FUNCTIONS["sdpa"] = self._attend
@@ -151,7 +153,7 @@ class Inside:
             hook.remove()
 
     def _attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask, **kwargs):
-        """SDPA as transformers calls it, measured on the way: q (B, h, N, d), mask (B, 1, N, N)."""
+        """SDPA as transformers calls it, whose attention is also measured: q (B, h, N, d), mask (B, 1, N, N)."""
         if module in self._layer_of and len(self._queries):
             keys = repeat_kv(key[:1], query.shape[1] // key.shape[1])[0]  # h, N, d
             mask = None if attention_mask is None else attention_mask[0][:, self._queries]

@@ -1,7 +1,7 @@
-"""The numbers of a training step, gathered from one log to the next, and what is logged of them.
+"""The numbers of training steps, added up from one log to the next.
 
-Where they go (metrics.jsonl, a bar, wandb) is `tracking`'s. The fact a newcomer gets wrong: sums and counts are added
-up and divided once, at the log; a mean of means would weigh a step of ten tokens like one of a million.
+Where they go (metrics.jsonl, a bar, wandb) is `tracking`'s. Sums and counts are divided once, at the log: a mean of
+means would weigh a step of ten tokens like one of a million.
 """
 
 import time
@@ -15,14 +15,14 @@ from hybridgen.training.protocols import Stage
 class Meter:
     """What happened since the last log, over all processes.
 
-    `tally` (2, kinds + 1) holds the sums of each loss and, last, the batches' size; below them the counts and, last,
-    how much would have fitted.
+    `tally` (2, kinds + 1): the sum of each loss and the size of the batches; below them the counts and how much would
+    have fitted into the batches.
     """
 
     def __init__(self, stage: Stage):
         self.stage = stage
         self.tally = torch.zeros(2, len(stage.kinds) + 1, dtype=torch.float64)
-        self.waited = 0.0  # seconds for data
+        self.waited = 0.0  # seconds spent waiting for data
         self.since = time.monotonic()
 
     def add_size(self, size: Tensor) -> None:
@@ -35,11 +35,11 @@ class Meter:
         self.tally[1, :-1] += counts
 
     def pause(self, seconds: float) -> None:
-        """Time that is not training's."""
+        """Leave out time that was not spent on training."""
         self.since += seconds
 
     def read(self) -> dict[str, float]:
-        """The numbers since the last time this was asked; no loss where every step since then was skipped."""
+        """The numbers since the last call; no loss where every step since then was skipped."""
         now = time.monotonic()
         seconds = now - self.since
         sums, counts = self.tally
@@ -55,7 +55,7 @@ class Meter:
         return self._weighted(self._means(sums, counts))
 
     def means(self, sums: Tensor, counts: Tensor, prefix: str = "") -> dict[str, float]:
-        """That, the mean loss of each kind, and what the stage makes of them."""
+        """The total loss, the mean loss of each kind, and what the stage derives from them (`Stage.describe`)."""
         means = self._means(sums, counts)
         named = {"loss": self._weighted(means), **{f"loss/{kind}": mean for kind, mean in means.items()}}
         return {prefix + name: value for name, value in (named | self.stage.describe(means)).items()}

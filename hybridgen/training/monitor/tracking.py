@@ -1,8 +1,8 @@
-"""What a run tells of itself: `metrics.jsonl` always, a progress bar, and Weights & Biases when it can be had.
+"""Where a run's numbers go: `metrics.jsonl` always, a progress bar, and Weights & Biases if it is available.
 
-Numbers come ready made from the trainer; nothing is computed here but time left. The fact a newcomer gets wrong: a
-tracker must never stop or slow a run. Without a key wandb is left out with one sentence, without a network it logs
-offline, to be sent later; and where stderr is no terminal the bar becomes one line each log step.
+The trainer computes the numbers; only the time left is computed here. A tracker never stops or slows a run: without a
+key wandb is left out with one sentence, without a network it logs offline, to be sent later. Where stderr is no
+terminal, the bar becomes one line each log step.
 """
 
 import json
@@ -15,44 +15,41 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from hybridgen.core.figures import save
+from hybridgen.core.files import write_whole
 from hybridgen.data.broken import Broken
 from hybridgen.training.config.schema import WandbConfig
 
-ANSWER_SECONDS, FINISH_SECONDS = 20.0, 60.0  # that wandb has to begin and to send what is left
+WANDB_START_SECONDS, WANDB_FINISH_SECONDS = 20.0, 60.0  # how long wandb may take to connect, and to upload at the end
 
 
 def say(sentence: str) -> None:
-    """One sentence to the person who watches, above the bar if there is one."""
+    """Print one sentence to stderr, above the bar if there is one."""
     tqdm.write(f"hybridgen: {sentence}", file=sys.stderr)
 
 
 def list_broken(file: Path, broken: list[Broken]) -> None:
-    """Write the broken records, one a line, and say how many there are; nothing where that was said before."""
+    """Write the broken records, one a line, and print how many there are; not again where the file says so already."""
     lines = "".join(json.dumps(each._asdict()) + "\n" for each in broken)
     if file.is_file() and file.read_text(encoding="utf-8") == lines:
         return
-    aside = file.with_name(f"{file.name}.tmp")
-    aside.write_text(lines, encoding="utf-8")
-    os.replace(aside, file)
+    write_whole(file, lines)
     say(f"{len(broken)} broken record{'s are' if len(broken) > 1 else ' is'} skipped, see {file}")
 
 
-class Metrics:
-    """`metrics.jsonl`: one JSON object a line, one line a step that has something to say.
+class StepLog:
+    """A file of one JSON object a line, each of a step: `metrics.jsonl`, `skipped.jsonl`.
 
     Args:
-        path: the file.
-        step: the step that was restored; what an interrupted run wrote after it is cut off.
+        step: the run goes on from this step; lines that an interrupted run wrote after it are removed.
     """
 
     def __init__(self, path: Path, step: int):
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-            aside = path.with_name(path.name + ".tmp")
-            aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-            os.replace(aside, path)
+            lines = path.read_text(encoding="utf-8").splitlines()
+            write_whole(path, "".join(line + "\n" for line in lines if _step_of(line) <= step))
 
     def write(self, record: dict) -> None:
         try:
@@ -63,7 +60,7 @@ class Metrics:
 
 
 def _step_of(line: str) -> float:
-    """The step of a line; a line cut short by a kill belongs after everything."""
+    """The step of a line; infinite for a line cut short by a kill, which is removed."""
     try:
         return json.loads(line)["step"]
     except (json.JSONDecodeError, KeyError, TypeError):
@@ -71,11 +68,11 @@ def _step_of(line: str) -> float:
 
 
 class Tracker:
-    """All of a run's outlets together; silent in every process but the main one.
+    """`metrics.jsonl`, bar and wandb together; silent in every process but the main one.
 
     Args:
         steps: of the whole run; `step` of them are done.
-        run_id: of an earlier wandb run to go on with.
+        run_id: of an earlier wandb run to continue.
     """
 
     def __init__(
@@ -86,7 +83,7 @@ class Tracker:
         if not is_main:
             self._metrics = self._run = self._bar = None
             return
-        self._metrics = Metrics(folder / "metrics.jsonl", step)
+        self._metrics = StepLog(folder / "metrics.jsonl", step)
         terminal = sys.stderr.isatty()
         self._bar = tqdm(total=steps, initial=step, dynamic_ncols=True, disable=not terminal, smoothing=0.05)
         self._run = start_wandb(folder, settings, config, run_id)
@@ -102,7 +99,7 @@ class Tracker:
             self._bar.update(step - self._bar.n)
 
     def log(self, record: dict, progress: float) -> None:
-        """A step's numbers, under the names that `metrics.jsonl` has them by."""
+        """A step's numbers, under their names in `metrics.jsonl`."""
         if not self.is_main:
             return
         self._metrics.write(record)
@@ -116,14 +113,11 @@ class Tracker:
             print(f"step {record['step']}/{self.steps}  {shown}{self._left(progress)}", file=sys.stderr, flush=True)
 
     def picture(self, step: int, path: Path, image: Image.Image) -> None:
-        """Save a picture of samples, and show it where pictures are shown."""
+        """Save a picture of samples, and send it to wandb."""
         if self.is_main:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_suffix(".tmp")
-            image.save(aside, format="PNG")
-            os.replace(aside, path)
+            save(image, path)
             if self._run:
-                import wandb  # slow, and only here when it is used already
+                import wandb  # imported already, as there is a run
 
                 self._run.log({"samples": wandb.Image(image)}, step=step)
 
@@ -134,7 +128,7 @@ class Tracker:
                 self._run.finish()
 
     def _left(self, progress: float) -> str:
-        """Time left at the pace so far, of this process."""
+        """Time left at this process' pace so far; nothing at the first log, which has no pace yet."""
         if self._first is None:
             self._first = (time.monotonic(), progress)
             return ""
@@ -143,8 +137,8 @@ class Tracker:
 
 
 def summary(record: dict) -> str:
-    """`loss 1.234 (text 0.500, diffusion 0.734)  lr 3.0e-04  12,345 tokens/s`; by entry of the mixture where losses are
-    told by entry."""
+    """`loss 1.234 (text 0.500, diffusion 0.734)  lr 3.0e-04  12,345 tokens/s`; by entry of the mixture where the record
+    has losses by entry."""
     entries = {key[7:-5]: value for key, value in record.items() if key.startswith("source/") and key.endswith("/loss")}
     kinds = {key[5:]: value for key, value in record.items() if key.startswith("loss/")}
     parts = [f"{name} {value:.3f}" for name, value in (entries or kinds).items()]
@@ -154,17 +148,17 @@ def summary(record: dict) -> str:
 
 
 def start_wandb(folder: Path, settings: WandbConfig, config: dict, run_id: str | None):
-    """A wandb run, offline if it cannot be had online, or None and a sentence: neither is a reason not to train."""
+    """A wandb run, offline if it cannot be online, or None and a sentence: neither is a reason not to train."""
     if settings.mode == "disabled":
         return None
     if settings.mode == "online" and not _has_key():
         say("wandb.mode is 'online', but there is no API key (WANDB_API_KEY or `wandb login`): logging locally only")
         return None
-    import wandb  # most of a second, which only those who use it pay
+    import wandb  # takes most of a second, so only where it is used
 
-    limits = {"init_timeout": ANSWER_SECONDS}
-    if "finish_timeout" in wandb.Settings.model_fields:  # newer versions; at the end of a run they wait for ever
-        limits["finish_timeout"] = FINISH_SECONDS
+    limits = {"init_timeout": WANDB_START_SECONDS}
+    if "finish_timeout" in wandb.Settings.model_fields:  # versions that have it would else wait for ever at the end
+        limits["finish_timeout"] = WANDB_FINISH_SECONDS
     for mode in dict.fromkeys((settings.mode, "offline")):
         try:
             return wandb.init(
@@ -184,7 +178,7 @@ def start_wandb(folder: Path, settings: WandbConfig, config: dict, run_id: str |
 
 
 def _has_key() -> bool:
-    """Whether wandb would find credentials; asking wandb itself prompts on a terminal."""
+    """Whether wandb would find an API key. Its own login function would prompt for one on a terminal."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").partition("://")[2].partition("/")[0]

@@ -1,9 +1,8 @@
 """The moving average of the trainable weights: what is validated, sampled from and saved at the end.
 
 The arithmetic is that of diffusers' `EMAModel` (decay min(decay, (1 + t) / (10 + t))), on the rows that a process
-holds: where weights are sharded so is their average, and no process has more of it. The fact a newcomer gets wrong: to
-apply the average is to exchange it with the weights, tensor by tensor, so there is never a third copy of the model;
-inside, nothing may be saved or updated.
+holds: where weights are sharded, so is their average. To apply the average, it is swapped with the weights, tensor by
+tensor, so there is never a third copy of the model; meanwhile nothing may be saved or updated.
 """
 
 import contextlib
@@ -33,36 +32,36 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights of an optimizer step."""
+        """Move towards the weights after an optimizer step."""
         self.updates += 1
         step = self.updates - 1
         decay = min(self.decay, (1 + step) / (10 + step)) if step else 0.0
-        now = [local(weight).to(average.device) for weight, average in self._pairs()]
-        torch._foreach_lerp_(self._averages, now, 1 - decay)
+        weights = [local(weight).to(average.device) for weight, average in self._pairs()]
+        torch._foreach_lerp_(self._averages, weights, 1 - decay)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Inside, the model holds the average; afterwards its own weights again, bit for bit."""
-        self._exchange()
+        self._swap()
         try:
             yield
         finally:
-            self._exchange()
+            self._swap()
 
     @torch.no_grad()
-    def _exchange(self) -> None:
+    def _swap(self) -> None:
         for weight, average in self._pairs():
-            mine = local(weight)
-            before = mine.to(average.device, copy=True)
-            mine.copy_(average)
+            rows = local(weight)
+            before = rows.to(average.device, copy=True)
+            rows.copy_(average)
             average.copy_(before)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The average by name, in the form of the weights: DTensors of the same rows, where they are sharded."""
+        """The average by name: DTensors, where the weights are sharded."""
         return {name: as_shard(average, w) for name, (w, average) in zip(self._names, self._pairs(), strict=True)}
 
     def load_state_dict(self, averages: dict[str, Tensor], updates: int) -> None:
-        """Continue an average that has taken in `updates` steps; sharded as the weights are, or whole."""
+        """Continue an average after `updates` steps; sharded as the weights are, or whole."""
         for name, (weight, average) in zip(self._names, self._pairs(), strict=True):
             saved = averages[name]
             average.copy_(local(saved) if isinstance(saved, DTensor) else local_part(saved, weight))

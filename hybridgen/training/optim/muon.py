@@ -2,12 +2,12 @@
 
 Muon (Jordan et al. 2024; scaling after Liu et al., arXiv 2502.16982) orthogonalises the momentum of each matrix. Unlike
 `torch.optim.Muon`, matrices of one shape are orthogonalised together: on a GPU, few large launches instead of many
-small ones. The fact a newcomer gets wrong: on a CPU neither is faster, both run at the peak of bf16 products. On one
-Zen 4 core, six layers of width 192 take 95 ms a step (torch's 99), four of width 256 beside a small tower 160 ms, which
-is 9 % of a step of 3.8 M parameters and 5,600 tokens; AdamW takes 3. Fewer iterations or larger batches cost less.
+small ones. On a CPU this is no faster, as both run at the peak of bf16 products: on one Zen 4 core, six layers of width
+192 take 95 ms a step (torch's 99), four of width 256 beside a small tower 160 ms, which is 9 % of a step of 3.8 M
+parameters and 5,600 tokens; AdamW takes 3.
 
-Where weights are sharded (FSDP2), all that is elementwise is done on the rows that a process holds; a matrix that is to
-be orthogonalised is gathered, and every process does the same work on it: exact, but not shared.
+Where weights are sharded (FSDP2), elementwise operations run on the rows that a process holds; a matrix is gathered to
+be orthogonalised, and every process does the same work on it: exact, but not shared.
 
 Shapes: L matrices of one shape, m x n each.
 """
@@ -34,7 +34,9 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def __init__(self, params: list[dict], betas, eps: float, momentum: float, steps: int, scale: str):
         defaults = {"lr": 1e-3, "muon": False, "weight_decay": 0.0, "betas": betas, "eps": eps, "momentum": momentum}
-        fused = {"fused": True}  # then torch moves the step counts, too, to the parameters' device on loading a state
+        fused = {
+            "fused": True
+        }  # so that torch moves the step counts as well to the parameters' device when it loads a state
         super().__init__(params, {**defaults, **fused, "steps": steps, "scale": scale})
 
     @torch.no_grad()
@@ -80,8 +82,8 @@ class MuonAdamW(torch.optim.Optimizer):
             momenta = [local(self.state[parameter]["momentum_buffer"]) for parameter in alike]
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             nesterov = torch._foreach_lerp(gradients, momenta, group["momentum"])
-            wholes = [full(as_shard(rows, parameter)) for rows, parameter in zip(nesterov, alike, strict=True)]
-            updates = orthogonalise(torch.stack(wholes), group["steps"]).to(alike[0].dtype)  # L, m, n
+            momenta_full = [full(as_shard(rows, parameter)) for rows, parameter in zip(nesterov, alike, strict=True)]
+            updates = orthogonalise(torch.stack(momenta_full), group["steps"]).to(alike[0].dtype)  # L, m, n
             updates = [local_part(update, parameter) for update, parameter in zip(updates, alike, strict=True)]
             weights = [local(parameter) for parameter in alike]
             if group["weight_decay"]:
@@ -91,14 +93,14 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def update_scale(scale: str, rows: int, columns: int) -> float:
-    """What an orthogonal update of this shape is multiplied by, beside the learning rate."""
+    """The factor of an orthogonal update of this shape, beside the learning rate."""
     if scale == "original":
         return math.sqrt(max(1.0, rows / columns))
     return 0.2 * math.sqrt(max(rows, columns))
 
 
 def orthogonalise(matrices: Tensor, steps: int, eps: float = 1e-7) -> Tensor:
-    """(L, m, n) -> the nearest (semi-)orthogonal matrices, roughly: singular values come to lie around 1.
+    """(L, m, n) -> roughly the nearest (semi-)orthogonal matrices: all singular values near 1.
 
     1. Work on wide matrices, so that the products are of the short side.
     2. Bring every singular value below 1, by the Frobenius norm.

@@ -1,8 +1,8 @@
 """Which parameters learn, how fast, and when: groups by part of the model, AdamW or Muon beside it, the schedule.
 
-The update rules stand in `muon`. The schedule is a pure function of progress, so resuming needs no state of it. The
-fact a newcomer gets wrong: settings follow the *config*, also after a resume; of the saved optimizer only its moments
-are kept, so a run goes on with the learning rate that its config now says.
+The update rules stand in `muon`. The schedule is a pure function of progress, so a state holds nothing of it. Settings
+follow the config, also after a resume: only the moments of a saved optimizer are used, so a run goes on with the
+learning rate that its config says now.
 """
 
 import math
@@ -16,7 +16,7 @@ from hybridgen.training.optim.muon import MuonAdamW
 
 
 def freeze(model: nn.Module, groups: list[GroupConfig]) -> None:
-    """Take frozen parts out of the graph; everything else stays as the model has it.
+    """Freeze the parameters of frozen groups; all others stay as the model has them.
 
     Raises:
         ValueError: a group matches no parameter, or nothing is left to train.
@@ -48,7 +48,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig, groups: list[Gro
     `base_lr` is the rate before the schedule. Biases, norms and embeddings do not decay.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    made: dict[tuple, dict] = {}
+    by_settings: dict[tuple, dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -61,12 +61,13 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig, groups: list[Gro
         if parameter.ndim < 2 or id(parameter) in embeddings:
             decay = 0.0
         settings = {"muon": muon, "base_lr": lr, "weight_decay": decay}
-        made.setdefault(tuple(settings.values()), {**settings, "lr": lr, "params": []})["params"].append(parameter)
-    return list(made.values())
+        alike = by_settings.setdefault(tuple(settings.values()), {**settings, "lr": lr, "params": []})
+        alike["params"].append(parameter)
+    return list(by_settings.values())
 
 
 def is_hidden_matrix(name: str, parameter: torch.Tensor) -> bool:
-    """Whether Muon is for this parameter: a matrix inside a transformer stack (`layers.N`), no embedding, no head."""
+    """Whether Muon can train this parameter: a matrix inside a transformer stack (`layers.N`), no embedding or head."""
     return parameter.ndim == 2 and re.search(r"\.layers\.\d+\.", name) is not None
 
 
@@ -74,15 +75,15 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, groups: list[Grou
     """One optimizer for all trainable parameters.
 
     Raises:
-        ValueError: Muon is asked for, and no trainable matrix inside a stack is there.
+        ValueError: the config says Muon, but there is no trainable matrix inside a stack.
     """
-    made = parameter_groups(model, config, groups)
-    if config.name == "muon" and not any(group["muon"] for group in made):
+    params = parameter_groups(model, config, groups)
+    if config.name == "muon" and not any(group["muon"] for group in params):
         raise ValueError(
             "optimizer.name is 'muon', but no trainable matrix stands inside a transformer stack; use 'adamw'"
         )
     return MuonAdamW(
-        made,
+        params,
         betas=tuple(config.betas),
         eps=config.eps,
         momentum=config.muon_momentum,

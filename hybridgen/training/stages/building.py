@@ -1,8 +1,8 @@
-"""What a model stage is made of, from its config: sources, tokenizer, codecs, model, processor.
+"""The parts of a model stage, from its config: sources, tokenizer, codecs, model, processor.
 
-The cheapest comes first (sources are opened and checked before a weight is made), and nothing here is random beside the
-model's initial weights, which `seed` decides. The fact a newcomer gets wrong: the tokenizer of a model from scratch is
-trained once a run and kept in its folder, so that a run which goes on does not depend on its sources being the same.
+The cheapest comes first: sources are opened and checked before a weight is made. Only the model's initial weights are
+random; `seed` decides them. The tokenizer of a model from scratch is trained once a run and saved in its folder, so a
+run that goes on does not depend on its sources being the same.
 """
 
 from collections.abc import Iterator
@@ -49,10 +49,10 @@ def build_parts(config: TrainConfig) -> Parts:
     vq = None if config.codec.vq is None else load_vq(config.codec.vq)
     vae = None if config.codec.vae is None else load_vae(config.codec.vae)
     if config.model.from_pretrained is not None:
-        given = load_pipeline(config.model.from_pretrained)
-        given.model.float()  # half precision loses the small steps of an optimizer; autocast is what makes it fast
-        vq, vae = given.vq_model if vq is None else vq, given.vae if vae is None else vae
-        pipeline = HybridGenPipeline(given.model, given.processor, given.scheduler, vae, vq, given.sampling_defaults)
+        start = load_pipeline(config.model.from_pretrained)
+        start.model.float()  # half precision loses the small steps of an optimizer; autocast makes training fast
+        vq, vae = start.vq_model if vq is None else vq, start.vae if vae is None else vae
+        pipeline = HybridGenPipeline(start.model, start.processor, start.scheduler, vae, vq, start.sampling_defaults)
         return Parts(pipeline, tasks, validation)
     tokenizer = build_or_load_tokenizer(config, tasks)
     model = build_model(config.model, tokenizer, config.seed)
@@ -70,14 +70,14 @@ def build_parts(config: TrainConfig) -> Parts:
 
 
 def build_processor(config: TrainConfig, tasks: list[Task]) -> HybridGenProcessor:
-    """The processor of a run without its model: a tokenizer from scratch is trained, and not kept.
+    """The processor of a run without its model: a tokenizer from scratch is trained, and not saved.
 
     Raises:
         ValueError: a file is missing or of another kind; in one sentence.
     """
     if config.model.from_pretrained is not None:
         return HybridGenProcessor.from_pretrained(config.model.from_pretrained)
-    tokenizer = build_or_load_tokenizer(config, tasks, keep=False)
+    tokenizer = build_or_load_tokenizer(config, tasks, save=False)
     hybrid = hybrid_config(config.model, vocab_size=len(tokenizer), **image_token_ids(tokenizer))
     factors = codec_factors(hybrid, config.codec)
     return HybridGenProcessor.for_config(
@@ -88,7 +88,7 @@ def build_processor(config: TrainConfig, tasks: list[Task]) -> HybridGenProcesso
 def build_model(
     config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> HybridGenForConditionalGeneration:
-    """Random weights of this seed, and pretrained ones where parts are named."""
+    """Random weights of this seed, and pretrained ones of the parts that the config names."""
     hybrid = hybrid_config(config, vocab_size=len(tokenizer), **image_token_ids(tokenizer))
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(hybrid.text_config, name, getattr(tokenizer, name))
@@ -106,19 +106,19 @@ def build_model(
             model.lm_head.load_state_dict(language_model.get_output_embeddings().state_dict())
     if config.vision_model is not None:
         tower = AutoModel.from_pretrained(config.vision_model, dtype=torch.float32)
-        tower = getattr(tower, "vision_model", tower)  # of a SigLIP with both towers, the one that sees
-        kept = model.model.vision_model.state_dict().keys()  # all but a pooling head
+        tower = getattr(tower, "vision_model", tower)  # a SigLIP may hold a text tower as well
+        ours = model.model.vision_model.state_dict().keys()  # all but a pooling head
         model.model.vision_model.load_state_dict(
-            {name: value for name, value in tower.state_dict().items() if name in kept}
+            {name: value for name, value in tower.state_dict().items() if name in ours}
         )
     return model
 
 
 @torch.no_grad()
 def start_from_codebook(model: HybridGenForConditionalGeneration, codebook: Tensor, seed: int) -> None:
-    """Let codes that look alike start alike: their embeddings, and their rows of the generation head, are random
-    projections of the codebook (V, D). Otherwise what is learnt of one code says nothing of those like it: code loss
-    3.1 instead of 1.5 after 320 steps of an early demo."""
+    """Let similar codes start with similar weights: their embeddings, and their rows of the generation head, become
+    random projections of the codebook (V, D). Otherwise what is learnt of one code is not learnt of similar ones: code
+    loss 3.1 instead of 1.5 after 320 steps of an early demo."""
     vectors = (codebook - codebook.mean(0)).float()
     generator = torch.Generator().manual_seed(seed)
     embeddings, rows = model.model.generation_embeddings.weight, model.model.generation_head.vision_head.weight
@@ -127,31 +127,31 @@ def start_from_codebook(model: HybridGenForConditionalGeneration, codebook: Tens
         weight.copy_(projected / projected.std() * std)
 
 
-def build_or_load_tokenizer(config: TrainConfig, tasks: list[Task], keep: bool = True) -> PreTrainedTokenizerBase:
+def build_or_load_tokenizer(config: TrainConfig, tasks: list[Task], save: bool = True) -> PreTrainedTokenizerBase:
     """The tokenizer of a pretrained part, of a folder, of this run when it goes on, or one trained now."""
-    settings, kept = config.model.tokenizer, Path(config.output_dir) / "tokenizer"
+    settings, saved = config.model.tokenizer, Path(config.output_dir) / "tokenizer"
     folder = settings.path or config.model.language_model
-    if folder is None and config.resume != "never" and saved_steps(kept.parent / "state") and kept.is_dir():
-        folder = str(kept)
+    if folder is None and config.resume != "never" and saved_steps(saved.parent / "state") and saved.is_dir():
+        folder = str(saved)
     if folder is not None:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         add_image_tokens(tokenizer)
         return tokenizer
     tokenizer = build_tokenizer(texts(tasks, settings.samples), settings.vocab_size)
-    if keep:
-        tokenizer.save_pretrained(kept)
+    if save:
+        tokenizer.save_pretrained(saved)
     return tokenizer
 
 
 def texts(tasks: list[Task], samples: int) -> Iterator[str]:
-    """The texts of `samples` records, taken from all tasks in turn."""
+    """The texts of about `samples` records, the same number from each task."""
+    per_task = -(-samples // len(tasks))
     for task in tasks:
-        wanted = -(-samples // len(tasks))
-        for cursor in range(wanted if task.records is None else min(task.records, wanted)):
+        for cursor in range(per_task if task.records is None else min(task.records, per_task)):
             try:
                 messages = task[task.index(cursor)]["messages"]
             except ValueError:
-                continue  # broken; the mixture lists it
+                continue  # broken: the mixture lists it
             for message in messages:
                 yield from (part["text"] for part in parts(message) if part["type"] == "text")
 

@@ -1,4 +1,4 @@
-"""Choosing codes among latents: k-means, and latents that no code is near. Deterministic, given a generator.
+"""Choosing codes among latents: k-means, and latents far from every code. Deterministic, given a generator.
 
 Shapes: T latents of width D, V codes.
 """
@@ -12,25 +12,25 @@ def kmeans(latents: Tensor, count: int, generator: torch.Generator, iterations: 
 
     Lloyd's algorithm from random latents; a centre that loses all its latents starts again at one far from its own.
     """
-    centres = choose(latents, torch.ones(len(latents)), count, generator)
+    centres = draw(latents, torch.ones(len(latents)), count, generator)
     for _ in range(iterations):
         distances, nearest = torch.cdist(latents, centres).min(1)  # T, T
         sizes = torch.bincount(nearest, minlength=count).to(latents)
         sums = torch.zeros_like(centres).index_add_(0, nearest, latents)
         centres = sums / sizes.clamp(min=1)[:, None]
         if (empty := (sizes == 0).nonzero()[:, 0]).numel():
-            centres[empty] = choose(latents, distances.square(), len(empty), generator)
+            centres[empty] = draw(latents, distances.square(), len(empty), generator)
     return centres, sizes
 
 
 def choose_far(latents: Tensor, codebook: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """(count, D) of the latents, likelier the farther they are from the nearest code."""
+    """Draw (count, D) of the latents, with weights of the squared distance to the nearest code."""
     distances = torch.cdist(latents, codebook).min(1).values
-    return choose(latents, distances.square(), count, generator)
+    return draw(latents, distances.square(), count, generator)
 
 
-def choose(latents: Tensor, weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """(count, D) of the latents, drawn by weight; the same one twice only when there are fewer than `count`."""
+def draw(latents: Tensor, weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draw (count, D) of the latents by weight, without replacement unless there are fewer than `count`."""
     if not count:
         return latents[:0]
     weights = weights.cpu().double() + 1e-12

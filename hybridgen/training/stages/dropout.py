@@ -1,8 +1,7 @@
 """Dropout where decoders of transformers have none: on what attention and feed-forward add to the residual stream.
 
 Chameleon-7B needs it to stay stable (arXiv 2405.09818, sec. 2.3). It belongs to a run, not to a model: nothing of it is
-saved, and outside of training nothing happens. The fact a newcomer gets wrong: a decoder's own `attention_dropout`
-drops attention weights, which is another thing.
+saved, and it is active in training only. (A decoder's own `attention_dropout` drops attention weights instead.)
 """
 
 from torch import nn
@@ -12,7 +11,7 @@ PARTS = ("self_attn", "mlp", "feed_forward")
 
 
 def add_dropout(backbone: nn.Module, rate: float) -> None:
-    """Drop `rate` of what each layer's attention and feed-forward put out, in training.
+    """Drop `rate` of the outputs of each layer's attention and feed-forward, in training.
 
     Raises:
         ValueError: the layers have no parts of those names.

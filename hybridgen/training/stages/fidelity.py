@@ -1,8 +1,7 @@
 """How near a reconstruction is to its picture, and how much of a codebook is used: PSNR, SSIM, use, perplexity.
 
-All are pure functions of what is shown: values outside [-1, 1] are clipped first, as a viewer clips them. The fact a
-newcomer gets wrong: a mean of PSNRs is not the PSNR of the mean error. `psnr` is each picture's own, as papers on
-codecs report it; the `psnr` that a run logs of its training batches is that of the mean error.
+Values outside [-1, 1] are clipped first, as a viewer clips them. `psnr` is each picture's own, as papers on codecs
+report it; the `psnr` that a run logs of its training batches is that of the mean error, which is another number.
 
 Shapes: I pictures, C channels, H x W pixels, V codes.
 """
@@ -49,13 +48,13 @@ def ssim(pictures: Tensor, others: Tensor) -> Tensor:
 
 
 def perplexity(usage: Tensor) -> float:
-    """How often each code is chosen (V,) -> exp of the entropy: as many codes, used evenly, would carry as much."""
+    """How often each code is chosen (V,) -> exp of the entropy: so many evenly used codes would carry as much."""
     shares = usage.double() / usage.double().sum().clamp(min=1e-12)
     return float(torch.exp(-torch.special.xlogy(shares, shares).sum()))
 
 
-class Tally:
-    """Sums over the pictures of a validation: `add` them, `reduce` over ranks, read `scores`.
+class ReconstructionScores:
+    """Sums over the pictures of a validation: `add` batches, `reduce` over ranks, read `scores`.
 
     Args:
         codes: size of the codebook; None = there is none.
@@ -68,23 +67,23 @@ class Tally:
 
     def add(self, pictures: Tensor, decoded: Tensor, codes: Tensor | None = None) -> None:
         self._has_ssim = min(pictures.shape[-2:]) >= WINDOW
-        near = ssim(pictures, decoded).sum() if self._has_ssim else torch.zeros(())
-        counted = torch.stack([torch.tensor(float(len(pictures))), psnr(pictures, decoded).sum().cpu(), near.cpu()])
-        self.sums += counted.to(self.sums)
+        of_ssim = ssim(pictures, decoded).sum() if self._has_ssim else torch.zeros(())
+        sums = [torch.tensor(float(len(pictures))), psnr(pictures, decoded).sum().cpu(), of_ssim.cpu()]
+        self.sums += torch.stack(sums).to(self.sums)
         if self.usage is not None:
             self.usage += torch.bincount(codes.flatten(), minlength=len(self.usage)).to(self.usage)
 
     def reduce(self, accelerator) -> None:
-        """Over all ranks; every rank has to call it."""
+        """Add the sums of all ranks; every rank has to call it."""
         self.sums = accelerator.reduce(self.sums, reduction="sum")
         if self.usage is not None:
             self.usage = accelerator.reduce(self.usage, reduction="sum")
 
     def scores(self) -> dict[str, float]:
-        """PSNR and SSIM (None below 11 pixels), and the share of codes that were chosen, with their perplexity."""
+        """Mean PSNR and SSIM (absent below 11 pixels), the share of codes that were chosen, and their perplexity."""
         count, of_psnr, of_ssim = self.sums.tolist()
-        made = {"psnr": of_psnr / count} | ({"ssim": of_ssim / count} if self._has_ssim else {})
+        scores = {"psnr": of_psnr / count} | ({"ssim": of_ssim / count} if self._has_ssim else {})
         if self.usage is not None:
-            made |= {"codebook_use": float((self.usage > 0).double().mean())}
-            made |= {"codebook_perplexity": perplexity(self.usage)}
-        return made
+            scores |= {"codebook_use": float((self.usage > 0).double().mean())}
+            scores |= {"codebook_perplexity": perplexity(self.usage)}
+        return scores

@@ -1,13 +1,12 @@
 """A distance between pictures as a vision model sees them: the squared difference of its features, layer by layer.
 
-It has the form of LPIPS (arXiv 1801.03924) without what makes it LPIPS, layer weights fitted to human judgement, and
-works on any transformers vision model that lies on disk. The fact a newcomer gets wrong: the features are those of a
-*frozen* model, but the gradient passes through it to the reconstruction; so it runs in training, and is in no state.
+It has the form of LPIPS (arXiv 1801.03924) without its layer weights, which were fitted to human judgement, and works
+with any transformers vision model on disk. The model is frozen and in no state, but gradients pass through it to the
+reconstruction.
 
 Shapes: I pictures, H x W pixels; a feature map is (I, D, h, w) or (I, N, D).
 """
 
-import json
 from pathlib import Path
 
 import torch
@@ -15,27 +14,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModel
 
+from hybridgen.core.files import read_json
 from hybridgen.training.config.codec import PerceptualConfig
 
-IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}  # where the folder says nothing
+DEFAULTS = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}  # ImageNet's
 
 
 class FeatureDistance:
     """
     Args:
         settings: which model, and which of its layers.
-        side: of the pictures, so that a model that cannot read them is refused here.
+        side: of the pictures, to refuse a model that cannot read them.
 
     Raises:
-        ValueError: the folder holds no vision model, or one that cannot be used so.
+        ValueError: the folder holds no vision model, or one that cannot be used in this way.
     """
 
     def __init__(self, settings: PerceptualConfig, side: int, device: torch.device):
         self.settings = settings
-        self.model = load_tower(settings.path).to(device)
-        normal = _normalisation(Path(settings.path))
-        self._mean, self._std = (torch.tensor(normal[key], device=device).view(3, 1, 1) for key in IMAGENET)
-        self._try(torch.zeros(1, 3, side, side, device=device))
+        self.model = load_vision_model(settings.path).to(device)
+        pixels = _normalisation(Path(settings.path))
+        self._mean, self._std = (torch.tensor(pixels[key], device=device).view(3, 1, 1) for key in DEFAULTS)
+        self._check_readable(torch.zeros(1, 3, side, side, device=device))
 
     def __call__(self, decoded: Tensor, pictures: Tensor) -> Tensor:
         """(I, 3, H, W) twice, in [-1, 1] -> (I,).
@@ -45,13 +45,13 @@ class FeatureDistance:
         3. The mean over places, then over layers.
         """
         with torch.no_grad():
-            wanted = self.features(pictures)
-        each = []
-        for feature, target in zip(self.features(decoded), wanted, strict=True):
+            targets = self.features(pictures)
+        distances = []
+        for feature, target in zip(self.features(decoded), targets, strict=True):
             channels = 1 if feature.ndim == 4 else -1
             difference = F.normalize(feature.float(), dim=channels) - F.normalize(target.float(), dim=channels)
-            each.append(difference.pow(2).sum(channels).flatten(1).mean(1))
-        return torch.stack(each).mean(0)
+            distances.append(difference.pow(2).sum(channels).flatten(1).mean(1))
+        return torch.stack(distances).mean(0)
 
     def features(self, pictures: Tensor) -> list[Tensor]:
         """Pictures (I, 3, H, W) in [-1, 1] -> the chosen hidden states."""
@@ -67,8 +67,8 @@ class FeatureDistance:
         return self.model(pixel_values=pixels, output_hidden_states=True).hidden_states
 
     @torch.no_grad()
-    def _try(self, pictures: Tensor) -> None:
-        """Find out before the first step whether the model takes these pictures and gives these layers."""
+    def _check_readable(self, pictures: Tensor) -> None:
+        """Refuse, before the first step, a model that does not take these pictures or has not these layers."""
         path, layers = self.settings.path, self.settings.layers
         try:
             states = self._hidden_states(pictures)
@@ -84,8 +84,8 @@ class FeatureDistance:
             raise ValueError(f"perceptual.layers has {wrong[0]}, but {path!r} has the layers 0 to {len(states) - 1}")
 
 
-def load_tower(folder: str) -> nn.Module:
-    """A vision model of transformers, frozen, float32; of one with a text half, the half that sees."""
+def load_vision_model(folder: str) -> nn.Module:
+    """A vision model of transformers, frozen, float32; of a model with a text half, its vision half."""
     try:
         model, info = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, KeyError) as error:
@@ -94,9 +94,9 @@ def load_tower(folder: str) -> nn.Module:
             f"perceptual.path {folder!r} holds no model that transformers can load ({reason}); give a folder that "
             "save_pretrained wrote"
         ) from None
-    if lacking := sorted(name for name in info["missing_keys"] if "pooler" not in name):
+    if missing := sorted(name for name in info["missing_keys"] if "pooler" not in name):
         raise ValueError(
-            f"perceptual.path {folder!r} lacks {len(lacking)} weights, {lacking[0]} among them; features of random "
+            f"perceptual.path {folder!r} lacks {len(missing)} weights, {missing[0]} among them; features of random "
             "weights are none, give a whole model"
         )
     model = getattr(model, "vision_model", model)
@@ -106,7 +106,7 @@ def load_tower(folder: str) -> nn.Module:
 
 
 def _normalisation(folder: Path) -> dict:
-    """Mean and standard deviation of the pixels that the model was trained on."""
+    """Mean and standard deviation by which the model's pixels are normalised."""
     file = folder / "preprocessor_config.json"
-    given = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return {key: given.get(key) or default for key, default in IMAGENET.items()}
+    saved = read_json(file) if file.is_file() else {}
+    return {key: saved.get(key) or default for key, default in DEFAULTS.items()}

@@ -1,7 +1,6 @@
-"""Batches of pictures for training a codec: the sources of the config without their words.
+"""Batches of pictures for training a codec, from the same sources as rows of documents (`data.loading`).
 
-Rows of documents are `data.loading`'s. The fact a newcomer gets wrong: here a source's weight is its share of
-*pictures*, and a record with three of them gives three.
+A source's weight is its share of pictures here, not of tokens; a record with three pictures gives three.
 """
 
 from collections.abc import Callable
@@ -12,15 +11,18 @@ from hybridgen.data.broken import BadRecordLog, Broken
 from hybridgen.data.sources import Task
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 
-PATIENCE = 1000  # records in a row without a picture
+WITHOUT_PICTURE = 1000  # records in a row without a picture
 
 
 class PictureLoader:
-    """An endless iterator of {"pictures": (rows, 3, size, size) in [-1, 1], "numbers": (rows,) which of the run's
-    pictures they are, "records": what they come from} (`protocols.Loader`).
+    """An endless iterator of batches (`protocols.Loader`):
 
-    The task that lags its share most gives the next picture. Every rank counts all pictures of a step and makes pixels
-    of its own, so W ranks see what one of W times the rows would.
+        pictures   (rows, 3, size, size) in [-1, 1]
+        numbers    (rows,) the number of each picture in the run
+        records    (rows) the task's number and cursor of each picture's record
+
+    The next picture comes from the task that is furthest behind its share. Every rank draws the pictures of all ranks
+    and makes pixels of its own, so W ranks see what one process with W times the rows would.
     """
 
     def __init__(
@@ -50,45 +52,45 @@ class PictureLoader:
     def __next__(self) -> dict[str, torch.Tensor]:
         first = sum(self._state["given"]) + self.rank * self.rows
         pictures = [self._draw() for _ in range(self.rows * self.world_size)]
-        mine = pictures[self.rank * self.rows : (self.rank + 1) * self.rows]
-        made = [self._processor.generation(picture, self.size, self.size) for picture, _ in mine]
+        local = pictures[self.rank * self.rows : (self.rank + 1) * self.rows]
+        pixels = [self._processor.generation(picture, self.size, self.size) for picture, _ in local]
         numbers = torch.arange(first, first + self.rows)
-        return {"pictures": torch.stack(made), "numbers": numbers, "records": [record for _, record in mine]}
+        return {"pictures": torch.stack(pixels), "numbers": numbers, "records": [record for _, record in local]}
 
     def where(self, record: tuple[int, int]) -> str:
-        """What to call one of a batch's `records`, (number of the task, cursor), in an error."""
+        """The source and place of one of a batch's `records`, (number of the task, cursor)."""
         number, cursor = record
         return self.tasks[number].where(cursor)
 
     def _draw(self):
-        """The next picture, and its record. `cursors` and `inside` say which record of a task comes next, and which of
-        its pictures."""
+        """The next picture, and its record. The state's `cursors` and `inside` are each task's next record and the next
+        picture inside it; `given` is how many pictures each task has given."""
         state = self._state
         total = sum(state["given"])
         lag = [weight * total - given for weight, given in zip(self._weights, state["given"], strict=True)]
         number = lag.index(max(lag))
-        for _ in range(PATIENCE):
+        for _ in range(WITHOUT_PICTURE):
             task, cursor = self.tasks[number], state["cursors"][number]
             try:
-                found = task.pictures(cursor)
+                pictures = task.pictures(cursor)
             except ValueError as error:
                 self._list(task, Broken.of(task.where(cursor), error))
-                found = []
+                pictures = []
             inside = state["inside"][number]
-            last = inside + 1 >= len(found)
+            last = inside + 1 >= len(pictures)
             state["cursors"][number] += int(last)
             state["inside"][number] = 0 if last else inside + 1
-            if found:
+            if pictures:
                 state["given"][number] += 1
-                return found[inside], (number, cursor)
+                return pictures[inside], (number, cursor)
         raise ValueError(
-            f"source {self.tasks[number].name!r} has no picture in {PATIENCE} records; a codec learns from pictures "
-            "alone, leave the source out"
+            f"source {self.tasks[number].name!r} has no picture in {WITHOUT_PICTURE} records; a codec learns from "
+            "pictures alone, leave the source out"
         )
 
     def _list(self, task: Task, broken: Broken) -> None:
         before = len(self.broken)
-        self.broken.add(task.name, broken, PATIENCE if task.records is None else task.records + len(task.broken))
+        self.broken.add(task.name, broken, WITHOUT_PICTURE if task.records is None else task.records + len(task.broken))
         if self._on_broken is not None and len(self.broken) > before:
             self._on_broken(self.broken.entries())
 
@@ -115,4 +117,4 @@ class PictureLoader:
         return {task.name: given / total for task, given in zip(self.tasks, self._state["given"], strict=True)}
 
     def close(self) -> None:
-        """Nothing is prepared ahead."""
+        """No batch is prepared ahead, so there is nothing to stop."""

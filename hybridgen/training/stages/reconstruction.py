@@ -1,14 +1,13 @@
-"""The half of the codec stage that is the same for every codec: reconstruct pictures, compare, show, score.
+"""What the stages of all codecs share: reconstruct pictures, compare, show, score.
 
-`codec_stage.CodecStage` (VQ) and `vae_stage.VAEStage` add what lies between encoder and decoder. The fact a newcomer
-gets wrong: validation decodes what the saved codec will decode, codes or the posterior's mode, without noise; so its
-PSNR and SSIM are those of the result, and `scores.json` beside the codec says the same numbers again.
+`vq.VQStage` and `vae.VAEStage` add what lies between encoder and decoder. Validation decodes what the saved codec will
+decode, codes or the posterior's mode, without noise; so its PSNR and SSIM are those of the result, and `scores.json`
+beside the codec has the same numbers.
 
 Shapes: I pictures, H x W pixels.
 """
 
 import itertools
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -20,10 +19,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hybridgen.core.figures import grid, side_by_side
+from hybridgen.core.files import write_json
 from hybridgen.core.objectives import Loss
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 from hybridgen.training.stages.adversarial import Adversary
-from hybridgen.training.stages.fidelity import Tally
+from hybridgen.training.stages.fidelity import ReconstructionScores
 from hybridgen.training.stages.perceptual import FeatureDistance
 from hybridgen.training.stages.pictures import PictureLoader
 
@@ -31,12 +31,12 @@ SHOWN = 8  # pictures on a sample sheet
 
 
 class Reconstruction(NamedTuple):
-    """What a codec makes of pictures.
+    """Pictures after encoding and decoding.
 
     Args:
         decoded: (I, 3, H, W).
-        losses: of its own, by kind, (I,) each.
-        codes: what was chosen, if it chooses.
+        losses: the codec's own by kind, (I,) each.
+        codes: the chosen codes; None for a codec without a codebook.
     """
 
     decoded: Tensor
@@ -45,14 +45,14 @@ class Reconstruction(NamedTuple):
 
 
 class ReconstructionStage:
-    """Reconstruction losses on pictures, with perceptual and adversarial ones if asked for (`protocols.Stage`).
+    """Reconstruction losses on pictures, with perceptual and adversarial ones by config (`protocols.Stage`).
 
     Args:
         config: a `TrainConfig`.
         settings: its `vq_model` or `vae` section.
         weights: of the codec's own losses.
-        model: the codec, with all that has to be saved with it.
-        validation: makes a loader of held-out pictures, anew at each call.
+        model: the codec, with everything that has to be saved with it.
+        validation: makes a new loader of held-out pictures at each call.
         last_layer: the weight of the decoder's last layer.
     """
 
@@ -70,25 +70,25 @@ class ReconstructionStage:
         if settings.perceptual is not None:
             self.features = FeatureDistance(settings.perceptual, settings.image_size, accelerator.device)
             self.weights["perceptual"] = settings.perceptual.weight
-        self._compared = [kind for kind in ("l1", "l2", "perceptual") if kind in self.weights]
+        self._reconstruction_kinds = [kind for kind in ("l1", "l2", "perceptual") if kind in self.weights]
         if settings.adversarial is not None:
             self.adversary = Adversary(settings.adversarial, config, last_layer, accelerator)
-            self.weights |= {"adversarial": 0.0, "discriminator": 0.0}  # the second is logged, its own optimizer's
+            self.weights |= {"adversarial": 0.0, "discriminator": 0.0}  # the second is only logged
         self.kinds = tuple(self.weights)
-        self._tally: Tally | None = None  # while a validation goes on
+        self._scores: ReconstructionScores | None = None  # while a validation goes on
 
     def reconstruct(self, model: nn.Module, batch: dict) -> Reconstruction:
-        """A batch through the codec, as it is trained, or as it will be used when `model.training` is false."""
+        """Encode and decode a batch: as in training, or, when `model.training` is false, as the saved codec does."""
         raise NotImplementedError
 
-    def keep(self, model: nn.Module, folder: Path) -> dict[str, float]:
-        """Save the codec; returns what else there is to say of it."""
+    def save_codec(self, model: nn.Module, folder: Path) -> dict[str, float]:
+        """Write the codec; returns further numbers for `scores.json`."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------------------------------------------- losses
 
     def losses(self, model: nn.Module, batch: dict) -> dict[str, Loss]:
-        """Each is a mean over a picture, summed over pictures."""
+        """Of each kind, the sum over pictures of a mean over each picture."""
         pictures = batch["pictures"]
         decoded, each, codes = self.reconstruct(model, batch)
         error = decoded - pictures
@@ -97,10 +97,10 @@ class ReconstructionStage:
             with self._accelerator.autocast():
                 each["perceptual"] = self.features(decoded, pictures)
         if self.adversary is not None:
-            errors = sum(self.weights[kind] * each[kind] for kind in self._compared)
+            errors = sum(self.weights[kind] * each[kind] for kind in self._reconstruction_kinds)
             each |= self.adversary.losses(decoded, pictures, errors, model.training)
-        if not model.training and self._tally is not None:
-            self._tally.add(pictures, decoded, codes)
+        if not model.training and self._scores is not None:
+            self._scores.add(pictures, decoded, codes)
         count = torch.tensor(float(len(pictures)), device=pictures.device)
         return {kind: (each[kind].sum(), count) for kind in self.kinds}
 
@@ -115,25 +115,25 @@ class ReconstructionStage:
             self.adversary.begin_step(step, progress)
             self.weights["adversarial"] = self.adversary.weight
 
-    # ------------------------------------------------------------------------------------------------- what it tells
+    # ------------------------------------------------------------------------------- validation, samples, the result
 
     def validation_batches(self) -> Iterable[dict]:
-        self._tally = self._new_tally()
+        self._scores = self._new_scores()
         return itertools.islice(self._validation(), self.config.validation.batches)
 
     def describe(self, means: dict[str, float]) -> dict[str, float]:
-        """After a validation its scores (`fidelity`); of training batches the PSNR of the mean error in decibels (peak
-        to peak is 2)."""
-        if self._tally is not None:
-            tally, self._tally = self._tally, None
-            tally.reduce(self._accelerator)
-            return tally.scores()
-        made = {"psnr": float(10 * torch.log10(4 / torch.tensor(means["l2"]).clamp(min=1e-10)))}
-        return made if self.adversary is None else {**made, "adversarial_weight": self.adversary.weight}
+        """After a validation its scores (`fidelity`); of training batches the PSNR of the mean error in decibels, where
+        values span 2."""
+        if self._scores is not None:
+            scores, self._scores = self._scores, None
+            scores.reduce(self._accelerator)
+            return scores.scores()
+        numbers = {"psnr": float(10 * torch.log10(4 / torch.tensor(means["l2"]).clamp(min=1e-10)))}
+        return numbers if self.adversary is None else {**numbers, "adversarial_weight": self.adversary.weight}
 
     @torch.no_grad()
     def sample(self, model: nn.Module) -> Image.Image:
-        """Pictures beside what becomes of them."""
+        """Pictures beside their reconstructions."""
         batch = next(self._pictures(SHOWN))
         pictures = batch["pictures"]
         decoded = self.reconstruct(model, batch).decoded
@@ -142,32 +142,32 @@ class ReconstructionStage:
         return grid(side_by_side([""] * len(pictures), drawn), columns=2)
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """The codec, and `scores.json`: what it does with held-out pictures, or with those of training."""
-        told = self.keep(model, folder)
-        scores = self.score(model) | told
-        (folder / "scores.json").write_text(json.dumps(scores, indent=1), encoding="utf-8")
+        """The codec, and `scores.json`: how it does on held-out pictures, or on those of training if there are none."""
+        further = self.save_codec(model, folder)
+        write_json(folder / "scores.json", self.score(model) | further)
 
     @torch.no_grad()
     def score(self, model: nn.Module) -> dict:
-        """The last validation again, in this process alone, so that it can be had of any state."""
-        tally, rows = self._new_tally(), self.config.data.per_device_batch_size
+        """The last validation again, in this process alone."""
+        summed, rows = self._new_scores(), self.config.data.per_device_batch_size
         batches = self.config.validation.batches * self._accelerator.num_processes
         errors = torch.zeros(2, dtype=torch.float64)
         for batch in itertools.islice(self._pictures(rows), batches):
             decoded, _, codes = self.reconstruct(model, batch)
-            tally.add(batch["pictures"], decoded, codes)
+            summed.add(batch["pictures"], decoded, codes)
             error = (decoded - batch["pictures"]).double()
             errors += torch.stack([error.abs().mean(), error.pow(2).mean()]).cpu() * len(decoded)
-        seen = int(tally.sums[0])
-        told = {"pictures": seen, "held_out": bool(self.config.validation.sources)}
-        told |= {"image_size": self.settings.image_size, "l1": float(errors[0]) / seen, "l2": float(errors[1]) / seen}
-        return told | tally.scores()
+        count = int(summed.sums[0])
+        scores = {"pictures": count, "held_out": bool(self.config.validation.sources)}
+        scores |= {"image_size": self.settings.image_size}
+        scores |= {"l1": float(errors[0]) / count, "l2": float(errors[1]) / count}
+        return scores | summed.scores()
 
-    def _new_tally(self) -> Tally:
-        return Tally(self._accelerator.device, self.codebook_size)
+    def _new_scores(self) -> ReconstructionScores:
+        return ReconstructionScores(self._accelerator.device, self.codebook_size)
 
     def _pictures(self, rows: int, training: bool = False) -> Iterable[dict]:
-        """Held-out pictures, or where there are none those of training, from the first, in this process alone."""
+        """Batches of held-out pictures, or of training pictures if there are none, from the first, for this process."""
         held_out = bool(self.config.validation.sources) and not training
         tasks = (self._validation() if held_out else self.loader).tasks
         loader = PictureLoader(tasks, rows, self.settings.image_size, max_broken=self.config.data.max_broken)

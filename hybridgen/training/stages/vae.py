@@ -1,9 +1,9 @@
-"""Training a VAE by the same loop: what `codec.vae` of a model stage loads is written here.
+"""Training a VAE, which `codec.vae` of a model stage loads.
 
-The model is diffusers' `AutoencoderKL`, saved as diffusers saves it, with the mean and the spread of its latents in its
-config (`codecs.measure_latents`), so that whoever loads it has latents of mean 0 and variance 1. The fact a newcomer
-gets wrong: in training a latent is drawn from the posterior, everywhere else it is the posterior's mode; so validation
-is better than training, and the spread that is measured is that of the modes.
+The model is diffusers' `AutoencoderKL`, saved as diffusers saves it, with the mean and the standard deviation of its
+latents in its config (`codecs.frozen.measure_latents`), so that scaled latents have mean 0 and variance 1. In training
+a latent is drawn from the posterior, everywhere else it is the posterior's mode; so validation is better than training,
+and what is measured is the modes' standard deviation.
 
 Shapes: I pictures, H x W pixels, C channels and h x w places of a latent.
 """
@@ -23,11 +23,11 @@ from hybridgen.training.monitor.tracking import say
 from hybridgen.training.stages.pictures import PictureLoader
 from hybridgen.training.stages.reconstruction import Reconstruction, ReconstructionStage
 
-COLLAPSED = 1e-3  # a spread of latents below which nothing is in them
+COLLAPSED = 1e-3  # a standard deviation of latents below which they hold nothing
 
 
-class VAEModel(nn.Module):
-    """The autoencoder, as one forward from pictures to pictures, so that it can be wrapped."""
+class VAETrainingModel(nn.Module):
+    """The autoencoder as one forward from pictures to pictures, so that accelerate can wrap it."""
 
     def __init__(self, vae: AutoencoderKL):
         super().__init__()
@@ -37,7 +37,8 @@ class VAEModel(nn.Module):
         """Pictures (I, 3, H, W) -> decoded ones, and the posterior's mean and log variance (I, C, h, w).
 
         Args:
-            seeds: the run's seed and the number of each picture (I,), which decide the posterior's noise; None = none.
+            seeds: the run's seed and the number of each picture (I,), which decide the posterior's noise; None = no
+                noise.
         """
         posterior = self.vae.encode(pictures).latent_dist
         mean, log_variance = posterior.mean.float(), posterior.logvar.float()
@@ -52,7 +53,7 @@ class VAEModel(nn.Module):
 class VAEStage(ReconstructionStage):
     """Reconstruction and KL losses on pictures (`protocols.Stage`)."""
 
-    def __init__(self, config, model: VAEModel, loader: PictureLoader, validation, accelerator):
+    def __init__(self, config, model: VAETrainingModel, loader: PictureLoader, validation, accelerator):
         weights, last_layer = {"kl": config.vae.kl}, model.vae.decoder.conv_out.weight
         super().__init__(config, config.vae, weights, model, loader, validation, accelerator, last_layer)
 
@@ -63,16 +64,16 @@ class VAEStage(ReconstructionStage):
         divergence = (mean.pow(2) + log_variance.exp() - 1 - log_variance).flatten(1).sum(1) / 2  # nats a picture
         return Reconstruction(decoded, {"kl": divergence / pictures[0].numel()})
 
-    def keep(self, model: VAEModel, folder: Path) -> dict[str, float]:
-        """What `codec.vae` takes: `vae/`, with its latents' mean and spread over pictures of the training data."""
-        mean, spread = measure_latents(model.vae, self._measured())
-        if spread < COLLAPSED:
-            say(f"the latents' spread is {spread:.1e}: the posterior says next to nothing; lower vae.kl")
-        model.vae.register_to_config(shift_factor=mean, scaling_factor=1 / max(spread, 1e-12))
+    def save_codec(self, model: VAETrainingModel, folder: Path) -> dict[str, float]:
+        """Write `vae/`, with its latents' mean and standard deviation over pictures of the training data."""
+        mean, std = measure_latents(model.vae, self._pictures_to_measure())
+        if std < COLLAPSED:
+            say(f"the latents' spread is {std:.1e}: the posterior says next to nothing; lower vae.kl")
+        model.vae.register_to_config(shift_factor=mean, scaling_factor=1 / max(std, 1e-12))
         model.vae.save_pretrained(folder / "vae")
-        return {"latent_mean": mean, "latent_std": spread, "scaling_factor": model.vae.config.scaling_factor}
+        return {"latent_mean": mean, "latent_std": std, "scaling_factor": model.vae.config.scaling_factor}
 
-    def _measured(self) -> Iterator[Tensor]:
+    def _pictures_to_measure(self) -> Iterator[Tensor]:
         """The first pictures of the training data, batch by batch."""
         left = self.settings.measured_pictures
         for batch in self._pictures(self.config.data.per_device_batch_size, training=True):

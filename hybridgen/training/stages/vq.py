@@ -1,10 +1,10 @@
-"""Training a VQ tokenizer by the same loop: what `codec.vq` of a model stage loads is written here.
+"""Training a VQ tokenizer, which `codec.vq` of a model stage loads.
 
-The quantization itself is `codecs.quantize`, shared with `VQCodec`, so that codes mean the same in both. The fact a
-newcomer gets wrong: codes die. A code that no latent chooses gets no gradient, and most of a codebook can be lost in
-the first hundred steps. Three things are against that here, each in the config: steps without quantization and then
-codes from k-means, codes that follow the latents that chose them (arXiv 1711.00937, appendix A.1), and moving those
-that are not used.
+The quantization itself is `codecs.frozen.quantize`, shared with `VQCodec`, so that codes mean the same in both.
+
+Codes die: a code that no latent chooses gets no gradient, and most of a codebook can be lost in the first hundred
+steps. Three things prevent it, each in the config: steps without quantization and then codes from k-means, codes that
+follow the latents that chose them (arXiv 1711.00937, appendix A.1), and moving unused codes.
 
 Shapes: I pictures, H x W pixels, h x w codes of a picture, D width of the codebook, V codes, T latents of a batch.
 """
@@ -23,7 +23,7 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 from hybridgen.codecs.frozen import Quantized, compares_directions, quantize, to_latents, to_pixels
 from hybridgen.codecs.patch_vq import PatchVQ
 from hybridgen.core.objectives import row_generator
-from hybridgen.data.sources import open_source
+from hybridgen.data.sources import Task, open_source
 from hybridgen.training.config.parts import vq_config
 from hybridgen.training.config.schema import TrainConfig, VQTrainingConfig
 from hybridgen.training.monitor.tracking import list_broken
@@ -31,18 +31,18 @@ from hybridgen.training.stages.clustering import choose_far, kmeans
 from hybridgen.training.stages.fidelity import perplexity
 from hybridgen.training.stages.pictures import PictureLoader
 from hybridgen.training.stages.reconstruction import Reconstruction, ReconstructionStage
-from hybridgen.training.stages.vae import VAEModel, VAEStage, build_vae
+from hybridgen.training.stages.vae import VAEStage, VAETrainingModel, build_vae
 
-RECENT = 32768  # latents remembered, for k-means and for codes that move
-USAGE_DECAY = 0.99  # of the usage counts, where `codebook_decay` does not say
+RECENT = 32768  # latents remembered, for k-means and for moving codes
+USAGE_DECAY = 0.99  # of the usage counts, where `codebook_decay` is null
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
-class CodecModel(nn.Module):
-    """The tokenizer, and what its codebook's upkeep remembers, as buffers: they are saved and restored with it.
+class VQTrainingModel(nn.Module):
+    """The tokenizer, and statistics of its codebook as buffers, which are saved and restored with it.
 
     `usage` (V,) and `sums` (V, D) are moving averages of how often a code is chosen and of the latents that choose it;
-    `seen_*` the same of the current step alone; `recent` (RECENT, D) the last latents, `filled` of them so far.
+    `seen_*` are the same of the current step alone; `recent` (RECENT, D) are the last latents, `filled` of them so far.
     """
 
     def __init__(self, vq_model: nn.Module):
@@ -56,7 +56,7 @@ class CodecModel(nn.Module):
             self.register_buffer(name, torch.zeros(shape))
 
     def forward(self, pictures: Tensor, quantized: bool) -> tuple[Tensor, Tensor, Quantized]:
-        """Pictures (I, 3, H, W) -> decoded ones, latents (I, D, h, w) as they are compared with codes, their codes."""
+        """Pictures (I, 3, H, W) -> decoded ones, latents (I, D, h, w) as compared with codes, the codes chosen."""
         z = to_latents(self.vq_model, pictures).float()
         z = F.normalize(z, dim=1) if self.directions else z
         with torch.autocast(z.device.type, enabled=False):
@@ -70,10 +70,10 @@ class CodecModel(nn.Module):
         return self.vq_model.quantize.embedding.weight
 
 
-class CodecStage(ReconstructionStage):
+class VQStage(ReconstructionStage):
     """Reconstruction, commitment and codebook losses on pictures (`protocols.Stage`)."""
 
-    def __init__(self, config: TrainConfig, model: CodecModel, loader: PictureLoader, validation, accelerator):
+    def __init__(self, config: TrainConfig, model: VQTrainingModel, loader: PictureLoader, validation, accelerator):
         settings = config.vq_model
         weights = {"commitment": settings.commitment}
         if settings.codebook_decay is None:
@@ -81,7 +81,7 @@ class CodecStage(ReconstructionStage):
         else:
             model.codebook.requires_grad_(False)
         decoder = model.vq_model.decoder
-        last_layer = getattr(decoder, "inner", decoder).conv_out.weight  # PatchVQ's stands inside
+        last_layer = getattr(decoder, "inner", decoder).conv_out.weight  # PatchVQ's is in `inner`
         super().__init__(config, settings, weights, model, loader, validation, accelerator, last_layer)
         self.codebook_size = len(model.codebook)
         self.quantized = True
@@ -90,15 +90,15 @@ class CodecStage(ReconstructionStage):
         quantized = self.quantized or not model.training
         decoded, z, chosen = model(batch["pictures"], quantized)
         if model.training:
-            self._remember(z.detach(), chosen.codes)
-        own = {"commitment": chosen.commitment_error * quantized, "codebook": chosen.codebook_error * quantized}
-        return Reconstruction(decoded, own, chosen.codes)
+            self._count_codes(z.detach(), chosen.codes)
+        losses = {"commitment": chosen.commitment_error * quantized, "codebook": chosen.codebook_error * quantized}
+        return Reconstruction(decoded, losses, chosen.codes)
 
-    # --------------------------------------------------------------------------------------------- codebook's upkeep
+    # ------------------------------------------------------------------------------------------------- the codebook
 
     @torch.no_grad()
-    def _remember(self, z: Tensor, codes: Tensor) -> None:
-        """Count which codes were chosen, over all ranks, and keep the latents."""
+    def _count_codes(self, z: Tensor, codes: Tensor) -> None:
+        """Count which codes were chosen, over all ranks, and remember the latents."""
         model = self.model
         flat, codes = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]), codes.flatten()  # T, D
         usage = torch.bincount(codes, minlength=len(model.usage)).float()
@@ -112,9 +112,9 @@ class CodecStage(ReconstructionStage):
     @torch.no_grad()
     def begin_step(self, step: int, progress: float) -> None:
         """
-        1. Take in what the last step saw; codes that are moving averages move.
+        1. Update the moving averages with the last step's counts; codes that are moving averages move.
         2. After the last continuous step, the codes become the means of clusters of latents.
-        3. Now and then, codes that are hardly used move to latents that are far from their code.
+        3. Every `restart_every` steps, codes that are hardly used move to latents that are far from their code.
         """
         super().begin_step(step, progress)
         model, settings = self.model, self.settings
@@ -127,52 +127,52 @@ class CodecStage(ReconstructionStage):
         codebook = model.codebook
         if settings.codebook_decay is not None and self.quantized and step > settings.continuous_steps:
             used = model.usage > 1e-3
-            codebook[used] = self._code_at(model.sums[used] / model.usage[used, None])
+            codebook[used] = self._as_codes(model.sums[used] / model.usage[used, None])
         if not self.quantized or model.filled == 0:
             return
         generator = row_generator(self.config.seed, step)
         if step == settings.continuous_steps:
             latents = broadcast(model.recent[RECENT - int(model.filled) :])
             centres, sizes = kmeans(latents, len(codebook), generator)
-            self._place(torch.arange(len(codebook)), centres, sizes / sizes.mean())
+            self._move_codes(torch.arange(len(codebook)), centres, sizes / sizes.mean())
         elif settings.restart_every and step % settings.restart_every == 0 and progress < settings.restart_until:
-            fair = model.usage.mean()
-            dead = (model.usage < settings.restart_below * fair).nonzero()[:, 0]
+            fair_share = model.usage.mean()
+            dead = (model.usage < settings.restart_below * fair_share).nonzero()[:, 0]
             latents = broadcast(model.recent[RECENT - int(model.filled) :])
-            far = choose_far(latents, self._code_at(codebook), len(dead), generator)
-            self._place(dead, far, torch.ones(len(dead)))
+            far = choose_far(latents, self._as_codes(codebook), len(dead), generator)
+            self._move_codes(dead, far, torch.ones(len(dead)))
 
-    def _place(self, numbers: Tensor, centres: Tensor, shares: Tensor) -> None:
-        """Put codes at centres, as if each had been chosen `shares` times its fair share."""
+    def _move_codes(self, numbers: Tensor, centres: Tensor, shares: Tensor) -> None:
+        """Move codes to centres, as if each had been chosen `shares` times its fair share."""
         model = self.model
-        numbers, centres = numbers.to(centres.device), self._code_at(centres)
-        fair = model.usage.mean()
+        numbers, centres = numbers.to(centres.device), self._as_codes(centres)
+        fair_share = model.usage.mean()
         model.codebook[numbers] = centres
-        model.usage[numbers] = shares.to(centres) * fair
+        model.usage[numbers] = shares.to(centres) * fair_share
         model.sums[numbers] = centres * model.usage[numbers, None]
 
-    def _code_at(self, points: Tensor) -> Tensor:
-        """Points (T, D) as codes: on the unit sphere, where codes are directions."""
+    def _as_codes(self, points: Tensor) -> Tensor:
+        """Points (T, D) as codes: on the unit sphere, if codes are compared by direction."""
         return F.normalize(points, dim=-1) if self.model.directions else points
 
-    # ---------------------------------------------------------------------------------------------- what else it does
+    # ----------------------------------------------------------------------------------------------- logs, the result
 
     def describe(self, means: dict[str, float]) -> dict[str, float]:
-        """Besides: of late, the share of codes chosen at least a tenth as often as is fair, and their perplexity; of a
-        validation, the share of codes that were chosen at all, and the perplexity of those choices."""
+        """Also the share of codes that are used, and their perplexity: by the moving averages, where a code is used if
+        it is chosen at least a tenth as often as the mean; after a validation, by its choices, where once is enough."""
         usage = self.model.usage
-        of_late = {"codebook_use": float((usage > 0.1 * usage.mean()).float().mean())}
-        of_late["codebook_perplexity"] = perplexity(usage)
-        return of_late | super().describe(means)
+        recent = {"codebook_use": float((usage > 0.1 * usage.mean()).float().mean())}
+        recent["codebook_perplexity"] = perplexity(usage)
+        return recent | super().describe(means)
 
-    def keep(self, model: CodecModel, folder: Path) -> dict[str, float]:
-        """What `codec.vq` takes: `vq_model/`."""
+    def save_codec(self, model: VQTrainingModel, folder: Path) -> dict[str, float]:
+        """Write `vq_model/`."""
         model.vq_model.save_pretrained(folder / "vq_model")
         return {}
 
 
 def build_codec_stage(config: TrainConfig, accelerator: Accelerator) -> ReconstructionStage:
-    """The stage of whichever codec the config has.
+    """The stage of the config's codec, VQ or VAE.
 
     Raises:
         ValueError: sources that cannot be opened, a perceptual model that cannot be used, or sharded training.
@@ -186,22 +186,24 @@ def build_codec_stage(config: TrainConfig, accelerator: Accelerator) -> Reconstr
     tasks = [open_source(source, config.seed) for source in config.data.sources]
     held_out = [open_source(source, config.seed) for source in config.validation.sources]
 
-    def loader(of: list) -> PictureLoader:
-        rank, world = accelerator.process_index, accelerator.num_processes
-        name = "broken.jsonl" if of is tasks else "broken_validation.jsonl"
-        listing = partial(list_broken, Path(config.output_dir) / name) if rank == 0 else None
-        shape = (config.data.per_device_batch_size, settings.image_size, rank, world)
-        return PictureLoader(of, *shape, config.data.max_broken, listing)
+    def loader(tasks: list[Task], broken_file: str) -> PictureLoader:
+        rank, world_size = accelerator.process_index, accelerator.num_processes
+        on_broken = partial(list_broken, Path(config.output_dir) / broken_file) if rank == 0 else None
+        shape = (config.data.per_device_batch_size, settings.image_size, rank, world_size)
+        return PictureLoader(tasks, *shape, config.data.max_broken, on_broken)
+
+    def validation_loader() -> PictureLoader:
+        return loader(held_out, "broken_validation.jsonl")
 
     if config.vq_model is None:
-        kind, model = VAEStage, VAEModel(build_vae(config.vae, config.seed))
+        kind, model = VAEStage, VAETrainingModel(build_vae(config.vae, config.seed))
         if config.gradient_checkpointing:
             model.vae.enable_gradient_checkpointing()
     else:
-        kind, model = CodecStage, CodecModel(build_vq_model(config.vq_model, config.seed))
-    stage = kind(config, model, loader(tasks), lambda: loader(held_out), accelerator)
+        kind, model = VQStage, VQTrainingModel(build_vq_model(config.vq_model, config.seed))
+    stage = kind(config, model, loader(tasks, "broken.jsonl"), validation_loader, accelerator)
     if held_out:
-        next(loader(held_out))  # what is wrong with these data is said now, not hours later
+        next(validation_loader())  # so that errors in these data are raised now, not hours later
     return stage
 
 

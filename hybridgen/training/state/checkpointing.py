@@ -23,18 +23,18 @@ TORCH_SAVE_FAILED = ("PytorchStreamWriter", "inline_container")  # torch.save ra
 
 
 def step_folder(states: Path, step: int) -> Path:
-    """Where the state of a step is kept."""
+    """The folder of a step's state."""
     return states / f"step_{step:06d}"
 
 
 def saved_steps(states: Path) -> list[Path]:
-    """Complete or not, the states in a folder, newest first."""
-    found = [path for path in states.glob("step_*") if path.is_dir() and path.name[5:].isdigit()]
-    return sorted(found, key=lambda path: int(path.name[5:]), reverse=True)
+    """The states in a folder, complete or not, newest first."""
+    steps = [path for path in states.glob("step_*") if path.is_dir() and path.name[5:].isdigit()]
+    return sorted(steps, key=lambda path: int(path.name[5:]), reverse=True)
 
 
 def damage(state: Path) -> str | None:
-    """What is wrong with a state, or None: every file of its manifest is there and has its size."""
+    """What is wrong with a state; None where every file of its manifest is there and has its size."""
     try:
         sizes = read_json(state / MANIFEST)
     except (OSError, ValueError):
@@ -49,7 +49,7 @@ def damage(state: Path) -> str | None:
 
 
 def newest_intact(states: Path, say: Callable[[str], None]) -> Path | None:
-    """The newest state that can be trusted; says which newer ones cannot, and why."""
+    """The newest state without damage; says which newer ones have some, and what."""
     for state in saved_steps(states):
         reason = damage(state)
         if reason is None:
@@ -59,8 +59,8 @@ def newest_intact(states: Path, say: Callable[[str], None]) -> Path | None:
 
 
 @contextlib.contextmanager
-def written_aside(folder: Path, accelerator: Accelerator, manifest: bool = True) -> Iterator[Path]:
-    """Write a folder as `FOLDER.tmp` and rename it once it is whole, in every process together.
+def whole_folder(folder: Path, accelerator: Accelerator, manifest: bool = True) -> Iterator[Path]:
+    """A folder to write to, `FOLDER.tmp`, that is renamed once it is whole; all processes together.
 
     1. The main process clears `FOLDER.tmp`; all write into it (the body).
     2. The main process adds the manifest, if one is wanted.
@@ -72,44 +72,44 @@ def written_aside(folder: Path, accelerator: Accelerator, manifest: bool = True)
         OSError: in one sentence, what could not be written, and that what was saved before is intact.
     """
     aside = folder.with_name(folder.name + ".tmp")
-    with _agreed(folder, accelerator):
+    with _failing_together(folder, accelerator):
         if accelerator.is_main_process:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
-    with _agreed(folder, accelerator):
+    with _failing_together(folder, accelerator):
         yield aside
-    with _agreed(folder, accelerator):
+    with _failing_together(folder, accelerator):
         if manifest and accelerator.is_main_process:
             sizes = {str(path.relative_to(aside)): path.stat().st_size for path in aside.rglob("*") if path.is_file()}
             write_json(aside / MANIFEST, sizes)
-    with _agreed(folder, accelerator):
+    with _failing_together(folder, accelerator):
         if accelerator.is_main_process:
             _replace(aside, folder)
 
 
 @contextlib.contextmanager
-def _agreed(folder: Path, accelerator: Accelerator) -> Iterator[None]:
-    """The body's failure to write, in any process, is every process' failure at its end; any other error passes."""
+def _failing_together(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+    """When the body cannot write in one process, all raise OSError at its end; any other error passes at once."""
     error = None
     try:
         yield
-    except CheckpointException as caught:  # torch's, of what went wrong in any process while shards were written
+    except CheckpointException as caught:  # of what went wrong in any process while shards were written
         error = next(reason for reason, _ in caught.failures.values())
     except (OSError, RuntimeError, SafetensorError) as caught:
         error = caught
-    if error is not None and not _is_of_the_disk(error):
+    if error is not None and not _cannot_write(error):
         raise error
-    _agree_on(error, folder, accelerator)
+    _raise_in_all(error, folder, accelerator)
 
 
-def _is_of_the_disk(error: BaseException) -> bool:
+def _cannot_write(error: BaseException) -> bool:
     if isinstance(error, RuntimeError):
         return any(word in str(error) for word in TORCH_SAVE_FAILED)
     return isinstance(error, OSError | SafetensorError) and not isinstance(error, ConnectionError)
 
 
-def _agree_on(error: BaseException | None, folder: Path, accelerator: Accelerator) -> None:
-    """Go on if no process had an error; otherwise clean up and raise in all."""
+def _raise_in_all(error: BaseException | None, folder: Path, accelerator: Accelerator) -> None:
+    """Do nothing if no process had an error; otherwise clean up and raise in all."""
     flag = torch.tensor([float(error is not None)], device=accelerator.device)
     if not accelerator.reduce(flag, reduction="sum") > 0:
         return
@@ -136,11 +136,11 @@ def _replace(aside: Path, folder: Path) -> None:
 
 def prune(states: Path, keep_last: int, step: int) -> None:
     """Remove all but the newest states up to a step, and what interrupted saves left behind. Later ones go, too: they
-    are damaged, or of a run that was given up to go on from an earlier state."""
-    found = saved_steps(states)
-    kept = [state for state in found if int(state.name[5:]) <= step][:keep_last]
-    for state in found:
-        if state not in kept:
+    are damaged, or the run went on from an earlier state instead."""
+    all_states = saved_steps(states)
+    newest = [state for state in all_states if int(state.name[5:]) <= step][:keep_last]
+    for state in all_states:
+        if state not in newest:
             shutil.rmtree(state, ignore_errors=True)
     for pattern in ("step_*.tmp", "step_*.old"):
         for leftover in states.glob(pattern):
@@ -148,12 +148,12 @@ def prune(states: Path, keep_last: int, step: int) -> None:
 
 
 def remove_all(states: Path) -> None:
-    """Start over: no state is kept."""
+    """Remove every state, for a run that starts over."""
     for state in saved_steps(states):
         shutil.rmtree(state)
 
 
-def choose(resume: str, states: Path, say: Callable[[str], None]) -> Path | None:
+def choose_state(resume: str, states: Path, say: Callable[[str], None]) -> Path | None:
     """The state that `resume` means: the newest intact one (`auto`), none (`never`), or a folder that must be intact.
 
     Raises:

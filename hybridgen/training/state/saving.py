@@ -5,7 +5,7 @@ guard's memory and the log's sums are the run's, whether weights are whole (one 
 Dropout's random streams are each process' own: with another number of processes they begin anew. What must stay is the
 number of rows of a step: `data.per_device_batch_size` times processes times `accumulation`.
 
-How a folder gets to disk whole is `checkpointing`'s; what else a run remembers is the trainer's, which hands it over:
+How a folder gets to disk whole is `checkpointing`'s. What is no tensor the trainer hands over as JSON:
 
     state/step_N/trainer.json    the run's part, written by the main process
     state/step_N/rank_R.json     each process' part
@@ -26,7 +26,7 @@ from torch.distributed import checkpoint as sharded_files
 from hybridgen.core.files import read_json, write_json
 from hybridgen.training.config.renamed import with_new_names
 from hybridgen.training.config.schema import TrainConfig
-from hybridgen.training.distributed.sharding import SHARDED, SharedModel
+from hybridgen.training.distributed.sharding import SHARDED, DistributedModel
 from hybridgen.training.optim.ema import WeightAverage
 from hybridgen.training.state import checkpointing as states
 
@@ -34,29 +34,25 @@ FIXED = ("stage", "model", "lora", "vq_model", "vae")  # a run is not resumed wi
 
 
 class Saved(NamedTuple):
-    """What a state remembers beside tensors, as JSON."""
+    """What a state holds beside tensors, as JSON: the run's part, the same in all processes, and this process' own."""
 
     run: dict
     rank: dict
 
 
 def save_state(
-    config: TrainConfig, accelerator: Accelerator, ema: WeightAverage | None, step: int, remembered: Saved
+    config: TrainConfig, accelerator: Accelerator, ema: WeightAverage | None, step: int, content: Saved
 ) -> None:
-    """Into `state/step_N`, by all processes together.
-
-    Args:
-        remembered: the run's part (the same in all processes) and this process' part.
-    """
+    """Write `state/step_N`, all processes together."""
     folder = Path(config.output_dir) / "state"
-    with states.written_aside(states.step_folder(folder, step), accelerator) as aside:
+    with states.whole_folder(states.step_folder(folder, step), accelerator) as aside:
         accelerator.save_state(str(aside))  # weights, optimizer, random streams
         _save_average(accelerator, ema, aside)
-        write_json(aside / f"rank_{accelerator.process_index}.json", remembered.rank)
+        write_json(aside / f"rank_{accelerator.process_index}.json", content.rank)
         if accelerator.is_main_process:
             run = {"step": step, "processes": accelerator.num_processes, "config": asdict(config)}
             run |= {"averaged": 0 if ema is None else ema.updates}
-            write_json(aside / "trainer.json", run | remembered.run)
+            write_json(aside / "trainer.json", run | content.run)
     if accelerator.is_main_process:
         states.prune(folder, config.keep_last, step)
 
@@ -64,14 +60,14 @@ def save_state(
 def restore(
     config: TrainConfig,
     accelerator: Accelerator,
-    weights: SharedModel,
+    weights: DistributedModel,
     ema: WeightAverage | None,
     say: Callable[[str], None],
 ) -> Saved | None:
     """Load weights, optimizer, random streams and average from where the config says.
 
     Returns:
-        what else the state remembers, or None where the run starts from nothing.
+        what the state holds beside tensors, or None where there is none to go on from.
 
     Raises:
         ValueError: there is no state that can be trusted, or it is of another model or form.
@@ -79,8 +75,8 @@ def restore(
     folder = Path(config.output_dir) / "state"
     if config.resume == "never" and accelerator.is_main_process:
         states.remove_all(folder)
-    accelerator.wait_for_everyone()  # or one process could find states that another one is removing
-    state = states.choose(config.resume, folder, say)
+    accelerator.wait_for_everyone()  # or one process could find states that the main one is removing
+    state = states.choose_state(config.resume, folder, say)
     if state is None:
         return None
     run = read_json(state / "trainer.json")

@@ -1,7 +1,7 @@
 """SIGTERM: the step that is running is finished, the state saved, and the process ends with 0.
 
-The fact a newcomer gets wrong: signals reach the main thread of one process only. Inside other threads nothing is
-listened to, and with several processes one must tell the others (the trainer does, with each step's counts).
+Signals reach the main thread of one process only: in another thread this does nothing, and of several processes the one
+that got the signal has to tell the others (the trainer does, in each step's all-reduce).
 """
 
 import contextlib
@@ -11,22 +11,21 @@ from collections.abc import Iterator
 
 
 class StopSignal:
-    """Whether this process was asked to stop."""
+    """Whether this process got a SIGTERM."""
 
     def __init__(self):
-        self._asked = threading.Event()
+        self.requested = False
 
-    @property
-    def asked(self) -> bool:
-        return self._asked.is_set()
+    def request(self) -> None:
+        self.requested = True
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Inside, SIGTERM is only remembered."""
+        """Inside, SIGTERM ends nothing; it is remembered."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.signal(signal.SIGTERM, lambda *_: self._asked.set())
+        before = signal.signal(signal.SIGTERM, lambda *_: self.request())
         try:
             yield
         finally:

@@ -118,7 +118,7 @@ def train_until(folder: Path, changes: dict, until: int) -> None:
     class Stopping(ToyStage):
         def begin_step(self, step, progress):
             if step + accelerator.num_processes == until < 8:  # of two, the other one is told in the next step
-                trainer._stop._asked.set()
+                trainer._stop.request()
 
     config = config_of(folder, **changes)
     accelerator = make_accelerator(config)
@@ -145,9 +145,9 @@ def count_reductions(folder: Path) -> None:
     counted, step = [], trainer._forward_backward
     reduction = "FSDP::post_backward_reduce" if accelerator.is_fsdp2 else "gloo:all_reduce"
 
-    def counting(window, counts):
+    def counting(batches, counts):
         with torch.profiler.profile() as profile:
-            result = step(window, counts)
+            result = step(batches, counts)
         counted.append(sum(event.name.startswith(reduction) for event in profile.events()))
         return result
 

@@ -18,7 +18,7 @@ def told(stage, batches: int = 2) -> tuple[dict, dict[str, tuple[float, float]],
     losses = [stage.losses(stage.model, batch) for batch in seen]
     stage.breakdown.settle()
     sums = {kind: [sum(each[kind][part].item() for each in losses) for part in (0, 1)] for kind in stage.kinds}
-    return stage.breakdown._parts(stage.breakdown.kept), sums, seen
+    return stage.breakdown._parts(stage.breakdown.sums), sums, seen
 
 
 def test_sums_of_entries_are_the_losses():
@@ -61,7 +61,7 @@ def test_bins_are_those_of_the_timesteps():
     latents, targets = stage._noised(batch, fixed=False)
     stage.losses(stage.model, batch)
     stage.breakdown.settle()
-    found = stage.breakdown._parts(stage.breakdown.kept)["bins"][1]
+    found = stage.breakdown._parts(stage.breakdown.sums)["bins"][1]
     drawn = targets.timesteps[batch["diffusion_noised"]]
     expected = [int(((drawn >= 100 * place) & (drawn < 100 * (place + 1))).sum()) for place in range(BINS)]
     assert found.tolist() == expected
@@ -81,7 +81,7 @@ def test_what_is_told_is_means_and_bits():
     targets = DiffusionTargets([], torch.tensor([1.0, 1.0, 0.0, 1.0]), torch.tensor([50.0, 950.0, 0.0, 999.0]))
     breakdown.add(batch, {"text": text, "code": code}, torch.tensor([2.0, 1.0, 0.0, 3.0]), targets)
     breakdown.settle()
-    found = breakdown.describe(breakdown.take())
+    found = breakdown.describe(breakdown.pop())
     expected = {
         "source/say/loss": 4.0,
         "source/say/text": 4.0,
@@ -97,7 +97,7 @@ def test_what_is_told_is_means_and_bits():
         "diffusion_at/900": 2.0,
     }
     assert found == pytest.approx(expected)
-    assert breakdown.describe(breakdown.take()) == {}
+    assert breakdown.describe(breakdown.pop()) == {}
 
 
 def test_bits_per_byte_of_a_run_by_hand():
@@ -108,7 +108,7 @@ def test_bits_per_byte_of_a_run_by_hand():
     for batch in batches:
         for labels in batch["labels"]:
             size += len(tokenizer.decode(labels[labels >= 0], skip_special_tokens=True).encode())
-    found = stage.breakdown.describe(stage.breakdown.take())
+    found = stage.breakdown.describe(stage.breakdown.pop())
     assert found["source/text/bits_per_byte"] == pytest.approx(sums["text"][0] / math.log(2) / size, rel=1e-6)
 
 
@@ -116,13 +116,13 @@ def test_a_skipped_step_and_a_look_do_not_count():
     stage = stage_of(all_tasks())
     batch = next(stage.loader)
     stage.losses(stage.model, batch)
-    stage.breakdown.settle(counts=False)
+    stage.breakdown.settle(taken=False)
     with stage.breakdown.paused():
         stage.losses(stage.model, batch)
     stage.model.eval()
     stage.losses(stage.model, batch)
     stage.breakdown.settle()
-    assert not stage.breakdown.kept.any()
+    assert not stage.breakdown.sums.any()
 
 
 def test_a_batch_that_does_not_say_where_it_came_from_is_left_out():
@@ -131,4 +131,4 @@ def test_a_batch_that_does_not_say_where_it_came_from_is_left_out():
     losses = stage.losses(stage.model, batch)
     stage.breakdown.settle()
     assert losses["text"][0].item() > 0
-    assert not stage.breakdown.kept.any()
+    assert not stage.breakdown.sums.any()

@@ -14,8 +14,8 @@ from torch.nn.utils import parameters_to_vector
 
 from hybridgen.core.objectives import total
 from hybridgen.training import load_config, train
+from hybridgen.training.distributed.processes import make_accelerator
 from hybridgen.training.monitor.diagnostics import PLOT, Diagnostics
-from hybridgen.training.stages.model import make_accelerator
 from tests.models import MODEL_CONTENT
 from tests.pipelines import tiny_vq_model
 from tests.training import toy
@@ -136,20 +136,20 @@ def test_gradients_are_autograds(tmp_path):
     whole, text, image = gradient(stage.kinds), gradient(["text"]), gradient(["code", "diffusion"])
     for parameter, part in zip(parameters, whole.split([each.numel() for each in parameters]), strict=True):
         parameter.grad = part.view_as(parameter).clone()
-    stage.breakdown.settle(counts=False)
+    stage.breakdown.settle(taken=False)
     stream = torch.get_rng_state()
-    assert diagnostics.look(1, stage.model, window, counts) > 0
-    found = diagnostics.end(window, counts=True)
+    assert diagnostics.probe(1, stage.model, window, counts) > 0
+    found = diagnostics.end_step(window, taken=True)
 
     assert torch.equal(parameters_to_vector([parameter.grad for parameter in parameters]), whole)
     assert torch.equal(torch.get_rng_state(), stream)
-    assert not stage.breakdown.kept.any()
+    assert not stage.breakdown.sums.any()
     assert found["gradient_norm_text/all"] == pytest.approx(float(text.norm()), rel=1e-5)
     assert found["gradient_norm_image/all"] == pytest.approx(float(image.norm()), rel=1e-5)
     cosine = torch.nn.functional.cosine_similarity(text, image, dim=0)
     assert found["gradient_cosine/all"] == pytest.approx(float(cosine), abs=1e-5)
     torch.testing.assert_close(text + image, whole, rtol=1e-5, atol=1e-4)
-    assert diagnostics.end(window, counts=True) == {}
+    assert diagnostics.end_step(window, taken=True) == {}
 
 
 def test_one_side_alone_has_no_angle(tmp_path):
@@ -158,8 +158,8 @@ def test_one_side_alone_has_no_angle(tmp_path):
     diagnostics = Diagnostics(stage.config, stage, make_accelerator(stage.config))
     window = [next(stage.loader)]
     counts = {kind: torch.tensor(float(count)) for kind, count in stage.counts(window[0]).items()}
-    diagnostics.look(1, stage.model, window, counts)
-    found = diagnostics.end(window, counts=True)
+    diagnostics.probe(1, stage.model, window, counts)
+    found = diagnostics.end_step(window, taken=True)
     assert not any(name.startswith("gradient_cosine") for name in found)
     assert "attention_entropy/layer_00" in found
 

@@ -18,32 +18,32 @@ def guard(**settings) -> Guard:
 
 def test_what_is_not_finite_is_not_taken():
     judge = guard()
-    assert judge.objection(1.0, 1.0) is None
-    assert judge.objection(1.0, math.inf) == "the gradient is not finite"
-    assert judge.objection(math.nan, math.nan) == "the loss is not finite"
-    assert judge.objection(1e9, 1.0) is None  # no factor, no spike
+    assert judge.skip_reason(1.0, 1.0) is None
+    assert judge.skip_reason(1.0, math.inf) == "the gradient is not finite"
+    assert judge.skip_reason(math.nan, math.nan) == "the loss is not finite"
+    assert judge.skip_reason(1e9, 1.0) is None  # no factor, no spike
 
 
 def test_a_spike_is_measured_by_the_median_of_the_window():
     judge = guard(factor=3.0, window=5, limit=5)
     for loss in (9.0, 1.0, 2.0, 1.0):
-        assert judge.objection(loss, 1.0) is None
-    assert judge.objection(100.0, 1.0) is None  # four are known, not five
+        assert judge.skip_reason(loss, 1.0) is None
+    assert judge.skip_reason(100.0, 1.0) is None  # four are known, not five
     assert judge.losses == [9.0, 1.0, 2.0, 1.0, 100.0]
-    assert judge.objection(6.0, 1.0) is None  # not above 3 times the median, 2
-    assert judge.objection(6.1, 1.0) == "the loss 6.1 is more than 3 times the usual 2"
+    assert judge.skip_reason(6.0, 1.0) is None  # not above 3 times the median, 2
+    assert judge.skip_reason(6.1, 1.0) == "the loss 6.1 is more than 3 times the usual 2"
     assert judge.losses == [1.0, 2.0, 1.0, 100.0, 6.0]
 
 
 def test_a_spike_leaves_the_usual_alone():
     judge = guard(factor=3.0, window=3, limit=3)
     for loss in (1.0, 1.1, 0.9):
-        judge.objection(loss, 1.0)
-    assert judge.objection(3.5, 1.0) == "the loss 3.5 is more than 3 times the usual 1"
+        judge.skip_reason(loss, 1.0)
+    assert judge.skip_reason(3.5, 1.0) == "the loss 3.5 is more than 3 times the usual 1"
     assert judge.losses == [1.0, 1.1, 0.9]
     again = guard(factor=3.0, window=3, limit=3)
     again.load_state_dict(json.loads(json.dumps(judge.state_dict())))
-    assert again.objection(3.5, 1.0) is not None
+    assert again.skip_reason(3.5, 1.0) is not None
 
 
 def test_the_limit_counts_within_the_window_and_names_suspects(tmp_path):

@@ -47,7 +47,7 @@ def test_norms_and_cosines_by_hand():
     def backward(pull, head, factor):
         ((toy.shared.weight * pull).sum() + factor * head.weight.sum()).backward()
         found = probes.gradients(toy)
-        probes.forget(toy)
+        probes.drop_grads(toy)
         return found
 
     first, second = backward(text, toy.text_head, 6.0), backward(image, toy.image_head, 8.0)
@@ -80,7 +80,7 @@ def test_norms_are_torchs():
 
 
 def _look_and_fail(model: nn.Module) -> None:
-    with probes.untouched(model, torch.device("cpu")):
+    with probes.preserve_grads_and_rng(model, torch.device("cpu")):
         assert all(parameter.grad is None for parameter in model.parameters())
         torch.rand(5)
         sum(parameter.sum() for parameter in model.parameters()).backward()
@@ -130,9 +130,9 @@ def test_inside_is_what_eager_attention_shows(backbone, attention):
     set_attention(model, attention)
     text = model.model.language_model
     hooks = [dict(module._forward_hooks) for module in (model.lm_head, *text.layers)]
-    with probes.Inside(text, {"text": model.lm_head}, documents >= 0) as inside:
+    with probes.ActivationProbe(text, {"text": model.lm_head}, documents >= 0) as probe:
         logits = model(**inputs).logits
-    found = inside.numbers()
+    found = probe.numbers()
 
     for layer, weights in enumerate(shown.attentions):
         of_heads = torch.special.entr(weights[0, :, :20]).sum(-1).mean(-1)
@@ -155,6 +155,6 @@ def test_inside_is_what_eager_attention_shows(backbone, attention):
 def test_a_row_of_padding_has_no_attention_to_measure():
     model = tiny_model()
     inputs = {"input_ids": torch.zeros(1, 4, dtype=torch.long), "document_ids": torch.full((1, 4), -1)}
-    with probes.Inside(model.model.language_model, {}, inputs["document_ids"] >= 0) as inside:
+    with probes.ActivationProbe(model.model.language_model, {}, inputs["document_ids"] >= 0) as probe:
         model(**inputs)
-    assert not any(name.startswith("attention") for name in inside.numbers())
+    assert not any(name.startswith("attention") for name in probe.numbers())

@@ -9,7 +9,7 @@ from PIL import Image
 
 from hybridgen.training.config.schema import WandbConfig
 from hybridgen.training.monitor import tracking
-from hybridgen.training.monitor.tracking import Metrics, Tracker, start_wandb, summary
+from hybridgen.training.monitor.tracking import StepLog, Tracker, start_wandb, summary
 
 RECORD = {"step": 4, "loss": 1.25, "loss/text": 0.5, "loss/code": 0.75, "lr": 3e-4, "tokens_per_second": 12345.6}
 
@@ -28,20 +28,20 @@ def lines_of(path) -> list[dict]:
 
 def test_a_resumed_run_cuts_what_came_after(tmp_path):
     path = tmp_path / "run" / "metrics.jsonl"
-    metrics = Metrics(path, step=0)
+    metrics = StepLog(path, step=0)
     for step in (2, 4, 6):
         metrics.write({"step": step, "loss": step / 2})
     with path.open("a") as file:
         file.write('{"step": 8, "lo')  # killed while writing
-    metrics = Metrics(path, step=4)
+    metrics = StepLog(path, step=4)
     metrics.write({"step": 6, "loss": 9.0})
     assert lines_of(path) == [{"step": 2, "loss": 1.0}, {"step": 4, "loss": 2.0}, {"step": 6, "loss": 9.0}]
-    Metrics(path, step=0)
+    StepLog(path, step=0)
     assert lines_of(path) == []
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path):
-    metrics = Metrics(tmp_path / "metrics.jsonl", step=0)
+    metrics = StepLog(tmp_path / "metrics.jsonl", step=0)
     (tmp_path / "metrics.jsonl").mkdir()
     with pytest.raises(OSError, match="could not write .*metrics.jsonl .*; saved states are intact"):
         metrics.write({"step": 1})
@@ -102,7 +102,7 @@ def test_wandb_offline(tmp_path):
 
 def test_wandb_that_does_not_answer_is_offline(tmp_path, monkeypatch, capfd):
     """A server that takes the connection and says nothing: the worst of networks."""
-    monkeypatch.setattr(tracking, "ANSWER_SECONDS", 3.0)
+    monkeypatch.setattr(tracking, "WANDB_START_SECONDS", 3.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)

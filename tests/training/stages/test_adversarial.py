@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from hybridgen.training.config import strict
 from hybridgen.training.config.codec import AdversarialConfig
 from hybridgen.training.config.schema import TrainConfig
+from hybridgen.training.distributed.processes import make_accelerator
 from hybridgen.training.stages.adversarial import Adversary, PatchDiscriminator
-from hybridgen.training.stages.model import make_accelerator
 from tests.training.toy import config_of
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from hybridgen.training.stages.caching import Cache, picture_key, weights_key
+from hybridgen.training.stages.caching import EncodingCache, picture_key, weights_key
 from tests.training.stages.test_model import all_tasks, stage_of, sums_of
 
 
@@ -26,16 +26,16 @@ class Codec:
 
 def test_entries_are_made_once_and_found_again(tmp_path):
     codec, given = Codec(), pictures(5)
-    cache = Cache(tmp_path, "latents", "w")
-    first = cache.all_of(given, codec.encode)
+    cache = EncodingCache(tmp_path, "latents", "w")
+    first = cache.entries(given, codec.encode)
     assert all(torch.equal(entry, picture[:, ::2] / 2) for entry, picture in zip(first, given, strict=True))
-    cache.all_of(given.flip(0), codec.encode)
+    cache.entries(given.flip(0), codec.encode)
     assert (codec.calls, len(cache)) == (5, 5)
     cache.flush()
-    cache.all_of(given, codec.encode)
-    again = Cache(tmp_path, "latents", "w")
+    cache.entries(given, codec.encode)
+    again = EncodingCache(tmp_path, "latents", "w")
     mixed = [given[3], *pictures(1, side=4), given[0]]
-    found = again.all_of(mixed, codec.encode)
+    found = again.entries(mixed, codec.encode)
     assert (codec.calls, len(again)) == (6, 6)
     assert torch.equal(found[0], first[3])
     assert torch.equal(found[2], first[0])
@@ -62,18 +62,18 @@ def test_weights_are_told_by_every_value():
 
 
 def test_what_other_weights_made_is_refused(tmp_path):
-    Cache(tmp_path, "codes", "old")
+    EncodingCache(tmp_path, "codes", "old")
     with pytest.raises(
         ValueError, match="data.cache '.*' is stale: its codes were made by weights 'old', but these are"
     ):
-        Cache(tmp_path, "codes", "new")
-    Cache(tmp_path, "latents", "new")  # a kind of its own
+        EncodingCache(tmp_path, "codes", "new")
+    EncodingCache(tmp_path, "latents", "new")  # a kind of its own
     (tmp_path / "codes" / "cache.json").write_text("{")
-    with pytest.raises(ValueError, match="cache.json is not JSON .*; remove the folder"):
-        Cache(tmp_path, "codes", "old")
+    with pytest.raises(ValueError, match="cache.json is not JSON; remove the folder"):
+        EncodingCache(tmp_path, "codes", "old")
     (tmp_path / "latents" / "segment_1_000001.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match="segment_1_000001.safetensors is no whole file of a cache"):
-        Cache(tmp_path, "latents", "new")
+        EncodingCache(tmp_path, "latents", "new")
 
 
 def test_a_stage_with_caches_has_the_losses_of_one_without(tmp_path):
@@ -94,7 +94,7 @@ def test_a_stage_with_caches_has_the_losses_of_one_without(tmp_path):
     assert kinds["codes"] == kinds["features-fp32"] == 1
     used = stage_of(all_tasks(), data={"sources": [], "cache": str(tmp_path)})
     used.model.model.vision_model.requires_grad_(False)
-    used.vq.encode = used._look = None  # all is found
+    used.vq.encode = used._tower_features = None  # every entry is found
     used.inputs._vq = None
     assert sums_of(used, batch)["code"][0] == pytest.approx(expected["code"][0], rel=1e-5)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from hybridgen.training.distributed.processes import make_accelerator
 from hybridgen.training.stages.fidelity import Tally, perplexity, psnr, ssim
-from hybridgen.training.stages.model import make_accelerator
 from tests.training.toy import config_of
 
 

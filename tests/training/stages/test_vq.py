@@ -17,10 +17,10 @@ from hybridgen.data.synthetic.dolls import Dolls
 from hybridgen.training import load_config, train
 from hybridgen.training.config import strict
 from hybridgen.training.config.schema import TrainConfig
+from hybridgen.training.distributed.processes import make_accelerator
 from hybridgen.training.stages.clustering import choose_far, kmeans
-from hybridgen.training.stages.model import make_accelerator
 from hybridgen.training.stages.pictures import PictureLoader
-from hybridgen.training.stages.vq import CodecModel, CodecStage, build_vq_model
+from hybridgen.training.stages.vq import VQStage, VQTrainingModel, build_vq_model
 from tests.data.in_memory import drawings, numbered, questions, task
 from tests.data.in_memory import same as same_batches
 from tests.training.stages.test_perceptual import resnet
@@ -160,14 +160,14 @@ def test_a_codebook_trained_by_gradient(tmp_path):
 # ----------------------------------------------------------------------------------------------------------- codebook
 
 
-def stage_of(**vq_model) -> CodecStage:
+def stage_of(**vq_model) -> VQStage:
     content = content_of(Path("none"))
     content["vq_model"] |= vq_model
     config = strict.build(TrainConfig, content)
-    model = CodecModel(build_vq_model(config.vq_model, seed=0))
+    model = VQTrainingModel(build_vq_model(config.vq_model, seed=0))
     tasks = [task(drawings(12), name="draw")]
     loader = PictureLoader(tasks, rows=4, size=16)
-    stage = CodecStage(config, model, loader, lambda: loader, make_accelerator(config))
+    stage = VQStage(config, model, loader, lambda: loader, make_accelerator(config))
     stage.model.train()
     return stage
 

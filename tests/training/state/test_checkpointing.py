@@ -22,14 +22,14 @@ def accelerator() -> Accelerator:
 
 
 def saved(folder: Path, step: int, accelerator: Accelerator, value: float = 0.0) -> Path:
-    with states.written_aside(states.step_folder(folder, step), accelerator) as aside:
+    with states.whole_folder(states.step_folder(folder, step), accelerator) as aside:
         save_file({"w": torch.full((100,), value)}, aside / "model.safetensors")
         write_json(aside / "trainer.json", {"step": step})
     return states.step_folder(folder, step)
 
 
 def test_a_state_appears_whole(tmp_path, accelerator):
-    with states.written_aside(tmp_path / "step_000007", accelerator) as aside:
+    with states.whole_folder(tmp_path / "step_000007", accelerator) as aside:
         (aside / "weights").write_bytes(b"x" * 10)
         assert not (tmp_path / "step_000007").exists()
     state = tmp_path / "step_000007"
@@ -40,7 +40,7 @@ def test_a_state_appears_whole(tmp_path, accelerator):
 
 def test_an_older_folder_makes_way(tmp_path, accelerator):
     for content in ("old", "new"):
-        with states.written_aside(tmp_path / "checkpoint", accelerator, manifest=False) as aside:
+        with states.whole_folder(tmp_path / "checkpoint", accelerator, manifest=False) as aside:
             (aside / content).write_text(content)
     assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
@@ -54,7 +54,7 @@ def test_an_interrupted_write_leaves_only_rubbish(tmp_path, accelerator):
         pass
 
     def killed():
-        with states.written_aside(tmp_path / "step_000002", accelerator) as aside:
+        with states.whole_folder(tmp_path / "step_000002", accelerator) as aside:
             (aside / "half").write_text("half")
             raise Killed
 
@@ -68,7 +68,7 @@ def test_an_interrupted_write_leaves_only_rubbish(tmp_path, accelerator):
 
 
 def test_a_bug_is_not_taken_for_a_full_disk(tmp_path, accelerator):
-    with pytest.raises(RuntimeError, match="shapes"), states.written_aside(tmp_path / "step_000001", accelerator):
+    with pytest.raises(RuntimeError, match="shapes"), states.whole_folder(tmp_path / "step_000001", accelerator):
         raise RuntimeError("shapes do not match")
 
 
@@ -87,15 +87,15 @@ def test_damage_is_found_and_passed_over(tmp_path, accelerator):
     assert "step_000003: trainer.json is missing" in said[1]
     assert f"step_000002: model.safetensors has 100 bytes instead of {whole}" in said[2]
 
-    assert states.choose("never", tmp_path, said.append) is None
-    assert states.choose("auto", tmp_path, said.append) == tmp_path / "step_000001"
-    assert states.choose(str(tmp_path / "step_000001"), tmp_path, said.append) == tmp_path / "step_000001"
+    assert states.choose_state("never", tmp_path, said.append) is None
+    assert states.choose_state("auto", tmp_path, said.append) == tmp_path / "step_000001"
+    assert states.choose_state(str(tmp_path / "step_000001"), tmp_path, said.append) == tmp_path / "step_000001"
     with pytest.raises(ValueError, match="step_000003' cannot be read: trainer.json is missing; name another"):
-        states.choose(str(tmp_path / "step_000003"), tmp_path, said.append)
+        states.choose_state(str(tmp_path / "step_000003"), tmp_path, said.append)
     os.truncate(tmp_path / "step_000001" / "model.safetensors", 1)
     with pytest.raises(ValueError, match="none of the states in .* can be read; set resume=never"):
-        states.choose("auto", tmp_path, said.append)
-    assert states.choose("auto", tmp_path / "empty", said.append) is None
+        states.choose_state("auto", tmp_path, said.append)
+    assert states.choose_state("auto", tmp_path / "empty", said.append) is None
 
 
 FULL_DISK = """
@@ -114,7 +114,7 @@ for write in (
     lambda aside: (aside / "trainer.json").write_bytes(bytes(200_000)),
 ):
     try:
-        with states.written_aside(Path(sys.argv[1]) / "step_000002", Accelerator(cpu=True)) as aside:
+        with states.whole_folder(Path(sys.argv[1]) / "step_000002", Accelerator(cpu=True)) as aside:
             write(aside)
     except OSError as error:
         print(error)

@@ -1,0 +1,41 @@
+"""`train`: one run from its config to its checkpoint, whatever its stage.
+
+The loop is `trainer`'s, what is trained `stages`'; what a terminal shows of errors is the command's.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import yaml
+from accelerate.utils import set_seed
+
+from hybridgen.core.files import write_whole
+from hybridgen.training.config.schema import TrainConfig
+from hybridgen.training.distributed.processes import make_accelerator
+from hybridgen.training.distributed.speed import keep_freed_memory
+from hybridgen.training.stages.model import build_model_stage
+from hybridgen.training.stages.vq import build_codec_stage
+from hybridgen.training.trainer import Trainer
+
+
+def train(config: TrainConfig) -> Path:
+    """Run a stage to its end and return `<output_dir>/checkpoint`; ends the process with 0 after SIGTERM.
+
+    Raises:
+        ValueError, OSError: in one sentence, what the user can change.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    keep_freed_memory()
+    folder = Path(config.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    accelerator = make_accelerator(config)
+    if accelerator.is_main_process:
+        write_whole(folder / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
+    build = build_codec_stage if config.stage == "codec" else build_model_stage
+    stage = build(config, accelerator)
+    set_seed(config.seed, device_specific=True)  # for dropout: everything else has its own generators
+    if not Trainer(config, stage, accelerator).run():
+        raise SystemExit(0)
+    return folder / "checkpoint"
