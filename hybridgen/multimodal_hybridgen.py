@@ -18,7 +18,7 @@ from hybridgen.core import layout
 from hybridgen.core.hub import whole_around
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
-from hybridgen.processing_documents import known_unconditional
+from hybridgen.processing_hybridgen import check_unconditional
 from hybridgen.sampling.codes import CodeSampling, write_codes
 from hybridgen.sampling.guidance import Guidance, is_guided
 from hybridgen.sampling.prefix import Prefix, begin_image, prefill
@@ -199,7 +199,7 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
         return input_ids[:, :end].to(self.device), mask[:, :end].to(self.device)
 
     def _negative(self, prompts: Rows, ids: Tensor | None, mask: Tensor | None) -> Rows:
-        """What guidance leads away from: one row for all prompts, or one each. See `known_unconditional`."""
+        """What guidance leads away from: one row for all prompts, or one each. See `check_unconditional`."""
         processor = self.pipeline.processor
         if ids is None and processor.unconditional == "empty":
             ids = torch.tensor([processor.prompt([{"role": "user", "content": ""}]).layout.input_ids])
@@ -207,7 +207,7 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
             return self._prompts(ids, mask)
         ids, mask = prompts
         keep = mask.cumsum(-1) == 1  # the first token, as DeepSeek's code does
-        if known_unconditional(processor.unconditional) == "janus-hf":
+        if check_unconditional(processor.unconditional) == "janus-hf":
             named = (processor.tokenizer.bos_token_id, processor.special_tokens.begin_image)
             keep = torch.isin(ids, torch.tensor([token for token in named if token is not None], device=ids.device))
         return ids.masked_fill((mask == 1) & ~keep, processor.special_tokens.pad), mask

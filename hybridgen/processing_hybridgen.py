@@ -1,11 +1,18 @@
 """The processor: chat messages and pictures -> documents (layout and pixels), for training and for generation alike.
 
-It joins `chat` (template -> pieces), the tokenizer, `image_processing_hybridgen` (pictures -> pixels) and `layout`
-(pieces -> vectors); packing is `data`'s, VAE and VQ are `codecs`'. The fact a newcomer gets wrong: every piece is
-tokenised on its own, cut where the assistant begins and ends and at each picture. So the tokens of a training document
-up to an answer are exactly the tokens of the prompt, which tokenising the whole text at once does not give.
+It joins `core.messages` (template -> pieces), the tokenizer, `image_processing_hybridgen` (pictures -> pixels) and
+`core.layout` (segments -> vectors). Packing is `data`'s, VAE and VQ are `codecs`'.
+
+Every piece is tokenised on its own, cut where the assistant begins and ends and at each picture. So the tokens of a
+training document up to an answer are exactly the tokens of the prompt, which tokenising the whole text at once would
+not give. `read` and `write` are paths: the same messages make another document by another path, and where `read` is a
+list, an image stands there once a path, in that order (BAGEL, arXiv 2505.14683, reads clean latents and then the
+vision tower's features).
 """
 
+from dataclasses import replace
+
+from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessorMixin
@@ -13,11 +20,11 @@ from transformers.processing_utils import ProcessorMixin
 from hybridgen.configuration_hybridgen import HybridGenConfig, require_path
 from hybridgen.core.documents import Document, DocumentImage, left_pad
 from hybridgen.core.hub import part_of
-from hybridgen.core.layout import PATHS
-from hybridgen.core.messages import DEFAULT_CHAT_TEMPLATE
-from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
+from hybridgen.core.layout import PATHS, ImageSegment, TextSegment, lay_out
+from hybridgen.core.messages import DEFAULT_CHAT_TEMPLATE, ChatTemplate, Piece, check_messages
+from hybridgen.image_processing_hybridgen import HybridGenImageProcessor, fit_size
+from hybridgen.paths.patches import aspect_buckets, check_size
 from hybridgen.paths.understanding import tokens_per_image
-from hybridgen.processing_documents import LOSS_ON, DocumentBuilding, known_unconditional
 from hybridgen.tokenization_hybridgen import (
     BEGIN_IMAGE,
     END_IMAGE,
@@ -42,8 +49,11 @@ __all__ = [
     "left_pad",
 ]
 
+LOSS_ON = ("assistant", "all")
+UNCONDITIONAL = ("empty", "janus-official", "janus-hf")
 
-class HybridGenProcessor(ProcessorMixin, DocumentBuilding):
+
+class HybridGenProcessor(ProcessorMixin):
     """
     Args:
         image_processor, tokenizer: its parts.
@@ -56,7 +66,7 @@ class HybridGenProcessor(ProcessorMixin, DocumentBuilding):
         default_size: height and width of images that are written, or read by the paths that write.
         begin_image_token, end_image_token, image_token, diffusion_token, vq_token: as the tokenizer has them.
         unconditional: what stands in place of the prompt where guidance (or prompt dropout) wants none: `empty`, the
-            same template with nothing said; or pads that are attended to, one for each token of the prompt but the
+            template with empty user turns; or pads that are attended to, in place of all tokens of the prompt but the
             first (`janus-official`), or but those that begin a text or an image (`janus-hf`).
 
     Raises:
@@ -80,7 +90,7 @@ class HybridGenProcessor(ProcessorMixin, DocumentBuilding):
         vq_token: str = PLACEHOLDERS["vq"],
         unconditional: str = "empty",
     ):
-        self.unconditional = known_unconditional(unconditional)
+        self.unconditional = check_unconditional(unconditional)
         self.num_image_tokens = num_image_tokens
         self.diffusion_token_size = diffusion_token_size
         self.vq_token_size = vq_token_size
@@ -96,7 +106,7 @@ class HybridGenProcessor(ProcessorMixin, DocumentBuilding):
         placeholders = dict(zip(PATHS, (image_token, diffusion_token, vq_token), strict=True))
         placeholders = {path: placeholders[path] for path in self.paths}
         self.special_tokens = special_tokens(tokenizer, begin_image_token, end_image_token, placeholders)
-        self._chat = self._compile()
+        self._template = self._compile_template()
         self._encode = PieceTokenizer(tokenizer)
 
     @classmethod
@@ -120,7 +130,7 @@ class HybridGenProcessor(ProcessorMixin, DocumentBuilding):
 
         Raises:
             ValueError: the config's token ids are not the tokenizer's, `vq_factor` is missing, or the writing paths
-                have different default sizes and none is given.
+                have different default sizes and no `default_size` is given.
         """
         vision, diffusion, vq = config.vision_config, config.diffusion_config, config.vq_config
         if vq is not None and vq_factor is None:
@@ -144,17 +154,221 @@ class HybridGenProcessor(ProcessorMixin, DocumentBuilding):
         check_token_ids(config, processor.special_tokens)
         return processor
 
-    # ------------------------------------------------------------------------------------------------- what it has
+    # ------------------------------------------------------------------------------------------------------- paths
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The paths it has, in the order of `layout.PATHS`."""
+        """The paths by which this processor passes images, in the order of `layout.PATHS`."""
         return tuple(path for path in PATHS if self._token_sizes[path] is not None)
 
     @property
     def _token_sizes(self) -> dict[str, int | None]:
         sizes = (self.num_image_tokens, self.diffusion_token_size, self.vq_token_size)
         return dict(zip(PATHS, sizes, strict=True))
+
+    # ------------------------------------------------------------------------------------------------------ documents
+
+    def document(
+        self,
+        messages: list[dict],
+        *,
+        read: str | list[str] = "understanding",
+        write: str | None = None,
+        loss_on: str = "assistant",
+        prompt_dropout: bool = False,
+        clean_copy: bool = False,
+        height: int | None = None,
+        width: int | None = None,
+        image_tokens: int | None = None,
+    ) -> Document:
+        """A training document.
+
+        Args:
+            messages: chat messages (`messages.check_messages`) whose image parts hold pictures.
+            read: path by which images are read, or several.
+            write: path by which images in turns with a loss are written; None = they are read as well.
+            loss_on: which turns have a loss: the `assistant`'s (its text and its end of turn; its images if `write` is
+                given), or `all` (every token and every image: Transfusion's recipe).
+            prompt_dropout: leave out the user's texts, as in the unconditional prompt of guidance.
+            clean_copy: later tokens read a clean copy of each written image instead of the noised one (diffusion only),
+                and after it the image by the other paths of `read`, where that is a list.
+            height, width: of images on the diffusion and vq paths; None = `default_size`.
+            image_tokens: those images keep their aspect ratio instead, and have at most so many tokens.
+
+        Raises:
+            ValueError: in one sentence, what is wrong with the messages or the settings.
+        """
+        self.check_settings(read, write, loss_on, clean_copy, height, width)
+        pads = prompt_dropout and self.unconditional != "empty"
+        pieces = self._pieces(messages, prompt_dropout=prompt_dropout and not pads)
+        if loss_on == "assistant" and not any(piece.assistant for piece in pieces):
+            raise ValueError("no message of the assistant, so nothing to learn; add one, or set loss_on='all'")
+        return self._assemble(pieces, read, write, loss_on, clean_copy, height, width, pads, image_tokens)
+
+    def prompt(
+        self,
+        messages: list[dict],
+        *,
+        read: str | list[str] = "understanding",
+        height: int | None = None,
+        width: int | None = None,
+        unconditional: bool = False,
+    ) -> Document:
+        """What the model reads before it answers: every image is read, nothing has a loss, the assistant's turn is
+        open. To draw, the sampler goes on with the token that begins an image.
+
+        Args:
+            unconditional: the prompt that guidance leads away from (see the processor's `unconditional`).
+
+        Raises:
+            ValueError: in one sentence, what is wrong with the messages or the path.
+        """
+        self.check_settings(read, height=height, width=width)
+        pads = unconditional and self.unconditional != "empty"
+        pieces = self._pieces(messages, generation_prompt=True, prompt_dropout=unconditional and not pads)
+        return self._assemble(pieces, read, None, None, False, height, width, pads)
+
+    def prompt_ids(self, messages: list[dict], unconditional: bool = False) -> list[list[int] | None]:
+        """The token ids of a `prompt`, text by text in reading order, and None for each picture (without the tokens
+        that frame it): for a chat, which has read the pictures already.
+
+        Raises:
+            ValueError: in one sentence, what is wrong with the messages.
+        """
+        pads = unconditional and self.unconditional != "empty"
+        runs: list[list[int] | None] = []
+        for piece in self._pieces(messages, generation_prompt=True, prompt_dropout=unconditional and not pads):
+            ids = None if piece.text is None else self._encode(piece.text)
+            if ids is not None and pads and not piece.assistant:
+                ids = self._replace_by_pads(ids, first=not runs)
+            runs.append(ids)
+        return runs
+
+    def _pieces(
+        self, messages: list[dict], generation_prompt: bool = False, prompt_dropout: bool = False
+    ) -> list[Piece]:
+        if self._template.template != self.chat_template:  # the user has set another
+            self._template = self._compile_template()
+        return self._template.pieces(check_messages(messages), generation_prompt, prompt_dropout)
+
+    def _compile_template(self) -> ChatTemplate:
+        reserved = (self.begin_image_token, self.end_image_token, self.diffusion_token, self.vq_token)
+        return ChatTemplate(self.chat_template, self.tokenizer.special_tokens_map, self.image_token, reserved)
+
+    def _assemble(
+        self, pieces: list[Piece], read: str | list[str], write: str | None, loss_on: str | None, clean_copy: bool,
+        height: int | None, width: int | None, pads: bool = False, image_tokens: int | None = None,
+    ) -> Document:  # fmt: skip
+        """Pieces -> segments and pixels -> a laid-out document.
+
+        1. A text becomes a segment of token ids; `pads` takes the place of all texts but the assistant's.
+        2. An image becomes a segment and its pixels for each path by which it passes (`_passes`).
+        3. An image with a clean copy has its pixels twice: once written and once read.
+        """
+        segments: list[TextSegment | ImageSegment] = []
+        images: list[DocumentImage] = []
+        for piece in pieces:
+            has_loss = loss_on == "all" or (loss_on == "assistant" and piece.assistant)
+            if piece.text is not None:
+                ids = self._encode(piece.text)
+                if pads and not piece.assistant:
+                    ids = self._replace_by_pads(ids, first=not segments)
+                segments.append(TextSegment(ids, loss=has_loss))
+                continue
+            is_written = has_loss and write is not None
+            for path in _passes(read, write if is_written else None, clean_copy):
+                writes, size = is_written and path == write, (height, width)
+                if image_tokens is not None and path in self._token_sizes:
+                    size = fit_size(piece.picture, image_tokens, self._token_sizes[path])
+                length = self.count_tokens(path, *size)
+                bidirectional, with_copy = path in self.bidirectional_paths, clean_copy and writes
+                segments.append(ImageSegment(path, length, bidirectional, write=writes, clean_copy=with_copy))
+                images.append(DocumentImage(path, self._pixels(piece, path, *size), writes, piece.image_first))
+                if with_copy:
+                    images.append(replace(images[-1], write=False))
+        return Document(lay_out(segments, self.special_tokens), images)
+
+    def _replace_by_pads(self, ids: list[int], first: bool) -> list[int]:
+        """The tokens of a text in the unconditional prompt of Janus; `first`: it opens the document."""
+        if check_unconditional(self.unconditional) == "janus-official":
+            keep = [first and position == 0 for position in range(len(ids))]
+        else:
+            keep = [token in (self.tokenizer.bos_token_id, self.special_tokens.begin_image) for token in ids]
+        return [token if kept else self.special_tokens.pad for token, kept in zip(ids, keep, strict=True)]
+
+    def _pixels(self, piece: Piece, path: str, height: int | None, width: int | None) -> Tensor:
+        if path == "understanding":
+            return self.image_processor.understanding([piece.picture])[0]
+        return self.image_processor.generation(piece.picture, *self.size_of(height, width))
+
+    # --------------------------------------------------------------------------------------------- settings and sizes
+
+    def check_settings(
+        self,
+        read: str | list[str],
+        write: str | None = None,
+        loss_on: str = "assistant",
+        clean_copy: bool = False,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> None:
+        """Raises ValueError if `document` would refuse these settings whatever the messages; needs no picture.
+
+        `read` may name a path that this processor lacks as long as no image is read: a text-to-image model reads none.
+        """
+        check_read(read)
+        if write is not None:
+            require_path(self.paths, write)
+            if write == "understanding":
+                raise ValueError("the understanding path only reads; write images by 'diffusion' or 'vq'")
+            self.count_tokens(write, height, width)
+        if loss_on not in LOSS_ON:
+            raise ValueError(f"loss_on is {loss_on!r}; it must be one of {', '.join(map(repr, LOSS_ON))}")
+        if clean_copy and write != "diffusion":
+            raise ValueError(f"clean_copy belongs to images written by 'diffusion', not by {write!r}; set it to false")
+
+    def count_tokens(self, path: str, height: int | None = None, width: int | None = None) -> int:
+        """How many tokens an image takes on a path, without the two that frame it.
+
+        Raises:
+            ValueError: the processor lacks the path, or the size is not a whole number of tokens.
+        """
+        require_path(self.paths, path)
+        if path == "understanding":
+            return self.num_image_tokens
+        side = self._token_sizes[path]
+        height, width = self.size_of(height, width)
+        check_size(height, width, side)
+        return (height // side) * (width // side)
+
+    def decode_piece(self, ids: list[int]) -> str:
+        """Token ids -> text without special tokens; safe while another thread tokenises."""
+        return self._encode.decode(ids)
+
+    def aspect_buckets(self, path: str, ratio: float = 2.0) -> list[tuple[int, int]]:
+        """Heights and widths of images of a path with at most as many tokens as a square of `default_size`'s shorter
+        side (`paths.patches.aspect_buckets`).
+
+        Raises:
+            ValueError: the processor lacks the path, or it is the understanding path, which has one size.
+        """
+        require_path(self.paths, path)
+        if path == "understanding":
+            raise ValueError("the understanding path reads squares of one size; name a path that draws")
+        return aspect_buckets(min(self.size_of(None, None)), self._token_sizes[path], ratio)
+
+    def size_of(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """Height and width; a side that is not given is that of `default_size`, whatever the other one is.
+
+        Raises:
+            ValueError: a side is missing, and there is no `default_size`.
+        """
+        if (height is None or width is None) and self.default_size is None:
+            raise ValueError(
+                f"the size of an image is {height}x{width}; give height and width, or a default_size to the processor"
+            )
+        default = (height, width) if self.default_size is None else self.default_size
+        return default[0] if height is None else height, default[1] if width is None else width
 
     # ----------------------------------------------------------------------------------------- as transformers calls
 
@@ -167,24 +381,25 @@ class HybridGenProcessor(ProcessorMixin, DocumentBuilding):
         """
         texts = [text] if isinstance(text, str) else list(text or [])
         pictures = _flatten(images)
-        places, given = [each.count(self.image_token) for each in texts], _a_text(images)
-        places, given = (places, given) if len(given) == len(places) else (sum(places), len(pictures))
-        if texts and places != given:
+        placeholders, counts = [each.count(self.image_token) for each in texts], _images_per_text(images)
+        if len(counts) != len(placeholders):
+            placeholders, counts = sum(placeholders), len(pictures)
+        if texts and placeholders != counts:
             raise ValueError(
                 f"the number of {self.image_token!r} tokens in the prompts should be the same as the number of images, "
-                f"but there are {places}, and {given} images"
+                f"but there are {placeholders}, and {counts} images"
             )
         if pictures:
             require_path(self.paths, "understanding")
-        given = kwargs.get("text_kwargs", {})
-        if "padding" not in given and "padding" not in self.tokenizer.init_kwargs:
+        text_kwargs = kwargs.get("text_kwargs", {})
+        if "padding" not in text_kwargs and "padding" not in self.tokenizer.init_kwargs:
             kwargs.setdefault("padding", True)
-        if "padding_side" not in given:
-            kwargs.setdefault("padding_side", "left")  # whatever the tokenizer says: it may have been made for training
+        if "padding_side" not in text_kwargs:
+            kwargs.setdefault("padding_side", "left")  # a tokenizer made for training pads on the right
         return super().__call__(images=pictures or None, text=texts or None, **kwargs)
 
     def replace_image_token(self, *args, **kwargs) -> str:
-        """What a placeholder in the text becomes: the frame, and a placeholder for each token of the image."""
+        """A placeholder in the text as framed placeholders, one for each token of the image (transformers' hook)."""
         return f"{self.begin_image_token}{self.image_token * self.num_image_tokens}{self.end_image_token}"
 
     @property
@@ -193,11 +408,11 @@ class HybridGenProcessor(ProcessorMixin, DocumentBuilding):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As everywhere in transformers; of a whole checkpoint, its processor."""
+        """As everywhere in transformers. Given a whole checkpoint (a saved pipeline), it loads the processor in it."""
         return super().from_pretrained(part_of(pretrained_model_name_or_path, "processor", **kwargs), **kwargs)
 
     def save_pretrained(self, save_directory, **kwargs):
-        """See `ProcessorMixin`. What loading noted in the tokenizer about where it came from is not saved with it."""
+        """See `ProcessorMixin`. Loading's notes in the tokenizer about its origin are not saved with it."""
         for note in ("is_local", "local_files_only"):
             self.tokenizer.init_kwargs.pop(note, None)
         return super().save_pretrained(save_directory, **kwargs)
@@ -220,25 +435,50 @@ class HybridGenProcessor(ProcessorMixin, DocumentBuilding):
 
 
 def _default_size(sides: dict[str, int | None]) -> tuple[int, int] | None:
-    given = {path: side for path, side in sides.items() if side is not None}
-    if len(set(given.values())) > 1:
-        shown = ", ".join(f"{path} {side}" for path, side in given.items())
+    """A square of the side that all writing paths share; None where no path writes."""
+    known = {path: side for path, side in sides.items() if side is not None}
+    if len(set(known.values())) > 1:
+        shown = ", ".join(f"{path} {side}" for path, side in known.items())
         raise ValueError(
             f"the paths write images of different sides ({shown} pixels); say default_size=(height, width)"
         )
-    return next(((side, side) for side in given.values()), None)
+    return next(((side, side) for side in known.values()), None)
 
 
-def _a_text(images) -> list[int]:
-    """How many images each text has, where they are given as a list a text."""
+def _images_per_text(images) -> list[int]:
+    """How many images each text has, where they come as one list a text; empty otherwise."""
     nested = isinstance(images, list | tuple) and all(isinstance(each, list | tuple) for each in images)
     return [len(each) for each in images] if nested else []
 
 
 def _flatten(images) -> list:
-    """One picture, a list of them or a list a text -> a list of pictures."""
+    """One picture, a list of them or one list a text -> a list of pictures."""
     if images is None:
         return []
     if isinstance(images, list | tuple):
         return [picture for item in images for picture in _flatten(item)]
     return [images]
+
+
+def check_read(read: str | list[str]) -> None:
+    """Raises ValueError unless images can be read by this path, or by all of these, each named once."""
+    paths = [read] if isinstance(read, str) else list(read)
+    if unknown := [path for path in paths if path not in PATHS]:
+        raise ValueError(f"no path {unknown[0]!r} to read images by; the paths are {', '.join(PATHS)}")
+    if not paths or len(set(paths)) < len(paths):
+        raise ValueError(f"read is {read!r}; name each path by which images are read once")
+
+
+def _passes(read: str | list[str], write: str | None, clean_copy: bool) -> list[str]:
+    """The paths by which one image stands in the document, in order."""
+    read = [read] if isinstance(read, str) else list(read)
+    if write is None:
+        return read
+    return [write, *(path for path in read if path != write)] if clean_copy and len(read) > 1 else [write]
+
+
+def check_unconditional(unconditional: str) -> str:
+    """The kind of unconditional prompt itself. Raises ValueError for one that is not known."""
+    if unconditional not in UNCONDITIONAL:
+        raise ValueError(f"unconditional is {unconditional!r}; it must be one of {', '.join(UNCONDITIONAL)}")
+    return unconditional

@@ -134,7 +134,7 @@ class Turn:
     def _tokens(self, messages: list[dict], unconditional: bool = False) -> list[Token]:
         """A conversation as a document, the assistant's turn open."""
         pictures, found = iter(self.pictures), []
-        for ids in self.pipe.processor.conversation(messages, unconditional):
+        for ids in self.pipe.processor.prompt_ids(messages, unconditional):
             framed = self.special.begin_image, self.special.end_image
             found += next(pictures).tokens(*framed) if ids is None else ids
         return found

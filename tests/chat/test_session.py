@@ -173,7 +173,7 @@ def test_a_later_answer_is_that_of_generate_on_the_whole_conversation(pipe):
 def whole_cache(pipe, chat: Chat, messages: list[dict], unconditional: bool = False):
     """Keys and values of a conversation, and the state after it, from one forward of one document."""
     pictures, segments = iter(chat._kept.pictures), []
-    for ids in pipe.processor.conversation(messages, unconditional):
+    for ids in pipe.processor.prompt_ids(messages, unconditional):
         if ids is not None:
             segments.append(TextSegment(ids))
             continue
