@@ -1,8 +1,8 @@
 """What a step needs at least on this machine, and where the rest of its time goes: shared by the two benches.
 
 The floor of a step is the longer of two times: its multiplications over what a large matrix product reaches here, and
-the bytes that it must read over what a copy reaches. The fact a newcomer gets wrong: which of the two binds depends on
-how many tokens read a weight at once; a code of one picture waits for weights, a denoised picture for multiplications.
+the bytes that it must read over what a copy reaches. Which of the two binds depends on how many tokens read a weight at
+once: a code of one picture waits for weights, a denoised picture for multiplications.
 """
 
 import time
@@ -61,12 +61,12 @@ def against(machine: Machine, what: str, precision: str, flop: float, read: floa
 def where(what: str, task: Callable[[], object]) -> dict:
     """A row: shares of a run's time by what is computed; the profiler itself makes small operations look dearer."""
     task()
-    with profile(activities=[ProfilerActivity.CPU]) as seen:
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
         start = time.perf_counter()
         task()
         seconds = time.perf_counter() - start
     shares = {"matrix products": 0.0, "attention": 0.0, "other operations": 0.0}
-    for event in seen.key_averages():
+    for event in profiled.key_averages():
         name = event.key.rsplit("::", 1)[-1]
         kind = "matrix products" if name in PRODUCTS else "other operations"
         kind = "attention" if "attention" in name else kind

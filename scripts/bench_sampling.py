@@ -151,11 +151,11 @@ def bench_codes(repeat: int, machine: Machine, side: int = 8) -> dict:
     tasks = {"transformers": generate, "linear layers alone": linear_floor(ours, 2, tokens)}
     tasks |= {f"hybridgen {precision}": lambda precision=precision: draw(precision) for precision in PRECISIONS}
     seconds = shortest(tasks, repeat)
-    base, floor, own = seconds["transformers"], seconds["linear layers alone"], seconds["hybridgen model"]
+    base, floor, ours_plain = seconds["transformers"], seconds["linear layers alone"], seconds["hybridgen model"]
     same = {precision: float((draw(precision) == generate()).float().mean()) for precision in PRECISIONS}
     rows = [{"what": name, "seconds": value, "times transformers": base / value} for name, value in seconds.items()]
     table("codes: one picture, guidance 5, " + f"{tokens} codes, hidden {WIDTH}, {DEPTH} layers, 16,384 codes", rows)
-    print(f"  of the floor that linear layers set: {floor / own:.0%}; codes as transformers': {same}")
+    print(f"  of the floor that linear layers set: {floor / ours_plain:.0%}; codes as transformers': {same}")
     weights = inside(ours) + parameters(ours.model.generation_head) + parameters(ours.model.generation_aligner)
     floors = [
         against(machine, name, name, 4 * weights, weights * ITEM[name], seconds[f"hybridgen {name}"] / tokens)
@@ -164,8 +164,8 @@ def bench_codes(repeat: int, machine: Machine, side: int = 8) -> dict:
     table("codes: one code beside what it needs at least (two rows)", floors)
     times = [where(name, lambda name=name: draw(name)) for name in ("model", "fp32")]
     table("codes: where the time goes", times)
-    found = {"rows": rows, "share of the linear floor": floor / own, "same codes": same}
-    return found | {"floors": floors, "where": times}
+    result = {"rows": rows, "share of the linear floor": floor / ours_plain, "same codes": same}
+    return result | {"floors": floors, "where": times}
 
 
 # ----------------------------------------------------------------------------------------------------------- denoise
@@ -221,13 +221,13 @@ def bench_denoise(
     inner = 64 + round(spare / (3 * WIDTH * DEPTH) / 64) * 64  # ours gets as many parameters, in its MLPs
     ours, prompt = hybrid(side, channels, inner), words(30)
     decoders = {precision: Decoder(ours, precision) for precision in precisions}
-    made = {}
+    results = {}
     for images in batches:
-        asked = [torch.tensor(prompt) for _ in range(images)]
+        prompts = [torch.tensor(prompt) for _ in range(images)]
 
-        def sample_many(asked=asked):
+        def sample_many(prompts=prompts):
             return theirs.sample_many(
-                asked, max_length=len(prompt), fixed_modality_shape=shape, force_modality_at_start=(0, shape),
+                prompts, max_length=len(prompt), fixed_modality_shape=shape, force_modality_at_start=(0, shape),
                 modality_steps=steps, cfg_scale=3.0,
             )  # fmt: skip
 
@@ -254,26 +254,26 @@ def bench_denoise(
         table("denoise: a step beside what it needs at least (its share of the first pass included)", floors)
         times = [where(name, tasks[name]) for name in precisions]
         table("denoise: where the time goes (the first pass included)", times)
-        made[f"batch {images}"] = {"rows": rows, "floors": floors, "where": times}
-    return made
+        results[f"batch {images}"] = {"rows": rows, "floors": floors, "where": times}
+    return results
 
 
 def bench_linear(repeat: int, machine: Machine, side: int = 16, channels: int = 16) -> dict:
     """Time over steps, and over the prompt's length: the first pass apart from the steps."""
-    model, made = hybrid(side, channels, INNER), {"steps": [], "prompt": []}
+    model, results = hybrid(side, channels, INNER), {"steps": [], "prompt": []}
     for steps in (4, 8, 16, 32, 64):
         seconds = shortest({"": denoiser(model, [BOS, *words(30), BEGIN], side, steps, 1)}, repeat)[""]
-        made["steps"].append({"steps": steps, "seconds": seconds, "seconds a step": seconds / steps})
-    table("linear: one picture over its steps", made["steps"])
+        results["steps"].append({"steps": steps, "seconds": seconds, "seconds a step": seconds / steps})
+    table("linear: one picture over its steps", results["steps"])
     for length in (16, 128, 512, 2048):
         prompt = [BOS, *words(length - 2), BEGIN]
         tasks = {"first": lambda prompt=prompt: read(model, [prompt, [BOS, BEGIN]])}
         tasks |= {steps: denoiser(model, prompt, side, steps, 1) for steps in (4, 20)}
         seconds = shortest(tasks, repeat)
         a_step = (seconds[20] - seconds[4]) / 16
-        made["prompt"].append({"prompt tokens": length, "first pass": seconds["first"], "seconds a step": a_step})
-    table("linear: a step over the prompt's length", made["prompt"])
-    return made
+        results["prompt"].append({"prompt tokens": length, "first pass": seconds["first"], "seconds a step": a_step})
+    table("linear: a step over the prompt's length", results["prompt"])
+    return results
 
 
 # ------------------------------------------------------------------------------------------------------------ report
@@ -330,9 +330,9 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     machine = measure(args.repeat)
     result = {"surroundings": surroundings(), "machine": vars(machine)}
-    given = {"denoise": {"side": args.side, "steps": args.steps, "batches": args.batch}}
+    options = {"denoise": {"side": args.side, "steps": args.steps, "batches": args.batch}}
     for name in args.what or BENCHES:
-        result[name] = BENCHES[name](args.repeat, machine, **given.get(name, {}))
+        result[name] = BENCHES[name](args.repeat, machine, **options.get(name, {}))
     args.out.write_text(json.dumps(result, indent=2) + "\n")
     print(f"\nwritten to {args.out}")
 

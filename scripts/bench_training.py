@@ -10,8 +10,8 @@ trainer runs it: fp32 and bf16 (autocast), with and without compiled layers.
 
 The floor is the longer of a step's multiplications over what a large matrix product reaches here in the same dtype, and
 of its bytes (weights, gradients and AdamW's two moments, as often as they are read or written) over what a copy reaches
-(`bench_floor`); below it, where the time goes. Ratios are of the
-shortest of `--repeat` runs, taken in turns in one process.
+(`bench_floor`); below it, where the time goes. Ratios are of the shortest of `--repeat` runs, taken in turns in one
+process.
 """
 
 import argparse
@@ -124,11 +124,11 @@ def flops(model, docs) -> float:
     """Multiplications and additions of a step: 6 a weight and token, and attention within each document."""
     inside = sum(p.numel() for name, p in model.named_parameters() if "layers." in name and p.ndim == 2)
     head = model.lm_head.weight.numel()
-    made = 0.0
+    count = 0.0
     for text, picture in docs:
         tokens = 1 + len(text) + (SIDE * SIDE + 2 if picture is not None else 0)
-        made += 6 * (tokens * inside + len(text) * head) + 12 * DEPTH * HEADS * 64 * tokens * tokens
-    return made
+        count += 6 * (tokens * inside + len(text) * head) + 12 * DEPTH * HEADS * 64 * tokens * tokens
+    return count
 
 
 def moved(count: int) -> float:

@@ -5,9 +5,9 @@
 
 Needs npm and a package registry, about 150 MB on disk while it runs, and seven minutes of one core (WebP at its most
 thorough). A recipe to read, and to run again when the packages move on; nothing imports it, and no one needs it to use
-the embedded file. What newcomers get wrong: rebuilt is not identical. With the versions below and Pillow 13, 7,001 of
-the 7,012 pictures come out byte for byte, and all else but about 180 of the main colours; the other eleven are 3-D
-signs that the package holds in two near-equal renderings. `--compare` says how it stands.
+the embedded file. What is rebuilt is not identical: with the versions below and Pillow 13, 7,001 of the 7,012 pictures
+come out byte for byte, and all else but about 180 of the main colours; the other eleven are 3-D signs that the package
+holds in two near-equal renderings. `--compare` says how it stands.
 
 1. Fetch five npm packages: three sets of SVGs, one of 3-D renderings, one of names.
 2. Keep every emoji that has a group (no skin tones, hair or regional letters), in every style that draws it.
@@ -134,8 +134,8 @@ def rendering_drawer(package: Path):
 
     def draw(codepoint: str) -> Image.Image | None:
         files = [package / "assets" / f"{code}.webp" for code in spellings(codepoint)]
-        found = next((file for file in files if file.exists()), None)
-        return to_size(Image.open(found)) if found else None
+        file = next((file for file in files if file.exists()), None)
+        return to_size(Image.open(file)) if file else None
 
     return draw
 

@@ -5,8 +5,8 @@
 
 `fetch` takes Debian's `tuxpaint-stamps-default` (161 MB, GPL-2+, people's cut-out photographs of animals, food and
 plants with captions), by apt-get and dpkg-deb, and writes train.jsonl, held_out.jsonl and pictures/ on white. `score`
-asks of each held-out one what kind of thing it is. The fact a newcomer gets wrong: nearly every picture is the only one
-of its name, so a name that was held out was never learnt; what can be asked is its kind, of eight.
+asks of each held-out one what kind of thing it is, of eight: nearly every picture is the only one of its name, so a
+name that was held out was never learnt.
 """
 
 import argparse
@@ -75,15 +75,15 @@ def unpack(scratch: Path) -> Path:
 
 def photographs(stamps: Path) -> list[tuple[Path, str]]:
     """(file, kind) of each photograph with a caption, in the order of names; drawings are left out."""
-    found = [
+    files = [
         (file, kind)
         for place, kind in KINDS.items()
         for file in sorted((stamps / place).rglob("*.png"))
         if "cartoon" not in file.parts and file.with_suffix(".txt").is_file()
     ]
-    if not found:
+    if not files:
         raise ValueError(f"{stamps} holds no photograph of {', '.join(KINDS)}; give the folder stamps/ of {PACKAGE}")
-    return found
+    return files
 
 
 def caption(file: Path) -> str:
@@ -100,24 +100,24 @@ def on_white(file: Path) -> Image.Image:
     return square.convert("RGB")
 
 
-def record(picture: str, kind: str, said: str) -> dict:
+def record(picture: str, kind: str, caption: str) -> dict:
     """A chat record: what kind of thing it is, and its caption."""
-    asked = [{"type": "image", "image": picture}, {"type": "text", "text": QUESTION}]
-    turns = [("user", asked), ("assistant", kind), ("user", "what do you see?"), ("assistant", said)]
+    question = [{"type": "image", "image": picture}, {"type": "text", "text": QUESTION}]
+    turns = [("user", question), ("assistant", kind), ("user", "what do you see?"), ("assistant", caption)]
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
 def score(checkpoint: Path, folder: Path) -> dict:
-    """The held-out photographs whose kind is said, with a 95 % interval, and what blind answers score."""
+    """How many held-out photographs are named by their kind, with a 95 % interval, and what blind answers score."""
     pipeline, source = open_pipeline(checkpoint), JsonlSource(folder / "held_out.jsonl")
     quiz = Quiz()
     for index in range(len(source)):
-        asked, said = source[index]["messages"][:2]
-        quiz.pictures.append(asked["content"][0]["image"])
-        quiz.questions.append(Question("kind", QUESTION, said["content"][0]["text"]))
-    given, _ = answer(pipeline, quiz, "understanding")
+        question, kind = source[index]["messages"][:2]
+        quiz.pictures.append(question["content"][0]["image"])
+        quiz.questions.append(Question("kind", QUESTION, kind["content"][0]["text"]))
+    answers, _ = answer(pipeline, quiz, "understanding")
     blank = score_answers(answer_blank(pipeline, quiz, "understanding"), quiz.questions)["kind"]["share"]
-    tally = with_interval(score_answers(given, quiz.questions)["kind"])
+    tally = with_interval(score_answers(answers, quiz.questions)["kind"])
     return {**tally, "majority": majority_shares(quiz.questions)["kind"], "blank": blank}
 
 

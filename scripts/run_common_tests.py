@@ -43,14 +43,14 @@ def main() -> int:
     for library in FILES:
         parser.add_argument(f"--{library}", type=Path, help=f"source of {library}, with its tests/")
     parser.add_argument("-k", dest="name", help="only tests of this name, as pytest's -k")
-    given = parser.parse_args()
-    sources = {library: getattr(given, library) for library in FILES if getattr(given, library) is not None}
+    options = parser.parse_args()
+    sources = {library: getattr(options, library) for library in FILES if getattr(options, library) is not None}
     if not sources:
         parser.error("give --transformers, --diffusers, or both")
     for library, source in sources.items():
         if not (source / "tests").is_dir():
             parser.error(f"--{library} {source} has no folder tests/; give a checkout of its source")
-    return max(run(source.resolve(), FILES[library], given.name) for library, source in sources.items())
+    return max(run(source.resolve(), FILES[library], options.name) for library, source in sources.items())
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ The decoder of a graft is frozen in LLaVA's first stage, and costs nearly all of
 nothing needs more pictures than one CPU core can show it that way: 6,000 taught SmolLM2 no name. Here the decoder
 takes no part. Each of a picture's tokens learns to be the embedding of a word: most of them spell the emoji's name,
 the last four its style and kind, by cross-entropy of the cosine with the decoder's own (frozen) table. So the decoder
-sees words, which it can read from the first step on. The fact a newcomer gets wrong: this is no caption model, as each
-token answers alone; the stages after it teach the decoder to answer.
+sees words, which it can read from the first step on. This is no caption model, as each token answers alone; the stages
+after it teach the decoder to answer.
 
 Shapes: B pictures, T tokens of a picture, H width of the decoder, W words that occur in any spelling.
 """
@@ -96,19 +96,19 @@ def learner(model) -> MuonAdamW:
     groups = {True: [], False: []}
     for name, parameter in parts:
         groups[is_hidden_matrix(f".{name}", parameter)].append(parameter.requires_grad_(True))
-    made = [{"params": groups[muon], "muon": muon, "lr": 2e-3, "weight_decay": 0.02} for muon in (True, False)]
-    return MuonAdamW(made, betas=(0.9, 0.95), eps=1e-8, momentum=0.95, steps=5, scale="match_rms_adamw")
+    settings = [{"params": groups[muon], "muon": muon, "lr": 2e-3, "weight_decay": 0.02} for muon in (True, False)]
+    return MuonAdamW(settings, betas=(0.9, 0.95), eps=1e-8, momentum=0.95, steps=5, scale="match_rms_adamw")
 
 
 @torch.no_grad()
 def spelled(pipeline, words: Tensor, directions: Tensor, length: int) -> float:
     """The share of `combo` pictures whose tokens are nearest to exactly the words of the name."""
     pixels, targets = prepared(pipeline, "combo", length)
-    found = []
+    nearest = []
     for part in pixels.split(128):
         tokens = pipeline.model.model.get_image_features(part).pooler_output.view(len(part), length, -1)
-        found.append(words[(F.normalize(tokens, dim=-1) @ directions.T).argmax(-1)])
-    return (torch.cat(found) == targets)[:, : length - 4].all(1).float().mean().item()
+        nearest.append(words[(F.normalize(tokens, dim=-1) @ directions.T).argmax(-1)])
+    return (torch.cat(nearest) == targets)[:, : length - 4].all(1).float().mean().item()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ steps_quality.png. Several schedulers (class names of diffusers) make several ta
 
 import argparse
 import inspect
-import json
 import sys
 from datetime import date
 from pathlib import Path
@@ -21,7 +20,7 @@ from hybridgen.bridges.adapters import open_pipeline
 from hybridgen.checkpoints.hashes import weights_hash
 from hybridgen.cli.running import best_device
 from hybridgen.core.figures import grid, save, side_by_side
-from hybridgen.core.files import write_whole
+from hybridgen.core.files import write_json
 from hybridgen.data.synthetic import open_synthetic
 from hybridgen.evaluation import generation, provenance
 from hybridgen.evaluation.suites import open_suite
@@ -60,7 +59,7 @@ def measure(pipeline: HybridGenPipeline, options: argparse.Namespace, steps: int
         "seconds_per_picture": round(seconds / len(images), 4),
         "scores": generation.score(dataset, images, prompts.specs),
     }
-    return line, [(caption, image) for caption, image in zip(prompts.captions, images, strict=True)][:SHOWN]
+    return line, list(zip(prompts.captions, images, strict=True))[:SHOWN]
 
 
 def in_table(lines: list[dict]) -> list[str]:
@@ -106,7 +105,7 @@ def main() -> int:
         "command": provenance.command(), "date": date.today().isoformat(), "versions": provenance.versions(),
         "hardware": provenance.hardware(), "lines": lines,
     }  # fmt: skip
-    write_whole(options.out / "steps_quality.json", json.dumps(result, indent=2) + "\n")
+    write_json(options.out / "steps_quality.json", result, indent=2)
     save(grid(side_by_side(captions, drawn), columns=1), options.out / "steps_quality.png")
     print("\n".join(in_table(lines)))
     return 0

@@ -58,9 +58,9 @@ def test_its_first_cells_make_do_without_a_checkpoint(file, tmp_path, monkeypatc
     notebook = read(file)
     notebook.cells = [cell for cell in notebook.cells if cell.cell_type == "code"][:2]
     execute(notebook, tmp_path, None, monkeypatch)
-    said = "".join(output.get("text", "") for output in outputs(notebook))
-    assert "`hybridgen demo` makes one" in said
-    assert "paths: understanding, diffusion, vq" in said
+    printed = "".join(output.get("text", "") for output in outputs(notebook))
+    assert "`hybridgen demo` makes one" in printed
+    assert "paths: understanding, diffusion, vq" in printed
 
 
 def test_it_is_committed_as_it_ran(file):

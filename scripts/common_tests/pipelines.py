@@ -83,10 +83,10 @@ class Pixels(Diffusion):
     """Without any optional component: diffusion on pixels."""
 
     def get_dummy_components(self):
-        made = components()
-        config = made["model"].config.to_dict()
+        tiny = components()
+        config = tiny["model"].config.to_dict()
         config |= {"vq_config": None, "diffusion_config": {**config["diffusion_config"], "in_channels": 3}}
         torch.manual_seed(0)
         model = HybridGenForConditionalGeneration(HybridGenConfig(**config)).eval()
-        processor = HybridGenProcessor.for_config(model.config, made["processor"].tokenizer)
-        return made | {"model": model, "processor": processor, "vae": None, "vq_model": None}
+        processor = HybridGenProcessor.for_config(model.config, tiny["processor"].tokenizer)
+        return tiny | {"model": model, "processor": processor, "vae": None, "vq_model": None}

@@ -39,11 +39,11 @@ def test_a_grid_shows_every_picture():
     ]
     page = np.asarray(figures.grid(cards, columns=2, title="title"))
     block = np.asarray(figures.scale_to_fit(NOISE, 128))
-    found = 0
+    count = 0
     # where the corner pixel is, compare the block
     for y, x in np.argwhere((page == block[0, 0]).all(-1)):
-        found += np.array_equal(page[y : y + 128, x : x + 128], block)
-    assert found == 10
+        count += np.array_equal(page[y : y + 128, x : x + 128], block)
+    assert count == 10
 
 
 def test_a_long_title_is_wrapped_not_cut():

@@ -61,10 +61,10 @@ def test_wrong_categories_name_what_is_wrong():
 
 def test_reconstruction_keeps_size_and_order(pipeline):
     pictures = generation.held_out_prompts(dolls, "held_out", 3, seed=0).pictures
-    kept = generation.reconstruct(pipeline, pictures)
+    decoded = generation.reconstruct(pipeline, pictures)
     alone = generation.reconstruct(pipeline, pictures[2:])
-    assert [image.size for image in kept] == [(32, 32)] * 3
-    assert np.abs(np.asarray(kept[2], int) - np.asarray(alone[0], int)).max() <= 1
+    assert [image.size for image in decoded] == [(32, 32)] * 3
+    assert np.abs(np.asarray(decoded[2], int) - np.asarray(alone[0], int)).max() <= 1
 
 
 def test_settings_name_what_matters_to_a_path():

@@ -1,4 +1,4 @@
-"""Answering held-out questions: what is asked, the two blind answerers, and how they stand beside a score."""
+"""Answering held-out questions: what is asked, the two blind baselines, and how they stand beside a score."""
 
 import pytest
 
@@ -44,9 +44,9 @@ def test_answers_are_one_a_question_whatever_the_chunks(pipeline, quiz, path, mo
 def test_blank_control_does_not_look(pipeline, quiz):
     """The same wording gets the same answer, whatever the picture."""
     blank = understanding.answer_blank(pipeline, quiz, "understanding")
-    said = {}
+    answers = {}
     for question, text in zip(quiz.questions, blank, strict=True):
-        assert said.setdefault(question.question, text) == text
+        assert answers.setdefault(question.question, text) == text
     other = Quiz(quiz.pictures[::-1], quiz.questions)
     assert understanding.answer_blank(pipeline, other, "understanding") == blank
 

@@ -19,8 +19,8 @@ from tests.training.stages.test_perceptual import resnet
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = [
-    "steps=3", "threads=1", "precision=fp32", "data.per_device_batch_size=2", "log_every=1", "save_every=100", "validation.every=3",
-    "validation.batches=1", "sampling.every=3", "schedule.warmup_steps=0",
+    "steps=3", "threads=1", "precision=fp32", "data.per_device_batch_size=2", "log_every=1", "save_every=100",
+    "validation.every=3", "validation.batches=1", "sampling.every=3", "schedule.warmup_steps=0",
 ]  # fmt: skip
 VQ16 = "{num_embeddings: 32, embed_dim: 8, latent_channels: 32, base_channels: 32, channel_multiplier: [1, 1, 1]}"
 TOYS = {  # what is made smaller

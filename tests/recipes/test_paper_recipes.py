@@ -111,7 +111,7 @@ def save_data(folder: Path) -> None:
     (folder / "pictures" / "metadata.jsonl").write_text("\n".join(named) + "\n")
 
 
-class Kitchen:
+class Recipes:
     """Runs recipes, each once, after the stages they go on from."""
 
     def __init__(self, folder: Path):
@@ -160,13 +160,13 @@ class Kitchen:
 
 
 @pytest.fixture(scope="module")
-def kitchen(tmp_path_factory) -> Kitchen:
-    return Kitchen(tmp_path_factory.mktemp("kitchen"))
+def recipes(tmp_path_factory) -> Recipes:
+    return Recipes(tmp_path_factory.mktemp("recipes"))
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_each_config_trains_draws_and_answers(kitchen, name):
-    out = kitchen.run(name)
+def test_each_config_trains_draws_and_answers(recipes, name):
+    out = recipes.run(name)
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     seen: dict[str, float] = {}
     for record in records:
@@ -212,53 +212,53 @@ DRAWING = {"patch_embed", "timestep_embedder", "final_layer", "alignment_head"}
         ("llava_stage1", "llava_stage2", {"aligner", "language_model", "lm_head"}),
     ],
 )  # fmt: skip
-def test_a_stage_trains_what_the_paper_trains(kitchen, before, name, trained):
-    assert kitchen.changed(before, name) == trained
+def test_a_stage_trains_what_the_paper_trains(recipes, before, name, trained):
+    assert recipes.changed(before, name) == trained
 
 
-def test_lmfusion_says_what_its_text_model_says_to_the_bit(kitchen):
-    ours, theirs = kitchen.model("lmfusion"), AutoModelForCausalLM.from_pretrained(kitchen.folder / "llm")
+def test_lmfusion_says_what_its_text_model_says_to_the_bit(recipes):
+    ours, theirs = recipes.model("lmfusion"), AutoModelForCausalLM.from_pretrained(recipes.folder / "llm")
     words = theirs.config.vocab_size
     ids = torch.randint(3, words, (2, 20), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(ours(ids).logits[..., :words], theirs(ids).logits)
-    donor = theirs.model.state_dict()
+    pretrained = theirs.model.state_dict()
     for name, weight in ours.model.language_model.state_dict().items():
         if name != "embed_tokens.weight":  # which has rows for the tokens of images
-            assert torch.equal(weight, donor[name.replace(".own.", ".")]) != (".own." in name), name
+            assert torch.equal(weight, pretrained[name.replace(".own.", ".")]) != (".own." in name), name
 
 
-def test_janusflow_is_causal_inside_a_picture_and_keeps_siglip(kitchen):
-    model = kitchen.model("janusflow_stage2")
+def test_janusflow_is_causal_inside_a_picture_and_keeps_siglip(recipes):
+    model = recipes.model("janusflow_stage2")
     assert model.model.bidirectional_ids() == ()
-    tower = AutoModel.from_pretrained(kitchen.folder / "tower").state_dict()
+    tower = AutoModel.from_pretrained(recipes.folder / "tower").state_dict()
     mine = model.model.vision_model.state_dict()
     assert all(torch.equal(mine[key], tower[key.removeprefix("vision_model.")]) for key in mine if key in tower)
 
 
-def test_chameleon_has_one_table_one_head_and_normalised_queries(kitchen):
-    model = kitchen.model("chameleon")
+def test_chameleon_has_one_table_one_head_and_normalised_queries(recipes):
+    model = recipes.model("chameleon")
     names = {name for name, _ in model.named_parameters()}
     assert not {name for name in names if "generation_" in name}
     assert "model.language_model.layers.0.self_attn.q_norm.weight" in names
     first = model.config.vq_config.first_token_id
     assert model.get_input_embeddings().num_embeddings == first + 50
-    started = build_parts(load_config(CONFIGS / "chameleon.yaml", kitchen.words("chameleon"))).pipeline.model
+    started = build_parts(load_config(CONFIGS / "chameleon.yaml", recipes.words("chameleon"))).pipeline.model
     for table in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
         moved = (model.state_dict()[table] != started.state_dict()[table]).any(-1)
         assert moved[first:].any()
         assert moved[:first].any()
 
 
-def test_bagel_reads_twins_and_what_the_tower_sees(kitchen):
-    config = load_config(CONFIGS / "bagel_style.yaml", kitchen.words("bagel_style"))
+def test_bagel_reads_clean_copies_and_what_the_tower_sees(recipes):
+    config = load_config(CONFIGS / "bagel_style.yaml", recipes.words("bagel_style"))
     parts = build_parts(config)
     interleaved = next(task for task in parts.tasks if task.config.clean_copy)
     document = interleaved.document(0, parts.pipeline.processor)
     wanted = [("diffusion", True), ("diffusion", False), ("understanding", False)]
     assert [(each.path, each.write) for each in document.images] == wanted * 2
     assert any(document.layout.noised_mask)
-    pipeline = load_pipeline(kitchen.run("bagel_style") / "checkpoint")
+    pipeline = load_pipeline(recipes.run("bagel_style") / "checkpoint")
     answer = pipeline.answer(picture(SIDE, SIDE), "what?", path=["diffusion", "understanding"], max_new_tokens=3)
     assert len(answer) == 1
 
@@ -341,9 +341,9 @@ STAGES = {  # config: lr, decay, schedule, warmup, steps, rows a step on 8 proce
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_stages_that_go_on(kitchen, name):
+def test_stages_that_go_on(recipes, name):
     lr, decay, schedule, warmup, steps, rows, shares = STAGES[name]
-    before = kitchen.run(RECIPES[name][0]) / "checkpoint"
+    before = recipes.run(RECIPES[name][0]) / "checkpoint"
     config = load_config(CONFIGS / f"{name}.yaml", [f"model.from_pretrained={before}"])
     assert (config.optimizer.lr, config.optimizer.weight_decay, config.schedule.name) == (lr, decay, schedule)
     assert (config.schedule.warmup_steps, config.steps) == (warmup, steps)

@@ -134,8 +134,8 @@ def test_a_text_model_learns_to_see(tmp_path, capsys, monkeypatch):
     tower = learn("tower", "model.tokenizer.samples=50")
     save_backbone(tmp_path / "backbone", "llama tied")
     start = tmp_path / "start"
-    given = ["--backbone", str(tmp_path / "backbone"), "--vision", str(tower), *options]
-    assert cli.main(["init", str(start), *given]) == 0
+    arguments = ["--backbone", str(tmp_path / "backbone"), "--vision", str(tower), *options]
+    assert cli.main(["init", str(start), *arguments]) == 0
 
     def same_text(checkpoint: Path) -> int:
         arguments = ["same_text.py", str(tmp_path / "backbone"), str(checkpoint), "--new-tokens", "4"]
@@ -213,23 +213,23 @@ def test_photographs_are_split_and_scored(tmp_path, pipeline, tiny_checkpoint):
     out = tmp_path / "out"
     script["fetch"](out, stamps)
     splits = [JsonlSource(out / f"{split}.jsonl") for split in ("train", "held_out")]
-    said = [[each[index]["messages"][-1]["content"][0]["text"] for index in range(len(each))] for each in splits]
-    assert sorted(said[0] + said[1]) == sorted(f"a thing {number}" for number in range(21))  # no cartoons
-    assert min(map(len, said)) > 0
+    captions = [[each[index]["messages"][-1]["content"][0]["text"] for index in range(len(each))] for each in splits]
+    assert sorted(captions[0] + captions[1]) == sorted(f"a thing {number}" for number in range(21))  # no cartoons
+    assert min(map(len, captions)) > 0
     for source in splits:
         for index in range(len(source)):
-            asked, kind, _, caption = (message["content"] for message in source[index]["messages"])
+            question, kind, _, caption = (message["content"] for message in source[index]["messages"])
             assert kind[0]["text"] == ("bird" if int(caption[0]["text"].split()[-1]) % 2 else "fruit")
-            assert asked[0]["image"].getpixel((0, 64)) == (255, 255, 255)
-            assert asked[0]["image"].getpixel((64, 64))[1] == 0
+            assert question[0]["image"].getpixel((0, 64)) == (255, 255, 255)
+            assert question[0]["image"].getpixel((64, 64))[1] == 0
 
     scores = script["score"](tiny_checkpoint, out)
     turns = [splits[1][index]["messages"] for index in range(len(splits[1]))]
     kinds = [messages[1]["content"][0]["text"] for messages in turns]
     shown = [messages[0]["content"][0]["image"] for messages in turns]
-    given = pipeline.answer(shown, [script["QUESTION"]] * len(shown), path="understanding", max_new_tokens=16)
+    answers = pipeline.answer(shown, [script["QUESTION"]] * len(shown), path="understanding", max_new_tokens=16)
     assert scores["n"] == len(kinds)
-    assert scores["right"] == sum(one.strip().lower() == other for one, other in zip(given, kinds, strict=True))
+    assert scores["right"] == sum(one.strip().lower() == other for one, other in zip(answers, kinds, strict=True))
     assert scores["majority"] == max(map(kinds.count, kinds)) / len(kinds)
 
     with pytest.raises(ValueError, match="holds no photograph of animals/birds"):
