@@ -1,5 +1,7 @@
 """hybridgen: one transformer backbone for text and images, read and written by the path you choose."""
 
+import sys
+
 from hybridgen.compatibility import mend_torchvision
 
 mend_torchvision()
@@ -15,6 +17,7 @@ from transformers import (  # noqa: E402
 from transformers.models.auto import modeling_auto  # noqa: E402
 
 from hybridgen.chat.session import Chat  # noqa: E402
+from hybridgen.codecs import patch_vq  # noqa: E402
 from hybridgen.configuration_hybridgen import (  # noqa: E402
     HybridGenConfig,
     HybridGenDiffusionConfig,
@@ -52,6 +55,9 @@ AutoProcessor.register(HybridGenConfig, HybridGenProcessor)
 AutoModel.register(HybridGenConfig, HybridGenModel)
 AutoModelForImageTextToText.register(HybridGenConfig, HybridGenForConditionalGeneration)
 AutoModelForMultimodalLM.register(HybridGenConfig, HybridGenForMultimodalLM)
+
+# a saved pipeline names the modules of its parts: where those of older checkpoints stand today
+sys.modules["hybridgen.patch_vq"] = patch_vq
 
 # what `pipeline(...)` looks up to know whether a class fits a task, which `register` does not write into
 _NAMES = (HybridGenForConditionalGeneration.__name__, HybridGenForMultimodalLM.__name__)

@@ -1,8 +1,8 @@
 """Configurations: one class for the model, one for each path that needs its own. A path exists if its config exists.
 
 Nothing here switches on strings, and every check across fields stands here, so that an impossible model is refused
-before any weight is made. The fact a newcomer gets wrong: the VAE and the VQ tokenizer are not part of the model.
-`vq_config` and `diffusion_config` describe what the backbone reads and predicts; codecs are components of the pipeline.
+before any weight is made. The VAE and the VQ tokenizer are not part of the model: `vq_config` and `diffusion_config`
+describe what the backbone reads and predicts; codecs are components of the pipeline.
 """
 
 import math
@@ -37,16 +37,17 @@ class HybridGenDiffusionConfig(PreTrainedConfig):
             `v_prediction` (Salimans & Ho 2022, for cosine and linear schedules).
         noise_schedule: `flow` (x = (1 - s) x0 + s noise, timestep = 1000 s), or the DDPM schedules `cosine`
             (squaredcos_cap_v2) and `linear`, with diffusers' tables.
-        num_train_timesteps: the range of the timestep that the model is told.
+        num_train_timesteps: the model's timesteps lie between 0 and this.
         bidirectional: tokens of one image see each other (Transfusion) or only what came before (JanusFlow).
         frequency_embedding_size: width of the sinusoid under the timestep MLP (DiT: 256).
         unet_channels: channels of a small U-Net around the backbone, from its finest level to patches of `patch_size`,
             each level half the last one's rows and columns (Transfusion's U-Net down and up; `paths.unet`); None = one
             linear layer in and one out.
-        modality_experts: tokens of this path have projections and norms of their own in every layer of the backbone, whose
-            attention they share with the others (LMFusion, BAGEL; `paths.modality_experts`).
-        alignment_layer: layer of the backbone, from 1, whose states of an image's tokens are drawn towards what the
-            vision tower sees in the clean picture (REPA, arXiv 2410.06940; JanusFlow: 6); None = there is no such head.
+        modality_experts: tokens of this path have projections and norms of their own in every layer of the backbone,
+            whose attention they share with the others (LMFusion, BAGEL; `paths.modality_experts`). Configs of older
+            checkpoints call it `own_layers`, which is still read.
+        alignment_layer: layer of the backbone, from 1, whose states of an image's tokens are aligned with the vision
+            tower's features of the clean picture (REPA, arXiv 2410.06940; JanusFlow: 6); None = there is no such head.
         alignment_depth: linear layers between the two.
     """
 
@@ -67,6 +68,7 @@ class HybridGenDiffusionConfig(PreTrainedConfig):
     alignment_depth: int = 3
 
     def __post_init__(self, **kwargs):
+        self.modality_experts = kwargs.pop("own_layers", self.modality_experts)  # its name in older checkpoints
         _positive(self, "in_channels", "patch_size", "sample_size", "num_train_timesteps", "frequency_embedding_size")
         _positive(self, "alignment_depth", *(["alignment_layer"] if self.alignment_layer is not None else []))
         _one_of("diffusion_config.prediction_type", self.prediction_type, PREDICTION_TYPES)
@@ -88,7 +90,7 @@ class HybridGenDiffusionConfig(PreTrainedConfig):
         channels = self.unet_channels
         if channels is None:
             return
-        if not isinstance(channels, list | tuple) or not channels or not all(map(_whole_eights, channels)):
+        if not isinstance(channels, list | tuple) or not channels or not all(map(_is_multiple_of_8, channels)):
             raise ValueError(
                 f"diffusion_config.unet_channels is {channels!r}; it must be a list of multiples of 8, from the finest "
                 "level to the coarsest"
@@ -100,17 +102,17 @@ class HybridGenDiffusionConfig(PreTrainedConfig):
             )
 
 
-def _whole_eights(value) -> bool:
+def _is_multiple_of_8(value) -> bool:
     return isinstance(value, int) and value > 0 and value % 8 == 0
 
 
 class HybridGenVQConfig(PreTrainedConfig):
-    """The vq path, in Janus' shape and names: code embeddings -> aligner -> backbone -> head over the codebook. Or in
-    Chameleon's (arXiv 2405.09818), where codes are tokens of the language model, with its embeddings and its head.
+    """The vq path as in Janus, with its names: code embeddings -> aligner -> backbone -> head over the codebook. Or as
+    in Chameleon (arXiv 2405.09818), where codes are tokens of the language model, with its embeddings and its head.
 
     Args:
         num_embeddings: number of codes of the tokenizer.
-        first_token_id: the token of the vocabulary that code 0 is, the others follow it; nothing below but
+        first_token_id: token id of code 0 in the vocabulary, the other codes follow it; of the settings below, only
             `sample_size` is used then. None = the path has embeddings, aligner and head of its own.
         embed_dim: width of the path's own embedding table (not the tokenizer's codebook).
         projection_dim: width of the aligner and of the head's hidden layer; None = the backbone's.
@@ -145,7 +147,7 @@ class HybridGenConfig(PreTrainedConfig):
         vision_config: the understanding path's tower (SigLIP, SigLIP 2, Janus' vision model); None = no such path.
         diffusion_config: see `HybridGenDiffusionConfig`; None = no such path.
         vq_config: see `HybridGenVQConfig`; None = no such path.
-        image_token_id, diffusion_token_id, vq_token_id: placeholders, one a path, where image tokens stand.
+        image_token_id, diffusion_token_id, vq_token_id: placeholders, one a path, for the tokens of an image.
         begin_image_token_id, end_image_token_id: frame every image.
         understanding_bidirectional: tokens of an image on the understanding path see each other (Janus: no).
         aligner_depth, aligner_hidden_act: the understanding aligner's linear layers and activation (Janus: 2, gelu).
@@ -177,9 +179,9 @@ class HybridGenConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         self.text_config = _sub_config(self.text_config or {}, "qwen3")
-        self.vision_config = _of_square_images(_sub_config(self.vision_config, "siglip_vision_model"))
-        self.diffusion_config = _own_config(self.diffusion_config, HybridGenDiffusionConfig)
-        self.vq_config = _own_config(self.vq_config, HybridGenVQConfig)
+        self.vision_config = _with_image_size(_sub_config(self.vision_config, "siglip_vision_model"))
+        self.diffusion_config = _path_config(self.diffusion_config, HybridGenDiffusionConfig)
+        self.vq_config = _path_config(self.vq_config, HybridGenVQConfig)
         if self.vq_config is not None:
             self.vq_config.image_token_embed_dim = self.vq_config.image_token_embed_dim or self.text_config.hidden_size
             self.vq_config.projection_dim = self.vq_config.projection_dim or self.text_config.hidden_size
@@ -191,8 +193,8 @@ class HybridGenConfig(PreTrainedConfig):
     @property
     def paths(self) -> tuple[str, ...]:
         """The paths this model has, in the order of `layout.PATHS`."""
-        given = {"understanding": self.vision_config, "diffusion": self.diffusion_config, "vq": self.vq_config}
-        return tuple(name for name, config in given.items() if config is not None)
+        configs = {"understanding": self.vision_config, "diffusion": self.diffusion_config, "vq": self.vq_config}
+        return tuple(path for path, config in configs.items() if config is not None)
 
     @property
     def vocab_size(self) -> int:
@@ -250,7 +252,7 @@ class HybridGenConfig(PreTrainedConfig):
             raise ValueError(f"each path needs a placeholder of its own, but the ids repeat: {shown}")
 
     def _check_heads(self) -> None:
-        """What transformers finds out in the first forward, or not in a sentence of ours."""
+        """Of attention: transformers would fail in the first forward, with a less helpful message."""
         heads = getattr(self.text_config, "num_attention_heads", None)
         groups = getattr(self.text_config, "num_key_value_heads", None)
         if heads and groups and heads % groups:
@@ -306,14 +308,14 @@ def _sub_config(config: dict | PreTrainedConfig | None, default_type: str) -> Pr
     return AutoConfig.for_model(config.pop("model_type", default_type), **config)
 
 
-def _of_square_images(config: PreTrainedConfig | None) -> PreTrainedConfig | None:
-    """SigLIP 2 (NaFlex) counts patches instead of pixels; here a tower sees squares, so it has a side as well."""
+def _with_image_size(config: PreTrainedConfig | None) -> PreTrainedConfig | None:
+    """SigLIP 2 (NaFlex) has a number of patches instead of an image size; here towers take squares, so one follows."""
     if config is not None and getattr(config, "image_size", None) is None and hasattr(config, "num_patches"):
         config.image_size = math.isqrt(config.num_patches) * config.patch_size
     return config
 
 
-def _own_config(
+def _path_config(
     config: dict | PreTrainedConfig | None, config_class: type[PreTrainedConfig]
 ) -> PreTrainedConfig | None:
     return config_class(**config) if isinstance(config, dict) else config
