@@ -35,7 +35,7 @@ import torch
 from bench_floor import ITEM, Machine, against, measure, where
 
 from hybridgen import HybridGenConfig, HybridGenForConditionalGeneration
-from hybridgen.bridges.configs import hybrid_config
+from hybridgen.bridges.janus.configs import hybrid_config
 from hybridgen.core.layout import PADDING_DOCUMENT
 from hybridgen.core.noise import NoiseProcess
 from hybridgen.sampling.codes import CodeSampling, write_codes

@@ -30,7 +30,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from hybridgen.data.synthetic.emoji_pictures import SIZE, main_colour
+from hybridgen.data.synthetic.emoji.pictures import SIZE, main_colour
 
 SVG_PACKAGES = {  # style -> npm package, licence
     "twitter": ("@iconify-json/twemoji@1.2.5", "Twemoji, CC-BY-4.0"),

@@ -20,8 +20,8 @@ from PIL import Image
 
 from hybridgen.bridges.adapters import open_pipeline
 from hybridgen.checkpoints.loading import new_folder
-from hybridgen.data.draws import hash_uniform
-from hybridgen.data.sources import JsonlSource
+from hybridgen.data.formats.json_files import JsonlSource
+from hybridgen.data.keyed_random import hash_uniform
 from hybridgen.data.synthetic.questions import Question, majority_shares, score_answers
 from hybridgen.evaluation.intervals import with_interval
 from hybridgen.evaluation.understanding import Quiz, answer, answer_blank

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from hybridgen.bridges.adapters import open_pipeline
 from hybridgen.checkpoints.loading import new_folder
-from hybridgen.data.synthetic.emoji_pictures import Spec, look_up, render, specs_of_split, twins
+from hybridgen.data.synthetic.emoji.pictures import EmojiSpec, look_up, lookalikes, render, specs_of_split
 from hybridgen.training.distributed.precision import bf16_pays
 from hybridgen.training.optim.muon import MuonAdamW
 from hybridgen.training.optim.optimization import is_hidden_matrix
@@ -29,7 +29,7 @@ BATCH, SHIFT, WARMUP = 96, 3, 20  # pictures a step; pixels a picture is moved b
 SHARPNESS = 30.0  # what cosines are multiplied by
 
 
-def spelling(spec: Spec, tokenizer, length: int) -> list[int]:
+def spelling(spec: EmojiSpec, tokenizer, length: int) -> list[int]:
     """`length` token ids: the name again and again, then two of the style and two of the kind."""
 
     def tokens(words: str) -> list[int]:
@@ -50,7 +50,7 @@ def moved(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 def prepared(pipeline, split: str, length: int) -> tuple[Tensor, Tensor]:
     """(N, 3, h, w) pictures of a split that have one name, and (N, T) their spellings."""
-    specs = [spec for spec in specs_of_split(split) if spec not in twins()]
+    specs = [spec for spec in specs_of_split(split) if spec not in lookalikes()]
     pixels = pipeline.processor.image_processor.understanding([render(spec) for spec in specs])
     return pixels, torch.tensor([spelling(spec, pipeline.processor.tokenizer, length) for spec in specs])
 

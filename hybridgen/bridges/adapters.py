@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers.utils import is_peft_available
 
-from hybridgen.bridges.collect import BACKBONE, OF_PATH
+from hybridgen.bridges.collect import BACKBONE, PARTS_OF_PATH
 from hybridgen.bridges.pretrained_parts import quiet
 from hybridgen.checkpoints.loading import ADAPTER, friendly_errors, is_adapter
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
@@ -26,7 +26,7 @@ PARTS = {
     "backbone": (BACKBONE,),
     "aligner": ("model.aligner.",),
     "generation_aligner": ("model.generation_aligner.",),
-    **OF_PATH,
+    **PARTS_OF_PATH,
 }
 
 

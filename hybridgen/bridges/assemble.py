@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hybridgen.bridges.collect import EMBEDDINGS, HEAD, OF_PATH, Donors, check_request, gather
+from hybridgen.bridges.collect import EMBEDDINGS, HEAD, PARTS_OF_PATH, PretrainedParts, check_request, collect
 from hybridgen.bridges.pretrained_parts import quiet
 from hybridgen.codecs.frozen import VAECodec, VQCodec
 from hybridgen.configuration_hybridgen import HybridGenConfig
@@ -32,7 +32,7 @@ ROUND = 64  # rows are added up to a multiple of it, which matrix products like
 
 
 @dataclass
-class Shape:
+class AssemblyOptions:
     """How the new paths are built; None = what the donors say.
 
     Args:
@@ -55,7 +55,7 @@ class Shape:
     seed: int = 0
 
 
-def graft(
+def assemble(
     paths: list[str] | tuple[str, ...],
     *,
     backbone: str | Path | None = None,
@@ -64,7 +64,7 @@ def graft(
     vae: str | Path | None = None,
     vq: str | Path | None = None,
     from_janus: str | Path | None = None,
-    shape: Shape | None = None,
+    shape: AssemblyOptions | None = None,
 ) -> HybridGenPipeline:
     """A pipeline with exactly these paths.
 
@@ -84,11 +84,11 @@ def graft(
     Raises:
         ValueError: a part is missing, of another kind or size, or not needed; in one sentence.
     """
-    shape = shape or Shape()
+    shape = shape or AssemblyOptions()
     paths = check_request(paths, backbone, gguf_file, vision, vae, vq, from_janus)
     with torch.random.fork_rng(), quiet():
         torch.manual_seed(shape.seed)
-        donors = gather(paths, backbone, gguf_file, vision, vae, vq, from_janus)
+        donors = collect(paths, backbone, gguf_file, vision, vae, vq, from_janus)
         config = _configure(paths, donors, shape)
         _extend_vocabulary(donors, config)
         model = _assemble(config, donors)
@@ -102,7 +102,7 @@ def graft(
 # ------------------------------------------------------------------------------------------------------- the config
 
 
-def _configure(paths: tuple[str, ...], donors: Donors, shape: Shape) -> HybridGenConfig:
+def _configure(paths: tuple[str, ...], donors: PretrainedParts, shape: AssemblyOptions) -> HybridGenConfig:
     """The donors' configs and those of the paths that no donor describes; the vocabulary is the old one still."""
     configs, factors = dict(donors.configs), _factors(donors)
     side = _image_size(paths, donors, shape)
@@ -131,7 +131,7 @@ def _configure(paths: tuple[str, ...], donors: Donors, shape: Shape) -> HybridGe
     return HybridGenConfig(**configs)
 
 
-def _factors(donors: Donors) -> dict[str, int | None]:
+def _factors(donors: PretrainedParts) -> dict[str, int | None]:
     """Pixels along one side of a latent and of a code."""
     vae, vq = donors.vae, donors.vq
     return {
@@ -140,7 +140,7 @@ def _factors(donors: Donors) -> dict[str, int | None]:
     }
 
 
-def _image_size(paths: tuple[str, ...], donors: Donors, shape: Shape) -> int:
+def _image_size(paths: tuple[str, ...], donors: PretrainedParts, shape: AssemblyOptions) -> int:
     """Side of the pictures that are written. A Janus tokenizer names its grid, a tower its picture."""
     if shape.image_size is not None:
         return shape.image_size
@@ -156,7 +156,7 @@ def _image_size(paths: tuple[str, ...], donors: Donors, shape: Shape) -> int:
 # ----------------------------------------------------------------------------------------------------- the weights
 
 
-def _extend_vocabulary(donors: Donors, config: HybridGenConfig) -> None:
+def _extend_vocabulary(donors: PretrainedParts, config: HybridGenConfig) -> None:
     """Give the tokenizer the image tokens that it lacks, the tables rows for them, and the config both.
 
     Rows that are added are the mean of the old ones. Of rows that stood empty only those of the two tokens that frame
@@ -192,12 +192,12 @@ def grow(table: Tensor, rows: int, fresh: list[int]) -> Tensor:
     return table
 
 
-def _assemble(config: HybridGenConfig, donors: Donors) -> HybridGenForConditionalGeneration:
+def _assemble(config: HybridGenConfig, donors: PretrainedParts) -> HybridGenForConditionalGeneration:
     """The model of the donors' weights; only parts of paths may start new."""
     model, report = HybridGenForConditionalGeneration.from_pretrained(
         None, config=config, state_dict=donors.weights, dtype=torch.float32, output_loading_info=True
     )
-    new = {name for name in report["missing_keys"] if name.startswith(sum(OF_PATH.values(), ()))}
+    new = {name for name in report["missing_keys"] if name.startswith(sum(PARTS_OF_PATH.values(), ()))}
     if wrong := sorted((set(report["missing_keys"]) - new) | set(report["unexpected_keys"])):
         raise ValueError(
             f"the backbone is a {config.text_config.model_type!r}, whose weights do not fit: {wrong[0]} and "
@@ -210,7 +210,7 @@ def _assemble(config: HybridGenConfig, donors: Donors) -> HybridGenForConditiona
 
 
 @torch.no_grad()
-def _start(model: HybridGenForConditionalGeneration, new: set[str], donors: Donors) -> None:
+def _start(model: HybridGenForConditionalGeneration, new: set[str], donors: PretrainedParts) -> None:
     """
     1. The head over codes is zero (that of the diffusion path is, wherever it is made): nothing of it reaches the
        backbone before it has learnt something itself.
@@ -234,7 +234,7 @@ def _start(model: HybridGenForConditionalGeneration, new: set[str], donors: Dono
 # --------------------------------------------------------------------------------------- the processor, and a trial
 
 
-def _processor(config: HybridGenConfig, donors: Donors, shape: Shape) -> HybridGenProcessor:
+def _processor(config: HybridGenConfig, donors: PretrainedParts, shape: AssemblyOptions) -> HybridGenProcessor:
     factors = _factors(donors)
     processor = HybridGenProcessor.for_config(
         config,

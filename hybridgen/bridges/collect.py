@@ -20,7 +20,7 @@ from hybridgen.pipeline_hybridgen import HybridGenPipeline
 
 EMBEDDINGS, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
 BACKBONE, TOWER = "model.language_model.", "model.vision_model."
-OF_PATH = {  # path -> the parts of the model that only it has
+PARTS_OF_PATH = {  # path -> the parts of the model that only it has
     "understanding": ("model.vision_model.", "model.aligner."),
     "diffusion": ("model.patch_embed.", "model.timestep_embedder.", "model.final_layer."),
     "vq": ("model.generation_embeddings.", "model.generation_aligner.", "model.generation_head."),
@@ -28,7 +28,7 @@ OF_PATH = {  # path -> the parts of the model that only it has
 
 
 @dataclass
-class Donors:
+class PretrainedParts:
     """What was opened.
 
     Args:
@@ -72,14 +72,16 @@ def check_request(paths, backbone, gguf_file, vision, vae, vq, from_janus) -> tu
     return tuple(path for path in PATHS if path in paths)
 
 
-def gather(paths, backbone, gguf_file, vision, vae, vq, from_janus) -> Donors:
+def collect(paths, backbone, gguf_file, vision, vae, vq, from_janus) -> PretrainedParts:
     janus = None if from_janus is None else load_janus(from_janus)
     given = {} if janus is None else janus.model.float().state_dict()
     whole = backbone is None  # the Janus' aligners and heads belong to the Janus' own backbone
     if whole:
         tied = {"tie_word_embeddings": janus.model.config.tie_word_embeddings}
         tokenizer = copy.deepcopy(janus.processor.tokenizer)
-        donors = Donors(_those(given, BACKBONE, HEAD), _settings(janus, "text_config") | tied, tokenizer, janus=janus)
+        donors = PretrainedParts(
+            _those(given, BACKBONE, HEAD), _settings(janus, "text_config") | tied, tokenizer, janus=janus
+        )
     else:
         donors = _of_backbone(*open_backbone(backbone, gguf_file))
     if "understanding" in paths and vision is not None:
@@ -89,7 +91,7 @@ def gather(paths, backbone, gguf_file, vision, vae, vq, from_janus) -> Donors:
         donors.images = image_settings(vision, HybridGenConfig(vision_config=tower.config).vision_config.image_size)
     elif "understanding" in paths:
         own = ("aligner_depth", "aligner_hidden_act", "understanding_bidirectional") if whole else ()
-        donors.weights |= _those(given, *(OF_PATH["understanding"] if whole else (TOWER,)))
+        donors.weights |= _those(given, *(PARTS_OF_PATH["understanding"] if whole else (TOWER,)))
         donors.configs |= _settings(janus, "vision_config", *own)
         donors.images = janus.processor.image_processor
     if "diffusion" in paths and vae is not None:
@@ -99,12 +101,12 @@ def gather(paths, backbone, gguf_file, vision, vae, vq, from_janus) -> Donors:
     elif "vq" in paths:
         donors.vq = janus.vq_model
         if whole:
-            donors.weights |= _those(given, *OF_PATH["vq"])
+            donors.weights |= _those(given, *PARTS_OF_PATH["vq"])
             donors.configs |= _settings(janus, "vq_config")
     return donors
 
 
-def _of_backbone(reference: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Donors:
+def _of_backbone(reference: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PretrainedParts:
     head, embeddings = reference.get_output_embeddings().weight, reference.get_input_embeddings().weight
     weights = {BACKBONE + name: value for name, value in reference.base_model.state_dict().items()}
     text = copy.deepcopy(reference.config)
@@ -113,7 +115,7 @@ def _of_backbone(reference: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     configs = {"text_config": text, "tie_word_embeddings": head is embeddings}
     if head is not embeddings:
         weights[HEAD] = head.detach()
-    return Donors(weights, configs, tokenizer, reference)
+    return PretrainedParts(weights, configs, tokenizer, reference)
 
 
 def _those(weights: dict[str, Tensor], *prefixes: str) -> dict[str, Tensor]:

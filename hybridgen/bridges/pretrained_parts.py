@@ -1,4 +1,4 @@
-"""Donors: pretrained parts on disk, opened and looked over before anything is made of them.
+"""PretrainedParts: pretrained parts on disk, opened and looked over before anything is made of them.
 
 A decoder with its tokenizer, a vision tower, a VAE, a VQ tokenizer, each as its own library saves it. How they become
 one model is `grafting`'s. The fact a newcomer gets wrong: transformers and diffusers open a folder that lacks weights

@@ -28,7 +28,7 @@ FILES = (
 SHARD_SIZE = "50GB"  # transformers' own default: what it wrote in one file stays one file
 
 
-class Stored(NamedTuple):
+class StoredTensor(NamedTuple):
     """A tensor on disk; `read` brings it into memory."""
 
     shape: tuple[int, ...]
@@ -40,18 +40,18 @@ class Stored(NamedTuple):
         return math.prod(self.shape)
 
 
-def stored(tensor: Tensor) -> Stored:
+def stored(tensor: Tensor) -> StoredTensor:
     """A tensor that is in memory already."""
-    return Stored(tuple(tensor.shape), tensor.dtype, lambda: tensor)
+    return StoredTensor(tuple(tensor.shape), tensor.dtype, lambda: tensor)
 
 
-def open_weights(folder: Path) -> dict[str, Stored]:
+def open_weights(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of a folder.
 
     Raises:
         ValueError: there are none, a shard is missing, a file is cut off, or a pickle holds more than tensors.
     """
-    tensors: dict[str, Stored] = {}
+    tensors: dict[str, StoredTensor] = {}
     for file in _files(folder):
         for name, tensor in _open_file(file).items():
             if name in tensors:
@@ -77,22 +77,22 @@ def _files(folder: Path) -> list[Path]:
     return [folder / shard for shard in shards]
 
 
-def _open_file(file: Path) -> dict[str, Stored]:
+def _open_file(file: Path) -> dict[str, StoredTensor]:
     return _open_safetensors(file) if file.suffix == ".safetensors" else _open_pickle(file)
 
 
-def _open_safetensors(file: Path) -> dict[str, Stored]:
+def _open_safetensors(file: Path) -> dict[str, StoredTensor]:
     try:
         handle = safe_open(file, "pt")
     except SafetensorError as error:
         raise ValueError(f"{file} cannot be read ({error}); it was cut off or changed, copy it again") from error
 
-    def entry(name: str) -> Stored:
+    def entry(name: str) -> StoredTensor:
         header = handle.get_slice(name)
         dtype = _DTYPES.get(header.get_dtype())
         if dtype is None:
             raise ValueError(f"{file} has {name} as {header.get_dtype()}, a type that is not known here")
-        return Stored(tuple(header.get_shape()), dtype, lambda: handle.get_tensor(name))
+        return StoredTensor(tuple(header.get_shape()), dtype, lambda: handle.get_tensor(name))
 
     return {name: entry(name) for name in handle.keys()}  # noqa: SIM118  (a handle is no dict)
 
@@ -104,7 +104,7 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def _open_pickle(file: Path) -> dict[str, Stored]:
+def _open_pickle(file: Path) -> dict[str, StoredTensor]:
     try:
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
@@ -119,7 +119,7 @@ def _open_pickle(file: Path) -> dict[str, Stored]:
     return {name: stored(tensor.detach()) for name, tensor in tensors.items()}
 
 
-def save_weights(folder: Path, tensors: dict[str, Stored], max_shard_size: int | str = SHARD_SIZE) -> list[Path]:
+def save_weights(folder: Path, tensors: dict[str, StoredTensor], max_shard_size: int | str = SHARD_SIZE) -> list[Path]:
     """Write tensors as `model.safetensors`, or as shards with an index where they are larger than a shard.
 
     The order of `tensors` decides what stands in which shard; no more than one shard is in memory at a time.
@@ -161,7 +161,7 @@ def write_json(file: Path, content: dict) -> None:
     file.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def common_dtype(tensors: Iterable[Stored]) -> torch.dtype:
+def common_dtype(tensors: Iterable[StoredTensor]) -> torch.dtype:
     """The type that most numbers have."""
     counts: dict[torch.dtype, int] = {}
     for tensor in tensors:

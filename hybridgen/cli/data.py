@@ -12,9 +12,10 @@ from pathlib import Path
 from hybridgen.cli.arguments import add_overrides, new_command, whole_number
 from hybridgen.core.figures import save
 from hybridgen.core.files import write_whole
-from hybridgen.data.inspection import draw, look_at, mix_of, shared, table
+from hybridgen.data.inspection import count_overlap, inspect_source, measure_mixture, plot, report_lines
 from hybridgen.data.mixture import Mixture
-from hybridgen.data.sources import SourceConfig, open_source
+from hybridgen.data.source_config import SourceConfig
+from hybridgen.data.sources import open_source
 from hybridgen.training.config import strict
 from hybridgen.training.config.checks import load_config
 from hybridgen.training.stages.building import build_processor
@@ -57,19 +58,19 @@ def run(options: argparse.Namespace) -> Iterator[str]:
         tasks, held_out = [open_source(source_config(options.what, options.overrides))], []
     processor = None if config is None or config.stage == "codec" else build_processor(config, tasks)
     sequence_length = None if config is None else config.data.sequence_length
-    training = [look_at(task, options.limit, processor, sequence_length) for task in tasks]
-    validation = [look_at(task, options.limit, processor, sequence_length) for task in held_out]
+    training = [inspect_source(task, options.limit, processor, sequence_length) for task in tasks]
+    validation = [inspect_source(task, options.limit, processor, sequence_length) for task in held_out]
     mix = None
     if processor is not None and all(report.tokens for report in training):
         mixture = Mixture(tasks, None, config.data.temperature, max_broken=float("inf"))
-        mix = mix_of(mixture, processor, config.data.per_device_batch_size, config.data.sequence_length)
-    lines = table(training, validation, mix, shared(training, validation) if held_out else None)
+        mix = measure_mixture(mixture, processor, config.data.per_device_batch_size, config.data.sequence_length)
+    lines = report_lines(training, validation, mix, count_overlap(training, validation) if held_out else None)
     yield from lines
-    broken = [record._asdict() for report in (*training, *validation) for record in report.broken]
+    broken = [record._asdict() for report in (*training, *validation) for record in report.bad_records]
     out = options.out
     write_whole(out / "inspect.txt", "".join(f"{line}\n" for line in lines))
     write_whole(out / "broken.jsonl", "".join(f"{json.dumps(record)}\n" for record in broken))
-    save(draw(training, validation, mix), out / "inspect.png")
+    save(plot(training, validation, mix), out / "inspect.png")
     yield ""
     yield str(out / "inspect.png")
 

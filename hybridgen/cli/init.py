@@ -4,13 +4,13 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from hybridgen.bridges.assemble import Shape, graft
+from hybridgen.bridges.assemble import AssemblyOptions, assemble
 from hybridgen.checkpoints.loading import new_folder
 from hybridgen.cli.arguments import channel_counts, new_command, path_names, whole_number
 from hybridgen.core.layout import PATHS
 
 ABOUT = """\
-Graft paths onto a decoder: its text stays as it was to the bit, what is new starts silent. Nothing is trained;
+Add paths to a decoder: its text stays as it was to the bit, what is new starts silent. Nothing is trained;
 the folder that is written is one to train from, as model.from_pretrained. A Janus gives every part that no
 other option names.
 
@@ -42,7 +42,7 @@ def _add_parts(group) -> None:
 
 def _add_shape(group) -> None:
     group.add_argument(
-        "--image-size", type=whole_number(1), metavar="N", help="side of drawn pictures (default: the donors')"
+        "--image-size", type=whole_number(1), metavar="N", help="side of drawn pictures (default: the parts')"
     )
     group.add_argument(
         "--patch-size", type=whole_number(1), metavar="N", help="diffusion: latents (2) or pixels (8) a side"
@@ -59,7 +59,7 @@ def _add_shape(group) -> None:
 def run(options: argparse.Namespace) -> Iterator[str]:
     """Yields the folder that was written."""
     template = options.chat_template
-    shape = Shape(
+    assembly = AssemblyOptions(
         image_size=options.image_size,
         patch_size=options.patch_size,
         unet_channels=options.unet_channels,
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> Iterator[str]:
         seed=options.seed,
     )
     with new_folder(options.folder) as unfinished:
-        graft(
+        assemble(
             options.paths,
             backbone=options.backbone,
             gguf_file=options.gguf_file,
@@ -77,6 +77,6 @@ def run(options: argparse.Namespace) -> Iterator[str]:
             vae=options.vae,
             vq=options.vq,
             from_janus=options.from_janus,
-            shape=shape,
+            options=assembly,
         ).save_pretrained(unfinished)
     yield str(options.folder)

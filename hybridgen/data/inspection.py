@@ -1,8 +1,9 @@
 """What is in the data: counts, sizes, lengths, tokens, the mix, what training and validation share, what is broken.
 
-`look_at` reads one task, `mix_of` draws from a mixture as a run would, `shared` compares; `table` and `draw` show it.
-The fact a newcomer gets wrong: two records are the same when their words and their pictures' *pixels* are, whatever
-their files are called; and a picture that stands in both sets with other words is counted on its own.
+`inspect_source` reads one source, `measure_mixture` draws from a mixture as a run would, `count_overlap` compares
+training with validation; `report_lines` and `plot` show the result. Two records are the same when their words and their
+pictures' *pixels* are, whatever their files are called; a picture that is in both sets with other words is counted on
+its own.
 """
 
 import hashlib
@@ -14,72 +15,75 @@ import numpy as np
 from PIL import Image
 
 from hybridgen.core.messages import parts
-from hybridgen.data.broken import Broken
+from hybridgen.data.bad_records import BadRecord
+from hybridgen.data.document_source import DocumentSource
 from hybridgen.data.loading import RowLoader
 from hybridgen.data.mixture import Mixture
-from hybridgen.data.tasks import Task
 from hybridgen.processing_hybridgen import HybridGenProcessor
 
-SHOWN = 20  # broken records in the table; the picture's longest lists
-DOCUMENTS = 500  # drawn to see what the mix comes to
+SHOWN = 20  # broken records listed under the table
+DOCUMENTS = 500  # drawn to measure a mixture; records read of a stream
 
 
 @dataclass
-class Report:
-    """One task, as far as it was looked at.
+class SourceReport:
+    """What one source holds, as far as it was read.
 
     Args:
         records: how many it has; None = a stream.
-        looked: records that were read, broken ones among them.
+        read: records that were read, broken ones included.
         sizes: (width, height) of pictures -> how many.
         words: of each record.
-        tokens: of each document, where there is a processor to make it.
+        tokens: of each document; empty without a processor.
         image_tokens: of all documents, by path.
-        contents, pictures: what identifies records and pictures.
+        record_hashes, picture_hashes: of the contents, to find what is repeated or shared.
+        repeated: records whose content was met before.
     """
 
     name: str
     records: int | None
-    looked: int = 0
+    read: int = 0
     sizes: Counter = field(default_factory=Counter)
     words: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     image_tokens: Counter = field(default_factory=Counter)
-    contents: set[bytes] = field(default_factory=set)
-    pictures: set[bytes] = field(default_factory=set)
+    record_hashes: set[bytes] = field(default_factory=set)
+    picture_hashes: set[bytes] = field(default_factory=set)
     repeated: int = 0
-    broken: list[Broken] = field(default_factory=list)
+    bad_records: list[BadRecord] = field(default_factory=list)
 
 
-def look_at(task: Task, limit: int, processor: HybridGenProcessor | None = None, longest: int | None = None) -> Report:
+def inspect_source(
+    source: DocumentSource, limit: int, processor: HybridGenProcessor | None = None, longest: int | None = None
+) -> SourceReport:
     """Read the first `limit` records that a run would (0 = all; of a stream, `DOCUMENTS`).
 
     Args:
-        processor: makes documents of them, so that tokens are counted.
+        processor: makes documents of the records, so that tokens can be counted.
         longest: a document of more tokens is broken.
     """
-    report = Report(task.name, task.records, broken=list(task.broken))
-    count = limit or (DOCUMENTS if task.records is None else task.records)
-    for cursor in range(count if task.records is None else min(count, task.records)):
-        report.looked += 1
+    report = SourceReport(source.name, source.records, bad_records=list(source.bad_records))
+    count = limit or (DOCUMENTS if source.records is None else source.records)
+    for cursor in range(count if source.records is None else min(count, source.records)):
+        report.read += 1
         try:
-            _take_in(report, task[task.index(cursor)]["messages"])
+            _count_record(report, source[source.index(cursor)]["messages"])
             if processor is not None:
-                document = task.document(cursor, processor)
+                document = source.document(cursor, processor)
                 if longest is not None and len(document) > longest:
-                    raise ValueError(f"{task.where(cursor)}: {len(document)} tokens are more than a row's {longest}")
+                    raise ValueError(f"{source.where(cursor)}: {len(document)} tokens are more than a row's {longest}")
                 report.tokens.append(len(document))
                 ids = Counter(document.layout.input_ids)
                 for path in processor.paths:
                     report.image_tokens[path] += ids[getattr(processor.special_tokens, path)]
         except ValueError as error:
-            where = task.where(cursor)
-            plain = str(error).removeprefix(where.removeprefix(f"source {task.name!r}, ") + ": ")
-            report.broken.append(Broken.of(where, ValueError(plain)))
+            where = source.where(cursor)
+            place = where.removeprefix(f"source {source.name!r}, ")
+            report.bad_records.append(BadRecord.of(where, ValueError(str(error).removeprefix(f"{place}: "))))
     return report
 
 
-def _take_in(report: Report, messages: list[dict]) -> None:
+def _count_record(report: SourceReport, messages: list[dict]) -> None:
     content, words = hashlib.blake2b(digest_size=16), 0
     for message in messages:
         content.update(f"<{message['role']}>".encode())
@@ -88,25 +92,26 @@ def _take_in(report: Report, messages: list[dict]) -> None:
                 words += len(part["text"].split())
                 content.update(part["text"].encode())
                 continue
-            picture = picture_key(part["image"])
+            picture = picture_hash(part["image"])
             report.sizes[part["image"].size] += 1
-            report.pictures.add(picture)
+            report.picture_hashes.add(picture)
             content.update(picture)
     report.words.append(words)
-    key = content.digest()
-    report.repeated += key in report.contents
-    report.contents.add(key)
+    record = content.digest()
+    report.repeated += record in report.record_hashes
+    report.record_hashes.add(record)
 
 
-def picture_key(image: Image.Image) -> bytes:
-    """What identifies a picture: its pixels, whatever file they came from."""
+def picture_hash(image: Image.Image) -> bytes:
+    """A hash of a picture's size and pixels, whatever file they came from."""
     rgb = image.convert("RGB")
     return hashlib.blake2b(repr(rgb.size).encode() + rgb.tobytes(), digest_size=16).digest()
 
 
 @dataclass
-class Mix:
-    """Shares of the tokens: as the weights say at step 0, and as they came out of `documents` documents."""
+class MixtureReport:
+    """Shares of the tokens: as the weights say at step 0, and as measured over `documents` documents in packed rows,
+    which are filled to the share `fill`."""
 
     expected: dict[str, float]
     realised: dict[str, float]
@@ -114,40 +119,48 @@ class Mix:
     documents: int
 
 
-def mix_of(mixture: Mixture, processor: HybridGenProcessor, rows: int, length: int) -> Mix:
+def measure_mixture(mixture: Mixture, processor: HybridGenProcessor, rows: int, length: int) -> MixtureReport:
     """Pack as a run would until enough documents were drawn."""
     loader = RowLoader(mixture, processor, rows, length, prefetch=0)
     while sum(mixture.cursors.values()) < DOCUMENTS:
         next(loader)
     drawn = sum(mixture.cursors.values())
-    return Mix(mixture.weights_at(0), loader.shares(), loader.fill_rate(), drawn)
+    return MixtureReport(mixture.weights_at(0), loader.shares(), loader.fill_rate(), drawn)
 
 
-def shared(training: Iterable[Report], validation: Iterable[Report]) -> dict[tuple[str, str], tuple[int, int]]:
-    """(training task, validation task) -> how many records, and how many pictures, stand in both."""
+def count_overlap(
+    training: Iterable[SourceReport], validation: Iterable[SourceReport]
+) -> dict[tuple[str, str], tuple[int, int]]:
+    """(training source, validation source) -> how many records, and how many pictures, are in both."""
     return {
-        (ours.name, theirs.name): (len(ours.contents & theirs.contents), len(ours.pictures & theirs.pictures))
-        for ours in training
-        for theirs in validation
+        (seen.name, held_out.name): (
+            len(seen.record_hashes & held_out.record_hashes),
+            len(seen.picture_hashes & held_out.picture_hashes),
+        )
+        for seen in training
+        for held_out in validation
     }
 
 
 # ---------------------------------------------------------------------------------------------------------- showing
 
 
-def table(
-    training: list[Report], validation: list[Report] = (), mix: Mix | None = None, overlap: dict | None = None
+def report_lines(
+    training: list[SourceReport],
+    validation: list[SourceReport] = (),
+    mix: MixtureReport | None = None,
+    overlap: dict | None = None,
 ) -> list[str]:
-    """All of it, as lines."""
-    heads = ["task", "records", "read", "broken", "repeated", "pictures", "sizes", "words", "tokens", "of images"]
+    """Everything as lines of text."""
+    heads = ["source", "records", "read", "broken", "repeated", "pictures", "sizes", "words", "tokens", "of images"]
     rows = [heads]
     for report in (*training, *validation):
         rows.append(
             [
                 report.name,
                 "stream" if report.records is None else f"{report.records:,}",
-                f"{report.looked:,}",
-                f"{len(report.broken):,}",
+                f"{report.read:,}",
+                f"{len(report.bad_records):,}",
                 f"{report.repeated:,}",
                 f"{sum(report.sizes.values()):,}",
                 _sizes(report.sizes),
@@ -160,15 +173,15 @@ def table(
     if mix is not None:
         lines += ["", f"shares of the tokens in {mix.documents:,} documents, rows filled to {mix.fill:.1%}"]
         shares = [[name, f"{mix.expected[name]:.1%}", f"{mix.realised[name]:.1%}"] for name in mix.expected]
-        lines += _aligned([["task", "expected", "realised"], *shares])
+        lines += _aligned([["source", "expected", "realised"], *shares])
     if overlap is not None:
         lines += ["", "in training and in validation (by content, of what was read)"]
         both = [[*names, f"{records:,}", f"{pictures:,}"] for names, (records, pictures) in overlap.items()]
         lines += _aligned([["training", "validation", "records", "pictures"], *both])
-    broken = [each for report in (*training, *validation) for each in report.broken]
-    if broken:
-        lines += ["", f"broken records: {len(broken):,}", *map(str, broken[:SHOWN])]
-        lines += [f"... and {len(broken) - SHOWN:,} more"] if len(broken) > SHOWN else []
+    bad = [each for report in (*training, *validation) for each in report.bad_records]
+    if bad:
+        lines += ["", f"broken records: {len(bad):,}", *map(str, bad[:SHOWN])]
+        lines += [f"... and {len(bad) - SHOWN:,} more"] if len(bad) > SHOWN else []
     return lines
 
 
@@ -186,13 +199,13 @@ def _sizes(sizes: Counter) -> str:
 
 
 def _range(values: list[int]) -> str:
-    """Least, median and most."""
+    """Minimum, median and maximum."""
     return "-" if not values else f"{min(values)}..{int(np.median(values))}..{max(values)}"
 
 
-def draw(training: list[Report], validation: list[Report] = (), mix: Mix | None = None):
-    """All of it, as a matplotlib figure: sizes, words, tokens, and the mix."""
-    from matplotlib.figure import Figure  # slow to import, and only pictures need it
+def plot(training: list[SourceReport], validation: list[SourceReport] = (), mix: MixtureReport | None = None):
+    """Everything as a matplotlib figure: sizes, words, tokens, and shares of the mixture."""
+    from matplotlib.figure import Figure  # slow to import, and only this needs it
 
     figure = Figure(figsize=(11, 7), layout="constrained")
     sizes, words, tokens, shares = figure.subplots(2, 2).flat

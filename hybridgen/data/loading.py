@@ -1,12 +1,12 @@
 """Loading: packed rows as batches of tensors, in one deterministic stream that any number of ranks share.
 
-A batch is a plain dict: the arguments of `forward`, and what `objectives` needs to make the rest of them. The fact a
-newcomer gets wrong: the state is that of the last batch *handed out*. A thread prepares batches ahead of it, and what
-it has prepared is made again after an interruption.
+A batch is a plain dict: the arguments of `forward`, and what `objectives` needs to make the rest of them. The state is
+that of the last batch *handed out*: batches that a thread has prepared ahead are made again after an interruption.
 
-Every rank packs all rows of a step and keeps its own, so that W ranks of R rows see what one of W x R would: exactness
-costs each rank the reading of everything. With `shard_by_rank` each reads its own part of the records instead. Shapes: B rows
-of this rank, N tokens of a row, I images of a path.
+Every rank packs all rows of a step and keeps its own, so that W ranks of R rows see what one of W x R would; the price
+is that each rank reads everything. With `shard_by_rank` each reads its own part of the records instead.
+
+Shapes: B rows of this rank, N tokens of a row, I images of a path.
 """
 
 import queue
@@ -22,8 +22,8 @@ from torch import Tensor
 from hybridgen.core.documents import Document, DocumentImage
 from hybridgen.core.layout import SequenceLayout, pack
 from hybridgen.data.attribution import attribute
-from hybridgen.data.broken import Broken
-from hybridgen.data.mixture import Drawn, Mixture
+from hybridgen.data.bad_records import BadRecord
+from hybridgen.data.mixture import DrawnDocument, Mixture
 from hybridgen.data.packing import pack_rows
 from hybridgen.processing_hybridgen import HybridGenProcessor
 
@@ -34,7 +34,7 @@ def collate(rows: list[list[Document]], length: int, pad_id: int, row_numbers: l
     """Rows of documents as one batch. Keys of a modality that is absent are absent.
 
     Returns:
-        input_ids, document_ids, block_ids, noised_mask, position_ids, labels, code_labels: (B, N), see `layout`.
+        input_ids, document_ids, block_ids, noised_mask, position_ids, labels, code_labels: (B, N), see `core.layout`.
         row_numbers: (B,) the run's number of each row, which seeds its noise.
         pixel_values: (I, 3, h, w) images of the understanding path, in reading order, as all images.
         diffusion_images: (I, 3, H, W), or a list where sizes differ.
@@ -51,9 +51,9 @@ def collate(rows: list[list[Document]], length: int, pad_id: int, row_numbers: l
     by_path: dict[str, list[tuple[int, DocumentImage]]] = {}
     for number, image in images:
         by_path.setdefault(image.path, []).append((number, image))
-    for path, found in by_path.items():
+    for path, numbered in by_path.items():
         name = "pixel_values" if path == "understanding" else f"{path}_images"
-        batch[name] = _stack([image.pixels for _, image in found])
+        batch[name] = _stack([image.pixels for _, image in numbered])
     if drawn := by_path.get("diffusion"):
         batch["diffusion_noised"] = torch.tensor([image.write for _, image in drawn])
         batch["diffusion_image_first"] = torch.tensor([image.image_first for _, image in drawn])
@@ -75,14 +75,14 @@ class RowLoader:
         rows: rows of a batch, on each rank.
         length: tokens of a row.
         rank, world_size: this process takes rows rank * rows and following of each step's world_size * rows.
-        prefetch: batches prepared ahead by a thread; 0 = none, everything happens when a batch is asked for.
-        batches_per_step: of the optimizer, whose steps weights that change are stated in.
-        shard_by_rank: each rank reads its own part of the records, with a mixture and a position of its own. What the ranks
-            see together is then no longer what one process would.
-        on_broken: called with all broken records when there are more of them.
+        prefetch: batches prepared ahead by a thread; 0 = each is prepared when it is asked for.
+        batches_per_step: micro-batches of an optimizer step; weights that change do so by optimizer steps.
+        shard_by_rank: each rank reads its own part of the records, with a mixture and a position of its own. What the
+            ranks see together is then no longer what one process would.
+        on_bad_records: called with all broken records so far whenever there are more of them.
 
     Raises:
-        ValueError: the processor cannot serve a task of the mixture, or a number makes no sense.
+        ValueError: the processor cannot serve a source of the mixture, or a number makes no sense.
     """
 
     def __init__(
@@ -96,24 +96,24 @@ class RowLoader:
         prefetch: int = 2,
         batches_per_step: int = 1,
         shard_by_rank: bool = False,
-        on_broken: Callable[[list[Broken]], None] | None = None,
+        on_bad_records: Callable[[list[BadRecord]], None] | None = None,
     ):
         for name, value, least in (("rows", rows, 1), ("length", length, 1), ("prefetch", prefetch, 0)):
             if value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} does not exist among {world_size}; ranks count from 0")
-        self._part = [rank, world_size] if shard_by_rank else None
-        for task in mixture.tasks.values() if shard_by_rank else ():
-            task.take_part(rank, world_size)
+        self._shard = [rank, world_size] if shard_by_rank else None
+        for source in mixture.sources.values() if shard_by_rank else ():
+            source.use_shard(rank, world_size)
         mixture.check(processor)
         self.mixture, self.processor = mixture, processor
         self.rows, self.length, self.rank, self.world_size = rows, length, rank, world_size
         self.prefetch, self.batches_per_step = prefetch, batches_per_step
-        self._pending: list[Drawn] = []
-        self._batches = self._used = 0  # made so far, and tokens of documents in them, over all ranks
-        self._thread: _Ahead | None = None
-        self._on_broken, self._listed = on_broken, 0
+        self._pending: list[DrawnDocument] = []
+        self._batches = self._tokens = 0  # made so far, and tokens of documents in them, over all ranks
+        self._thread: _PrefetchThread | None = None
+        self._on_bad_records, self._listed = on_bad_records, 0
         self._state = self._snapshot()
 
     def __iter__(self) -> Iterator[Batch]:
@@ -121,19 +121,19 @@ class RowLoader:
 
     def __next__(self) -> Batch:
         if not self.prefetch:
-            batch, self._state = self._make()
+            batch, self._state = self._build()
         else:
             if self._thread is None:
-                self._thread = _Ahead(self._make, self.prefetch)
+                self._thread = _PrefetchThread(self._build, self.prefetch)
             batch, self._state = self._thread.get()
-        if self._on_broken is not None and len(self.broken()) > self._listed:
-            self._listed = len(self.broken())
-            self._on_broken(self.broken())
+        if self._on_bad_records is not None and len(self.bad_records()) > self._listed:
+            self._listed = len(self.bad_records())
+            self._on_bad_records(self.bad_records())
         return batch
 
-    def broken(self) -> list[Broken]:
+    def bad_records(self) -> list[BadRecord]:
         """The broken records met up to the last batch handed out."""
-        return [Broken(where, reason) for where, _, reason in self._state["mixture"]["broken"]]
+        return [BadRecord(where, reason) for where, _, reason in self._state["mixture"]["broken"]]
 
     def state_dict(self) -> dict:
         """The position after the last batch handed out; JSON-able, and the same on every rank."""
@@ -152,78 +152,79 @@ class RowLoader:
                 f"the saved position is of steps of {saved['rows']} rows of {saved['length']} tokens, but now "
                 f"{shape['rows']} rows of {shape['length']} are asked for; keep both, or start anew"
             )
-        if state.get("part") != self._part:
+        if state.get("part") != self._shard:
             raise ValueError(
-                f"the saved position is of part {_shown(state.get('part'))} of the data, but this is "
-                f"{_shown(self._part)}; go on with data.shard_by_rank and the number of processes as they were, or start anew"
+                f"the saved position is of part {_shard_name(state.get('part'))} of the data, but this is "
+                f"{_shard_name(self._shard)}; go on with data.shard_by_rank and the number of processes as they were, "
+                "or start anew"
             )
         self.close()
         self.mixture.load_state_dict(state["mixture"])
-        self._pending = [self.mixture.again(name, cursor, self.processor) for name, cursor in state["pending"]]
-        self._batches, self._used = state["batches"], state["used"]
+        self._pending = [self.mixture.rebuild(name, cursor, self.processor) for name, cursor in state["pending"]]
+        self._batches, self._tokens = state["batches"], state["used"]
         self._state = self._snapshot()
 
     def where(self, record: tuple[str, int]) -> str:
-        """What to call one of a batch's `records`, (task, cursor), in an error."""
+        """What to call one of a batch's `records`, (source, cursor), in an error."""
         name, cursor = record
-        return self.mixture.tasks[name].where(cursor)
+        return self.mixture.sources[name].where(cursor)
 
     def shares(self) -> dict[str, float]:
-        """The realised share of the tokens of each task, up to the last batch handed out."""
+        """The realised share of the tokens of each source, up to the last batch handed out."""
         tokens = self._state["mixture"]["tokens"]
         total = sum(tokens.values())
         return {name: count / total if total else 0.0 for name, count in tokens.items()}
 
     def fill_rate(self) -> float:
-        """The share of all places in rows so far that hold a token of a document, not padding."""
-        ranks = self.world_size if self._part is None else 1  # whose rows this one packs
+        """The share of all rows so far that is documents, not padding."""
+        ranks = self.world_size if self._shard is None else 1  # whose rows this rank packs
         places = self._state["batches"] * self.rows * ranks * self.length
         return self._state["used"] / places if places else 0.0
 
     def close(self) -> None:
-        """Stop preparing batches; asking for another starts again after the last one handed out."""
-        self.mixture.forget()
+        """Stop preparing batches. The next one asked for is again the one after the last handed out."""
+        self.mixture.cancel_prefetch()
         if self._thread is None:
             return
         self._thread.stop()
         self._thread = None
         self.load_state_dict(self._state)
 
-    def _make(self) -> tuple[Batch, dict]:
+    def _build(self) -> tuple[Batch, dict]:
         """The next batch of this rank, and the state after it."""
         count, step = self.rows * self.world_size, self._batches // self.batches_per_step
         draw = partial(self.mixture.draw, self.processor, step, self.length)
-        packed = count if self._part is None else self.rows
+        packed = count if self._shard is None else self.rows
         rows, self._pending = pack_rows(draw, packed, self.length, self._pending)
         numbers = range(self._batches * count, (self._batches + 1) * count)
         self._batches += 1
-        self._used += sum(len(document) for row in rows for document in row)
+        self._tokens += sum(len(document) for row in rows for document in row)
         mine = slice(self.rank * self.rows, (self.rank + 1) * self.rows)
-        own = rows[mine] if self._part is None else rows
-        documents = [[drawn.document for drawn in row] for row in own]
+        local_rows = rows[mine] if self._shard is None else rows
+        documents = [[drawn.document for drawn in row] for row in local_rows]
         batch = collate(documents, self.length, self.processor.special_tokens.pad, list(numbers[mine]))
-        batch |= attribute(own, list(self.mixture.tasks), self.processor, self.length)
-        batch["records"] = [(drawn.task.name, drawn.cursor) for row in own for drawn in row]
+        batch |= attribute(local_rows, list(self.mixture.sources), self.processor, self.length)
+        batch["records"] = [(drawn.source.name, drawn.cursor) for row in local_rows for drawn in row]
         return batch, self._snapshot()
 
     def _snapshot(self) -> dict:
         return {
             "rows": self.rows * self.world_size,
             "length": self.length,
-            "part": self._part,
+            "part": self._shard,
             "batches": self._batches,
-            "used": self._used,
+            "used": self._tokens,
             "mixture": self.mixture.state_dict(),
-            "pending": [[drawn.task.name, drawn.cursor] for drawn in self._pending],
+            "pending": [[drawn.source.name, drawn.cursor] for drawn in self._pending],
         }
 
 
-def _shown(part: list[int] | None) -> str:
+def _shard_name(part: list[int] | None) -> str:
     return "all" if part is None else f"{part[0]} of {part[1]}"
 
 
-class _Ahead:
-    """Calls a function again and again in a thread and keeps up to `count` results; its error is raised by `get`."""
+class _PrefetchThread:
+    """Calls a function again and again in a thread and keeps up to `count` results; its errors are raised by `get`."""
 
     def __init__(self, make: Callable, count: int):
         self._make, self._results = make, queue.Queue(count)
@@ -234,7 +235,7 @@ class _Ahead:
     def get(self):
         result, error = self._results.get()
         if error is not None:
-            self._results.put((None, error))  # asked again, it says so again
+            self._results.put((None, error))  # for the next call, which is to raise it too
             raise error
         return result
 
@@ -242,7 +243,7 @@ class _Ahead:
         self._stopped.set()
         while self._thread.is_alive():
             try:
-                self._results.get(timeout=0.01)  # it may be waiting for a place
+                self._results.get(timeout=0.01)  # makes room, in case the thread waits to put a result
             except queue.Empty:
                 continue
         self._thread.join()

@@ -1,7 +1,7 @@
 """Packing: documents into rows of a token budget, first fit, nothing dropped and nothing cut.
 
-Only lengths matter here: what a row looks like as vectors is `layout.pack`. The fact a newcomer gets wrong: a document
-that fits nowhere is not lost. It waits, and is the first to be placed in the next rows.
+Only lengths matter here: what a row looks like as vectors is `layout.pack`. A document that fits nowhere is not lost:
+it waits, and is the first to be placed in the next rows.
 
     rows of 10      | 4 4   | 7     |      next: 5   fits nowhere: waits
                     | 4 4 2 | 7 3   |      next: 2, 3 fill the holes
@@ -18,14 +18,14 @@ def pack_rows(
 ) -> tuple[list[list[D]], list[D]]:
     """Fill `rows` rows of at most `length` tokens.
 
-    1. What waits is placed first, in order.
+    1. Documents that wait are placed first, in order.
     2. Documents are drawn, and each goes into the first row with room for it.
     3. When `patience` of them wait, or no token of room is left, the rows are done.
 
     Args:
         next_document: draws the next document; it has a length, and a `where` for errors.
         pending: documents that wait since the last call; not changed.
-        patience: how many may wait; more fill the rows better and are as many more to keep.
+        patience: how many may wait: more of them fill the rows better, and are kept in memory.
 
     Returns:
         the rows, and the documents that wait for the next call.
@@ -41,8 +41,8 @@ def pack_rows(
         size = len(document)
         if size > length:
             raise ValueError(
-                f"{document.where}: the document has {size} tokens, but a row only {length}; raise sequence_length to at "
-                f"least {size}, or make the document shorter"
+                f"{document.where}: the document has {size} tokens, but a row only {length}; raise sequence_length to "
+                f"at least {size}, or make the document shorter"
             )
         for row in range(rows):
             if size <= room[row]:

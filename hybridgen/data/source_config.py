@@ -1,7 +1,7 @@
 """What a config says of one source: where its records are and how they become documents, with every check of it.
 
-Nothing is opened here (`sources.open_source`). The fact a newcomer gets wrong: a name decides what is tried. A world is
-a bare word, a file has a suffix that is known, and `owner/name` that is no folder here is the name of a data set.
+Nothing is opened here (`sources.open_source`). Without a `format`, the name alone decides what a source is: a bare word
+is a synthetic dataset, a known suffix a file, and `owner/name` that is no folder here the name of a data set.
 """
 
 import re
@@ -9,37 +9,54 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hybridgen.core.layout import PATHS
-from hybridgen.data.formats.folders import METADATA, PICTURES
-from hybridgen.data.formats.forms import FORMS
+from hybridgen.data.formats.image_folder import METADATA, PICTURES
+from hybridgen.data.formats.rows import FORMS
 from hybridgen.processing_hybridgen import LOSS_ON
 
 ORDERS = {"caption_first": 1.0, "image_first": 0.0}
 FORMATS = ("synthetic", "jsonl", "json", "folder", "webdataset", "parquet", "dataset")
 STREAMED = ("jsonl", "webdataset", "parquet", "dataset")
-_SUFFIXES = {
+SUFFIXES = {
     ".jsonl": "jsonl", ".json": "json", ".parquet": "parquet", ".tar": "webdataset", ".tgz": "webdataset",
 }  # fmt: skip
+
+FORMATS_OF_KEY = {  # keys that not every format has
+    "task": ("synthetic",),
+    "questions_per_picture": ("synthetic",),
+    "yes_no_questions": ("synthetic",),
+    "categories": ("synthetic",),
+    "reasoning": ("synthetic",),
+    "oversampling": ("synthetic",),
+    "split": ("synthetic", "dataset"),
+    "subset": ("dataset",),
+    "form": ("jsonl", "json", "webdataset", "parquet", "dataset"),
+    "columns": ("jsonl", "json", "webdataset", "parquet", "dataset"),
+    "images": ("jsonl", "json", "parquet", "dataset"),
+    "streaming": STREAMED,
+}
 
 
 @dataclass
 class SourceConfig:
-    """One task of the mixture.
+    """One source of the mixture.
 
     Args:
-        source: a synthetic dataset (`dolls`, `emoji`), a folder of captioned pictures (`data.folders`), .jsonl, .json, .parquet or
-            .tar files (a pattern with * or {000..007} for many), or a data set's name or folder.
+        source: a synthetic dataset (`dolls`, `emoji`), a folder of captioned pictures (`formats.image_folder`), .jsonl,
+            .json, .parquet or .tar files (a pattern with * or {000..007} for many), or a data set's name or folder.
         name: what it is called in logs and checkpoints; None = made of source, task and path.
         task: synthetic datasets only: `draw` or `answer`.
         split: of a synthetic dataset or a data set; None = `train`.
         subset: of a data set: what the datasets library calls its configuration.
-        format: one of `FORMATS`; None = told by the source.
-        form: what a row is (`data.forms`); None = told by its columns.
+        format: one of `FORMATS`; None = found by the source's name.
+        form: what a row is (`formats.rows`); None = found by its columns.
         columns: names of columns that are not the usual, as in {image: picture, text: json.caption}.
         images: the folder that paths of images are relative to; None = that of the file.
         streaming: read from front to end, and shuffle within `buffer` records; nothing is counted or copied before.
+        buffer: records of a block of a stream.
         weight: its share of the tokens is this over the sum of all weights. One that changes is a mapping from the
             optimizer step on which it begins to hold, the first 0: `{0: 0.5, 1000: 0.1}`.
-        read, write, loss_on, clean_copy, height, width: see `HybridGenProcessor.document`; `read` may be a list of paths.
+        read, write, loss_on, clean_copy, height, width: see `HybridGenProcessor.document`; `read` may be a list of
+            paths.
         prompt_dropout: share of the documents that lose what the user says (0.1 is usual where guidance is wanted).
         image_tokens: images are drawn (or read by a path that draws) at their own aspect ratio, in the size that is
             nearest to it and has at most so many tokens; instead of height and width.
@@ -50,11 +67,12 @@ class SourceConfig:
         questions_per_picture: synthetic datasets' `answer` only; None = all that apply.
         yes_no_questions: synthetic datasets' `answer` only: how many of those that apply want yes or no; None = 1.
         categories: synthetic datasets' `answer` only: which of the dataset's CATEGORIES are asked about; None = all.
-        reasoning: synthetic datasets' `answer` only: what a yes or no follows from is said first, between `<think>` and `</think>`;
-            `HybridGenPipeline.answer` leaves it out.
-        oversampling: synthetic datasets only: how much likelier than others of their sort things are shown, as in {dwarf: 2.5, elf: 2}.
+        reasoning: synthetic datasets' `answer` only: the assistant first writes what a yes or no follows from, between
+            `<think>` and `</think>`; `HybridGenPipeline.answer` leaves that out.
+        oversampling: synthetic datasets only: how much more often than others of their kind things are shown, as in
+            {dwarf: 2.5, elf: 2}.
         shuffle: a new order in each epoch; False = as they stand.
-        seed: added to the run's, for pictures other than another task's.
+        seed: added to the run's, for pictures other than another source's.
     """
 
     source: str
@@ -90,7 +108,7 @@ class SourceConfig:
     def __post_init__(self):
         if self.name is None:
             read = self.read if isinstance(self.read, str) else "+".join(map(str, self.read))
-            words = (_short(self.source) if self.is_file else self.source, self.task, self.write or read)
+            words = (_name_of_files(self.source) if self.is_file else self.source, self.task, self.write or read)
             self.name = "-".join(word for word in words if word)
         self._check_weight()
         if not 0 <= self.prompt_dropout <= 1:
@@ -131,32 +149,18 @@ class SourceConfig:
         kind = self.kind
         if kind == "synthetic" and self.task is None:
             raise ValueError(
-                f"{self.name}: task is missing; {self.source!r} is read as the name of a synthetic dataset, which needs 'draw' or "
-                f"'answer' (a folder is written with a slash: {self.source + '/'!r})"
+                f"{self.name}: task is missing; {self.source!r} is read as the name of a synthetic dataset, which "
+                f"needs 'draw' or 'answer' (a folder is written with a slash: {self.source + '/'!r})"
             )
-        alone = {  # key -> the formats that it belongs to
-            "task": ("synthetic",),
-            "questions_per_picture": ("synthetic",),
-            "yes_no_questions": ("synthetic",),
-            "categories": ("synthetic",),
-            "reasoning": ("synthetic",),
-            "oversampling": ("synthetic",),
-            "split": ("synthetic", "dataset"),
-            "subset": ("dataset",),
-            "form": ("jsonl", "json", "webdataset", "parquet", "dataset"),
-            "columns": ("jsonl", "json", "webdataset", "parquet", "dataset"),
-            "images": ("jsonl", "json", "parquet", "dataset"),
-            "streaming": STREAMED,
-        }
-        for key, kinds in alone.items():
+        for key, kinds in FORMATS_OF_KEY.items():
             if getattr(self, key) not in (None, {}, False) and kind not in kinds:
                 belongs = "synthetic datasets" if kinds[0] == "synthetic" else " and ".join(kinds)
                 raise ValueError(f"{self.name}: {key} belongs to {belongs}; a {kind} has none, leave it out")
-        for thing, chance in self.oversampling.items():
+        for thing, factor in self.oversampling.items():
             if not isinstance(thing, str):
                 raise ValueError(f"{self.name}: oversampling has {thing!r}; its keys are names, as in {{dwarf: 2.5}}")
-            if not isinstance(chance, int | float) or not 0 < chance < float("inf"):
-                raise ValueError(f"{self.name}: oversampling has {chance!r} for {thing!r}; it must be a number above 0")
+            if not isinstance(factor, int | float) or not 0 < factor < float("inf"):
+                raise ValueError(f"{self.name}: oversampling has {factor!r} for {thing!r}; it must be a number above 0")
         if self.buffer < 1:
             raise ValueError(f"{self.name}: buffer is {self.buffer}; it must be at least 1")
         if unknown := [name for name in self.columns.values() if not isinstance(name, str)]:
@@ -180,15 +184,15 @@ class SourceConfig:
 
     @property
     def kind(self) -> str:
-        """Its format, as given or as the source tells."""
+        """Its format: the one given, else the one that its name tells."""
         if self.format is not None:
             return self.format
         path = Path(self.source)
         suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() not in (".gz", ".zst", ".bz2", ".xz")]
-        if suffixes and suffixes[-1] in _SUFFIXES:
-            return _SUFFIXES[suffixes[-1]]
+        if suffixes and suffixes[-1] in SUFFIXES:
+            return SUFFIXES[suffixes[-1]]
         if path.is_dir() and ("/" in self.source or path.suffix):
-            return "dataset" if _is_data_set(path) else "folder"
+            return "dataset" if _is_hf_dataset(path) else "folder"
         if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.source) and not path.suffix:
             return "dataset"  # owner/name
         return "jsonl" if path.suffix or "/" in self.source else "synthetic"
@@ -204,22 +208,21 @@ class SourceConfig:
         return ORDERS[self.order] if isinstance(self.order, str) else float(self.order)
 
 
-def _short(source: str) -> str:
-    """What files are called without their patterns: `train` for `shards/train-{000..007}.tar`, `shards` for
-    `shards/*.tar`."""
+def _name_of_files(source: str) -> str:
+    """A file's name without its pattern: `train` for `shards/train-{000..007}.tar`, `shards` for `shards/*.tar`."""
     path = Path(source)
     stem = re.sub(r"\{[^}]*\}|\[[^]]*\]|[*?]+", "", path.stem)
     stem = path.stem if stem == path.stem else re.sub(r"[-_.]{2,}", "-", stem).strip("-_.")
     return stem or path.parent.name
 
 
-def _is_data_set(folder: Path) -> bool:
+def _is_hf_dataset(folder: Path) -> bool:
     """Whether a folder is one of the datasets library: it holds files of data and no picture."""
     if (folder / METADATA).is_file():
         return False
-    found = False
+    has_data = False
     for file in folder.rglob("*"):
         if file.suffix.lower() in PICTURES:
             return False
-        found = found or file.suffix in (".parquet", ".arrow", ".jsonl", ".csv", ".tar")
-    return found
+        has_data = has_data or file.suffix in (".parquet", ".arrow", ".jsonl", ".csv", ".tar")
+    return has_data

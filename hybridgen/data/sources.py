@@ -1,8 +1,7 @@
-"""Sources: what a config names, opened as a task of records.
+"""What a config names, opened: a synthetic dataset, or files of any of the `formats`, as a source of documents.
 
-A `Source` is a sequence of records with their pictures inline: the synthetic datasets, `FolderSource`, `JsonlSource`, `TarSource`,
-`TableSource`, `StreamSource`. The fact a newcomer gets wrong: opening a source checks all that can be checked without
-decoding a picture, and what is broken is not an error yet. It is listed in the task, and counted by the mixture.
+Opening checks all that can be checked without decoding a picture. A broken record is no error yet: it is listed in the
+`DocumentSource`, and counted by the mixture.
 """
 
 import glob
@@ -10,68 +9,65 @@ import re
 from functools import partial
 from pathlib import Path
 
-from hybridgen.data.broken import Broken
-from hybridgen.data.draws import feistel_permutation
-from hybridgen.data.formats.folders import FolderSource
-from hybridgen.data.formats.jsons import JsonlSource, JsonSource
-from hybridgen.data.formats.streams import StreamSource, stream_files
-from hybridgen.data.formats.tables import TableSource, open_table
-from hybridgen.data.formats.tars import TarSource
-from hybridgen.data.source_config import ORDERS, SourceConfig
+from hybridgen.data.bad_records import BadRecord
+from hybridgen.data.document_source import DocumentSource, RecordSource
+from hybridgen.data.formats.hf_datasets import DatasetSource, open_dataset
+from hybridgen.data.formats.image_folder import FolderSource
+from hybridgen.data.formats.json_files import JsonlSource, JsonSource
+from hybridgen.data.formats.streaming import StreamSource, stream_files
+from hybridgen.data.formats.webdataset import WebDatasetSource
+from hybridgen.data.keyed_random import feistel_permutation
+from hybridgen.data.source_config import SourceConfig
 from hybridgen.data.synthetic import open_synthetic
-from hybridgen.data.tasks import Source, Task, image_first
-
-__all__ = [
-    "ORDERS",
-    "JsonlSource",
-    "Source",
-    "SourceConfig",
-    "Task",
-    "hash_uniform",
-    "image_first",
-    "open_source",
-    "feistel_permutation",
-]
 
 
-def open_source(config: SourceConfig, seed: int = 0) -> Task:
+def open_source(config: SourceConfig, seed: int = 0) -> DocumentSource:
     """Open what a config names, for a run of this seed.
 
     Raises:
-        ValueError: there is no such file, data set or world, no such task or split in it, or no record that is whole.
+        ValueError: there is no such file or data set, no such task or split in it, or no record that is whole.
     """
     if config.kind == "synthetic":
         return _open_synthetic(config, seed)
-    broken: list[Broken] = []
-    source = _open_stream(config, seed) if config.streaming else _open_files(config, broken)
-    return Task(source, config, seed, [Broken(f"source {config.name!r}, {each.where}", each.reason) for each in broken])
+    bad: list[BadRecord] = []
+    source = open_stream(config, seed) if config.streaming else open_records(config, bad)
+    bad = [BadRecord(f"source {config.name!r}, {each.where}", each.reason) for each in bad]
+    return DocumentSource(source, config, seed, bad)
 
 
-def _open_synthetic(config: SourceConfig, seed: int) -> Task:
+def _open_synthetic(config: SourceConfig, seed: int) -> DocumentSource:
     dataset = open_synthetic(config.source)
     yes_no = 1 if config.yes_no_questions is None else config.yes_no_questions
-    asking = {"questions_per_picture": config.questions_per_picture, "yes_no_questions": yes_no}
-    asking |= {"categories": config.categories, "reasoning": config.reasoning}
-    arguments = (config.split or "train", config.task, seed + config.seed)
-    source = dataset.Source(*arguments, **asking, oversampling=config.oversampling)
-    return Task(source, config, seed)
+    source = dataset.Source(
+        config.split or "train",
+        config.task,
+        seed + config.seed,
+        questions_per_picture=config.questions_per_picture,
+        yes_no_questions=yes_no,
+        categories=config.categories,
+        reasoning=config.reasoning,
+        oversampling=config.oversampling,
+    )
+    return DocumentSource(source, config, seed)
 
 
-def _open_files(config: SourceConfig, broken: list[Broken]) -> Source:
-    how = {"form": config.form, "columns": config.columns, "broken": broken}
-    kind = config.kind
+def open_records(config: SourceConfig, bad_records: list[BadRecord]) -> RecordSource:
+    """The records of a source's files, by its format; what is broken is added to `bad_records`."""
+    kind, rows = config.kind, {"form": config.form, "columns": config.columns}
     if kind == "folder":
-        return FolderSource(config.source, broken)
+        return FolderSource(config.source, bad_records)
     if kind in ("jsonl", "json"):
-        return (JsonlSource if kind == "jsonl" else JsonSource)(config.source, images=config.images, **how)
+        file_source = JsonlSource if kind == "jsonl" else JsonSource
+        return file_source(config.source, images=config.images, bad_records=bad_records, **rows)
     if kind == "webdataset":
-        return TarSource(expand(config.source), **how)
+        return WebDatasetSource(expand(config.source), bad_records=bad_records, **rows)
     files = expand(config.source) if kind == "parquet" else []
-    table = open_table(config.source, "parquet" if files else "dataset", files, config.split, config.subset)
-    return TableSource(table, config.source, images=config.images or _folder_of(config, files), **how)
+    table = open_dataset(config.source, kind, files, config.split, config.subset)
+    return DatasetSource(table, config.source, images=config.images or _folder_of(config, files), **rows)
 
 
-def _open_stream(config: SourceConfig, seed: int) -> StreamSource:
+def open_stream(config: SourceConfig, seed: int) -> StreamSource:
+    """The records of a source that is read from front to end; its files in another order each epoch if it shuffles."""
     kind = config.kind
     files = [] if kind == "dataset" else expand(config.source)
 
@@ -82,43 +78,43 @@ def _open_stream(config: SourceConfig, seed: int) -> StreamSource:
             shards = [files[feistel_permutation(place, len(files), key)] for place in range(len(files))]
         if kind in ("jsonl", "webdataset"):
             return stream_files(shards, kind)
-        return table(files=shards)
+        return open_table(files=shards)
 
-    table = partial(open_table, config.source, kind, split=config.split, subset=config.subset, streaming=True)
+    open_table = partial(open_dataset, config.source, kind, split=config.split, subset=config.subset, streaming=True)
     images = config.images or _folder_of(config, files)
     stream = StreamSource(open_epoch, config.source, config.buffer, config.form, config.columns, images)
-    stream.where(0)  # what is missing is said now
+    stream.where(0)  # reads the first block, so that missing files are reported now and not in the first step
     return stream
 
 
 def _folder_of(config: SourceConfig, files: list[str]) -> Path:
-    """What paths of images are relative to, where the config does not say."""
+    """The folder that paths of images are relative to, where the config names none."""
     return Path(files[0]).parent if files else Path(config.source)
 
 
 def expand(source: str) -> list[str]:
-    """The files that a name stands for, in order: {000..007} is counted out, * and ? are matched.
+    """The files that a pattern stands for, in order: {000..007} is a range of numbers, * and ? match names.
 
     Raises:
         ValueError: there is none.
     """
-    names = _counted(source)
-    found = []
-    for name in names:
+    files = []
+    for name in _expand_range(source):
         if "://" in name or not glob.has_magic(name):
-            found.append(name)
+            files.append(name)
         else:
-            found += sorted(glob.glob(name, recursive=True))
-    missing = [name for name in found if "://" not in name and not Path(name).is_file()]
-    if missing or not found:
+            files += sorted(glob.glob(name, recursive=True))
+    missing = [name for name in files if "://" not in name and not Path(name).is_file()]
+    if missing or not files:
         raise ValueError(f"there is no file {missing[0] if missing else source}; check the name, or leave it out")
-    return found
+    return files
 
 
-def _counted(source: str) -> list[str]:
+def _expand_range(source: str) -> list[str]:
     """`a{08..10}` -> a08, a09, a10."""
-    if (found := re.search(r"\{(\d+)\.\.(\d+)\}", source)) is None:
+    if (match := re.search(r"\{(\d+)\.\.(\d+)\}", source)) is None:
         return [source]
-    first, last = found.groups()
-    numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
-    return [name for number in numbers for name in _counted(source[: found.start()] + number + source[found.end() :])]
+    first, last = match.groups()
+    numbers = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
+    before, after = source[: match.start()], source[match.end() :]
+    return [name for number in numbers for name in _expand_range(f"{before}{number}{after}")]

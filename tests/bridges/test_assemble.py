@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
+from tests.bridges.test_convert import Evil, change
 from transformers import (
     BertConfig,
     BertModel,
@@ -25,8 +26,8 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from hybridgen.bridges.assemble import Shape, graft
-from hybridgen.bridges.janus import load_janus
+from hybridgen.bridges.assemble import AssemblyOptions, assemble
+from hybridgen.bridges.janus.conversion import load_janus
 from hybridgen.checkpoints.loading import check_checkpoint
 from hybridgen.cli import main as cli
 from hybridgen.core.objectives import total
@@ -38,8 +39,7 @@ from hybridgen.training import load_config, train
 from hybridgen.training.config import strict
 from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.stages.model import ModelStage
-from tests.bridges.test_convert import Evil, change
-from tests.data.in_memory import drawings, questions, task
+from tests.data.in_memory import drawings, questions, source_of
 from tests.januses import save_transformers
 from tests.pipelines import WORDS, tiny_vae, tiny_vq_model
 from tests.processors import CHATML, REWRITING, picture
@@ -114,7 +114,7 @@ def parts(tmp_path_factory):
 
 def all_paths(parts, backbone: str = "llama", **changes):
     given = {"backbone": parts / backbone, "vision": parts / "siglip", "vae": parts / "vae", "vq": parts / "vq"}
-    return graft(["understanding", "diffusion", "vq"], **{**given, **changes})
+    return assemble(["understanding", "diffusion", "vq"], **{**given, **changes})
 
 
 # ------------------------------------------------------------------------------------------------ what was there
@@ -159,7 +159,7 @@ def test_new_tokens_start_as_the_mean_of_the_old(parts, kind):
 
 def test_a_janus_gains_a_path_and_keeps_the_others_to_the_bit(parts, tmp_path):
     before = load_janus(parts / "janus")
-    after = graft(["understanding", "diffusion", "vq"], from_janus=parts / "janus", vae=parts / "vae")
+    after = assemble(["understanding", "diffusion", "vq"], from_janus=parts / "janus", vae=parts / "vae")
     after.save_pretrained(tmp_path / "start")
     after = load_pipeline(tmp_path / "start")
     assert after.model.config.paths == ("understanding", "diffusion", "vq")
@@ -183,32 +183,32 @@ def test_a_janus_gains_a_path_and_keeps_the_others_to_the_bit(parts, tmp_path):
 
 def test_parts_of_a_janus_beside_another_backbone(parts):
     janus = load_janus(parts / "janus")
-    pipeline = graft(["understanding", "vq"], from_janus=parts / "janus", backbone=parts / "qwen3")
+    pipeline = assemble(["understanding", "vq"], from_janus=parts / "janus", backbone=parts / "qwen3")
     ours, theirs = pipeline.model.model, janus.model.model
     tower = theirs.vision_model.state_dict()
     assert all(torch.equal(value, tower[name]) for name, value in ours.vision_model.state_dict().items())
     assert pipeline.processor.image_processor.image_size == janus.processor.image_processor.image_size
     assert pipeline.model.config.text_config.model_type == "qwen3"
     assert not torch.equal(ours.aligner.fc1.weight, theirs.aligner.fc1.weight)
-    assert graft(["understanding"], from_janus=parts / "janus").model.config.paths == ("understanding",)
+    assert assemble(["understanding"], from_janus=parts / "janus").model.config.paths == ("understanding",)
 
 
 def test_a_checkpoint_of_ours_gives_its_tower(parts, tmp_path):
     """Of the checkpoint nothing else is taken: another backbone, other paths, and how pictures are prepared."""
-    donor = graft(["understanding", "vq"], from_janus=parts / "janus", backbone=parts / "qwen3")
+    donor = assemble(["understanding", "vq"], from_janus=parts / "janus", backbone=parts / "qwen3")
     donor.processor.image_processor.image_mean = [0.1, 0.2, 0.3]
     donor.save_pretrained(tmp_path / "ours")
-    pipeline = graft(["understanding"], backbone=parts / "llama", vision=tmp_path / "ours")
+    pipeline = assemble(["understanding"], backbone=parts / "llama", vision=tmp_path / "ours")
     ours, theirs = pipeline.model.model, donor.model.model
     tower = theirs.vision_model.state_dict()
     assert all(torch.equal(value, tower[name]) for name, value in ours.vision_model.state_dict().items())
     assert pipeline.processor.image_processor.image_mean == [0.1, 0.2, 0.3]
     assert pipeline.model.config.paths == ("understanding",)
-    graft(["vq"], backbone=parts / "llama", vq=parts / "vq", shape=Shape(image_size=16)).save_pretrained(
+    assemble(["vq"], backbone=parts / "llama", vq=parts / "vq", options=AssemblyOptions(image_size=16)).save_pretrained(
         tmp_path / "blind"
     )
     with pytest.raises(ValueError, match="blind has no understanding path, and so no vision tower to give"):
-        graft(["understanding"], backbone=parts / "llama", vision=tmp_path / "blind")
+        assemble(["understanding"], backbone=parts / "llama", vision=tmp_path / "blind")
 
 
 @pytest.mark.parametrize("vision", ["siglip", "siglip_both", "siglip2"])
@@ -235,7 +235,9 @@ def test_autoencoders_of_any_channels(parts, channels, tmp_path):
         block_out_channels=(8, 8), norm_num_groups=4, latent_channels=channels, use_quant_conv=channels == 4,
         use_post_quant_conv=channels == 4, shift_factor=0.06, **shape,
     ).half().save_pretrained(tmp_path / "vae")  # fmt: skip
-    pipeline = graft(["diffusion"], backbone=parts / "llama", vae=tmp_path / "vae", shape=Shape(image_size=32))
+    pipeline = assemble(
+        ["diffusion"], backbone=parts / "llama", vae=tmp_path / "vae", options=AssemblyOptions(image_size=32)
+    )
     assert pipeline.model.config.diffusion_config.in_channels == channels
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline("a red circle", num_inference_steps=1).images[0].size == (32, 32)
@@ -254,8 +256,8 @@ def stage_of(pipeline, tasks, rows: int = 2, length: int = 200):
 @pytest.mark.parametrize(("write", "unet"), [("diffusion", None), ("diffusion", [8, 16]), ("vq", None)])
 def test_new_heads_are_silent_in_the_first_step(parts, write, unet):
     """Their loss has a value and reaches their own heads, but neither the backbone nor another path."""
-    pipeline = all_paths(parts, shape=Shape(unet_channels=unet))
-    stage = stage_of(pipeline, [task(drawings(9), name="draw", write=write)])
+    pipeline = all_paths(parts, options=AssemblyOptions(unet_channels=unet))
+    stage = stage_of(pipeline, [source_of(drawings(9), name="draw", write=write)])
     stage.weights = {**stage.weights, "text": 0.0}  # that a picture begins is text, and may be learnt
     batch = next(stage.loader)
     counts = {kind: torch.tensor(float(count)) for kind, count in stage.counts(batch).items()}
@@ -279,7 +281,7 @@ def test_codes_start_as_the_codebook_and_aligners_as_loud_as_words(parts):
 
 
 def test_a_seed_is_the_whole_start(parts):
-    weights = [all_paths(parts, shape=Shape(seed=seed)).model.state_dict() for seed in (0, 0, 1)]
+    weights = [all_paths(parts, options=AssemblyOptions(seed=seed)).model.state_dict() for seed in (0, 0, 1)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert not torch.equal(*(each["model.patch_embed.proj.weight"] for each in weights[1:]))
 
@@ -474,10 +476,22 @@ def test_backbones_that_do_not_fit(parts, tmp_path, run, backbone, sentence):
         (["vq"], {"vq": "vae"}, "VQ tokenizer .* is a 'AutoencoderKL', not one of JanusVQVAE"),
         (["vq"], {"vq": "llama"}, "VQ tokenizer .* is a 'llama'"),
         (["understanding", "vq"], {"vision": "siglip", "vq": "vq", "from_janus": "janus"}, "nothing is left for the J"),
-        (["diffusion"], {"vae": "vae", "shape": Shape(image_size=17)}, "image_size 17 is not divisible by 2"),
-        (["vq"], {"vq": "vq", "shape": Shape(image_size=18)}, "image_size 18 is not divisible by 4, .* a code"),
-        (["diffusion"], {"shape": Shape(image_size=20, patch_size=6)}, "sample_size 20 is not divisible by patch_size"),
-        (["diffusion"], {"shape": Shape(image_size=16, prediction_type="x0")}, "prediction_type is 'x0'"),
+        (
+            ["diffusion"],
+            {"vae": "vae", "options": AssemblyOptions(image_size=17)},
+            "image_size 17 is not divisible by 2",
+        ),
+        (
+            ["vq"],
+            {"vq": "vq", "options": AssemblyOptions(image_size=18)},
+            "image_size 18 is not divisible by 4, .* a code",
+        ),
+        (
+            ["diffusion"],
+            {"options": AssemblyOptions(image_size=20, patch_size=6)},
+            "sample_size 20 is not divisible by patch_size",
+        ),
+        (["diffusion"], {"options": AssemblyOptions(image_size=16, prediction_type="x0")}, "prediction_type is 'x0'"),
         (["diffusion"], {"gguf_file": "a.gguf"}, "has no file a.gguf"),
         (["understanding"], {"vision": "tower_of_junk"}, "preprocessor_config.json holds no config"),
         (["understanding"], {"vision": "tower_of_other_sizes"}, "has .* of shape .*, but its config makes it"),
@@ -488,12 +502,12 @@ def test_requests_that_make_no_sense(parts, paths, given, sentence):
     given = {"backbone": "llama", **given}
     folders = {k: parts / v if isinstance(v, str) and k != "gguf_file" else v for k, v in given.items()}
     with pytest.raises(ValueError, match=sentence):
-        graft(paths, **folders)
+        assemble(paths, **folders)
 
 
 def test_a_template_may_be_given_instead(parts, tmp_path):
     folder = rewriting(parts, tmp_path)
-    pipeline = graft(["diffusion"], backbone=folder, shape=Shape(image_size=16, chat_template=CHATML))
+    pipeline = assemble(["diffusion"], backbone=folder, options=AssemblyOptions(image_size=16, chat_template=CHATML))
     assert isinstance(pipeline.processor, HybridGenProcessor)
     assert pipeline.processor.chat_template == CHATML
 
@@ -501,7 +515,7 @@ def test_a_template_may_be_given_instead(parts, tmp_path):
 def test_questions_and_pictures_of_a_graft_train(parts):
     """Both in one batch: losses are finite."""
     pipeline = all_paths(parts)
-    stage = stage_of(pipeline, [task(questions(5), name="ask"), task(drawings(5), name="draw", write="vq")])
+    stage = stage_of(pipeline, [source_of(questions(5), name="ask"), source_of(drawings(5), name="draw", write="vq")])
     batch = next(stage.loader)
     losses = stage.losses(stage.model, batch)
     assert np.isfinite([value.item() for value, _ in losses.values()]).all()

@@ -2,7 +2,8 @@
 
 import torch
 
-from hybridgen.data.sources import SourceConfig, Task
+from hybridgen.data.document_source import DocumentSource
+from hybridgen.data.source_config import SourceConfig
 from tests.processors import assistant, image, user
 
 
@@ -32,8 +33,8 @@ def questions(count: int) -> Listed:
     return Listed([[user(image(i), "what colour is it?"), assistant(f"blue {i}")] for i in range(count)])
 
 
-def task(source: Listed, seed: int = 0, name: str = "task", **config) -> Task:
-    return Task(source, SourceConfig("memory.jsonl", name=name, **config), seed)
+def source_of(source: Listed, seed: int = 0, name: str = "task", **config) -> DocumentSource:
+    return DocumentSource(source, SourceConfig("memory.jsonl", name=name, **config), seed)
 
 
 def documents_of(batch: dict, tokenizer) -> list[str]:

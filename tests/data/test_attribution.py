@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from hybridgen.data.attribution import NOWHERE, text_bytes
+from hybridgen.data.attribution import NO_SOURCE, text_bytes
 from hybridgen.data.loading import RowLoader
 from hybridgen.data.mixture import Mixture
-from tests.data.in_memory import Listed, drawings, numbered, task
+from tests.data.in_memory import Listed, drawings, numbered, source_of
 from tests.processors import JANUS, assistant, image, tiny_processor, user
 
 PROCESSOR = tiny_processor()
@@ -14,10 +14,12 @@ PROCESSOR = tiny_processor()
 
 def test_every_token_is_of_the_entry_that_its_text_names():
     names = ("first", "second")
-    loader = RowLoader(Mixture([task(numbered(9, name), name=name) for name in names]), PROCESSOR, 3, 96, prefetch=0)
+    loader = RowLoader(
+        Mixture([source_of(numbered(9, name), name=name) for name in names]), PROCESSOR, 3, 96, prefetch=0
+    )
     for _ in range(2):
         batch = next(loader)
-        assert torch.equal(batch["source_ids"] == NOWHERE, batch["document_ids"] < 0)
+        assert torch.equal(batch["source_ids"] == NO_SOURCE, batch["document_ids"] < 0)
         rows = zip(batch["input_ids"], batch["document_ids"], batch["source_ids"], strict=True)
         for ids, documents, sources in rows:
             for document in range(int(documents.max()) + 1):
@@ -27,9 +29,9 @@ def test_every_token_is_of_the_entry_that_its_text_names():
 
 def test_pictures_of_the_diffusion_path_are_told_in_reading_order():
     tasks = [
-        task(drawings(9), name="vq", write="vq"),
-        task(drawings(9), name="drawn", write="diffusion", clean_copy=True),
-        task(Listed([[user(image(1)), assistant("red")]]), name="read", read="diffusion"),
+        source_of(drawings(9), name="vq", write="vq"),
+        source_of(drawings(9), name="drawn", write="diffusion", clean_copy=True),
+        source_of(Listed([[user(image(1)), assistant("red")]]), name="read", read="diffusion"),
     ]
     batch = next(RowLoader(Mixture(tasks), PROCESSOR, 3, 96, prefetch=0))
     placeholder, expected = PROCESSOR.special_tokens.diffusion, []
@@ -38,7 +40,7 @@ def test_pictures_of_the_diffusion_path_are_told_in_reading_order():
     assert batch["diffusion_sources"].tolist() == expected
     assert set(expected) == {1, 2}
     assert len(expected) == len(batch["diffusion_images"])
-    only_text = next(RowLoader(Mixture([task(numbered(5))]), PROCESSOR, 1, 96, prefetch=0))
+    only_text = next(RowLoader(Mixture([source_of(numbered(5))]), PROCESSOR, 1, 96, prefetch=0))
     assert "diffusion_sources" not in only_text
 
 
@@ -64,7 +66,7 @@ def test_bytes_follow_the_template():
 
 
 def test_bytes_of_a_batch_add_up_by_entry():
-    tasks = [task(Listed([[user("a"), assistant("red")]]), name="x"), task(drawings(5), name="y", write="vq")]
+    tasks = [source_of(Listed([[user("a"), assistant("red")]]), name="x"), source_of(drawings(5), name="y", write="vq")]
     loader = RowLoader(Mixture(tasks), PROCESSOR, 4, 96, prefetch=0)
     batch = next(loader)
     documents = sum(

@@ -2,9 +2,9 @@
 
 import pytest
 
-from hybridgen.data.inspection import look_at, mix_of, shared, table
+from hybridgen.data.inspection import count_overlap, inspect_source, measure_mixture, report_lines
 from hybridgen.data.mixture import Mixture
-from tests.data.in_memory import Listed, drawings, numbered, questions, task
+from tests.data.in_memory import Listed, drawings, numbered, questions, source_of
 from tests.processors import assistant, image, tiny_processor, user
 
 PROCESSOR = tiny_processor()
@@ -19,32 +19,38 @@ def test_records_are_counted_as_they_are():
             [user("<vq_placeholder>"), assistant(image(3))],
         ]
     )
-    drawn = task(source, name="draw", write="diffusion", shuffle=False)
-    report = look_at(drawn, 0, PROCESSOR)
-    assert (report.records, report.looked, report.repeated) == (4, 4, 1)
+    drawn = source_of(source, name="draw", write="diffusion", shuffle=False)
+    report = inspect_source(drawn, 0, PROCESSOR)
+    assert (report.records, report.read, report.repeated) == (4, 4, 1)
     assert report.sizes == {(16, 8): 1, (16, 16): 3}
     assert report.words == [3, 1, 1, 1]
     assert report.tokens == [len(drawn.document(cursor, PROCESSOR)) for cursor in range(3)]
     assert report.image_tokens == {"understanding": 0, "diffusion": 48, "vq": 0}
-    assert [each.where for each in report.broken] == ["source 'draw', record 3"]
-    assert report.broken[0].reason.startswith("a text contains '<vq_placeholder>', which stands for images")
-    assert len(look_at(drawn, 2).words) == 2
-    assert look_at(drawn, 2).tokens == []
+    assert [each.where for each in report.bad_records] == ["source 'draw', record 3"]
+    assert report.bad_records[0].reason.startswith("a text contains '<vq_placeholder>', which stands for images")
+    assert len(inspect_source(drawn, 2).words) == 2
+    assert inspect_source(drawn, 2).tokens == []
 
 
 def test_what_both_sets_share_is_found_by_content():
-    training = [look_at(task(drawings(6), name="draw"), 0), look_at(task(questions(3), name="ask"), 0)]
-    validation = look_at(task(Listed([*drawings(9).conversations[4:]]), name="later"), 0)
-    assert shared(training, [validation]) == {("draw", "later"): (2, 2), ("ask", "later"): (0, 0)}
-    other_words = look_at(task(Listed([[user("blue"), assistant(image(4))]]), name="other"), 0)
-    assert shared(training[:1], [other_words]) == {("draw", "other"): (0, 1)}
-    lines = table(training, [validation], overlap=shared(training, [validation]))
+    training = [
+        inspect_source(source_of(drawings(6), name="draw"), 0),
+        inspect_source(source_of(questions(3), name="ask"), 0),
+    ]
+    validation = inspect_source(source_of(Listed([*drawings(9).conversations[4:]]), name="later"), 0)
+    assert count_overlap(training, [validation]) == {("draw", "later"): (2, 2), ("ask", "later"): (0, 0)}
+    other_words = inspect_source(source_of(Listed([[user("blue"), assistant(image(4))]]), name="other"), 0)
+    assert count_overlap(training[:1], [other_words]) == {("draw", "other"): (0, 1)}
+    lines = report_lines(training, [validation], overlap=count_overlap(training, [validation]))
     assert any(line.split() == ["draw", "later", "2", "2"] for line in lines)
 
 
 def test_the_mix_is_what_a_run_would_draw():
-    tasks = [task(drawings(50), name="a", write="diffusion", weight=3), task(numbered(50), name="b", weight=1)]
-    mix = mix_of(Mixture(tasks, temperature=2.0), PROCESSOR, 4, 96)
+    tasks = [
+        source_of(drawings(50), name="a", write="diffusion", weight=3),
+        source_of(numbered(50), name="b", weight=1),
+    ]
+    mix = measure_mixture(Mixture(tasks, temperature=2.0), PROCESSOR, 4, 96)
     expected = 3**0.5 / (3**0.5 + 1)
     assert mix.expected == pytest.approx({"a": expected, "b": 1 - expected})
     assert mix.realised == pytest.approx(mix.expected, abs=0.01)

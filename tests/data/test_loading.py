@@ -11,7 +11,7 @@ from hybridgen.core.layout import IGNORE
 from hybridgen.data.loading import RowLoader, collate
 from hybridgen.data.mixture import Mixture
 from hybridgen.processing_hybridgen import HybridGenProcessor, image_token_ids
-from tests.data.in_memory import documents_of, drawings, numbered, questions, same, task
+from tests.data.in_memory import documents_of, drawings, numbered, questions, same, source_of
 from tests.models import inputs_of, text_config, tiny_config, tiny_model
 from tests.processors import assistant, image, tiny_processor, tiny_tokenizer, user
 
@@ -20,10 +20,10 @@ PROCESSOR = tiny_processor()
 
 def loader(rows=3, length=96, processor=PROCESSOR, **how) -> RowLoader:
     tasks = [
-        task(drawings(50), 1, "draw", write="diffusion", prompt_dropout=0.3, order=0.7, loss_on="all"),
-        task(drawings(30), 1, "codes", write="vq"),
-        task(questions(40), 1, "ask"),
-        task(numbered(17), 1, "text", weight=0.5),
+        source_of(drawings(50), 1, "draw", write="diffusion", prompt_dropout=0.3, order=0.7, loss_on="all"),
+        source_of(drawings(30), 1, "codes", write="vq"),
+        source_of(questions(40), 1, "ask"),
+        source_of(numbered(17), 1, "text", weight=0.5),
     ]
     return RowLoader(Mixture(tasks), processor, rows, length, **how)
 
@@ -139,7 +139,7 @@ def test_two_ranks_see_what_one_with_twice_the_rows_sees():
 
 
 def test_every_document_comes_exactly_once_an_epoch():
-    plain = RowLoader(Mixture([task(numbered(101), name="text", shuffle=False)]), PROCESSOR, 2, 80, prefetch=0)
+    plain = RowLoader(Mixture([source_of(numbered(101), name="text", shuffle=False)]), PROCESSOR, 2, 80, prefetch=0)
     found = []
     while len(found) < 101:
         found += [int(re.search(r"<n (\d+)>", words)[1]) for words in documents_of(next(plain), PROCESSOR.tokenizer)]
@@ -167,7 +167,7 @@ def test_figures_are_those_of_what_was_handed_out():
 def test_errors_of_the_thread_are_raised_where_a_batch_is_asked_for():
     broken = numbered(10)
     broken.conversations[7] = [user("what?"), assistant(" red" * 200)]
-    stream = RowLoader(Mixture([task(broken, name="text", shuffle=False)]), PROCESSOR, 1, 60)
+    stream = RowLoader(Mixture([source_of(broken, name="text", shuffle=False)]), PROCESSOR, 1, 60)
     for _ in range(2):  # asked again, it says so again
         with pytest.raises(ValueError, match="source 'text', record 7: the document has 20. tokens, but a row only 60"):
             take(stream, 10)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hybridgen.data.mixture import Mixture
-from tests.data.in_memory import drawings, numbered, questions, task
+from tests.data.in_memory import drawings, numbered, questions, source_of
 from tests.processors import tiny_processor
 
 WEIGHTS = [5.0, 3.0, 1.5, 0.5]
@@ -13,10 +13,10 @@ WEIGHTS = [5.0, 3.0, 1.5, 0.5]
 
 def four_tasks(seed: int = 0) -> list:
     return [
-        task(drawings(50), seed, "draw", write="diffusion"),
-        task(drawings(30), seed, "codes", write="vq"),
-        task(questions(40), seed, "ask"),
-        task(numbered(7), seed, "text"),
+        source_of(drawings(50), seed, "draw", write="diffusion"),
+        source_of(drawings(30), seed, "codes", write="vq"),
+        source_of(questions(40), seed, "ask"),
+        source_of(numbered(7), seed, "text"),
     ]
 
 
@@ -59,18 +59,18 @@ def test_it_goes_on_from_its_state(weights):
     again = Mixture(four_tasks(), weights)
     again.load_state_dict(state)
     found = [again.draw(processor, 10 + number // 10) for number in range(50)]
-    assert [(x.task.name, x.cursor) for x in found] == [(x.task.name, x.cursor) for x in expected]
+    assert [(x.source.name, x.cursor) for x in found] == [(x.source.name, x.cursor) for x in expected]
     assert [x.document.layout for x in found] == [x.document.layout for x in expected]
     assert [x.where for x in found] == [x.where for x in expected]
 
 
 def test_a_weight_of_zero_is_never_drawn_and_ties_go_to_the_first():
     processor = tiny_processor()
-    tasks = [task(numbered(5), name=name, weight=weight) for name, weight in (("a", 0), ("b", 1), ("c", 1))]
-    drawn = [Mixture(tasks).draw(processor).task.name for _ in range(2)]
+    tasks = [source_of(numbered(5), name=name, weight=weight) for name, weight in (("a", 0), ("b", 1), ("c", 1))]
+    drawn = [Mixture(tasks).draw(processor).source.name for _ in range(2)]
     assert drawn == ["b", "b"]
     mixture = Mixture(tasks)
-    assert {mixture.draw(processor).task.name for _ in range(10)} == {"b", "c"}
+    assert {mixture.draw(processor).source.name for _ in range(10)} == {"b", "c"}
     assert mixture.shares()["a"] == 0
 
 
@@ -87,10 +87,10 @@ def test_a_weight_of_zero_is_never_drawn_and_ties_go_to_the_first():
 )
 def test_mixtures_that_cannot_be_are_refused(names, weights, sentence):
     with pytest.raises(ValueError, match=sentence):
-        Mixture([task(numbered(3), name=name) for name in names], weights)
+        Mixture([source_of(numbered(3), name=name) for name in names], weights)
 
 
 def test_a_state_of_other_sources_is_refused():
-    state = Mixture([task(numbered(3), name="a")]).state_dict()
+    state = Mixture([source_of(numbered(3), name="a")]).state_dict()
     with pytest.raises(ValueError, match="the saved position is of the sources a, but the config names b"):
-        Mixture([task(numbered(3), name="b")]).load_state_dict(state)
+        Mixture([source_of(numbered(3), name="b")]).load_state_dict(state)

@@ -10,7 +10,7 @@ from hybridgen.core.objectives import ObjectiveConfig, corrupt
 from hybridgen.data.loading import RowLoader, collate
 from hybridgen.data.mixture import Mixture
 from hybridgen.image_processing_hybridgen import fit_size
-from tests.data.in_memory import Listed, drawings, task
+from tests.data.in_memory import Listed, drawings, source_of
 from tests.models import tiny_config
 from tests.processors import assistant, image, picture, tiny_processor, user
 
@@ -40,7 +40,7 @@ def test_usual_shapes_have_about_as_many_tokens_as_are_asked_for():
 def test_sizes_are_mixed_in_one_row_without_padding(path):
     side = {"diffusion": 4, "vq": 8}[path]
     shapes = Listed([[user("red"), assistant(image(seed, *SHAPES[seed % 4]))] for seed in range(8)])
-    mixed = task(shapes, write=path, image_tokens=8, shuffle=False)
+    mixed = source_of(shapes, write=path, image_tokens=8, shuffle=False)
     documents = [mixed.document(cursor, PROCESSOR) for cursor in range(4)]
     batch = collate([documents], 96, 0, [0])
     sizes = [tuple(pixels.shape[1:]) for pixels in batch[f"{path}_images"]]
@@ -53,7 +53,7 @@ def test_sizes_are_mixed_in_one_row_without_padding(path):
 
 def test_the_picture_is_whole_where_its_shape_is_met():
     """Twice as wide as high: half of it would be cut off in a square, nothing in 2 x 4 tokens."""
-    wide = task(Listed([[user("red"), assistant(image(3, 16, 8))]]), write="diffusion", image_tokens=8)
+    wide = source_of(Listed([[user("red"), assistant(image(3, 16, 8))]]), write="diffusion", image_tokens=8)
     pixels = wide.document(0, PROCESSOR).images[0].pixels
     assert tuple(pixels.shape) == (3, 8, 16)
     expected = np.asarray(picture(16, 8, 3)) / np.float32(127.5) - 1
@@ -62,9 +62,9 @@ def test_the_picture_is_whole_where_its_shape_is_met():
 
 def test_noise_is_capped_by_source():
     tasks = [
-        task(drawings(20), name="clear", write="diffusion", max_timestep=200),
-        task(drawings(20), name="free", write="diffusion"),
-        task(drawings(20), name="first", write="diffusion", order=0.0, loss_on="all", max_timestep=700),
+        source_of(drawings(20), name="clear", write="diffusion", max_timestep=200),
+        source_of(drawings(20), name="free", write="diffusion"),
+        source_of(drawings(20), name="first", write="diffusion", order=0.0, loss_on="all", max_timestep=700),
     ]
     objective = ObjectiveConfig(image_first_max_timestep=500.0)
     settings, seen = tiny_config().diffusion_config, {200.0: [], 1000.0: [], 500.0: []}
@@ -84,7 +84,7 @@ def test_noise_is_capped_by_source():
 
 
 def test_without_caps_a_batch_has_no_such_key_and_noise_is_as_it_was():
-    batch = next(RowLoader(Mixture([task(drawings(5), write="diffusion")]), PROCESSOR, 1, 96, prefetch=0))
+    batch = next(RowLoader(Mixture([source_of(drawings(5), write="diffusion")]), PROCESSOR, 1, 96, prefetch=0))
     assert "diffusion_max_timesteps" not in batch
     given = [batch[f"diffusion_{name}"] for name in ("images", "noised", "rows")]
     rest = (batch["row_numbers"], batch["diffusion_image_first"], tiny_config().diffusion_config, ObjectiveConfig(), 0)

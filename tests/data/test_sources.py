@@ -5,9 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from hybridgen.data.draws import feistel_permutation, hash_uniform
-from hybridgen.data.sources import JsonlSource, SourceConfig, image_first, open_source
-from tests.data.in_memory import Listed, drawings, numbered, task
+from hybridgen.data.document_source import image_first
+from hybridgen.data.formats.json_files import JsonlSource
+from hybridgen.data.keyed_random import feistel_permutation, hash_uniform
+from hybridgen.data.source_config import SourceConfig
+from hybridgen.data.sources import open_source
+from tests.data.in_memory import Listed, drawings, numbered, source_of
 from tests.processors import assistant, image, picture, tiny_processor, user
 
 
@@ -67,10 +70,10 @@ def test_a_missing_image_is_named_with_its_line(tmp_path):
 
 
 def test_what_the_processor_refuses_is_said_with_the_record():
-    bad = task(Listed([[user("a <vq_placeholder>"), assistant("b")]]), name="captions")
+    bad = source_of(Listed([[user("a <vq_placeholder>"), assistant("b")]]), name="captions")
     with pytest.raises(ValueError, match="source 'captions', record 0: a text contains '<vq_placeholder>'"):
         bad.document(0, tiny_processor())
-    no_path = task(drawings(3), name="captions", write="vq")
+    no_path = source_of(drawings(3), name="captions", write="vq")
     with pytest.raises(
         ValueError, match="source 'captions': no path 'vq' here; this model has: understanding, diffusion"
     ):
@@ -80,8 +83,8 @@ def test_what_the_processor_refuses_is_said_with_the_record():
 # ------------------------------------------------------------------------------------------------- synthetic datasets
 
 
-@pytest.mark.parametrize(("synthetic", "unseen"), [("dolls", "held_out"), ("emoji", "new")])
-def test_synthetic_datasets_are_tasks(dataset, unseen):
+@pytest.mark.parametrize(("dataset", "unseen"), [("dolls", "held_out"), ("emoji", "new")])
+def test_synthetic_datasets_are_sources(dataset, unseen):
     processor = tiny_processor()
     draw = open_source(SourceConfig(dataset, task="draw", write="diffusion"))
     ask = open_source(SourceConfig(dataset, task="answer", read="diffusion", questions_per_picture=2))
@@ -148,21 +151,21 @@ def test_image_first_exchanges_a_caption_and_its_picture_and_nothing_else():
 
 def test_order_and_dropout_have_their_shares_and_are_functions_of_the_number():
     processor = tiny_processor()
-    mixed = task(drawings(500), write="diffusion", loss_on="all", order=0.8, prompt_dropout=0.3, seed=3)
+    mixed = source_of(drawings(500), write="diffusion", loss_on="all", order=0.8, prompt_dropout=0.3, seed=3)
     images = [mixed.document(cursor, processor).images[0] for cursor in range(500)]
     first = np.mean([x.image_first for x in images])
     assert abs(first - 0.2) < 0.05  # seen 0.19; three standard deviations of a fair draw
     assert all(x.write for x in images)
     texts = [processor.tokenizer.decode(mixed.document(cursor, processor).layout.input_ids) for cursor in range(500)]
     assert abs(np.mean(["red" not in text for text in texts]) - 0.3 * 0.8) < 0.06  # captions that come last stay
-    again = task(mixed.source, write="diffusion", loss_on="all", order=0.8, prompt_dropout=0.3, seed=3)
+    again = source_of(mixed.source, write="diffusion", loss_on="all", order=0.8, prompt_dropout=0.3, seed=3)
     assert again.document(77, processor).layout == mixed.document(77, processor).layout
-    other = task(mixed.source, seed=4)
+    other = source_of(mixed.source, seed=4)
     assert [mixed.index(i) for i in range(500)] != [other.index(i) for i in range(500)]
 
 
 def test_every_record_comes_once_an_epoch_in_an_order_of_its_own():
-    shuffled, plain = task(numbered(37)), task(numbered(37), shuffle=False)
+    shuffled, plain = source_of(numbered(37)), source_of(numbered(37), shuffle=False)
     epochs = [[shuffled.index(epoch * 37 + place) for place in range(37)] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(37)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]

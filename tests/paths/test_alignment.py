@@ -13,7 +13,7 @@ from hybridgen.paths.understanding import encode_pixels
 from hybridgen.training.config import strict
 from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.stages.model import ModelStage
-from tests.data.in_memory import drawings, numbered, questions, task
+from tests.data.in_memory import drawings, numbered, questions, source_of
 from tests.models import TOKENS, batch_of, inputs_of, tiny_config, tiny_model
 from tests.pipelines import tiny_pipeline
 
@@ -110,9 +110,9 @@ def stage_of(tasks: list) -> ModelStage:
 
 
 TASKS = {
-    "drawn": lambda: task(drawings(9), name="drawn", write="diffusion"),
-    "read": lambda: task(questions(9), name="read", read="diffusion"),
-    "text": lambda: task(numbered(9), name="text"),
+    "drawn": lambda: source_of(drawings(9), name="drawn", write="diffusion"),
+    "read": lambda: source_of(questions(9), name="read", read="diffusion"),
+    "text": lambda: source_of(numbered(9), name="text"),
 }
 
 

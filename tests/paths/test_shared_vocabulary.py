@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from hybridgen import HybridGenForConditionalGeneration
-from hybridgen.bridges.configs import janus_config
+from hybridgen.bridges.janus.configs import janus_config
 from hybridgen.core.layout import IGNORE, ImageSegment, TextSegment, lay_out
 from hybridgen.data.loading import RowLoader
 from hybridgen.data.mixture import Mixture
@@ -20,7 +20,7 @@ from hybridgen.training.config import strict
 from hybridgen.training.config.schema import ModelConfig, TrainConfig
 from hybridgen.training.stages.building import build_model
 from hybridgen.training.stages.model import ModelStage
-from tests.data.in_memory import drawings, questions, task
+from tests.data.in_memory import drawings, questions, source_of
 from tests.models import BEGIN, END, IMAGE, TOKENS, VQ, batch_of, inputs_of, text_config, tiny_config
 from tests.models import tiny_model as made
 from tests.pipelines import tiny_pipeline, tiny_vq_model
@@ -96,7 +96,7 @@ def stage_of(tasks: list, length: int = 200) -> ModelStage:
 
 
 def test_losses_are_a_text_models_split_by_what_is_said():
-    stage = stage_of([task(drawings(9), write="vq", read="vq"), task(questions(9), name="ask", read="vq")])
+    stage = stage_of([source_of(drawings(9), write="vq", read="vq"), source_of(questions(9), name="ask", read="vq")])
     batch = next(stage.loader)
     model, first = stage.model, stage.first_code
     losses = stage.losses(model, batch)
@@ -121,7 +121,7 @@ def test_losses_are_a_text_models_split_by_what_is_said():
 
 
 def test_every_weight_learns_from_either_kind():
-    for tasks in ([task(drawings(9), write="vq", read="vq")], [task(questions(9), read="vq")]):
+    for tasks in ([source_of(drawings(9), write="vq", read="vq")], [source_of(questions(9), read="vq")]):
         stage = stage_of(tasks)
         losses = stage.losses(stage.model, next(stage.loader))
         sum(value for value, _ in losses.values()).backward()

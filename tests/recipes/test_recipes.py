@@ -16,9 +16,9 @@ import yaml
 from PIL import Image
 
 from hybridgen.bridges.adapters import open_pipeline
-from hybridgen.bridges.assemble import Shape, graft
+from hybridgen.bridges.assemble import AssemblyOptions, assemble
 from hybridgen.cli import main as cli
-from hybridgen.data.sources import JsonlSource
+from hybridgen.data.formats.json_files import JsonlSource
 from hybridgen.data.synthetic import emoji
 from hybridgen.pipeline_hybridgen import load_pipeline
 from hybridgen.training import load_config
@@ -175,10 +175,10 @@ def test_spelling_is_learnt_in_the_decoders_own_words(tmp_path):
     (tmp_path / "tower.json").write_text(
         json.dumps({"model_type": "siglip_vision_model", **TOWER, "image_size": 64, "patch_size": 16})
     )
-    pipeline = graft(["understanding"], backbone=tmp_path / "backbone", vision=tmp_path / "tower.json")
+    pipeline = assemble(["understanding"], backbone=tmp_path / "backbone", vision=tmp_path / "tower.json")
     pipeline.save_pretrained(tmp_path / "start")
     tokenizer = pipeline.processor.tokenizer
-    ids = script["spelling"](emoji.Spec("crown", "flat"), tokenizer, 60)
+    ids = script["spelling"](emoji.EmojiSpec("crown", "flat"), tokenizer, 60)
     assert len(ids) == 60
     assert tokenizer.decode(ids[:56]).startswith(" crown crown crown")
     pixels, _ = (each[:64] for each in script["prepared"](pipeline, "train", 16))
@@ -193,7 +193,7 @@ def test_spelling_is_learnt_in_the_decoders_own_words(tmp_path):
 
     script["spell"](tmp_path / "start", tmp_path / "out", steps=30)
     assert nearness(tmp_path / "out") > nearness(tmp_path / "start") + 0.03  # measured: 0.055
-    graft(["diffusion"], backbone=tmp_path / "backbone", shape=Shape(image_size=64)).save_pretrained(tmp_path / "blind")
+    assemble(["diffusion"], backbone=tmp_path / "backbone", options=AssemblyOptions(image_size=64)).save_pretrained(tmp_path / "blind")
     with pytest.raises(ValueError, match="has no understanding path, and so nothing that could learn to spell"):
         script["spell"](tmp_path / "blind", tmp_path / "none", steps=1)
     assert not (tmp_path / "none").exists()

@@ -1,1 +1,7 @@
-"""TODO data/formats."""
+"""One file a kind of source: from files as others write them to chat records with their pictures.
+
+To add a format, copy `webdataset.py`: write a class of `__len__`, `__getitem__` and `where` (`rows.RowSource` leaves
+only `__len__`, `_row` and `where` to write), name the format in `source_config` (`FORMATS`, `SUFFIXES`,
+`FORMATS_OF_KEY`), and open it in `sources.open_records`. What a row may look like is decided in `rows.py`, the same for
+all formats.
+"""

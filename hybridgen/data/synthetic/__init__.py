@@ -1,20 +1,22 @@
-"""Synthetic datasets: data that ships with the package, so that everything works offline, and its scores are exact.
+"""Synthetic datasets: data that ships with the package, so that everything works offline and has exact scores.
 
-For training and evaluation on known ground; not the way to feed data of your own (that is `hybridgen.data.sources`).
-What newcomers get wrong: a record is computed from its index, not read from a list, so `source[i]` is the same
-whoever asks and in whatever order.
+For training and evaluation on known ground; data of your own is read by `hybridgen.data.sources`. A record is computed
+from its index, not read from a list, so `source[i]` is always the same.
 
-Every dataset is a module with the same names:
+Every dataset is a package of `pictures` (what is drawn), `language` (captions, questions, answers) and `scoring`. To
+add one, copy `dolls/`, name it in `_MODULES`, and let its `__init__` offer these names:
 
     SIZE, SPLITS, TASKS, CATEGORIES      side of a picture in pixels; the names that the functions accept and return
     Source(split, task, seed)            endless: `source[i]` is a chat record, `source.picture(i)` its picture
-    Spec, spec_of(record)                what a picture shows, in the form that is scored
+    spec_of(record)                      what a record's picture shows, as a named tuple: the spec
     render, render_batch                 spec -> picture, specs -> (n, SIZE, SIZE, 3) uint8
     caption, parse_caption               spec -> words, words -> spec
-    questions(spec, rng)                 the questions with an exact answer
-    score_pictures(images, specs)        exact scores, as {name: {"right", "n", "share"}}; `judge_pictures` one by one
-    score_answers(given, asked)          exact match, in the same form
-    majority_baselines(n, seed, split)   what a constant answer would score, to be printed beside
+    Question, questions(spec, rng)       the questions with an exact answer
+    nearest_specs(images)                pictures -> the specs that they show best
+    score_pictures(images, specs)        exact scores, as {name: {"right", "n", "share"}}
+    judge_pictures(images, specs)        the same picture by picture, as {name: bool}
+    score_answers(answers, questions)    exact match, as {category: {"right", "n", "share"}}
+    majority_baselines(n, seed, split)   scores of constant answers and a constant picture, to be printed beside
 """
 
 import importlib
@@ -24,9 +26,8 @@ _MODULES = {"dolls": "hybridgen.data.synthetic.dolls", "emoji": "hybridgen.data.
 
 
 def open_synthetic(name: str) -> ModuleType:
-    """Return the module of the dataset `name`, "dolls" or "emoji"; any other name raises ValueError."""
+    """The package of the dataset `name`, "dolls" or "emoji". Raises ValueError for any other name."""
     if name not in _MODULES:
-        raise ValueError(
-            f"unknown dataset {name!r}: the synthetic datasets that ship with hybridgen are {', '.join(sorted(_MODULES))}"
-        )
+        known = ", ".join(sorted(_MODULES))
+        raise ValueError(f"unknown dataset {name!r}: the synthetic datasets that ship with hybridgen are {known}")
     return importlib.import_module(_MODULES[name])

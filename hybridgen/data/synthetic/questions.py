@@ -1,8 +1,7 @@
 """Questions with exact answers, and counting who got them right: shared by the synthetic datasets.
 
-Not a metric for free prose: an answer is right when it equals the expected one after `normalise_answer`. What
-newcomers get wrong: a share means little without the share of the best constant answer; `majority_shares` gives that
-for the same questions.
+Not a metric for free prose: an answer is right when it equals the expected one after `normalise_answer`. A share means
+little without the share of the best constant answer, which `majority_shares` gives for the same questions.
 """
 
 from collections import Counter, defaultdict
@@ -26,21 +25,22 @@ def normalise_answer(text: str) -> str:
 
 
 def tally(right: int, n: int) -> Tally:
-    """Counts first (an interval needs them), the share beside them; the share of nothing is 0."""
+    """Counts, which an interval needs, and their share; the share of nothing is 0."""
     return {"right": int(right), "n": int(n), "share": float(right / n) if n else 0.0}
 
 
-def score_answers(given: Sequence[str], asked: Sequence[Question]) -> dict[str, Tally]:
-    """Exact match of `given[i]` with `asked[i].answer`, a tally for each category met and one named "all".
+def score_answers(answers: Sequence[str], questions: Sequence[Question]) -> dict[str, Tally]:
+    """Exact match of `answers[i]` with `questions[i].answer`, a tally for each category met and one named "all".
 
     Raises ValueError when the two differ in length.
     """
-    if len(given) != len(asked):
+    if len(answers) != len(questions):
         raise ValueError(
-            f"{len(given)} answers were given to {len(asked)} questions: pass one answer for each question, in order"
+            f"{len(answers)} answers were given to {len(questions)} questions: pass one answer for each question, "
+            "in order"
         )
     right, n = Counter(), Counter()
-    for text, question in zip(given, asked, strict=True):
+    for text, question in zip(answers, questions, strict=True):
         hit = normalise_answer(text) == normalise_answer(question.answer)
         for name in (question.category, "all"):
             right[name] += hit
@@ -48,10 +48,10 @@ def score_answers(given: Sequence[str], asked: Sequence[Question]) -> dict[str, 
     return {name: tally(right[name], n[name]) for name in n}
 
 
-def majority_shares(asked: Iterable[Question]) -> dict[str, float]:
+def majority_shares(questions: Iterable[Question]) -> dict[str, float]:
     """The share of each category's most frequent answer, and under "all" what answering so everywhere would score."""
     answers = defaultdict(Counter)
-    for question in asked:
+    for question in questions:
         answers[question.category][normalise_answer(question.answer)] += 1
     best = {name: counts.most_common(1)[0][1] for name, counts in answers.items()}
     total = sum(counts.total() for counts in answers.values())

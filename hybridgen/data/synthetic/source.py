@@ -1,8 +1,7 @@
 """What all synthetic datasets' sources share: record number i, computed from (seed, split, i) alone, as a chat record.
 
-The pictures and the words come from the dataset that inherits; reading files of your own is `hybridgen.data.sources`.
-What newcomers get wrong: one index is one picture. Record 7 of the draw task and record 7 of the answer task show the
-same one (give the two tasks different seeds where that matters), and `picture(7)` is it as well.
+The pictures and the words come from the dataset that inherits. An index is a picture: record 7 of the draw task and
+record 7 of the answer task show the same one (give the two different seeds where that matters), as does `picture(7)`.
 """
 
 import difflib
@@ -11,28 +10,29 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from PIL import Image
 
+from hybridgen.data.records import chat_record, image_part, text_part
 from hybridgen.data.synthetic.questions import Question
 
 TASKS = ("draw", "answer")
 LENGTH = 2**31  # records in a source: in effect endless, and an index fits every integer type
 
 
-class IndexedSource:
+class SyntheticSource:
     """An indexable, deterministic, in effect endless source of chat records.
 
-    The position of an interrupted run is one integer, and workers need no coordination. Pictures stand inline in the
-    messages as RGB images.
+    The position of an interrupted run is one integer, and threads need no coordination. Pictures are RGB images in the
+    messages.
 
-    - task "draw": the user says the caption, the assistant answers with the picture;
+    - task "draw": the user writes the caption, the assistant answers with the picture;
     - task "answer": the user shows the picture and asks, the assistant answers; `questions_per_picture` turns in
       random order, drawn from those that apply, all of them when it is None; `yes_no_questions` of those that apply
-      want yes or no. Their answer is one bit, so a model needs many times as many of them to learn to compare.
+      want yes or no. Such an answer is one bit, so a model needs many of them to learn to compare.
       `categories` are those asked; a picture to which none of them applies is asked all that do. With `reasoning`
-      the assistant first says to itself what a yes or no follows from (`reasoning_content`, as transformers calls
-      it): seeing and comparing are then learnt one after the other instead of both from that one bit.
+      the assistant first writes what a yes or no follows from (`reasoning_content`, as transformers calls
+      it): seeing and comparing are then learned one after the other instead of both from that one bit.
 
-    `oversampling` shows some things more often than others of their sort, by the dataset's `names`: {"dwarf": 2.5}. Things
-    that are easily taken for one another teach a model little at their share of the pictures.
+    `oversampling` shows some things more often than others of their kind, by the dataset's `names`: {"dwarf": 2.5}.
+    Things that are easily confused are learned too slowly at their natural share of the pictures.
 
     `record["meta"]` is plain JSON for scoring: {"dataset", "spec", "questions": [[category, question, answer], ...]}
     (the questions asked, in order; none for "draw"); the dataset's `spec_of(record)` gives the spec back.
@@ -40,8 +40,8 @@ class IndexedSource:
 
     dataset: str
     splits: tuple[str, ...]
-    kinds: tuple[str, ...]  # of questions
-    names: Sequence[str] = ()  # of what `oversampling` are about
+    question_categories: tuple[str, ...]
+    names: Sequence[str] = ()  # the keys that `oversampling` may have
 
     def __init__(
         self,
@@ -68,9 +68,10 @@ class IndexedSource:
             )
         if yes_no_questions < 1:
             raise ValueError(f"yes_no_questions is {yes_no_questions}: ask at least 1 a picture")
-        if categories is not None and (not categories or (wrong := set(categories) - set(self.kinds))):
-            said = f"has {min(wrong)!r}" if categories else "is empty"
-            raise ValueError(f"categories of {self.dataset}'s questions {said}: choose among {', '.join(self.kinds)}")
+        if categories is not None and (not categories or (wrong := set(categories) - set(self.question_categories))):
+            fault = f"has {min(wrong)!r}" if categories else "is empty"
+            known = ", ".join(self.question_categories)
+            raise ValueError(f"categories of {self.dataset}'s questions {fault}: choose among {known}")
         if unknown := set(oversampling or {}) - set(self.names):
             near = difflib.get_close_matches(min(unknown), self.names, n=3, cutoff=0)
             raise ValueError(
@@ -87,26 +88,29 @@ class IndexedSource:
     def __getitem__(self, index: int) -> dict:
         """Chat record number `index`; raises IndexError outside 0 to `LENGTH` - 1."""
         spec, rng = self._spec_and_rng(index)
-        image, asked = self._render(spec), []
+        image, questions = self._render(spec), []
         if self.task == "draw":
-            messages = [_turn("user", _text(self._caption(spec, rng))), _turn("assistant", _image(image))]
+            record = chat_record(("user", [text_part(self._caption(spec, rng))]), ("assistant", [image_part(image)]))
         else:
-            asked = self._questions(spec, rng)
-            for _ in range(1, self.yes_no_questions):
-                asked += [question for question in self._questions(spec, rng) if question.category == "yes_no"]
-            if self.categories is not None:
-                asked = [question for question in asked if question.category in self.categories] or asked
-            asked = [asked[i] for i in rng.permutation(len(asked))[: self.questions_per_picture]]
-            messages = conversation(image, asked)
+            questions = self._choose_questions(spec, rng)
+            record = conversation(image, questions)
             if self.reasoning:
-                for message, question in zip(messages[1::2], asked, strict=True):
+                for message, question in zip(record["messages"][1::2], questions, strict=True):
                     if thought := self._reasoning(spec, question):
                         message["reasoning_content"] = thought
-        meta = {"dataset": self.dataset, "spec": spec._asdict(), "questions": [list(question) for question in asked]}
-        return {"messages": messages, "meta": meta}
+        asked = [list(question) for question in questions]
+        return {**record, "meta": {"dataset": self.dataset, "spec": spec._asdict(), "questions": asked}}
+
+    def _choose_questions(self, spec, rng: np.random.Generator) -> list[Question]:
+        questions = self._questions(spec, rng)
+        for _ in range(1, self.yes_no_questions):
+            questions += [question for question in self._questions(spec, rng) if question.category == "yes_no"]
+        if self.categories is not None:
+            questions = [question for question in questions if question.category in self.categories] or questions
+        return [questions[i] for i in rng.permutation(len(questions))[: self.questions_per_picture]]
 
     def spec(self, index: int):
-        """What record number `index` shows, as the dataset's `Spec`."""
+        """What record number `index` shows, as a spec of the dataset."""
         return self._spec_and_rng(index)[0]
 
     def picture(self, index: int) -> Image.Image:
@@ -119,7 +123,7 @@ class IndexedSource:
         rng = np.random.default_rng((self.seed, self.splits.index(self.split), index))
         return self._draw(index, rng), rng
 
-    # A dataset fills these in. `rng` is the record's own stream, used in the order of the calls above.
+    # A dataset defines these. `rng` is the record's random stream, read in the order of the calls above.
 
     def _draw(self, index: int, rng: np.random.Generator):
         raise NotImplementedError
@@ -137,22 +141,10 @@ class IndexedSource:
         raise NotImplementedError
 
 
-def conversation(image: Image.Image, asked: Iterable[Question]) -> list[dict]:
-    """Chat messages: the picture with the first question, its answer, then further questions and answers in turn."""
-    messages = []
-    for question in asked:
-        shown = [] if messages else [_image(image)]
-        messages += [_turn("user", *shown, _text(question.question)), _turn("assistant", _text(question.answer))]
-    return messages
-
-
-def _turn(role: str, *content: dict) -> dict:
-    return {"role": role, "content": list(content)}
-
-
-def _text(text: str) -> dict:
-    return {"type": "text", "text": text}
-
-
-def _image(image: Image.Image) -> dict:
-    return {"type": "image", "image": image}
+def conversation(image: Image.Image, questions: Iterable[Question]) -> dict:
+    """A chat record: the picture with the first question, its answer, then further questions and answers in turn."""
+    turns = []
+    for question in questions:
+        picture = [] if turns else [image_part(image)]
+        turns += [("user", [*picture, text_part(question.question)]), ("assistant", [text_part(question.answer)])]
+    return chat_record(*turns)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from hybridgen.core.figures import save
 from hybridgen.core.files import write_whole
-from hybridgen.data.broken import Broken
+from hybridgen.data.bad_records import BadRecord
 from hybridgen.training.config.schema import WandbConfig
 
 WANDB_START_SECONDS, WANDB_FINISH_SECONDS = 20.0, 60.0  # how long wandb may take to connect, and to upload at the end
@@ -28,7 +28,7 @@ def say(sentence: str) -> None:
     tqdm.write(f"hybridgen: {sentence}", file=sys.stderr)
 
 
-def list_broken(file: Path, broken: list[Broken]) -> None:
+def list_broken(file: Path, broken: list[BadRecord]) -> None:
     """Write the broken records, one a line, and print how many there are; not again where the file says so already."""
     lines = "".join(json.dumps(each._asdict()) + "\n" for each in broken)
     if file.is_file() and file.read_text(encoding="utf-8") == lines:

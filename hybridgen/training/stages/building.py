@@ -16,7 +16,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrai
 
 from hybridgen.codecs.frozen import VAECodec, VQCodec, load_vq
 from hybridgen.core.messages import parts
-from hybridgen.data.sources import Task, open_source
+from hybridgen.data.document_source import DocumentSource
+from hybridgen.data.sources import open_source
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.paths.modality_experts import copy_into_experts
 from hybridgen.pipeline_hybridgen import WRITING_PATHS, HybridGenPipeline, load_pipeline
@@ -31,8 +32,8 @@ class Parts:
     """The components of the pipeline that will be saved, and the data."""
 
     pipeline: HybridGenPipeline
-    tasks: list[Task]
-    validation: list[Task]
+    tasks: list[DocumentSource]
+    validation: list[DocumentSource]
 
 
 def build_parts(config: TrainConfig) -> Parts:
@@ -69,7 +70,7 @@ def build_parts(config: TrainConfig) -> Parts:
     return Parts(pipeline, tasks, validation)
 
 
-def build_processor(config: TrainConfig, tasks: list[Task]) -> HybridGenProcessor:
+def build_processor(config: TrainConfig, tasks: list[DocumentSource]) -> HybridGenProcessor:
     """The processor of a run without its model: a tokenizer from scratch is trained, and not saved.
 
     Raises:
@@ -127,7 +128,7 @@ def start_from_codebook(model: HybridGenForConditionalGeneration, codebook: Tens
         weight.copy_(projected / projected.std() * std)
 
 
-def build_or_load_tokenizer(config: TrainConfig, tasks: list[Task], save: bool = True) -> PreTrainedTokenizerBase:
+def build_or_load_tokenizer(config: TrainConfig, tasks: list[DocumentSource], save: bool = True) -> PreTrainedTokenizerBase:
     """The tokenizer of a pretrained part, of a folder, of this run when it goes on, or one trained now."""
     settings, saved = config.model.tokenizer, Path(config.output_dir) / "tokenizer"
     folder = settings.path or config.model.language_model
@@ -143,7 +144,7 @@ def build_or_load_tokenizer(config: TrainConfig, tasks: list[Task], save: bool =
     return tokenizer
 
 
-def texts(tasks: list[Task], samples: int) -> Iterator[str]:
+def texts(tasks: list[DocumentSource], samples: int) -> Iterator[str]:
     """The texts of about `samples` records, the same number from each task."""
     per_task = -(-samples // len(tasks))
     for task in tasks:

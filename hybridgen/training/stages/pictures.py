@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import torch
 
-from hybridgen.data.broken import BadRecordLog, Broken
-from hybridgen.data.sources import Task
+from hybridgen.data.bad_records import BadRecord, BadRecordLog
+from hybridgen.data.document_source import DocumentSource
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 
 WITHOUT_PICTURE = 1000  # records in a row without a picture
@@ -27,13 +27,13 @@ class PictureLoader:
 
     def __init__(
         self,
-        tasks: list[Task],
+        tasks: list[DocumentSource],
         rows: int,
         size: int,
         rank: int = 0,
         world_size: int = 1,
         max_broken: float = 0,
-        on_broken: Callable[[list[Broken]], None] | None = None,
+        on_broken: Callable[[list[BadRecord]], None] | None = None,
     ):
         self._on_broken = on_broken
         self.tasks, self.rows, self.size, self.rank, self.world_size = tasks, rows, size, rank, world_size
@@ -42,7 +42,7 @@ class PictureLoader:
         self._weights = [task.weight / total for task in tasks]
         self.broken = BadRecordLog(max_broken)
         for task in tasks:
-            for broken in task.broken:
+            for broken in task.bad_records:
                 self._list(task, broken)
         self._state = {"cursors": [0] * len(tasks), "given": [0] * len(tasks), "inside": [0] * len(tasks)}
 
@@ -74,7 +74,7 @@ class PictureLoader:
             try:
                 pictures = task.pictures(cursor)
             except ValueError as error:
-                self._list(task, Broken.of(task.where(cursor), error))
+                self._list(task, BadRecord.of(task.where(cursor), error))
                 pictures = []
             inside = state["inside"][number]
             last = inside + 1 >= len(pictures)
@@ -88,9 +88,9 @@ class PictureLoader:
             "pictures alone, leave the source out"
         )
 
-    def _list(self, task: Task, broken: Broken) -> None:
+    def _list(self, task: DocumentSource, broken: BadRecord) -> None:
         before = len(self.broken)
-        self.broken.add(task.name, broken, WITHOUT_PICTURE if task.records is None else task.records + len(task.broken))
+        self.broken.add(task.name, broken, WITHOUT_PICTURE if task.records is None else task.records + len(task.bad_records))
         if self._on_broken is not None and len(self.broken) > before:
             self._on_broken(self.broken.entries())
 

@@ -10,8 +10,9 @@ import datasets
 import numpy as np
 import pytest
 
-from hybridgen.data.formats.forms import find_form, record_of
-from hybridgen.data.sources import SourceConfig, open_source
+from hybridgen.data.formats.rows import find_form, record_of
+from hybridgen.data.source_config import SourceConfig
+from hybridgen.data.sources import open_source
 from tests.processors import picture, tiny_processor
 
 COUNT = 7
@@ -262,7 +263,7 @@ def test_llava_files_are_lists_with_pictures_in_a_folder(tmp_path):
     (tmp_path / "llava.json").write_text(json.dumps(rows))
     task = open_source(SourceConfig(f"{tmp_path}/llava.json", images=f"{tmp_path}/coco"))
     assert task.records == 1
-    assert [(x.where, x.reason) for x in task.broken] == [
+    assert [(x.where, x.reason) for x in task.bad_records] == [
         (f"source 'llava-understanding', {tmp_path}/llava.json, record 1",
          "more <image> stand in the conversation than the images it has"),
     ]  # fmt: skip
@@ -281,7 +282,7 @@ def test_a_shard_that_ends_too_early_is_listed_and_the_rest_is_read(tmp_path, st
     (tmp_path / "a.tar").write_bytes(whole[: 512 * 4 + 100 + len(png(0)) // 512 * 512])
     write_tar(tmp_path / "b.tar", [sample(2)])
     task = open_source(SourceConfig(f"{tmp_path}/*.tar", shuffle=False, streaming=streaming, buffer=1))
-    found, broken = [], [each.where for each in task.broken]
+    found, broken = [], [each.where for each in task.bad_records]
     for cursor in range(task.records or 3):
         try:
             found.append(task[task.index(cursor)]["messages"][0]["content"][0]["text"])
@@ -319,7 +320,7 @@ def test_samples_are_named_by_shard_and_key(tmp_path):
         ({"source": "{0}/saved", "split": "dev"}, "has no split 'dev'; it has train, test"),
         ({"source": "{0}/object.json"}, "object.json holds a dict; it must hold a list of records"),
         ({"source": "{0}/a.tar.gz"}, "the shard .*a.tar.gz is compressed, .* set streaming: true"),
-        ({"source": "a.tar", "format": "zip"}, "a-understanding: format is 'zip'; it must be one of world, jsonl"),
+        ({"source": "a.tar", "format": "zip"}, "a-understanding: format is 'zip'; it must be one of synthetic, jsonl"),
         ({"source": "a.tar", "form": "coco"}, "a-understanding: form is 'coco'; it must be one of messages, captions"),
         ({"source": "a.json", "streaming": True}, "streaming belongs to jsonl and webdataset and parquet and dataset"),
         ({"source": "a.tar", "subset": "en"}, "subset belongs to dataset; a webdataset has none"),

@@ -10,8 +10,8 @@ import pytest
 
 from hybridgen.data.records import check_record
 from hybridgen.data.synthetic import dolls, open_synthetic
-from hybridgen.data.synthetic.dolls_figures import LAYER_SLOTS, decode, encode, is_legible, layers
-from hybridgen.data.synthetic.dolls_language import CATEGORIES, reasoning
+from hybridgen.data.synthetic.dolls.language import CATEGORIES, reasoning
+from hybridgen.data.synthetic.dolls.pictures import LAYER_SLOTS, decode, encode, is_legible, layers
 from hybridgen.data.synthetic.questions import Question
 
 PICTURES = 128
@@ -47,11 +47,11 @@ def blur(images, factor):
 def test_drawing_equals_pillows_compositing_within_rounding(specs):
     from PIL import Image
 
-    from hybridgen.data.synthetic import dolls_figures
+    from hybridgen.data.synthetic.dolls import pictures as dolls_pictures
 
-    with np.load(dolls_figures._ASSETS / "dolls_layers.npz") as stored:
+    with np.load(dolls_pictures._ASSETS / "dolls_layers.npz") as stored:
         for spec in specs[:16]:
-            canvas = Image.new("RGBA", (32, 32), dolls_figures.backgrounds()[spec.background])
+            canvas = Image.new("RGBA", (32, 32), dolls_pictures.backgrounds()[spec.background])
             for slot in LAYER_SLOTS:
                 if getattr(spec, slot) is not None:
                     canvas.alpha_composite(Image.fromarray(stored[slot][getattr(spec, slot)]))

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from hybridgen.data.synthetic import emoji, open_synthetic
-from hybridgen.data.synthetic.emoji_language import CATEGORIES, LANGUAGES
-from hybridgen.data.synthetic.emoji_pictures import _FILE, colour_is_plain, look_up, main_colour, pictures, twins
-from hybridgen.data.synthetic.emoji_scoring import _candidates
+from hybridgen.data.synthetic.emoji.language import CATEGORIES, LANGUAGES
+from hybridgen.data.synthetic.emoji.pictures import _FILE, colour_is_plain, look_up, lookalikes, main_colour, pictures
+from hybridgen.data.synthetic.emoji.scoring import _candidates
 from hybridgen.data.synthetic.questions import Question
 
 PICTURES = 64
@@ -62,7 +62,7 @@ def test_the_splits_are_what_their_names_say():
     assert not set(train) & set(combo)
     assert {spec.label for spec in combo} <= seen
     assert not {spec.label for spec in new} & seen
-    shown = set(train).union(*(twins().get(spec, ()) for spec in train))
+    shown = set(train).union(*(lookalikes().get(spec, ()) for spec in train))
     assert not shown & {*combo, *new}
 
 
@@ -121,7 +121,7 @@ def test_captions_read_back():
     ],
 )
 def test_captions_are_english(label, words):
-    assert emoji.caption(emoji.Spec(label, "3d")) == words
+    assert emoji.caption(emoji.EmojiSpec(label, "3d")) == words
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_words_that_mean_nothing_are_quoted(text, message):
 
 
 def test_questions_are_exact():
-    spec = emoji.Spec("grinning face", "twitter")
+    spec = emoji.EmojiSpec("grinning face", "twitter")
     rng = np.random.default_rng(3)
     answers = {}
     for _ in range(40):  # all languages come up
@@ -156,7 +156,7 @@ def test_questions_are_exact():
 
 def test_what_has_no_exact_answer_is_not_asked(specs):
     rng = np.random.default_rng(4)
-    for spec in sorted(twins()):
+    for spec in sorted(lookalikes()):
         assert {q.category for q in emoji.questions(spec, rng)} <= {"group", "style", "main_colour"}
     for spec in specs:
         asked = "main_colour" in {q.category for q in emoji.questions(spec, rng)}
@@ -264,19 +264,19 @@ def test_other_pictures_are_not(control, images, specs):
 
 def test_twins_count_as_right():
     names = ("Australia", "Heard & McDonald Islands", "Spain", "Ceuta & Melilla")
-    same, again, near, other = (emoji.Spec(f"flag: {name}", "twitter") for name in names)
+    same, again, near, other = (emoji.EmojiSpec(f"flag: {name}", "twitter") for name in names)
     assert np.array_equal(emoji.render(same), emoji.render(again))
     scores = emoji.score_pictures(emoji.render_batch([same, again, near, other]), [again, same, other, near])
     assert scores["picture"]["right"] == 4
 
 
 def test_the_twins_are_the_pictures_that_look_the_same():
-    """None is missing: a gap in the distances separates the twins from all other pairs of pictures."""
+    """None is missing: a gap in the distances separates the lookalikes from all other pairs of pictures."""
     specs, pooled = _candidates()
     grey_levels = torch.cdist(pooled, pooled) / pooled.shape[1] ** 0.5 * 255
     close = (grey_levels < 1).triu(1).nonzero().tolist()
     assert {frozenset((specs[i], specs[j])) for i, j in close} == {
-        frozenset((spec, other)) for spec, group in twins().items() for other in group if other != spec
+        frozenset((spec, other)) for spec, group in lookalikes().items() for other in group if other != spec
     }
 
 
@@ -293,8 +293,8 @@ def test_scoring_is_fast_enough_to_be_used(images):
 def test_bad_arguments_are_refused(images, specs):
     refused = [
         (lambda: emoji.Emoji("held_out", "draw", 0), "unknown split 'held_out' of emoji.*train, combo, new"),
-        (lambda: emoji.render(emoji.Spec("crown", "oil")), "no 'crown' in oil style.*drawn in twitter"),
-        (lambda: emoji.render(emoji.Spec("krown", "3d")), "no emoji has that name"),
+        (lambda: emoji.render(emoji.EmojiSpec("crown", "oil")), "no 'crown' in oil style.*drawn in twitter"),
+        (lambda: emoji.render(emoji.EmojiSpec("krown", "3d")), "no emoji has that name"),
         (lambda: emoji.nearest_specs(images.astype(np.float32)), "must be uint8.*float32"),
         (lambda: emoji.nearest_specs(images[:, :48, :48]), r"S = 64, 32 or 16"),
         (lambda: emoji.score_pictures(images, specs[:-1]), "64 pictures.*63 specs"),
@@ -305,9 +305,7 @@ def test_bad_arguments_are_refused(images, specs):
 
 
 def test_both_worlds_offer_the_same_names():
-    names = (
-        "SIZE SPLITS TASKS CATEGORIES Source Spec Question caption parse_caption questions render render_batch spec_of"
-    )
+    names = "SIZE SPLITS TASKS CATEGORIES Source Question caption parse_caption questions render render_batch spec_of"
     names += " nearest_specs judge_pictures score_pictures score_answers majority_baselines"
     for dataset in ("dolls", "emoji"):
         assert not [name for name in names.split() if not hasattr(open_synthetic(dataset), name)]

@@ -13,7 +13,7 @@ from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.distributed.processes import make_accelerator
 from hybridgen.training.stages.model import ModelStage
 from hybridgen.training.trainer import Trainer
-from tests.data.in_memory import drawings, numbered, questions, task
+from tests.data.in_memory import drawings, numbered, questions, source_of
 from tests.pipelines import tiny_pipeline
 from tests.training.processes import World
 from tests.training.test_trainer import metrics_of
@@ -23,8 +23,8 @@ class TwoBatches:
     """Rank 0 gets text alone, rank 1 pictures alone; a single process gets both, one after the other."""
 
     def __init__(self, rank: int | None, **kind):
-        pictures = [task(drawings(9), write="diffusion"), task(questions(9), name="ask")]
-        self.stages = [model_stage([task(numbered(9), name="text")], **kind), model_stage(pictures, **kind)]
+        pictures = [source_of(drawings(9), write="diffusion"), source_of(questions(9), name="ask")]
+        self.stages = [model_stage([source_of(numbered(9), name="text")], **kind), model_stage(pictures, **kind)]
         self.loaders, self.rank, self.turn = [stage.loader for stage in self.stages], rank, 0
 
     def __iter__(self):

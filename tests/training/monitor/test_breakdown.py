@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from hybridgen.core.objectives import DiffusionTargets
 from hybridgen.training.monitor.breakdown import BINS, KINDS, Breakdown
-from tests.data.in_memory import numbered, task
+from tests.data.in_memory import numbered, source_of
 from tests.training.stages.test_model import all_tasks, stage_of
 
 
@@ -37,7 +37,7 @@ def test_sums_of_entries_are_the_losses():
 def test_an_entry_is_its_documents():
     """Against a whole forward and torch's own cross-entropy, document by document."""
     names = ("first", "second")
-    stage = stage_of([task(numbered(20, name), name=name) for name in names], rows=3)
+    stage = stage_of([source_of(numbered(20, name), name=name) for name in names], rows=3)
     parts, _, (batch,) = told(stage, batches=1)
     inputs = {name: batch[name] for name in ("input_ids", "position_ids", "document_ids", "block_ids", "noised_mask")}
     logits = stage.model(**inputs).logits
@@ -102,7 +102,7 @@ def test_what_is_told_is_means_and_bits():
 
 def test_bits_per_byte_of_a_run_by_hand():
     """Of whole batches: nats of the text loss over the bytes of the answers, as the tokenizer decodes them."""
-    stage = stage_of([task(numbered(20), name="text")], rows=2)
+    stage = stage_of([source_of(numbered(20), name="text")], rows=2)
     _, sums, batches = told(stage)
     tokenizer, size = stage.pipeline.processor.tokenizer, 0
     for batch in batches:

@@ -10,7 +10,7 @@ from hybridgen.core.layout import dense_mask
 from hybridgen.core.objectives import total
 from hybridgen.training.distributed.precision import set_attention
 from hybridgen.training.monitor import flops
-from tests.data.in_memory import drawings, questions, task
+from tests.data.in_memory import drawings, questions, source_of
 from tests.models import text_config
 from tests.paths.test_shared_vocabulary import stage_of as shared_vocabulary
 from tests.pipelines import tiny_pipeline
@@ -70,7 +70,7 @@ def assert_as_counted(stage) -> None:
 
 def test_codes_that_are_words_cost_what_words_do():
     assert_as_counted(
-        shared_vocabulary([task(drawings(9), write="vq", read="vq"), task(questions(9), name="ask", read="vq")])
+        shared_vocabulary([source_of(drawings(9), write="vq", read="vq"), source_of(questions(9), name="ask", read="vq")])
     )
 
 

@@ -26,7 +26,7 @@ from hybridgen.training.config import strict
 from hybridgen.training.config.schema import ModelConfig, TrainConfig
 from hybridgen.training.stages.building import build_model, start_from_codebook
 from hybridgen.training.stages.model import ModelStage
-from tests.data.in_memory import drawings, numbered, questions, task
+from tests.data.in_memory import drawings, numbered, questions, source_of
 from tests.models import MODEL_CONTENT, text_config
 from tests.pipelines import tiny_pipeline, tiny_vq_model
 from tests.processors import tiny_tokenizer
@@ -41,11 +41,11 @@ TINY_VQ = ModelConfig(
 def all_tasks(**changes) -> list:
     """Text, both ways of drawing, both ways of being asked, and a clean_copy."""
     return [
-        task(numbered(20), name="text"),
-        task(drawings(20), name="draw", write="diffusion", order=0.5, loss_on="all", **changes),
-        task(drawings(20), name="code", write="vq"),
-        task(questions(20), name="ask"),
-        task(questions(20), name="ask-latents", read="diffusion"),
+        source_of(numbered(20), name="text"),
+        source_of(drawings(20), name="draw", write="diffusion", order=0.5, loss_on="all", **changes),
+        source_of(drawings(20), name="code", write="vq"),
+        source_of(questions(20), name="ask"),
+        source_of(questions(20), name="ask-latents", read="diffusion"),
     ]
 
 
@@ -92,7 +92,7 @@ def test_counts_are_those_of_the_losses():
 
 
 def test_kinds_follow_the_model():
-    stage = stage_of([task(numbered(9))], rows=1, length=64)
+    stage = stage_of([source_of(numbered(9))], rows=1, length=64)
     assert stage.kinds == ("text", "code", "diffusion")
     assert ModelStage(stage.config, tiny_pipeline(vq_config=None), stage.loader).kinds == ("text", "diffusion")
 
@@ -111,7 +111,7 @@ def test_rows_of_two_ranks_make_the_loss_of_one():
 
 def test_packing_does_not_change_a_loss():
     """The same documents in one long row and in short ones. No difference was seen."""
-    tasks = [task(questions(6), name="ask", shuffle=False)]
+    tasks = [source_of(questions(6), name="ask", shuffle=False)]
     length = len(tasks[0].document(0, tiny_pipeline().processor).layout)
     six_rows, one_row = stage_of(tasks, 6, length), stage_of(tasks, 1, 6 * length)
     expected, seen = (sums_of(each, next(each.loader)) for each in (six_rows, one_row))
@@ -147,7 +147,7 @@ def test_validation_is_the_same_each_time():
 
 
 def test_a_twin_is_read_clean():
-    stage = stage_of([task(drawings(9), name="twins", write="diffusion", clean_copy=True)], rows=1, length=120)
+    stage = stage_of([source_of(drawings(9), name="twins", write="diffusion", clean_copy=True)], rows=1, length=120)
     batch = next(stage.loader)
     latents, targets = stage._noised(batch, fixed=False)
     clean = batch["diffusion_noised"].logical_not()

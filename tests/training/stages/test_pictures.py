@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from hybridgen.data.sources import SourceConfig, open_source
+from hybridgen.data.source_config import SourceConfig
+from hybridgen.data.sources import open_source
 from hybridgen.training.stages.pictures import PictureLoader
-from tests.data.in_memory import drawings, task
+from tests.data.in_memory import drawings, source_of
 from tests.processors import assistant, picture
 
 
@@ -25,7 +26,7 @@ def loader(folder, **how) -> PictureLoader:
     rows = [{"messages": [assistant({"type": "image", "image": f"{number}.png"})]} for number in range(9)]
     (folder / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     configs = [SourceConfig(f"{folder}/", name="folder"), SourceConfig(f"{folder}/a.jsonl", streaming=True, buffer=4)]
-    return PictureLoader([*map(open_source, configs), task(drawings(2))], 4, 16, **{"max_broken": 3, **how})
+    return PictureLoader([*map(open_source, configs), source_of(drawings(2))], 4, 16, **{"max_broken": 3, **how})
 
 
 def test_broken_pictures_are_gone_over_and_listed(folder):

@@ -23,7 +23,7 @@ from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.distributed.processes import make_accelerator
 from hybridgen.training.stages.pictures import PictureLoader
 from hybridgen.training.stages.vae import VAEStage, VAETrainingModel, build_vae
-from tests.data.in_memory import drawings, task
+from tests.data.in_memory import drawings, source_of
 from tests.training.stages.test_perceptual import resnet
 from tests.training.stages.test_vq import metrics_of
 
@@ -175,7 +175,7 @@ def test_without_held_out_pictures_those_of_training_are_scored(tmp_path):
 
 def stage_of(**vae) -> VAEStage:
     config = strict.build(TrainConfig, content_of(Path("none"), **vae))
-    loader = PictureLoader([task(drawings(12), name="draw")], rows=4, size=32)
+    loader = PictureLoader([source_of(drawings(12), name="draw")], rows=4, size=32)
     stage = VAEStage(
         config, VAETrainingModel(build_vae(config.vae, 0)), loader, lambda: loader, make_accelerator(config)
     )

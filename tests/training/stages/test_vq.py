@@ -21,7 +21,7 @@ from hybridgen.training.distributed.processes import make_accelerator
 from hybridgen.training.stages.clustering import choose_far, kmeans
 from hybridgen.training.stages.pictures import PictureLoader
 from hybridgen.training.stages.vq import VQStage, VQTrainingModel, build_vq_model
-from tests.data.in_memory import drawings, numbered, questions, task
+from tests.data.in_memory import drawings, numbered, questions, source_of
 from tests.data.in_memory import same as same_batches
 from tests.training.stages.test_perceptual import resnet
 
@@ -165,7 +165,7 @@ def stage_of(**vq_model) -> VQStage:
     content["vq_model"] |= vq_model
     config = strict.build(TrainConfig, content)
     model = VQTrainingModel(build_vq_model(config.vq_model, seed=0))
-    tasks = [task(drawings(12), name="draw")]
+    tasks = [source_of(drawings(12), name="draw")]
     loader = PictureLoader(tasks, rows=4, size=16)
     stage = VQStage(config, model, loader, lambda: loader, make_accelerator(config))
     stage.model.train()
@@ -236,7 +236,7 @@ def test_kmeans_finds_clusters():
 
 def test_pictures_come_by_share_and_exactly_again():
     def loader(rank: int = 0, world: int = 1, rows: int = 6) -> PictureLoader:
-        tasks = [task(drawings(5), name="a", weight=2), task(questions(7), name="b", weight=1)]
+        tasks = [source_of(drawings(5), name="a", weight=2), source_of(questions(7), name="b", weight=1)]
         return PictureLoader(tasks, rows, 16, rank, world)
 
     whole = loader()
@@ -257,7 +257,7 @@ def test_pictures_come_by_share_and_exactly_again():
 
 
 def test_a_source_without_pictures_is_named():
-    loader = PictureLoader([task(numbered(3), name="words")], rows=1, size=16)
+    loader = PictureLoader([source_of(numbered(3), name="words")], rows=1, size=16)
     with pytest.raises(ValueError, match="source 'words' has no picture in 1000 records; a codec learns from pictures"):
         next(loader)
     with pytest.raises(ValueError, match="is of 2 sources, but the config names 1"):

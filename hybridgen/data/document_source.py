@@ -1,0 +1,157 @@
+"""A source of records with its config, as an endless sequence of training documents.
+
+Nothing here has a random stream. Whether record 7 loses its prompt, or which record comes 1,000th, is a function of
+(seed, name, number), so a run goes on anywhere by knowing one integer a source.
+"""
+
+from typing import Protocol
+
+from PIL import Image
+
+from hybridgen.core.documents import Document
+from hybridgen.core.messages import parts
+from hybridgen.data.bad_records import BadRecord
+from hybridgen.data.formats.streaming import StreamSource
+from hybridgen.data.keyed_random import feistel_permutation, hash_uniform
+from hybridgen.data.source_config import SourceConfig
+from hybridgen.processing_hybridgen import HybridGenProcessor
+
+
+class RecordSource(Protocol):
+    """A sequence of records with decoded pictures in them; record i is the same every time it is read."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict: ...
+
+
+class DocumentSource:
+    """The training documents of one entry of a config's `data.sources`.
+
+    Document number `cursor` is decided by (seed, name, cursor).
+
+    Args:
+        bad_records: those found when the records were opened.
+    """
+
+    def __init__(
+        self,
+        source: RecordSource | StreamSource,
+        config: SourceConfig,
+        seed: int = 0,
+        bad_records: list[BadRecord] | None = None,
+    ):
+        self.source, self.config, self.seed = source, config, seed
+        self.name, self.weight, self.bad_records = config.name, config.weight, bad_records or []
+        self._rank, self._world_size = 0, 1  # which share of the records this process reads
+        if not self.streaming and not len(source):
+            raise ValueError(f"{self.name} holds no record; a source needs at least one")
+
+    @property
+    def streaming(self) -> bool:
+        """Whether its records are read from front to end, so that their number is not known."""
+        return isinstance(self.source, StreamSource)
+
+    @property
+    def records(self) -> int | None:
+        """How many there are; None = not known."""
+        return None if self.streaming else len(self.source)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.source[index]
+
+    def use_shard(self, rank: int, world_size: int) -> None:
+        """Read only every `world_size`-th record, so that the ranks share the reading.
+
+        Raises:
+            ValueError: there are fewer records than ranks.
+        """
+        if self.streaming:
+            self.source.use_shard(rank, world_size)
+        elif len(self) < world_size:
+            raise ValueError(
+                f"source {self.name!r} has {len(self)} records, too few to be divided by {world_size} processes; set "
+                "data.shard_by_rank: false"
+            )
+        else:
+            self._rank, self._world_size = rank, world_size
+
+    def index(self, cursor: int) -> int:
+        """Which record is the `cursor`-th: every record once an epoch; of a stream, once a block."""
+        if self.streaming:
+            block, place = divmod(cursor, self.source.buffer)
+            places = self.source.buffer
+        else:
+            block, place = divmod(cursor * self._world_size + self._rank, len(self))
+            places = len(self)
+        if self.config.shuffle:
+            place = feistel_permutation(place, places, f"{self.seed}/{self.name}/{block}")
+        return block * places + place if self.streaming else place
+
+    def where(self, cursor: int) -> str:
+        """What to call the `cursor`-th record in an error."""
+        index = self.index(cursor)
+        where = getattr(self.source, "where", None)  # synthetic datasets have no files to name
+        return f"source {self.name!r}, {where(index) if where else f'record {index}'}"
+
+    def document(self, cursor: int, processor: HybridGenProcessor) -> Document:
+        """The `cursor`-th training document.
+
+        Raises:
+            ValueError: naming the record, and what is wrong with it.
+        """
+        config = self.config
+        try:
+            messages = self.source[self.index(cursor)]["messages"]
+            if hash_uniform(f"{self.seed}/{self.name}/{cursor}/order") >= config.caption_first:
+                messages = image_first(messages)
+            document = processor.document(
+                messages,
+                read=config.read,
+                write=config.write,
+                loss_on=config.loss_on,
+                prompt_dropout=hash_uniform(f"{self.seed}/{self.name}/{cursor}/prompt") < config.prompt_dropout,
+                clean_copy=config.clean_copy,
+                height=config.height,
+                width=config.width,
+                image_tokens=config.image_tokens,
+            )
+        except ValueError as error:
+            raise ValueError(self._with_place(cursor, error)) from error
+        for image in document.images:
+            image.max_timestep = config.max_timestep
+        return document
+
+    def _with_place(self, cursor: int, error: ValueError) -> str:
+        """The error's sentence with its place said once, the source's name first."""
+        where = self.where(cursor)
+        place = where.removeprefix(f"source {self.name!r}, ")
+        return f"{where}: {str(error).removeprefix(f'{place}: ')}"
+
+    def pictures(self, cursor: int) -> list[Image.Image]:
+        """The pictures of the `cursor`-th record, without words: what a codec trains on."""
+        messages = self.source[self.index(cursor)]["messages"]
+        return [part["image"] for message in messages for part in parts(message) if part["type"] == "image"]
+
+    def check(self, processor: HybridGenProcessor) -> None:
+        """Raises ValueError, naming the source, if the processor cannot serve it, whatever its records."""
+        config = self.config
+        how = (config.read, config.write, config.loss_on, config.clean_copy, config.height, config.width)
+        try:
+            processor.check_settings(*how)
+        except ValueError as error:
+            raise ValueError(f"source {self.name!r}: {error}") from error
+
+
+def image_first(messages: list[dict]) -> list[dict]:
+    """A caption and its picture with their places exchanged; any other conversation as it is."""
+    if [message["role"] for message in messages] != ["user", "assistant"]:
+        return messages
+    kinds = [{part["type"] for part in parts(message)} for message in messages]
+    if kinds != [{"text"}, {"image"}]:
+        return messages
+    user, assistant = messages
+    return [{**user, "content": assistant["content"]}, {**assistant, "content": user["content"]}]

@@ -1,0 +1,184 @@
+"""Streams as sources (`streaming: true`): records read from front to end, again and again, shuffled within a buffer.
+
+A stream is indexed by number like any other source, and record n is always the same: the stream is cut into blocks of
+`buffer` records, and `DocumentSource` shuffles within a block by a permutation that is a function of the block's
+number. So the position of a run is one integer here too. To go on in block 40,000 nothing before it is read again:
+where blocks begin is kept in the datasets library's own terms (shard and row), and saved.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hybridgen.data.formats.json_files import parse_line
+from hybridgen.data.formats.rows import find_form, record_of
+from hybridgen.data.formats.webdataset import BROKEN, WHERE, tar_rows
+from hybridgen.data.records import check_record, load_images
+
+BLOCKS = 4  # kept in memory with their beginnings; documents that wait to be packed come from the last of them
+LINE = "__line__"  # key of a row that is a line of JSON, not parsed yet
+
+
+class StreamSource:
+    """Records of a stream without end: after the last one the first follows.
+
+    Args:
+        open_epoch: epoch -> its `datasets.IterableDataset`.
+        name: what to call it in errors.
+        buffer: records of a block.
+        form, columns: see `rows`; None = found by the first row.
+        images: the folder that paths of images are relative to.
+    """
+
+    def __init__(
+        self,
+        open_epoch: Callable[[int], Any],
+        name: str,
+        buffer: int,
+        form: str | None = None,
+        columns: dict[str, str] | None = None,
+        images: str | Path = "",
+    ):
+        self._open, self.name, self.buffer = open_epoch, name, buffer
+        self.form, self.columns, self.images = form, columns or {}, Path(images)
+        self._shard = (0, 1)  # which part of how many this process reads
+        self._lock = threading.Lock()
+        self._restart()
+
+    def _restart(self) -> None:
+        self._blocks: OrderedDict[int, list[Any]] = OrderedDict()
+        self._begins: dict[int, dict] = {0: {"epoch": 0, "state": None}}
+        self._rows: Iterator[Any] | None = None
+        self._next = 0  # the block that `_rows` goes on with
+
+    def use_shard(self, rank: int, world_size: int) -> None:
+        """Read only this rank's equal part of the stream; whole files where their number allows it."""
+        self._shard = (rank, world_size)
+        self._restart()
+
+    def __getitem__(self, number: int) -> dict:
+        """The record of this number, counted from the first epoch on."""
+        row, where = self._row(number), self.where(number)
+        if isinstance(row, dict):
+            if BROKEN in row:
+                raise ValueError(f"{where}: {row[BROKEN]}")
+            row = {name: value for name, value in row.items() if name != WHERE}
+            if LINE in row:
+                row = parse_line(row[LINE], where)
+        if self.form is None:
+            self.form = find_form(row, self.columns, where) if isinstance(row, dict) else None
+        record = record_of(row, self.form or "messages", self.columns, where)
+        return load_images(check_record(record, where), self.images, where)
+
+    def where(self, number: int) -> str:
+        """The place that the row carries, or its number."""
+        row = self._row(number)
+        if isinstance(row, dict) and WHERE in row:
+            return row[WHERE]
+        return f"{self.name}, record {number}"
+
+    def state_dict(self) -> dict:
+        """Where the last blocks begin; JSON-able."""
+        return {str(block): self._begins[block] for block in sorted(self._begins)[-BLOCKS:]}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Only saves time: without it the stream is read from its front to the same records."""
+        self._restart()
+        self._begins |= {int(block): begin for block, begin in state.items()}
+
+    # --------------------------------------------------------------------------------------------------------- reading
+
+    def _row(self, number: int) -> Any:
+        block, place = divmod(number, self.buffer)
+        with self._lock:
+            if block not in self._blocks:
+                self._seek(block)
+                while self._next <= block:
+                    self._read()
+            return self._blocks[block][place]
+
+    def _seek(self, block: int) -> None:
+        """Let `_rows` go on with this block, or with the nearest before it whose beginning is known."""
+        known = max(begin for begin in self._begins if begin <= block)
+        if self._rows is None or not known <= self._next <= block:
+            self._next, begin = known, self._begins[known]
+            self._rows = self._endless(begin["epoch"], begin["state"])
+
+    def _read(self) -> None:
+        """Read the next block, and keep where it begins."""
+        rows = []
+        for place in range(self.buffer):
+            row, begin = next(self._rows)
+            if not place:
+                self._begins[self._next] = begin
+            rows.append(row)
+        self._blocks[self._next] = rows
+        self._next += 1
+        while len(self._blocks) > BLOCKS:
+            self._blocks.popitem(last=False)
+        for old in sorted(self._begins)[1 : -2 * BLOCKS]:  # block 0 is always known
+            del self._begins[old]
+
+    def _endless(self, epoch: int, state: dict | None) -> Iterator[tuple[Any, dict]]:
+        """Rows, each with where its block begins. The library is asked for that once a block, because it takes time."""
+        count, begin = 0, {}
+        while True:
+            dataset = self._dataset(epoch)
+            if state is not None:
+                dataset.load_state_dict(state)
+            rows, started = iter(dataset), False
+            while True:
+                if not count % self.buffer:
+                    begin = {"epoch": epoch, "state": dataset.state_dict() if started else state}
+                try:
+                    row = next(rows)
+                except StopIteration:
+                    break
+                except (OSError, ValueError) as error:  # errors of pyarrow and datasets derive from these
+                    raise OSError(f"{self.name} cannot be read on: {' '.join(str(error).split())}") from error
+                yield row, begin
+                count, started = count + 1, True
+            if not started and state is None:
+                raise ValueError(f"{self.name} holds no record")
+            epoch, state = epoch + 1, None
+
+    def _dataset(self, epoch: int) -> Any:
+        dataset = self._open(epoch)
+        rank, world_size = self._shard
+        if world_size == 1:
+            return dataset
+        from datasets.distributed import split_dataset_by_node  # slow to import, as in `hf_datasets.open_dataset`
+
+        return split_dataset_by_node(dataset, rank=rank, world_size=world_size)
+
+
+def stream_files(files: list[str], kind: str) -> Any:
+    """An `IterableDataset` of tars or of JSON lines, each file a shard.
+
+    Args:
+        kind: `webdataset` or `jsonl`.
+    """
+    import datasets  # slow to import, as in `hf_datasets.open_dataset`
+
+    rows = {"webdataset": _tars, "jsonl": _lines}[kind]
+    return datasets.IterableDataset.from_generator(rows, gen_kwargs={"files": files})
+
+
+def _tars(files: list[str]) -> Iterator[dict[str, Any]]:
+    import fsspec  # comes with datasets
+
+    for file in files:
+        with fsspec.open(file, "rb") as opened:
+            yield from tar_rows(file, opened)
+
+
+def _lines(files: list[str]) -> Iterator[dict[str, Any]]:
+    import fsspec  # comes with datasets
+
+    for file in files:
+        with fsspec.open(file, "rb", compression="infer") as opened:
+            for number, line in enumerate(opened, start=1):
+                if line.strip():
+                    yield {WHERE: f"{file}:{number}", LINE: line}

@@ -1,0 +1,167 @@
+"""webdataset shards as a source: files of one name in a tar are one sample, `0001.jpg` and `0001.txt`.
+
+Nothing is unpacked: the offset of each file in its tar is noted when the source is opened, and a record is read from
+there. As in webdataset, a sample's name ends at the *first* dot after its folder (`a.seg.png` is the part `seg.png` of
+the sample `a`), and the parts of a sample must follow one another in the tar.
+"""
+
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from hybridgen.data.bad_records import BadRecord
+from hybridgen.data.formats.json_files import parse_line
+from hybridgen.data.formats.rows import RowSource, find_form
+
+WHERE, BROKEN = "__where__", "__broken__"  # keys of a streamed row: its place, and why it cannot be read
+
+
+class _Sample(NamedTuple):
+    """One sample of a shard: its files as (part of the name behind the key, offset, bytes)."""
+
+    shard: int
+    key: str
+    files: tuple[tuple[str, int, int], ...]
+
+
+class WebDatasetSource(RowSource):
+    """Samples of tars, in their order.
+
+    Args:
+        files: the shards.
+        form, columns: see `rows`; None = found by the first sample that can be read.
+        bad_records: a shard that ends too early is added to it; None = that is raised.
+
+    Raises:
+        ValueError: a shard is missing, compressed or no tar, or no sample is in any.
+    """
+
+    def __init__(
+        self,
+        files: list[str],
+        form: str | None = None,
+        columns: dict[str, str] | None = None,
+        bad_records: list[BadRecord] | None = None,
+    ):
+        super().__init__(str(files[0]), form, columns)
+        self.files = files
+        self._samples: list[_Sample] = []
+        for number, file in enumerate(files):
+            try:
+                self._index(number, file)
+            except tarfile.TarError as error:
+                cut = BadRecord(str(file), f"the tar cannot be read to its end ({error})")
+                if bad_records is None:
+                    raise ValueError(str(cut)) from error
+                bad_records.append(cut)
+        if not self._samples:
+            first = (
+                f": {bad_records[0]}" if bad_records else "; a sample is files of one name, as 0001.jpg and 0001.txt"
+            )
+            raise ValueError(f"{files[0]} holds no sample{first}")
+        self.form = form or self._find_form()
+
+    def _find_form(self) -> str:
+        """The form of the first sample that can be read."""
+        for index in range(len(self)):
+            try:
+                row = self._row(index)
+            except ValueError:
+                continue  # listed as broken when its turn comes
+            return find_form(row, self.columns, self.where(index))
+        raise ValueError(f"no sample of {self.files[0]} can be read")
+
+    def _index(self, number: int, file: str) -> None:
+        if not Path(file).is_file():
+            raise ValueError(f"there is no shard {file}; put it back, or leave it out of the source")
+        with Path(file).open("rb") as opened:
+            if opened.read(2) == b"\x1f\x8b":
+                raise ValueError(
+                    f"the shard {file} is compressed, so no record is found without all before it; set streaming: "
+                    "true, or unpack it to .tar"
+                )
+            opened.seek(0)
+            key, parts = None, []  # of the sample that is being collected
+            try:
+                with tarfile.open(fileobj=opened, mode="r:", tarinfo=_Member) as tar:
+                    for member in tar:
+                        if not member.isfile() or (name := _split(member.name)) is None:
+                            continue
+                        if name[0] != key and parts:
+                            self._samples.append(_Sample(number, key, tuple(parts)))
+                            parts = []
+                        key = name[0]
+                        parts.append((name[1], member.offset_data, member.size))
+            finally:
+                if parts:  # if the tar was cut, this sample may be cut too: then reading it fails, and lists it
+                    self._samples.append(_Sample(number, key, tuple(parts)))
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def where(self, index: int) -> str:
+        """The shard and key of a record."""
+        sample = self._samples[index]
+        return f"{self.files[sample.shard]}, key {sample.key!r}"
+
+    def _row(self, index: int) -> dict[str, Any]:
+        sample, row = self._samples[index], {}
+        with Path(self.files[sample.shard]).open("rb") as file:
+            for name, offset, size in sample.files:
+                file.seek(offset)
+                row[name] = _content(name, file.read(size), self.where(index))
+        return row
+
+
+def tar_rows(file: str, opened: BinaryIO) -> Iterator[dict[str, Any]]:
+    """The samples of one shard read from front to end, compressed or not. Each carries its place (`WHERE`), and one
+    that cannot be read the reason (`BROKEN`)."""
+    row: dict[str, Any] = {}
+    key = None
+    try:
+        with tarfile.open(fileobj=opened, mode="r|*", tarinfo=_Member) as tar:
+            for member in tar:
+                if not member.isfile() or (name := _split(member.name)) is None:
+                    continue
+                if name[0] != key and row:
+                    yield row
+                    row = {}
+                key = name[0]
+                row[WHERE] = f"{file}, key {key!r}"
+                try:
+                    row[name[1]] = _content(name[1], tar.extractfile(member).read(), row[WHERE])
+                except ValueError as error:
+                    row[BROKEN] = BadRecord.of(row[WHERE], error).reason
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        cut = {WHERE: file, BROKEN: f"the tar cannot be read to its end ({error})"}
+    else:
+        cut = None
+    if row:
+        yield row
+    if cut:
+        yield cut
+
+
+class _Member(tarfile.TarInfo):
+    """A member of a tar. A tar without its end mark is an error here; Python takes one cut between members for
+    whole."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(tar)
+        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError, tarfile.InvalidHeaderError) as error:
+            raise tarfile.ReadError("unexpected end of data") from error
+
+
+def _content(name: str, content: bytes, where: str) -> Any:
+    return parse_line(content, where) if name.rpartition(".")[2] == "json" else content
+
+
+def _split(path: str) -> tuple[str, str] | None:
+    """(key, part) of a file's name in a tar; None where it has no part."""
+    folder, slash, name = path.rpartition("/")
+    key, dot, part = name.partition(".")
+    return (f"{folder}{slash}{key}", part.lower()) if key and dot else None
