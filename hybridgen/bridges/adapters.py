@@ -1,12 +1,10 @@
 """Adapters: LoRA through peft. A few per cent of the weights learn, are saved alone, and are put back or merged in.
 
 A folder of an adapter is peft's own (`adapter_config.json`, `adapter_model.safetensors`), so that peft opens it as
-well; the folder of the model it belongs to is named inside. The fact a newcomer gets wrong: where an adapter sits
-decides what it can change. One on a path's own parts cannot touch the other paths, not by a bit; one on the backbone
-changes all of them, text too.
+well; the folder of the model it belongs to is named inside. Where an adapter sits decides what it can change: one on a
+path's own parts changes the other paths not by a bit, one on the backbone changes all of them, text too.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from transformers.utils import is_peft_available
 from hybridgen.bridges.collect import BACKBONE, PARTS_OF_PATH
 from hybridgen.bridges.pretrained_parts import quiet
 from hybridgen.checkpoints.loading import ADAPTER, friendly_errors, is_adapter
+from hybridgen.core.files import read_json
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 
@@ -35,11 +34,11 @@ class LoraConfig:
     """Low-rank adapters (arXiv 2106.09685) on linear layers; every other weight is frozen.
 
     Args:
-        parts: where: `backbone`, `aligner`, `generation_aligner`, or a path: `understanding` (tower and aligner), `vq`
-            (aligner and head), `diffusion` (patches, timestep and head).
-        targets: last names of the layers there, such as `q_proj`; empty = all.
+        parts: modules that get adapters: `backbone`, `aligner`, `generation_aligner`, or a path: `understanding` (tower
+            and aligner), `vq` (aligner and head), `diffusion` (patches, timestep and head).
+        targets: last names of their layers, such as `q_proj`; empty = all linear layers.
         rank, alpha: the update is alpha / rank times the product of two matrices of this rank; None = alpha is rank.
-        dropout: on what enters the adapter.
+        dropout: on the inputs of the adapter.
     """
 
     parts: list[str]
@@ -61,7 +60,7 @@ class LoraConfig:
 
 
 def add_lora(model: HybridGenForConditionalGeneration, config: LoraConfig, seed: int = 0) -> None:
-    """Put a new adapter on a model, and freeze everything else. It changes nothing until it has learnt something.
+    """Put a new adapter on a model, and freeze everything else. Until the first step it changes no output.
 
     Raises:
         ValueError: peft is missing, or no linear layer is where the config says.
@@ -84,23 +83,23 @@ def add_lora(model: HybridGenForConditionalGeneration, config: LoraConfig, seed:
 def targets(model: nn.Module, config: LoraConfig) -> list[str]:
     """Names of the linear layers that a config means. Raises ValueError when a part has none."""
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    found = []
+    names = []
     for part in config.parts:
         there = [name for name in linear if f"{name}.".startswith(PARTS[part])]
         chosen = [name for name in there if not config.targets or name.rsplit(".", 1)[-1] in config.targets]
         if not chosen:
-            names = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in there}))
+            known = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in there}))
             raise ValueError(
-                f"lora finds no layer called {' or '.join(config.targets)} in {part!r}; there are: {names}"
+                f"lora finds no layer called {' or '.join(config.targets)} in {part!r}; there are: {known}"
                 if there
                 else f"lora.parts has {part!r}, but this model has no such part"
             )
-        found += [name for name in chosen if name not in found]
-    return found
+        names += [name for name in chosen if name not in names]
+    return names
 
 
 def open_pipeline(folder: str | Path) -> HybridGenPipeline:
-    """A pipeline from a checkpoint, or from the folder of an adapter: the pipeline it was trained on, with it.
+    """A pipeline from a checkpoint, or from the folder of an adapter: the pipeline it was trained on, with the adapter.
 
     Raises:
         ValueError: in one sentence, what the folder is or lacks.
@@ -108,16 +107,12 @@ def open_pipeline(folder: str | Path) -> HybridGenPipeline:
     if not is_adapter(folder):
         return load_pipeline(folder)
     file = Path(folder) / ADAPTER
-    try:
-        base = json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"]
-        there = bool(base) and Path(base).is_dir()
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{file} names no base_model_name_or_path; say there which model it belongs to") from error
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); copy it again") from error
-    if not there:
+    base = read_json(file).get("base_model_name_or_path")
+    if not isinstance(base, str):
+        raise ValueError(f"{file} names no base_model_name_or_path; say there which model it belongs to")
+    if not Path(base).is_dir():
         raise ValueError(f"adapter {folder} belongs to the model {base}, which is not there; say where in {file}")
-    pipeline = load_adapter(load_pipeline(Path(base).parent), folder)  # transformers names the model, inside ours
+    pipeline = load_adapter(load_pipeline(Path(base).parent), folder)  # the name is of our folder's model/
     pipeline.loaded_from(folder)
     return pipeline
 
@@ -134,19 +129,18 @@ def load_adapter(pipeline: HybridGenPipeline, folder: str | Path) -> HybridGenPi
     with friendly_errors(folder), quiet():
         model.load_adapter(str(folder))
         with safe_open(folder / WEIGHTS, "pt") as saved:
-            given = {name.removeprefix("base_model.model.") for name in saved.keys()}  # noqa: SIM118 - no dict
-    model._weight_conversions = (
-        conversions  # or the names of the adapter's file would be those of a merged model's, too
-    )
-    wanted = set(model.get_adapter_state_dict())
-    if given != wanted:
-        name = sorted(given ^ wanted)[0]
-        raise ValueError(f"adapter {folder} is another model's: {name} is {'missing' if name in wanted else 'extra'}")
+            saved_names = {name.removeprefix("base_model.model.") for name in saved.keys()}  # noqa: SIM118 - no dict
+    # loading sets the conversions of the adapter's names, which saving the merged model later must not apply
+    model._weight_conversions = conversions
+    names = set(model.get_adapter_state_dict())
+    if saved_names != names:
+        name = sorted(saved_names ^ names)[0]
+        raise ValueError(f"adapter {folder} is another model's: {name} is {'missing' if name in names else 'extra'}")
     return pipeline
 
 
 def merge(pipeline: HybridGenPipeline) -> HybridGenPipeline:
-    """Add what the adapter says to the weights it sits on; afterwards the model is an ordinary one."""
+    """Add the adapter's updates to the weights under it; afterwards the model is an ordinary one."""
     require_peft()
     from peft.tuners.tuners_utils import BaseTunerLayer
 

@@ -1,11 +1,11 @@
-"""Grafting: a hybrid from pretrained parts. A Llama or Qwen learns to see and draw, a Janus gains a diffusion path.
+"""A hybrid from pretrained parts: a Llama or Qwen learns to see and draw, a Janus gains a diffusion path.
 
-`graft` opens the donors (`gathering`), puts their weights into one model, gives the tokenizer what images need,
-and starts what is new. It trains nothing. The fact a newcomer gets wrong: what is new is silent, not small. New heads
-are zero, so their losses send no gradient into the backbone in the first step; new rows of the vocabulary are the mean
-of the old ones, so no new token outscores every old one; and no old weight is touched. Text logits and the paths that
-were there are the same to the bit. (To the bit where the old vocabulary is a multiple of 16, as all in use are but a
-few: a matrix product may sum in another order at another width.)
+`assemble` opens the parts (`collect`), puts their weights into one model, gives the tokenizer what images need, and
+initialises what is new. It trains nothing. What is new has no effect at first, and no pretrained weight is changed: new
+heads are zero, so their losses send no gradient into the backbone in the first step; new rows of the vocabulary are the
+mean of the old ones, so no new token outscores every old one. Text logits and the paths that were there are the same to
+the bit. (To the bit where the old vocabulary is a multiple of 16, as nearly all are: a matrix product may sum in
+another order at another width.)
 
 Shapes: V rows of the vocabulary, H width of the backbone.
 """
@@ -28,12 +28,12 @@ from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor, add_image_tokens, image_token_ids
 
-ROUND = 64  # rows are added up to a multiple of it, which matrix products like
+VOCAB_MULTIPLE = 64  # where rows are added, the vocabulary grows to a multiple of it: matrix products are faster
 
 
 @dataclass
 class AssemblyOptions:
-    """How the new paths are built; None = what the donors say.
+    """How the new paths are built; None = as the pretrained parts have it.
 
     Args:
         image_size: side in pixels of the pictures that are written; by default the VQ tokenizer's grid or, where it has
@@ -41,9 +41,9 @@ class AssemblyOptions:
         patch_size: of the diffusion path, in latents; by default 2, and 8 pixels where there is no VAE.
         unet_channels: of a U-Net around the backbone, as in `HybridGenDiffusionConfig`; None = linear patches.
         prediction_type: of the diffusion path: `velocity`, or `sample`, which suits patches of raw pixels.
-        understanding_bidirectional: the tokens of a picture that is read see each other.
-        chat_template: instead of the tokenizer's own; hybridgen's where that has none.
-        seed: of everything that starts random.
+        understanding_bidirectional: the tokens of a picture that is read attend to each other both ways.
+        chat_template: instead of the tokenizer's; None = the tokenizer's, or hybridgen's if it has none.
+        seed: of everything that is initialised at random.
     """
 
     image_size: int | None = None
@@ -64,15 +64,15 @@ def assemble(
     vae: str | Path | None = None,
     vq: str | Path | None = None,
     from_janus: str | Path | None = None,
-    shape: AssemblyOptions | None = None,
+    options: AssemblyOptions | None = None,
 ) -> HybridGenPipeline:
     """A pipeline with exactly these paths.
 
-    1. Open the donors. A Janus gives every part that no other argument names.
-    2. Say what the model is: the donors' configs, and those of the new paths.
+    1. Open the parts. A Janus gives every part that no other argument names.
+    2. Make the config: those of the parts, and those of the new paths.
     3. Give the tokenizer the image tokens that it lacks, and the vocabulary rows for them.
-    4. Make the model of the donors' weights; start what no donor has.
-    5. Make the processor, and try out both: text as before, and a template that renders pictures.
+    4. Build the model from the parts' weights; initialise what no part has.
+    5. Build the processor, and try both: text logits as before, and a template that renders pictures.
 
     Args:
         backbone: folder of a decoder of transformers with its tokenizer; `gguf_file` = a file in it.
@@ -84,28 +84,28 @@ def assemble(
     Raises:
         ValueError: a part is missing, of another kind or size, or not needed; in one sentence.
     """
-    shape = shape or AssemblyOptions()
+    options = options or AssemblyOptions()
     paths = check_request(paths, backbone, gguf_file, vision, vae, vq, from_janus)
     with torch.random.fork_rng(), quiet():
-        torch.manual_seed(shape.seed)
-        donors = collect(paths, backbone, gguf_file, vision, vae, vq, from_janus)
-        config = _configure(paths, donors, shape)
-        _extend_vocabulary(donors, config)
-        model = _assemble(config, donors)
-    processor = _processor(config, donors, shape)
-    if donors.reference is not None:
-        _check_text(model, donors.reference)
+        torch.manual_seed(options.seed)
+        parts = collect(paths, backbone, gguf_file, vision, vae, vq, from_janus)
+        config = _configure(paths, parts, options)
+        _extend_vocabulary(parts, config)
+        model = _build_model(config, parts)
+    processor = _processor(config, parts, options)
+    if parts.reference is not None:
+        _check_text(model, parts.reference)
     _check_template(processor)
-    return HybridGenPipeline(model, processor, vae=donors.vae, vq_model=donors.vq)
+    return HybridGenPipeline(model, processor, vae=parts.vae, vq_model=parts.vq)
 
 
 # ------------------------------------------------------------------------------------------------------- the config
 
 
-def _configure(paths: tuple[str, ...], donors: PretrainedParts, shape: AssemblyOptions) -> HybridGenConfig:
-    """The donors' configs and those of the paths that no donor describes; the vocabulary is the old one still."""
-    configs, factors = dict(donors.configs), _factors(donors)
-    side = _image_size(paths, donors, shape)
+def _configure(paths: tuple[str, ...], parts: PretrainedParts, options: AssemblyOptions) -> HybridGenConfig:
+    """The parts' configs, and those of the paths that no part describes; the vocabulary is still the old one."""
+    configs, factors = dict(parts.configs), _downsample_factors(parts)
+    side = _image_size(paths, parts, options)
     for path in ("diffusion", "vq"):
         if path in paths and side % factors[path]:
             raise ValueError(
@@ -114,55 +114,57 @@ def _configure(paths: tuple[str, ...], donors: PretrainedParts, shape: AssemblyO
             )
     if "diffusion" in paths:
         configs["diffusion_config"] = {
-            "in_channels": 3 if donors.vae is None else donors.vae.config.latent_channels,
-            "patch_size": shape.patch_size or (8 if donors.vae is None else 2),
+            "in_channels": 3 if parts.vae is None else parts.vae.config.latent_channels,
+            "patch_size": options.patch_size or (8 if parts.vae is None else 2),
             "sample_size": side // factors["diffusion"],
-            "unet_channels": shape.unet_channels,
-            "prediction_type": shape.prediction_type,
+            "unet_channels": options.unet_channels,
+            "prediction_type": options.prediction_type,
         }
     if "vq" in paths:
-        codes, width = VQCodec(donors.vq).codebook.shape
+        codes, width = VQCodec(parts.vq).codebook.shape
         configs.setdefault("vq_config", {"num_embeddings": codes, "embed_dim": width})
         if isinstance(configs["vq_config"], dict):
             configs["vq_config"]["sample_size"] = side // factors["vq"]
         else:
             configs["vq_config"].sample_size = side // factors["vq"]
-    configs.setdefault("understanding_bidirectional", shape.understanding_bidirectional)
+    configs.setdefault("understanding_bidirectional", options.understanding_bidirectional)
     return HybridGenConfig(**configs)
 
 
-def _factors(donors: PretrainedParts) -> dict[str, int | None]:
+def _downsample_factors(parts: PretrainedParts) -> dict[str, int | None]:
     """Pixels along one side of a latent and of a code."""
-    vae, vq = donors.vae, donors.vq
+    vae, vq = parts.vae, parts.vq
     return {
         "diffusion": 1 if vae is None else VAECodec(vae).downsample_factor,
         "vq": None if vq is None else VQCodec(vq).downsample_factor,
     }
 
 
-def _image_size(paths: tuple[str, ...], donors: PretrainedParts, shape: AssemblyOptions) -> int:
-    """Side of the pictures that are written. A Janus tokenizer names its grid, a tower its picture."""
-    if shape.image_size is not None:
-        return shape.image_size
-    if donors.janus is not None and donors.janus.processor.default_size is not None:
-        return donors.janus.processor.default_size[0]
-    if donors.images is not None:
-        return donors.images.image_size
+def _image_size(paths: tuple[str, ...], parts: PretrainedParts, options: AssemblyOptions) -> int:
+    """Side in pixels of the pictures that are written: as asked, or the Janus', or the tower's."""
+    if options.image_size is not None:
+        return options.image_size
+    if parts.janus is not None and parts.janus.processor.default_size is not None:
+        return parts.janus.processor.default_size[0]
+    if parts.images is not None:
+        return parts.images.image_size
     if set(paths) & {"diffusion", "vq"}:
-        raise ValueError("image_size is needed: no donor says how large the pictures are that are to be drawn")
+        raise ValueError(
+            "image_size is needed: no pretrained part says how large the pictures are that are to be drawn"
+        )
     return 0
 
 
 # ----------------------------------------------------------------------------------------------------- the weights
 
 
-def _extend_vocabulary(donors: PretrainedParts, config: HybridGenConfig) -> None:
+def _extend_vocabulary(parts: PretrainedParts, config: HybridGenConfig) -> None:
     """Give the tokenizer the image tokens that it lacks, the tables rows for them, and the config both.
 
-    Rows that are added are the mean of the old ones. Of rows that stood empty only those of the two tokens that frame
-    an image are set to it: placeholders are never looked up.
+    Rows that are added are the mean of the old ones. If the table has unused rows for the new tokens, only those of the
+    begin and end of an image are set to the mean: placeholders are never looked up.
     """
-    tokenizer, tied = donors.tokenizer, config.tie_word_embeddings
+    tokenizer, tied = parts.tokenizer, config.tie_word_embeddings
     known = set(tokenizer.get_vocab())
     add_image_tokens(tokenizer)
     ids = image_token_ids(tokenizer)
@@ -176,26 +178,26 @@ def _extend_vocabulary(donors: PretrainedParts, config: HybridGenConfig) -> None
     ]
     rows, needed = config.text_config.vocab_size, max(tokenizer.get_vocab().values()) + 1
     if needed > rows:
-        rows = -(-needed // ROUND) * ROUND
+        rows = -(-needed // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
     for name in (EMBEDDINGS,) if tied else (EMBEDDINGS, HEAD):
-        if name not in donors.weights:
+        if name not in parts.weights:
             raise ValueError(f"the backbone is a {config.text_config.model_type!r}, which has no {name}; give another")
-        donors.weights[name] = grow(donors.weights[name], rows, fresh)
+        parts.weights[name] = grow(parts.weights[name], rows, fresh)
     config.text_config.vocab_size = rows
 
 
 def grow(table: Tensor, rows: int, fresh: list[int]) -> Tensor:
-    """(V, H) -> (rows, H): what is added, and the rows of `fresh`, are the mean of the old rows."""
+    """(V, H) -> (rows, H): added rows, and the rows with the ids `fresh`, are the mean of the old rows."""
     mean = table.mean(0)
     table = torch.cat([table, mean.expand(rows - len(table), -1)])
     table[fresh] = mean
     return table
 
 
-def _assemble(config: HybridGenConfig, donors: PretrainedParts) -> HybridGenForConditionalGeneration:
-    """The model of the donors' weights; only parts of paths may start new."""
+def _build_model(config: HybridGenConfig, parts: PretrainedParts) -> HybridGenForConditionalGeneration:
+    """The model with the parts' weights; only weights of paths may be missing, and are initialised."""
     model, report = HybridGenForConditionalGeneration.from_pretrained(
-        None, config=config, state_dict=donors.weights, dtype=torch.float32, output_loading_info=True
+        None, config=config, state_dict=parts.weights, dtype=torch.float32, output_loading_info=True
     )
     new = {name for name in report["missing_keys"] if name.startswith(sum(PARTS_OF_PATH.values(), ()))}
     if wrong := sorted((set(report["missing_keys"]) - new) | set(report["unexpected_keys"])):
@@ -203,66 +205,70 @@ def _assemble(config: HybridGenConfig, donors: PretrainedParts) -> HybridGenForC
             f"the backbone is a {config.text_config.model_type!r}, whose weights do not fit: {wrong[0]} and "
             f"{len(wrong) - 1} more; give a decoder of Llama's or Qwen's form"
         )
-    if donors.reference is not None:
-        model.generation_config = copy.deepcopy(donors.reference.generation_config)
-    _start(model, new, donors)
+    if parts.reference is not None:
+        model.generation_config = copy.deepcopy(parts.reference.generation_config)
+    _initialise(model, new, parts)
     return model.eval()
 
 
 @torch.no_grad()
-def _start(model: HybridGenForConditionalGeneration, new: set[str], donors: PretrainedParts) -> None:
+def _initialise(model: HybridGenForConditionalGeneration, new: set[str], parts: PretrainedParts) -> None:
+    """Initialise what is new.
+
+    1. The head over codes is zero (that of the diffusion path always starts so): it sends no gradient into the backbone
+       before it has learned something itself.
+    2. Embeddings of codes are the codebook, so that codes which look alike start alike.
+    3. Outputs of aligners have about the same size as the backbone's text embeddings.
     """
-    1. The head over codes is zero (that of the diffusion path is, wherever it is made): nothing of it reaches the
-       backbone before it has learnt something itself.
-    2. Codes that look alike start alike: their embeddings are the codebook.
-    3. Aligners write as loud as the backbone's own embeddings.
-    """
-    parts = model.model
+    modules = model.model
     if "model.generation_head.vision_head.weight" in new:
-        for parameter in parts.generation_head.vision_head.parameters():
+        for parameter in modules.generation_head.vision_head.parameters():
             parameter.zero_()
     if "model.generation_embeddings.weight" in new:
-        codebook = VQCodec(donors.vq).codebook.float()
-        parts.generation_embeddings.weight.copy_((codebook - codebook.mean(0)) / codebook.std())
-    loudness = parts.get_input_embeddings().weight.square().mean().sqrt()
+        codebook = VQCodec(parts.vq).codebook.float()
+        modules.generation_embeddings.weight.copy_((codebook - codebook.mean(0)) / codebook.std())
+    embedding_size = modules.get_input_embeddings().weight.square().mean().sqrt()
     for name in ("aligner", "generation_aligner"):
         if f"model.{name}.fc1.weight" in new:
-            aligner = getattr(parts, name)
-            [aligner.fc1, *aligner.hidden_layers][-1].weight.mul_(loudness)
+            aligner = getattr(modules, name)
+            [aligner.fc1, *aligner.hidden_layers][-1].weight.mul_(embedding_size)
 
 
 # --------------------------------------------------------------------------------------- the processor, and a trial
 
 
-def _processor(config: HybridGenConfig, donors: PretrainedParts, shape: AssemblyOptions) -> HybridGenProcessor:
-    factors = _factors(donors)
+def _processor(config: HybridGenConfig, parts: PretrainedParts, options: AssemblyOptions) -> HybridGenProcessor:
+    factors = _downsample_factors(parts)
     processor = HybridGenProcessor.for_config(
         config,
-        donors.tokenizer,
-        donors.images,
+        parts.tokenizer,
+        parts.images,
         vae_factor=factors["diffusion"],
         vq_factor=factors["vq"],
-        chat_template=shape.chat_template,
+        chat_template=options.chat_template,
     )
-    if donors.janus is None:
+    if parts.janus is None:
         return processor
-    ours = {"num_image_tokens", "diffusion_token_size", "vq_token_size", "bidirectional_paths", "default_size"}
-    ours |= {"image_processor", "tokenizer"} | ({"chat_template"} if shape.chat_template else set())
+    built = {"num_image_tokens", "diffusion_token_size", "vq_token_size", "bidirectional_paths", "default_size"}
+    built |= {"image_processor", "tokenizer"} | ({"chat_template"} if options.chat_template else set())
     names = inspect.signature(HybridGenProcessor).parameters
     return HybridGenProcessor(
-        **{name: getattr(processor if name in ours else donors.janus.processor, name) for name in names}
+        **{name: getattr(processor if name in built else parts.janus.processor, name) for name in names}
     )
 
 
 @torch.no_grad()
 def _check_text(model: HybridGenForConditionalGeneration, reference: PreTrainedModel) -> None:
-    """Raises ValueError if the model does not write as its backbone did: some decoders do more to logits than multiply
-    (Granite and Cohere scale them, Gemma 2 bends them)."""
-    frames = (model.config.begin_image_token_id, model.config.end_image_token_id)  # perhaps rows that stood empty
+    """Raises ValueError if the model's text logits are not the backbone's: some decoders change them after the head
+    (Granite and Cohere scale them, Gemma 2 caps them)."""
+    frames = (
+        model.config.begin_image_token_id,
+        model.config.end_image_token_id,
+    )  # their rows may have been unused before
     old = torch.tensor([i for i in range(reference.get_input_embeddings().num_embeddings) if i not in frames])
     ids = old[:: max(1, len(old) // 12)][None, :12]
-    theirs = reference(ids).logits[..., old]
-    difference = (model(ids).logits[..., old] - theirs).abs().max() / theirs.abs().max()
+    expected = reference(ids).logits[..., old]
+    difference = (model(ids).logits[..., old] - expected).abs().max() / expected.abs().max()
     if not difference < 1e-4:
         raise ValueError(
             f"the backbone is a {reference.config.model_type!r}, which does more to its logits than a plain head: ours "
@@ -275,7 +281,7 @@ def _check_template(processor: HybridGenProcessor) -> None:
     picture = {"type": "image", "image": Image.new("RGB", (8, 8))}
     text = {"type": "text", "text": "probe"}
     for path in processor.paths:
-        asked, said = ([picture, text], [text]) if path == "understanding" else ([text], [picture])
-        turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
+        prompt, answer = ([picture, text], [text]) if path == "understanding" else ([text], [picture])
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
         write = None if path == "understanding" else path
         processor.document([*turns, *turns], read="understanding" if write is None else write, write=write)

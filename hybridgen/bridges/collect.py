@@ -1,8 +1,9 @@
-"""Gathering: which donor gives which part of a graft, and its weights under our names.
+"""Which pretrained folder gives which part of a hybrid, and the weights under our names.
 
-Nothing is made here (`grafting`) and no single folder understood (`donors`, `janus`). The fact a newcomer gets wrong:
-aligners and heads are not the tower's or the tokenizer's but stand between it and one backbone. So a Janus gives them
-only to its own; beside another backbone it gives its tower and its VQ tokenizer, and what lies between starts new.
+Folders are opened by `pretrained_parts` and `janus`; the model is built by `assemble`. Aligners and heads belong
+neither to the tower nor to the VQ tokenizer: they are trained for one backbone. So a Janus gives them only together
+with its own backbone; beside another backbone it gives its tower and its VQ tokenizer, and what lies between starts
+new.
 """
 
 import copy
@@ -20,7 +21,7 @@ from hybridgen.pipeline_hybridgen import HybridGenPipeline
 
 EMBEDDINGS, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
 BACKBONE, TOWER = "model.language_model.", "model.vision_model."
-PARTS_OF_PATH = {  # path -> the parts of the model that only it has
+PARTS_OF_PATH = {  # path -> prefixes of the weights that only it has
     "understanding": ("model.vision_model.", "model.aligner."),
     "diffusion": ("model.patch_embed.", "model.timestep_embedder.", "model.final_layer."),
     "vq": ("model.generation_embeddings.", "model.generation_aligner.", "model.generation_head."),
@@ -29,13 +30,14 @@ PARTS_OF_PATH = {  # path -> the parts of the model that only it has
 
 @dataclass
 class PretrainedParts:
-    """What was opened.
+    """The parts of a hybrid, opened.
 
     Args:
-        weights: by our names; what is not in it starts new.
+        weights: by our names; weights that are not in it start new.
         configs: arguments of `HybridGenConfig`.
-        reference: the decoder itself, where it came from a folder of its own.
-        janus: the processor's donor, where the backbone is a Janus'.
+        reference: the decoder itself, if it came from its own folder.
+        janus: the Janus that gave the backbone, whose processor is taken over.
+        images: settings for the pictures that the tower reads.
     """
 
     weights: dict[str, Tensor]
@@ -49,7 +51,7 @@ class PretrainedParts:
 
 
 def check_request(paths, backbone, gguf_file, vision, vae, vq, from_janus) -> tuple[str, ...]:
-    """The paths in their order. Raises ValueError for what needs no file to be refused."""
+    """The paths in `PATHS`' order. Raises ValueError for mistakes that show without opening a file."""
     if unknown := [path for path in paths if path not in PATHS]:
         raise ValueError(f"there is no path {unknown[0]!r}; choose among {', '.join(PATHS)}")
     if not paths:
@@ -66,59 +68,62 @@ def check_request(paths, backbone, gguf_file, vision, vae, vq, from_janus) -> tu
                 f"{name} {part} is given, but no {path} path is asked for; add it to paths or leave it out"
             )
         if part is None and from_janus is None and path in paths and path != "diffusion":
-            raise ValueError(f"the {path} path needs a donor; give {name} or from_janus, or leave the path out")
+            raise ValueError(
+                f"the {path} path needs a pretrained part; give {name} or from_janus, or leave the path out"
+            )
     if from_janus is not None and all((backbone, vision or "understanding" not in paths, vq or "vq" not in paths)):
         raise ValueError(f"nothing is left for the Janus {from_janus} to give; leave out from_janus or another part")
     return tuple(path for path in PATHS if path in paths)
 
 
 def collect(paths, backbone, gguf_file, vision, vae, vq, from_janus) -> PretrainedParts:
+    """Open the folders of a request that `check_request` let pass; arguments as of `assemble.assemble`."""
     janus = None if from_janus is None else load_janus(from_janus)
-    given = {} if janus is None else janus.model.float().state_dict()
-    whole = backbone is None  # the Janus' aligners and heads belong to the Janus' own backbone
-    if whole:
+    janus_weights = {} if janus is None else janus.model.float().state_dict()
+    janus_backbone = backbone is None  # only with it do the Janus' aligners and heads fit
+    if janus_backbone:
         tied = {"tie_word_embeddings": janus.model.config.tie_word_embeddings}
         tokenizer = copy.deepcopy(janus.processor.tokenizer)
-        donors = PretrainedParts(
-            _those(given, BACKBONE, HEAD), _settings(janus, "text_config") | tied, tokenizer, janus=janus
+        parts = PretrainedParts(
+            _with_prefix(janus_weights, BACKBONE, HEAD), _settings(janus, "text_config") | tied, tokenizer, janus=janus
         )
     else:
-        donors = _of_backbone(*open_backbone(backbone, gguf_file))
+        parts = _parts_of_backbone(*open_backbone(backbone, gguf_file))
     if "understanding" in paths and vision is not None:
         tower = open_tower(vision)
-        donors.weights |= {TOWER + name: value for name, value in tower.state_dict().items()}
-        donors.configs["vision_config"] = tower.config
-        donors.images = image_settings(vision, HybridGenConfig(vision_config=tower.config).vision_config.image_size)
+        parts.weights |= {TOWER + name: value for name, value in tower.state_dict().items()}
+        parts.configs["vision_config"] = tower.config
+        parts.images = image_settings(vision, HybridGenConfig(vision_config=tower.config).vision_config.image_size)
     elif "understanding" in paths:
-        own = ("aligner_depth", "aligner_hidden_act", "understanding_bidirectional") if whole else ()
-        donors.weights |= _those(given, *(PARTS_OF_PATH["understanding"] if whole else (TOWER,)))
-        donors.configs |= _settings(janus, "vision_config", *own)
-        donors.images = janus.processor.image_processor
+        settings = ("aligner_depth", "aligner_hidden_act", "understanding_bidirectional") if janus_backbone else ()
+        parts.weights |= _with_prefix(janus_weights, *(PARTS_OF_PATH["understanding"] if janus_backbone else (TOWER,)))
+        parts.configs |= _settings(janus, "vision_config", *settings)
+        parts.images = janus.processor.image_processor
     if "diffusion" in paths and vae is not None:
-        donors.vae = open_vae(vae)
+        parts.vae = open_vae(vae)
     if "vq" in paths and vq is not None:
-        donors.vq = open_vq(vq)
+        parts.vq = open_vq(vq)
     elif "vq" in paths:
-        donors.vq = janus.vq_model
-        if whole:
-            donors.weights |= _those(given, *PARTS_OF_PATH["vq"])
-            donors.configs |= _settings(janus, "vq_config")
-    return donors
+        parts.vq = janus.vq_model
+        if janus_backbone:
+            parts.weights |= _with_prefix(janus_weights, *PARTS_OF_PATH["vq"])
+            parts.configs |= _settings(janus, "vq_config")
+    return parts
 
 
-def _of_backbone(reference: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PretrainedParts:
+def _parts_of_backbone(reference: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PretrainedParts:
     head, embeddings = reference.get_output_embeddings().weight, reference.get_input_embeddings().weight
     weights = {BACKBONE + name: value for name, value in reference.base_model.state_dict().items()}
     text = copy.deepcopy(reference.config)
     if hasattr(text, "quantization_config"):
-        del text.quantization_config  # what GGUF was; the weights are float32 by now
+        del text.quantization_config  # of the GGUF file; the weights are float32 by now
     configs = {"text_config": text, "tie_word_embeddings": head is embeddings}
     if head is not embeddings:
         weights[HEAD] = head.detach()
     return PretrainedParts(weights, configs, tokenizer, reference)
 
 
-def _those(weights: dict[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
+def _with_prefix(weights: dict[str, Tensor], *prefixes: str) -> dict[str, Tensor]:
     return {name: value for name, value in weights.items() if name.startswith(prefixes)}
 
 

@@ -1,12 +1,11 @@
-"""PretrainedParts: pretrained parts on disk, opened and looked over before anything is made of them.
+"""Pretrained parts on disk, opened and checked before anything is built from them.
 
-A decoder with its tokenizer, a vision tower, a VAE, a VQ tokenizer, each as its own library saves it. How they become
-one model is `grafting`'s. The fact a newcomer gets wrong: transformers and diffusers open a folder that lacks weights
-with random numbers in their place and a warning, and a folder of another kind as if it were this one. Here every
-weight is accounted for, and the kind is read from the config first.
+A decoder with its tokenizer, a vision tower, a VAE, a VQ tokenizer, each as its own library saves it; `assemble` makes
+one model of them. Note that transformers and diffusers open a folder that lacks weights with random numbers in their
+place and a warning, and a folder of another kind as if it were the right one. Here no weight may be missing, and the
+kind is read from the config first.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,18 +29,22 @@ from transformers.utils import is_gguf_available, logging
 
 from hybridgen.checkpoints.loading import check_checkpoint, friendly_errors, load_model
 from hybridgen.codecs.patch_vq import PatchVQ
+from hybridgen.core.files import read_json
 from hybridgen.core.hub import INDEX
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 from hybridgen.paths.understanding import build_vision_tower
 from hybridgen.processing_hybridgen import HybridGenProcessor
 
-TOWERS = {  # model type of the tower, or of a model with both towers -> who loads it
+TOWERS = {  # model type of the tower, or of a SigLIP with both towers -> the class that loads it
     "siglip_vision_model": SiglipVisionModel,
     "siglip": SiglipVisionModel,
     "siglip2_vision_model": Siglip2VisionModel,
     "siglip2": Siglip2VisionModel,
 }
-_LOOKED_OVER = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # then `_check_complete` says what it is
+_REPORT_ALL = {
+    "output_loading_info": True,
+    "ignore_mismatched_sizes": True,
+}  # so that `_check_complete` can name faults
 VQ_KINDS = {"JanusVQVAE": JanusVQVAE, "VQModel": diffusers.VQModel, "PatchVQ": PatchVQ}
 
 
@@ -55,7 +58,7 @@ def open_backbone(folder: str | Path, gguf_file: str | None = None) -> tuple[Pre
         ValueError: it is no decoder of text, lacks weights, or its tokenizer is missing or another model's.
     """
     folder = Path(folder)
-    given = {} if gguf_file is None else {"gguf_file": gguf_file}
+    gguf = {} if gguf_file is None else {"gguf_file": gguf_file}
     if gguf_file is None:
         config = _read_config(folder, "backbone")
         kind = config.get("model_type")
@@ -66,14 +69,14 @@ def open_backbone(folder: str | Path, gguf_file: str | None = None) -> tuple[Pre
     else:
         _check_gguf(folder, gguf_file)
     with friendly_errors(folder):
-        model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **_LOOKED_OVER, **given)
+        model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **_REPORT_ALL, **gguf)
     _check_complete(report, folder, "backbone")
     head = model.get_output_embeddings()
     if head is None or getattr(head, "bias", None) is not None or model.config.is_encoder_decoder:
         raise ValueError(
             f"backbone {folder} is a {model.config.model_type!r}, whose head is no plain matrix; give another"
         )
-    return model.eval(), _open_tokenizer(folder, model.get_input_embeddings().num_embeddings, given)
+    return model.eval(), _open_tokenizer(folder, model.get_input_embeddings().num_embeddings, gguf)
 
 
 def _check_gguf(folder: Path, gguf_file: str) -> None:
@@ -83,14 +86,14 @@ def _check_gguf(folder: Path, gguf_file: str) -> None:
         raise ValueError(f"{gguf_file} is GGUF, which needs the package gguf: pip install 'hybridgen[gguf]'")
 
 
-def _open_tokenizer(folder: Path, rows: int, given: dict) -> PreTrainedTokenizerBase:
+def _open_tokenizer(folder: Path, rows: int, gguf: dict) -> PreTrainedTokenizerBase:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **given)
-    except Exception as error:  # whatever it is (the library raises ten kinds), the folder's tokenizer is the cause
+        tokenizer = AutoTokenizer.from_pretrained(folder, **gguf)
+    except Exception as error:  # the library raises ten kinds of error; the folder's tokenizer is the cause of all
         reason = " ".join(str(error).split())
         raise ValueError(f"the tokenizer of backbone {folder} cannot be loaded ({reason}); copy its files") from error
     known = tokenizer.get_vocab()
-    if "gguf_file" in given:  # a token of GPT-2's that transformers adds, and the model never had, is a new one
+    if gguf:  # transformers adds a token of GPT-2's that the model may not have; then it counts as new
         known = {token: id for token, id in known.items() if token not in tokenizer.get_added_vocab() or id < rows}
     ids = known.values()
     if not ids or max(ids) >= rows:
@@ -102,35 +105,35 @@ def _open_tokenizer(folder: Path, rows: int, given: dict) -> PreTrainedTokenizer
 
 
 def open_tower(source: str | Path) -> nn.Module:
-    """A vision tower without its pooling head, which nothing here reads; float32.
+    """A vision tower without its pooling head, which is not used here; float32.
 
     Args:
         source: a folder of `SiglipVisionModel` or `Siglip2VisionModel` (or of a SigLIP with both towers), a checkpoint
-            of hybridgen with an understanding path, or a `.json` file of such a config: a new tower, random as torch's
-            generator stands.
+            of hybridgen with an understanding path, or a `.json` file of such a config: a new tower, initialised by
+            torch's global generator.
 
     Raises:
         ValueError: it is another model, or lacks weights.
     """
     source = Path(source)
-    if _is_ours(source):
-        return _tower_of_ours(source)
+    if _is_hybridgen(source):
+        return _tower_of_hybridgen(source)
     config = tower_config(source)
     if source.suffix == ".json":
         with friendly_errors(source):
             return build_vision_tower(config).eval()
     loader = TOWERS[config.model_type]
     with friendly_errors(source):
-        tower, report = loader.from_pretrained(source, config=config, dtype=torch.float32, **_LOOKED_OVER)
+        tower, report = loader.from_pretrained(source, config=config, dtype=torch.float32, **_REPORT_ALL)
     _check_complete(report, source, "vision tower")
     return tower.eval()
 
 
-def _is_ours(source: Path) -> bool:
+def _is_hybridgen(source: Path) -> bool:
     return (source / INDEX).is_file()
 
 
-def _tower_of_ours(folder: Path) -> nn.Module:
+def _tower_of_hybridgen(folder: Path) -> nn.Module:
     check_checkpoint(folder)
     with friendly_errors(folder):
         model = load_model(folder / "model")
@@ -155,8 +158,8 @@ def tower_config(source: str | Path) -> PreTrainedConfig:
 
 
 def image_settings(source: str | Path, image_size: int) -> HybridGenImageProcessor:
-    """How a tower wants its pictures: mean and deviation that stand beside its weights, 0.5 where nothing does."""
-    if _is_ours(Path(source)):
+    """The image processor for a tower: mean and deviation as saved beside its weights, 0.5 where nothing is."""
+    if _is_hybridgen(Path(source)):
         return HybridGenProcessor.from_pretrained(Path(source) / "processor").image_processor
     file = Path(source) / "preprocessor_config.json"
     content = _read_config(file, "vision tower") if file.is_file() else {}
@@ -199,21 +202,13 @@ def open_vq(folder: str | Path) -> nn.Module:
     return vq.float().eval().requires_grad_(False)
 
 
-# ----------------------------------------------------------------------------------------------------- looked over
+# ---------------------------------------------------------------------------------------------------------- checks
 
 
 def _read_config(source: Path, what: str) -> dict:
     """config.json of a folder, or a JSON file itself."""
     file = source if source.suffix == ".json" else source / "config.json"
-    if not file.is_file():
-        raise ValueError(f"{what} {source} has no {file.name}; give a folder that save_pretrained wrote")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{what}: {file} is not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{what}: {file} holds no config")
-    return content
+    return read_json(file, what, "; give a folder that save_pretrained wrote")
 
 
 def _hint(kind: str | None) -> str:
@@ -222,7 +217,7 @@ def _hint(kind: str | None) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, transformers does not print a table of what is new or left over: here that is looked at, not shown."""
+    """Inside, transformers prints no table of new and unused weights: here they are checked, not shown."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

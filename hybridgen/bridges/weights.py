@@ -1,11 +1,9 @@
 """Weights on disk: the tensors of a folder by name, read one at a time, and written again in shards.
 
-Safetensors or PyTorch's `.bin`, in one file or in shards with an index; names and shapes only, no model. The fact a
-newcomer gets wrong: a `.bin` file is a pickle, and a pickle can run code. Here such a file is read with
-`weights_only=True` or not at all.
+Safetensors or PyTorch's `.bin`, in one file or in shards with an index; names and shapes only, no model. A `.bin` file
+is a pickle, and a pickle can run code: it is read with `weights_only=True` or not at all.
 """
 
-import json
 import math
 import pickle
 import zipfile
@@ -19,13 +17,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hybridgen.core.files import read_json, write_json
+
 INDEX = "model.safetensors.index.json"
-# what is looked for, in transformers' order: pickles last
+# files of weights in the order of preference, as in transformers: pickles last
 FILES = (
     "model.safetensors", "diffusion_pytorch_model.safetensors", INDEX, "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )  # fmt: skip
-SHARD_SIZE = "50GB"  # transformers' own default: what it wrote in one file stays one file
+SHARD_SIZE = "50GB"  # transformers' default, so that what it wrote as one file stays one file
 
 
 class StoredTensor(NamedTuple):
@@ -40,8 +40,8 @@ class StoredTensor(NamedTuple):
         return math.prod(self.shape)
 
 
-def stored(tensor: Tensor) -> StoredTensor:
-    """A tensor that is in memory already."""
+def in_memory(tensor: Tensor) -> StoredTensor:
+    """A tensor that is in memory already, as if it were on disk."""
     return StoredTensor(tuple(tensor.shape), tensor.dtype, lambda: tensor)
 
 
@@ -66,10 +66,10 @@ def _files(folder: Path) -> list[Path]:
         raise ValueError(f"{folder} has no weights: none of {', '.join(FILES)} is there")
     if file.suffix != ".json":
         return [file]
-    names = read_json(file).get("weight_map")
-    if not isinstance(names, dict) or not names:
+    shard_of_weight = read_json(file).get("weight_map")
+    if not isinstance(shard_of_weight, dict) or not shard_of_weight:
         raise ValueError(f"{file} names no shards; it was changed, copy it again")
-    shards = sorted(set(names.values()))
+    shards = sorted(set(shard_of_weight.values()))
     if missing := [shard for shard in shards if not (folder / shard).is_file()]:
         raise ValueError(
             f"{folder} is missing {missing[0]}, one of the {len(shards)} shards that {file.name} names; copy it again"
@@ -116,7 +116,7 @@ def _open_pickle(file: Path) -> dict[str, StoredTensor]:
         raise ValueError(f"{file} cannot be read; it was cut off or changed, copy it again") from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise ValueError(f"{file} holds no table of tensors by name; save the model's state_dict, and nothing else")
-    return {name: stored(tensor.detach()) for name, tensor in tensors.items()}
+    return {name: in_memory(tensor.detach()) for name, tensor in tensors.items()}
 
 
 def save_weights(folder: Path, tensors: dict[str, StoredTensor], max_shard_size: int | str = SHARD_SIZE) -> list[Path]:
@@ -129,40 +129,23 @@ def save_weights(folder: Path, tensors: dict[str, StoredTensor], max_shard_size:
         shapes, filename_pattern="model{suffix}.safetensors", max_shard_size=max_shard_size
     )
     for shard, names in split.filename_to_tensors.items():
-        # a clone where tensors share memory, as halves of one do: safetensors writes no views
-        read = {name: tensors[name].read() for name in names}
-        save_file({name: _own_memory(tensor) for name, tensor in read.items()}, folder / shard, {"format": "pt"})
+        loaded = {name: tensors[name].read() for name in names}
+        save_file({name: _without_views(tensor) for name, tensor in loaded.items()}, folder / shard, {"format": "pt"})
     if split.is_sharded:
         parameters = sum(tensor.size for tensor in tensors.values())
         index = {"metadata": {"total_parameters": parameters, **split.metadata}, "weight_map": split.tensor_to_filename}
-        write_json(folder / INDEX, index)
+        write_json(folder / INDEX, index, indent=2, sort_keys=True)
     return [folder / shard for shard in split.filename_to_tensors]
 
 
-def _own_memory(tensor: Tensor) -> Tensor:
+def _without_views(tensor: Tensor) -> Tensor:
+    """A clone of a tensor that is a part of a larger one: safetensors does not write views."""
     whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
     return tensor.contiguous() if whole else tensor.clone(memory_format=torch.contiguous_format)
 
 
-def read_json(file: Path) -> dict:
-    """Raises ValueError when the file is missing or no JSON object."""
-    if not file.is_file():
-        raise ValueError(f"{file.parent} has no {file.name}")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); it was cut off or changed, copy it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds no JSON object; it was changed, copy it again")
-    return content
-
-
-def write_json(file: Path, content: dict) -> None:
-    file.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def common_dtype(tensors: Iterable[StoredTensor]) -> torch.dtype:
-    """The type that most numbers have."""
+    """The dtype that most numbers have."""
     counts: dict[torch.dtype, int] = {}
     for tensor in tensors:
         counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.size

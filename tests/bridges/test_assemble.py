@@ -8,7 +8,6 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
-from tests.bridges.test_convert import Evil, change
 from transformers import (
     BertConfig,
     BertModel,
@@ -39,6 +38,7 @@ from hybridgen.training import load_config, train
 from hybridgen.training.config import strict
 from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.stages.model import ModelStage
+from tests.bridges.janus.test_conversion import Evil, change
 from tests.data.in_memory import drawings, questions, source_of
 from tests.januses import save_transformers
 from tests.pipelines import WORDS, tiny_vae, tiny_vq_model
@@ -426,7 +426,7 @@ def lacking(parts, tmp_path):
 @pytest.mark.parametrize(
     ("backbone", "sentence"),
     [
-        (lambda parts, _: parts / "nowhere", "backbone .*nowhere has no config.json"),
+        (lambda parts, _: parts / "nowhere", "backbone: .*nowhere has no config.json"),
         (lambda parts, _: parts / "siglip", "is a 'siglip_vision_model', no decoder of text"),
         (lambda parts, _: parts / "janus", "is a 'janus', no decoder of text .*; a Janus is given as --from-janus"),
         (bert, "bert lacks 6 of its weights"),
@@ -466,8 +466,8 @@ def test_backbones_that_do_not_fit(parts, tmp_path, run, backbone, sentence):
         ([], {}, "no path is asked for"),
         (["sound"], {}, "there is no path 'sound'"),
         (["diffusion"], {"backbone": None}, "a hybrid needs a backbone"),
-        (["understanding"], {}, "the understanding path needs a donor; give vision or from_janus"),
-        (["vq"], {}, "the vq path needs a donor; give vq or from_janus"),
+        (["understanding"], {}, "the understanding path needs a pretrained part; give vision or from_janus"),
+        (["vq"], {}, "the vq path needs a pretrained part; give vq or from_janus"),
         (["diffusion"], {"vision": "siglip"}, "vision .* is given, but no understanding path is asked for"),
         (["diffusion"], {}, "image_size is needed"),
         (["understanding"], {"vision": "llama"}, "vision tower .* is a 'llama', not one of siglip"),
@@ -493,7 +493,7 @@ def test_backbones_that_do_not_fit(parts, tmp_path, run, backbone, sentence):
         ),
         (["diffusion"], {"options": AssemblyOptions(image_size=16, prediction_type="x0")}, "prediction_type is 'x0'"),
         (["diffusion"], {"gguf_file": "a.gguf"}, "has no file a.gguf"),
-        (["understanding"], {"vision": "tower_of_junk"}, "preprocessor_config.json holds no config"),
+        (["understanding"], {"vision": "tower_of_junk"}, "preprocessor_config.json holds no JSON object"),
         (["understanding"], {"vision": "tower_of_other_sizes"}, "has .* of shape .*, but its config makes it"),
         (["understanding"], {"from_janus": "llama", "backbone": None}, "llama"),
     ],

@@ -193,7 +193,9 @@ def test_spelling_is_learnt_in_the_decoders_own_words(tmp_path):
 
     script["spell"](tmp_path / "start", tmp_path / "out", steps=30)
     assert nearness(tmp_path / "out") > nearness(tmp_path / "start") + 0.03  # measured: 0.055
-    assemble(["diffusion"], backbone=tmp_path / "backbone", options=AssemblyOptions(image_size=64)).save_pretrained(tmp_path / "blind")
+    assemble(["diffusion"], backbone=tmp_path / "backbone", options=AssemblyOptions(image_size=64)).save_pretrained(
+        tmp_path / "blind"
+    )
     with pytest.raises(ValueError, match="has no understanding path, and so nothing that could learn to spell"):
         script["spell"](tmp_path / "blind", tmp_path / "none", steps=1)
     assert not (tmp_path / "none").exists()

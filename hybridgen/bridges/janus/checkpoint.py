@@ -1,8 +1,8 @@
-"""A Janus checkpoint as it lies on disk, in any of three layouts: found out, looked over, described in one way.
+"""A Janus checkpoint on disk, in any of three layouts: recognised, checked, and described in one way.
 
-No weight is read, but for one comparison of head and embeddings; what becomes of a checkpoint is `janus`'. The fact a
-newcomer gets wrong: a config does not say whether text embeddings and head are tied. transformers' Janus says yes where
-nothing is written and DeepSeek's no, so the weights decide: tied, unless a head that differs is there.
+No weight is read, except to compare head and embeddings; `conversion` makes pipelines and other layouts of it. A config
+does not reliably say whether text embeddings and head are tied: where nothing is written, transformers' Janus means yes
+and DeepSeek's no. So the weights decide: tied, unless a head that differs is there.
 """
 
 from collections.abc import Iterator
@@ -18,29 +18,31 @@ from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from hybridgen.bridges.janus.configs import config_from_official, janus_config
 from hybridgen.bridges.janus.prompts import find_style, open_image_processor, open_tokenizer, template_of
 from hybridgen.bridges.janus.tensor_names import VQ_PREFIX, from_official, is_dropped
-from hybridgen.bridges.weights import StoredTensor, common_dtype, open_weights, read_json
+from hybridgen.bridges.weights import StoredTensor, common_dtype, open_weights
 from hybridgen.checkpoints.loading import INDEX, PIPELINE, check_checkpoint
 from hybridgen.configuration_hybridgen import HybridGenConfig
+from hybridgen.core.files import read_json
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 
 HEAD, EMBEDDINGS = "lm_head.weight", "model.language_model.embed_tokens.weight"
 _DIFFUSION = ("model.patch_embed.", "model.timestep_embedder.", "model.final_layer.")
+# why a tensor is left out
 UNREAD, TIED, NO_PATH = "not read by any computation", "the embeddings once more", "of a path that no Janus has"
-GUIDANCE = 5  # Janus' own setting, which transformers reads from generation_config.json
-# of that file, what the layouts say in ways of their own, and what says nothing
-OWN_GENERATION = ("guidance_scale", "generation_kwargs", "transformers_version", "_from_model_config")
+GUIDANCE = 5  # Janus' default, which transformers reads from generation_config.json
+# keys of that file that each layout has in its own way, or that have no effect
+LAYOUT_GENERATION_KEYS = ("guidance_scale", "generation_kwargs", "transformers_version", "_from_model_config")
 
 
 @dataclass
-class Janus:
+class JanusCheckpoint:
     """A Janus checkpoint of any layout, described in transformers' terms. No weight is in memory.
 
     Args:
-        layout: where it came from.
+        layout: that of the folder.
         tensors: by transformers' names.
-        dropped: the source's own names of tensors that are left behind, and why.
-        generation: how `generate` goes about texts; guidance and Janus' own settings are not in it.
-        style, style_told_by: of the prompts, and what tells it.
+        dropped: tensors that are left out, by their names in the folder, and why.
+        generation: settings of `generate` for texts, without guidance and Janus' own.
+        style, style_found_by: of the prompts, and how it was found.
     """
 
     folder: Path
@@ -52,16 +54,16 @@ class Janus:
     image_processor: HybridGenImageProcessor
     generation: GenerationConfig
     style: str
-    style_told_by: str
+    style_found_by: str
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type that the model is in; single tensors may differ."""
+        """The model's dtype; single tensors may differ."""
         return common_dtype(self.tensors.values())
 
     @property
     def token_ids(self) -> dict[str, tuple[str, int]]:
-        """What Janus' code asks of the tokenizer: kind -> (the token, its id)."""
+        """The special tokens that Janus' code needs: kind -> (the token, its id)."""
         tokenizer = self.tokenizer
         names = {
             "pad": tokenizer.pad_token,
@@ -93,24 +95,24 @@ def find_layout(folder: Path) -> str:
     )
 
 
-def open_janus(folder: str | Path, style: str | None = None) -> Janus:
-    """Look over a checkpoint of any layout, without reading its weights.
+def open_janus(folder: str | Path, style: str | None = None) -> JanusCheckpoint:
+    """Open and check a checkpoint of any layout, without reading its weights.
 
     Args:
-        style: of the prompts, `janus` or `janus-pro`; None = found out.
+        style: of the prompts, `janus` or `janus-pro`; None = found by `find_style`.
 
     Raises:
-        ValueError: in one sentence, what the folder is or lacks. Weights are compared in `report`.
+        ValueError: in one sentence, what the folder is or lacks. Shapes of weights are compared in `report`.
     """
     folder = Path(folder)
     layout = find_layout(folder)
     if layout == "hybridgen":
-        return _open_ours(folder, style)
+        return _open_hybridgen(folder, style)
     tensors = open_weights(folder)
     dropped = {name: UNREAD for name in tensors if is_dropped(name)}
     tensors = {name: tensor for name, tensor in tensors.items() if name not in dropped}
     tokenizer = open_tokenizer(folder)
-    with _config_in_one_sentence(folder / "config.json"):
+    with _friendly_config_errors(folder / "config.json"):
         settings = read_json(folder / "config.json")
         if layout == "janus-hf":
             config = JanusConfig.from_dict(settings)
@@ -120,21 +122,21 @@ def open_janus(folder: str | Path, style: str | None = None) -> Janus:
             for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
                 setattr(config.text_config, name, getattr(tokenizer, name))
             config.image_token_id = tokenizer.convert_tokens_to_ids(tokenizer.image_token)
-    settle_tie(config, tensors, dropped)
+    settle_tied_head(config, tensors, dropped)
     images = open_image_processor(folder, config.vision_config.image_size)
-    told = (style, "it was asked for") if style else find_style(folder, template_of(folder))
+    found_style = (style, "it was asked for") if style else find_style(folder, template_of(folder))
     generation = _generation(folder, tokenizer)
-    janus = Janus(folder, layout, config, tensors, dropped, tokenizer, images, generation, *told)
+    janus = JanusCheckpoint(folder, layout, config, tensors, dropped, tokenizer, images, generation, *found_style)
     _check_tokens(janus)
     return janus
 
 
-def _open_ours(folder: Path, style: str | None) -> Janus:
+def _open_hybridgen(folder: Path, style: str | None) -> JanusCheckpoint:
     check_checkpoint(folder)
-    with _config_in_one_sentence(folder / "model" / "config.json"):
+    with _friendly_config_errors(folder / "model" / "config.json"):
         hybrid = HybridGenConfig.from_dict(read_json(folder / "model" / "config.json"))
         vq_file = folder / "vq_model" / "config.json"
-        vq = JanusVQVAEConfig.from_dict(read_json(vq_file)) if _says_janus(vq_file) else None
+        vq = JanusVQVAEConfig.from_dict(read_json(vq_file)) if _is_janus_vq(vq_file) else None
         config = janus_config(hybrid, vq)
     tensors = open_weights(folder / "model")
     dropped = {name: NO_PATH for name in tensors if name.startswith(_DIFFUSION)}
@@ -142,21 +144,21 @@ def _open_ours(folder: Path, style: str | None) -> Janus:
     tensors |= {f"{VQ_PREFIX}{name}": tensor for name, tensor in open_weights(folder / "vq_model").items()}
     processor = folder / "processor"
     images = open_image_processor(processor, config.vision_config.image_size)
-    told = (style, "it was asked for") if style else find_style(folder, template_of(processor))
+    found_style = (style, "it was asked for") if style else find_style(folder, template_of(processor))
     tokenizer = open_tokenizer(processor)
     generation = _generation(folder / "model", tokenizer)
-    janus = Janus(folder, "hybridgen", config, tensors, dropped, tokenizer, images, generation, *told)
+    janus = JanusCheckpoint(folder, "hybridgen", config, tensors, dropped, tokenizer, images, generation, *found_style)
     _check_tokens(janus)
     return janus
 
 
 def _generation(folder: Path, tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
-    """What generation_config.json says, less what transformers would refuse to write again (a temperature without
-    sampling)."""
+    """The settings of generation_config.json; none where transformers would refuse to save them again (a temperature
+    without sampling)."""
     settings = generation_settings(folder)
-    carried = {name: value for name, value in settings.items() if name not in OWN_GENERATION}
+    kept = {name: value for name, value in settings.items() if name not in LAYOUT_GENERATION_KEYS}
     try:
-        config = GenerationConfig(**carried)
+        config = GenerationConfig(**kept)
         config.validate(strict=True)
     except (ValueError, TypeError):
         config = GenerationConfig()
@@ -169,12 +171,12 @@ def _generation(folder: Path, tokenizer: PreTrainedTokenizerFast) -> GenerationC
 
 
 def generation_settings(folder: Path) -> dict:
-    """generation_config.json, where there is one."""
+    """generation_config.json; empty if there is none."""
     file = folder / "generation_config.json"
     return read_json(file) if file.is_file() else {}
 
 
-def _check_tokens(janus: Janus) -> None:
+def _check_tokens(janus: JanusCheckpoint) -> None:
     """Raises ValueError when the tokenizer is another model's."""
     ids = {kind: token_id for kind, (_, token_id) in janus.token_ids.items()}
     if janus.config.image_token_id != ids["image"]:
@@ -183,7 +185,7 @@ def _check_tokens(janus: Janus) -> None:
             f"{ids['image']}; take the tokenizer that belongs to the checkpoint"
         )
     rows = janus.config.text_config.vocab_size
-    for kind in ("pad", "begin", "end"):  # the placeholder is never looked up
+    for kind in ("pad", "begin", "end"):  # not the placeholder, whose embedding is never looked up
         if ids[kind] >= rows:
             raise ValueError(
                 f"{janus.folder}: the tokenizer's {kind} token has id {ids[kind]}, but the model has {rows} "
@@ -191,21 +193,21 @@ def _check_tokens(janus: Janus) -> None:
             )
 
 
-def _says_janus(file: Path) -> bool:
+def _is_janus_vq(file: Path) -> bool:
     return file.is_file() and read_json(file).get("model_type") == JanusVQVAEConfig.model_type
 
 
 @contextmanager
-def _config_in_one_sentence(file: Path) -> Iterator[None]:
-    """What a config class says of values it does not take becomes a ValueError that names the file."""
+def _friendly_config_errors(file: Path) -> Iterator[None]:
+    """Errors of config classes about values become a ValueError of one sentence that names the file."""
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, StrictDataclassError) as error:
         raise ValueError(f"{file} does not describe a Janus: {' '.join(str(error).split())}") from error
 
 
-def settle_tie(config: JanusConfig, tensors: dict[str, StoredTensor], dropped: dict[str, str]) -> None:
-    """Let the weights say whether the head is the embeddings, and leave it out where it is."""
+def settle_tied_head(config: JanusConfig, tensors: dict[str, StoredTensor], dropped: dict[str, str]) -> None:
+    """Decide by the weights whether the head is the embeddings, and drop it if it is."""
     if HEAD not in tensors or not config.tie_word_embeddings:
         return  # no head: tied if the config says so, and missing if not
     if EMBEDDINGS in tensors and torch.equal(tensors[HEAD].read(), tensors[EMBEDDINGS].read()):

@@ -1,8 +1,8 @@
 """Configurations of Janus: DeepSeek's JSON -> `JanusConfig` -> ours, and back.
 
-No weights are read here, only their shapes. The fact a newcomer gets wrong: DeepSeek's config names sizes ("VQ-16",
-"siglip_large_patch16_384") where others give numbers, so most numbers are taken from the tensors; the one that tensors
-do not show is how many heads the tower has.
+No weights are read here, only their shapes. DeepSeek's config names sizes ("VQ-16", "siglip_large_patch16_384") where
+others give numbers, so most numbers are taken from the tensors; what tensors do not show is how many heads the tower
+has.
 """
 
 import torch
@@ -15,7 +15,7 @@ from hybridgen.configuration_hybridgen import HybridGenConfig
 _HEADS = {"siglip_large_patch16_384": 16, "siglip_so400m_patch14_384": 16, "siglip_so400m_patch14_224": 16}
 _LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 16, "mlp_ratio": 4.0}
 _VQ_16 = {"base_channels": 128, "channel_multiplier": [1, 1, 2, 2, 4], "num_res_blocks": 2, "latent_channels": 256}
-_LANGUAGE = (  # what DeepSeek's language_config may say
+_LANGUAGE = (  # keys that DeepSeek's language_config may have
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps", "rope_theta",
     "rope_scaling", "attention_bias", "mlp_bias", "bos_token_id", "eos_token_id", "pad_token_id",
@@ -108,13 +108,13 @@ def _shape(shapes: dict[str, tuple], name: str) -> tuple:
 
 
 def _count(shapes: dict[str, tuple], prefix: str) -> int:
-    """How many numbered parts there are below a name."""
+    """How many numbered modules there are below a name."""
     return len({name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)})
 
 
 def config_to_official(config: JanusConfig, dtype: torch.dtype) -> dict:
-    """DeepSeek's config.json. Numbers that its code cannot be told (a smaller tower or tokenizer than its own) stand
-    beside it, where `config_from_official` finds them.
+    """DeepSeek's config.json. Numbers for which its code has no key (of a tower or tokenizer smaller than its own) are
+    added under keys that `config_from_official` reads.
 
     Raises:
         ValueError: the backbone is no Llama.
@@ -133,7 +133,7 @@ def config_to_official(config: JanusConfig, dtype: torch.dtype) -> dict:
     name = str(dtype).removeprefix("torch.")
     params = {"image_size": vision.image_size, "model_name": "siglip_large_patch16_384", "select_feature": "same"}
     params["select_layer"] = -1
-    if not _is(vision, _LARGE):
+    if not _has_sizes(vision, _LARGE):
         params |= {"model_name": "siglip", "heads": vision.num_attention_heads}
     return {
         "architectures": ["MultiModalityCausalLM"],
@@ -164,21 +164,21 @@ def _aligner(kind: str, depth: int, width: int, out: int) -> dict:
     return {"cls": "MlpProjector", "model_type": kind, "params": params}
 
 
-def not_deepseeks(config: JanusConfig) -> list[str]:
-    """Which parts DeepSeek's own code cannot build, because it knows one size of them."""
+def unsupported_by_deepseek(config: JanusConfig) -> list[str]:
+    """Which parts DeepSeek's code cannot build, because it knows one size of them."""
     parts = []
-    if not _is(config.vision_config, _LARGE):
+    if not _has_sizes(config.vision_config, _LARGE):
         parts.append("the vision tower, which is not siglip_large_patch16_384")
-    if not _is(config.vq_config, _VQ_16):
+    if not _has_sizes(config.vq_config, _VQ_16):
         parts.append("the VQ tokenizer, which is not VQ-16")
     return parts
 
 
-def _is(config, sizes: dict) -> bool:
+def _has_sizes(config, sizes: dict) -> bool:
     return all(getattr(config, name) == value for name, value in sizes.items())
 
 
-# --------------------------------------------------------------------------------------------------------- ours
+# ---------------------------------------------------------------------------------------------- hybridgen's config
 
 
 def hybrid_config(janus: JanusConfig, token_ids: dict[str, int]) -> HybridGenConfig:
@@ -196,8 +196,8 @@ def hybrid_config(janus: JanusConfig, token_ids: dict[str, int]) -> HybridGenCon
             f"{janus.text_config.hidden_size}"
         )
     return HybridGenConfig(
-        text_config=_of_its_own(janus.text_config),
-        vision_config=_of_its_own(vision),
+        text_config=_copy(janus.text_config),
+        vision_config=_copy(vision),
         vq_config={
             "num_embeddings": vq.num_embeddings,
             "embed_dim": vq.embed_dim,
@@ -234,7 +234,7 @@ def janus_config(hybrid: HybridGenConfig, vq_config) -> JanusConfig:
         )
     if hybrid.understanding_bidirectional:
         raise ValueError("a Janus reads images causally, but this model's understanding_bidirectional is true")
-    vision, vq = _of_its_own(hybrid.vision_config), _of_its_own(vq_config)
+    vision, vq = _copy(hybrid.vision_config), _copy(vq_config)
     if hybrid.aligner_hidden_act != vision.hidden_act:
         raise ValueError(
             f"a Janus has one activation in tower and aligner, but this model has {vision.hidden_act!r} and "
@@ -242,9 +242,11 @@ def janus_config(hybrid: HybridGenConfig, vq_config) -> JanusConfig:
         )
     vision.depth, vision.projection_dim = hybrid.aligner_depth, hybrid.text_config.hidden_size
     for name in ("projection_dim", "num_hidden_layers", "hidden_act", "image_token_embed_dim"):
-        setattr(vq, name, getattr(hybrid.vq_config, name))  # of what lies between tokenizer and backbone
+        setattr(
+            vq, name, getattr(hybrid.vq_config, name)
+        )  # these describe the aligner and head between VQ tokenizer and backbone
     return JanusConfig(
-        text_config=_of_its_own(hybrid.text_config),
+        text_config=_copy(hybrid.text_config),
         vision_config=vision,
         vq_config=vq,
         image_token_id=hybrid.image_token_id,
@@ -252,8 +254,10 @@ def janus_config(hybrid: HybridGenConfig, vq_config) -> JanusConfig:
     )
 
 
-def unsaid(config: JanusConfig, to: str, tensors: dict[str, StoredTensor], dtype: torch.dtype) -> dict[str, tuple]:
-    """What of a config is another after it was written in a layout and read again: name -> (before, after)."""
+def lost_settings(
+    config: JanusConfig, to: str, tensors: dict[str, StoredTensor], dtype: torch.dtype
+) -> dict[str, tuple]:
+    """Settings that change when a config is written in a layout and read again: name -> (before, after)."""
     if to == "janus-hf":
         return {}
     if to == "janus-official":
@@ -262,12 +266,12 @@ def unsaid(config: JanusConfig, to: str, tensors: dict[str, StoredTensor], dtype
         ids = {"image_token_id": config.image_token_id}
         again = janus_config(hybrid_config(config, ids), config.vq_config)
     before, after = _flat(config.to_dict()), _flat(again.to_dict())
-    names = [name for name in before | after if not name.endswith(_SAID_ELSEWHERE)]
+    names = [name for name in before | after if not name.endswith(_KEPT_ELSEWHERE)]
     pairs = {name: (before.get(name), after.get(name)) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
 
-_SAID_ELSEWHERE = (  # by the tokenizer, by the tensors, or by nobody who reads it
+_KEPT_ELSEWHERE = (  # in the tokenizer or the tensors, or read by nobody
     "_token_id", "tie_word_embeddings", "dtype", "architectures", "transformers_version", "_name_or_path",
 )  # fmt: skip
 
@@ -279,8 +283,8 @@ def _flat(settings: dict, prefix: str = "") -> dict:
     return flat
 
 
-def _of_its_own(config):
-    """A copy: a config that is handed on is written into. Where its dtype was noted is not part of it."""
+def _copy(config):
+    """A copy, since classes that are given a config write into it; without the dtype and what saving notes."""
     settings = config.to_dict()
     for name in ("dtype", "torch_dtype", "transformers_version", "architectures", "_name_or_path"):
         settings.pop(name, None)

@@ -1,27 +1,27 @@
-"""Janus in and out: DeepSeek's checkpoints and transformers' <-> ours (Janus-1.3B, Janus-Pro-1B and -7B).
+"""A folder of Janus -> a pipeline (`load_janus`), and any of the three layouts -> any other (`convert`).
 
-`load_janus` makes a pipeline of a folder, `convert` writes any of the three layouts from any. What lies on disk is
-`checkpoint`'s to read; names are `names`', sizes `configs`', prompts and tokens `prompts`'. The fact a newcomer gets
-wrong: a conversion does not go through a model. Tensors go from file to file one shard at a time, each in its own
-dtype, so that what comes back is what was there, bit for bit.
+A conversion does not go through a model: tensors go from file to file one shard at a time, each in its own dtype, so
+that what comes back is what was there, bit for bit.
 """
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from transformers import JanusProcessor, JanusVQVAE
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
-from hybridgen.bridges.janus.checkpoint import EMBEDDINGS, GUIDANCE, HEAD, NO_PATH, Janus, open_janus
+from hybridgen.bridges.janus.checkpoint import EMBEDDINGS, GUIDANCE, HEAD, NO_PATH, JanusCheckpoint, open_janus
 from hybridgen.bridges.janus.configs import config_to_official, expected_shapes, hybrid_config
 from hybridgen.bridges.janus.prompts import begins_texts, chat_template, official_settings, transformers_template
 from hybridgen.bridges.janus.report import check_weights
 from hybridgen.bridges.janus.tensor_names import VQ_PREFIX, to_official
-from hybridgen.bridges.weights import SHARD_SIZE, StoredTensor, save_weights, write_json
+from hybridgen.bridges.weights import SHARD_SIZE, StoredTensor, save_weights
 from hybridgen.checkpoints.loading import new_folder
 from hybridgen.codecs.frozen import vq_downsample_factor
+from hybridgen.core.files import write_json
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor
@@ -33,11 +33,11 @@ SAMPLING = {"vq": {"guidance_scale": float(GUIDANCE)}}  # as our pipeline reads 
 
 
 def load_janus(folder: str | Path, style: str | None = None, dtype: torch.dtype | None = None) -> HybridGenPipeline:
-    """The pipeline of a Janus checkpoint in DeepSeek's layout or transformers': model, processor with the prompts of
-    its generation, VQ tokenizer.
+    """The pipeline of a Janus checkpoint of any layout: model, processor with the prompts of its generation, VQ
+    tokenizer.
 
     Args:
-        style: of the prompts, `janus` (1.3B) or `janus-pro`; None = found out (`prompts.find_style`).
+        style: of the prompts, `janus` (1.3B) or `janus-pro`; None = found by `prompts.find_style`.
         dtype: of all weights; None = the one that most have on disk. `convert` keeps each tensor's own.
 
     Raises:
@@ -47,21 +47,21 @@ def load_janus(folder: str | Path, style: str | None = None, dtype: torch.dtype 
     check_weights(janus)
     processor = build_processor(janus)
     config = hybrid_config(janus.config, image_token_ids(processor.tokenizer))
-    ours, codec = _split(janus.tensors)
+    model_tensors, vq_tensors = _split(janus.tensors)
     dtype = dtype or janus.dtype
 
     def load(model_class, config, tensors: dict[str, StoredTensor]):
         weights = {name: tensor.read() for name, tensor in tensors.items()}
         return model_class.from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
 
-    model = load(HybridGenForConditionalGeneration, config, ours)
-    vq_model = load(JanusVQVAE, janus.config.vq_config, codec).eval().requires_grad_(False)
+    model = load(HybridGenForConditionalGeneration, config, model_tensors)
+    vq_model = load(JanusVQVAE, janus.config.vq_config, vq_tensors).eval().requires_grad_(False)
     model.generation_config = copy.deepcopy(janus.generation)
     return HybridGenPipeline(model, processor, vq_model=vq_model, sampling_defaults=SAMPLING)
 
 
-def build_processor(janus: Janus) -> HybridGenProcessor:
-    """Our processor with Janus' tokens, prompts and image settings; the tokens that only we have are added."""
+def build_processor(janus: JanusCheckpoint) -> HybridGenProcessor:
+    """Our processor with Janus' tokens, prompts and image settings; the tokens that only hybridgen has are added."""
     tokenizer, vision = copy.deepcopy(janus.tokenizer), janus.config.vision_config
     template = chat_template(janus.style, begins_texts(tokenizer))
     add_image_tokens(tokenizer)
@@ -85,8 +85,8 @@ def build_processor(janus: Janus) -> HybridGenProcessor:
 def _split(tensors: dict[str, StoredTensor]) -> tuple[dict[str, StoredTensor], dict[str, StoredTensor]]:
     """The model's tensors, and those of its VQ tokenizer under their own names."""
     model = {name: tensor for name, tensor in tensors.items() if not name.startswith(VQ_PREFIX)}
-    codec = {name.removeprefix(VQ_PREFIX): tensor for name, tensor in tensors.items() if name not in model}
-    return model, codec
+    vq = {name.removeprefix(VQ_PREFIX): tensor for name, tensor in tensors.items() if name not in model}
+    return model, vq
 
 
 # --------------------------------------------------------------------------------------------------- conversions
@@ -98,42 +98,42 @@ def convert(
     to: str = "hybridgen",
     style: str | None = None,
     max_shard_size: int | str = SHARD_SIZE,
-) -> Janus:
+) -> JanusCheckpoint:
     """Write a checkpoint of any layout in another.
 
     Args:
         destination: a folder that is not there yet, or empty. It appears when all is written.
         to: `hybridgen`, `janus-hf` or `janus-official`.
-        style: of the prompts, `janus` (1.3B) or `janus-pro`; None = found out.
+        style: of the prompts, `janus` (1.3B) or `janus-pro`; None = found by `prompts.find_style`.
         max_shard_size: of a file of weights, in bytes or as "5GB"; how the source was cut does not matter.
 
     Returns:
-        what was converted; `report.lost` says what the new layout cannot carry.
+        the source's description; `report.lost` lists what the new layout cannot carry.
 
     Raises:
-        ValueError: in one sentence, what is wrong; nothing is written then.
+        ValueError: what is wrong, in one sentence; nothing is written then.
     """
     if to not in WRITERS:
         raise ValueError(f"there is no layout {to!r}; choose among {', '.join(WRITERS)}")
-    with new_folder(destination) as aside:
+    with new_folder(destination) as unfinished:
         janus = open_janus(source, style)
         check_conversion(janus, to)
-        WRITERS[to](janus, aside, max_shard_size)
+        WRITERS[to](janus, unfinished, max_shard_size)
     return janus
 
 
-def check_conversion(janus: Janus, to: str) -> None:
+def check_conversion(janus: JanusCheckpoint, to: str) -> None:
     """Raises ValueError when a checkpoint cannot be written in that layout."""
     if to == janus.layout == "hybridgen" and NO_PATH in janus.dropped.values():
         raise ValueError(f"{janus.folder} is in hybridgen's layout already, and no Janus; copy it as it is")
     check_weights(janus)
-    hybrid_config(janus.config, {})  # refuses sizes that do not fit one another
+    hybrid_config(janus.config, {})  # raises for sizes that do not fit one another
     if to == "janus-official":
         config_to_official(janus.config, janus.dtype)
 
 
-def _write_hybridgen(janus: Janus, folder: Path, max_shard_size: int | str) -> None:
-    """As `HybridGenPipeline.save_pretrained` writes it; the pipeline here has no weights, only their places."""
+def _write_hybridgen(janus: JanusCheckpoint, folder: Path, max_shard_size: int | str) -> None:
+    """As `HybridGenPipeline.save_pretrained` writes it; the modules here are on the meta device, without weights."""
     processor = build_processor(janus)
     with torch.device("meta"):
         model = HybridGenForConditionalGeneration(hybrid_config(janus.config, image_token_ids(processor.tokenizer)))
@@ -152,7 +152,7 @@ def _write_hybridgen(janus: Janus, folder: Path, max_shard_size: int | str) -> N
     pipeline.save_front(folder)
 
 
-def _write_transformers(janus: Janus, folder: Path, max_shard_size: int | str) -> None:
+def _write_transformers(janus: JanusCheckpoint, folder: Path, max_shard_size: int | str) -> None:
     """As `JanusForConditionalGeneration` and `JanusProcessor` save themselves."""
     config, vision, images = copy.deepcopy(janus.config), janus.config.vision_config, janus.image_processor
     config.dtype, config.architectures = config.dtype or janus.dtype, ["JanusForConditionalGeneration"]
@@ -176,21 +176,24 @@ def _write_transformers(janus: Janus, folder: Path, max_shard_size: int | str) -
     save_weights(folder, {name: janus.tensors[name] for name in expected_shapes(config)}, max_shard_size)
 
 
-def _write_official(janus: Janus, folder: Path, max_shard_size: int | str) -> None:
-    """As DeepSeek's `MultiModalityCausalLM` and `VLChatProcessor` read it. There a tied head stands in the file too."""
+_write_json = partial(write_json, indent=2, sort_keys=True)
+
+
+def _write_official(janus: JanusCheckpoint, folder: Path, max_shard_size: int | str) -> None:
+    """As DeepSeek's `MultiModalityCausalLM` and `VLChatProcessor` read it. There a tied head is in the file, too."""
     tensors, vision = dict(janus.tensors), janus.config.vision_config
     if janus.config.tie_word_embeddings:
         embeddings = tensors[EMBEDDINGS]
         tensors[HEAD] = embeddings._replace(read=lambda: embeddings.read().clone())
-    write_json(folder / "config.json", config_to_official(janus.config, janus.dtype))
+    _write_json(folder / "config.json", config_to_official(janus.config, janus.dtype))
     settings = official_settings(janus.style, janus.tokenizer, janus.image_processor, vision.num_image_tokens)
     for name, content in settings.items():
-        write_json(folder / name, content)
+        _write_json(folder / name, content)
     janus.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     save_weights(folder, to_official(tensors), max_shard_size)
 
 
-WRITERS: dict[str, Callable[[Janus, Path, int | str], None]] = {
+WRITERS: dict[str, Callable[[JanusCheckpoint, Path, int | str], None]] = {
     "hybridgen": _write_hybridgen,
     "janus-hf": _write_transformers,
     "janus-official": _write_official,

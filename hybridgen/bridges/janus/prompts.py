@@ -1,7 +1,7 @@
 """Janus' prompts: the chat templates of Janus-1.3B and Janus-Pro, the tokens that they need, the image settings.
 
-Text and settings, no weights. The fact a newcomer gets wrong: the two generations name the roles otherwise ("User" and
-"<|User|>"), and no file of DeepSeek's says which is meant; a prompt in the other's style works, a little worse.
+Text and settings, no weights. The two generations name the roles differently ("User" and "<|User|>"), and no file of
+DeepSeek's says which is meant; a prompt in the other's style works, a little worse.
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from hybridgen.bridges.weights import read_json
+from hybridgen.core.files import read_json
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 from hybridgen.tokenization_hybridgen import BEGIN_IMAGE, END_IMAGE, PLACEHOLDERS
 
@@ -26,7 +26,7 @@ SYSTEM = (
 CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
 
 # ---------------------------------------------------------------------------------------------------- templates
-# Words in capitals are filled in. Texts and images of a turn stand a line apart.
+# Words in capitals are filled in by `_fill`. Texts and images of a turn are separated by a newline.
 
 _CONTENT = """\
 {%- for part in parts -%}
@@ -88,17 +88,17 @@ def chat_template(style: str, begins: bool) -> str:
     """A template for our processor, in the style of `janus` (1.3B) or `janus-pro`.
 
     Args:
-        begins: prompts start with the token that begins a text.
+        begins: prompts start with the begin-of-text token.
     """
-    return _filled(_OURS, style).replace("BEGIN", "bos_token" if begins else "''")
+    return _fill(_OURS, style).replace("BEGIN", "bos_token" if begins else "''")
 
 
 def transformers_template(style: str) -> str:
     """A template for transformers' `JanusProcessor`, which adds the system prompt and the begin of text itself."""
-    return _filled(_TRANSFORMERS, style)
+    return _fill(_TRANSFORMERS, style)
 
 
-def _filled(template: str, style: str) -> str:
+def _fill(template: str, style: str) -> str:
     user, assistant = ROLES[style]
     words = {"ASSISTANT": assistant, "USER": user, "SYSTEM": SYSTEM, "END": END, "IMAGE": IMAGE}
     for name, value in words.items():
@@ -107,15 +107,15 @@ def _filled(template: str, style: str) -> str:
 
 
 def find_style(folder: Path, template: str | None) -> tuple[str, str]:
-    """The style a checkpoint was trained in, and what tells it.
+    """The style a checkpoint was trained in, and how it was found.
 
-    Its chat template, where it has one; else the style that DeepSeek's processor names; else the folder's name; else
-    Janus-Pro's.
+    By its chat template, if it has one; else by the style that DeepSeek's processor names; else by the folder's name;
+    else Janus-Pro's.
     """
-    for style in ("janus-pro", "janus"):  # the second's roles are part of the first's
+    for style in ("janus-pro", "janus"):  # in this order, as "User" is part of "<|User|>"
         if template is not None and ROLES[style][0] in template:
             return style, "its chat template"
-    settings = _if_there(folder / "processor_config.json")
+    settings = _read_if_there(folder / "processor_config.json")
     if settings.get("sft_format") == "deepseek_old":
         return "janus", "sft_format 'deepseek_old'"
     for style, name in (("janus", "janus-1.3b"), ("janus-pro", "janus-pro")):
@@ -125,30 +125,39 @@ def find_style(folder: Path, template: str | None) -> tuple[str, str]:
 
 
 def template_of(folder: Path) -> str | None:
-    """The chat template that stands in a folder of a processor or tokenizer, wherever its library's version put it."""
+    """The chat template in a folder of a processor or tokenizer, in any of the files where versions have put it."""
     if (file := folder / "chat_template.jinja").is_file():
         return file.read_text(encoding="utf-8")
     files = ("chat_template.json", "processor_config.json", "tokenizer_config.json")
-    templates = [_if_there(folder / name).get("chat_template") for name in files]
+    templates = [_read_if_there(folder / name).get("chat_template") for name in files]
     return next((template for template in templates if isinstance(template, str)), None)
 
 
 # --------------------------------------------------------------------------------------------------- tokenizers
 
-_KEPT = ("model_max_length", "truncation_side", "clean_up_tokenization_spaces", "add_bos_token", "add_eos_token")
+_KEPT_SETTINGS = (
+    "model_max_length",
+    "truncation_side",
+    "clean_up_tokenization_spaces",
+    "add_bos_token",
+    "add_eos_token",
+)
 _TAGS = {"image_token": "image_tag", "boi_token": "image_start_tag", "eoi_token": "image_end_tag"}  # DeepSeek's
 _NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Janus' tokenizer exactly as its tokenizer.json has it, with its pad token set, and without tokens of ours.
+    """Janus' tokenizer exactly as its tokenizer.json has it, with its pad token set, and without hybridgen's tokens.
 
     Raises:
         ValueError: it is missing, or lacks the tokens that stand for images, or something to pad with.
     """
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(f"{folder} has no tokenizer.json, so the tokens that stand for images are unknown")
-    settings = {**_if_there(folder / "special_tokens_map.json"), **_if_there(folder / "tokenizer_config.json")}
+    settings = {
+        **_read_if_there(folder / "special_tokens_map.json"),
+        **_read_if_there(folder / "tokenizer_config.json"),
+    }
     content = read_json(folder / "tokenizer.json")
     content["added_tokens"] = [t for t in content.get("added_tokens", []) if t["content"] not in OUR_TOKENS]
     try:
@@ -159,21 +168,21 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     names = {**IMAGE_TOKENS, **(extra if isinstance(extra, dict) else {})}
     names |= {name: settings[name] for name in (*_NAMED, *IMAGE_TOKENS) if settings.get(name)}
     names = {name: _content(token) for name, token in names.items()}
-    tags = _if_there(folder / "processor_config.json")
+    tags = _read_if_there(folder / "processor_config.json")
     names |= {name: tags[tag] for name, tag in _TAGS.items() if tag in tags}
     pad = tags.get("pad_tag", PAD)
     if backend.token_to_id(pad) is not None:
-        names["pad_token"] = pad  # Janus' own code takes it by its name, whatever the tokenizer's settings say
+        names["pad_token"] = pad  # Janus' code finds it by this name, whatever the tokenizer's settings say
     if missing := sorted(token for token in names.values() if backend.token_to_id(token) is None):
         raise ValueError(
             f"the tokenizer in {folder} has no {', '.join(missing)}, which every Janus needs; take the one that "
             "belongs to the checkpoint"
         )
-    if wanting := [name for name in ("eos_token", "pad_token") if name not in names]:
-        raise ValueError(f"the tokenizer in {folder} names no {wanting[0]}; say it in tokenizer_config.json")
-    kept = {name: settings[name] for name in _KEPT if settings.get(name) is not None}
+    if unnamed := [name for name in ("eos_token", "pad_token") if name not in names]:
+        raise ValueError(f"the tokenizer in {folder} names no {unnamed[0]}; say it in tokenizer_config.json")
+    kept = {name: settings[name] for name in _KEPT_SETTINGS if settings.get(name) is not None}
     if str(settings.get("tokenizer_class", "")).startswith("Llama"):
-        kept.setdefault("add_bos_token", True)  # that class does, unless it is told not to
+        kept.setdefault("add_bos_token", True)  # as that class does unless its settings say otherwise
     if isinstance(extra, list) and (others := [token for token in map(_content, extra) if token not in OUR_TOKENS]):
         kept["extra_special_tokens"] = others
     own = {name: token for name, token in names.items() if name not in _NAMED}
@@ -184,7 +193,7 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def begins_texts(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether the tokenizer, left to itself, puts the token that begins a text before one."""
+    """Whether the tokenizer by default begins a text with the begin-of-text token."""
     return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
@@ -192,7 +201,7 @@ def _content(token: str | dict) -> str:
     return token["content"] if isinstance(token, dict) else token
 
 
-def _if_there(file: Path) -> dict:
+def _read_if_there(file: Path) -> dict:
     return read_json(file) if file.is_file() else {}
 
 
@@ -200,13 +209,13 @@ def _if_there(file: Path) -> dict:
 
 
 def open_image_processor(folder: Path, image_size: int) -> HybridGenImageProcessor:
-    """How a checkpoint of either layout wants its pictures. Where it does not say: the tower's size, mean and std 0.5.
+    """The image processor of a checkpoint of either layout. Without settings: the tower's size, mean and std 0.5.
 
     Raises:
-        ValueError: its size is not the tower's, or it wants something that Janus does not do.
+        ValueError: its size is not the tower's, or it has a setting that Janus does not know.
     """
-    settings = _if_there(folder / "preprocessor_config.json")
-    settings = settings or _if_there(folder / "processor_config.json").get("image_processor", {})
+    settings = _read_if_there(folder / "preprocessor_config.json")
+    settings = settings or _read_if_there(folder / "processor_config.json").get("image_processor", {})
     size = settings.get("image_size") or settings.get("size") or image_size
     size = size.get("height") if isinstance(size, dict) else size
     if size != image_size:
@@ -220,7 +229,7 @@ def open_image_processor(folder: Path, image_size: int) -> HybridGenImageProcess
     for name, levels in (("image_mean", mean), ("image_std", std)):
         if not isinstance(levels, list) or len(levels) != 3 or not all(isinstance(x, int | float) for x in levels):
             raise ValueError(f"the image processor in {folder} has {name} {levels!r}; it must be three numbers")
-    pad = settings.get("pad_value", [int(value * 255) for value in mean])  # the first is ours
+    pad = settings.get("pad_value", [int(value * 255) for value in mean])  # `pad_value` is hybridgen's name
     if not settings.get("do_normalize", True):
         mean, std = [0.0] * 3, [1.0] * 3
     return HybridGenImageProcessor(

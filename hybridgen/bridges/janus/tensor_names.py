@@ -1,9 +1,9 @@
 """Names of Janus' tensors: DeepSeek's and transformers', one table read in both directions.
 
-Names and shapes only. Ours are transformers', but for the tokenizer (`model.vqmodel.*`), which is a component of its
-own. The fact a newcomer gets wrong: this is no renaming throughout. DeepSeek keeps a tower's queries, keys and values
-in one tensor and its position table with a batch dimension, and has two things that nothing reads and transformers does
-not keep: the tower's attention pool, and a count of which codes training used.
+Names and shapes only. Ours are transformers', except for the VQ tokenizer (`model.vqmodel.*`), which is a pipeline
+component here. The two layouts differ in more than names: DeepSeek keeps a tower's queries, keys and values in one
+tensor and its position table with a batch dimension, and has two things that nothing reads and transformers does not
+keep: the tower's attention pool, and a count of which codes training used.
 """
 
 import re
@@ -49,7 +49,7 @@ _TABLE = [  # DeepSeek's, transformers'. `#` is a number, `*` the rest; the firs
     ("language_model.lm_head.weight", "lm_head.weight"),
     ("language_model.model.*", "model.language_model.*"),
 ]
-_DROPPED = [  # kept by neither transformers nor us; the last two are tables that are computed, of old versions
+_DROPPED = [  # not kept by transformers or us; the last three are tables that old versions saved and new ones compute
     f"{_TOWER}.attn_pool.*",
     "gen_vision_model.quantize.codebook_used",
     "language_model.model.*rotary_emb.inv_freq",
@@ -85,43 +85,43 @@ _dropped = re.compile("|".join(_pattern(name).pattern for name in _DROPPED))
 
 
 def is_dropped(name: str) -> bool:
-    """Whether a tensor is one that no computation reads."""
+    """Whether no computation reads a tensor of this name."""
     return _dropped.fullmatch(name) is not None
 
 
 def from_official(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """DeepSeek's tensors under transformers' names; what neither knows keeps its own."""
-    made = {}
+    """DeepSeek's tensors under transformers' names; unknown names are kept."""
+    renamed = {}
     for name, tensor in tensors.items():
         target = _to_transformers(name)
         if target is None:
-            made[name] = tensor
+            renamed[name] = tensor
         elif ".qkv." in target:
-            made |= dict(zip((target.replace(".qkv.", f".{x}_proj.") for x in "qkv"), _thirds(tensor), strict=True))
+            renamed |= dict(zip((target.replace(".qkv.", f".{x}_proj.") for x in "qkv"), _thirds(tensor), strict=True))
         elif target == POSITIONS and len(tensor.shape) == 3 and tensor.shape[0] == 1:
-            made[target] = StoredTensor(tensor.shape[1:], tensor.dtype, lambda tensor=tensor: tensor.read()[0])
+            renamed[target] = StoredTensor(tensor.shape[1:], tensor.dtype, lambda tensor=tensor: tensor.read()[0])
         else:
-            made[target] = tensor
-    return made
+            renamed[target] = tensor
+    return renamed
 
 
 def to_official(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """transformers' tensors under DeepSeek's names. Raises ValueError for one that has none there."""
-    made = {}
+    """transformers' tensors under DeepSeek's names. Raises ValueError for a tensor that has none there."""
+    renamed = {}
     for name, tensor in tensors.items():
         target = _to_official(name)
         if target is None:
             raise ValueError(f"{name} has no place in DeepSeek's layout; convert with --to janus-hf instead")
         if target.endswith((".k_proj.weight", ".k_proj.bias", ".v_proj.weight", ".v_proj.bias")) and _is_tower(name):
-            continue  # goes with its query
+            continue  # joined with its query below
         if _is_tower(name) and ".q_proj." in name:
             parts = [tensors[name.replace(".q_proj.", f".{x}_proj.")] for x in "qkv"]
-            made[target.replace(".q_proj.", ".qkv.")] = _joined(parts)
+            renamed[target.replace(".q_proj.", ".qkv.")] = _concatenate(parts)
         elif name == POSITIONS:
-            made[target] = StoredTensor((1, *tensor.shape), tensor.dtype, lambda tensor=tensor: tensor.read()[None])
+            renamed[target] = StoredTensor((1, *tensor.shape), tensor.dtype, lambda tensor=tensor: tensor.read()[None])
         else:
-            made[target] = tensor
-    return made
+            renamed[target] = tensor
+    return renamed
 
 
 def _is_tower(name: str) -> bool:
@@ -139,6 +139,6 @@ def _thirds(tensor: StoredTensor) -> list[StoredTensor]:
     return [part(number) for number in range(3)]
 
 
-def _joined(parts: list[StoredTensor]) -> StoredTensor:
+def _concatenate(parts: list[StoredTensor]) -> StoredTensor:
     rows = sum(part.shape[0] for part in parts)
     return StoredTensor((rows, *parts[0].shape[1:]), parts[0].dtype, lambda: torch.cat([part.read() for part in parts]))

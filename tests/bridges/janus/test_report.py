@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.bridges.test_convert import assert_same, change, tensors_of
 from transformers import GenerationConfig
 
 from hybridgen.bridges.assemble import assemble
@@ -14,6 +13,7 @@ from hybridgen.bridges.janus.checkpoint import open_janus
 from hybridgen.bridges.janus.conversion import convert
 from hybridgen.bridges.janus.report import lost
 from hybridgen.cli import main as cli
+from tests.bridges.janus.test_conversion import assert_same, change, tensors_of
 from tests.januses import VARIANTS, save_transformers, tiny_janus
 from tests.pipelines import tiny_vae
 

@@ -8,12 +8,12 @@ import torch
 
 from hybridgen.bridges.janus.configs import config_from_official, config_to_official, expected_shapes
 from hybridgen.bridges.janus.tensor_names import from_official, is_dropped, to_official
-from hybridgen.bridges.weights import StoredTensor, stored
+from hybridgen.bridges.weights import StoredTensor, in_memory
 from tests.official import SIZES, official_config, official_shapes
 
 
 def on_meta(shapes: dict) -> dict[str, StoredTensor]:
-    return {name: stored(torch.empty(shape, device="meta")) for name, shape in shapes.items()}
+    return {name: in_memory(torch.empty(shape, device="meta")) for name, shape in shapes.items()}
 
 
 def shapes_of(tensors: dict[str, StoredTensor]) -> dict[str, tuple]:
@@ -60,7 +60,7 @@ def test_the_config_comes_back_too():
 def test_queries_keys_and_values_are_cut_in_this_order():
     whole = torch.arange(12.0).view(6, 2)
     name = "vision_model.vision_tower.blocks.7.attn.qkv.weight"
-    parts = from_official({name: stored(whole)})
+    parts = from_official({name: in_memory(whole)})
     layer = "model.vision_model.encoder.layers.7.self_attn"
     for number, part in enumerate("qkv"):
         assert torch.equal(parts[f"{layer}.{part}_proj.weight"].read(), whole[2 * number : 2 * number + 2])
@@ -69,4 +69,4 @@ def test_queries_keys_and_values_are_cut_in_this_order():
 
 def test_a_name_without_a_place_is_refused():
     with pytest.raises(ValueError, match=r"model\.something\.weight has no place in DeepSeek's layout"):
-        to_official({"model.something.weight": stored(torch.zeros(1))})
+        to_official({"model.something.weight": in_memory(torch.zeros(1))})

@@ -70,7 +70,9 @@ def assert_as_counted(stage) -> None:
 
 def test_codes_that_are_words_cost_what_words_do():
     assert_as_counted(
-        shared_vocabulary([source_of(drawings(9), write="vq", read="vq"), source_of(questions(9), name="ask", read="vq")])
+        shared_vocabulary(
+            [source_of(drawings(9), write="vq", read="vq"), source_of(questions(9), name="ask", read="vq")]
+        )
     )
 
 
