@@ -29,9 +29,10 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
 from hybridgen.cli import main as cli
-from hybridgen.data.formats.forms import find_form, record_of
+from hybridgen.data.formats.rows import find_form, record_of
 from hybridgen.data.records import check_record
-from hybridgen.data.sources import SourceConfig, open_source
+from hybridgen.data.source_config import SourceConfig
+from hybridgen.data.sources import open_source
 from hybridgen.sampling.settings import check_defaults
 from hybridgen.training import load_config
 from hybridgen.training.config import strict
