@@ -128,7 +128,9 @@ def start_from_codebook(model: HybridGenForConditionalGeneration, codebook: Tens
         weight.copy_(projected / projected.std() * std)
 
 
-def build_or_load_tokenizer(config: TrainConfig, tasks: list[DocumentSource], save: bool = True) -> PreTrainedTokenizerBase:
+def build_or_load_tokenizer(
+    config: TrainConfig, tasks: list[DocumentSource], save: bool = True
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a pretrained part, of a folder, of this run when it goes on, or one trained now."""
     settings, saved = config.model.tokenizer, Path(config.output_dir) / "tokenizer"
     folder = settings.path or config.model.language_model

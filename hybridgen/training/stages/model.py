@@ -30,9 +30,9 @@ from hybridgen.core.objectives import (
     token_losses,
     z_loss,
 )
+from hybridgen.data.document_source import DocumentSource
 from hybridgen.data.loading import RowLoader
 from hybridgen.data.mixture import Mixture
-from hybridgen.data.sources import Task
 from hybridgen.paths.alignment import tower_pixels
 from hybridgen.paths.understanding import encode_pixels
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
@@ -259,7 +259,11 @@ def _prepare_model(model: nn.Module, config: TrainConfig, accelerator: Accelerat
 
 
 def _row_loader(
-    config: TrainConfig, accelerator: Accelerator, processor: HybridGenProcessor, tasks: list[Task], training: bool
+    config: TrainConfig,
+    accelerator: Accelerator,
+    processor: HybridGenProcessor,
+    tasks: list[DocumentSource],
+    training: bool,
 ) -> RowLoader:
     """Rows of this process; in training made ahead by threads, and of records of its own if `data.shard_by_rank`.
 

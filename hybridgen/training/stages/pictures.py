@@ -90,7 +90,9 @@ class PictureLoader:
 
     def _list(self, task: DocumentSource, broken: BadRecord) -> None:
         before = len(self.broken)
-        self.broken.add(task.name, broken, WITHOUT_PICTURE if task.records is None else task.records + len(task.bad_records))
+        self.broken.add(
+            task.name, broken, WITHOUT_PICTURE if task.records is None else task.records + len(task.bad_records)
+        )
         if self._on_broken is not None and len(self.broken) > before:
             self._on_broken(self.broken.entries())
 

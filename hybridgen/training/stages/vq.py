@@ -23,7 +23,8 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 from hybridgen.codecs.frozen import Quantized, compares_directions, quantize, to_latents, to_pixels
 from hybridgen.codecs.patch_vq import PatchVQ
 from hybridgen.core.objectives import row_generator
-from hybridgen.data.sources import Task, open_source
+from hybridgen.data.document_source import DocumentSource
+from hybridgen.data.sources import open_source
 from hybridgen.training.config.parts import vq_config
 from hybridgen.training.config.schema import TrainConfig, VQTrainingConfig
 from hybridgen.training.monitor.tracking import list_broken
@@ -186,7 +187,7 @@ def build_codec_stage(config: TrainConfig, accelerator: Accelerator) -> Reconstr
     tasks = [open_source(source, config.seed) for source in config.data.sources]
     held_out = [open_source(source, config.seed) for source in config.validation.sources]
 
-    def loader(tasks: list[Task], broken_file: str) -> PictureLoader:
+    def loader(tasks: list[DocumentSource], broken_file: str) -> PictureLoader:
         rank, world_size = accelerator.process_index, accelerator.num_processes
         on_broken = partial(list_broken, Path(config.output_dir) / broken_file) if rank == 0 else None
         shape = (config.data.per_device_batch_size, settings.image_size, rank, world_size)
