@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(BIN)/hybridgen demo $(ARGS)
 
 # One thread a process: two spinning on a busy core take many times as long.
-test: $(VENV)/.installed lint
+test: $(VENV)/.installed $(VENV)/int8 lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
 
 lint: $(VENV)/.installed
@@ -25,6 +25,11 @@ format: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+# Only tests of int8 see these: transformers imports both wherever they are installed, at three seconds a start.
+$(VENV)/int8: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --target $@ torchao bitsandbytes
 	touch $@
 
 clean:
