@@ -2,8 +2,8 @@
 
 `AutoModelForMultimodalLM` and `pipeline("any-to-any")` load this class. It is the plain model together with the
 pipeline of its checkpoint, which has what drawing needs: codecs, scheduler, the empty prompt of guidance. The loops are
-`sampling`'s. The fact a newcomer gets wrong: the codecs are no part of the model. `state_dict` and `save_pretrained`
-know nothing of them, and a model that was loaded without a checkpoint around it can only write text.
+`sampling`'s. The codecs are no part of the model: `state_dict` and `save_pretrained` know nothing of them, and a model
+that was loaded without a checkpoint around it can only write text.
 
 Shapes: B prompts, N tokens, I = B * num_return_sequences images, T codes of an image, C x h x w a latent.
 """
@@ -25,8 +25,8 @@ from hybridgen.sampling.prefix import Prefix, begin_image, prefill
 from hybridgen.sampling.seeds import image_generators
 
 MODES = ("text", "image")
-_READ = ("pixel_values", "latents", "timesteps", "codes")  # images of the prompt, as `forward` takes them
-_HEEDED = (  # what of a generation config says something about pictures; their length is known
+_PROMPT_IMAGES = ("pixel_values", "latents", "timesteps", "codes")  # images of the prompt, as `forward` takes them
+_KNOWN = (  # settings of a generation config that pictures heed, or that say nothing about them
     "guidance_scale", "num_beams", "num_return_sequences", "do_sample", "temperature", "top_k", "top_p",
     "output_logits", "return_dict_in_generate", "max_length", "max_new_tokens", "min_length", "min_new_tokens",
     "use_cache", "bos_token_id", "eos_token_id", "pad_token_id",
@@ -98,7 +98,7 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
         Raises:
             ValueError: there is no codec, or the codes are not as many as the size says.
         """
-        pipeline = self._drawing()
+        pipeline = self._require_pipeline()
         if image_tokens.is_floating_point():
             if pipeline.vae is not None:
                 pipeline.vae.to(self.device)
@@ -107,13 +107,14 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
         pipeline.vq_model.to(self.device)
         count, side = image_tokens.shape[1], pipeline.processor.vq_token_size
         square = round(count**0.5) * side
-        unsaid = height is None and width is None
-        height, width = (square, square) if unsaid else pipeline.processor.size_of(height, width)
+        if height is None and width is None:
+            height, width = square, square
+        height, width = pipeline.processor.size_of(height, width)
         if pipeline.processor.count_tokens("vq", height, width) != count:
             raise ValueError(f"{count} codes make no picture of {height}x{width}; give its height and width")
         return pipeline.vq_codec.decode(image_tokens.to(self.device).view(-1, height // side, width // side))
 
-    def _drawing(self) -> HybridGenPipeline:
+    def _require_pipeline(self) -> HybridGenPipeline:
         if self.pipeline is None:
             raise ValueError(
                 "this model was loaded without its codecs, so it can only write text; load the whole checkpoint, or "
@@ -142,10 +143,10 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
         2. Read the prompts, and what guidance leads away from, into a prefix: B rows and, guided, one or B more.
         3. Draw against a row an image, two where it is guided.
         """
-        pipeline = self._drawing()
+        pipeline = self._require_pipeline()
         config, rest = self._prepare_generation_config(generation_config, **kwargs)
-        images = {name: rest.pop(name) for name in _READ if rest.get(name) is not None}
-        unknown = (kwargs.keys() - rest.keys() - set(_HEEDED) - set(_READ)) | rest.keys()
+        images = {name: rest.pop(name) for name in _PROMPT_IMAGES if rest.get(name) is not None}
+        unknown = (kwargs.keys() - rest.keys() - set(_KNOWN) - set(_PROMPT_IMAGES)) | rest.keys()
         if unknown := sorted(name for name in unknown if kwargs.get(name) is not None):
             raise ValueError(f"generate(generation_mode='image') does not know {', '.join(unknown)}")
         if (config.num_beams or 1) > 1:
@@ -153,8 +154,9 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
         path = pipeline.writing_path(path)
         if config.output_logits and path != "vq":
             raise ValueError(f"output_logits is for codes, and the {path} path draws without any; leave it out")
-        given = {"num_inference_steps": num_inference_steps, "guidance_scale": config.guidance_scale}
-        settings = pipeline.sampling_settings(path, **given)
+        settings = pipeline.sampling_settings(
+            path, num_inference_steps=num_inference_steps, guidance_scale=config.guidance_scale
+        )
         scale, steps = settings["guidance_scale"], settings.get("num_inference_steps", 1)
         size = pipeline.check_sizes([height], [width], path)[0]
         pipeline.check_drawing(path, steps, scale, settings.get("shift"))

@@ -1,41 +1,110 @@
 """The pipeline: prompts -> pictures by any path that writes, pictures and questions -> answers by any path that reads.
 
 It joins processor, model, scheduler and codecs, checks what a user can get wrong before the first forward, and cuts the
-work into batches; the loops are `sampling`'s. The fact a newcomer gets wrong: `max_batch` changes memory and speed,
-never a picture, for every image has a random stream of its own.
+work into batches; the loops are `sampling`'s, conversations are `chat`'s. `max_batch` changes memory and speed, never a
+picture, for every image has a random stream of its own. Several threads may use one pipeline at once: what a call
+changes as it goes is kept in its `CallState`.
 
 The names `PreTrainedModel`, `ProcessorMixin` and `SchedulerMixin` of a component's base class must exist in the module
 that the component was saved from (diffusers looks there), which is why those modules import them by name.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from torch import Generator, Tensor
 
-from hybridgen.chat.session import Conversing
-from hybridgen.checkpoints.loading import check_checkpoint, check_codec_weights, friendly_errors, load_model
-from hybridgen.checkpoints.manifest import Manifesting
+from hybridgen.chat.events import Event
+from hybridgen.chat.session import Chat, stream
+from hybridgen.checkpoints.loading import (
+    WEIGHTS,
+    check_checkpoint,
+    check_codec_weights,
+    forget_origin,
+    friendly_errors,
+    load_model,
+)
+from hybridgen.checkpoints.manifest import Provenance
+from hybridgen.checkpoints.model_card import model_card
 from hybridgen.codecs.frozen import PixelCodec, VAECodec, VQCodec
+from hybridgen.configuration_hybridgen import require_path
+from hybridgen.core.documents import Document, left_pad
+from hybridgen.core.files import write_whole
+from hybridgen.core.hub import upload
+from hybridgen.core.messages import without_reasoning
 from hybridgen.core.noise import NoiseProcess
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
-from hybridgen.pipeline_answering import Answering
-from hybridgen.pipeline_checks import WRITING_PATHS, Checks
-from hybridgen.pipeline_drawing import Drawing
-from hybridgen.pipeline_saving import Saving
 from hybridgen.processing_hybridgen import HybridGenProcessor
-from hybridgen.sampling.codes import check_window
-from hybridgen.sampling.requests import Planning, batches
+from hybridgen.sampling.codes import write_codes
+from hybridgen.sampling.decoder import Decoder
+from hybridgen.sampling.denoise import OnStep, draw_latents, prepare, try_out
+from hybridgen.sampling.guidance import Guidance
+from hybridgen.sampling.prefix import Prefix, read_prompts
+from hybridgen.sampling.requests import ImageRequest, batches, expand_requests, pair_questions
 from hybridgen.sampling.seeds import image_generators
-from hybridgen.sampling.settings import check_defaults, code_sampling, each, guidance_of, settings_of
+from hybridgen.sampling.settings import (
+    WRITING_PATHS,
+    DrawingSetup,
+    check_counts,
+    check_defaults,
+    check_scales,
+    code_sampling,
+    each,
+    guidance_of,
+    settings_of,
+    with_scales_of,
+)
+from hybridgen.sampling.text import write_text
 
-__all__ = ["WRITING_PATHS", "HybridGenPipeline", "load_pipeline"]
+__all__ = ["CallState", "HybridGenPipeline", "load_pipeline"]
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+_HUB_SETTINGS = ("commit_message", "private", "token", "create_pr")  # of `push_to_hub`, handed on to the hub
 
 
-class HybridGenPipeline(Checks, Planning, Drawing, Answering, Conversing, Manifesting, Saving, DiffusionPipeline):
+@dataclass
+class CallState:
+    """What changes in the course of one call, and what its callback may read and set through the pipeline.
+
+    Args:
+        guidance_scale: one, or one a prompt; a callback may set another, which holds from the next step on.
+        num_timesteps: steps of the batch that is drawn.
+        is_running: whether the call has not returned yet.
+    """
+
+    guidance_scale: float | list[float] | None = None
+    num_timesteps: int = 0
+    is_running: bool = False
+
+    def scale_at(self, prompt_numbers: list[int]) -> Callable[[int], float | Tensor]:
+        """Guidance of a batch as a function of the step: one scale, or one an image whose prompts are these."""
+
+        def scale(step: int) -> float | Tensor:
+            if not isinstance(self.guidance_scale, list | tuple):
+                return self.guidance_scale
+            return torch.tensor([self.guidance_scale[number] for number in prompt_numbers])
+
+        return scale
+
+
+class _CallsOfThread(threading.local):
+    """The running, or else the last, call of each pipeline in this thread."""
+
+    def __init__(self):
+        self.states: WeakKeyDictionary[HybridGenPipeline, CallState] = WeakKeyDictionary()
+
+
+_CALLS = _CallsOfThread()
+
+
+class HybridGenPipeline(DiffusionPipeline):
     """
     Args:
         model, processor: what reads and writes.
@@ -66,6 +135,9 @@ class HybridGenPipeline(Checks, Planning, Drawing, Answering, Conversing, Manife
         if scheduler is None and diffusion is not None:
             scheduler = NoiseProcess.of(diffusion).default_scheduler(diffusion.prediction_type)
         self.register_modules(model=model, processor=processor, scheduler=scheduler, vae=vae, vq_model=vq_model)
+        self._last_call = CallState()
+        self._copied_decoder: Decoder | None = None
+        self._provenance: Provenance | None = None
 
     # ------------------------------------------------------------------------------------------------ what it has
 
@@ -74,17 +146,9 @@ class HybridGenPipeline(Checks, Planning, Drawing, Answering, Conversing, Manife
         """What its folder says of how to draw."""
         return self.config.get("sampling_defaults")
 
-    def sampling_settings(self, path: str, **given) -> dict:
-        """Every setting that matters to a path (`pipeline_settings`), as given or, where None, as by default."""
-        return settings_of(path, self.sampling_defaults, given)
-
-    @property
-    def guidance_scale(self) -> float | list[float]:
-        return self._guidance_scale
-
-    @property
-    def num_timesteps(self) -> int:
-        return self._num_timesteps
+    def sampling_settings(self, path: str, **overrides) -> dict:
+        """Every setting that matters to a path (`sampling.settings`): of `overrides` or, where None, as by default."""
+        return settings_of(path, self.sampling_defaults, overrides)
 
     @property
     def latent_codec(self) -> PixelCodec | VAECodec:
@@ -95,6 +159,63 @@ class HybridGenPipeline(Checks, Planning, Drawing, Answering, Conversing, Manife
     def vq_codec(self) -> VQCodec:
         """Between pixels and codes."""
         return VQCodec(self.vq_model)
+
+    def decoder(self, precision: str = "model") -> Decoder:
+        """The model's decoder in a precision; weights that are copied for it are kept until the model's change.
+
+        Raises:
+            ValueError: there is no such precision, or it cannot be had with this model.
+        """
+        if precision == "model":
+            return Decoder(self.model)  # copies nothing
+        decoder = self._copied_decoder
+        if decoder is None or not (
+            decoder.precision == precision and decoder.model is self.model and decoder.is_current()
+        ):
+            decoder = self._copied_decoder = Decoder(self.model, precision)
+        return decoder
+
+    def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width in pixels -> in latents of the diffusion path."""
+        patch = self.model.config.diffusion_config.patch_size
+        return tuple(side // self.processor.diffusion_token_size * patch for side in size)
+
+    # --------------------------------------------------------------------------------------------- the running call
+
+    @property
+    def _call(self) -> CallState:
+        """Of this thread; of the last thread that called, where this one has not."""
+        return _CALLS.states.get(self, self._last_call)
+
+    @contextmanager
+    def _running(self, call: CallState) -> Iterator[None]:
+        outer = _CALLS.states.get(self)
+        _CALLS.states[self] = self._last_call = call
+        call.is_running = True
+        try:
+            yield
+        finally:
+            call.is_running = False
+            if outer is not None and outer.is_running:  # this call was made in the callback of another
+                _CALLS.states[self] = outer
+
+    @property
+    def guidance_scale(self) -> float | list[float] | None:
+        """Of the running call, or the last one. To change it, a callback sets `_guidance_scale`, as in diffusers."""
+        return self._call.guidance_scale
+
+    @property
+    def _guidance_scale(self) -> float | list[float] | None:
+        return self._call.guidance_scale
+
+    @_guidance_scale.setter
+    def _guidance_scale(self, scale: float | list[float]) -> None:
+        self._call.guidance_scale = scale
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the batch that the running call draws, or that the last one drew."""
+        return self._call.num_timesteps
 
     # ---------------------------------------------------------------------------------------------------- drawing
 
@@ -132,7 +253,7 @@ class HybridGenPipeline(Checks, Planning, Drawing, Answering, Conversing, Manife
         """Draw.
 
         1. Fill in what is not given, and check everything that needs no forward.
-        2. Cut the images into batches that are alike (`pipeline_plan`).
+        2. Cut the images into batches that are alike (`sampling.requests`).
         3. For each batch: read its prompts into a prefix, denoise or write codes against it, decode.
 
         Args:
@@ -178,66 +299,406 @@ class HybridGenPipeline(Checks, Planning, Drawing, Answering, Conversing, Manife
         path = self.writing_path(path)
         prompts = [prompt] if isinstance(prompt, str) else prompt
         self.check_inputs(prompts, num_images_per_prompt, max_batch, output_type, callback_on_step_end_tensor_inputs)
-        guidance = guidance_of(guider)
-        if guider is not None:
-            guidance_scale = guidance.scale if guidance_scale is None else guidance_scale
-            guidance_rescale = guidance.guidance_rescale if guidance_rescale is None else guidance_rescale
-            image_guidance_scale = guidance.image_scale if image_guidance_scale is None else image_guidance_scale
-        settings = self.sampling_settings(
-            path, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, shift=shift,
+        setup = self.drawing_setup(
+            path, guider, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, shift=shift,
             guidance_rescale=guidance_rescale, image_guidance_scale=image_guidance_scale, temperature=temperature,
             top_k=top_k, top_p=top_p, precision=precision, window=window,
         )  # fmt: skip
-        decoder, window = self.decoder(settings["precision"]), settings.get("window", 1)
-        check_window(window, guidance)
-        guidance = replace(guidance, guidance_rescale=settings["guidance_rescale"])
-        sampling = code_sampling(settings)
-        steps, shift = settings.get("num_inference_steps", 1), settings.get("shift")
         sizes = self.check_sizes(each("height", height, len(prompts)), each("width", width, len(prompts)), path)
-        self.check_drawing(path, steps, guidance, shift)
-        orders = self.plan(
-            prompts, negative_prompt, sizes, settings["guidance_scale"], settings["image_guidance_scale"],
-            image, read, path,
-        )  # fmt: skip
-        guidance.check_rows(max(len(order.rows) for order in orders))
-        orders = [order for order in orders for _ in range(num_images_per_prompt)]
-        generators = image_generators(len(orders), seed, generator)
-        latents = self.check_noise(latents, path, [order.size for order in orders])
-        self._guidance_scale = settings["guidance_scale"]
-        cut = batches(orders, max_batch)
-        timesteps = {size: self._steps(path, size, steps, shift) for size in set(sizes)}
-        drawn: list[Tensor | None] = [None] * len(orders)
-        with self.progress_bar(total=sum(len(timesteps[orders[batch[0]].size]) for batch in cut)) as progress:
-            for batch in cut:
-                first = orders[batch[0]]
-                told = timesteps[first.size]
-                self._num_timesteps = len(told)
+        requests = self._requests(setup, prompts, negative_prompt, sizes, image, read)
+        requests = [request for request in requests for _ in range(num_images_per_prompt)]
+        generators = image_generators(len(requests), seed, generator)
+        latents = self.check_noise(latents, path, [request.size for request in requests])
 
-                def on_step(step: int, current: Tensor, told=told) -> Tensor:
-                    if callback_on_step_end is not None:
-                        kept = callback_on_step_end(self, step, told[step], {"latents": current}) or {}
-                        current = kept.get("latents", current)
-                    progress.update()
-                    return current
-
-                def scale(step: int, batch=batch) -> float | Tensor:
-                    given = self._guidance_scale  # a callback may change it
-                    if not isinstance(given, list | tuple):
-                        return given
-                    return torch.tensor([given[number // num_images_per_prompt] for number in batch])
-
-                image_scale = torch.tensor([orders[number].image_scale for number in batch])
-                guided = replace(guidance, scale=scale, image_scale=image_scale)
-                noise = None if latents is None else torch.stack([latents[number] for number in batch])
-                rows = [orders[number].rows[row] for row in range(len(first.rows)) for number in batch]
-                chosen = [generators[number] for number in batch]
-                how = (path, first.size, steps, chosen, sampling, guided, on_step, noise, shift, decoder, window)
-                made = self.draw(self._prefix(rows), *how)
-                made = made if output_type == "latent" else self._decode(made, path)
-                for number, picture in zip(batch, made, strict=True):
-                    drawn[number] = picture
-        images = self._output(drawn, output_type)
+        call, groups = CallState(setup.settings["guidance_scale"]), batches(requests, max_batch)
+        timesteps = {size: self._callback_timesteps(setup, size) for size in set(sizes)}
+        total = sum(len(timesteps[requests[group[0]].size]) for group in groups)
+        drawn: list[Tensor | None] = [None] * len(requests)
+        with self._running(call), self.progress_bar(total=total) as progress:
+            for group in groups:
+                batch = [requests[number] for number in group]
+                guidance = replace(
+                    setup.guidance,
+                    scale=call.scale_at([number // num_images_per_prompt for number in group]),
+                    image_scale=torch.tensor([request.image_scale for request in batch]),
+                )
+                made = self._draw(
+                    self._prefix(batch),
+                    setup,
+                    batch[0].size,
+                    [generators[number] for number in group],
+                    guidance,
+                    self._on_step(call, timesteps[batch[0].size], callback_on_step_end, progress),
+                    None if latents is None else torch.stack([latents[number] for number in group]),
+                )
+                made = made if output_type == "latent" else self.decode_images(made, path)
+                for number, image in zip(group, made, strict=True):
+                    drawn[number] = image
+        images = self._as_output(drawn, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def drawing_setup(self, path: str, guider=None, **overrides) -> DrawingSetup:
+        """How images are drawn by a path, everything filled in and checked that does not depend on prompt and size.
+
+        Args:
+            guider: as in a call; the scales in `overrides` that are None are its own.
+            overrides: settings by name; None = as by default.
+
+        Raises:
+            ValueError: no picture could be drawn so.
+        """
+        guidance = guidance_of(guider)
+        if guider is not None:
+            overrides = with_scales_of(guidance, overrides)
+        settings = self.sampling_settings(path, **overrides)
+        guidance = replace(guidance, guidance_rescale=settings["guidance_rescale"])
+        decoder = self.decoder(settings["precision"])
+        setup = DrawingSetup(path, settings, guidance, code_sampling(settings), decoder)
+        self.check_drawing(path, setup.num_inference_steps, guidance, setup.shift)
+        return setup
+
+    def _requests(
+        self, setup: DrawingSetup, prompts: list[str], negative_prompt, sizes: list[tuple[int, int]], image,
+        read: str | None,
+    ) -> list[ImageRequest]:  # fmt: skip
+        """What the backbone reads for each prompt. Raises ValueError for what cannot be read, or guided so."""
+        count = len(prompts)
+        scales = check_scales("guidance_scale", setup.settings["guidance_scale"], count)
+        image_scales = check_scales("image_guidance_scale", setup.settings["image_guidance_scale"], count)
+        negatives = each("negative_prompt", negative_prompt, count)
+        images, read = self.check_conditions(image, read, image_scales, count)
+
+        def encode(text: str, image, size: tuple[int, int], unconditional: bool) -> Document:
+            content, options = text, {}
+            if image is not None:
+                content = [{"type": "image", "image": image}, {"type": "text", "text": text}]
+                options = {"read": read, "height": size[0], "width": size[1]}
+            messages = [{"role": "user", "content": content}]
+            document = self.processor.prompt(messages, unconditional=unconditional, **options)
+            needed = 1 + self.processor.count_tokens(setup.path, *size)
+            self.check_length(text, len(document), needed, "the picture")
+            return document
+
+        requests = expand_requests(prompts, negatives, images, sizes, scales, image_scales, encode)
+        setup.guidance.check_rows(max(len(request.rows) for request in requests))
+        return requests
+
+    def _prefix(self, requests: list[ImageRequest]) -> Prefix:
+        """The prompts of a batch, read: all conditional rows, then all unconditional ones (see `sampling.guidance`)."""
+        rows = [request.rows[row] for row in range(len(requests[0].rows)) for request in requests]
+        tokens = self.processor.special_tokens
+        return read_prompts(
+            self.model, rows, tokens.pad, tokens.begin_image, self._execution_device, self.encode_images
+        )
+
+    def _callback_timesteps(self, setup: DrawingSetup, size: tuple[int, int]) -> list:
+        """What a callback is given at each step: the scheduler's timestep, or the number of the code."""
+        if setup.path == "vq":
+            return list(range(self.processor.count_tokens("vq", *size)))
+        diffusion = self.model.config.diffusion_config
+        schedule = prepare(self.scheduler, setup.num_inference_steps, diffusion, shift=setup.shift)
+        return list(schedule.scheduler.timesteps)
+
+    def _on_step(self, call: CallState, timesteps: list, callback: Callable | None, progress) -> OnStep:
+        """What the loop calls after each step of a batch."""
+        call.num_timesteps = len(timesteps)
+
+        def on_step(step: int, latents: Tensor) -> Tensor:
+            if callback is not None:
+                returned = callback(self, step, timesteps[step], {"latents": latents}) or {}
+                latents = returned.get("latents", latents)
+            progress.update()
+            return latents
+
+        return on_step
+
+    def _draw(
+        self,
+        prefix: Prefix,
+        setup: DrawingSetup,
+        size: tuple[int, int],
+        generators: list[Generator],
+        guidance: Guidance,
+        on_step: OnStep,
+        noise: Tensor | None,
+    ) -> Tensor:
+        """The pictures that come next in a prefix: latents (I, C, h, w), or codes (I, h, w).
+
+        Args:
+            prefix: I rows or, guided, 2 I or 3 I; each ends with the token that begins an image.
+            size: height and width in pixels.
+            generators: one an image; their number is I.
+            noise: to start from (diffusion); None = drawn from the generators.
+        """
+        if setup.path == "vq":
+            height, width = (side // self.processor.vq_token_size for side in size)
+            options = {"decoder": setup.decoder, "window": setup.window}
+            codes = write_codes(
+                self.model, prefix, height * width, generators, setup.sampling, guidance, on_step, **options
+            )
+            return codes.view(-1, height, width)
+        return draw_latents(
+            self.model, prefix, self.scheduler, setup.num_inference_steps, self.latent_size(size), generators, guidance,
+            on_step, noise, setup.shift, setup.decoder,
+        )  # fmt: skip
+
+    def decode_images(self, latents: Tensor, path: str) -> Tensor:
+        """Latents (I, C, h, w) or codes (I, h, w) -> pixels (I, 3, H, W) in [-1, 1], on the CPU."""
+        codec = self.vq_codec if path == "vq" else self.latent_codec
+        return codec.decode(latents).float().cpu()
+
+    def _as_output(self, drawn: list[Tensor], output_type: str):
+        """One tensor, or a list of them where sizes differ."""
+        if output_type == "pil":
+            return self.processor.postprocess(drawn)
+        if output_type != "latent":
+            drawn = [((picture + 1) / 2).clamp(0, 1) for picture in drawn]
+        if output_type == "np":
+            drawn = [picture.permute(1, 2, 0) for picture in drawn]
+        if len({picture.shape for picture in drawn}) == 1:
+            drawn = torch.stack(drawn)
+            return drawn.numpy() if output_type == "np" else drawn
+        return [picture.numpy() for picture in drawn] if output_type == "np" else drawn
+
+    # -------------------------------------------------------------------------------------------------- answering
+
+    @torch.no_grad()
+    def answer(
+        self,
+        images,
+        questions: str | list[str],
+        path: str | list[str] = "understanding",
+        max_new_tokens: int = 32,
+        max_batch: int = 64,
+    ) -> list[str]:
+        """Answer questions about images: the likeliest words, so the same every time. A model that reasons first is
+        given its time, and its reasoning is left out.
+
+        Args:
+            images, questions: equally many, or one of either for all of the other.
+            path: by which the images are read: `understanding`, `diffusion` (clean) or `vq`; or several, one after the
+                other, where the model was trained so (BAGEL).
+            max_new_tokens: of each answer, its reasoning among them; one whose reasoning did not end is the reasoning.
+            max_batch: questions at a time.
+
+        Raises:
+            ValueError: in one sentence, what is wrong.
+        """
+        for one in [path] if isinstance(path, str) else path:
+            require_path(self.model.config.paths, one)
+            self.check_codec(one)
+        check_counts(max_new_tokens=max_new_tokens, max_batch=max_batch)
+        answers = []
+        pairs = pair_questions(images, questions)
+        for start in range(0, len(pairs), max_batch):
+            documents = []
+            for image, question in pairs[start : start + max_batch]:
+                content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
+                documents.append(self.processor.prompt([{"role": "user", "content": content}], read=path))
+                self.check_length(question, len(documents[-1]), max_new_tokens, "the answer")
+            prompts, tokens = self.prompt_inputs(documents), self.processor.special_tokens
+            written = write_text(self.model, self.processor.tokenizer, tokens, prompts, max_new_tokens)
+            answers += map(without_reasoning, written)
+        return answers
+
+    def prompt_inputs(self, documents: list[Document]) -> dict:
+        """Documents with images -> what `prefill` takes, padded on the left."""
+        batch, device = left_pad(documents, self.processor.special_tokens.pad), self._execution_device
+        vectors = ("input_ids", "document_ids", "block_ids", "position_ids")
+        inputs = {name: batch[name].to(device) for name in vectors}
+        return inputs | self.encode_images(batch)
+
+    def encode_images(self, batch: dict) -> dict[str, Tensor]:
+        """The images of a batch as `left_pad` makes it -> as `forward` takes them."""
+        media, device = {}, self._execution_device
+        if batch["pixel_values"] is not None:
+            media["pixel_values"] = batch["pixel_values"].to(device)
+        if batch["diffusion_images"]:
+            media["latents"] = self.latent_codec.encode(torch.stack(batch["diffusion_images"]).to(device))
+            media["timesteps"] = torch.zeros(len(media["latents"]), device=device)  # clean
+        if batch["vq_images"]:
+            media["codes"] = self.vq_codec.encode(torch.stack(batch["vq_images"]).to(device))
+        return media
+
+    # ------------------------------------------------------------------------------------------------ conversations
+
+    def stream(self, messages: list[dict], **settings) -> Iterator[Event]:
+        """The assistant's next turn, event by event (`chat.events`). To stop, stop asking, or close the iterator.
+
+        Args:
+            messages: chat messages whose image parts hold pictures, the user's last.
+            settings: those of `chat.settings.TurnSettings`: path, plan, seed, preview_every, max_new_tokens, ...
+
+        Raises:
+            ValueError: in one sentence, what is wrong; at once, before anything is computed.
+        """
+        return stream(self, messages, **settings)
+
+    def chat(self, messages: list[dict] | tuple = (), **settings) -> Chat:
+        """A conversation of many turns; see `Chat`."""
+        return Chat(self, messages, **settings)
+
+    # ------------------------------------------------------------------------------------- what it was loaded from
+
+    def loaded_from(self, folder: str | Path) -> None:
+        """All weights are now those of this folder."""
+        self._provenance = Provenance(folder, self._weighted_components())
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """The folder and its hashes; empty where it was made of parts, or weights or files have changed since."""
+        return {} if self._provenance is None else self._provenance.origin(self._weighted_components())
+
+    def _weighted_components(self) -> list[torch.nn.Module]:
+        """Its components with weights."""
+        return [part for name in WEIGHTS if (part := getattr(self, name, None)) is not None]
+
+    # ------------------------------------------------------------------------- what a user can get wrong (ValueError)
+
+    def check_inputs(
+        self, prompts, num_images_per_prompt, max_batch, output_type, callback_on_step_end_tensor_inputs
+    ) -> None:
+        """Raises ValueError for what `__call__` cannot do; lengths and seeds are checked where they are known."""
+        if not isinstance(prompts, list) or not prompts or not all(isinstance(text, str) for text in prompts):
+            raise ValueError(f"prompt is {prompts!r}; give a text or a list of at least one text")
+        check_counts(num_images_per_prompt=num_images_per_prompt, max_batch=max_batch)
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type is {output_type!r}; it must be one of {', '.join(map(repr, OUTPUT_TYPES))}")
+        if unknown := set(callback_on_step_end_tensor_inputs or []) - set(self._callback_tensor_inputs):
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs has {sorted(unknown)}; only 'latents' can be handed over"
+            )
+
+    def check_sizes(self, heights: list, widths: list, path: str) -> list[tuple[int, int]]:
+        """Heights and widths in pixels, one a prompt -> sizes; None = that side of the processor's default size.
+        Raises ValueError for those that a path cannot draw."""
+        sizes = []
+        for height, width in zip(heights, widths, strict=True):
+            check_counts(**{name: side for name, side in (("height", height), ("width", width)) if side is not None})
+            self.processor.count_tokens(path, height, width)  # refuses sizes
+            sizes.append(self.processor.size_of(height, width))
+        return sizes
+
+    def check_drawing(
+        self, path: str, num_inference_steps: int, guidance: Guidance | float, shift: float | None = None
+    ) -> None:
+        """Raises ValueError if no picture could be drawn so, whatever the prompt and the size."""
+        check_counts(num_inference_steps=num_inference_steps)
+        diffusion = self.model.config.diffusion_config
+        Guidance.of(guidance).check_path(path, getattr(diffusion, "noise_schedule", None))
+        self.check_codec(path)
+        if path == "diffusion":
+            try_out(prepare(self.scheduler, num_inference_steps, diffusion, shift=shift), diffusion.prediction_type)
+
+    def check_conditions(
+        self, image, read: str | None, image_scales: list[float], count: int
+    ) -> tuple[list, str | None]:
+        """Images that stand before the prompts, one a prompt or None, and the path by which they are read. Raises
+        ValueError if they cannot be."""
+        if image is None:
+            if read is not None:
+                raise ValueError(f"read is {read!r}, a path to read an image by, but none is given; leave it out")
+            if any(scale != 1 for scale in image_scales):
+                raise ValueError(
+                    "image_guidance_scale leads to an image, but none is given; give image=..., or leave it out"
+                )
+            return [None] * count, None
+        paths = self.model.config.paths
+        read = paths[0] if read is None else read
+        require_path(paths, read)
+        self.check_codec(read)
+        return each("image", image, count), read
+
+    def check_noise(self, latents, path: str, sizes: list[tuple[int, int]]):
+        """Raises ValueError if noise that was given is not that of these images; returns it."""
+        if latents is None:
+            return None
+        if path != "diffusion":
+            raise ValueError(f"latents are noise to denoise, but the {path} path starts from none; leave them out")
+        channels, images = self.model.config.diffusion_config.in_channels, len(sizes)
+        shapes = [(channels, *self.latent_size(size)) for size in sizes]
+        if [tuple(noise.shape) for noise in latents] != shapes:
+            has = tuple(latents.shape) if isinstance(latents, Tensor) else [tuple(noise.shape) for noise in latents]
+            wanted = (images, *shapes[0]) if len(set(shapes)) == 1 else shapes
+            raise ValueError(f"latents have shape {has}, but {images} images need noise of {wanted}")
+        return latents
+
+    def writing_path(self, path: str | None) -> str:
+        """The path to draw by: the one asked for, or the first that there is. Raises ValueError if it cannot draw."""
+        writing = [name for name in WRITING_PATHS if name in self.model.config.paths]
+        if not writing:
+            raise ValueError("this model has no path that writes images: it can only answer")
+        path = writing[0] if path is None else path
+        if path == "understanding" and path in self.model.config.paths:
+            raise ValueError(f"the understanding path only reads images; to draw, this model has: {', '.join(writing)}")
+        require_path(self.model.config.paths, path)
+        return path
+
+    def check_codec(self, path: str) -> None:
+        """Raises ValueError if a path lacks its codec."""
+        if path == "vq" and self.vq_model is None:
+            raise ValueError(
+                "the vq path needs a tokenizer, but this pipeline has no vq_model; load one with vq_model=..."
+            )
+        channels = self.model.config.diffusion_config.in_channels if path == "diffusion" else None
+        if path == "diffusion" and self.vae is None and channels != 3:
+            raise ValueError(
+                f"the diffusion path works on {channels} channels, but this pipeline has no vae; load one with vae=..."
+            )
+
+    def check_length(self, text: str, length: int, more: int, what: str) -> None:
+        """Raises ValueError if a prompt of `length` tokens leaves no room in the context for `more` of them."""
+        context = getattr(self.model.config.text_config, "max_position_embeddings", None)
+        if context is not None and length + more > context:
+            shown = text if len(text) <= 40 else text[:37] + "..."
+            raise ValueError(
+                f"prompt {shown!r} has {length} tokens and {what} needs {more} more, but the model's context is "
+                f"{context} (max_position_embeddings); shorten it by {length + more - context} tokens"
+            )
+
+    # ------------------------------------------------------------------------------------------------ saved, loaded
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs):
+        """As everywhere in diffusers; a local folder is looked over first, so that an error names what is missing."""
+        if Path(pretrained_model_name_or_path).is_dir():
+            check_checkpoint(pretrained_model_name_or_path, components=tuple(kwargs))
+        pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if Path(pretrained_model_name_or_path).is_dir() and not {*WEIGHTS, "processor"} & set(kwargs):
+            pipeline.loaded_from(pretrained_model_name_or_path)
+        return pipeline
+
+    def save_pretrained(
+        self, save_directory: str | Path, safe_serialization: bool = True, push_to_hub: bool = False, **kwargs
+    ) -> None:
+        """As everywhere in diffusers, with a model card and what the Auto classes of transformers know the folder by.
+        To save what was loaded changes no byte.
+
+        Raises:
+            ValueError: weights were to be written as pickles.
+        """
+        if not safe_serialization:
+            raise ValueError("safe_serialization=False would write pickles; hybridgen saves safetensors only")
+        folder = Path(save_directory)
+        hub = {name: kwargs.pop(name) for name in (*_HUB_SETTINGS, "repo_id") if name in kwargs}
+        super().save_pretrained(folder, **kwargs)
+        self.save_front(folder)
+        if push_to_hub:
+            upload(folder, **{"repo_id": folder.name} | hub)
+
+    def save_front(self, folder: Path) -> None:
+        """Write what stands beside the parts of a saved pipeline: the model's config once more, a card if none is."""
+        forget_origin(folder)
+        write_whole(folder / "config.json", (folder / "model" / "config.json").read_bytes())
+        if not (folder / "README.md").exists():
+            write_whole(folder / "README.md", model_card(self.model.config, self.model.num_parameters()))
+
+    def push_to_hub(self, repo_id: str, **kwargs) -> str:
+        """As everywhere in diffusers; a model card that the repository has is kept. Returns the commit's URL."""
+        hub = {name: kwargs.pop(name) for name in _HUB_SETTINGS if name in kwargs}
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder, **kwargs)
+            return upload(Path(folder), repo_id, **hub)
 
 
 def load_pipeline(checkpoint: str | Path) -> HybridGenPipeline:

@@ -1,7 +1,11 @@
 """The pipeline: pictures against loops without a cache, answers against bare `generate`, and what must not matter."""
 
+import contextlib
+import itertools
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -240,7 +244,7 @@ def test_an_image_condition_is_a_third_row(pipe, path, read):
 
 
 def read_prompts_alone(pipe, document):
-    return document, pipe._media(left_pad([document], 0))
+    return document, pipe.encode_images(left_pad([document], 0))
 
 
 @torch.no_grad()
@@ -463,6 +467,70 @@ def test_the_progress_bar_counts_every_step_of_every_batch(pipe, capsys):
     shown = capsys.readouterr()
     assert "9/9" in shown.err
     assert not shown.out
+
+
+# ---------------------------------------------------------------------------------------------------- two threads
+
+
+class Lockstep:
+    """Calls in two threads, each held at every step until the other has come as far, so that they do interleave."""
+
+    def __init__(self, pipe):
+        self.barrier = threading.Barrier(2)
+        core = pipe.model.model  # modules outside of the backbone: hooks there do not change how its layers run
+        parts = core.patch_embed, core.generation_embeddings
+        self.handles = [part.register_forward_hook(self.meet) for part in parts]
+
+    def meet(self, *_) -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):  # the other call has ended: this one goes on alone
+            self.barrier.wait(timeout=60)
+
+    def run(self, *calls) -> list:
+        def one(call):
+            try:
+                return call()
+            finally:
+                self.barrier.abort()
+
+        with ThreadPoolExecutor(2) as threads:
+            done = [future.result() for future in [threads.submit(one, call) for call in calls]]
+        for handle in self.handles:
+            handle.remove()
+        return done
+
+
+def halves_guidance(pipeline, step, timestep, tensors):
+    """diffusers' documented way to change guidance within a call."""
+    if step == int(pipeline.num_timesteps * 0.4):
+        pipeline._guidance_scale = pipeline.guidance_scale / 2
+    return tensors
+
+
+CALLS = {
+    "plain": {"guidance_scale": 2.0, "num_inference_steps": 6},
+    "stronger, longer, wider": {"guidance_scale": 7.0, "num_inference_steps": 9, "width": 24},
+    "changed by a callback": {"guidance_scale": 4.0, "num_inference_steps": 7, "callback_on_step_end": halves_guidance},
+    "several scales, two batches": {"prompt": PROMPTS[:3], "guidance_scale": [1.0, 3.0, 5.0], "max_batch": 2},
+    "shifted, Euler": {"guidance_scale": 3.0, "num_inference_steps": 5, "shift": 3.0},
+    "codes": {"path": "vq", "guidance_scale": 2.0},
+    "codes changed by a callback": {"path": "vq", "guidance_scale": 6.0, "callback_on_step_end": halves_guidance},
+}
+
+
+@pytest.mark.parametrize(("one", "other"), itertools.combinations(CALLS, 2))
+def test_two_threads_may_use_one_pipeline(pipe, one, other):
+    """Each call draws, to the bit, what it draws alone, and afterwards knows its own guidance."""
+
+    def call(name: str, seed: int):
+        given = {"prompt": PROMPTS[1], "output_type": "latent", "num_inference_steps": 4, "seed": seed, **CALLS[name]}
+        images = pipe(**given).images
+        return [*images], pipe.guidance_scale
+
+    alone = [call(one, 3), call(other, 4)]
+    together = Lockstep(pipe).run(lambda: call(one, 3), lambda: call(other, 4))
+    for (images, scale), (expected, expected_scale) in zip(together, alone, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(images, expected, strict=True))
+        assert scale == expected_scale
 
 
 # ------------------------------------------------------------------------------------------------------------ answering

@@ -1,6 +1,6 @@
-"""Events: what `HybridGenPipeline.stream` and `Chat.send` say while a turn is made, in the order in which it happens.
+"""Events: what `HybridGenPipeline.stream` and `Chat.send` yield while a turn is made, in the order in which it happens.
 
-The fact a newcomer gets wrong: an `ImagePreview` is a guess and never part of the conversation; `ImageDone` is.
+An `ImagePreview` is a guess and never part of the conversation; `ImageDone` is.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class TextDelta:
-    """More text. All of a turn's, joined, are what the turn says."""
+    """More text. All of a turn's, joined, are its whole text."""
 
     text: str
 
@@ -37,7 +37,7 @@ class ImagePreview:
 
 @dataclass(frozen=True)
 class ImageDone:
-    """A finished picture, and what made it: the settings in `manifest` draw it again (`pipeline_manifest`)."""
+    """A finished picture, and what made it: the settings in `manifest` draw it again (`checkpoints.manifest`)."""
 
     index: int
     image: Image.Image
@@ -50,11 +50,11 @@ class Usage:
 
     Args:
         prompt_tokens: of the conversation before the turn.
-        cached_tokens: those of them that had been read before.
+        cached_tokens: those of them that earlier turns had read.
         text_tokens: written.
         image_tokens: drawn, their frames not counted.
         steps: denoising steps and codes.
-        seconds: between the first event asked for and this one.
+        seconds: from when the first event was asked for to this one.
     """
 
     prompt_tokens: int

@@ -1,14 +1,13 @@
-"""A conversation with a model that reads and draws: `pipe.stream` for one turn, `Chat` for many.
+"""A conversation with a model that reads and draws: `stream` for one turn, `Chat` for many.
 
-A turn is made by `pipeline_turn`; this file keeps what turns leave behind. The fact a newcomer gets wrong: `stream` and
-`send` return at once, with everything checked and nothing done. The work is done while their events are asked for, and
-a turn belongs to the chat only when its last event, `Usage`, was.
+A turn is made by `chat.turn`; this file keeps what turns leave behind. `stream` and `send` return at once, with
+everything checked and nothing computed: the work is done as their events are iterated over, and a turn belongs to the
+chat only when its last event, `Usage`, has come.
 """
 
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -16,72 +15,55 @@ from hybridgen.chat.events import Event, ImageDone, TextDelta, Usage
 from hybridgen.chat.settings import TurnSettings
 from hybridgen.chat.turn import Conversation, Turn
 from hybridgen.core.messages import check_messages
-from hybridgen.pipeline_checks import check_counts
-from hybridgen.sampling.interleaved import Row, Token, common
-
-if TYPE_CHECKING:
-    from hybridgen.pipeline_hybridgen import HybridGenPipeline
+from hybridgen.sampling.interleaved import Row, Token, common_length
+from hybridgen.sampling.settings import check_counts
 
 
-class Conversing:
-    """Mixed into the pipeline."""
-
-    def stream(self, messages: list[dict], **settings) -> Iterator[Event]:
-        """The assistant's next turn, event by event (`pipeline_events`). To stop, stop asking, or close the iterator.
-
-        Args:
-            messages: chat messages whose image parts hold pictures, the user's last.
-            settings: those of `TurnSettings`: path, plan, seed, preview_every, max_new_tokens, ...
-
-        Raises:
-            ValueError: in one sentence, what is wrong; at once, before anything is computed.
-        """
-        return Turn(self, Conversation(), messages, TurnSettings(**settings)).events()
-
-    def chat(self, messages: list[dict] | tuple = (), **settings) -> "Chat":
-        """A conversation of many turns; see `Chat`."""
-        return Chat(self, messages, **settings)
+def stream(pipe, messages: list[dict], **settings) -> Iterator[Event]:
+    """One turn of a pipeline's assistant, event by event; see `HybridGenPipeline.stream`."""
+    return Turn(pipe, Conversation(), messages, TurnSettings(**settings)).events()
 
 
 @dataclass(frozen=True)
-class _Mark:
-    """Where a turn ended: how many messages and pictures there were, and what of them had been read."""
+class _TurnEnd:
+    """Where a turn ended: how many messages and pictures there were, and the tokens that had been read of them."""
 
     messages: int
-    pictures: int
-    full: list[Token]
-    without: list[Token]
+    images: int
+    cond: list[Token]
+    uncond: list[Token]
 
 
 class Chat:
     """A conversation that is read once: each turn computes only what is new in it.
 
     Args:
+        pipe: the `HybridGenPipeline` that answers.
         messages: what it begins with, such as a message of the system.
         settings: those of `TurnSettings`, for every turn that does not say otherwise, and whose path they matter to.
     """
 
-    def __init__(self, pipe: "HybridGenPipeline", messages: list[dict] | tuple = (), **settings):
+    def __init__(self, pipe, messages: list[dict] | tuple = (), **settings):
         self.pipe, self.settings = pipe, TurnSettings(**settings)
         self._opening = check_messages(list(messages)) if messages else []
-        self._kept = Conversation()
-        self._marks: list[_Mark] = []
+        self._conversation = Conversation()
+        self._turn_ends: list[_TurnEnd] = []
 
     @property
     def messages(self) -> list[dict]:
         """The record, in the chat format; pictures are PIL images."""
-        return list(self._kept.messages or self._opening)
+        return list(self._conversation.messages or self._opening)
 
     @property
     def turns(self) -> int:
         """How many there were."""
-        return len(self._marks)
+        return len(self._turn_ends)
 
     def send(self, text: str = "", images=(), **settings) -> Iterator[Event]:
         """The user's turn; the assistant's, event by event.
 
         Args:
-            images: pictures, or one, said before the text.
+            images: pictures, or one, that stand before the text.
             settings: those of `TurnSettings`, for this turn.
 
         Raises:
@@ -93,24 +75,24 @@ class Chat:
         content = [{"type": "image", "image": image} for image in images]
         if text or not content:
             content.append({"type": "text", "text": text})
-        said = {"role": "user", "content": content}
-        messages = [said] if self._kept.messages else [*self._opening, said]
-        return self._made(Turn(self.pipe, self._kept, messages, replace(self.settings, **settings)))
+        message = {"role": "user", "content": content}
+        messages = [message] if self._conversation.messages else [*self._opening, message]
+        return self._recorded(Turn(self.pipe, self._conversation, messages, replace(self.settings, **settings)))
 
-    def _made(self, turn: Turn) -> Iterator[Event]:
-        before = self._kept
+    def _recorded(self, turn: Turn) -> Iterator[Event]:
+        before = self._conversation
         with closing(turn.events()) as events:
             for event in events:
                 if isinstance(event, Usage):  # the last one
-                    if self._kept is not before:
+                    if self._conversation is not before:
                         raise ValueError("the chat went on while this turn was made; fork() it to follow two threads")
-                    self._keep(turn.conversation)
+                    self._append(turn.conversation)
                 yield event
 
-    def _keep(self, conversation: Conversation) -> None:
-        self._kept = conversation
-        tokens = [[] if row is None else row.tokens for row in (conversation.full, conversation.without)]
-        self._marks.append(_Mark(len(conversation.messages), len(conversation.pictures), *tokens))
+    def _append(self, conversation: Conversation) -> None:
+        self._conversation = conversation
+        tokens = [[] if row is None else row.tokens for row in (conversation.cond, conversation.uncond)]
+        self._turn_ends.append(_TurnEnd(len(conversation.messages), len(conversation.images), *tokens))
 
     def ask(self, text: str = "", images=(), **settings) -> str:
         """`send` for a text alone: the answer."""
@@ -126,7 +108,7 @@ class Chat:
         """Another chat that goes on from here; what was computed is shared, and neither changes the other."""
         other = Chat(self.pipe)
         other.settings, other._opening = self.settings, self._opening
-        other._kept, other._marks = self._kept, list(self._marks)
+        other._conversation, other._turn_ends = self._conversation, list(self._turn_ends)
         return other
 
     def rollback(self, turns: int = 1) -> None:
@@ -138,20 +120,20 @@ class Chat:
         check_counts(turns=turns)
         if turns > self.turns:
             raise ValueError(f"turns is {turns}, but this chat has {self.turns}; take back at most those")
-        del self._marks[-turns:]
-        if not self._marks:
-            self._kept = Conversation()
+        del self._turn_ends[-turns:]
+        if not self._turn_ends:
+            self._conversation = Conversation()
             return
-        mark, kept = self._marks[-1], self._kept
-        self._kept = Conversation(
-            kept.messages[: mark.messages],
-            kept.pictures[: mark.pictures],
-            _cut(kept.full, mark.full),
-            _cut(kept.without, mark.without),
+        end, now = self._turn_ends[-1], self._conversation
+        self._conversation = Conversation(
+            now.messages[: end.messages],
+            now.images[: end.images],
+            _up_to(now.cond, end.cond),
+            _up_to(now.uncond, end.uncond),
         )
 
 
-def _cut(row: Row | None, tokens: list[Token]) -> Row | None:
-    """What a row still holds of an earlier one."""
-    count = 0 if row is None else common(row.tokens, tokens)
+def _up_to(row: Row | None, tokens: list[Token]) -> Row | None:
+    """A row cut back to what it has in common with the tokens of an earlier one."""
+    count = 0 if row is None else common_length(row.tokens, tokens)
     return Row(row.tokens[:count], row.until(count)) if count else None

@@ -1,24 +1,23 @@
-"""What a turn of a conversation was asked for: its settings, and from them how its pictures are drawn.
+"""The settings of a turn of a conversation, and from them how its pictures are drawn.
 
-The fact a newcomer gets wrong: a setting that is None is not off, it is as the checkpoint's folder or the package says
-(`pipeline_settings`).
+A setting that is None is not off: it is as the checkpoint's folder or the package says (`sampling.settings`).
 """
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-from hybridgen.pipeline_checks import WRITING_PATHS, check_counts
-from hybridgen.sampling.codes import CodeSampling, check_window
-from hybridgen.sampling.decoder import Decoder
-from hybridgen.sampling.guidance import Guidance
+from hybridgen.sampling.codes import CodeSampling
 from hybridgen.sampling.seeds import image_generators
-from hybridgen.sampling.settings import OF_PATH, check_scales, code_sampling, guidance_of
+from hybridgen.sampling.settings import (
+    OF_PATH,
+    WRITING_PATHS,
+    DrawingSetup,
+    check_counts,
+    check_scales,
+    guidance_of,
+)
 
-if TYPE_CHECKING:
-    from hybridgen.pipeline_hybridgen import HybridGenPipeline
-
-PLANNED = ("text", "image")
-MOST_TOKENS, MOST_IMAGES = 256, 4  # where nothing is said
+PLAN_ITEMS = ("text", "image")
+DEFAULT_MAX_TOKENS, DEFAULT_MAX_IMAGES = 256, 4  # where a turn sets no other limit
 
 
 @dataclass(frozen=True)
@@ -64,15 +63,17 @@ class TurnSettings:
     window: int | None = None
 
     @property
-    def words(self) -> CodeSampling:
+    def text_sampling(self) -> CodeSampling:
         """How the tokens of a text are drawn."""
         return CodeSampling(self.text_temperature, self.text_top_k, self.text_top_p)
 
     def check(self) -> None:
         """Raises ValueError for what means nothing, whatever the model."""
         plan = self.plan
-        if plan is not None and not (isinstance(plan, list | tuple) and plan and all(item in PLANNED for item in plan)):
-            raise ValueError(f"plan is {plan!r}; give a list of {' and '.join(map(repr, PLANNED))}, or None")
+        if plan is not None and not (
+            isinstance(plan, list | tuple) and plan and all(item in PLAN_ITEMS for item in plan)
+        ):
+            raise ValueError(f"plan is {plan!r}; give a list of {' and '.join(map(repr, PLAN_ITEMS))}, or None")
         if plan is not None and self.max_images is not None:
             raise ValueError("a plan says how many images there are; leave max_images out")
         counts = {name: getattr(self, name) for name in ("max_new_tokens", "max_images", "preview_every")}
@@ -82,48 +83,49 @@ class TurnSettings:
         if self.negative_prompt is not None and not isinstance(self.negative_prompt, str):
             raise ValueError(f"negative_prompt is {self.negative_prompt!r}; give a text, or None")
         try:
-            self.words  # noqa: B018
+            self.text_sampling  # noqa: B018
         except ValueError as error:
             raise ValueError(f"text_{error}") from error
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """How the pictures of a turn are drawn: everything filled in, and checked."""
+class TurnImages:
+    """How the pictures of a turn are drawn: everything filled in, and checked.
 
-    path: str
+    Args:
+        setup: what they share with those of a call of the pipeline.
+        size: height and width in pixels.
+        tokens: of each, its frame not counted.
+    """
+
+    setup: DrawingSetup
     size: tuple[int, int]
     tokens: int
-    settings: dict
-    guidance: Guidance
-    sampling: CodeSampling
-    decoder: Decoder
 
     @classmethod
-    def of(cls, pipe: "HybridGenPipeline", asked: TurnSettings) -> "Drawing | None":
+    def of(cls, pipe, request: TurnSettings) -> "TurnImages | None":
         """None where nothing is to be drawn: by the plan, or as the model has no path that draws. Raises ValueError for
         what could not be drawn."""
-        planned = "image" in (asked.plan or ())
-        if asked.path is None and not planned and not set(WRITING_PATHS) & set(pipe.model.config.paths):
+        planned = "image" in (request.plan or ())
+        if request.path is None and not planned and not set(WRITING_PATHS) & set(pipe.model.config.paths):
             return None
-        path, guidance = pipe.writing_path(asked.path), guidance_of(asked.guider)
-        if asked.plan is not None and not planned:
+        path = pipe.writing_path(request.path)
+        guidance_of(request.guider)  # refused also where no picture is planned
+        if request.plan is not None and not planned:
             return None
-        given = {name: getattr(asked, name) for name in OF_PATH[path] if hasattr(asked, name)}
-        if asked.guider is not None:
-            for name, value in (("guidance_scale", guidance.scale), ("guidance_rescale", guidance.guidance_rescale)):
-                given[name] = value if given[name] is None else given[name]
-        settings = pipe.sampling_settings(path, **given)
+        overrides = {name: getattr(request, name) for name in OF_PATH[path] if hasattr(request, name)}
+        setup = pipe.drawing_setup(path, request.guider, **overrides)
+        settings = setup.settings
         scale = check_scales("guidance_scale", settings["guidance_scale"], 1)[0]
         pipe.check_conditions(None, None, check_scales("image_guidance_scale", settings["image_guidance_scale"], 1), 1)
-        guidance = replace(guidance, scale=scale, image_scale=1.0, guidance_rescale=settings["guidance_rescale"])
-        sampling = code_sampling(settings)
-        size = pipe.check_sizes([asked.height], [asked.width], path)[0]
-        pipe.check_drawing(path, settings.get("num_inference_steps", 1), guidance, settings.get("shift"))
-        check_window(settings.get("window", 1), guidance)
-        decoder = pipe.decoder(settings["precision"])
-        return cls(path, size, pipe.processor.count_tokens(path, *size), settings, guidance, sampling, decoder)
+        size = pipe.check_sizes([request.height], [request.width], path)[0]
+        setup = replace(setup, guidance=replace(setup.guidance, scale=scale, image_scale=1.0))
+        return cls(setup, size, pipe.processor.count_tokens(path, *size))
+
+    @property
+    def path(self) -> str:
+        return self.setup.path
 
     @property
     def guided(self) -> bool:
-        return self.guidance.scale != 1
+        return self.setup.guidance.scale != 1

@@ -1,45 +1,40 @@
 """One turn of the assistant: text and pictures as the model or a plan decides, event by event.
 
 `Turn` is made of a conversation and of settings, and checks all of them before the first forward; `events` does the
-work. The loops are `sampling.interleaved`'s. The fact a newcomer gets wrong: a turn changes nothing that it was given.
-What was said and read is in its `conversation` when the last event was asked for; a turn that is dropped before leaves
-no trace.
+work. The loops are `sampling.interleaved`'s. A turn changes nothing that it was given: the conversation with it in it
+is its `conversation` once the last event has come, and a turn that is dropped before leaves no trace.
 """
 
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from hybridgen.chat.events import Event, ImageDone, ImagePreview, ImageStarted, TextDelta, Usage
-from hybridgen.chat.settings import MOST_IMAGES, MOST_TOKENS, Drawing, TurnSettings
+from hybridgen.chat.settings import DEFAULT_MAX_IMAGES, DEFAULT_MAX_TOKENS, TurnImages, TurnSettings
 from hybridgen.checkpoints.manifest import manifest
 from hybridgen.configuration_hybridgen import require_path
 from hybridgen.core.messages import check_messages, parts, without_prompt
-from hybridgen.pipeline_checks import WRITING_PATHS
 from hybridgen.sampling.codes import code_steps
 from hybridgen.sampling.interleaved import (
-    Picture,
+    ImageBlock,
     Row,
     Token,
-    begin,
-    commit,
-    common,
+    commit_block,
+    common_length,
     latent_steps,
-    read,
+    read_document,
     side_by_side,
+    start_image,
     token_steps,
 )
 from hybridgen.sampling.prefix import Prefix
 from hybridgen.sampling.seeds import draw_gumbel, image_generators, new_seed
-from hybridgen.sampling.text import StableText, no_words
-
-if TYPE_CHECKING:
-    from hybridgen.pipeline_hybridgen import HybridGenPipeline
+from hybridgen.sampling.settings import WRITING_PATHS
+from hybridgen.sampling.text import StableText, unwritable_tokens
 
 
 @dataclass(frozen=True)
@@ -48,105 +43,102 @@ class Conversation:
 
     Args:
         messages: in the chat format.
-        pictures: those of the messages in reading order, as they are read.
-        full: the row that text goes on from; None = nothing was read yet.
-        without: what guidance leads away from; read only when a picture is drawn.
+        images: the pictures of the messages in reading order, as the backbone reads them.
+        cond: the row that text goes on from; None = nothing was read yet.
+        uncond: the row that guidance leads away from; read only when a picture is drawn.
     """
 
     messages: list[dict] = field(default_factory=list)
-    pictures: list[Picture] = field(default_factory=list)
-    full: Row | None = None
-    without: Row | None = None
+    images: list[ImageBlock] = field(default_factory=list)
+    cond: Row | None = None
+    uncond: Row | None = None
 
 
 class Turn:
     """
     Args:
+        pipe: the `HybridGenPipeline` that answers.
         conversation: as far as it was read.
-        messages: what the user says now (or all that was said, where nothing was read).
+        messages: the user's new ones (or all, where nothing was read).
 
     Raises:
         ValueError: in one sentence, what is wrong, or what there is no room for.
     """
 
-    def __init__(
-        self, pipe: "HybridGenPipeline", conversation: Conversation, messages: list[dict], asked: TurnSettings
-    ):
-        self.pipe, self.model, self.asked = pipe, pipe.model, asked
+    def __init__(self, pipe, conversation: Conversation, messages: list[dict], request: TurnSettings):
+        self.pipe, self.model, self.request = pipe, pipe.model, request
         self.special, self.tokenizer = pipe.processor.special_tokens, pipe.processor.tokenizer
-        asked.check()
-        self.seed = new_seed() if asked.seed is None else asked.seed
-        self.drawing = Drawing.of(pipe, asked)
+        request.check()
+        self.seed = new_seed() if request.seed is None else request.seed
+        self.drawing = TurnImages.of(pipe, request)
         self.messages = [*conversation.messages, *check_messages(messages)]
         if self.messages[-1]["role"] == "assistant":
             raise ValueError("the last message is the assistant's, so there is nothing to answer; end with the user's")
-        self.pictures = [*conversation.pictures, *self._look(messages)]
-        self.prompt = self._tokens(self.messages)
-        self.instead = self._instead() if self.drawing is not None and self.drawing.guided else []
-        self.full, self.without = conversation.full, conversation.without
-        self.cached = 0 if self.full is None else min(common(self.full.tokens, self.prompt), len(self.prompt) - 1)
+        self.images = [*conversation.images, *self._encoded_images(messages)]
+        self.prompt_tokens = self._tokens(self.messages)
+        self.uncond_tokens = self._uncond_tokens() if self.drawing is not None and self.drawing.guided else []
+        self.cond, self.uncond = conversation.cond, conversation.uncond
+        reusable = 0 if self.cond is None else common_length(self.cond.tokens, self.prompt_tokens)
+        self.cached = min(reusable, len(self.prompt_tokens) - 1)
         self.max_new_tokens = self._room_for_text()
         self.content: list[dict] = []  # of the assistant's message
-        self.text_tokens = self.images = self.steps = 0
+        self.text_tokens = self.drawn_images = self.steps = 0
 
     @property
     def conversation(self) -> Conversation:
         """With this turn in it."""
         content = self.content if self.content else ""
         messages = [*self.messages, {"role": "assistant", "content": content}]
-        return Conversation(messages, self.pictures, self.full, self.without)
+        return Conversation(messages, self.images, self.cond, self.uncond)
 
-    # --------------------------------------------------------------------------------------------------- what is asked
+    # ------------------------------------------------------------------------------------------------- the prompt
 
-    def _look(self, messages: list[dict]) -> list[Picture]:
-        """The pictures of messages, as they are read."""
-        paths, asked = self.model.config.paths, self.asked
-        if asked.read is not None:
-            require_path(paths, asked.read)
-        by_user = next(iter(paths), "understanding") if asked.read is None else asked.read
-        by_assistant = next((path for path in (asked.path, *WRITING_PATHS) if path in paths), by_user)
-        found = []
+    def _encoded_images(self, messages: list[dict]) -> list[ImageBlock]:
+        """The pictures of messages, as the backbone reads them."""
+        paths, request = self.model.config.paths, self.request
+        if request.read is not None:
+            require_path(paths, request.read)
+        user_path = next(iter(paths), "understanding") if request.read is None else request.read
+        assistant_path = next((path for path in (request.path, *WRITING_PATHS) if path in paths), user_path)
+        blocks = []
         for message in messages:
-            by = by_assistant if message["role"] == "assistant" else by_user
+            path = assistant_path if message["role"] == "assistant" else user_path
             for part in parts(message):
                 if part["type"] == "image":
-                    require_path(paths, by)
-                    self.pipe.check_codec(by)
-                    found.append(self._seen(part["image"], by))
-        return found
+                    require_path(paths, path)
+                    self.pipe.check_codec(path)
+                    blocks.append(self._encoded(part["image"], path))
+        return blocks
 
-    def _seen(self, image, path: str) -> Picture:
-        look, batch = (
-            self.pipe.processor.image_processor,
-            {"pixel_values": None, "diffusion_images": [], "vq_images": []},
-        )
-        size = self.asked.height, self.asked.width
-        length = self.pipe.processor.count_tokens(path, *size)
+    def _encoded(self, image, path: str) -> ImageBlock:
+        processor, size = self.pipe.processor, (self.request.height, self.request.width)
+        batch = {"pixel_values": None, "diffusion_images": [], "vq_images": []}
+        length = processor.count_tokens(path, *size)
         if path == "understanding":
-            batch["pixel_values"] = look.understanding([image])
+            batch["pixel_values"] = processor.image_processor.understanding([image])
         else:
-            batch[f"{path}_images"] = [look.generation(image, *self.pipe.processor.size_of(*size))]
-        return self._picture(path, length, self.pipe._media(batch))
+            batch[f"{path}_images"] = [processor.image_processor.generation(image, *processor.size_of(*size))]
+        return self._block(path, length, self.pipe.encode_images(batch))
 
-    def _picture(self, path: str, length: int, media: dict[str, Tensor]) -> Picture:
-        return Picture(path, length, self.model.config.is_bidirectional(path), media)
+    def _block(self, path: str, length: int, media: dict[str, Tensor]) -> ImageBlock:
+        return ImageBlock(path, length, self.model.config.is_bidirectional(path), media)
 
     def _tokens(self, messages: list[dict], unconditional: bool = False) -> list[Token]:
         """A conversation as a document, the assistant's turn open."""
-        pictures, found = iter(self.pictures), []
+        images, tokens = iter(self.images), []
+        frame = self.special.begin_image, self.special.end_image
         for ids in self.pipe.processor.prompt_ids(messages, unconditional):
-            framed = self.special.begin_image, self.special.end_image
-            found += next(pictures).tokens(*framed) if ids is None else ids
-        return found
+            tokens += next(images).tokens(*frame) if ids is None else ids
+        return tokens
 
-    def _instead(self) -> list[Token]:
-        """What guidance leads away from: the same conversation, with nothing said by the user or, at last, the negative
-        prompt."""
-        negative = self.asked.negative_prompt
+    def _uncond_tokens(self) -> list[Token]:
+        """What guidance leads away from: the same conversation without the user's words or, where there is a negative
+        prompt, with it as the last of them."""
+        negative = self.request.negative_prompt
         if negative is None:
             return self._tokens(self.messages, unconditional=True)
-        said = [part for part in parts(self.messages[-1]) if part["type"] == "image"]
-        last = {**self.messages[-1], "content": [*said, {"type": "text", "text": negative}]}
+        images = [part for part in parts(self.messages[-1]) if part["type"] == "image"]
+        last = {**self.messages[-1], "content": [*images, {"type": "text", "text": negative}]}
         return self._tokens([*without_prompt(self.messages[:-1]), last])
 
     # ------------------------------------------------------------------------------------------------ what has room
@@ -156,138 +148,160 @@ class Turn:
         return getattr(self.model.config.text_config, "max_position_embeddings", None) or float("inf")
 
     def _room_for_text(self) -> int:
-        """How many tokens a text may have. Raises ValueError if what was asked for does not fit."""
-        asked, framed = self.asked, 0 if self.drawing is None else self.drawing.tokens + 2
-        plan = ["text"] + ["image"] * (asked.max_images or 0) if asked.plan is None else list(asked.plan)
+        """How many tokens a text may have. Raises ValueError if the turn that is requested does not fit."""
+        request, framed = self.request, 0 if self.drawing is None else self.drawing.tokens + 2
+        plan = ["text"] + ["image"] * (request.max_images or 0) if request.plan is None else list(request.plan)
         images, texts = plan.count("image"), plan.count("text")
-        left = self._context - max(len(self.prompt), len(self.instead)) - images * framed
-        count = (
-            min(MOST_TOKENS, left // texts if texts else 0) if asked.max_new_tokens is None else asked.max_new_tokens
-        )
+        prompt = max(len(self.prompt_tokens), len(self.uncond_tokens))
+        left = self._context - prompt - images * framed
+        count = request.max_new_tokens
+        if count is None:
+            count = min(DEFAULT_MAX_TOKENS, left // texts if texts else 0)
         if left < texts * count or (texts and count < 1):
             needs = [f"{images} images of {framed} tokens"] if images else []
             needs += [f"{texts * max(count, 1):.0f} tokens of text"] if texts else []
             raise ValueError(
-                f"the conversation has {max(len(self.prompt), len(self.instead))} tokens and the turn may need "
+                f"the conversation has {prompt} tokens and the turn may need "
                 f"{' and '.join(needs)}, but the model's context is {self._context} (max_position_embeddings); ask for "
                 "less, or begin another conversation"
             )
         return int(count)
 
     def _may_draw(self, text_left: int) -> bool:
-        """Whether the model may decide to."""
+        """Whether the model may decide to draw: there is room for a picture and `text_left` tokens of text."""
         if self.drawing is None:
             return False
-        longest = max(len(self.full.tokens), len(self.instead) + len(self.full.tokens) - len(self.prompt))
+        written = len(self.cond.tokens) - len(self.prompt_tokens)
+        longest = max(len(self.prompt_tokens), len(self.uncond_tokens)) + written
         fits = longest + self.drawing.tokens + 2 + text_left <= self._context
-        return fits and self.images < (MOST_IMAGES if self.asked.max_images is None else self.asked.max_images)
+        most = DEFAULT_MAX_IMAGES if self.request.max_images is None else self.request.max_images
+        return fits and self.drawn_images < most
 
     # -------------------------------------------------------------------------------------------------------- the work
 
     def events(self) -> Iterator[Event]:
         """Make the turn. To stop, stop asking."""
         started = time.perf_counter()
-        self.full = read(self.model, self.full, self.prompt, self.special.pad, len(self.instead))
-        self._noise = self._word_noise()
-        yield from self._decided() if self.asked.plan is None else self._planned()
-        tokens = 0 if self.drawing is None else self.images * self.drawing.tokens
-        counts = len(self.prompt), self.cached, self.text_tokens, tokens, self.steps
+        self.cond = read_document(
+            self.model, self.cond, self.prompt_tokens, self.special.pad, pad_to=len(self.uncond_tokens)
+        )
+        self._noise = self._text_noise()
+        yield from self._as_the_model_decides() if self.request.plan is None else self._as_planned()
+        image_tokens = 0 if self.drawing is None else self.drawn_images * self.drawing.tokens
+        counts = len(self.prompt_tokens), self.cached, self.text_tokens, image_tokens, self.steps
         yield Usage(*counts, time.perf_counter() - started)
 
-    def _decided(self) -> Iterator[Event]:
+    def _as_the_model_decides(self) -> Iterator[Event]:
         while (left := self.max_new_tokens - self.text_tokens) > 0:
-            drawn = yield from self._write(left, self._may_draw(left))
-            if not drawn:
+            image_begins = yield from self._write(left, self._may_draw(left))
+            if not image_begins:
                 return
             yield from self._draw()
 
-    def _planned(self) -> Iterator[Event]:
-        plan = list(self.asked.plan)
+    def _as_planned(self) -> Iterator[Event]:
+        plan = list(self.request.plan)
         for item, after in zip(plan, [*plan[1:], None], strict=True):
             if item == "image":
                 yield from self._draw()
             else:
                 yield from self._write(self.max_new_tokens, after == "image")
 
-    def _word_noise(self) -> Iterator[Tensor]:
+    def _text_noise(self) -> Iterator[Tensor]:
         generators, vocabulary = image_generators(1, self.seed), self.model.lm_head.out_features
-        return draw_gumbel(generators, 1 << 62, vocabulary, self.model.device)  # as many as are asked for
+        return draw_gumbel(generators, 1 << 62, vocabulary, self.model.device)  # without end; drawn as it is needed
 
     def _write(self, count: int, may_draw: bool) -> Iterator[Event]:
         """At most so many tokens. Returns whether the model wrote that an image begins."""
-        begins, ended = self.special.begin_image, self.tokenizer.eos_token_id
-        never, words = no_words(self.model, self.special, (begins,) if may_draw else ()), self.asked.words
-        prefix, ids = self.full.until(len(self.full.tokens)), []
-        text, drawn = StableText(self.tokenizer, first=not self.content), False
+        begin, end = self.special.begin_image, self.tokenizer.eos_token_id
+        suppressed = unwritable_tokens(self.model, self.special, (begin,) if may_draw else ())
+        prefix, ids, sampling = self.cond.until(len(self.cond.tokens)), [], self.request.text_sampling
+        text, image_begins = StableText(self.tokenizer, first=not self.content), False
 
         def choose(logits: Tensor) -> int:
-            return int(words.draw(logits.index_fill(-1, never, -torch.inf), self._noise))
+            return int(sampling.draw(logits.index_fill(-1, suppressed, -torch.inf), self._noise))
 
-        for token in token_steps(self.model, prefix, count, choose, {begins, ended}):
-            drawn = token == begins
-            if token not in (begins, ended):
+        for token in token_steps(self.model, prefix, count, choose, {begin, end}):
+            image_begins = token == begin
+            if token not in (begin, end):
                 ids.append(token)
                 self.text_tokens += 1
                 if more := text.add(token):
                     yield TextDelta(more)
-        if more := text.rest(last=not (drawn or (may_draw and self.asked.plan is not None))):
+        if more := text.rest(last=not (image_begins or (may_draw and self.request.plan is not None))):
             yield TextDelta(more)
-        if text.said:
-            self.content.append({"type": "text", "text": text.said})
+        if text.text:
+            self.content.append({"type": "text", "text": text.text})
         if ids:
-            self.full = Row(self.full.tokens + ids, prefix)
-        return drawn
+            self.cond = Row(self.cond.tokens + ids, prefix)
+        return image_begins
 
     def _draw(self) -> Iterator[Event]:
-        asked, drawing, index = self.asked, self.drawing, self.images
+        """
+        1. Read what guidance leads away from, as far as the conversation has come.
+        2. Draw against both rows, with previews.
+        3. Commit the picture to the conditional row, as it is read from now on.
+        """
+        drawing, index, every = self.drawing, self.drawn_images, self.request.preview_every
         yield ImageStarted(index, drawing.path, *drawing.size)
-        self.full = replace(self.full, begun=begin(self.model, self.full))
-        rows = [self.full.begun]
-        if drawing.guided:
-            tokens = self.instead + self.full.tokens[len(self.prompt) :]  # what the assistant said stands in both
-            self.without = read(self.model, self.without, tokens, self.special.pad, len(self.full.tokens))
-            rows.append(self.without.begun)
-        prefix, begun_at = side_by_side(rows), self.steps
-        for made, sketch in self._steps(prefix, image_generators(1, self.seed + index)):  # noqa: B007
+        prefix = self._drawing_prefix()
+        steps = self._image_steps(prefix, image_generators(1, self.seed + index))
+        for step, (made, preview) in enumerate(steps, start=1):  # noqa: B007
             self.steps += 1
-            step = self.steps - begun_at
-            if asked.preview_every is not None and step % asked.preview_every == 0 and (shown := sketch()) is not None:
-                yield ImagePreview(index, step, self._image(shown))
+            if every is not None and step % every == 0 and (shown := preview()) is not None:
+                yield ImagePreview(index, step, self._decoded(shown))
         media = {"codes": made.flatten()}
         if drawing.path == "diffusion":
             media = {"latents": made, "timesteps": made.new_zeros(1)}
-        image, picture = self._image(made), self._picture(drawing.path, drawing.tokens, media)
-        exact = drawing.decoder.precision == "model"
-        self.full = commit(self.model, self.full, prefix if exact else None, picture)
-        self.images += 1
-        self.pictures = [*self.pictures, picture]
+        image, block = self._decoded(made), self._block(drawing.path, drawing.tokens, media)
+        exact = drawing.setup.decoder.precision == "model"
+        self.cond = commit_block(self.model, self.cond, prefix if exact else None, block)
+        self.drawn_images += 1
+        self.images = [*self.images, block]
         self.content.append({"type": "image", "image": image})
-        said = [part["text"] for part in parts(self.messages[-1]) if part["type"] == "text"]
-        others = len(self.messages) - 1 + len(self.content) - 1 + len(parts(self.messages[-1])) - len(said)
-        guider = None if asked.guider is None else drawing.guidance
-        made = manifest(
-            self.pipe, self.pipe.origin, drawing.path, "".join(said), self.seed + index, drawing.size, drawing.settings,
-            negative_prompt=asked.negative_prompt, guidance=guider, prior_messages=others,
-        )  # fmt: skip
-        yield ImageDone(index, image, made)
+        yield ImageDone(index, image, self._manifest(self.seed + index))
 
-    def _steps(self, prefix: Prefix, generators: list) -> Iterator[tuple]:
-        """The picture after each step, and a function that makes what can be shown of it."""
-        drawing, pipe = self.drawing, self.pipe
-        if drawing.path == "diffusion":
-            steps, size = drawing.settings["num_inference_steps"], pipe.latent_size(drawing.size)
-            given = pipe.scheduler, steps, size, generators[0], drawing.guidance, drawing.settings["shift"]
-            yield from latent_steps(self.model, prefix, *given, drawing.decoder)
+    def _drawing_prefix(self) -> Prefix:
+        """The conversation as far as it has come and, guided, the unconditional row below it."""
+        self.cond = replace(self.cond, image_start=start_image(self.model, self.cond))
+        rows = [self.cond.image_start]
+        if self.drawing.guided:
+            written = self.cond.tokens[len(self.prompt_tokens) :]  # by the assistant: it stands in both rows
+            tokens, pad_to = self.uncond_tokens + written, len(self.cond.tokens)
+            self.uncond = read_document(self.model, self.uncond, tokens, self.special.pad, pad_to)
+            rows.append(self.uncond.image_start)
+        return side_by_side(rows)
+
+    def _image_steps(self, prefix: Prefix, generators: list) -> Iterator[tuple]:
+        """The picture's latents or codes after each step, and a function that makes what a preview can show of them."""
+        setup, pipe, size = self.drawing.setup, self.pipe, self.drawing.size
+        if setup.path == "diffusion":
+            yield from latent_steps(
+                self.model, prefix, pipe.scheduler, setup.num_inference_steps, pipe.latent_size(size), generators[0],
+                setup.guidance, setup.shift, setup.decoder,
+            )  # fmt: skip
             return
-        height, width = (side // pipe.processor.vq_token_size for side in drawing.size)
-        given = generators, drawing.sampling, drawing.guidance, None, None, drawing.decoder, drawing.settings["window"]
-        for codes in code_steps(self.model, prefix, height * width, *given):  # 1, t
-            whole = codes.shape[1] // width  # rows of the picture
+        height, width = (side // pipe.processor.vq_token_size for side in size)
+        options = {"decoder": setup.decoder, "window": setup.window}
+        steps = code_steps(self.model, prefix, height * width, generators, setup.sampling, setup.guidance, **options)
+        for codes in steps:  # 1, t
+            rows = codes.shape[1] // width  # that are whole
 
-            def rows_so_far(codes=codes, whole=whole) -> Tensor | None:
-                return codes[:, : whole * width].view(1, whole, width) if whole else None
+            def whole_rows(codes=codes, rows=rows) -> Tensor | None:
+                return codes[:, : rows * width].view(1, rows, width) if rows else None
 
-            yield codes.view(1, height, width) if whole == height else codes, rows_so_far
+            yield codes.view(1, height, width) if rows == height else codes, whole_rows
 
-    def _image(self, made: Tensor) -> Image.Image:
-        return self.pipe.processor.postprocess(self.pipe._decode(made, self.drawing.path))[0]
+    def _decoded(self, made: Tensor) -> Image.Image:
+        return self.pipe.processor.postprocess(self.pipe.decode_images(made, self.drawing.path))[0]
+
+    def _manifest(self, seed: int) -> dict:
+        """Of the last picture."""
+        drawing, request, prompt = self.drawing, self.request, parts(self.messages[-1])
+        texts = [part["text"] for part in prompt if part["type"] == "text"]
+        prior = len(self.messages) - 1 + len(self.content) - 1 + len(prompt) - len(texts)
+        return manifest(
+            self.pipe, self.pipe.origin, drawing.path, "".join(texts), seed, drawing.size, drawing.setup.settings,
+            negative_prompt=request.negative_prompt,
+            guidance=None if request.guider is None else drawing.setup.guidance,
+            prior_messages=prior,
+        )  # fmt: skip

@@ -1,7 +1,7 @@
-"""What a checkpoint is, told by hashes: of its weights, and of the settings that decide what it draws.
+"""The identity of a checkpoint: hashes of its weights, and of the settings that decide what it draws.
 
-The fact a newcomer gets wrong: a checkpoint is named by these and not by its folder, which may be trained on. Files are
-hashed once: what they are is kept in the user's cache, by path, size and times.
+A checkpoint is named by these and not by its folder, whose content further training changes. Files are hashed once: the
+hashes are kept in the user's cache, by path, size and times.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from hybridgen.checkpoints.loading import ADAPTER, is_adapter
-from hybridgen.core.files import write_whole
+from hybridgen.core.files import read_json, write_json
 from hybridgen.core.hub import INDEX
 
 _VOLATILE = ("_diffusers_version", "transformers_version", "_name_or_path", "base_model_name_or_path")
@@ -23,7 +23,7 @@ _SETTINGS = (  # as transformers, diffusers and peft call them; other files in a
 
 
 def origin(checkpoint: str | Path) -> dict[str, str]:
-    """Where pictures come from: the folder, and the hashes of what is in it."""
+    """What pictures were drawn by: the folder, and the hashes of what is in it."""
     hashes = {"weights": weights_hash(checkpoint), "config": config_hash(checkpoint)}
     return {"checkpoint": str(checkpoint), **hashes}
 
@@ -42,19 +42,19 @@ def weights_state(checkpoint: str | Path) -> list:
 def config_hash(checkpoint: str | Path) -> str:
     """One hash of what else decides a picture: the settings of model, processor, tokenizer and codecs. Not of the
     scheduler, which a manifest holds in full, nor of versions and paths, nor of what else lies in the folder."""
-    told = []
+    settings = []
     for folder in _folders(checkpoint):
         for file in sorted(folder.rglob("*")):
             if _decides(file) and _belongs(file.relative_to(folder), folder):
-                told.append((str(file.relative_to(folder)), _content(file)))
-    return _joined(told)
+                settings.append((str(file.relative_to(folder)), _content(file)))
+    return _joined(settings)
 
 
 def _folders(checkpoint: str | Path) -> list[Path]:
     folder = Path(checkpoint)
     if not is_adapter(folder):
         return [folder]
-    base = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    base = read_json(folder / ADAPTER)["base_model_name_or_path"]
     return [folder, Path(base).parent]
 
 
@@ -69,8 +69,8 @@ def _decides(file: Path) -> bool:
 def _belongs(file: Path, folder: Path) -> bool:
     """Whether a file lies where a part of a checkpoint lies: in its folder, or a folder that its index names."""
     index = folder / INDEX
-    named = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
-    return len(file.parts) == 1 or isinstance(named.get(file.parts[0]), list)
+    parts = read_json(index) if index.is_file() else {}
+    return len(file.parts) == 1 or isinstance(parts.get(file.parts[0]), list)
 
 
 def _content(file: Path) -> str:
@@ -92,23 +92,22 @@ def _state(file: Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
-def _kept_hashes() -> Path:
+def _cache_file() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hybridgen" / "hashes.json"
 
 
 def file_hash(file: str | Path) -> str:
     """SHA-256 of a file, computed once for as long as the file stays what it is. A cache that cannot be read or written
     costs time, nothing else."""
-    file, kept = Path(file).resolve(), {}
+    file, cache = Path(file).resolve(), {}
     state = _state(file)
     with contextlib.suppress(OSError, ValueError):
-        kept = json.loads(_kept_hashes().read_text(encoding="utf-8"))
-    known = kept.get(str(file)) if isinstance(kept, dict) else None
+        cache = read_json(_cache_file())
+    known = cache.get(str(file))
     if isinstance(known, dict) and known.get("state") == state:
         return known["sha256"]
     with open(file, "rb") as opened:
-        found = hashlib.file_digest(opened, "sha256").hexdigest()
-    kept = {**(kept if isinstance(kept, dict) else {}), str(file): {"state": state, "sha256": found}}
+        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
     with contextlib.suppress(OSError):
-        write_whole(_kept_hashes(), json.dumps(kept))
-    return found
+        write_json(_cache_file(), {**cache, str(file): {"state": state, "sha256": sha256}})
+    return sha256

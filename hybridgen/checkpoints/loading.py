@@ -2,8 +2,8 @@
 
     model_index.json   model/   processor/   scheduler/   vq_model/   vae/
 
-The pipeline itself is put together in `pipeline_hybridgen`. The fact a newcomer gets wrong: transformers loads a folder
-whose weights lack a tensor, with random numbers in its place and a warning. Here that is an error which names it.
+The pipeline itself is put together in `pipeline_hybridgen`. transformers loads a folder whose weights lack a tensor,
+with random numbers in its place and a warning; here that is an error which names the tensor.
 """
 
 import json
@@ -18,6 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from hybridgen.core.files import read_json, write_whole
 from hybridgen.core.hub import INDEX
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 
@@ -25,25 +26,24 @@ PIPELINE, ADAPTER = "HybridGenPipeline", "adapter_config.json"
 WEIGHTS = ("model", "vae", "vq_model")  # components that have weights, not only settings
 
 
-def check_checkpoint(folder: str | Path, given: tuple[str, ...] = ()) -> None:
+def check_checkpoint(folder: str | Path, components: tuple[str, ...] = ()) -> None:
     """Raises ValueError, in one sentence, when a folder is no saved pipeline or lacks a file.
 
     Args:
-        given: components that the caller brings along, which need no files.
+        components: names of those that the caller brings along, which need no files.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"checkpoint {folder} does not exist; give a folder that training or save_pretrained wrote")
-    index = _read_json(folder / INDEX, "so it is not a checkpoint of hybridgen")
-    kind = index.get("_class_name") if isinstance(index, dict) else None
-    if kind != PIPELINE:
+    index = read_json(folder / INDEX, missing=", so it is not a checkpoint of hybridgen")
+    if (kind := index.get("_class_name")) != PIPELINE:
         raise ValueError(
             f"checkpoint {folder} is a {kind or 'folder of another kind'}, not a {PIPELINE}: {INDEX} says so"
         )
     for name, entry in index.items():
-        if isinstance(entry, list) and entry[0] is not None and name not in given:
+        if isinstance(entry, list) and entry[0] is not None and name not in components:
             _check_component(folder / name, has_weights=name in WEIGHTS)
-    if "model" not in given and not isinstance(index.get("model"), list):
+    if "model" not in components and not isinstance(index.get("model"), list):
         raise ValueError(f"checkpoint {folder} names no model in {INDEX}; save the pipeline again")
 
 
@@ -54,9 +54,9 @@ def _check_component(folder: Path, has_weights: bool) -> None:
         )
     if not has_weights:
         return
-    _read_json(folder / "config.json", "so its weights cannot be placed")
+    read_json(folder / "config.json", missing=", so its weights cannot be placed")
     indices = sorted(folder.glob("*.safetensors.index.json"))
-    shards = {shard for index in indices for shard in _read_json(index, "")["weight_map"].values()}
+    shards = {shard for index in indices for shard in read_json(index)["weight_map"].values()}
     missing = sorted(shard for shard in shards if not (folder / shard).is_file())
     if missing:
         raise ValueError(
@@ -68,15 +68,6 @@ def _check_component(folder: Path, has_weights: bool) -> None:
         )
 
 
-def _read_json(file: Path, consequence: str) -> dict:
-    if not file.is_file():
-        raise ValueError(f"{file.parent} has no {file.name}, {consequence}")
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); it was cut off or changed, copy it again") from error
-
-
 def is_adapter(folder: str | Path) -> bool:
     """Whether a folder holds an adapter, and not a whole pipeline."""
     return (Path(folder) / ADAPTER).is_file()
@@ -85,9 +76,9 @@ def is_adapter(folder: str | Path) -> bool:
 def forget_origin(folder: str | Path) -> None:
     """Take out of a saved pipeline's settings the folder that diffusers says it was loaded from."""
     for file in (Path(folder) / INDEX, *Path(folder).glob("*/config.json")):
-        settings = json.loads(file.read_text(encoding="utf-8"))
-        if settings.pop("_name_or_path", None) is not None:
-            file.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        settings = read_json(file)
+        if settings.pop("_name_or_path", None) is not None:  # else not a byte changes
+            write_whole(file, json.dumps(settings, indent=2, sort_keys=True) + "\n")  # as diffusers writes it
 
 
 @contextmanager
@@ -101,7 +92,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         raise ValueError(f"{folder} is there already; choose a folder that is not, or empty it first")
     folder = folder.resolve()
     aside = folder.parent / f".{folder.name}.unfinished"
-    made = [parent for parent in folder.parents if not parent.exists()]  # innermost first
+    new_parents = [parent for parent in folder.parents if not parent.exists()]  # innermost first
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
@@ -109,7 +100,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         aside.rename(folder)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
-        for parent in made:
+        for parent in new_parents:
             with suppress(OSError):  # somebody else has put something there
                 parent.rmdir()
         raise
@@ -122,7 +113,7 @@ _UNREADABLE = (
 
 
 class _Incomplete(ValueError):
-    """Already one sentence."""
+    """An error of ours about a folder: its message is one sentence already."""
 
 
 def load_model(folder: Path) -> HybridGenForConditionalGeneration:
@@ -136,9 +127,9 @@ def load_model(folder: Path) -> HybridGenForConditionalGeneration:
     )
     if missing := sorted(report["missing_keys"]):
         raise _Incomplete(f"checkpoint {folder.parent} lacks {len(missing)} weights of its model, such as {missing[0]}")
-    for name, found, wanted in sorted(report["mismatched_keys"]):
+    for name, saved, expected in sorted(report["mismatched_keys"]):
         raise _Incomplete(
-            f"checkpoint {folder.parent} has {name} of shape {tuple(found)}, but config.json makes it {tuple(wanted)}"
+            f"checkpoint {folder.parent} has {name} of shape {tuple(saved)}, but config.json makes it {tuple(expected)}"
         )
     return model
 

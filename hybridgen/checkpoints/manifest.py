@@ -1,32 +1,29 @@
-"""What made a picture, as JSON can hold it: the same whether `hybridgen sample` drew it or a conversation.
+"""Manifests: what made a picture, as JSON can hold it; the same whether `hybridgen sample` drew it or a conversation.
 
-The fact a newcomer gets wrong: a pipeline knows what it was loaded from only for as long as its weights, and the files,
-are what they were then. One that was trained since draws pictures of which nobody can say by what.
+A pipeline knows what it was loaded from only for as long as its weights, and the files, are what they were then
+(`Provenance`): of pictures that it draws after more training, nobody can say by what they were drawn.
 """
 
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from torch import nn
 
 from hybridgen.checkpoints.hashes import file_hash, origin, weights_state
-from hybridgen.checkpoints.loading import WEIGHTS
 from hybridgen.sampling.guidance import Guidance
 from hybridgen.version import __version__
-
-if TYPE_CHECKING:
-    from hybridgen.pipeline_hybridgen import HybridGenPipeline
 
 KEY, FORMAT = "manifest", 1
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that decide pictures."""
+    """Versions of the libraries that decide what a picture looks like."""
     return {"hybridgen": __version__, **{name: version(name) for name in ("torch", "transformers", "diffusers")}}
 
 
 def manifest(
-    pipeline: "HybridGenPipeline",
+    pipe,
     drawn_by: dict[str, str],
     path: str,
     prompt: str,
@@ -42,15 +39,16 @@ def manifest(
     """What made one picture.
 
     Args:
-        drawn_by: the `origin` of the pipeline; empty = unknown, and nobody can check it.
+        pipe: the `HybridGenPipeline` that drew it.
+        drawn_by: its `origin`; empty = unknown, and nobody can check it.
         size: height and width in pixels.
         settings: as `HybridGenPipeline.sampling_settings` gives them, of this picture.
         guidance: what the call had as guider.
         image, read: the file of the image condition, and the path by which it was read.
-        prior_messages: messages of a conversation, and parts of the last, before the picture and beside the prompt; with 0
+        prior_messages: messages of a conversation, and parts of the last, before the picture and beside the prompt; 0 =
             the prompt alone draws it again.
     """
-    scheduler = pipeline.scheduler if path == "diffusion" else None
+    scheduler = pipe.scheduler if path == "diffusion" else None
     return {
         "format": FORMAT,
         "prompt": prompt,
@@ -65,8 +63,8 @@ def manifest(
         "image": None if image is None else {"file": str(image), "sha256": file_hash(image), "read": read},
         "scheduler": scheduler and {"class": type(scheduler).__name__, "config": dict(scheduler.config)},
         **drawn_by,
-        "dtype": str(pipeline.model.dtype).removeprefix("torch."),
-        "device": pipeline.model.device.type,
+        "dtype": str(pipe.model.dtype).removeprefix("torch."),
+        "device": pipe.model.device.type,
         "versions": versions(),
     }
 
@@ -77,28 +75,29 @@ def _without_scales(guidance: Guidance) -> dict:
     return {name: value for name, value in asdict(guidance).items() if name not in scales}
 
 
-class Manifesting:
-    """Mixed into the pipeline: what it was loaded from."""
+class Provenance:
+    """The folder that weights were loaded from, for as long as they, and its files, are what they were then.
 
-    _loaded: tuple[Path, list, list] | None = None
-    _origin: dict[str, str] | None = None  # hashed once
+    Args:
+        folder: of the checkpoint.
+        components: its modules with weights, as loaded.
+    """
 
-    def loaded_from(self, folder: str | Path) -> None:
-        """All weights are now those of this folder."""
-        self._loaded, self._origin = (Path(folder), weights_state(folder), self._weights()), None
+    def __init__(self, folder: str | Path, components: list[nn.Module]):
+        self._folder = Path(folder)
+        self._files, self._weights = weights_state(folder), _weights_versions(components)
+        self._origin: dict[str, str] | None = None  # hashed once
 
-    @property
-    def origin(self) -> dict[str, str]:
-        """The folder and its hashes; empty where it was made of parts, or weights or files have changed since."""
-        if self._loaded is None or self._loaded[2] != self._weights():
+    def origin(self, components: list[nn.Module]) -> dict[str, str]:
+        """The folder and its hashes; empty where weights or files have changed since."""
+        if self._weights != _weights_versions(components):
             return {}
-        folder, files, _ = self._loaded
         if self._origin is None:
-            self._origin = origin(folder) if files == weights_state(folder) else {}
+            self._origin = origin(self._folder) if self._files == weights_state(self._folder) else {}
         return self._origin
 
-    def _weights(self) -> list[tuple[int, int, int]]:
-        """Which modules they are in, and how often they were changed there."""
-        parts = [part for name in WEIGHTS if (part := getattr(self, name, None)) is not None]
-        counted = [[parameter._version for parameter in part.parameters()] for part in parts]
-        return [(id(part), len(each), sum(each)) for part, each in zip(parts, counted, strict=True)]
+
+def _weights_versions(components: list[nn.Module]) -> list[tuple[int, int, int]]:
+    """Which modules the weights are in, and how often they were changed there."""
+    counted = [[parameter._version for parameter in component.parameters()] for component in components]
+    return [(id(part), len(versions), sum(versions)) for part, versions in zip(components, counted, strict=True)]

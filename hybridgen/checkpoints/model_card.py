@@ -1,7 +1,7 @@
 """The model card: the README.md that is saved with a checkpoint, with the metadata by which the hub files it.
 
 It says what the model is and how to load it, from its config alone; what it was trained on and how well it does are for
-the people who trained it to add. The fact a newcomer gets wrong: a card that is there is never overwritten.
+the people who trained it to add; a card that is there is never overwritten.
 """
 
 from hybridgen.configuration_hybridgen import HybridGenConfig

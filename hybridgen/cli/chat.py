@@ -30,8 +30,8 @@ from hybridgen.cli.errors import is_for_the_user, one_line
 from hybridgen.cli.pictures import new_file, open_picture, png_text, save_png, slug, writable_folder
 from hybridgen.cli.running import best_device
 from hybridgen.core.messages import parts
-from hybridgen.pipeline_hybridgen import WRITING_PATHS, HybridGenPipeline
-from hybridgen.sampling.settings import OF_PATH, check_belongs
+from hybridgen.pipeline_hybridgen import HybridGenPipeline
+from hybridgen.sampling.settings import OF_PATH, WRITING_PATHS, check_belongs
 
 SLASH_COMMANDS = """\
   /image FILE   say a picture before the words that come next

@@ -19,8 +19,8 @@ from hybridgen.cli.running import best_device, progress_bars
 from hybridgen.evaluation import suites
 from hybridgen.evaluation.generation import DrawSettings
 from hybridgen.evaluation.scores import in_lines, save_scores
-from hybridgen.pipeline_hybridgen import WRITING_PATHS, HybridGenPipeline
-from hybridgen.sampling.settings import OF_PATH, check_belongs
+from hybridgen.pipeline_hybridgen import HybridGenPipeline
+from hybridgen.sampling.settings import OF_PATH, WRITING_PATHS, check_belongs
 
 ABOUT = """\
 Draw held-out captions, answer held-out questions, score both exactly, and write scores.json: for each path

@@ -1,1 +1,1 @@
-"""TODO codecs."""
+"""Codecs: pixels <-> the latents and codes that the backbone reads and writes."""

@@ -18,7 +18,8 @@ from hybridgen.data.synthetic import open_synthetic
 from hybridgen.evaluation import generation, provenance, understanding
 from hybridgen.evaluation.generation import DrawSettings, Progress, Prompts
 from hybridgen.evaluation.understanding import Quiz
-from hybridgen.pipeline_hybridgen import WRITING_PATHS, HybridGenPipeline
+from hybridgen.pipeline_hybridgen import HybridGenPipeline
+from hybridgen.sampling.settings import WRITING_PATHS
 
 TaskProgress = Callable[[str, int, int], None]  # what is being done, how many are done, of how many
 

@@ -1,7 +1,7 @@
 """The code loop: an image of the vq path, one code a step, each drawn from the model's guided code logits.
 
-The fact a newcomer gets wrong: the loop keeps the codes it reads in the prefix (they are final, unlike noisy patches),
-and the last code is drawn but never read. `commit_codes` reads it, and the end of the image, for what follows.
+The loop commits the codes it reads to the prefix (they are final, unlike noisy patches), and the last code is drawn but
+never read: `commit_codes` reads it, and the end of the image, for what follows.
 
 A code is the largest of (logits / temperature + Gumbel noise), with noise from the image's own stream. That is a
 sample of their softmax, and one that a rounding error in the logits, of another batch size say, hardly ever changes.
@@ -81,16 +81,16 @@ def write_codes(
 ) -> Tensor:
     """The codes (I, count) that follow a prefix whose rows end with the begin-of-image token; the prefix grows by them.
 
-    With a window of W, W codes are read at once: the next one, and guesses of those behind it. A guess that is what is
-    then drawn there has saved a step; from the first that is not, all is read again, with what was drawn as the new
-    guesses (Jacobi decoding, arXiv 2305.10427, 2410.01699). Each position keeps its own noise, so the codes are those
-    of a window of 1.
+    With a window of W, W codes are read at once: the next one, and guesses of those behind it. A guess that equals the
+    code then drawn at its position has saved a step; from the first that does not, all is read again, with the codes
+    drawn as the new guesses (Jacobi decoding, arXiv 2305.10427, 2410.01699). Each position keeps its own noise, so the
+    codes are those of a window of 1.
 
     Args:
         generators: one an image; their number is I. The prefix has I, 2 I or 3 I rows, as `guidance` orders
             them.
-        on_step: told the codes so far (I, t) after each code; what it returns is gone on with.
-        on_logits: told the guided logits (I, V) of each code, before temperature and filters.
+        on_step: called with the codes so far (I, t) after each code; the loop goes on with those that it returns.
+        on_logits: called with the guided logits (I, V) of each code, before temperature and filters.
         decoder: the model's, in another precision; None = in its own.
         window: codes read at once; pays for few images, whose guesses must all be right.
 
@@ -116,14 +116,14 @@ def code_steps(
     decoder: Decoder | None = None,
     window: int = 1,
 ) -> Iterator[Tensor]:
-    """`write_codes` forward by forward: the codes so far (I, t). The prefix is whole only when all were asked for."""
+    """`write_codes` forward by forward: the codes so far (I, t). The prefix is complete only once all have come."""
     images, device = len(generators), prefix.last_state.device
     copies, vocabulary = prefix.rows // images, model.config.vq_config.num_embeddings
     decoder = Decoder(model) if decoder is None else decoder
     guide = Guide(guidance, images, count)
     check_window(window, guide.guidance)
-    read = decoder.after(prefix, torch.arange(count, device=device), causal=window == 1)
-    noise = _Noise(draw_gumbel(generators, count, vocabulary, device))
+    forward = decoder.after(prefix, torch.arange(count, device=device), causal=window == 1)
+    noise = _PositionNoise(draw_gumbel(generators, count, vocabulary, device))
     codes = torch.zeros(images, count, dtype=torch.long, device=device)
 
     def draw(states: Tensor, first: int) -> tuple[Tensor, Tensor]:
@@ -146,24 +146,24 @@ def code_steps(
     logits, drawn = draw(states, 0)
     take(0, logits[0], drawn[0])
     yield codes[:, :1]
-    done, guesses = 0, codes.new_zeros(images, 0)  # codes that were read; guesses of those after the next
-    while done < count - 1:
-        ahead = min(window, count - 1 - done)
-        guesses = _guess(codes, done, guesses, ahead - 1)
-        inputs = torch.cat([codes[:, done : done + 1], guesses], dim=1)  # I, n
-        states = read(model.model.embed_codes(inputs).repeat(copies, 1, 1), done, keep=False)  # R, n, H
-        logits, drawn = draw(states, done + 1)
-        for right in range(1, ahead + 1):  # inputs that were what is drawn
-            take(done + right, logits[right - 1], drawn[right - 1])
-            if right == ahead or not torch.equal(inputs[:, right], codes[:, done + right]):
+    read, guesses = 0, codes.new_zeros(images, 0)  # codes that the prefix holds; guesses of those after the next
+    while read < count - 1:
+        ahead = min(window, count - 1 - read)
+        guesses = _guess_codes(codes, read, guesses, ahead - 1)
+        inputs = torch.cat([codes[:, read : read + 1], guesses], dim=1)  # I, n
+        states = forward(model.model.embed_codes(inputs).repeat(copies, 1, 1), read, commit=False)  # R, n, H
+        logits, drawn = draw(states, read + 1)
+        for accepted in range(1, ahead + 1):  # inputs that are final: the next code, and the guesses that were right
+            take(read + accepted, logits[accepted - 1], drawn[accepted - 1])
+            if accepted == ahead or not torch.equal(inputs[:, accepted], codes[:, read + accepted]):
                 break
-        prefix.cache.advance(right)
-        guesses, done = drawn[right:].T, done + right
-        noise.forget(done)
-        yield codes[:, : done + 1]
+        prefix.cache.advance(accepted)
+        guesses, read = drawn[accepted:].T, read + accepted
+        noise.drop_until(read)
+        yield codes[:, : read + 1]
     prefix.document_ids = torch.nn.functional.pad(prefix.document_ids, (0, count - 1))
     prefix.positions = prefix.positions + count - 1
-    prefix.last_state = states[:, right - 1] if count > 1 else states[:, 0]
+    prefix.last_state = states[:, accepted - 1] if count > 1 else states[:, 0]
 
 
 def check_window(window: int, guidance: Guidance) -> None:
@@ -177,33 +177,34 @@ def check_window(window: int, guidance: Guidance) -> None:
         )
 
 
-def _guess(codes: Tensor, done: int, before: Tensor, count: int) -> Tensor:
-    """Guesses (I, count) of the codes after the next: as drawn before, and then those of the row above."""
-    side, first = math.isqrt(codes.shape[1]), done + 1
-    made = [before[:, number] for number in range(min(count, before.shape[1]))]
-    for position in range(first + len(made), first + count):
-        above, known = position - side, position - first - 1
-        near = codes[:, done] if known < 0 else made[known]
-        made.append(codes[:, above] if 0 <= above <= done else near)
-    return torch.stack(made, dim=1) if made else codes[:, :0]
+def _guess_codes(codes: Tensor, read: int, drawn: Tensor, count: int) -> Tensor:
+    """Guesses (I, count) of the codes after position `read`: those drawn there on wrong inputs, then, where none were,
+    the codes of the row above."""
+    side, first = math.isqrt(codes.shape[1]), read + 1
+    guesses = [drawn[:, number] for number in range(min(count, drawn.shape[1]))]
+    for position in range(first + len(guesses), first + count):
+        above, previous = position - side, position - first - 1
+        before = codes[:, read] if previous < 0 else guesses[previous]
+        guesses.append(codes[:, above] if 0 <= above <= read else before)
+    return torch.stack(guesses, dim=1) if guesses else codes[:, :0]
 
 
-class _Noise:
-    """The noise of each position, drawn once, in order, and kept for as long as it may be asked for again."""
+class _PositionNoise:
+    """The noise of each position, drawn once, in order, and kept until the position is final."""
 
     def __init__(self, stream: Iterator[Tensor]):
-        self._stream, self._kept, self._next = stream, {}, 0
+        self._stream, self._drawn, self._next = stream, {}, 0
 
     def at(self, position: int) -> Iterator[Tensor]:
-        """An iterator, so that what is not needed is not drawn."""
+        """An iterator, so that none is drawn where none is needed."""
         while self._next <= position:
-            self._kept[self._next] = next(self._stream)
+            self._drawn[self._next] = next(self._stream)
             self._next += 1
-        yield self._kept[position]
+        yield self._drawn[position]
 
-    def forget(self, position: int) -> None:
-        """All positions up to this one."""
-        self._kept = {number: noise for number, noise in self._kept.items() if number > position}
+    def drop_until(self, position: int) -> None:
+        """Drop that of all positions up to this one."""
+        self._drawn = {number: noise for number, noise in self._drawn.items() if number > position}
 
 
 @torch.no_grad()

@@ -5,8 +5,8 @@ much as they do. For the Llama family (Llama, Mistral, Qwen2, Qwen3), whose laye
 file runs those on the layers' own weights. Any other backbone, and one whose layers were changed (LoRA, offloading, a
 library's quantization), is run as transformers runs it; a test holds both equal.
 
-The fact a newcomer gets wrong: precision `model` copies nothing, so it is always the model as it is now. The others
-copy the matrices as they are when the decoder is made (`is_current` tells whether they still are). `fp32` copies them
+Precision `model` copies nothing, so it is always the model as it is now. The others copy the matrices as they are when
+the decoder is made (`is_current` tells whether they still are). `fp32` copies them
 in the order in which the processor reads them, and rounds as float32 does. `bf16` and `int8` round more, and not the
 same in every batch: a code that hangs by a hair may then depend on what is drawn beside it.
 
@@ -33,7 +33,7 @@ PRECISIONS: tuple[Precision, ...] = ("model", "fp32", "bf16", "int8")
 
 _FAMILY = (LlamaModel, MistralModel, Qwen2Model, Qwen3Model)
 _MOVING_ROPE = ("dynamic", "longrope")  # frequencies that depend on how long the text is
-_FEW = 8  # tokens below which a product waits for weights, so that int8 pays (measured on AVX512: 2 to 6 times fp32)
+_INT8_TOKENS = 8  # below which a product waits for weights, so that int8 pays (measured on AVX512: 2 to 6 times fp32)
 
 
 def can_be_fused(model: HybridGenForConditionalGeneration) -> bool:
@@ -72,31 +72,31 @@ class _Matrix:
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, packed: bool):
-        self.weight, self.bias, self.one = weight, bias, _has_onednn(weight) and weight.is_contiguous()
-        if packed and self.one:
+        self.weight, self.bias, self.onednn = weight, bias, _has_onednn(weight) and weight.is_contiguous()
+        if packed and self.onednn:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, 128)
 
     def __call__(self, inputs: Tensor, after: str = "none", other: Tensor | None = None) -> Tensor:
         """inputs W^T + b, then silu ("swish"), or "add" or "mul" with another tensor."""
-        if self.one and other is not None and other.dtype == inputs.dtype:
+        if self.onednn and other is not None and other.dtype == inputs.dtype:
             return torch.ops.mkldnn._linear_pointwise(inputs, other, self.weight, self.bias, after)
-        if self.one and other is None:
+        if self.onednn and other is None:
             return torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, after, [], "")
-        made = self(inputs) if self.one else functional.linear(inputs, self.weight, self.bias)
-        return _after(made, after, other)
+        product = self(inputs) if self.onednn else functional.linear(inputs, self.weight, self.bias)
+        return _after(product, after, other)
 
 
-def _after(made: Tensor, after: str, other: Tensor | None) -> Tensor:
+def _after(product: Tensor, after: str, other: Tensor | None) -> Tensor:
     if other is None:
-        return functional.silu(made) if after == "swish" else made
-    return other + made if after == "add" else other * made
+        return functional.silu(product) if after == "swish" else product
+    return other + product if after == "add" else other * product
 
 
 class _Product:
-    """What linear layers that read the same input make of it: one product, where their weights were copied."""
+    """Linear layers that read the same input: one matrix product for all, where their weights were copied."""
 
     def __init__(self, layers: list[nn.Linear], precision: Precision):
-        self.sizes, self.small = [layer.out_features for layer in layers], None
+        self.sizes, self.int8_weight = [layer.out_features for layer in layers], None
         if precision == "model":
             self.dtype = layers[0].weight.dtype
             self.matrices = [_Matrix(layer.weight, layer.bias, packed=False) for layer in layers]
@@ -108,27 +108,27 @@ class _Product:
         if precision == "int8" and weight.shape[1] % 16 == 0:  # torch's kernel reads past the end of other rows
             weight = torch.cat([layer.weight.detach().float() for layer in layers])
             scale = (weight.abs().amax(1) / 127).clamp(min=1e-12)  # one a row, symmetric
-            self.small = (weight / scale[:, None]).round().to(torch.int8)
+            self.int8_weight = (weight / scale[:, None]).round().to(torch.int8)
             self.scale = scale.bfloat16()
-            weight = self.small.bfloat16() * self.scale[:, None]  # the same weights, however many tokens come
+            weight = self.int8_weight.bfloat16() * self.scale[:, None]  # the same weights, however many tokens come
         self.matrices = [_Matrix(weight, self.bias, packed=True)]
 
     def __call__(self, inputs: Tensor) -> list[Tensor]:
         """(R, n, in) -> (R, n, out) of each layer, in the input's dtype."""
         if len(self.matrices) == len(self.sizes) > 1:
             return [matrix(inputs) for matrix in self.matrices]
-        return list(self.one(inputs).split(self.sizes, -1))
+        return list(self.joined(inputs).split(self.sizes, -1))
 
-    def one(self, inputs: Tensor, after: str = "none", other: Tensor | None = None) -> Tensor:
+    def joined(self, inputs: Tensor, after: str = "none", other: Tensor | None = None) -> Tensor:
         """All outputs side by side, and what comes `after` (see `_Matrix`), in the input's dtype."""
         tokens = inputs.to(self.dtype)
-        if self.small is None or inputs.shape[:-1].numel() >= _FEW:
+        if self.int8_weight is None or inputs.shape[:-1].numel() >= _INT8_TOKENS:
             if tokens.dtype == inputs.dtype:
                 return self.matrices[0](tokens, after, other)
             return _after(self.matrices[0](tokens).to(inputs.dtype), after, other)
-        made = torch.ops.aten._weight_int8pack_mm(tokens.flatten(0, -2), self.small, self.scale)
-        made = (made if self.bias is None else made + self.bias).to(inputs.dtype).view(*inputs.shape[:-1], -1)
-        return _after(made, after, other)
+        product = torch.ops.aten._weight_int8pack_mm(tokens.flatten(0, -2), self.int8_weight, self.scale)
+        product = product if self.bias is None else product + self.bias
+        return _after(product.to(inputs.dtype).view(*inputs.shape[:-1], -1), after, other)
 
 
 class _Layer:
@@ -157,10 +157,10 @@ class _Layer:
         seen = functional.scaled_dot_product_attention(
             queries, keys, values, attn_mask=mask, scale=self.scaling, enable_gqa=grouped
         )  # R, A, n, d
-        states = self.out.one(seen.transpose(1, 2).flatten(2), "add", states)
+        states = self.out.joined(seen.transpose(1, 2).flatten(2), "add", states)
         normed = _norm(self.norms[1], states).to(self.gate.dtype)
-        gate = self.gate.one(normed, "swish") if self.is_silu else self.act_fn(self.gate.one(normed))
-        return self.down.one(self.up.one(normed, "mul", gate), "add", states)
+        gate = self.gate.joined(normed, "swish") if self.is_silu else self.act_fn(self.gate.joined(normed))
+        return self.down.joined(self.up.joined(normed, "mul", gate), "add", states)
 
 
 def _norm(norm: nn.Module, states: Tensor) -> Tensor:
@@ -187,7 +187,7 @@ class Decoder:
             raise ValueError(f"precision is {precision!r}; choose one of {', '.join(PRECISIONS)}")
         self.model, self.precision = model, precision
         self.layers: list[_Layer] | None = None
-        self._made_of = self._weights()
+        self._copied_from = self._weights()
         if not can_be_fused(model):
             if precision != "model":
                 raise ValueError(
@@ -214,8 +214,8 @@ class Decoder:
         return [(parameter.data_ptr(), parameter._version) for parameter in self.model.parameters()]
 
     def is_current(self) -> bool:
-        """Whether the model's weights are still those that this was made of."""
-        return self._made_of == self._weights()
+        """Whether the model's weights are still those that were copied."""
+        return self._copied_from == self._weights()
 
     def code_logits(self, states: Tensor) -> Tensor:
         """(R, H) -> (R, num_embeddings), in float32."""
@@ -224,30 +224,32 @@ class Decoder:
         inner, activation, outer = self.head
         return outer(activation(inner(states)[0]))[0].float()
 
-    def after(self, prefix: Prefix, blocks: Tensor, causal: bool = False, diffusion: bool = False) -> "Reader":
-        """What reads tokens that come next in a prefix.
+    def after(
+        self, prefix: Prefix, blocks: Tensor, causal: bool = False, diffusion: bool = False
+    ) -> "IncrementalForward":
+        """A function that runs the backbone on tokens that come next in a prefix.
 
         Args:
             blocks: (T,) blocks of all tokens that will come.
             causal: they come one at a time.
             diffusion: they are tokens of the diffusion path.
         """
-        return Reader(self, prefix, blocks, causal, diffusion)
+        return IncrementalForward(self, prefix, blocks, causal, diffusion)
 
 
-class Reader:
-    """Reads tokens behind a prefix; all that does not depend on them is computed here, once."""
+class IncrementalForward:
+    """Runs the backbone on tokens that come next in a prefix; what does not depend on them is computed here, once."""
 
     def __init__(self, decoder: Decoder, prefix: Prefix, blocks: Tensor, causal: bool, diffusion: bool):
         self.decoder, self.prefix, self.blocks, self.causal = decoder, prefix, blocks, causal
         self.diffusion = diffusion
         model, count = decoder.model, len(blocks)
-        self.kept = len(prefix)
+        self.prefix_length = len(prefix)
         self.position_ids = prefix.positions_of(count)  # R, T
         prefix.cache.reserve(count)
         self.mask = prefix.mask_with(model, blocks, queries=1 if causal else count)  # R, 1, 1 or T, P + T
-        self.lean = decoder.layers is not None and isinstance(self.mask, Tensor)
-        if self.lean:
+        self.fused = decoder.layers is not None and isinstance(self.mask, Tensor)
+        if self.fused:
             if self.mask.dtype == torch.bool:  # attention adds numbers; they are made here once, not at each step
                 lowest = torch.finfo(model.dtype).min
                 self.mask = torch.zeros(self.mask.shape, dtype=model.dtype, device=self.mask.device).masked_fill_(
@@ -260,20 +262,20 @@ class Reader:
             self.cos, self.sin = cos[:, :, None], sin[:, :, None]
 
     @torch.no_grad()
-    def __call__(self, embeds: Tensor, first: int = 0, keep: bool = True) -> Tensor:
+    def __call__(self, embeds: Tensor, first: int = 0, commit: bool = True) -> Tensor:
         """Embeddings (R, n, H) of tokens `first` to `first + n` -> the backbone's output (R, n, H).
 
         Args:
-            keep: the prefix grows by them; otherwise it stays as it was.
+            commit: the prefix grows by them; otherwise it stays as it was.
         """
         last, cache = first + embeds.shape[1], self.prefix.cache
-        with nullcontext() if keep else cache.no_commit():
-            if not self.lean:
+        with nullcontext() if commit else cache.no_commit():
+            if not self.fused:
                 where = self._mask_of(first, last), self.position_ids[:, first:last]
                 return backbone(self.decoder.model, self.prefix, embeds, *where, self.diffusion)
             mask, cos, sin = self._mask_of(first, last), self.cos[:, first:last], self.sin[:, first:last]
-            for layer, kept in zip(self.decoder.layers, cache.layers, strict=True):
-                embeds = layer(embeds, mask, cos, sin, kept)
+            for layer, layer_cache in zip(self.decoder.layers, cache.layers, strict=True):
+                embeds = layer(embeds, mask, cos, sin, layer_cache)
             return _norm(self.decoder.model.model.language_model.norm, embeds)
 
     def _mask_of(self, first: int, last: int):
@@ -281,4 +283,4 @@ class Reader:
         if not isinstance(self.mask, Tensor):
             return self.prefix.mask_with(self.decoder.model, self.blocks[:last], queries=last - first)
         rows = self.mask if self.causal else self.mask[:, :, first:last]
-        return rows[..., : self.kept + last]
+        return rows[..., : self.prefix_length + last]

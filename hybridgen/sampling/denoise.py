@@ -6,8 +6,8 @@
     draw_latents     all of these, from noise that each image draws for itself
     commit_image     x_0               -> read clean (timestep 0) into the prefix, for what follows
 
-The fact a newcomer gets wrong: the model predicts its own kind, whatever the scheduler; `noise.convert` turns it into
-what the scheduler wants.
+The model makes the kind of prediction that it was trained for, whatever the scheduler; `noise.convert` turns it into
+the kind that the scheduler takes.
 
 Shapes: I images, R rows (I, or 2 I with guidance), S steps, T tokens of one image, C x h x w a latent.
 """
@@ -25,7 +25,7 @@ from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.sampling.decoder import Decoder
 from hybridgen.sampling.guidance import Guidance, Guide, Scale
 from hybridgen.sampling.prefix import Prefix, extend
-from hybridgen.sampling.schedules import FOREIGN, Schedule, check_scheduler, prepare, said
+from hybridgen.sampling.schedules import LIBRARY_ERRORS, Schedule, check_scheduler, in_a_line, prepare
 from hybridgen.sampling.seeds import draw_noise
 
 __all__ = ["Schedule", "check_scheduler", "commit_image", "denoise", "draw_latents", "image_predictor", "prepare"]
@@ -46,10 +46,10 @@ def denoise(
     """Standard normal noise (I, C, h, w) -> clean latents of the same shape.
 
     Args:
-        predict: what the model says of x_t at a step; any function will do.
-        prediction_type: the kind of what it says.
+        predict: the model's prediction from x_t at a step; any function will do.
+        prediction_type: its kind.
         generators: one an image, for schedulers that draw noise at a step.
-        on_step: told the latents after each step; what it returns is gone on with.
+        on_step: called with the latents after each step; the loop goes on with those that it returns.
     """
     latents = noise
     for latents in denoise_steps(predict, noise, schedule, prediction_type, generators, on_step):  # noqa: B007
@@ -66,7 +66,7 @@ def denoise_steps(
     generators: list[Generator] | None = None,
     on_step: OnStep | None = None,
 ) -> Iterator[Tensor]:
-    """`denoise` step by step: the latents after each; whoever stops asking has stopped it."""
+    """`denoise` step by step: the latents after each. To stop, stop iterating."""
     scheduler = schedule.scheduler
     latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)
     options = {"generator": generators} if schedule.generator else {}
@@ -82,27 +82,27 @@ def denoise_steps(
 
 
 def try_out(schedule: Schedule, prediction_type: str) -> None:
-    """Let a schedule draw a few numbers that are known, from a model that is wrong by one per cent, before long work.
+    """Let a schedule draw a few known numbers from a model with an error of one per cent, before long work.
 
     Raises:
-        ValueError: it does not come near them: a scheduler that goes the other way, that ends in noise, or that draws a
-            small mistake of the model large.
+        ValueError: it does not come near them: a scheduler that goes the other way, that ends in noise, or that
+            enlarges a small error of the model.
     """
     name, steps = type(schedule.scheduler).__name__, len(schedule)
     generator, device = Generator().manual_seed(0), schedule.alpha.device
     draw = lambda *size: torch.randn(*size, generator=generator).to(device)  # noqa: E731
-    known, mistakes = draw(1, 1, 8, 8).clamp(-1, 1), draw(steps, 1, 1, 8, 8) / 100
+    known, errors = draw(1, 1, 8, 8).clamp(-1, 1), draw(steps, 1, 1, 8, 8) / 100
 
     def predict(noisy: Tensor, step: int) -> Tensor:
         mix = schedule.alpha[step], schedule.sigma[step]
-        return convert("sample", prediction_type, known + mistakes[step], noisy, *mix)
+        return convert("sample", prediction_type, known + errors[step], noisy, *mix)
 
     trial = replace(schedule, scheduler=copy.deepcopy(schedule.scheduler))
     try:
         off = (denoise(predict, draw(1, 1, 8, 8), trial, prediction_type, [Generator()]) - known).pow(2).mean().sqrt()
-    except FOREIGN as error:
+    except LIBRARY_ERRORS as error:
         raise ValueError(
-            f"{name} cannot draw in {steps} evaluations ({said(error)}); take another scheduler"
+            f"{name} cannot draw in {steps} evaluations ({in_a_line(error)}); take another scheduler"
         ) from error
     if not off < 0.05:
         raise ValueError(
@@ -121,7 +121,7 @@ def image_predictor(
     guidance: Guidance | Scale = 1.0,
     decoder: Decoder | None = None,
 ) -> Predict:
-    """What the model says of noisy images that come next in a prefix, guided where it has several rows an image.
+    """The model's predictions for noisy images that come next in a prefix, guided where it has several rows an image.
 
     All that does not depend on x_t is computed here, once: masks, positions, and the embedding of every timestep. A
     call computes the images' own tokens, in the rows that count at its step, and leaves the prefix as it was.
@@ -129,7 +129,7 @@ def image_predictor(
     Args:
         images: I; the prefix has I rows, or 2 I or 3 I as `guidance` orders them.
         size: height and width of a latent.
-        timesteps: (S,) what the model is told at each step.
+        timesteps: (S,) as the model is given them, one a step.
         decoder: the model's, in another precision; None = in its own.
     """
     config, core = model.config.diffusion_config, model.model
@@ -138,25 +138,25 @@ def image_predictor(
     vectors = core.timestep_embedder(timesteps)  # S, H
     prefix.cache.reserve(len(blocks))
     guide = Guide(guidance, images, len(timesteps))
-    readers = [(rows.rows // images, decoder.after(rows, blocks, diffusion=True)) for rows in prefix.heads(images)]
-    unguided, guided = readers[0], readers[-1]
+    forwards = [(rows.rows // images, decoder.after(rows, blocks, diffusion=True)) for rows in prefix.heads(images)]
+    unguided, guided = forwards[0], forwards[-1]
     kind, in_velocity = config.prediction_type, guide.guidance.method == "zero_star" and config.noise_schedule == "flow"
     if in_velocity:
         alpha, sigma = NoiseProcess.of(config).coefficients(timesteps)  # S
 
     @torch.no_grad()
     def predict(noisy: Tensor, step: int) -> Tensor:
-        copies, read = guided if guide.is_on(step) else unguided
+        copies, forward = guided if guide.is_on(step) else unguided
         vector = vectors[step][None]  # one for all: as many rows as images would round as their number has it
         embeds, skips = core.patch_embed(noisy, vector)  # I, T, H
-        states = read(embeds.repeat(copies, 1, 1), keep=False)  # R, T, H
+        states = forward(embeds.repeat(copies, 1, 1), commit=False)  # R, T, H
         skips = [skip.repeat(copies, 1, 1, 1) for skip in skips]
-        whole = core.final_layer(states, vector, skips, size).float()  # R, C, h, w
+        prediction = core.final_layer(states, vector, skips, size).float()  # R, C, h, w
         if not in_velocity:
-            return guide(whole, step)
+            return guide(prediction, step)
         at = alpha[step], sigma[step]
-        whole = convert(kind, "velocity", whole, noisy.repeat(copies, 1, 1, 1), *at)
-        return convert("velocity", kind, guide(whole, step), noisy, *at)
+        prediction = convert(kind, "velocity", prediction, noisy.repeat(copies, 1, 1, 1), *at)
+        return convert("velocity", kind, guide(prediction, step), noisy, *at)
 
     return predict
 

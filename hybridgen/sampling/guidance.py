@@ -1,18 +1,19 @@
 """Guidance: what the model says of a prompt, led away from what it says of less; alike for denoising and for codes.
 
     rows of an image                          guided
-    full                                      full                                     scale 1: nothing is led away from
-    full, without                             without + scale * (full - without)       CFG, arXiv 2207.12598
-    full, without, nothing                    nothing + image_scale * (without - nothing) + scale * (full - without)
+    cond                                      cond                                     scale 1: no guidance
+    cond, uncond                              uncond + scale * (cond - uncond)         CFG, arXiv 2207.12598
+    cond, uncond, uncond_image                uncond_image + image_scale * (uncond - uncond_image)
+                                                           + scale * (cond - uncond)   InstructPix2Pix, arXiv 2211.09800
 
-`full` is prompt and image condition, `without` leaves the prompt out (or says a negative one), `nothing` the image too
-(InstructPix2Pix, arXiv 2211.09800). Rows come as [all full; all without; all nothing] along the first dimension.
+`cond` is prompt and image condition, `uncond` leaves the prompt out (or has the negative one), `uncond_image` the image
+too. Rows come as [all cond; all uncond; all uncond_image] along the first dimension.
 
-The fact a newcomer gets wrong: `scale` 1 *is* the conditional prediction, so no other row is computed then. For plain
-CFG it makes no difference whether velocity, noise or x_0 is guided, as these are affine in one another at a given x_t
-and the weights sum to one; for the other methods it does. They are applied to what the model predicts, as diffusers
-does, but for CFG-Zero*, which is defined on velocities. Logits of codes are known up to a constant only, so the other
-methods are given them with mean zero. The names are those of `diffusers.guiders`, and `Guidance.of` takes its guiders.
+`scale` 1 *is* the conditional prediction, so no other row is computed then. For plain CFG it makes no
+difference whether velocity, noise or x_0 is guided, as these are affine in one another at a given x_t and the weights
+sum to one; for the other methods it does. They are applied to what the model predicts, as diffusers does, but for
+CFG-Zero*, which is defined on velocities. Logits of codes are known up to a constant only, so the other methods are
+given them with mean zero. The names are those of `diffusers.guiders`, and `Guidance.of` takes its guiders.
 
 Shapes: I images, R rows (I, 2 I or 3 I).
 """
@@ -37,14 +38,14 @@ class Guidance:
     """How the rows of an image become one prediction.
 
     Args:
-        scale: 1 = no guidance, more = closer to the prompt, 0 = the row without the prompt.
+        scale: 1 = no guidance, more = closer to the prompt, 0 = the unconditional row.
         image_scale: of the image condition; 1 = the two rows are enough.
         guidance_rescale: 0 to 1, how far the standard deviation of the guided prediction is brought back to that of the
-            full one (arXiv 2305.08891, sec. 3.4).
+            conditional one (arXiv 2305.08891, sec. 3.4).
         start, stop: shares of the steps between which guidance is on (arXiv 2404.07724); elsewhere an image costs one
             row.
         method: `cfg`; `apg`, adaptive projected guidance (arXiv 2410.02416); `zero_star`, CFG-Zero* (arXiv 2503.18886).
-        eta: apg: weight of the part of the update that is parallel to the full prediction.
+        eta: apg: weight of the part of the update that is parallel to the conditional prediction.
         norm_threshold: apg: bound of the update's norm; 0 = none.
         momentum: apg: of the update over the steps; 0 = none.
         zero_init_steps: zero_star: first steps at which the velocity is taken to be zero.
@@ -132,7 +133,7 @@ class Guidance:
 
 
 def is_guided(scale: Scale) -> bool:
-    """Whether other rows than the full one are needed at all."""
+    """Whether other rows than the conditional one are needed at all."""
     if isinstance(scale, Tensor):
         return bool((scale != 1).any())
     return scale != 1
@@ -171,22 +172,22 @@ class Guide:
         self._running: Tensor | None = None  # APG's average of updates
 
     def is_on(self, step: int) -> bool:
-        """Whether other rows than the full ones count at a step."""
+        """Whether other rows than the conditional ones count at a step."""
         return self.first <= step < self.end and step >= self.guidance.zero_init_steps
 
     def __call__(self, prediction: Tensor, step: int) -> Tensor:
         """Predictions of all rows (R, ...) -> (I, ...): untouched where there is one row an image."""
         if step < self.guidance.zero_init_steps:
             return torch.zeros_like(prediction[: self.images])
-        full, *others = prediction.split(self.images)
+        cond, *others = prediction.split(self.images)
         if not others or not self.is_on(step):
-            return full
-        scale = self._at(self.guidance.scale, step, full)
-        guided = getattr(self, f"_{self.guidance.method}")(full, others[0], scale)
+            return cond
+        scale = self._at(self.guidance.scale, step, cond)
+        guided = getattr(self, f"_{self.guidance.method}")(cond, others[0], scale)
         if len(others) == 2:
-            without, nothing = others
-            guided = guided + (self._at(self.guidance.image_scale, step, full) - 1) * (without - nothing)
-        return self._rescaled(guided, full) if self.guidance.guidance_rescale else guided
+            uncond, uncond_image = others
+            guided = guided + (self._at(self.guidance.image_scale, step, cond) - 1) * (uncond - uncond_image)
+        return self._rescaled(guided, cond) if self.guidance.guidance_rescale else guided
 
     @staticmethod
     def _at(scale: Scale, step: int, like: Tensor) -> float | Tensor:
@@ -195,29 +196,29 @@ class Guide:
             return scale.to(like).view(-1, *[1] * (like.ndim - 1))
         return scale
 
-    def _cfg(self, full: Tensor, without: Tensor, scale: float | Tensor) -> Tensor:
-        return without + scale * (full - without)
+    def _cfg(self, cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
+        return uncond + scale * (cond - uncond)
 
-    def _apg(self, full: Tensor, without: Tensor, scale: float | Tensor) -> Tensor:
-        """The update, averaged, shortened, and its part along `full` weighted by eta."""
-        update, dims = full - without, tuple(range(1, full.ndim))
+    def _apg(self, cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
+        """The update, averaged, shortened, and its part along `cond` weighted by eta."""
+        update, dims = cond - uncond, tuple(range(1, cond.ndim))
         if self.guidance.momentum:
             self._running = update if self._running is None else update + self.guidance.momentum * self._running
             update = self._running
         if self.guidance.norm_threshold:
             norm = torch.linalg.vector_norm(update, dim=dims, keepdim=True)
             update = update * (self.guidance.norm_threshold / norm).clamp(max=1)
-        along = torch.nn.functional.normalize(full.double(), dim=dims)
+        along = torch.nn.functional.normalize(cond.double(), dim=dims)
         parallel = ((update.double() * along).sum(dims, keepdim=True) * along).to(update.dtype)
-        return without + scale * (update - parallel + self.guidance.eta * parallel)
+        return uncond + scale * (update - parallel + self.guidance.eta * parallel)
 
-    def _zero_star(self, full: Tensor, without: Tensor, scale: float | Tensor) -> Tensor:
-        """CFG from the multiple of `without` that is nearest to `full`."""
-        dims = tuple(range(1, full.ndim))
-        share = (full * without).sum(dims, keepdim=True) / (without.pow(2).sum(dims, keepdim=True) + 1e-8)
-        return self._cfg(full, share * without, scale)
+    def _zero_star(self, cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
+        """CFG from the multiple of `uncond` that is nearest to `cond`."""
+        dims = tuple(range(1, cond.ndim))
+        share = (cond * uncond).sum(dims, keepdim=True) / (uncond.pow(2).sum(dims, keepdim=True) + 1e-8)
+        return self._cfg(cond, share * uncond, scale)
 
-    def _rescaled(self, guided: Tensor, full: Tensor) -> Tensor:
-        dims, share = tuple(range(1, full.ndim)), self.guidance.guidance_rescale
-        ratio = full.std(dims, keepdim=True) / guided.std(dims, keepdim=True)
+    def _rescaled(self, guided: Tensor, cond: Tensor) -> Tensor:
+        dims, share = tuple(range(1, cond.ndim)), self.guidance.guidance_rescale
+        ratio = cond.std(dims, keepdim=True) / guided.std(dims, keepdim=True)
         return share * (guided * ratio) + (1 - share) * guided

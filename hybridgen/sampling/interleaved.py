@@ -1,14 +1,14 @@
 """Interleaved: a conversation of texts and pictures read and written piece by piece, each token computed once.
 
-    read            a document -> a `Row`; what an earlier row has read already is not read again
-    token_steps  a row -> text, token by token
-    begin, drawing  a row -> what a picture is drawn against, and its steps
-    commit          a picture -> read clean into the row, for what follows
+    read_document   a document -> a `Row`; what an earlier row has read already is not read again
+    token_steps     a row -> text, token by token
+    start_image     a row -> what a picture is drawn against
+    latent_steps    a picture of the diffusion path, step by step
+    commit_block    a picture -> read clean into the row, for what follows
 
-A document is a list of tokens: an id, or (picture, which of its tokens). Two documents share what they begin with, and
-so do their keys and values. The fact a newcomer gets wrong: a row is never changed. What goes on from it is another
-row, which shares its memory and copies before it writes, so that a conversation can be forked, taken back, or dropped
-in the middle of a step.
+A document is a list of tokens: an id, or (image block, which of its tokens). Two documents share what they begin with,
+and so do their keys and values. A row is never changed: what goes on from it is another row, which shares its memory
+and copies before it writes. So a conversation can be forked, taken back, or dropped in the middle of a step.
 
 Shapes: one row, n new tokens, H width, V vocabulary.
 """
@@ -31,8 +31,8 @@ from hybridgen.sampling.seeds import draw_noise
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
-    """A picture in a document; equal to nothing but itself.
+class ImageBlock:
+    """A picture in a document, as the backbone reads it; equal to nothing but itself.
 
     Args:
         path: by which it is read.
@@ -47,10 +47,11 @@ class Picture:
     media: dict[str, Tensor]
 
     def tokens(self, begin: int, end: int) -> "list[Token]":
+        """With the two ids of its frame."""
         return [begin, *((self, place) for place in range(self.length)), end]
 
 
-Token = int | tuple[Picture, int]
+Token = int | tuple[ImageBlock, int]
 
 
 @dataclass(frozen=True)
@@ -60,27 +61,27 @@ class Row:
     Args:
         tokens: of the document, padding not among them.
         prefix: their keys and values, one row.
-        begun: the same with the token that begins an image read after them, where that is known already.
+        image_start: the same with the token that begins an image read after them, where that is known already.
     """
 
     tokens: list[Token]
     prefix: Prefix
-    begun: Prefix | None = field(default=None)
+    image_start: Prefix | None = field(default=None)
 
     def until(self, count: int) -> Prefix:
-        """The prefix of its first tokens. What follows them is read next: no state is known to write from."""
+        """The prefix of its first tokens, to read on from; its `last_state` is right only where these are all."""
         return self.prefix.until(len(self.prefix) - len(self.tokens) + count, self.prefix.last_state)
 
 
-def common(first: list[Token], second: list[Token]) -> int:
+def common_length(first: list[Token], second: list[Token]) -> int:
     """How many tokens two documents begin with alike."""
     pairs = zip(first, second, strict=False)
     return next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))
 
 
 @torch.no_grad()
-def read(
-    model: HybridGenForConditionalGeneration, row: Row | None, tokens: list[Token], pad: int, beside: int = 0
+def read_document(
+    model: HybridGenForConditionalGeneration, row: Row | None, tokens: list[Token], pad: int, pad_to: int = 0
 ) -> Row:
     """A document as a row, from what another row has read of it.
 
@@ -89,30 +90,32 @@ def read(
 
     Args:
         row: None = nothing was read.
-        pad: id of the padding in front, up to a whole number of `PAD_MULTIPLE` tokens (`prefix.read_prompts` says why).
-        beside: tokens of a document that will stand beside it, padded alike.
+        pad: id of the padding in front, up to a whole number of `PAD_MULTIPLE` tokens (see `prefix.read_prompts`).
+        pad_to: tokens of a document that will stand beside it; both are padded to the longer one's length.
     """
-    kept = 0 if row is None else min(common(row.tokens, tokens), len(tokens) - 1)
-    ids, blocks, media = _as_inputs(model, [*tokens[kept:], model.config.begin_image_token_id])
-    if kept:
-        begun = row.until(kept)
-        states = extend(model, begun, ids, blocks, **media)  # 1, n, H
+    reused = 0 if row is None else min(common_length(row.tokens, tokens), len(tokens) - 1)
+    ids, blocks, media = _as_inputs(model, [*tokens[reused:], model.config.begin_image_token_id])
+    if reused:
+        image_start = row.until(reused)
+        states = extend(model, image_start, ids, blocks, **media)  # 1, n, H
     else:
-        front = -(-max(len(tokens), beside) // PAD_MULTIPLE) * PAD_MULTIPLE - len(tokens)
-        begun, states = _first(model, ids, blocks, media, front, pad)
-    return Row(list(tokens), begun.until(len(begun) - 1, states[:, -2]), begun)
+        padding = -(-max(len(tokens), pad_to) // PAD_MULTIPLE) * PAD_MULTIPLE - len(tokens)
+        image_start, states = _read_padded(model, ids, blocks, media, padding, pad)
+    return Row(list(tokens), image_start.until(len(image_start) - 1, states[:, -2]), image_start)
 
 
-def _first(model: HybridGenForConditionalGeneration, ids: Tensor, blocks: Tensor, media: dict, front: int, pad: int):
-    """A prefix of tokens (n,) with `front` tokens of padding before them, and the states (1, front + n, H)."""
-    padded = lambda vector, value: torch.nn.functional.pad(vector, (front, 0), value=value)[None]  # noqa: E731
-    places = torch.arange(len(ids), device=ids.device)
-    prefix = Prefix(document_ids=padded(torch.zeros_like(ids), PADDING_DOCUMENT), positions=places[-1:] + 1)
+def _read_padded(
+    model: HybridGenForConditionalGeneration, ids: Tensor, blocks: Tensor, media: dict, padding: int, pad: int
+) -> tuple[Prefix, Tensor]:
+    """A prefix of tokens (n,) with `padding` tokens before them, and the states (1, padding + n, H)."""
+    padded = lambda vector, value: torch.nn.functional.pad(vector, (padding, 0), value=value)[None]  # noqa: E731
+    positions = torch.arange(len(ids), device=ids.device)
+    prefix = Prefix(document_ids=padded(torch.zeros_like(ids), PADDING_DOCUMENT), positions=positions[-1:] + 1)
     states = model.model(
         input_ids=padded(ids, pad),
         document_ids=prefix.document_ids,
-        block_ids=torch.cat([torch.arange(front, device=ids.device), blocks + front])[None],
-        position_ids=padded(places, 0),
+        block_ids=torch.cat([torch.arange(padding, device=ids.device), blocks + padding])[None],
+        position_ids=padded(positions, 0),
         past_key_values=prefix.cache,
         use_cache=True,
         **media,
@@ -123,19 +126,18 @@ def _first(model: HybridGenForConditionalGeneration, ids: Tensor, blocks: Tensor
 
 def _as_inputs(model: HybridGenForConditionalGeneration, tokens: list[Token]) -> tuple[Tensor, Tensor, dict]:
     """Ids and blocks (n,) of new tokens, and the pictures among them as `forward` takes them."""
-    ids, blocks, found = [], [], {}
+    ids, blocks, media = [], [], {}
     for token in tokens:
-        picture, place = token if isinstance(token, tuple) else (None, 0)
-        ids.append(token if picture is None else model.config.placeholder(picture.path))
-        shared = picture is not None and picture.bidirectional and place > 0
-        blocks.append((blocks[-1] if blocks else -1) + (0 if shared else 1))
-        if picture is not None and place == 0:
-            for name, value in picture.media.items():
-                found.setdefault(name, []).append(value)
-    # pictures of other sizes cannot be one tensor; latents may be a list
-    media = {
+        image, place = token if isinstance(token, tuple) else (None, 0)
+        ids.append(token if image is None else model.config.placeholder(image.path))
+        same_block = image is not None and image.bidirectional and place > 0
+        blocks.append((blocks[-1] if blocks else -1) + (0 if same_block else 1))
+        if image is not None and place == 0:
+            for name, value in image.media.items():
+                media.setdefault(name, []).append(value)
+    media = {  # latents stay a list: those of pictures of other sizes cannot be one tensor
         name: [value[0] for value in values] if name == "latents" else torch.cat(values)
-        for name, values in found.items()
+        for name, values in media.items()
     }
     device = model.device
     return torch.tensor(ids, device=device), torch.tensor(blocks, device=device), media
@@ -152,21 +154,21 @@ def token_steps(
     choose: Callable[[Tensor], int],
     ends: set[int],
 ) -> Iterator[int]:
-    """At most `count` tokens that follow a prefix of one row, which grows by them and is whole when all were asked for.
+    """At most `count` tokens that follow a prefix of one row, which grows by them; it is complete once all have come.
 
     Args:
         choose: logits (1, V), float32 -> a token.
         ends: tokens after which no more follow; they are not read.
     """
     states, written = prefix.last_state, 0
-    reader = Decoder(model).after(prefix, torch.arange(count, device=states.device), causal=True)
+    forward = Decoder(model).after(prefix, torch.arange(count, device=states.device), causal=True)
     while written < count:
         token = choose(model.lm_head(states).float())
         yield token
         if token in ends:
             break
         embeds = model.get_input_embeddings()(torch.tensor([[token]], device=states.device))  # 1, 1, H
-        states = reader(embeds, written)[:, 0]
+        states = forward(embeds, written)[:, 0]
         written += 1
     prefix.document_ids = torch.nn.functional.pad(prefix.document_ids, (0, written))
     prefix.positions = prefix.positions + written
@@ -176,13 +178,13 @@ def token_steps(
 # -------------------------------------------------------------------------------------------------------- pictures
 
 
-def begin(model: HybridGenForConditionalGeneration, row: Row) -> Prefix:
+def start_image(model: HybridGenForConditionalGeneration, row: Row) -> Prefix:
     """What a picture that follows a row is drawn after: the row and the token that begins an image."""
-    if row.begun is not None:
-        return row.begun
-    begun = row.until(len(row.tokens))
-    extend(model, begun, torch.tensor([model.config.begin_image_token_id], device=model.device))
-    return begun
+    if row.image_start is not None:
+        return row.image_start
+    image_start = row.until(len(row.tokens))
+    extend(model, image_start, torch.tensor([model.config.begin_image_token_id], device=model.device))
+    return image_start
 
 
 def side_by_side(prefixes: list[Prefix]) -> Prefix:
@@ -208,33 +210,36 @@ def latent_steps(
     schedule = prepare(scheduler, num_inference_steps, config, device, shift)
     noise = draw_noise([generator], (config.in_channels, *size), device)
     predict = image_predictor(model, prefix, 1, size, schedule.timesteps, guidance, decoder)
-    said: list = []
+    last: list = []  # the last prediction, and what it was made of
 
-    def listened(noisy: Tensor, step: int) -> Tensor:
+    def remembering(noisy: Tensor, step: int) -> Tensor:
         prediction = predict(noisy, step)
-        said[:] = prediction, noisy, schedule.alpha[step], schedule.sigma[step]
+        last[:] = prediction, noisy, schedule.alpha[step], schedule.sigma[step]
         return prediction
 
-    for latents in denoise_steps(listened, noise, schedule, config.prediction_type, [generator]):
-        yield latents, lambda: convert(config.prediction_type, "sample", *said)
+    for latents in denoise_steps(remembering, noise, schedule, config.prediction_type, [generator]):
+        yield latents, lambda: convert(config.prediction_type, "sample", *last)
 
 
 @torch.no_grad()
-def commit(model: HybridGenForConditionalGeneration, row: Row, drawn_against: Prefix | None, picture: Picture) -> Row:
-    """The row with a finished picture, read clean, after it. Only this row: text goes on from what was really said.
+def commit_block(
+    model: HybridGenForConditionalGeneration, row: Row, drawn_against: Prefix | None, image: ImageBlock
+) -> Row:
+    """The row with a finished picture, read clean, after it. This row alone: text goes on from the conversation, not
+    from what guidance led away from.
 
     Args:
         row: what the picture followed.
         drawn_against: its prefix, the row first; of the vq path, it holds all codes but the last. None = it was read in
             another precision than the model's, and is read again.
     """
-    tokens = picture.tokens(model.config.begin_image_token_id, model.config.end_image_token_id)
-    if picture.path == "vq" and drawn_against is not None:
+    tokens = image.tokens(model.config.begin_image_token_id, model.config.end_image_token_id)
+    if image.path == "vq" and drawn_against is not None:
         prefix = drawn_against.select(slice(0, 1))
-        commit_codes(model, prefix, picture.media["codes"][None])
+        commit_codes(model, prefix, image.media["codes"][None])
     else:
-        begun = begin(model, row)
-        prefix = begun.until(len(begun), begun.last_state)
+        image_start = start_image(model, row)
+        prefix = image_start.until(len(image_start), image_start.last_state)
         ids, blocks, media = _as_inputs(model, tokens[1:])
         extend(model, prefix, ids, blocks, **media)
     return Row(row.tokens + tokens, prefix)

@@ -1,9 +1,8 @@
 """The prefix: what the model has read so far, as keys and values, so that a step computes only what is new.
 
-A `Prefix` holds R rows: I images' prompts, then (with guidance) what stands in their place, padded on the left so that
-all rows end together. The fact a newcomer gets wrong: denoising must not add to it. The tokens of a noisy
-image are *peeked*: written behind the prefix, read, and overwritten by the next step; only the finished image is kept
-(`extend`).
+A `Prefix` holds R rows: I images' prompts, then (with guidance) the unconditional prompts, padded on the left so that
+all rows end together. Denoising does not add to it: the tokens of a noisy image are read without being committed
+(written behind the prefix, read, and overwritten by the next step); only the finished image is committed (`extend`).
 
 Shapes: R rows, P tokens of the prefix, n new tokens, H width of the backbone.
 """
@@ -21,7 +20,7 @@ from hybridgen.core import layout
 from hybridgen.core.documents import Document, left_pad
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 
-PAD_MULTIPLE = 32  # prompts are padded to a whole number of so many tokens
+PAD_MULTIPLE = 32  # tokens; prompts are padded to a multiple of it
 
 
 class _BufferLayer(DynamicLayer):
@@ -31,7 +30,7 @@ class _BufferLayer(DynamicLayer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.length = 0
-        self.keeping = True
+        self.committing = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         end = self.length + key_states.shape[-2]
@@ -44,7 +43,7 @@ class _BufferLayer(DynamicLayer):
                 self.reserve(max(end, room * 3 // 2))  # by half, so that a long text is not copied at every token
             self.keys[:, :, self.length : end] = key_states
             self.values[:, :, self.length : end] = value_states
-        if self.keeping:
+        if self.committing:
             self.length = end
         return self.keys[:, :, :end], self.values[:, :, :end]
 
@@ -54,7 +53,7 @@ class _BufferLayer(DynamicLayer):
     def reserve(self, room: int) -> None:
         """A buffer for `room` tokens, if it is not that large already."""
         if room > self.keys.shape[-2]:
-            self.keys, self.values = (_enlarged(kept, self.length, room) for kept in (self.keys, self.values))
+            self.keys, self.values = (_enlarged(buffer, self.length, room) for buffer in (self.keys, self.values))
 
     def head(self, rows: int) -> "_BufferLayer":
         """The first rows, in the same memory."""
@@ -68,15 +67,15 @@ class _BufferLayer(DynamicLayer):
         layer = _BufferLayer()
         layer.length = self.length if length is None else length
         layer.dtype, layer.device, layer.is_initialized = self.dtype, self.device, True
-        layer.keys, layer.values = (kept[:, :, : layer.length][rows] for kept in (self.keys, self.values))
+        layer.keys, layer.values = (buffer[:, :, : layer.length][rows] for buffer in (self.keys, self.values))
         return layer
 
 
-def _enlarged(kept: Tensor, length: int, room: int) -> Tensor:
-    rows, heads, _, width = kept.shape
-    buffer = kept.new_empty(rows, heads, room, width)
-    buffer[:, :, :length] = kept[:, :, :length]
-    return buffer
+def _enlarged(buffer: Tensor, length: int, room: int) -> Tensor:
+    rows, heads, _, width = buffer.shape
+    larger = buffer.new_empty(rows, heads, room, width)
+    larger[:, :, :length] = buffer[:, :, :length]
+    return larger
 
 
 class PrefixCache(Cache):
@@ -94,20 +93,20 @@ class PrefixCache(Cache):
             layer.reserve(layer.length + room)
 
     def advance(self, count: int) -> None:
-        """Keep the first `count` of the tokens that were read last while peeking."""
+        """Commit the first `count` of the tokens that were read last without being committed."""
         for layer in self.layers:
             layer.length += count
 
     @contextmanager
     def no_commit(self) -> Iterator[None]:
-        """Inside, new tokens are read but not kept."""
+        """Inside, new tokens are read but not added."""
         for layer in self.layers:
-            layer.keeping = False
+            layer.committing = False
         try:
             yield
         finally:
             for layer in self.layers:
-                layer.keeping = True
+                layer.committing = True
 
 
 @dataclass
@@ -159,7 +158,7 @@ class Prefix:
     def keys_with(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """`document_ids` and `block_ids` (R, P + n) of all keys, when tokens of `blocks` (n,) come next."""
         document_ids = torch.nn.functional.pad(self.document_ids, (0, len(blocks)))
-        before = blocks.new_full((self.document_ids.shape[1],), -1)  # what is kept lies before all that is new
+        before = blocks.new_full((self.document_ids.shape[1],), -1)  # the prefix lies before all that is new
         return document_ids, torch.cat([before, blocks]).expand_as(document_ids)
 
     def mask_with(self, model: HybridGenForConditionalGeneration, blocks: Tensor, queries: int | None = None):
@@ -178,11 +177,11 @@ def stack(prefixes: list[Prefix]) -> Prefix:
     longest, caches = max(map(len, prefixes)), [prefix.cache.layers for prefix in prefixes]
     layers = []
     for parts in zip(*caches, strict=True):
-        whole = parts[0].selected(slice(0, 0))
-        whole.length = longest
-        whole.keys = torch.cat([_padded(part.keys[:, :, : part.length], longest) for part in parts])
-        whole.values = torch.cat([_padded(part.values[:, :, : part.length], longest) for part in parts])
-        layers.append(whole)
+        stacked = parts[0].selected(slice(0, 0))
+        stacked.length = longest
+        stacked.keys = torch.cat([_padded(part.keys[:, :, : part.length], longest) for part in parts])
+        stacked.values = torch.cat([_padded(part.values[:, :, : part.length], longest) for part in parts])
+        layers.append(stacked)
     documents = [
         torch.nn.functional.pad(prefix.document_ids, (longest - len(prefix), 0), value=layout.PADDING_DOCUMENT)
         for prefix in prefixes
@@ -195,8 +194,8 @@ def stack(prefixes: list[Prefix]) -> Prefix:
     )
 
 
-def _padded(kept: Tensor, length: int) -> Tensor:
-    return torch.nn.functional.pad(kept, (0, 0, length - kept.shape[2], 0))
+def _padded(keys: Tensor, length: int) -> Tensor:
+    return torch.nn.functional.pad(keys, (0, 0, length - keys.shape[2], 0))
 
 
 def begin_image(vectors: dict[str, Tensor], token: int) -> dict[str, Tensor]:
@@ -245,22 +244,22 @@ def read_prompts(
     device: torch.device,
     encode: Callable[[dict], dict[str, Tensor]] = lambda batch: {},
 ) -> Prefix:
-    """Prompts, one a row, and the token that begins an image: ready to draw.
+    """Read prompts, one a row, and the token that begins an image: ready to draw.
 
     A document that stands in several rows (the empty prompt of guidance, several images of a prompt) is read once.
-    All are padded to a whole number of `PAD_MULTIPLE` tokens: a sum in another order rounds otherwise, and so a picture would
-    depend on the longest prompt beside it.
+    All are padded to a whole number of `PAD_MULTIPLE` tokens: sums over rows of another length are taken in another
+    order and round otherwise, so that a picture would depend on the longest prompt beside it.
 
     Args:
         encode: a batch as `left_pad` makes it -> its images as `prefill` takes them.
     """
-    different = list({id(document): document for document in documents}.values())
-    batch = left_pad(different, pad, PAD_MULTIPLE)
+    unique = list({id(document): document for document in documents}.values())
+    batch = left_pad(unique, pad, PAD_MULTIPLE)
     vectors = {name: batch[name].to(device) for name in ("input_ids", "document_ids", "block_ids", "position_ids")}
     prefix = prefill(model, **begin_image(vectors, begin), **encode(batch))
-    if len(different) == len(documents):
+    if len(unique) == len(documents):
         return prefix
-    where = {id(document): row for row, document in enumerate(different)}
+    where = {id(document): row for row, document in enumerate(unique)}
     return prefix.select(torch.tensor([where[id(document)] for document in documents], device=device))
 
 
@@ -272,7 +271,7 @@ def extend(
     blocks: Tensor | None = None,
     **images,
 ) -> Tensor:
-    """Read n more tokens in every row, and keep them.
+    """Read n more tokens in every row, and commit them.
 
     Args:
         input_ids: (R, n), or (n,) for all rows alike.

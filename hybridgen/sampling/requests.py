@@ -1,28 +1,26 @@
 """What is drawn together: the images of a call, each with the rows it takes, cut into batches of one shape.
 
-The fact a newcomer gets wrong: images of other sizes, other lengths of prompt or another number of rows stand in other
-batches, but in the same result. So the work on an image has the same shape whatever is drawn beside it, but for the
-number of rows, and the image is the same to the bit wherever the kernels of a row do not depend on the others (on a CPU
-they do not).
+Images of other sizes, other lengths of prompt or another number of rows stand in other batches, but in the same result.
+So the work on an image has the same shape whatever is drawn beside it, but for the number of rows, and the image is the
+same to the bit wherever the kernels of a row do not depend on the others (on a CPU they do not).
 
 Shapes: h x w pixels.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hybridgen.core.documents import Document
 from hybridgen.sampling.prefix import PAD_MULTIPLE
-from hybridgen.sampling.settings import check_scales, each
 
 
 @dataclass(frozen=True)
-class Order:
+class ImageRequest:
     """One image to draw.
 
     Args:
-        rows: what the backbone reads: the prompt and, guided, what stands in its place (`sampling.guidance`).
+        rows: what the backbone reads: the prompt and, guided, the unconditional prompts (`sampling.guidance`).
         size: height and width in pixels.
         scale, image_scale: of guidance.
     """
@@ -38,11 +36,11 @@ class Order:
         return self.size, len(self.rows), math.ceil(max(map(len, self.rows)) / PAD_MULTIPLE)
 
 
-def batches(orders: Sequence[Order], max_batch: int) -> list[list[int]]:
+def batches(requests: Sequence[ImageRequest], max_batch: int) -> list[list[int]]:
     """Numbers of the images that are drawn together, at most `max_batch` rows each (but at least one image)."""
     alike: dict[tuple, list[int]] = {}
-    for number, order in enumerate(orders):
-        alike.setdefault(order.shape, []).append(number)
+    for number, request in enumerate(requests):
+        alike.setdefault(request.shape, []).append(number)
     cut = []
     for (_, rows, _), numbers in alike.items():
         at_once = max(1, max_batch // rows)
@@ -50,37 +48,60 @@ def batches(orders: Sequence[Order], max_batch: int) -> list[list[int]]:
     return cut
 
 
-class Planning:
-    """Mixed into the pipeline: what a call asks for, prompt by prompt."""
+def expand_requests(
+    prompts: list[str],
+    negative_prompts: list[str | None],
+    images: list,
+    sizes: list[tuple[int, int]],
+    scales: list[float],
+    image_scales: list[float],
+    encode: Callable[..., Document],
+) -> list[ImageRequest]:
+    """What the backbone reads for each prompt. All lists hold one value a prompt.
 
-    def plan(
-        self, prompts: list[str], negative, sizes, guidance_scale, image_guidance_scale, image, read: str | None,
-        path: str,
-    ) -> list[Order]:  # fmt: skip
-        """What the backbone reads for each prompt; equal documents are one, so that they are read once."""
-        scales = check_scales("guidance_scale", guidance_scale, len(prompts))
-        image_scales = check_scales("image_guidance_scale", image_guidance_scale, len(prompts))
-        negatives = each("negative_prompt", negative, len(prompts))
-        pictures, read = self.check_conditions(image, read, image_scales, len(prompts))
-        documents: dict[tuple, Document] = {}
+    Args:
+        negative_prompts: None = the processor's unconditional prompt.
+        images: that stand before the prompts, or None.
+        encode: (text, image or None, size, unconditional) -> its document.
+    """
+    documents: dict[tuple, Document] = {}
 
-        def read_in(text: str, picture, size: tuple[int, int], silent: bool = False) -> Document:
-            content = [] if picture is None else [{"type": "image", "image": picture}]
-            content = [*content, {"type": "text", "text": text}] if content else text
-            where = {} if picture is None else {"read": read, "height": size[0], "width": size[1]}
-            document = self.processor.prompt([{"role": "user", "content": content}], unconditional=silent, **where)
-            self.check_length(text, len(document), 1 + self.processor.count_tokens(path, *size), "the picture")
-            seen = None if picture is None else (id(picture), size)
-            return documents.setdefault((seen, *document.layout.input_ids), document)
+    def read(text: str, image, size: tuple[int, int], unconditional: bool = False) -> Document:
+        """Equal documents are one object, by which `read_prompts` knows to read them once."""
+        document = encode(text, image, size, unconditional)
+        source = None if image is None else (id(image), size)
+        return documents.setdefault((source, *document.layout.input_ids), document)
 
-        orders = []
-        for each_one in zip(prompts, negatives, pictures, sizes, scales, image_scales, strict=True):
-            text, other, picture, size, scale, image_scale = each_one
-            rows = [read_in(text, picture, size)]
-            instead = (text, True) if other is None else (other, False)
-            if scale != 1 or image_scale != 1:
-                rows.append(read_in(instead[0], picture, size, instead[1]))
-            if image_scale != 1:
-                rows.append(read_in(instead[0], None, size, instead[1]))
-            orders.append(Order(tuple(rows), size, scale, image_scale))
-        return orders
+    requests = []
+    values = prompts, negative_prompts, images, sizes, scales, image_scales
+    for text, negative, image, size, scale, image_scale in zip(*values, strict=True):
+        rows = [read(text, image, size)]
+        uncond, unconditional = (text, True) if negative is None else (negative, False)
+        if scale != 1 or image_scale != 1:
+            rows.append(read(uncond, image, size, unconditional))
+        if image_scale != 1:
+            rows.append(read(uncond, None, size, unconditional))
+        requests.append(ImageRequest(tuple(rows), size, scale, image_scale))
+    return requests
+
+
+def pair_questions(images, questions: str | list[str]) -> list[tuple]:
+    """Images and questions side by side; one of either stands beside all of the other.
+
+    Raises:
+        ValueError: there are none, or they do not pair.
+    """
+    images = list(images) if isinstance(images, list | tuple) else [images]
+    questions = [questions] if isinstance(questions, str) else list(questions)
+    if not images or not questions:
+        raise ValueError(
+            f"{len(images)} images and {len(questions)} questions leave nothing to answer; give at least one of each"
+        )
+    if len(images) != len(questions) and 1 not in (len(images), len(questions)):
+        raise ValueError(
+            f"{len(images)} images and {len(questions)} questions do not pair; give equally many, or one of either"
+        )
+    count = max(len(images), len(questions))
+    images = images * count if len(images) == 1 else images
+    questions = questions * count if len(questions) == 1 else questions
+    return list(zip(images, questions, strict=True))

@@ -1,8 +1,8 @@
 """Schedules: any scheduler of diffusers, set to a number of steps, as tables over the steps; or why it does not fit.
 
-The fact a newcomer gets wrong: schedulers differ in what they call a sample (EulerDiscrete's is not the x_t of
-training; `scale_model_input` makes it that) and in the numbers they call timesteps. The model is always told its own
-process' timestep. The loop itself is in `denoise`.
+Schedulers differ in what they call a sample (EulerDiscrete's is not the x_t of training; `scale_model_input` makes it
+that) and in the numbers they call timesteps. The model is always given its own process' timestep. A scheduler holds the
+state of a loop, so each call works on a copy. The loop itself is in `denoise`.
 
 Shapes: S steps.
 """
@@ -17,8 +17,8 @@ from torch import Generator, Tensor
 
 from hybridgen.core.noise import NoiseProcess
 
-# what code of others raises where a scheduler is handed what it was not made for
-FOREIGN = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, NotImplementedError)
+# what diffusers raises where a scheduler is used in a way that it was not made for
+LIBRARY_ERRORS = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, NotImplementedError)
 
 _FLOW_WANTS = {"flow_prediction": "velocity", "epsilon": "epsilon", "sample": "sample"}
 _WAY_OUT = {
@@ -34,8 +34,8 @@ class Schedule:
     """A scheduler set to a number of steps, as tables over the steps.
 
     Args:
-        scheduler: a copy of its own, with the state of this one call.
-        timesteps: (S,) what the model is told.
+        scheduler: a copy, with the state of this one call.
+        timesteps: (S,) as the model is given them.
         alpha, sigma: (S,) how x_t mixes clean image and noise.
         wanted: the kind of prediction that the scheduler takes.
         generator: whether its step draws noise from generators.
@@ -99,7 +99,7 @@ def _wanted(scheduler) -> str | None:
 
 
 def with_shift(scheduler, shift: float):
-    """A scheduler of its own whose noise levels are s -> shift s / (1 + (shift - 1) s): above 1, more steps in noise.
+    """A new scheduler whose noise levels are s -> shift s / (1 + (shift - 1) s): above 1, more steps in noise.
 
     Raises:
         ValueError: shift is not above 0, or the scheduler does not sample flow matching.
@@ -111,8 +111,8 @@ def with_shift(scheduler, shift: float):
     if name is None or not _is_flow(scheduler):
         raise ValueError(f"shift moves the noise levels of flow matching, but {type(scheduler).__name__} has none; "
                          "leave it out")  # fmt: skip
-    still = {"use_dynamic_shifting": False} if config.get("use_dynamic_shifting") else {}
-    return type(scheduler).from_config(config, **{name: shift}, **still)
+    static = {"use_dynamic_shifting": False} if config.get("use_dynamic_shifting") else {}
+    return type(scheduler).from_config(config, **{name: shift}, **static)
 
 
 def prepare(
@@ -126,13 +126,13 @@ def prepare(
 
     1. Flow-matching Euler and Heun take the grid 1, 1 - 1/S, ..., 1/S (as Flux' pipeline hands it), so that no step is
        spent between 1/1000 and 0; from 1 - 1/T on where the model predicts the noise, of which x_0 cannot be had at
-       s = 1. Others: their own. (Heun's own grid asks for the velocity at 1/1000, which a model that predicts x_0 has
-       divided by that number: what it is wrong by is drawn a hundredfold.)
+       s = 1. Others take their own grid. (Heun's own asks for the velocity at 1/1000, which a model that predicts x_0
+       gets by dividing by that number: its error is drawn a hundredfold.)
     2. alpha and sigma come from the scheduler's sigmas where it has them (its timesteps may be rounded).
-    3. The model is told 1000 s for flow matching, the scheduler's timestep for DDPM (a fraction where that is one).
+    3. The model is given 1000 s for flow matching, the scheduler's timestep for DDPM (a fraction where that is one).
 
     Args:
-        shift: of the noise levels (`with_shift`); None = as the scheduler has it.
+        shift: of the noise levels (`with_shift`); None = the scheduler's own.
 
     Raises:
         ValueError: see `check_scheduler`; or it has not that many steps, or does not take the prediction it asks for.
@@ -172,15 +172,15 @@ def _set_steps(scheduler, steps: int, diffusion_config, device: torch.device | s
         if isinstance(scheduler, FlowMatchHeunDiscreteScheduler):
             scheduler.sigma_max, scheduler.sigma_min = top, 1 / steps
         scheduler.set_timesteps(steps, device=device)
-    except FOREIGN as error:
+    except LIBRARY_ERRORS as error:
         raise ValueError(
-            f"{type(scheduler).__name__} cannot be set to {steps} steps ({said(error)}); take another number of steps "
-            f"or {_WAY_OUT[diffusion_config.noise_schedule].removeprefix('take ')}"
+            f"{type(scheduler).__name__} cannot be set to {steps} steps ({in_a_line(error)}); take another number of "
+            f"steps or {_WAY_OUT[diffusion_config.noise_schedule].removeprefix('take ')}"
         ) from error
 
 
-def said(error: Exception) -> str:
-    """What another's error says, in part of a sentence."""
+def in_a_line(error: Exception) -> str:
+    """An error of another library, as a part of a sentence."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:120]
 
 
@@ -199,6 +199,6 @@ def _try_a_step(scheduler, takes_generator: bool) -> None:
             f"{type(scheduler).__name__} does not work with prediction_type {kind!r}; give it "
             "prediction_type='epsilon', into which the model's predictions are converted"
         ) from error
-    except FOREIGN as error:
+    except LIBRARY_ERRORS as error:
         name = type(scheduler).__name__
-        raise ValueError(f"{name} cannot take a step here ({said(error)}); take another scheduler") from error
+        raise ValueError(f"{name} cannot take a step here ({in_a_line(error)}); take another scheduler") from error

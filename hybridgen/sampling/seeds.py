@@ -1,8 +1,8 @@
 """Seeds: one random stream an image. Image i is the same alone, in a batch of 64, and in any chunking.
 
 The streams live on the CPU unless the caller brings generators of another device: the same seed then draws the same
-noise on every device. The fact a newcomer gets wrong: how many numbers an image draws must not depend on its
-neighbours, so every draw below is made image by image, in the same order.
+noise on every device. How many numbers an image draws must not depend on its neighbours, so every draw below is made
+image by image, in the same order.
 
 Shapes: I images, V codes to choose from.
 """
@@ -48,7 +48,7 @@ def image_generators(
 
 
 def new_seed() -> int:
-    """A seed from the operating system, for who wants to be able to say it."""
+    """A seed from the operating system, where it is to be recorded."""
     return Generator().seed() % (1 << 62)
 
 

@@ -1,13 +1,15 @@
-"""How a pipeline draws unless a call says otherwise: as its own folder says, path by path, else as the package does.
+"""Settings of drawing: as a call gives them, else as the checkpoint's folder says, else as the package does.
 
 A model that was trained for guidance 5 says so in its folder (`sampling_defaults` in `model_index.json`), and every
-call, command and tool draws it so. The fact a newcomer gets wrong: nothing here goes over paths. What a folder says of
-`vq` does not hold for `diffusion`.
+call, command and tool draws it so. Settings are kept path by path: what a folder says of `vq` does not hold for
+`diffusion`.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from hybridgen.sampling.codes import CodeSampling
+from hybridgen.sampling.codes import CodeSampling, check_window
+from hybridgen.sampling.decoder import Decoder
 from hybridgen.sampling.guidance import Guidance, check_scale
 
 DEFAULTS = {
@@ -31,6 +33,42 @@ OF_PATH = {  # those that matter to a path
         "window",
     ),
 }  # fmt: skip
+WRITING_PATHS = tuple(OF_PATH)  # in the order in which a default is looked for
+
+
+@dataclass(frozen=True)
+class DrawingSetup:
+    """How the images of a call are drawn, every setting filled in; what differs between images is an `ImageRequest`'s.
+
+    Args:
+        path: `diffusion` or `vq`.
+        settings: every setting that matters to the path, as manifests record them.
+        guidance: with the scales of the settings, which may be lists with one a prompt, left at 1.
+        sampling: of codes.
+        decoder: the model's, in the settings' precision.
+    """
+
+    path: str
+    settings: dict
+    guidance: Guidance
+    sampling: CodeSampling
+    decoder: Decoder
+
+    @property
+    def num_inference_steps(self) -> int:
+        """Denoising steps; 1 on the vq path, which counts codes."""
+        return self.settings.get("num_inference_steps", 1)
+
+    @property
+    def shift(self) -> float | None:
+        return self.settings.get("shift")
+
+    @property
+    def window(self) -> int:
+        return self.settings.get("window", 1)
+
+    def __post_init__(self):
+        check_window(self.window, self.guidance)
 
 
 def check_defaults(defaults: dict[str, dict] | None) -> None:
@@ -44,25 +82,27 @@ def check_defaults(defaults: dict[str, dict] | None) -> None:
             raise ValueError(f"sampling_defaults of {path} have {unknown[0]!r}; there are: {', '.join(OF_PATH[path])}")
 
 
-def check_belongs(given: dict, paths: Sequence[str], names: dict[str, str] | None = None) -> None:
-    """Raises ValueError for a setting that matters to none of the paths that are drawn by. None is not given.
+def check_belongs(settings: dict, paths: Sequence[str], names: dict[str, str] | None = None) -> None:
+    """Raises ValueError for a setting that matters to none of the paths that are drawn by. None = not given.
 
     Args:
         names: what a user knows a setting as, where that is not its name.
     """
-    for name, value in given.items():
+    for name, value in settings.items():
         if value is not None and name in DEFAULTS and not any(name in OF_PATH[path] for path in paths):
             owner = next(path for path in OF_PATH if name in OF_PATH[path])
             drawn = f"the pictures are drawn by {' and '.join(paths)}" if paths else "no picture is drawn"
             raise ValueError(f"{(names or {}).get(name, name)} is for the {owner} path, but {drawn}; leave it out")
 
 
-def settings_of(path: str, defaults: dict[str, dict] | None, given: dict) -> dict:
-    """Every setting that matters to a path: as given, else as the folder says, else as the package does. None is not
-    given. What matters to another path alone is left aside, so that one set of arguments serves calls by any path; a
-    command, which has one path, refuses it (`check_belongs`)."""
+def settings_of(path: str, defaults: dict[str, dict] | None, overrides: dict) -> dict:
+    """Every setting that matters to a path: of `overrides`, else as the folder says, else as the package does.
+
+    None = not given. A setting of another path is ignored, so that one set of arguments serves calls by any path; a
+    command, which has one path, refuses it (`check_belongs`).
+    """
     known = DEFAULTS | ((defaults or {}).get(path) or {})
-    return {name: known[name] if given.get(name) is None else given[name] for name in OF_PATH[path]}
+    return {name: known[name] if overrides.get(name) is None else overrides[name] for name in OF_PATH[path]}
 
 
 def guidance_of(guider) -> Guidance:
@@ -76,6 +116,17 @@ def guidance_of(guider) -> Guidance:
     return Guidance.of(guider)
 
 
+def with_scales_of(guider: Guidance, overrides: dict) -> dict:
+    """The settings of a call, those scales that it leaves at None filled in from its guider."""
+    scales = {
+        "guidance_scale": guider.scale,
+        "guidance_rescale": guider.guidance_rescale,
+        "image_guidance_scale": guider.image_scale,
+    }
+    filled = {name: scales[name] for name in scales if name in overrides and overrides[name] is None}
+    return overrides | filled
+
+
 def each(name: str, value, count: int) -> list:
     """One value a prompt: of a list as it is, else the same for all. Raises ValueError for a list of another length."""
     if not isinstance(value, list | tuple):
@@ -83,6 +134,13 @@ def each(name: str, value, count: int) -> list:
     if len(value) != count:
         raise ValueError(f"{name} is a list of {len(value)} for {count} prompts; give one for each, or one for all")
     return list(value)
+
+
+def check_counts(**counts: int) -> None:
+    """Raises ValueError for what is no whole number of at least 1."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
 
 
 def check_scales(name: str, scale, count: int) -> list[float]:

@@ -44,7 +44,7 @@ def behaviour(pipeline: HybridGenPipeline) -> dict[str, torch.Tensor]:
     for path in ("understanding", "diffusion", "vq"):
         content = [{"type": "image", "image": picture()}, {"type": "text", "text": "what color?"}]
         document = pipeline.processor.prompt([{"role": "user", "content": content}], read=path)
-        found[f"read {path}"] = model(**pipeline._read([document])).logits
+        found[f"read {path}"] = model(**pipeline.prompt_inputs([document])).logits
     few = {"diffusion": {"num_inference_steps": 2}, "vq": {}}
     for path in ("diffusion", "vq"):
         found[f"draw {path}"] = pipeline("a red circle", path=path, seed=0, output_type="pt", **few[path])[0]

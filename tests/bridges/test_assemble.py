@@ -172,7 +172,7 @@ def test_a_janus_gains_a_path_and_keeps_the_others_to_the_bit(parts, tmp_path):
     asked = [p.answer(picture(40, 30), ["what is it?", "why?"], max_new_tokens=6) for p in (before, after)]
     assert asked[0] == asked[1]
     document = [{"role": "user", "content": [{"type": "image", "image": picture()}, {"type": "text", "text": "a"}]}]
-    inputs = [p._read([p.processor.prompt(document)]) for p in (before, after)]
+    inputs = [p.prompt_inputs([p.processor.prompt(document)]) for p in (before, after)]
     assert torch.equal(inputs[0]["input_ids"], inputs[1]["input_ids"])
     with torch.no_grad():
         logits = [p.model(**given).logits for p, given in zip((before, after), inputs, strict=True)]

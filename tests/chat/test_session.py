@@ -14,7 +14,7 @@ from hybridgen.chat.turn import Turn
 from hybridgen.checkpoints.hashes import origin
 from hybridgen.core.layout import ImageSegment, TextSegment, lay_out
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
-from hybridgen.sampling.interleaved import read
+from hybridgen.sampling.interleaved import read_document
 from hybridgen.sampling.text import write_text
 from tests.pipelines import tiny_pipeline, tiny_vae
 from tests.processors import JANUS, picture
@@ -53,7 +53,7 @@ def text_of(events) -> str:
 
 def drawn(chat: Chat, number: int = -1) -> torch.Tensor:
     """Latents or codes of a picture of a chat."""
-    media = chat._kept.pictures[number].media
+    media = chat._conversation.images[number].media
     return media["codes"] if "codes" in media else media["latents"]
 
 
@@ -88,8 +88,8 @@ def test_a_faster_picture_is_that_of_a_call_and_committed_in_the_models_precisio
     chat = pipe.chat(plan=["image"])
     image = chat.draw(SHORT, **given)
     assert image.tobytes() == pipe(SHORT, **given).images[0].tobytes()
-    row = read(pipe.model, None, chat._kept.full.tokens, pipe.processor.special_tokens.pad)
-    assert worst(chat._kept.full.prefix.last_state, row.prefix.last_state) < 1e-5  # measured 4e-7
+    row = read_document(pipe.model, None, chat._conversation.cond.tokens, pipe.processor.special_tokens.pad)
+    assert worst(chat._conversation.cond.prefix.last_state, row.prefix.last_state) < 1e-5  # measured 4e-7
 
 
 @pytest.mark.parametrize("unconditional", ["empty", "janus-official", "janus-hf"])
@@ -163,7 +163,7 @@ def test_a_later_answer_is_that_of_generate_on_the_whole_conversation(pipe):
     chat.ask(SHORT, [picture(seed=1)])
     for question in ("is there a square?", "yes, no", LONG):
         answer = chat.ask(question)
-        prompt = pipe._read([pipe.processor.prompt(chat.messages[:-1])])
+        prompt = pipe.prompt_inputs([pipe.processor.prompt(chat.messages[:-1])])
         assert answer == write_text(pipe.model, pipe.processor.tokenizer, pipe.processor.special_tokens, prompt, 6)[0]
 
 
@@ -172,7 +172,7 @@ def test_a_later_answer_is_that_of_generate_on_the_whole_conversation(pipe):
 
 def whole_cache(pipe, chat: Chat, messages: list[dict], unconditional: bool = False):
     """Keys and values of a conversation, and the state after it, from one forward of one document."""
-    pictures, segments = iter(chat._kept.pictures), []
+    pictures, segments = iter(chat._conversation.images), []
     for ids in pipe.processor.prompt_ids(messages, unconditional):
         if ids is not None:
             segments.append(TextSegment(ids))
@@ -180,7 +180,7 @@ def whole_cache(pipe, chat: Chat, messages: list[dict], unconditional: bool = Fa
         seen = next(pictures)
         segments.append(ImageSegment(seen.path, seen.length, pipe.model.config.is_bidirectional(seen.path)))
     media: dict[str, list] = {}
-    for seen in chat._kept.pictures:
+    for seen in chat._conversation.images:
         for name, value in seen.media.items():
             media.setdefault(name, []).append(value)
     vectors = {name: value[None] for name, value in lay_out(segments, pipe.processor.special_tokens).tensors().items()}
@@ -205,14 +205,14 @@ def test_what_was_read_and_drawn_piece_by_piece_is_one_forward(by, path, backbon
     list(chat.send("what color is it?", [picture(seed=1)], plan=["text"]))
     list(chat.send("draw ", plan=["text", "image"]))
     messages = [*chat.messages, *said("no")]
-    turn = Turn(pipe, chat._kept, said("no"), TurnSettings(read=by, path=path, guidance_scale=2.0))
+    turn = Turn(pipe, chat._conversation, said("no"), TurnSettings(read=by, path=path, guidance_scale=2.0))
     assert turn.cached > 50
     pad = pipe.processor.special_tokens.pad
     for row, tokens, unconditional in (
-        (chat._kept.full, turn.prompt, False),
-        (chat._kept.without, turn.instead, True),
+        (chat._conversation.cond, turn.prompt_tokens, False),
+        (chat._conversation.uncond, turn.uncond_tokens, True),
     ):
-        now, expected = read(pipe.model, row, tokens, pad), whole_cache(pipe, chat, messages, unconditional)
+        now, expected = read_document(pipe.model, row, tokens, pad), whole_cache(pipe, chat, messages, unconditional)
         assert worst(now.prefix.last_state, expected.last_hidden_state[:, -1]) < 1e-5  # measured 8e-7
         front = len(now.prefix) - len(tokens)
         for mine, reference in zip(now.prefix.cache.layers, expected.past_key_values.layers, strict=True):
@@ -228,7 +228,7 @@ def test_a_turn_computes_only_what_is_new(pipe):
     def count(module, args, kwargs):
         computed.append(kwargs["inputs_embeds"].shape[1])
 
-    handle = backbone.register_forward_pre_hook(count, with_kwargs=True)  # and no lean decoder, which goes around it
+    handle = backbone.register_forward_pre_hook(count, with_kwargs=True)  # and no fused decoder, which goes around it
     try:
         list(chat.send(LONG, [picture()]))
         first = sum(computed)
@@ -289,8 +289,8 @@ def test_a_fork_is_independent_and_shares_what_was_read(pipe, path):
     assert text_of(ours) == text_of(alone)
     assert not torch.equal(drawn(chat), drawn(fork))
     shared = three_turns(pipe, path)
-    keys = shared.fork()._kept.full.prefix.cache.layers[0].keys
-    assert keys.data_ptr() == shared._kept.full.prefix.cache.layers[0].keys.data_ptr()
+    keys = shared.fork()._conversation.cond.prefix.cache.layers[0].keys
+    assert keys.data_ptr() == shared._conversation.cond.prefix.cache.layers[0].keys.data_ptr()
 
 
 @pytest.mark.parametrize("path", DRAWING)

@@ -1,4 +1,4 @@
-"""The lean decoder against transformers' own layers, and its fewer bits against the weights they come from."""
+"""The fused decoder against transformers' own layers, and its fewer bits against the weights they come from."""
 
 import pytest
 import torch
@@ -26,11 +26,11 @@ def family(name: str, **changes):
     return tiny_model(tiny_config(text_config={**text_config(base), **FAMILY[name], **changes}))
 
 
-def as_transformers(model, prefix, embeds, blocks, first: int, keep: bool):
+def as_transformers(model, prefix, embeds, blocks, first: int, commit: bool):
     last = first + embeds.shape[1]
     mask = prefix.mask_with(model, blocks[:last], queries=embeds.shape[1])
     position_ids = prefix.positions_of(last)[:, first:]
-    if keep:
+    if commit:
         return backbone(model, prefix, embeds, mask, position_ids)
     with prefix.cache.no_commit():
         return backbone(model, prefix, embeds, mask, position_ids)
@@ -50,7 +50,7 @@ def test_a_token_at_a_time_is_as_transformers_reads_it(name):
     read = Decoder(model).after(ours, blocks, causal=True)
     for step in range(6):
         embeds = torch.randn(len(PROMPTS), 1, 32, generator=torch.Generator().manual_seed(step))
-        expected = as_transformers(model, theirs, embeds, blocks, step, keep=True)
+        expected = as_transformers(model, theirs, embeds, blocks, step, commit=True)
         assert worst(read(embeds, step), expected) < 1e-5  # measured 1e-6
     for mine, other in zip(ours.cache.layers, theirs.cache.layers, strict=True):
         assert mine.length == other.length
@@ -68,8 +68,8 @@ def test_an_image_at_once_is_as_transformers_reads_it_and_not_kept(prompts, atte
     read = Decoder(model).after(prefix, blocks)
     for seed in range(2):
         embeds = torch.randn(len(prompts), 16, 32, generator=torch.Generator().manual_seed(seed))
-        expected = as_transformers(model, prefix, embeds, blocks, 0, keep=False)
-        assert worst(read(embeds, keep=False), expected) < 1e-5  # measured 1e-6
+        expected = as_transformers(model, prefix, embeds, blocks, 0, commit=False)
+        assert worst(read(embeds, commit=False), expected) < 1e-5  # measured 1e-6
         assert len(prefix) == length
 
 
@@ -123,7 +123,7 @@ def test_fewer_bits_stay_close(precision, tokens, hidden):
         prefix = prefix_of(model, PROMPTS[:2])
         embeds = torch.randn(2, tokens, hidden, generator=torch.Generator().manual_seed(0))
         decoder = Decoder(model, chosen)
-        states = decoder.after(prefix, torch.zeros(tokens, dtype=torch.long))(embeds, keep=False)
+        states = decoder.after(prefix, torch.zeros(tokens, dtype=torch.long))(embeds, commit=False)
         made.append((states, decoder.code_logits(states[:, -1])))
     for exact, rough in zip(*made, strict=True):
         difference = (exact - rough).norm() / exact.norm()
@@ -142,8 +142,8 @@ def test_packed_float32_is_the_models_own(name, tokens):
     made = []
     for precision in ("model", "fp32"):
         embeds = torch.randn(len(PROMPTS), tokens, 32, generator=torch.Generator().manual_seed(0))
-        reader = Decoder(model, precision).after(prefix_of(model, PROMPTS), torch.zeros(tokens, dtype=torch.long))
-        made.append(reader(embeds, keep=False))
+        forward = Decoder(model, precision).after(prefix_of(model, PROMPTS), torch.zeros(tokens, dtype=torch.long))
+        made.append(forward(embeds, commit=False))
     assert worst(*made) < 1e-5  # measured 1e-6
 
 
@@ -153,8 +153,8 @@ def test_a_row_is_the_same_to_the_bit_whatever_stands_beside_it(precision):
     model = tiny_model()
     decoder, blocks = Decoder(model, precision), torch.zeros(16, dtype=torch.long)
     embeds = torch.randn(16, 16, 32, generator=torch.Generator().manual_seed(0))
-    alone = decoder.after(prefix_of(model, PROMPTS[:1]), blocks)(embeds[:1], keep=False)
-    beside = decoder.after(prefix_of(model, PROMPTS[:1] * 16), blocks)(embeds, keep=False)
+    alone = decoder.after(prefix_of(model, PROMPTS[:1]), blocks)(embeds[:1], commit=False)
+    beside = decoder.after(prefix_of(model, PROMPTS[:1] * 16), blocks)(embeds, commit=False)
     assert torch.equal(alone, beside[:1])
 
 
@@ -166,9 +166,9 @@ def test_what_comes_after_a_product_is_done_to_it(precision):
     product, inputs = _Product([layer], precision), torch.randn(2, 5, 32)
     other, plain = torch.randn(2, 5, 48), layer(inputs)
     near = 1e-5 if precision != "bf16" else 0.05
-    assert worst(product.one(inputs, "swish"), torch.nn.functional.silu(plain)) < near
-    assert worst(product.one(inputs, "add", other), plain + other) < near  # measured 5e-7; bf16: 0.01
-    assert worst(product.one(inputs, "mul", other), plain * other) < near
+    assert worst(product.joined(inputs, "swish"), torch.nn.functional.silu(plain)) < near
+    assert worst(product.joined(inputs, "add", other), plain + other) < near  # measured 5e-7; bf16: 0.01
+    assert worst(product.joined(inputs, "mul", other), plain * other) < near
 
 
 @torch.no_grad()

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from hybridgen.sampling.interleaved import Picture, Row, commit, common, read, side_by_side, token_steps
+from hybridgen.sampling.interleaved import (
+    ImageBlock,
+    Row,
+    commit_block,
+    common_length,
+    read_document,
+    side_by_side,
+    token_steps,
+)
 from hybridgen.sampling.prefix import extend, stack
 from hybridgen.sampling.text import StableText
 from tests.models import BEGIN, END, PAD, tiny_model
@@ -14,8 +22,8 @@ from tests.sampling.prompts import image, prefix_of, whole, worst
 TEXT = [1, 5, 6, 7]
 
 
-def understood() -> Picture:
-    return Picture("understanding", 4, False, {"pixel_values": torch.randn(1, 3, 16, 16)})
+def understood() -> ImageBlock:
+    return ImageBlock("understanding", 4, False, {"pixel_values": torch.randn(1, 3, 16, 16)})
 
 
 def contents(row: Row) -> list[torch.Tensor]:
@@ -25,37 +33,37 @@ def contents(row: Row) -> list[torch.Tensor]:
 
 def test_documents_share_what_they_begin_with():
     one, other = understood(), understood()
-    assert common([1, 2, 3], [1, 2, 4, 5]) == 2
-    assert common([1, 2], [1, 2, 3]) == 2
-    assert common([1, *one.tokens(8, 9), 2], [1, *one.tokens(8, 9), 3]) == 7
-    assert common([1, *one.tokens(8, 9)], [1, *other.tokens(8, 9)]) == 2  # the frame's beginning
+    assert common_length([1, 2, 3], [1, 2, 4, 5]) == 2
+    assert common_length([1, 2], [1, 2, 3]) == 2
+    assert common_length([1, *one.tokens(8, 9), 2], [1, *one.tokens(8, 9), 3]) == 7
+    assert common_length([1, *one.tokens(8, 9)], [1, *other.tokens(8, 9)]) == 2  # the frame's beginning
 
 
 def test_a_document_read_in_two_parts_is_one_forward():
     model, seen = tiny_model(), understood()
-    first = read(model, None, [*TEXT, 8], PAD)
+    first = read_document(model, None, [*TEXT, 8], PAD)
     tokens = [*TEXT, *seen.tokens(BEGIN, END), 11]
-    second = read(model, first, tokens, PAD)
+    second = read_document(model, first, tokens, PAD)
     expected = whole(model, [TEXT, image("understanding", model, 4), [11, BEGIN]], **seen.media)
     assert worst(second.prefix.last_state[0], expected[-2]) < 1e-5  # measured 2e-7
-    assert worst(second.begun.last_state[0], expected[-1]) < 1e-5  # measured 2e-7
+    assert worst(second.image_start.last_state[0], expected[-1]) < 1e-5  # measured 2e-7
 
 
 @pytest.mark.parametrize("path", ["diffusion", "vq"])
 def test_a_row_is_never_changed(path):
     """By reading on, writing, drawing against it or committing to it."""
     model = tiny_model()
-    row = read(model, None, TEXT, PAD)
+    row = read_document(model, None, TEXT, PAD)
     before, state = contents(row), row.prefix.last_state.clone()
-    read(model, row, [*TEXT, 9, 10], PAD)
+    read_document(model, row, [*TEXT, 9, 10], PAD)
     for _ in token_steps(model, row.until(len(TEXT)), 4, lambda logits: int(logits.argmax()), set()):
         pass
     media = {"latents": torch.randn(1, 3, 16, 16)} if path == "diffusion" else {"codes": torch.arange(16)}
-    drawn = Picture(path, 16, path == "diffusion", media)
-    against = side_by_side([row.begun])
+    drawn = ImageBlock(path, 16, path == "diffusion", media)
+    against = side_by_side([row.image_start])
     if path == "vq":
         extend(model, against, torch.full((15,), model.config.vq_token_id), codes=torch.arange(15))
-    grown = commit(model, row, against, drawn)
+    grown = commit_block(model, row, against, drawn)
     assert len(grown.tokens) == len(grown.prefix) - (len(row.prefix) - len(TEXT)) == len(TEXT) + 18
     assert all(torch.equal(a, b) for a, b in zip(contents(row), before, strict=True))
     assert torch.equal(row.prefix.last_state, state)
@@ -78,6 +86,6 @@ def test_text_told_piece_by_piece_is_text_decoded_whole():
         ids = tokenizer.encode(f" {WORDS[number % 4]} \u00e4\u20ac ") + ids if number % 2 else ids
         text = StableText(tokenizer)
         pieces = [text.add(token) for token in ids]
-        assert "".join([*pieces, text.rest()]) == tokenizer.decode(ids, skip_special_tokens=True).strip() == text.said
+        assert "".join([*pieces, text.rest()]) == tokenizer.decode(ids, skip_special_tokens=True).strip() == text.text
         held += "" in pieces
     assert held > 100

@@ -72,7 +72,7 @@ def test_the_buffered_cache_is_transformers_cache():
         assert torch.equal(mine.values[:, :, : mine.length], reference.values)
 
 
-def test_peeking_keeps_nothing():
+def test_without_commit_nothing_is_added():
     model = tiny_model()
     prefix, untouched = prefix_of(model, PROMPTS), prefix_of(model, PROMPTS)
     with prefix.cache.no_commit(), torch.no_grad():
@@ -81,12 +81,12 @@ def test_peeking_keeps_nothing():
     assert torch.equal(extend(model, prefix, TEXT), extend(model, untouched, TEXT))
 
 
-def test_peeking_ends_with_an_error_too():
+def test_no_commit_ends_with_an_error_too():
     model = tiny_model()
     prefix = prefix_of(model, PROMPTS)
     with pytest.raises(RuntimeError), prefix.cache.no_commit():
         raise RuntimeError
-    assert all(layer.keeping for layer in prefix.cache.layers)
+    assert all(layer.committing for layer in prefix.cache.layers)
 
 
 def test_selected_rows_are_a_prefix_of_their_own():
