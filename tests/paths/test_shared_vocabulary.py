@@ -15,7 +15,7 @@ from hybridgen.data.mixture import Mixture
 from hybridgen.sampling.codes import CodeSampling, commit_codes, write_codes
 from hybridgen.sampling.decoder import Decoder
 from hybridgen.sampling.seeds import image_generators
-from hybridgen.sampling.text import no_words
+from hybridgen.sampling.text import unwritable_tokens
 from hybridgen.training.config import strict
 from hybridgen.training.config.schema import ModelConfig, TrainConfig
 from hybridgen.training.stages.building import build_model
@@ -180,10 +180,10 @@ def test_text_never_holds_a_code(model, how):
 
 
 def test_no_code_is_a_word_of_an_answer(model):
-    silent = no_words(model, TOKENS).tolist()
+    silent = unwritable_tokens(model, TOKENS).tolist()
     assert silent == [IMAGE, *sorted({TOKENS.diffusion, VQ, BEGIN, END}), *range(FIRST, FIRST + CODES)]
-    assert BEGIN not in no_words(model, TOKENS, (BEGIN,))
-    assert no_words(model, replace(TOKENS, vq=FIRST + CODES + 7)).max() < FIRST + CODES  # what it cannot score
+    assert BEGIN not in unwritable_tokens(model, TOKENS, (BEGIN,))
+    assert unwritable_tokens(model, replace(TOKENS, vq=FIRST + CODES + 7)).max() < FIRST + CODES  # what it cannot score
 
 
 def test_save_and_load(model, tmp_path):
