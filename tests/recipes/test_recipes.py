@@ -85,7 +85,9 @@ def test_the_three_commands_of_the_docs(janus, pictures, tmp_path, capsys, monke
     assert before.answer(image, questions, max_new_tokens=8) == after.answer(image, questions, max_new_tokens=8)
     messages = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "what?"}]}]
     with torch.no_grad():
-        logits = [each.model(**each.prompt_inputs([each.processor.prompt(messages)])).logits for each in (before, after)]
+        logits = [
+            each.model(**each.prompt_inputs([each.processor.prompt(messages)])).logits for each in (before, after)
+        ]
     assert torch.equal(*logits)
     files = {file.name for file in Path("runs/janus_pro_1b_lora/checkpoint").iterdir()}
     assert "adapter_model.safetensors" in files
