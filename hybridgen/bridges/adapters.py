@@ -5,7 +5,6 @@ well; the folder of the model it belongs to is named inside. Where an adapter si
 path's own parts changes the other paths not by a bit, one on the backbone changes all of them, text too.
 """
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers.utils import is_peft_available
 
-from hybridgen.bridges.collect import BACKBONE, PARTS_OF_PATH
+from hybridgen.bridges.lora_config import PARTS, LoraConfig
 from hybridgen.bridges.pretrained_parts import quiet
 from hybridgen.checkpoints.loading import ADAPTER, friendly_errors, is_adapter
 from hybridgen.core.files import read_json
@@ -21,42 +20,6 @@ from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 
 WEIGHTS = "adapter_model.safetensors"
-PARTS = {
-    "backbone": (BACKBONE,),
-    "aligner": ("model.aligner.",),
-    "generation_aligner": ("model.generation_aligner.",),
-    **PARTS_OF_PATH,
-}
-
-
-@dataclass
-class LoraConfig:
-    """Low-rank adapters (arXiv 2106.09685) on linear layers; every other weight is frozen.
-
-    Args:
-        parts: modules that get adapters: `backbone`, `aligner`, `generation_aligner`, or a path: `understanding` (tower
-            and aligner), `vq` (aligner and head), `diffusion` (patches, timestep and head).
-        targets: last names of their layers, such as `q_proj`; empty = all linear layers.
-        rank, alpha: the update is alpha / rank times the product of two matrices of this rank; None = alpha is rank.
-        dropout: on the inputs of the adapter.
-    """
-
-    parts: list[str]
-    targets: list[str] = field(default_factory=list)
-    rank: int = 16
-    alpha: float | None = None
-    dropout: float = 0.0
-
-    def __post_init__(self):
-        if not self.parts:
-            raise ValueError(f"lora.parts is empty; name some of {', '.join(PARTS)}")
-        if unknown := [part for part in self.parts if part not in PARTS]:
-            raise ValueError(f"lora.parts has {unknown[0]!r}; use some of {', '.join(PARTS)}")
-        if self.rank < 1 or (self.alpha is not None and self.alpha <= 0) or not 0 <= self.dropout < 1:
-            raise ValueError(
-                f"lora has rank {self.rank}, alpha {self.alpha} and dropout {self.dropout}; rank must be at least 1, "
-                "alpha above 0, dropout from 0 to below 1"
-            )
 
 
 def add_lora(model: HybridGenForConditionalGeneration, config: LoraConfig, seed: int = 0) -> None:
@@ -72,7 +35,7 @@ def add_lora(model: HybridGenForConditionalGeneration, config: LoraConfig, seed:
         r=config.rank,
         lora_alpha=config.rank if config.alpha is None else config.alpha,
         lora_dropout=config.dropout,
-        target_modules=targets(model, config),
+        target_modules=target_modules(model, config),
     )
     model.requires_grad_(False)
     with torch.random.fork_rng():
@@ -80,7 +43,7 @@ def add_lora(model: HybridGenForConditionalGeneration, config: LoraConfig, seed:
         model.add_adapter(settings)
 
 
-def targets(model: nn.Module, config: LoraConfig) -> list[str]:
+def target_modules(model: nn.Module, config: LoraConfig) -> list[str]:
     """Names of the linear layers that a config means. Raises ValueError when a part has none."""
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     names = []

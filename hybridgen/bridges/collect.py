@@ -14,18 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hybridgen.bridges.janus import load_janus
 from hybridgen.bridges.pretrained_parts import image_settings, open_backbone, open_tower, open_vae, open_vq
+from hybridgen.bridges.weight_names import BACKBONE, HEAD, PARTS_OF_PATH, TOWER
 from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.core.layout import PATHS
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
-
-EMBEDDINGS, HEAD = "model.language_model.embed_tokens.weight", "lm_head.weight"
-BACKBONE, TOWER = "model.language_model.", "model.vision_model."
-PARTS_OF_PATH = {  # path -> prefixes of the weights that only it has
-    "understanding": ("model.vision_model.", "model.aligner."),
-    "diffusion": ("model.patch_embed.", "model.timestep_embedder.", "model.final_layer."),
-    "vq": ("model.generation_embeddings.", "model.generation_aligner.", "model.generation_head."),
-}
 
 
 @dataclass

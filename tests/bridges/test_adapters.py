@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from hybridgen.bridges.adapters import LoraConfig, add_lora, load_adapter, merge, open_pipeline, targets
+from hybridgen.bridges.adapters import add_lora, load_adapter, merge, open_pipeline, target_modules
+from hybridgen.bridges.lora_config import LoraConfig
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from tests.pipelines import tiny_pipeline
 from tests.processors import picture
@@ -96,7 +97,7 @@ def test_a_new_adapter_changes_nothing_and_alone_is_trained(base):
 
 def test_targets_choose_layers_within_a_part(base):
     model = open_pipeline(base).model
-    chosen = targets(model, LoraConfig(["backbone"], targets=["q_proj", "v_proj"]))
+    chosen = target_modules(model, LoraConfig(["backbone"], targets=["q_proj", "v_proj"]))
     layers = range(model.config.text_config.num_hidden_layers)
     names = ("q_proj", "v_proj")
     assert sorted(chosen) == sorted(f"model.language_model.layers.{i}.self_attn.{n}" for i in layers for n in names)
@@ -133,9 +134,9 @@ def test_bad_input(base, tmp_path):
     with pytest.raises(ValueError, match="rank 0"):
         LoraConfig(["vq"], rank=0)
     with pytest.raises(ValueError, match="no layer called c_attn in 'backbone'; there are: .*q_proj"):
-        targets(pipeline.model, LoraConfig(["backbone"], targets=["c_attn"]))
+        target_modules(pipeline.model, LoraConfig(["backbone"], targets=["c_attn"]))
     with pytest.raises(ValueError, match="lora.parts has 'vq', but this model has no such part"):
-        targets(tiny_pipeline(vq_config=None).model, LoraConfig(["vq"]))
+        target_modules(tiny_pipeline(vq_config=None).model, LoraConfig(["vq"]))
     other = adapted(base, "vq")
     other.model.save_pretrained(tmp_path / "adapter")
     with pytest.raises(ValueError, match="adapter"):

@@ -13,11 +13,12 @@ import torch
 from transformers import JanusProcessor, JanusVQVAE
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
-from hybridgen.bridges.janus.checkpoint import EMBEDDINGS, GUIDANCE, HEAD, NO_PATH, JanusCheckpoint, open_janus
+from hybridgen.bridges.janus.checkpoint import GUIDANCE, NO_PATH, JanusCheckpoint, open_janus
 from hybridgen.bridges.janus.configs import config_to_official, expected_shapes, hybrid_config
 from hybridgen.bridges.janus.prompts import begins_texts, chat_template, official_settings, transformers_template
 from hybridgen.bridges.janus.report import check_weights
 from hybridgen.bridges.janus.tensor_names import VQ_PREFIX, to_official
+from hybridgen.bridges.weight_names import EMBEDDINGS, HEAD
 from hybridgen.bridges.weights import SHARD_SIZE, StoredTensor, save_weights
 from hybridgen.checkpoints.loading import new_folder
 from hybridgen.codecs.frozen import vq_downsample_factor

@@ -9,7 +9,7 @@ An optimizer step takes `data.per_device_batch_size` rows x `accumulation` micro
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hybridgen.bridges.adapters import LoraConfig
+from hybridgen.bridges.lora_config import LoraConfig
 from hybridgen.core.objectives import ObjectiveConfig
 from hybridgen.data.source_config import SourceConfig
 from hybridgen.training.config.codec import VAETrainingConfig, VQTrainingConfig
