@@ -1,4 +1,4 @@
-"""Show that a graft writes as its backbone did: `python scripts/same_text.py BACKBONE CHECKPOINT [--gguf-file NAME]`.
+"""Show that a hybrid writes as its backbone did: `python scripts/same_text.py BACKBONE CHECKPOINT [--gguf-file NAME]`.
 
 For each question the logits of the whole answer are compared bit by bit; then the answer is printed once for both.
 Exit code 0 if no bit differs, 1 if any does.

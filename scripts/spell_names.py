@@ -1,6 +1,6 @@
 """Teach a small tower and its projector to spell: `python scripts/spell_names.py START OUT [--steps N]`.
 
-The decoder of a graft is frozen in LLaVA's first stage, and costs nearly all of it. A projector that starts from
+The decoder of a hybrid is frozen in LLaVA's first stage, and costs nearly all of it. A projector that starts from
 nothing needs more pictures than one CPU core can show it that way: 6,000 taught SmolLM2 no name. Here the decoder
 takes no part. Each of a picture's tokens learns to be the embedding of a word: most of them spell the emoji's name,
 the last four its style and kind, by cross-entropy of the cosine with the decoder's own (frozen) table. So the decoder

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hybridgen.bridges.collect import PretrainedParts, check_request, collect
+from hybridgen.bridges.collect import PartFolders, PretrainedParts, check_request, collect
 from hybridgen.bridges.pretrained_parts import quiet
 from hybridgen.bridges.weight_names import EMBEDDINGS, HEAD, PARTS_OF_PATH
 from hybridgen.codecs.frozen import VAECodec, VQCodec
@@ -86,10 +86,11 @@ def assemble(
         ValueError: a part is missing, of another kind or size, or not needed; in one sentence.
     """
     options = options or AssemblyOptions()
-    paths = check_request(paths, backbone, gguf_file, vision, vae, vq, from_janus)
+    folders = PartFolders(backbone, gguf_file, vision, vae, vq, from_janus)
+    paths = check_request(paths, folders)
     with torch.random.fork_rng(), quiet():
         torch.manual_seed(options.seed)
-        parts = collect(paths, backbone, gguf_file, vision, vae, vq, from_janus)
+        parts = collect(paths, folders)
         config = _configure(paths, parts, options)
         _extend_vocabulary(parts, config)
         model = _build_model(config, parts)
@@ -171,12 +172,8 @@ def _extend_vocabulary(parts: PretrainedParts, config: HybridGenConfig) -> None:
     ids = image_token_ids(tokenizer)
     for name, value in ids.items():
         setattr(config, name, value)
-    frames = (tokenizer.convert_ids_to_tokens(ids[f"{side}_image_token_id"]) for side in ("begin", "end"))
-    fresh = [
-        ids[f"{side}_image_token_id"]
-        for side, token in zip(("begin", "end"), frames, strict=True)
-        if token not in known
-    ]
+    frames = (ids["begin_image_token_id"], ids["end_image_token_id"])
+    fresh = [token_id for token_id in frames if tokenizer.convert_ids_to_tokens(token_id) not in known]
     rows, needed = config.text_config.vocab_size, max(tokenizer.get_vocab().values()) + 1
     if needed > rows:
         rows = -(-needed // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
@@ -262,10 +259,8 @@ def _processor(config: HybridGenConfig, parts: PretrainedParts, options: Assembl
 def _check_text(model: HybridGenForConditionalGeneration, reference: PreTrainedModel) -> None:
     """Raises ValueError if the model's text logits are not the backbone's: some decoders change them after the head
     (Granite and Cohere scale them, Gemma 2 caps them)."""
-    frames = (
-        model.config.begin_image_token_id,
-        model.config.end_image_token_id,
-    )  # their rows may have been unused before
+    # the rows of these two tokens may have been unused before
+    frames = (model.config.begin_image_token_id, model.config.end_image_token_id)
     old = torch.tensor([i for i in range(reference.get_input_embeddings().num_embeddings) if i not in frames])
     ids = old[:: max(1, len(old) // 12)][None, :12]
     expected = reference(ids).logits[..., old]

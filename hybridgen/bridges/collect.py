@@ -7,7 +7,9 @@ new.
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -43,59 +45,73 @@ class PretrainedParts:
     vq: nn.Module | None = None
 
 
-def check_request(paths, backbone, gguf_file, vision, vae, vq, from_janus) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class PartFolders:
+    """The folders that a hybrid is made of; see `assemble.assemble`."""
+
+    backbone: str | Path | None = None
+    gguf_file: str | None = None
+    vision: str | Path | None = None
+    vae: str | Path | None = None
+    vq: str | Path | None = None
+    from_janus: str | Path | None = None
+
+
+def check_request(paths: Sequence[str], folders: PartFolders) -> tuple[str, ...]:
     """The paths in `PATHS`' order. Raises ValueError for mistakes that show without opening a file."""
+    backbone, janus, vision, vq = folders.backbone, folders.from_janus, folders.vision, folders.vq
     if unknown := [path for path in paths if path not in PATHS]:
         raise ValueError(f"there is no path {unknown[0]!r}; choose among {', '.join(PATHS)}")
     if not paths:
         raise ValueError(f"no path is asked for; name at least one of {', '.join(PATHS)}")
-    if backbone is None and from_janus is None:
+    if backbone is None and janus is None:
         raise ValueError(
             "a hybrid needs a backbone; give the folder of a decoder as backbone, or of a Janus as from_janus"
         )
-    if gguf_file is not None and backbone is None:
-        raise ValueError(f"gguf_file {gguf_file} belongs to a backbone; name the folder it is in as backbone")
-    for path, name, part in (("understanding", "vision", vision), ("diffusion", "vae", vae), ("vq", "vq", vq)):
+    if folders.gguf_file is not None and backbone is None:
+        raise ValueError(f"gguf_file {folders.gguf_file} belongs to a backbone; name the folder it is in as backbone")
+    for path, name, part in (("understanding", "vision", vision), ("diffusion", "vae", folders.vae), ("vq", "vq", vq)):
         if part is not None and path not in paths:
             raise ValueError(
                 f"{name} {part} is given, but no {path} path is asked for; add it to paths or leave it out"
             )
-        if part is None and from_janus is None and path in paths and path != "diffusion":
+        if part is None and janus is None and path in paths and path != "diffusion":
             raise ValueError(
                 f"the {path} path needs a pretrained part; give {name} or from_janus, or leave the path out"
             )
-    if from_janus is not None and all((backbone, vision or "understanding" not in paths, vq or "vq" not in paths)):
-        raise ValueError(f"nothing is left for the Janus {from_janus} to give; leave out from_janus or another part")
+    if janus is not None and all((backbone, vision or "understanding" not in paths, vq or "vq" not in paths)):
+        raise ValueError(f"nothing is left for the Janus {janus} to give; leave out from_janus or another part")
     return tuple(path for path in PATHS if path in paths)
 
 
-def collect(paths, backbone, gguf_file, vision, vae, vq, from_janus) -> PretrainedParts:
-    """Open the folders of a request that `check_request` let pass; arguments as of `assemble.assemble`."""
-    janus = None if from_janus is None else load_janus(from_janus)
+def collect(paths: tuple[str, ...], folders: PartFolders) -> PretrainedParts:
+    """Open the folders of a request that `check_request` let pass."""
+    janus = None if folders.from_janus is None else load_janus(folders.from_janus)
     janus_weights = {} if janus is None else janus.model.float().state_dict()
-    janus_backbone = backbone is None  # only with it do the Janus' aligners and heads fit
+    janus_backbone = folders.backbone is None  # only with it do the Janus' aligners and heads fit
     if janus_backbone:
         tied = {"tie_word_embeddings": janus.model.config.tie_word_embeddings}
         tokenizer = copy.deepcopy(janus.processor.tokenizer)
-        parts = PretrainedParts(
-            _with_prefix(janus_weights, BACKBONE, HEAD), _settings(janus, "text_config") | tied, tokenizer, janus=janus
-        )
+        weights = _with_prefix(janus_weights, BACKBONE, HEAD)
+        parts = PretrainedParts(weights, _settings(janus, "text_config") | tied, tokenizer, janus=janus)
     else:
-        parts = _parts_of_backbone(*open_backbone(backbone, gguf_file))
-    if "understanding" in paths and vision is not None:
-        tower = open_tower(vision)
+        parts = _parts_of_backbone(*open_backbone(folders.backbone, folders.gguf_file))
+    if "understanding" in paths and folders.vision is not None:
+        tower = open_tower(folders.vision)
         parts.weights |= {TOWER + name: value for name, value in tower.state_dict().items()}
         parts.configs["vision_config"] = tower.config
-        parts.images = image_settings(vision, HybridGenConfig(vision_config=tower.config).vision_config.image_size)
+        image_size = HybridGenConfig(vision_config=tower.config).vision_config.image_size
+        parts.images = image_settings(folders.vision, image_size)
     elif "understanding" in paths:
         settings = ("aligner_depth", "aligner_hidden_act", "understanding_bidirectional") if janus_backbone else ()
-        parts.weights |= _with_prefix(janus_weights, *(PARTS_OF_PATH["understanding"] if janus_backbone else (TOWER,)))
+        prefixes = PARTS_OF_PATH["understanding"] if janus_backbone else (TOWER,)
+        parts.weights |= _with_prefix(janus_weights, *prefixes)
         parts.configs |= _settings(janus, "vision_config", *settings)
         parts.images = janus.processor.image_processor
-    if "diffusion" in paths and vae is not None:
-        parts.vae = open_vae(vae)
-    if "vq" in paths and vq is not None:
-        parts.vq = open_vq(vq)
+    if "diffusion" in paths and folders.vae is not None:
+        parts.vae = open_vae(folders.vae)
+    if "vq" in paths and folders.vq is not None:
+        parts.vq = open_vq(folders.vq)
     elif "vq" in paths:
         parts.vq = janus.vq_model
         if janus_backbone:

@@ -41,10 +41,8 @@ TOWERS = {  # model type of the tower, or of a SigLIP with both towers -> the cl
     "siglip2_vision_model": Siglip2VisionModel,
     "siglip2": Siglip2VisionModel,
 }
-_REPORT_ALL = {
-    "output_loading_info": True,
-    "ignore_mismatched_sizes": True,
-}  # so that `_check_complete` can name faults
+# arguments of from_pretrained with which it reports faults of weights, for `_check_complete` to name them
+_REPORT_ALL = {"output_loading_info": True, "ignore_mismatched_sizes": True}
 VQ_KINDS = {"JanusVQVAE": JanusVQVAE, "VQModel": diffusers.VQModel, "PatchVQ": PatchVQ}
 
 
@@ -229,5 +227,7 @@ def quiet() -> Iterator[None]:
 def _check_complete(report: dict, folder: Path, what: str) -> None:
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{what} {folder} lacks {len(missing)} of its weights, such as {missing[0]}; copy it again")
-    for name, found, wanted in sorted(report.get("mismatched_keys", [])):
-        raise ValueError(f"{what} {folder} has {name} of shape {tuple(found)}, but its config makes it {tuple(wanted)}")
+    for name, shape, expected in sorted(report.get("mismatched_keys", [])):
+        raise ValueError(
+            f"{what} {folder} has {name} of shape {tuple(shape)}, but its config makes it {tuple(expected)}"
+        )

@@ -241,10 +241,9 @@ def janus_config(hybrid: HybridGenConfig, vq_config) -> JanusConfig:
             f"{hybrid.aligner_hidden_act!r}"
         )
     vision.depth, vision.projection_dim = hybrid.aligner_depth, hybrid.text_config.hidden_size
+    # these four describe the aligner and the head between VQ tokenizer and backbone
     for name in ("projection_dim", "num_hidden_layers", "hidden_act", "image_token_embed_dim"):
-        setattr(
-            vq, name, getattr(hybrid.vq_config, name)
-        )  # these describe the aligner and head between VQ tokenizer and backbone
+        setattr(vq, name, getattr(hybrid.vq_config, name))
     return JanusConfig(
         text_config=_copy(hybrid.text_config),
         vision_config=vision,

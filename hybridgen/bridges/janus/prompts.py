@@ -136,12 +136,8 @@ def template_of(folder: Path) -> str | None:
 # --------------------------------------------------------------------------------------------------- tokenizers
 
 _KEPT_SETTINGS = (
-    "model_max_length",
-    "truncation_side",
-    "clean_up_tokenization_spaces",
-    "add_bos_token",
-    "add_eos_token",
-)
+    "model_max_length", "truncation_side", "clean_up_tokenization_spaces", "add_bos_token", "add_eos_token",
+)  # fmt: skip
 _TAGS = {"image_token": "image_tag", "boi_token": "image_start_tag", "eoi_token": "image_end_tag"}  # DeepSeek's
 _NAMED = ("bos_token", "eos_token", "pad_token", "unk_token")
 
@@ -185,10 +181,10 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         kept.setdefault("add_bos_token", True)  # as that class does unless its settings say otherwise
     if isinstance(extra, list) and (others := [token for token in map(_content, extra) if token not in OUR_TOKENS]):
         kept["extra_special_tokens"] = others
-    own = {name: token for name, token in names.items() if name not in _NAMED}
+    model_tokens = {name: token for name, token in names.items() if name not in _NAMED}
     named = {name: token for name, token in names.items() if name in _NAMED}
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, padding_side="left", model_specific_special_tokens=own, **named, **kept
+        tokenizer_object=backend, padding_side="left", model_specific_special_tokens=model_tokens, **named, **kept
     )
 
 

@@ -23,8 +23,8 @@ class Comparison:
 
     Args:
         mapped: tensors that fit.
-        missing: -> shape.
-        shapes, dtypes: tensors that differ -> (theirs, expected).
+        missing: name -> shape.
+        shapes, dtypes: of tensors that differ, name -> (the checkpoint's, the config's).
     """
 
     mapped: list[str]
@@ -99,10 +99,11 @@ def lost(janus: JanusCheckpoint, to: str) -> Iterator[str]:
         )
     yield from _lost_generation(janus, to)
     is_ours = janus.layout == "hybridgen"
-    template = template_of(janus.folder / "processor" if is_ours else janus.folder)
-    default = (
-        chat_template(janus.style, begins_texts(janus.tokenizer)) if is_ours else transformers_template(janus.style)
-    )
+    if is_ours:
+        template = template_of(janus.folder / "processor")
+        default = chat_template(janus.style, begins_texts(janus.tokenizer))
+    else:
+        template, default = template_of(janus.folder), transformers_template(janus.style)
     if template not in (None, default):
         yield f"the chat template: that of {janus.style} takes its place, which may write prompts otherwise"
     if is_ours and to != "hybridgen":
@@ -115,8 +116,8 @@ def _lost_generation(janus: JanusCheckpoint, to: str) -> Iterator[str]:
         yield f"generation_config.json: guidance_scale {settings['guidance_scale']}; a Janus is drawn with {GUIDANCE}"
     not_lost = (*LAYOUT_GENERATION_KEYS, "use_cache", "bos_token_id", "eos_token_id", "pad_token_id")
     for name, value in settings.items():
-        lost = to == "janus-official" or getattr(janus.generation, name, None) != value
-        if lost and name not in not_lost and value not in (None, False):
+        changes = to == "janus-official" or getattr(janus.generation, name, None) != value
+        if changes and name not in not_lost and value not in (None, False):
             yield f"generation_config.json: {name} {value}"
 
 

@@ -38,6 +38,7 @@ USUAL_COLUMNS = {
     "text_list": ("text_list", "json.text_list"),
     "image_info": ("image_info", "json.image_info"),
 }
+# parts that a form needs; a row has the first form whose parts it holds
 _PARTS_OF_FORM = {
     "messages": ("messages",),
     "llava": ("conversations",),
@@ -46,7 +47,7 @@ _PARTS_OF_FORM = {
     "questions": ("question", "answer"),
     "captions": ("image", "text"),
     "text": ("text",),
-}  # a row has the first form whose parts it holds
+}
 _ABSENT = object()
 
 

@@ -92,5 +92,8 @@ def majority_baselines(n: int, seed: int, split: str = "train") -> dict[str, dic
     names that `score_answers` and `score_pictures` use.
     """
     source = Dolls(split, "answer", seed)
-    asked = [Question(*entry) for index in range(n) for entry in source[index]["meta"]["questions"]]
-    return {"answers": majority_shares(asked), "pictures": majority_slots([source.spec(index) for index in range(n)])}
+    all_questions = [Question(*entry) for index in range(n) for entry in source[index]["meta"]["questions"]]
+    return {
+        "answers": majority_shares(all_questions),
+        "pictures": majority_slots([source.spec(index) for index in range(n)]),
+    }

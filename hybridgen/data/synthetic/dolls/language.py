@@ -16,13 +16,8 @@ from hybridgen.data.synthetic.questions import Question
 
 _WORN = ("body", "cloak", "head")  # the order in which a caption names them
 _HELD = ("hand1", "hand2")
-_NAMED_COLOURS = {
-    "robe": "body",
-    "cloak": "cloak",
-    "book": "hand2",
-    "hood": "head",
-    "wizard hat": "head",
-}  # kind -> slot
+# kind -> slot, of things whose colour is asked for
+_NAMED_COLOURS = {"robe": "body", "cloak": "cloak", "book": "hand2", "hood": "head", "wizard hat": "head"}
 CATEGORIES = ("creature", "background", "worn", "head", "right_hand", "left_hand", "hands", "yes_no") + tuple(
     f"{kind.split()[-1]}_colour" for kind in _NAMED_COLOURS
 )
@@ -46,26 +41,26 @@ def parse_caption(text: str) -> DollSpec:
     Raises ValueError that quotes the words which are not understood.
     """
     words = " ".join(text.lower().replace(".", " ").split())
-    found = re.fullmatch(
+    match = re.fullmatch(
         r"(?P<base>.+?)(?: wearing (?P<worn>.+?))?,? (?:holding (?P<held>.+?),? )?(?P<background>\S+) background", words
     )
-    if found is None:
+    if match is None:
         raise ValueError(
             f'cannot read the caption {text!r}: say "a CREATURE wearing THINGS, holding THINGS, COLOUR background", '
             "the wearing and holding parts as needed"
         )
-    if found["background"] not in backgrounds():
+    if match["background"] not in backgrounds():
         raise ValueError(
-            f"unknown background {found['background']!r} in {text!r}: it is one of {', '.join(backgrounds())}"
+            f"unknown background {match['background']!r} in {text!r}: it is one of {', '.join(backgrounds())}"
         )
     parts = dict.fromkeys(LAYER_SLOTS)
     for group, allowed in (("base", ("base",)), ("worn", _WORN), ("held", _HELD)):
-        for item in re.split(r",? and |, ", found[group]) if found[group] else ():
+        for item in re.split(r",? and |, ", match[group]) if match[group] else ():
             slot, index = _look_up(item, allowed, text)
             if parts[slot] is not None:
                 raise ValueError(f"{item!r} in {text!r} is one {slot} too many: a figure has one of each")
             parts[slot] = index
-    return DollSpec(**parts, background=found["background"])
+    return DollSpec(**parts, background=match["background"])
 
 
 def questions(spec: DollSpec, rng: np.random.Generator) -> list[Question]:
@@ -74,7 +69,7 @@ def questions(spec: DollSpec, rng: np.random.Generator) -> list[Question]:
     An empty slot answers "nothing". A thing is answered by its kind ("robe"); the colours of robe, cloak, book, hood
     and hat are questions of their own, asked when there is one.
     """
-    asked = [
+    applicable = [
         Question("creature", "what creature is this?", _phrase(spec, "base")),
         Question("background", "what colour is the background?", spec.background),
         Question("worn", "what is worn on the body?", _kind(spec, "body") or "nothing"),
@@ -87,10 +82,10 @@ def questions(spec: DollSpec, rng: np.random.Generator) -> list[Question]:
     for kind, slot in _NAMED_COLOURS.items():
         if _kind(spec, slot) == kind:
             name = kind.split()[-1]
-            asked.append(
+            applicable.append(
                 Question(f"{name}_colour", f"what colour is the {name}?", layers()[slot][getattr(spec, slot)].colour)
             )
-    return asked
+    return applicable
 
 
 def reasoning(spec: DollSpec, question: Question) -> str:
@@ -100,8 +95,8 @@ def reasoning(spec: DollSpec, question: Question) -> str:
     """
     if question.category != "yes_no":
         return ""
-    asked = re.fullmatch(r"is there (?:an? )?(.+)\?", question.question)[1]
-    slot, naming = _where()[asked]
+    thing = re.fullmatch(r"is there (?:an? )?(.+)\?", question.question)[1]
+    slot, naming = _slots_and_namings()[thing]
     return naming(spec, slot) or "nothing"
 
 
@@ -123,12 +118,12 @@ def _some_part(spec: DollSpec, rng: np.random.Generator) -> str:
 
 
 def _absent_name(spec: DollSpec, naming: Callable, rng: np.random.Generator) -> str:
-    ours = [f" {name(spec, slot)}" for slot in LAYER_SLOTS for name in (_phrase, _kind)]
+    present = [f" {name(spec, slot)}" for slot in LAYER_SLOTS for name in (_phrase, _kind)]
     while True:
         other = draw_spec(rng)
         name = naming(other, _some_part(other, rng))
         # by its end: "is there a man?" has no plain answer about a bird man
-        if not any(mine.endswith(f" {name}") for mine in ours):
+        if not any(mine.endswith(f" {name}") for mine in present):
             return name
 
 
@@ -162,7 +157,7 @@ def _phrases() -> dict[str, tuple[str, int]]:
 
 
 @cache
-def _where() -> dict[str, tuple[str, Callable]]:
+def _slots_and_namings() -> dict[str, tuple[str, Callable]]:
     """Each name that questions use: the slot it is in, and whether it is a phrase or a kind."""
     kinds = {layer.kind: (slot, _kind) for slot in LAYER_SLOTS for layer in layers()[slot]}
     return kinds | {phrase: (slot, _phrase) for phrase, (slot, _) in _phrases().items()}

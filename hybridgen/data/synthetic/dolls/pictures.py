@@ -190,9 +190,8 @@ def is_legible(spec: DollSpec) -> bool:
     if spec.cloak is None:
         return True
     cloak = pixels()["cloak"]
-    shown = (cloak.clear[spec.cloak] == 0) & (
-        cloak.ink[spec.cloak].max(-1, keepdims=True) > 0
-    )  # its black outline names no colour
+    coloured = cloak.ink[spec.cloak].max(-1, keepdims=True) > 0  # not its black outline
+    shown = (cloak.clear[spec.cloak] == 0) & coloured
     for slot in LAYER_SLOTS[1:]:
         index = getattr(spec, slot)
         if index is not None:

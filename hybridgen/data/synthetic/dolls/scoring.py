@@ -109,9 +109,8 @@ def _descend_from_starts(images: np.ndarray) -> np.ndarray:
     target = _fold(images).sum(-1)  # (P, n)
     starts = _starts(target)  # (starts, n, 7)
     ends = _descend(starts.reshape(-1, len(SLOTS)), np.tile(target, len(starts))).reshape(starts.shape)
-    drawn = (
-        _fold(render_rows(ends.reshape(-1, len(SLOTS)))).sum(-1).reshape(len(target), len(starts), -1)
-    )  # (P, starts, n)
+    drawn = _fold(render_rows(ends.reshape(-1, len(SLOTS)))).sum(-1)
+    drawn = drawn.reshape(len(target), len(starts), -1)  # (P, starts, n)
     errors = ((drawn - target[:, None]) ** 2).sum(0)  # (starts, n)
     return ends[errors.argmin(axis=0), np.arange(len(images))]
 
@@ -156,9 +155,8 @@ def _sweep(rows: np.ndarray, target: np.ndarray) -> np.ndarray:
     for slot, (ink, clear) in zip(("background", *LAYER_SLOTS), above, strict=True):
         layer, column = _folded(slot), SLOTS.index(slot)
         at = layer.where
-        paint = np.concatenate(
-            [clear[at], clear[at] * below[at]], axis=-1
-        )  # (P', n, 8): what a candidate's ink and clearness count for
+        # (P', n, 8): the factors of a candidate's ink and clearness in the composed picture
+        paint = np.concatenate([clear[at], clear[at] * below[at]], axis=-1)
         brush = np.concatenate([layer.ink[at], layer.clear[at]], axis=-1)  # (P', k, 8)
         residual = paint @ brush.transpose(0, 2, 1)  # (P', n, k): pooled candidates, less what lies above
         residual += (ink[at].sum(-1) - target[at])[..., None]

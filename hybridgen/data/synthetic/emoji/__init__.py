@@ -112,8 +112,8 @@ def majority_baselines(n: int, seed: int, split: str = "train") -> dict[str, dic
     `score_answers` and `score_pictures` use.
     """
     source = Emoji(split, "answer", seed)
-    asked = [Question(*entry) for index in range(n) for entry in source[index]["meta"]["questions"]]
+    all_questions = [Question(*entry) for index in range(n) for entry in source[index]["meta"]["questions"]]
     return {
-        "answers": majority_shares(asked),
+        "answers": majority_shares(all_questions),
         "pictures": majority_pictures([source.spec(index) for index in range(n)]),
     }

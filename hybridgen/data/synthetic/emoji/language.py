@@ -43,16 +43,16 @@ def parse_caption(text: str) -> EmojiSpec:
     Raises ValueError that quotes the words which are not understood.
     """
     words = " ".join(text.lower().split()).rstrip(".")
-    found = re.fullmatch(rf"(?P<name>.+), (?P<style>{'|'.join(STYLES)}) style", words)
-    if found is None:
+    match = re.fullmatch(rf"(?P<name>.+), (?P<style>{'|'.join(STYLES)}) style", words)
+    if match is None:
         raise ValueError(
             f'cannot read the caption {text!r}: say "a NAME, STYLE style", with a style of {", ".join(STYLES)}'
         )
-    name = found["name"]
+    name = match["name"]
     for candidate in (name, re.sub(r" \([^()]*\)$", "", name)):  # as it stands, or less the tags
         label = _labels().get(candidate) or _labels().get(_without_article(candidate))
         if label:
-            return look_up(EmojiSpec(label, found["style"])).spec
+            return look_up(EmojiSpec(label, match["style"])).spec
     near = difflib.get_close_matches(_without_article(name), _labels(), n=3, cutoff=0)
     raise ValueError(f"{name!r} in {text!r} is no emoji's name: names like it are {', '.join(near)}")
 
@@ -63,20 +63,20 @@ def questions(spec: EmojiSpec, rng: np.random.Generator) -> list[Question]:
     Not asked: the name of a picture with a lookalike, and the main colour where no colour covers 60 %.
     """
     picture = look_up(spec)
-    asked = [
+    applicable = [
         Question("group", "what kind of thing is this?", picture.group),
         Question("style", "in which style is it drawn?", spec.style),
     ]
     if spec not in lookalikes():
         language = list(LANGUAGES)[rng.integers(len(LANGUAGES))]
-        asked += [
+        applicable += [
             Question("name", "what is this?", spec.label),
             Question("translation", f"what is this in {LANGUAGES[language]}?", picture.names[language]),
             _yes_no(spec, rng),
         ]
     if colour_is_plain(spec):
-        asked.append(Question("main_colour", "what is the main colour?", picture.main_colour))
-    return asked
+        applicable.append(Question("main_colour", "what is the main colour?", picture.main_colour))
+    return applicable
 
 
 def reasoning(spec: EmojiSpec, question: Question) -> str:

@@ -35,10 +35,8 @@ class EmojiSpec(NamedTuple):
     style: str
 
 
-_NEARLY_EQUAL = (
-    EmojiSpec("black medium square", "flat"),
-    EmojiSpec("white square button", "flat"),
-)  # differ by 7 grey levels at most
+# two pictures that differ by 7 grey levels at most
+_NEARLY_EQUAL = (EmojiSpec("black medium square", "flat"), EmojiSpec("white square button", "flat"))
 
 
 class EmojiPicture(NamedTuple):
