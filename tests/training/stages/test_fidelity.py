@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hybridgen.training.distributed.processes import make_accelerator
-from hybridgen.training.stages.fidelity import Tally, perplexity, psnr, ssim
+from hybridgen.training.stages.fidelity import ReconstructionScores, perplexity, psnr, ssim
 from tests.training.toy import config_of
 
 
@@ -81,13 +81,13 @@ def test_perplexity_counts_codes_that_are_used_evenly():
 def test_a_tally_is_the_same_in_one_batch_or_two(tmp_path):
     pictures, others = pair()
     codes = torch.tensor([[0, 1], [1, 1]])
-    whole, halves = Tally(torch.device("cpu"), 4), Tally(torch.device("cpu"), 4)
+    whole, halves = ReconstructionScores(torch.device("cpu"), 4), ReconstructionScores(torch.device("cpu"), 4)
     whole.add(pictures, others, codes)
     for number in (0, 1):
         halves.add(pictures[number : number + 1], others[number : number + 1], codes[number])
     halves.reduce(make_accelerator(config_of(tmp_path)))
     assert whole.scores() == pytest.approx(halves.scores(), rel=1e-6)
     assert whole.scores()["codebook_use"] == 0.5
-    small = Tally(torch.device("cpu"))
+    small = ReconstructionScores(torch.device("cpu"))
     small.add(pictures[..., :8, :8], others[..., :8, :8])
     assert small.scores().keys() == {"psnr"}  # too small for SSIM
