@@ -5,19 +5,21 @@ import math
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from hybridgen.core.files import read_json, write_json
+from hybridgen.training import trainer as trainer_module
 from hybridgen.training.config.renamed import RENAMED
 from hybridgen.training.distributed.processes import make_accelerator
+from hybridgen.training.monitor import diagnostics, reporting
 from hybridgen.training.trainer import Trainer
-from tests.training.processes import World, train_toy
-from tests.training.toy import ToyLoader, ToyStage, config_of, train
+from tests.training.processes import World
+from tests.training.toy import ToyLoader, ToyStage, config_of, run_waiting, train
 
 
 def metrics_of(folder: Path) -> list[dict]:
@@ -178,16 +180,21 @@ def test_a_state_of_an_older_run_goes_on_under_new_names(tmp_path, uninterrupted
 
 
 def test_sigterm_saves_and_ends_well(tmp_path, uninterrupted):
+    """The step in which the signal comes is finished, and no other begins."""
     folder = tmp_path / "run"
-    world = World(tmp_path / "logs", train_toy, folder=folder, changes={"save_every": 1000}, pause=0.2)
-    world.wait_for(folder / "metrics.jsonl")
-    started = time.monotonic()
+    world = World(tmp_path / "logs", stopped_in_step_6, folder=folder)
+    world.wait_for(folder / "ready")
     world.kill(how=signal.SIGTERM)
-    assert "stopped by SIGTERM after step" in world.finish()
-    assert time.monotonic() - started < 150
+    assert "stopped by SIGTERM after step 6;" in world.finish()
+    assert [path.name for path in (folder / "state").iterdir()] == ["step_000006"]
     assert not (folder / "checkpoint").exists()
     train(config_of(folder))
     assert_same(weights_of(folder), weights_of(uninterrupted))
+
+
+def stopped_in_step_6(folder: Path) -> None:
+    torch.manual_seed(7)
+    run_waiting(config_of(folder, save_every=1000), at=5)
 
 
 # ------------------------------------------------------------------------------------------------------ going wrong
@@ -232,13 +239,24 @@ def test_frozen_parts_stay_bit_for_bit(tmp_path):
     assert "embedding.weight" not in weights_of(tmp_path, "state/step_000012/ema.safetensors")
 
 
-def test_max_seconds_ends_a_run_with_its_schedule(tmp_path):
-    trainer = train(config_of(tmp_path, steps=100_000, max_seconds=1.0, log_every=1), pause=0.05)
-    assert 2 <= trainer.step < 40
-    assert trainer.finished
+def test_max_seconds_ends_a_run_with_its_schedule(tmp_path, monkeypatch):
+    """By a clock of a quarter of a second a step, the fifth step begins after one second, and is the last."""
+    clock = SimpleNamespace(now=100.0)
+    for module in (trainer_module, diagnostics, reporting):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    class Slow(ToyStage):
+        def begin_step(self, step, progress):
+            clock.now += 0.25
+
+    config = config_of(tmp_path, steps=100_000, max_seconds=1.0, log_every=1)
+    trainer = Trainer(config, Slow(ToyLoader(4)), make_accelerator(config))
+    assert trainer.run()
+    assert trainer.step == 5
     records = metrics_of(tmp_path)
-    assert records[-1]["lr"] < 0.2 * max(record["lr"] for record in records)
-    assert records[-1]["seconds"] == pytest.approx(1.0, abs=0.7)
+    assert [record["seconds"] for record in records] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    cosine = [(1 + math.cos(math.pi * progress)) / 2 for progress in (0.75, 1.0)]  # after the three of the warmup
+    assert [record["lr"] for record in records[3:]] == pytest.approx([0.01 * factor for factor in cosine], abs=1e-12)
     assert (tmp_path / "checkpoint" / "toy.safetensors").exists()
 
 

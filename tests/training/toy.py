@@ -71,12 +71,12 @@ class ToyLoader:
         for row in range(number * self.rows, (number + 1) * self.rows):
             generator = torch.Generator().manual_seed(row)
             ids = torch.randint(0, 16, (6,), generator=generator)
-            kept = {kind: torch.rand(6, generator=generator) < 0.5 for kind in ("a", "b")}
+            labelled = {kind: torch.rand(6, generator=generator) < 0.5 for kind in ("a", "b")}
             if not self.both and row % 4 == 2:
-                kept["b"][:] = False
+                labelled["b"][:] = False
             if not self.both and row % 4 == 3:
-                kept["a"][:] = False
-            rows.append({"ids": ids, **kept})
+                labelled["a"][:] = False
+            rows.append({"ids": ids, **labelled})
         records = list(range(number * self.rows, (number + 1) * self.rows))
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]} | {"records": records}
 
@@ -118,15 +118,15 @@ class ToyStage:
 
     def losses(self, model, batch):
         predicted = model(batch["ids"])
-        wanted = {"a": (batch["ids"] % 5).float(), "b": (batch["ids"] % 3).float()}
+        targets = {"a": (batch["ids"] % 5).float(), "b": (batch["ids"] % 3).float()}
         return {
-            kind: (((predicted[kind] - wanted[kind]) ** 2 * batch[kind]).sum(), batch[kind].sum().float())
+            kind: (((predicted[kind] - targets[kind]) ** 2 * batch[kind]).sum(), batch[kind].sum().float())
             for kind in self.kinds
         }
 
     def validation_batches(self):
-        world, rank = self.loader.world_size, self.loader.rank
-        return [self.loader.batch(number * world + rank) for number in (1000, 1001)]
+        loader = self.loader
+        return [loader.batch(number * loader.world_size + loader.rank) for number in (1000, 1001)]
 
     def describe(self, means):
         return {"twice_a": 2 * means["a"]} if "a" in means else {}
@@ -136,6 +136,40 @@ class ToyStage:
 
     def save(self, model, folder):
         save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "toy.safetensors")
+
+
+class WaitingStage(ToyStage):
+    """In step `at` (from 0) it makes a file and waits until its process has got a SIGTERM, so that a test knows in
+    which step the signal comes.
+
+    Args:
+        ready: the file.
+        stop: the trainer's, once there is one.
+    """
+
+    def __init__(self, loader: ToyLoader, at: int, ready: Path, **stage):
+        super().__init__(loader, **stage)
+        self.at, self.ready, self.stop = at, ready, None
+
+    def begin_step(self, step, progress):
+        if step == self.at:
+            self.wait()
+
+    def wait(self):
+        self.ready.touch()
+        while not self.stop.requested:
+            time.sleep(0.01)
+
+
+def run_waiting(config: TrainConfig, at: int, ranks: tuple[int, ...] = (0,), **stage) -> None:
+    """Train; the processes of these ranks wait for a SIGTERM in step `at`."""
+    accelerator = make_accelerator(config)
+    loader = ToyLoader(config.data.per_device_batch_size, accelerator.process_index, accelerator.num_processes)
+    at = at if accelerator.process_index in ranks else -1
+    waiting = WaitingStage(loader, at, Path(config.output_dir) / "ready", **stage)
+    trainer = Trainer(config, waiting, accelerator)
+    waiting.stop = trainer._stop
+    assert not trainer.run()
 
 
 def config_of(folder: Path, **changes) -> TrainConfig:

@@ -26,23 +26,31 @@ def test_in_fp32_it_is_sdpa(inputs):
     assert torch.equal(model(**inputs).logits, expected)
 
 
-def test_under_autocast_attention_stays_fp32(inputs, monkeypatch):
-    model = tiny_model()
-    seen = []
-    original = torch.nn.functional.scaled_dot_product_attention
+def sdpa_calls(monkeypatch) -> list[tuple[torch.dtype, bool]]:
+    """Of each call of SDPA from now on, the query's type, and whether autocast is on, which would cast it to bf16."""
+    calls, original = [], torch.nn.functional.scaled_dot_product_attention
 
-    def watched(query, *arguments, **kwargs):
-        seen.append((query.dtype, torch.is_autocast_enabled("cpu")))  # where autocast is on, SDPA casts to bf16 itself
+    def recording(query, *arguments, **kwargs):
+        calls.append((query.dtype, torch.is_autocast_enabled("cpu")))
         return original(query, *arguments, **kwargs)
 
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
-    with torch.autocast("cpu", torch.bfloat16):
-        model(**inputs)
-        set_attention(model, FP32_ATTENTION)
-        logits = model(**inputs).logits
-    assert {cast for _, cast in seen[: len(seen) // 2]} == {True}
-    assert set(seen[len(seen) // 2 :]) == {(torch.float32, False)}
-    assert logits.dtype == torch.bfloat16
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", recording)
+    return calls
+
+
+def test_sdpa_never_runs_in_bf16_on_a_cpu(inputs, monkeypatch):
+    """Unless the config says so: what `auto` chooses keeps it in fp32, or, in compiled layers, does without it."""
+    calls = sdpa_calls(monkeypatch)
+    expected = {"auto": {(torch.float32, False)}, "auto compiled": set(), "sdpa": {(torch.float32, True)}}
+    for case, seen in expected.items():
+        attention, *compiled = case.split()
+        model = tiny_model()
+        set_attention(model, choose_attention(attention, "bf16", CPU, compiled=bool(compiled)))
+        calls.clear()
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(**inputs).logits
+        assert {(torch.float32 if on else dtype, on) for dtype, on in calls} == seen, case
+        assert logits.dtype == torch.bfloat16
 
 
 def test_no_trace_is_saved(tmp_path, inputs):
@@ -54,11 +62,10 @@ def test_no_trace_is_saved(tmp_path, inputs):
     assert loaded.model.language_model.config._attn_implementation == "sdpa"
 
 
-def test_choices():
-    assert choose_precision("fp32", CPU) == "fp32"
-    assert choose_precision("auto", CPU) in ("fp32", "bf16")
-    assert choose_attention("auto", "bf16", CPU) == FP32_ATTENTION
-    assert choose_attention("auto", "bf16", CPU, compiled=True) == "eager"
-    assert choose_attention("auto", "fp32", CPU) == "sdpa"
-    assert choose_attention("auto", "bf16", torch.device("cuda")) == "sdpa"
-    assert choose_attention("eager", "bf16", CPU) == "eager"
+@pytest.mark.parametrize("amx", [False, True])
+def test_auto_is_bf16_where_the_processor_multiplies_it(monkeypatch, amx):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert choose_precision("auto", CPU) == ("bf16" if amx else "fp32")
+    for said in ("fp32", "bf16"):
+        assert choose_precision(said, CPU) == said

@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from hybridgen.training.distributed.processes import make_accelerator
 from hybridgen.training.state import checkpointing as states
 from hybridgen.training.trainer import Trainer
 from tests.training.processes import ROOT, World, launched_with, train_toy
-from tests.training.toy import ToyLoader, ToyStage, config_of, train
+from tests.training.toy import ToyLoader, ToyStage, config_of, run_waiting, train
 
 FORMS = ["ddp", "fsdp2"]
 MUON = {"name": "muon", "lr": 1e-3}  # it rounds to bf16 on the way, where the last bit of a sum may tip over
@@ -160,16 +159,26 @@ def count_reductions(folder: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- one is gone
 
 
+def die_in_step_6(folder: Path, changes: dict, dies: int) -> None:
+    class Dying(ToyStage):
+        def begin_step(self, step, progress):
+            with (folder / f"begun_{accelerator.process_index}").open("a") as file:
+                file.write(str(step))
+            if step == 5 and accelerator.process_index == dies:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    config = config_of(folder, **changes)
+    accelerator = make_accelerator(config)
+    Trainer(config, Dying(ToyLoader(1, accelerator.process_index, 2)), accelerator).run()
+
+
 @pytest.mark.parametrize(("dies", "form"), [(1, "ddp"), (0, "fsdp2")])
 def test_one_that_dies_ends_the_others(tmp_path, dies, form):
-    """Within seconds, and what is left says which process is gone and that nothing is lost."""
+    """In the step in which it died; what is left says which process is gone and that nothing is lost."""
     changes = {**SHARED, "steps": 1000, "save_every": 4}
-    world = World(tmp_path / "logs", train_toy, 2, form, folder=tmp_path / "run", changes=changes, pause=0.05)
-    world.wait_for(tmp_path / "run/state/step_000004")
-    world.kill(dies)
-    started = time.monotonic()
+    world = World(tmp_path / "logs", die_in_step_6, 2, form, folder=tmp_path / "run", changes=changes, dies=dies)
     codes = world.wait()
-    assert time.monotonic() - started < 150
+    assert {rank: (tmp_path / f"run/begun_{rank}").read_text() for rank in (0, 1)} == {0: "012345", 1: "012345"}
     assert codes[dies] == -signal.SIGKILL
     assert codes[1 - dies] == 2, world.said()
     said = world.said(1 - dies)
@@ -179,17 +188,19 @@ def test_one_that_dies_ends_the_others(tmp_path, dies, form):
 
 
 def test_sigterm_to_one_stops_both(tmp_path, alone):
-    arguments = {"folder": tmp_path / "run", "dropout": 0.0}
-    changes = {**SHARED, "save_every": 1000}
-    world = World(tmp_path / "logs", train_toy, 2, "fsdp2", changes=changes, pause=0.1, **arguments)
-    world.wait_for(tmp_path / "run/metrics.jsonl")
-    started = time.monotonic()
+    """The signal comes in step 2; with the counts of step 3 the other process is told, and step 3 is the last."""
+    world = World(tmp_path / "logs", stop_one, 2, "fsdp2", folder=tmp_path / "run")
+    world.wait_for(tmp_path / "run/ready")
     world.kill(1, signal.SIGTERM)
     assert world.wait() == [0, 0], world.said()
-    assert time.monotonic() - started < 150
-    assert "stopped by SIGTERM after step" in world.said(0)
-    World(tmp_path / "logs", train_toy, 2, "fsdp2", changes=SHARED, **arguments).finish()
+    assert "stopped by SIGTERM after step 3;" in world.said(0)
+    World(tmp_path / "logs", train_toy, 2, "fsdp2", folder=tmp_path / "run", changes=SHARED, dropout=0.0).finish()
     assert_alike(tmp_path / "run", alone, atol=1e-5)
+
+
+def stop_one(folder: Path) -> None:
+    torch.manual_seed(7)
+    run_waiting(config_of(folder, **{**SHARED, "save_every": 1000}), at=1, ranks=(1,), dropout=0.0)
 
 
 @pytest.mark.parametrize("form", FORMS)

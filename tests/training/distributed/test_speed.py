@@ -1,5 +1,6 @@
 """Compiled layers and kept memory: the numbers of a step stay, evaluation is not compiled, faults go away."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -24,10 +25,20 @@ def gradients_of(stage, batch) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in stage.model.named_parameters() if p.grad is not None}
 
 
+def deepen(backbone: torch.nn.Module, layers: int) -> None:
+    """Further layers like the last one."""
+    while len(backbone.layers) < layers:
+        backbone.layers.append(copy.deepcopy(backbone.layers[-1]))
+        backbone.layers[-1].self_attn.layer_idx += 1  # its place in a cache
+    backbone.config.num_hidden_layers = layers
+    backbone.config.layer_types = backbone.config.layer_types[:1] * layers
+
+
 @pytest.mark.skipif(not compiler_found(CPU), reason="no C++ compiler")
 def test_compiled_layers_have_the_same_gradients_and_evaluation_is_eager():
-    """Largest difference seen: 3.1e-5, of gradients up to 129; 1e-4 of each is allowed."""
+    """And depth costs no time: 12 layers are one graph. Largest difference seen: 4.6e-5, of gradients up to 62."""
     stage = stage_of(all_tasks())
+    deepen(stage.model.model.language_model, 12)
     set_attention(stage.model, choose_attention("auto", "fp32", CPU))
     batch = next(stage.loader)
     stage.model.train()
@@ -37,7 +48,7 @@ def test_compiled_layers_have_the_same_gradients_and_evaluation_is_eager():
     before = frames["unique_graphs"]
     compiled = gradients_of(stage, batch)
     graphs = frames["unique_graphs"] - before
-    assert graphs >= 1
+    assert graphs == 1
     assert compiled.keys() == eager.keys()
     for name, gradient in eager.items():
         torch.testing.assert_close(compiled[name], gradient, rtol=1e-4, atol=1e-4)

@@ -71,10 +71,18 @@ def trained(tmp_path_factory) -> tuple[Path, dict]:
     return folder / "run", terms
 
 
-def test_it_learns_and_tells(trained):
+def test_it_learns(trained, tmp_path):
+    """Better on held-out pictures than the same run in which nothing learns: measured 10.5 dB instead of 8.8."""
+    folder, terms = trained
+    run(tmp_path, "optimizer.lr=1e-12", "sampling.every=0", **terms)
+    learnt, control = (metrics_of(each)[-1] for each in (folder, tmp_path))
+    assert learnt["validation/psnr"] > control["validation/psnr"] + 1
+    assert learnt["validation/loss/l1"] < 0.95 * control["validation/loss/l1"]
+
+
+def test_what_is_logged(trained):
     folder, _ = trained
     records = metrics_of(folder)
-    assert records[-1]["loss/l1"] < 0.9 * records[0]["loss/l1"]
     named = {"l1", "l2", "kl", "perceptual", "adversarial", "discriminator"}
     assert {name.removeprefix("loss/") for name in records[-1] if name.startswith("loss/")} == named
     assert records[0]["loss/discriminator"] == records[0]["adversarial_weight"] == 0

@@ -80,13 +80,18 @@ def trained(request, tmp_path_factory) -> tuple[str, Path]:
 # -------------------------------------------------------------------------------------------------------- whole runs
 
 
-def test_it_learns_and_codes_are_used(trained):
+def test_it_learns(trained, tmp_path):
+    """Better on held-out pictures than the same run in which nothing learns, neither weights nor codes: PSNR measured
+    15.3 dB instead of 9.7 (patch), 12.9 instead of 10.3 (janus), SSIM .47 and .16 instead of 0."""
     kind, folder = trained
-    records = metrics_of(folder)
-    assert records[-1]["loss/l1"] < records[0]["loss/l1"] or kind == "patch"  # patches start out right
-    assert records[-1]["codebook_use"] > 0.3
-    assert records[-1]["psnr"] == pytest.approx(10 * np.log10(4 / records[-1]["loss/l2"]), abs=1e-4)
-    assert records[-1]["validation/psnr"] > (14 if kind == "patch" else 5)
+    still = ["optimizer.lr=1e-12", "vq_model.continuous_steps=0", "vq_model.restart_every=0", "sampling.every=0"]
+    run(tmp_path, *still, "vq_model.codebook_decay=null", kind=kind)
+    record, control = metrics_of(folder)[-1], metrics_of(tmp_path)[-1]
+    assert record["validation/psnr"] > control["validation/psnr"] + (4 if kind == "patch" else 2)
+    assert record["validation/ssim"] > control["validation/ssim"] + (0.4 if kind == "patch" else 0.1)
+    if kind == "patch":  # random codes are used, too; here 92 % are, without learning 69 %
+        assert record["validation/codebook_use"] > 0.85 > control["validation/codebook_use"]
+    assert record["psnr"] == pytest.approx(10 * np.log10(4 / record["loss/l2"]), abs=1e-4)
     assert (folder / "samples" / "step_000024.png").exists()
 
 
