@@ -105,7 +105,8 @@ _CALLS = _CallsOfThread()
 
 
 class HybridGenPipeline(DiffusionPipeline):
-    """
+    """Draws pictures, answers questions about them, and holds conversations, with one model.
+
     Args:
         model, processor: what reads and writes.
         scheduler: any scheduler of diffusers that samples the model's noise process; None = the process' own.
@@ -143,7 +144,7 @@ class HybridGenPipeline(DiffusionPipeline):
 
     @property
     def sampling_defaults(self) -> dict[str, dict] | None:
-        """What its folder says of how to draw."""
+        """How to draw unless a call says otherwise, as saved in its folder."""
         return self.config.get("sampling_defaults")
 
     def sampling_settings(self, path: str, **overrides) -> dict:
@@ -184,11 +185,12 @@ class HybridGenPipeline(DiffusionPipeline):
 
     @property
     def _call(self) -> CallState:
-        """Of this thread; of the last thread that called, where this one has not."""
+        """The running, or else the last, call of this thread; of another thread where this one has made none."""
         return _CALLS.states.get(self, self._last_call)
 
     @contextmanager
     def _running(self, call: CallState) -> Iterator[None]:
+        """Inside, `call` is what a callback in this thread reads and changes."""
         outer = _CALLS.states.get(self)
         _CALLS.states[self] = self._last_call = call
         call.is_running = True
@@ -317,6 +319,8 @@ class HybridGenPipeline(DiffusionPipeline):
         with self._running(call), self.progress_bar(total=total) as progress:
             for group in groups:
                 batch = [requests[number] for number in group]
+                batch_timesteps = timesteps[batch[0].size]
+                call.num_timesteps = len(batch_timesteps)
                 guidance = replace(
                     setup.guidance,
                     scale=call.scale_at([number // num_images_per_prompt for number in group]),
@@ -328,7 +332,7 @@ class HybridGenPipeline(DiffusionPipeline):
                     batch[0].size,
                     [generators[number] for number in group],
                     guidance,
-                    self._on_step(call, timesteps[batch[0].size], callback_on_step_end, progress),
+                    self._on_step(batch_timesteps, callback_on_step_end, progress),
                     None if latents is None else torch.stack([latents[number] for number in group]),
                 )
                 made = made if output_type == "latent" else self.decode_images(made, path)
@@ -399,9 +403,8 @@ class HybridGenPipeline(DiffusionPipeline):
         schedule = prepare(self.scheduler, setup.num_inference_steps, diffusion, shift=setup.shift)
         return list(schedule.scheduler.timesteps)
 
-    def _on_step(self, call: CallState, timesteps: list, callback: Callable | None, progress) -> OnStep:
+    def _on_step(self, timesteps: list, callback: Callable | None, progress) -> OnStep:
         """What the loop calls after each step of a batch."""
-        call.num_timesteps = len(timesteps)
 
         def on_step(step: int, latents: Tensor) -> Tensor:
             if callback is not None:
@@ -471,14 +474,14 @@ class HybridGenPipeline(DiffusionPipeline):
         max_new_tokens: int = 32,
         max_batch: int = 64,
     ) -> list[str]:
-        """Answer questions about images: the likeliest words, so the same every time. A model that reasons first is
-        given its time, and its reasoning is left out.
+        """Answer questions about images: the likeliest words, so the same every time. The reasoning of a model that
+        reasons first is left out.
 
         Args:
             images, questions: equally many, or one of either for all of the other.
             path: by which the images are read: `understanding`, `diffusion` (clean) or `vq`; or several, one after the
                 other, where the model was trained so (BAGEL).
-            max_new_tokens: of each answer, its reasoning among them; one whose reasoning did not end is the reasoning.
+            max_new_tokens: of each answer, its reasoning included; where that does not end in time, it is the answer.
             max_batch: questions at a time.
 
         Raises:
@@ -541,12 +544,12 @@ class HybridGenPipeline(DiffusionPipeline):
     # ------------------------------------------------------------------------------------- what it was loaded from
 
     def loaded_from(self, folder: str | Path) -> None:
-        """All weights are now those of this folder."""
+        """Record that all weights are now those of this folder."""
         self._provenance = Provenance(folder, self._weighted_components())
 
     @property
     def origin(self) -> dict[str, str]:
-        """The folder and its hashes; empty where it was made of parts, or weights or files have changed since."""
+        """The folder and its hashes; empty where it was put together of components, or these or files have changed."""
         return {} if self._provenance is None else self._provenance.origin(self._weighted_components())
 
     def _weighted_components(self) -> list[torch.nn.Module]:
@@ -571,11 +574,14 @@ class HybridGenPipeline(DiffusionPipeline):
 
     def check_sizes(self, heights: list, widths: list, path: str) -> list[tuple[int, int]]:
         """Heights and widths in pixels, one a prompt -> sizes; None = that side of the processor's default size.
-        Raises ValueError for those that a path cannot draw."""
+
+        Raises:
+            ValueError: a path cannot draw one of them.
+        """
         sizes = []
         for height, width in zip(heights, widths, strict=True):
             check_counts(**{name: side for name, side in (("height", height), ("width", width)) if side is not None})
-            self.processor.count_tokens(path, height, width)  # refuses sizes
+            self.processor.count_tokens(path, height, width)  # raises for those that are no whole number of tokens
             sizes.append(self.processor.size_of(height, width))
         return sizes
 
@@ -593,8 +599,11 @@ class HybridGenPipeline(DiffusionPipeline):
     def check_conditions(
         self, image, read: str | None, image_scales: list[float], count: int
     ) -> tuple[list, str | None]:
-        """Images that stand before the prompts, one a prompt or None, and the path by which they are read. Raises
-        ValueError if they cannot be."""
+        """Images that stand before the prompts, one a prompt or None, and the path by which they are read.
+
+        Raises:
+            ValueError: they cannot be read, or guided by.
+        """
         if image is None:
             if read is not None:
                 raise ValueError(f"read is {read!r}, a path to read an image by, but none is given; leave it out")
@@ -610,7 +619,7 @@ class HybridGenPipeline(DiffusionPipeline):
         return each("image", image, count), read
 
     def check_noise(self, latents, path: str, sizes: list[tuple[int, int]]):
-        """Raises ValueError if noise that was given is not that of these images; returns it."""
+        """The noise of a call, if its shapes are those of these images' latents; else raises ValueError."""
         if latents is None:
             return None
         if path != "diffusion":
@@ -624,7 +633,7 @@ class HybridGenPipeline(DiffusionPipeline):
         return latents
 
     def writing_path(self, path: str | None) -> str:
-        """The path to draw by: the one asked for, or the first that there is. Raises ValueError if it cannot draw."""
+        """The path to draw by: `path`, or where None the first that there is. Raises ValueError if it cannot draw."""
         writing = [name for name in WRITING_PATHS if name in self.model.config.paths]
         if not writing:
             raise ValueError("this model has no path that writes images: it can only answer")
@@ -660,7 +669,7 @@ class HybridGenPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs):
-        """As everywhere in diffusers; a local folder is looked over first, so that an error names what is missing."""
+        """As everywhere in diffusers; a local folder is checked first, so that an error names what is missing."""
         if Path(pretrained_model_name_or_path).is_dir():
             check_checkpoint(pretrained_model_name_or_path, components=tuple(kwargs))
         pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
@@ -687,14 +696,15 @@ class HybridGenPipeline(DiffusionPipeline):
             upload(folder, **{"repo_id": folder.name} | hub)
 
     def save_front(self, folder: Path) -> None:
-        """Write what stands beside the parts of a saved pipeline: the model's config once more, a card if none is."""
+        """Write what stands beside the components of a saved pipeline: a copy of the model's config, and a model card
+        where there is none."""
         forget_origin(folder)
         write_whole(folder / "config.json", (folder / "model" / "config.json").read_bytes())
         if not (folder / "README.md").exists():
             write_whole(folder / "README.md", model_card(self.model.config, self.model.num_parameters()))
 
     def push_to_hub(self, repo_id: str, **kwargs) -> str:
-        """As everywhere in diffusers; a model card that the repository has is kept. Returns the commit's URL."""
+        """As everywhere in diffusers; a model card that the repository has already stays. Returns the commit's URL."""
         hub = {name: kwargs.pop(name) for name in _HUB_SETTINGS if name in kwargs}
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, **kwargs)

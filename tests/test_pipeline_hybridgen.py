@@ -1,10 +1,12 @@
 """The pipeline: pictures against loops without a cache, answers against bare `generate`, and what must not matter."""
 
 import contextlib
+import gc
 import itertools
 import subprocess
 import sys
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -512,25 +514,62 @@ CALLS = {
     "changed by a callback": {"guidance_scale": 4.0, "num_inference_steps": 7, "callback_on_step_end": halves_guidance},
     "several scales, two batches": {"prompt": PROMPTS[:3], "guidance_scale": [1.0, 3.0, 5.0], "max_batch": 2},
     "shifted, Euler": {"guidance_scale": 3.0, "num_inference_steps": 5, "shift": 3.0},
+    "packed": {"guidance_scale": 3.0, "precision": "fp32"},
     "codes": {"path": "vq", "guidance_scale": 2.0},
     "codes changed by a callback": {"path": "vq", "guidance_scale": 6.0, "callback_on_step_end": halves_guidance},
 }
 
 
-@pytest.mark.parametrize(("one", "other"), itertools.combinations(CALLS, 2))
-def test_two_threads_may_use_one_pipeline(pipe, one, other):
-    """Each call draws, to the bit, what it draws alone, and afterwards knows its own guidance."""
+def drawn(pipe, name: str, seed: int) -> tuple[list[torch.Tensor], object]:
+    """The latents of a call, and the guidance that the pipeline knows after it."""
+    given = {"prompt": PROMPTS[1], "output_type": "latent", "num_inference_steps": 4, "seed": seed, **CALLS[name]}
+    images = pipe(**given).images
+    return [*images], pipe.guidance_scale
 
-    def call(name: str, seed: int):
-        given = {"prompt": PROMPTS[1], "output_type": "latent", "num_inference_steps": 4, "seed": seed, **CALLS[name]}
-        images = pipe(**given).images
-        return [*images], pipe.guidance_scale
 
-    alone = [call(one, 3), call(other, 4)]
-    together = Lockstep(pipe).run(lambda: call(one, 3), lambda: call(other, 4))
+def check_interleaved(pipe, one: str, other: str) -> None:
+    alone = [drawn(pipe, one, 3), drawn(pipe, other, 4)]
+    together = Lockstep(pipe).run(lambda: drawn(pipe, one, 3), lambda: drawn(pipe, other, 4))
     for (images, scale), (expected, expected_scale) in zip(together, alone, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(images, expected, strict=True))
         assert scale == expected_scale
+
+
+@pytest.mark.parametrize(("one", "other"), itertools.combinations(CALLS, 2))
+def test_two_threads_may_use_one_pipeline(pipe, one, other):
+    """Each call draws, to the bit, what it draws alone, and afterwards its thread reads its own guidance."""
+    check_interleaved(pipe, one, other)
+
+
+def test_two_threads_may_use_one_pipeline_with_modality_experts():
+    """Which tokens go through the experts is known to the layers for as long as a forward runs."""
+    experts = {"patch_size": 4, "sample_size": 16, "frequency_embedding_size": 32, "modality_experts": True}
+    check_interleaved(tiny_pipeline(diffusion_config=experts), "changed by a callback", "codes")
+
+
+def test_a_callback_may_call_the_pipeline(pipe):
+    """The inner call leaves the outer one's guidance alone, and the other way round."""
+    inner = []  # what it draws
+
+    def callback(pipeline, step, timestep, tensors):
+        if step == 1:
+            inner.append(drawn(pipeline, "plain", 3)[0])
+        assert (pipeline.guidance_scale, pipeline.num_timesteps) == (5.0, 4)
+        return tensors
+
+    settings = {"guidance_scale": 5.0, "num_inference_steps": 4, "output_type": "latent", "seed": 1}
+    outer = pipe(PROMPTS[0], callback_on_step_end=callback, **settings).images
+    assert torch.equal(outer, pipe(PROMPTS[0], **settings).images)
+    assert torch.equal(inner[0][0], drawn(pipe, "plain", 3)[0][0])
+
+
+def test_a_finished_call_keeps_no_pipeline_alive():
+    pipe = tiny_pipeline()
+    pipe(PROMPTS[0], **FAST)
+    known = weakref.ref(pipe)
+    del pipe
+    gc.collect()
+    assert known() is None
 
 
 # ------------------------------------------------------------------------------------------------------------ answering

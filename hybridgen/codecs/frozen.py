@@ -2,19 +2,18 @@
 
 `PixelCodec` and `VAECodec` serve the diffusion path (normalised latents), `VQCodec` the vq path (codes). Training of a
 VQ tokenizer is a stage of its own (`training`); it shares `quantize` with `VQCodec`, so that codes mean the same in
-both. The fact a newcomer gets wrong: a Janus tokenizer compares *directions*. DeepSeek normalises latents and codebook
-before the nearest code is sought; transformers' `JanusVQVAE.encode` does not, and finds other codes for the same
-picture. It is also tied to one grid, where a code map decodes at any size.
+both. A Janus tokenizer compares *directions*: DeepSeek normalises latents and codebook before it looks for the nearest
+code. transformers' `JanusVQVAE.encode` does not, and finds other codes for the same picture; it is also tied to one
+grid, where a code map decodes at any size.
 
 Nothing here draws a random number (a VAE's posterior is read at its mode), moves a tensor to another device, or changes
-the module it was handed: hand it one in eval mode.
+the module it wraps, which must be in eval mode.
 
 Shapes: I images, C channels, H x W pixels, h x w = H / f x W / f, D width of the codebook, V codes,
 T codes of all images together.
 """
 
 import copy
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +25,7 @@ from torch.nn import functional as F
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from hybridgen.codecs.patch_vq import PatchVQ
+from hybridgen.core.files import read_json
 from hybridgen.paths.patches import check_size
 
 Images = Tensor | list[Tensor]  # (I, C, H, W), or I of (C, H, W) where sizes differ
@@ -138,7 +138,7 @@ class VQCodec:
 
 def load_vq(folder: str | Path) -> nn.Module:
     """A VQ tokenizer of any of these kinds, as its config.json says; frozen."""
-    name = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("_class_name")
+    name = read_json(Path(folder) / "config.json").get("_class_name")
     kind = {"VQModel": VQModel, "PatchVQ": PatchVQ}.get(name, JanusVQVAE)
     return kind.from_pretrained(folder).eval().requires_grad_(False)
 

@@ -2,9 +2,9 @@
 
 diffusers' `VQModel` on patches instead of pixels, with a way around each of its halves, so that before training a code
 is a patch of pixels and decoding is exact but for the choice of code. k-means on patches is then a good codebook
-already, and training only adds what neighbours tell. Learning an autoencoder from nothing takes many times as long: on
-the dolls, 1,024 codes and 400 steps of 32 pictures, 81 % of slots right with JanusVQVAE on patches, 95 % with this.
-The fact a newcomer gets wrong: the width of a code is given, 3 p^2; it is not a setting.
+already, and training only adds what the patches around it say. Learning an autoencoder from nothing takes many times as
+long: on the dolls, 1,024 codes and 400 steps of 32 pictures, 81 % of slots right with JanusVQVAE on patches, 95 % with
+this. The width of a code is that of a patch, 3 p^2, and no setting.
 
 Shapes: I images, p the patch size, h x w = H / p x W / p, D = 3 p^2.
 """

@@ -1,9 +1,9 @@
-"""Where a name leads: to a folder or hub repository with one part in it, or to a whole checkpoint with all of them.
+"""Names of checkpoints: a folder or hub repository with one component in it, or a whole checkpoint with all of them.
 
-A whole checkpoint keeps each part in a folder of its own and `model_index.json` beside them; `config.json` there is a
-copy of the model's, by which the Auto classes of transformers know what it is. So `from_pretrained` of the model and of
-the processor take either. What a checkpoint must contain is `checkpoints`' to say. The fact
-a newcomer gets wrong: a hub repository is asked before its weights are, once, and from the cache where it is offline.
+A whole checkpoint has each component in a folder of its own and `model_index.json` beside them; `config.json` there is
+a copy of the model's, by which the Auto classes of transformers know what it is. So `from_pretrained` of the model and
+of the processor take either. What a checkpoint must contain is checked in `checkpoints`. A hub repository is asked for
+its index first, once, and only then for weights; offline, the answer comes from the cache.
 """
 
 from os import PathLike
@@ -27,7 +27,7 @@ def is_whole(name: str | PathLike | None, **kwargs) -> bool:
 
 
 def part_of(name: str | PathLike | None, part: str, **kwargs) -> str | PathLike | None:
-    """Where a part lies: its folder, in a whole checkpoint, fetched as far as needed; or `name` itself."""
+    """The folder of a component in a whole checkpoint, downloaded as far as needed; or `name` itself."""
     if kwargs.get("subfolder") or not is_whole(name, **kwargs):
         return name
     if Path(name).is_dir():
@@ -41,7 +41,7 @@ def _for_hub(kwargs: dict) -> dict:
 
 
 def whole_around(name: str | PathLike | None, **kwargs) -> str | PathLike | None:
-    """The whole checkpoint that a name leads to: itself, or the folder around a model's folder; None = neither."""
+    """The whole checkpoint that a name belongs to: itself, or the folder around a model's folder; None = neither."""
     if is_whole(name, **kwargs):
         return name
     if name is not None and Path(name).is_dir() and (Path(name).resolve().parent / INDEX).is_file():
@@ -57,7 +57,7 @@ def upload(
     token: str | bool | None = None,
     create_pr: bool = False,
 ) -> str:
-    """Put a whole checkpoint on the hub, beside a model card that is there already. Returns the commit's URL."""
+    """Upload a whole checkpoint to the hub; a model card that is there already stays. Returns the commit's URL."""
     hub = HfApi(token=token)
     repo_id = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
     there = ["README.md"] if hub.file_exists(repo_id, "README.md") else None

@@ -43,7 +43,7 @@ class DrawingSetup:
     Args:
         path: `diffusion` or `vq`.
         settings: every setting that matters to the path, as manifests record them.
-        guidance: with the scales of the settings, which may be lists with one a prompt, left at 1.
+        guidance: the method; the scales of an image are its request's, those of a batch are set when it is drawn.
         sampling: of codes.
         decoder: the model's, in the settings' precision.
     """
