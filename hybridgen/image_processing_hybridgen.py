@@ -2,8 +2,8 @@
 
 Pictures are PIL images, uint8 arrays (H, W, 3) or tensors (3, H, W); no files, no tokens. Two ways in: `understanding`
 keeps the whole picture (long side resized, the rest padded), `generation` fills the frame (short side resized, the rest
-cropped). The fact a newcomer gets wrong: the padded way computes the short side with `int()`, as DeepSeek's Janus does;
-transformers' Janus rounds, and so differs on half of all aspect ratios.
+cropped). `understanding` computes the short side with `int()`, as DeepSeek's Janus does; transformers' Janus rounds,
+and so differs on half of all aspect ratios.
 
 Shapes: I images, S the understanding path's side, H x W pixels.
 """
@@ -23,7 +23,7 @@ Picture = Image.Image | np.ndarray | Tensor
 
 
 class HybridGenImageProcessorKwargs(ImagesKwargs, total=False):
-    """What a call may say otherwise than the image processor does."""
+    """Settings that a single call may change."""
 
     image_size: int
     pad_value: int
@@ -35,10 +35,10 @@ class HybridGenImageProcessor(BaseImageProcessor):
     Args:
         image_size: side S of the understanding path's square input.
         image_mean, image_std: of the understanding path; 0.5 maps pixels to [-1, 1].
-        pad_value: level beside pictures that are not square, one or one a channel (127 is 0.5 of 255, rounded down, as
-            in Janus).
+        pad_value: level of the padding beside pictures that are not square, one or one a channel (127 is 0.5 of 255,
+            rounded down, as in Janus).
         min_size: the short side is resized to no fewer pixels than this (Janus: 14).
-        truncate: pictures that were drawn get the next level below, as Janus' code does, instead of the nearest.
+        truncate: `postprocess` rounds levels down, as Janus' code does, instead of to the nearest.
     """
 
     model_input_names = ["pixel_values"]
@@ -66,8 +66,8 @@ class HybridGenImageProcessor(BaseImageProcessor):
         self.truncate = truncate
 
     def preprocess(self, images: Picture | list, return_tensors: str | None = "pt", **kwargs) -> BatchFeature:
-        """The entry that transformers calls: `pixel_values` of the understanding path. Pictures may be nested lists,
-        and files or URLs; settings that are given here hold for this call alone."""
+        """The method that transformers calls: `pixel_values` of the understanding path. Pictures may be nested lists,
+        and files or URLs; settings among `kwargs` hold for this call alone."""
         images = make_flat_list_of_images(self.fetch_images(images))
         settings = {name: value for name, value in kwargs.items() if name in SETTINGS and value is not None}
         processor = self if not settings else type(self).from_dict(self.to_dict() | settings)
@@ -94,7 +94,7 @@ class HybridGenImageProcessor(BaseImageProcessor):
         return square
 
     def generation(self, image: Picture, height: int, width: int) -> Tensor:
-        """A picture -> (3, H, W) in [-1, 1]: the frame is filled, what sticks out is cropped on both sides alike."""
+        """A picture -> (3, H, W) in [-1, 1]: resized to fill the frame, the rest cropped on both sides alike."""
         image = as_rgb(image)
         scale = max(height / image.height, width / image.width)
         image = _resize(image, max(width, round(image.width * scale)), max(height, round(image.height * scale)))
@@ -104,7 +104,7 @@ class HybridGenImageProcessor(BaseImageProcessor):
         return _channels_first(np.asarray(image) / np.float32(127.5) - 1)
 
     def postprocess(self, pixels: Tensor | list[Tensor]) -> list[Image.Image]:
-        """(I, 3, H, W) in [-1, 1], or a list of (3, H, W) -> pictures; what lies outside the range is clipped."""
+        """(I, 3, H, W) in [-1, 1], or a list of (3, H, W) -> pictures; values outside of the range are clipped."""
         levels = [((image.detach().float().cpu() + 1) * 127.5).clamp(0, 255) for image in pixels]
         levels = levels if self.truncate else [image.round() for image in levels]
         return [Image.fromarray(image.to(torch.uint8).permute(1, 2, 0).numpy()) for image in levels]
@@ -116,7 +116,7 @@ SETTINGS = (
 
 
 def as_rgb(image: Picture) -> Image.Image:
-    """A picture in RGB; what is transparent shows white.
+    """A picture in RGB, on white where it is transparent.
 
     Raises:
         ValueError: it is no picture, or an array of another shape or type.
@@ -150,9 +150,9 @@ def fit_size(image: Picture, tokens: int, side: int) -> tuple[int, int]:
         side: pixels along one side of a token.
     """
     rgb = as_rgb(image)
-    wanted = math.log(rgb.width / rgb.height)
+    target = math.log(rgb.width / rgb.height)
     grids = [(rows, tokens // rows) for rows in range(1, tokens + 1)]
-    rows, columns = min(grids, key=lambda grid: (abs(math.log(grid[1] / grid[0]) - wanted), -grid[0] * grid[1]))
+    rows, columns = min(grids, key=lambda grid: (abs(math.log(grid[1] / grid[0]) - target), -grid[0] * grid[1]))
     return rows * side, columns * side
 
 

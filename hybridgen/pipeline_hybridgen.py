@@ -38,7 +38,7 @@ from hybridgen.configuration_hybridgen import require_path
 from hybridgen.core.documents import Document, left_pad
 from hybridgen.core.files import write_whole
 from hybridgen.core.hub import upload
-from hybridgen.core.messages import without_reasoning
+from hybridgen.core.messages import strip_reasoning
 from hybridgen.core.noise import NoiseProcess
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.processing_hybridgen import HybridGenProcessor
@@ -501,7 +501,7 @@ class HybridGenPipeline(DiffusionPipeline):
                 self.check_length(question, len(documents[-1]), max_new_tokens, "the answer")
             prompts, tokens = self.prompt_inputs(documents), self.processor.special_tokens
             written = write_text(self.model, self.processor.tokenizer, tokens, prompts, max_new_tokens)
-            answers += map(without_reasoning, written)
+            answers += map(strip_reasoning, written)
         return answers
 
     def prompt_inputs(self, documents: list[Document]) -> dict:

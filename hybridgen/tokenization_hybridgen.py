@@ -1,8 +1,8 @@
 """Tokenizers: the tokens that images need, added to any tokenizer, and a small tokenizer trained from texts.
 
 Models that start from a pretrained backbone keep its tokenizer (`add_image_tokens`); models from scratch get one of
-their own (`build_tokenizer`). The fact a newcomer gets wrong: what stands at a placeholder is not its row of
-the table, so only the two tokens that frame an image need rows of their own there.
+their own (`build_tokenizer`). The embedding of a placeholder is never its row of the table, so only the two tokens that
+frame an image need rows there.
 """
 
 from collections.abc import Iterable
@@ -26,13 +26,13 @@ ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>")
 
 
 def add_image_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Add what images need and the tokenizer lacks, and say how many tokens that were (resize the embeddings then)."""
+    """Add the tokens of images that the tokenizer lacks. Returns their number (then resize the embeddings)."""
     missing = [token for token in IMAGE_TOKENS if token not in tokenizer.get_vocab()]
     return tokenizer.add_tokens(missing, special_tokens=True)
 
 
 def image_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """What `HybridGenConfig` calls these tokens, with their ids: `HybridGenConfig(..., **image_token_ids(tokenizer))`.
+    """The ids of image tokens under the config's names: `HybridGenConfig(..., **image_token_ids(tokenizer))`.
 
     Raises:
         ValueError: the tokenizer lacks some.
@@ -46,14 +46,14 @@ def image_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 
 def check_token_ids(config: HybridGenConfig, tokens: SpecialTokens) -> None:
     """Raises ValueError if a model's placeholders, or the tokens that frame images, are not those of the tokenizer."""
-    wanted = {"begin_image": tokens.begin_image, "end_image": tokens.end_image}
+    expected = {"begin_image": tokens.begin_image, "end_image": tokens.end_image}
     names = {"understanding": "image", "diffusion": "diffusion", "vq": "vq"}
-    wanted |= {names[path]: tokens.placeholder(path) for path in config.paths}
-    for name, token_id in wanted.items():
-        given = getattr(config, f"{name}_token_id")
-        if given != token_id:
+    expected |= {names[path]: tokens.placeholder(path) for path in config.paths}
+    for name, token_id in expected.items():
+        configured = getattr(config, f"{name}_token_id")
+        if configured != token_id:
             raise ValueError(
-                f"the model's {name}_token_id is {given}, but the tokenizer says {token_id}; "
+                f"the model's {name}_token_id is {configured}, but the tokenizer says {token_id}; "
                 "make the config with **image_token_ids(tokenizer)"
             )
 
@@ -81,14 +81,14 @@ def special_tokens(
 
 
 class PieceTokenizer:
-    """Tokenises pieces of text, each alone, and remembers the last of them.
+    """Tokenises pieces of text, each alone, with a cache.
 
-    It works on a copy of the tokenizer's backend that nothing ever changes: `tokenizer(..., padding=True)` in one
-    thread while another encodes is an error of the library ("Already borrowed"), and loaders run in a thread.
+    It works on its own copy of the tokenizer's backend: `tokenizer(..., padding=True)` in one thread while another
+    encodes is an error of the library ("Already borrowed"), and loaders run in a thread.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, remembered: int = 50_000):
-        self.remembered = remembered
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, cache_size: int = 50_000):
+        self.cache_size = cache_size
         self._ids: dict[str, list[int]] = {}
         self._slow = None if tokenizer.is_fast else tokenizer
         if tokenizer.is_fast:
@@ -103,13 +103,13 @@ class PieceTokenizer:
                 ids = self._backend.encode(text, add_special_tokens=False).ids
             else:
                 ids = self._slow(text, add_special_tokens=False)["input_ids"]
-            if len(self._ids) >= self.remembered:
+            if len(self._ids) >= self.cache_size:
                 self._ids.clear()
             self._ids[text] = ids
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        """The text of tokens, without special ones."""
+        """Token ids -> text, without special tokens."""
         return (self._slow or self._backend).decode(ids, skip_special_tokens=True)
 
     def __deepcopy__(self, memo) -> "PieceTokenizer":

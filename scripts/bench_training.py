@@ -38,7 +38,7 @@ from bench_sampling import (
 )
 
 from hybridgen.core.layout import ImageSegment, SpecialTokens, TextSegment, lay_out, pack
-from hybridgen.core.objectives import ObjectiveConfig, corrupt, cross_entropy, diffusion_loss, shift, total
+from hybridgen.core.objectives import ObjectiveConfig, corrupt, cross_entropy, diffusion_loss, shift_labels, total
 from hybridgen.training.distributed.precision import choose_attention, set_attention
 from hybridgen.training.distributed.speed import compile_layers, compiler_found, keep_freed_memory
 
@@ -87,7 +87,7 @@ def our_step(model, docs, bf16: bool, compiled: bool) -> Callable[[], None]:
             pictures, everything, rows_of, rows_of, ~everything, model.config.diffusion_config, objective, seed=0
         )
         autocast = torch.autocast("cpu", torch.bfloat16) if bf16 else contextlib.nullcontext()
-        text_at, text_targets = shift(labels)
+        text_at, text_targets = shift_labels(labels)
         with autocast:
             outputs = model(
                 **batch, latents=noisy, timesteps=targets.timesteps, logits_to_keep=text_at, use_cache=False

@@ -14,7 +14,7 @@ from transformers import AutoProcessor, PreTrainedTokenizerFast
 from hybridgen import HybridGenConfig
 from hybridgen.core.documents import left_pad
 from hybridgen.core.layout import IGNORE, PADDING_DOCUMENT
-from hybridgen.core.messages import without_reasoning
+from hybridgen.core.messages import strip_reasoning
 from hybridgen.processing_hybridgen import (
     HybridGenImageProcessor,
     HybridGenProcessor,
@@ -110,7 +110,7 @@ def test_words_of_the_reasoning_are_the_tokens_that_they_are_in_the_question():
     [("no", "no"), ("<think>red</think> no", "no"), ("<think>\n\n</think>\n\nno", "no"), ("<think>a", "<think>a")],
 )
 def test_the_answer_is_what_stands_after_the_reasoning(written, answer):
-    assert without_reasoning(written) == answer
+    assert strip_reasoning(written) == answer
 
 
 def test_the_first_token_has_no_label_even_if_all_are_taught():
@@ -333,7 +333,7 @@ def test_the_tokens_of_images_may_have_other_names():
 
 def test_pieces_are_tokenised_as_the_tokenizer_does():
     tokenizer = tiny_tokenizer()
-    encode = PieceTokenizer(tokenizer, remembered=3)
+    encode = PieceTokenizer(tokenizer, cache_size=3)
     samples = ["a red circle", " red", "Ünïcode 🎨\n\n", "<|user|>red<|assistant|>", "", "<|eos|>", "a red circle"]
     assert [encode(sample) for sample in samples] == [
         tokenizer(sample, add_special_tokens=False)["input_ids"] for sample in samples

@@ -17,7 +17,7 @@ from hybridgen.chat.events import Event, ImageDone, ImagePreview, ImageStarted, 
 from hybridgen.chat.settings import DEFAULT_MAX_IMAGES, DEFAULT_MAX_TOKENS, TurnImages, TurnSettings
 from hybridgen.checkpoints.manifest import manifest
 from hybridgen.configuration_hybridgen import require_path
-from hybridgen.core.messages import check_messages, parts, without_prompt
+from hybridgen.core.messages import check_messages, parts, drop_user_texts
 from hybridgen.sampling.codes import code_steps
 from hybridgen.sampling.interleaved import (
     ImageBlock,
@@ -139,7 +139,7 @@ class Turn:
             return self._tokens(self.messages, unconditional=True)
         images = [part for part in parts(self.messages[-1]) if part["type"] == "image"]
         last = {**self.messages[-1], "content": [*images, {"type": "text", "text": negative}]}
-        return self._tokens([*without_prompt(self.messages[:-1]), last])
+        return self._tokens([*drop_user_texts(self.messages[:-1]), last])
 
     # ------------------------------------------------------------------------------------------------ what has room
 

@@ -1,8 +1,8 @@
 """Documents: a layout together with the pixels of its images, and batches of them for generation.
 
-What the processor makes and what packing, sampling and evaluation hand around. Training rows are made in
-`data.loading`; this file knows neither templates nor files. The fact a newcomer gets wrong: `images` follows the
-placeholders, not the messages, so an image with a clean copy is there twice, once written and once read.
+The processor makes them; packing, sampling and evaluation take them. Training rows are made in `data.loading`; this
+file knows neither templates nor files. `images` follows the placeholders, not the messages, so an image with a clean
+copy is there twice, once written and once read.
 
 Shapes: B documents, N tokens of the longest, I images, 3 x H x W pixels in [-1, 1].
 """
@@ -20,11 +20,11 @@ class DocumentImage:
     """One image of a document, in reading order.
 
     Args:
-        path: the path whose placeholders stand for it.
+        path: its path, and so its placeholder.
         pixels: (3, H, W) as that path wants them.
-        write: the model is taught to draw it; otherwise it is read.
-        image_first: no text of the conversation stands before it (role tokens are no text). Text that prompt dropout
-            took away counts as standing there: an unconditional drawing must see every noise level.
+        write: the model learns to draw it; otherwise it is read.
+        image_first: no text of the conversation stands before it (role tokens are no text). Text removed by prompt
+            dropout counts as standing there: unconditional drawing must be trained at every noise level.
         max_timestep: cap on its noise where it is drawn by diffusion; None = the objective's.
     """
 
@@ -51,10 +51,10 @@ class Document:
 
 
 def left_pad(documents: list[Document], pad_id: int, multiple: int = 1) -> dict[str, Tensor | list[Tensor] | None]:
-    """Documents as one batch that ends flush, so that every row goes on in the same column.
+    """Documents as one batch padded on the left, so that every row continues in the same column.
 
     Args:
-        multiple: N is a whole number of so many tokens.
+        multiple: N is rounded up to a multiple of this.
 
     Returns:
         input_ids, attention_mask, document_ids, block_ids, position_ids: (B, N). Padding is a document of its own.

@@ -1,9 +1,9 @@
 """The layout: the integer vectors from which the backbone knows which token sees which, and where losses fall.
 
-This file is for sequences of tokens; it knows nothing of pixels, weights or files. The fact a newcomer gets wrong: the
-attention rule is not "causal plus an image mask". It is one comparison of one integer a token, its *block*:
+This file is for sequences of tokens; it knows nothing of pixels, weights or files. The attention rule is not "causal
+plus an image mask", but one comparison of one integer a token, its *block*:
 
-    attend(q, k) = document[q] == document[k]  and  block[k] <= block[q]  and  (not noised_mask[k] or block[k] == block[q])
+    attend(q, k) = document[q] == document[k]  and  block[k] <= block[q]  and  (not noised[k] or block[k] == block[q])
 
       text a b | image p q r | text c          a b p q r c
       blocks   0 1   2 2 2     3            a  x . . . . .
@@ -13,10 +13,10 @@ attention rule is not "causal plus an image mask". It is one comparison of one i
       tokens of one bidirectional image     r  x x x x x .
       share one.                            c  x x x x x x
 
-`noised_mask` marks the tokens of a noised image that later tokens must not see, because they read its clean copy (BAGEL,
+`noised_mask` marks the tokens of a noised image that later tokens must not see, since they read its clean copy (BAGEL,
 arXiv 2505.14683). Dense and flex masks are two renderings of the same `attend`.
 
-Shapes: B rows, N tokens of a row, K keys (N plus what a cache holds), Q queries (the last of the K keys).
+Shapes: B rows, N tokens of a row, K keys (N plus the cached ones), Q queries (the last of the K keys).
 """
 
 from dataclasses import dataclass, field, fields
@@ -37,16 +37,16 @@ SDPA = ("sdpa", "sdpa_fp32")  # the second is SDPA outside of autocast (training
 # ---------------------------------------------------------------------------------------------------- the rule
 
 
-def attend(document_q: Tensor, document_k: Tensor, block_q: Tensor, block_k: Tensor, hidden_k: Tensor) -> Tensor:
-    """The one predicate (module docstring). Works on any broadcastable integer tensors; `hidden_k` is boolean."""
+def attend(document_q: Tensor, document_k: Tensor, block_q: Tensor, block_k: Tensor, noised_k: Tensor) -> Tensor:
+    """The one predicate (module docstring), on broadcastable integer tensors; `noised_k` is boolean."""
     same_document = document_q == document_k
-    return same_document & (block_k <= block_q) & (~hidden_k | (block_k == block_q))
+    return same_document & (block_k <= block_q) & (~noised_k | (block_k == block_q))
 
 
 def dense_mask(
     document_ids: Tensor, block_ids: Tensor, noised_mask: Tensor | None = None, queries: int | None = None
 ) -> Tensor:
-    """Boolean mask (B, 1, Q, K), true where attention is allowed; all arguments (B, K), the last `queries` of K ask."""
+    """Boolean mask (B, 1, Q, K), true where attention is allowed; vectors (B, K), `queries` of which are the last."""
     noised_mask = torch.zeros_like(document_ids, dtype=torch.bool) if noised_mask is None else noised_mask
     start = 0 if queries is None else document_ids.shape[1] - queries
     allowed = attend(
@@ -57,7 +57,7 @@ def dense_mask(
 
 
 def flex_mask(document_ids: Tensor, block_ids: Tensor, noised_mask: Tensor | None = None, queries: int | None = None):
-    """The same mask as a `BlockMask` of `torch.nn.attention.flex_attention`: what is empty is never computed."""
+    """The same mask as a `BlockMask` of `torch.nn.attention.flex_attention`, which skips blocks that are empty."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     noised_mask = torch.zeros_like(document_ids, dtype=torch.bool) if noised_mask is None else noised_mask
@@ -78,18 +78,18 @@ def attention_mask(
     block_ids: Tensor,
     noised_mask: Tensor | None = None,
     queries: int | None = None,
-    room: int = 0,
+    empty_slots: int = 0,
 ):
     """The mask in the form that an attention implementation of transformers takes.
 
     Args:
-        room: keys behind those of the vectors that hold nothing yet (a static cache's), seen by no token.
+        empty_slots: keys behind those of the vectors that hold nothing yet (a static cache's), seen by no token.
 
     Raises:
         ValueError: the implementation cannot express the rule (flash attention knows causal and full, nothing between).
     """
     if implementation == "flex_attention":
-        if room:
+        if empty_slots:
             raise ValueError("flex_attention with a static cache is not supported; use 'sdpa', or a dynamic cache")
         return flex_mask(document_ids, block_ids, noised_mask, queries)
     if implementation not in (*SDPA, "eager"):
@@ -97,14 +97,14 @@ def attention_mask(
             f"attention implementation {implementation!r} cannot express a mask that is causal over text and "
             "bidirectional inside images; use 'sdpa', 'eager' or 'flex_attention'"
         )
-    allowed = torch.nn.functional.pad(dense_mask(document_ids, block_ids, noised_mask, queries), (0, room))
+    allowed = torch.nn.functional.pad(dense_mask(document_ids, block_ids, noised_mask, queries), (0, empty_slots))
     if implementation in SDPA:
         return allowed
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
 
 
 def infer_block_ids(input_ids: Tensor, bidirectional_ids: tuple[int, ...]) -> Tensor:
-    """Blocks (B, N) of rows that came as ids alone: a run of one bidirectional placeholder is one block.
+    """Blocks (B, N) of rows that come as ids alone: a run of one bidirectional placeholder is one block.
 
     Two images stand apart by their begin and end tokens, so a run is an image.
     """
@@ -116,7 +116,7 @@ def infer_block_ids(input_ids: Tensor, bidirectional_ids: tuple[int, ...]) -> Te
 
 
 def infer_document_ids(position_ids: Tensor) -> Tensor:
-    """Documents (B, N) of rows that came with their positions alone: one begins where they do not go on by one."""
+    """Documents (B, N) of rows that come with their positions alone: one begins where they do not grow by one."""
     goes_on = position_ids.diff(dim=1) == 1
     return torch.nn.functional.pad(torch.cumsum(~goes_on, dim=1), (1, 0))
 
@@ -126,7 +126,7 @@ def infer_document_ids(position_ids: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TextSegment:
-    """Token ids of a stretch of text; `loss` says whether the model is taught to write them."""
+    """Token ids of a stretch of text; `loss` says whether they have labels."""
 
     ids: list[int]
     loss: bool = True
@@ -137,11 +137,11 @@ class ImageSegment:
     """The tokens of one image on one path.
 
     Args:
-        path: which placeholder stands for them, and whose loss they can carry.
+        path: decides their placeholder, and which loss they can have.
         length: number of tokens.
-        bidirectional: whether they see each other (one block) or stand in causal order (a block each).
-        write: the model is taught to draw this image (noised on the diffusion path, codes as labels on vq).
-        clean_copy: diffusion only: the noised tokens are hidden from what follows, which reads a clean copy instead.
+        bidirectional: whether they see each other (one block) or are causal (a block each).
+        write: the model learns to draw this image (noised on the diffusion path, codes as labels on vq).
+        clean_copy: diffusion only: later tokens do not see the noised tokens, and read a clean copy instead.
     """
 
     path: Path
@@ -153,7 +153,7 @@ class ImageSegment:
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids that frame and fill images: begin, end, and a placeholder a path."""
+    """Ids of the tokens that frame images, of padding, and of each path's placeholder."""
 
     begin_image: int
     end_image: int
@@ -197,24 +197,23 @@ class SequenceLayout:
 def lay_out(segments: list[TextSegment | ImageSegment], tokens: SpecialTokens) -> SequenceLayout:
     """One document as a layout.
 
-    1. A text token gets the next block, the next position, and itself as label if its segment is taught.
-    2. An image is framed by begin and end tokens; the begin token is taught if the image is written (a model must
-       decide to draw), the end token never is (the size decides it).
-    3. A clean copy takes the positions of the noised tokens it replaces and a block after theirs.
+    1. A text token gets the next block, the next position, and itself as label if its segment has a loss.
+    2. An image is framed by begin and end tokens; the begin token has a label if the image is written (a model must
+       decide to draw), the end token never has (the size decides it).
+    3. A clean copy takes the positions of the noised tokens that it replaces, and a block after theirs.
     4. The first token of a document has no label: nothing precedes it.
     """
     layout = SequenceLayout()
     position = 0
 
-    def put(
-        ids: list[int], *, shared_block: bool, start: int, noised_mask: bool = False, labels=None, code: bool = False
-    ):
+    def put(ids: list[int], *, shared_block: bool, start: int, noised: bool = False, labels=None, code: bool = False):
+        """Append tokens with positions from `start` on; returns the position after them."""
         block = layout.block_ids[-1] + 1 if layout.block_ids else 0
         count = len(ids)
         layout.input_ids += ids
         layout.document_ids += [0] * count
         layout.block_ids += [block] * count if shared_block else range(block, block + count)
-        layout.noised_mask += [noised_mask] * count
+        layout.noised_mask += [noised] * count
         layout.position_ids += range(start, start + count)
         layout.labels += labels if labels is not None else [IGNORE] * count
         layout.code_labels += [0 if code else IGNORE] * count
@@ -230,9 +229,7 @@ def lay_out(segments: list[TextSegment | ImageSegment], tokens: SpecialTokens) -
         ids = [tokens.placeholder(segment.path)] * segment.length
         is_code = segment.path == "vq" and segment.write
         start = position
-        position = put(
-            ids, shared_block=segment.bidirectional, start=start, noised_mask=segment.clean_copy, code=is_code
-        )
+        position = put(ids, shared_block=segment.bidirectional, start=start, noised=segment.clean_copy, code=is_code)
         if segment.clean_copy:
             put(ids, shared_block=segment.bidirectional, start=start)
         position = put([tokens.end_image], shared_block=False, start=position)

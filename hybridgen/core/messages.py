@@ -1,13 +1,12 @@
-"""Chat messages as pieces: the text and pictures of a conversation in reading order, each marked as taught or given.
+"""Chat messages as pieces: the text and pictures of a conversation in reading order, each the assistant's or not.
 
-Templates and messages only: no tokens, no pixels, no files. The fact a newcomer gets wrong: a template is not rendered
-message by message (it may look at the whole conversation) but prefix by prefix, and what a longer prefix adds belongs
-to the turn that was added:
+Templates and messages only: no tokens, no pixels, no files. A template is not rendered message by message (it may look
+at the whole conversation) but prefix by prefix, and the text that a longer prefix adds belongs to the turn added:
 
-    render(m[:1], generation prompt)   <|bos|><|user|>a red circle<|assistant|>          given
-    render(m[:2])                      ...                                     ###<|eos|>  the assistant's, taught
+    render(m[:1], generation prompt)   <|bos|><|user|>a red circle<|assistant|>            prompt
+    render(m[:2])                      ...                                     ###<|eos|>  the assistant's turn
 
-So a training document begins with exactly the text of the prompt that the model will be given, whatever the template.
+So a training document begins with exactly the text of the prompt in generation, whatever the template.
 """
 
 import contextlib
@@ -22,7 +21,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 ROLES = ("system", "user", "assistant")
 
 # The assistant's turns end with the end-of-text token; user turns end where the next turn begins. Reasoning begins with
-# a space: so its first word is the token that it is inside of a question, and need not be learnt to be the same word.
+# a space, so that its first word is the same token as in the middle of a question.
 DEFAULT_CHAT_TEMPLATE = """\
 {{- bos_token if bos_token else '' -}}
 {%- for message in messages -%}
@@ -46,8 +45,8 @@ class Piece:
     """A stretch of text, or (`text` is None) a picture.
 
     Args:
-        assistant: it stands in a turn of the assistant, after the template's generation prompt.
-        picture: whatever the message's image part held.
+        assistant: it belongs to a turn of the assistant, after the template's generation prompt.
+        picture: the value of the message's image part.
         image_first: for a picture, that no text stands before it.
     """
 
@@ -61,7 +60,7 @@ def check_messages(messages: Any, where: str = "") -> list[dict]:
     """The messages, if they are a conversation that a template can render.
 
     Args:
-        where: said first in errors, such as `captions.jsonl:12`.
+        where: begins error messages, such as `captions.jsonl:12`.
 
     Raises:
         ValueError: in one sentence, what is wrong with which message.
@@ -117,29 +116,29 @@ def parts(message: dict) -> list[dict]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-def without_reasoning(text: str) -> str:
-    """What is said after the model's reasoning, which ends with `</think>` (our template, Qwen3, DeepSeek-R1).
+def strip_reasoning(text: str) -> str:
+    """The answer after the model's reasoning, which ends with `</think>` (our template, Qwen3, DeepSeek-R1).
 
-    Reasoning that does not end, because there was no room, stays: it is no answer, and shows why.
+    Reasoning that was cut off by a limit of tokens stays: it is no answer, and shows why there is none.
     """
     return text.rpartition("</think>")[2].strip()
 
 
-def without_prompt(messages: list[dict]) -> list[dict]:
-    """The conversation with nothing said by the user: what guidance calls the unconditional prompt. Images stay."""
+def drop_user_texts(messages: list[dict]) -> list[dict]:
+    """The conversation without the user's texts: the unconditional prompt of guidance. Images stay."""
 
-    def silent(message: dict) -> dict:
+    def images_only(message: dict) -> dict:
         images = [part for part in parts(message) if part["type"] == "image"]
         return {**message, "content": images or ""}
 
-    return [silent(message) if message["role"] == "user" else message for message in messages]
+    return [images_only(message) if message["role"] == "user" else message for message in messages]
 
 
 class ChatTemplate:
-    """A Jinja chat template, with the tokens it names and the token that stands for a picture.
+    """A Jinja chat template, with the special tokens that it names and the token that stands for a picture.
 
-    Templates that only know plain texts as content (those of text models) are given the picture's token inside the
-    text; which kind a template is, one probe at construction tells.
+    Templates that only know plain texts as content (those of text models) get the picture's token inside the text; a
+    trial conversation at construction tells which kind a template is.
 
     Raises:
         ValueError: the template cannot be read, or renders no pictures either way.
@@ -148,8 +147,8 @@ class ChatTemplate:
     def __init__(self, template: str, tokens: dict[str, str], image_token: str, reserved: tuple[str, ...] = ()):
         self.template, self.image_token = template, image_token
         self._reserved = re.compile("|".join(map(re.escape, (image_token, *reserved))))
-        # `render_jinja_template` is the public face of this, at ten times the work: it copies the conversation and
-        # collects the global names anew on each call
+        # The public `render_jinja_template` takes ten times as long: it copies the conversation and collects the global
+        # names on each call.
         try:
             self._compiled = _compile_jinja_template(template)
         except TemplateError as error:
@@ -171,7 +170,7 @@ class ChatTemplate:
     def pieces(
         self, messages: list[dict], generation_prompt: bool = False, prompt_dropout: bool = False
     ) -> list[Piece]:
-        """The conversation as pieces; neighbouring texts are apart where a turn of the assistant begins or ends.
+        """The conversation as pieces; a text is cut where a turn of the assistant begins or ends.
 
         Raises:
             ValueError: a text contains a token that stands for images, or the template is not incremental, or does
@@ -179,8 +178,8 @@ class ChatTemplate:
         """
         image_first = iter(_image_first(messages, self._reserved))
         if prompt_dropout:
-            messages = without_prompt(messages)
-        found: list[Piece] = []
+            messages = drop_user_texts(messages)
+        pieces: list[Piece] = []
         for text, turns, assistant in self._spans(messages, generation_prompt):
             pictures = [part["image"] for turn in turns for part in parts(turn) if part["type"] == "image"]
             texts = text.split(self.image_token)
@@ -196,10 +195,10 @@ class ChatTemplate:
                 )
             for stretch, picture in zip(texts, [*pictures, None], strict=True):
                 if stretch:
-                    found.append(Piece(stretch, assistant))
+                    pieces.append(Piece(stretch, assistant))
                 if picture is not None:
-                    found.append(Piece(None, assistant, picture, next(image_first)))
-        return found
+                    pieces.append(Piece(None, assistant, picture, next(image_first)))
+        return pieces
 
     def _spans(self, messages: list[dict], generation_prompt: bool) -> Iterator[tuple[str, list[dict], bool]]:
         """(text, its messages, whether they are the assistant's), in reading order."""
@@ -227,7 +226,7 @@ class ChatTemplate:
         return after[len(before) :]
 
     def _plain(self, message: dict) -> dict:
-        """The message as the template sees it: no pictures, only where they are."""
+        """The message for the template: with the places of pictures, but not the pictures."""
         if self._flat:
             texts = [self.image_token if part["type"] == "image" else part["text"] for part in parts(message)]
             return {**message, "content": "".join(texts)}
@@ -239,8 +238,8 @@ class ChatTemplate:
 
     def _render(self, plain: list[dict], generation_prompt: bool) -> str:
         try:
-            given = {**self._names, "messages": plain, "add_generation_prompt": generation_prompt}
-            return "".join(self._compiled.root_render_func(self._compiled.new_context(given, shared=True)))
+            names = {**self._names, "messages": plain, "add_generation_prompt": generation_prompt}
+            return "".join(self._compiled.root_render_func(self._compiled.new_context(names, shared=True)))
         except (TemplateError, TypeError) as error:  # TypeError: a text and a list added in the template
             roles = " ".join(message["role"] for message in plain) or "no message"
             raise ValueError(f"the chat template cannot render a conversation of {roles}: {error}") from error

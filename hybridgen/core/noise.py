@@ -72,7 +72,7 @@ def add_noise(clean: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Ten
 
 
 def target(prediction_type: str, clean: Tensor, noise: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """What the head should have said."""
+    """The target of a head of this prediction type."""
     if prediction_type == "velocity":
         return noise - clean
     if prediction_type == "epsilon":
@@ -85,7 +85,7 @@ def target(prediction_type: str, clean: Tensor, noise: Tensor, alpha: Tensor, si
 def clean_and_noise(
     prediction_type: str, prediction: Tensor, noisy: Tensor, alpha: Tensor, sigma: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(x_0, noise) that a prediction at x_t implies. Coefficients are kept from 0 where they divide."""
+    """(x_0, noise) that a prediction at x_t implies. Coefficients that divide are bounded below by 1e-6."""
     tiny = 1e-6
     if prediction_type == "sample":
         return prediction, (noisy - alpha * prediction) / sigma.clamp(min=tiny)

@@ -3,8 +3,8 @@
 `corrupt` draws a timestep and noise for every image that is to be drawn, from one generator *a row*, seeded by the
 run's seed and the row's number: the draw depends on neither batch size, nor rank, nor what was drawn before.
 No loss divides: the trainer divides once, by counts summed over micro-batches and ranks, so a loss does not depend on
-packing, accumulation or world size. The fact a newcomer gets wrong: text is counted per token and codes per code, but
-the diffusion loss per image (Transfusion, arXiv 2408.11039, sec. 3.3), so its weight lambda does not change with size.
+packing, accumulation or world size. Text is counted per token and codes per code, but the diffusion loss per image
+(Transfusion, arXiv 2408.11039, sec. 3.3), so that its weight lambda does not change with the size of images.
 
 Shapes: B rows, N tokens, I images of the diffusion path, T codes.
 """
@@ -29,7 +29,7 @@ class ObjectiveConfig:
 
     Args:
         text_weight, code_weight, diffusion_weight: lambda of each mean loss (Transfusion: 1 and 5).
-        alignment_weight: of the loss that a model with `diffusion_config.alignment_layer` has (JanusFlow: 1).
+        alignment_weight: lambda of the alignment loss, where the model has an `alignment_layer` (JanusFlow: 1).
         z_loss: weight of log^2 Z on text and code logits (Chameleon: 1e-5).
         timestep_sampling: `uniform`, or `logit_normal` with `logit_mean` and `logit_std` (SD3, arXiv 2403.03206).
         timestep_shift: s -> shift s / (1 + (shift - 1) s): above 1, more noise.
@@ -103,12 +103,12 @@ def draw_noise_levels(count: int, config: ObjectiveConfig, generator: torch.Gene
 
 @dataclass
 class DiffusionTargets:
-    """What the diffusion head is compared with: one entry an image, clean ones not counted.
+    """Targets of the diffusion head, one entry an image, also for those that are read clean.
 
     Args:
         values: targets, in the same form as the model's `prediction`.
-        weights: (I,) loss weight; 0 on images that were read clean.
-        timesteps: (I,) as given to the model.
+        weights: (I,) loss weight; 0 on images that are read clean.
+        timesteps: (I,) the model's input.
     """
 
     values: Tensor | list[Tensor]
@@ -128,16 +128,16 @@ def corrupt(
     fixed_levels: Tensor | None = None,
     max_timesteps: Tensor | None = None,
 ) -> tuple[Tensor | list[Tensor], DiffusionTargets]:
-    """Noise the images that are to be drawn; leave those that are read as they are, at timestep 0.
+    """Noise the images that are drawn; images that are read stay as they are, at timestep 0.
 
     Args:
         latents: I clean images (C, H, W), in reading order.
         noised: (I,) whether the image is drawn.
         image_rows: (I,) index in the batch of the row each image stands in.
-        row_numbers: (B,) the run's number of each row: what its random stream is seeded with.
+        row_numbers: (B,) the number of each row in the run, which seeds its random stream.
         image_first: (I,) whether it stands before its text, and so under `image_first_max_timestep`.
         fixed_levels: noise levels to cycle through instead of drawing (validation).
-        max_timesteps: (I,) further caps on t, the sources'; None = none.
+        max_timesteps: (I,) further caps on t, set by the images' sources; None = none.
 
     Returns:
         noisy latents in the form of `latents`, and their targets.
@@ -197,18 +197,18 @@ def loss_weights(timesteps: Tensor, process: NoiseProcess, prediction_type: str,
 
 
 def place_codes(code_labels: Tensor, codes: Tensor, is_code: Tensor) -> Tensor:
-    """(B, N) labels: the code that stands at each position of the vq path, where the layout asks for a loss.
+    """(B, N) labels: the code at each position of the vq path that has a loss, IGNORE elsewhere.
 
     Args:
         code_labels: (B, N) 0 where a code is to be predicted, IGNORE elsewhere (layout).
         codes: (T,) codes in reading order.
-        is_code: (B, N) where the vq placeholder stands.
+        is_code: (B, N) true on vq placeholders.
     """
-    placed = torch.zeros_like(code_labels).masked_scatter(is_code, codes.to(code_labels.dtype))
-    return torch.where(code_labels == IGNORE, code_labels, placed)
+    all_codes = torch.zeros_like(code_labels).masked_scatter(is_code, codes.to(code_labels.dtype))
+    return torch.where(code_labels == IGNORE, code_labels, all_codes)
 
 
-def shift(labels: Tensor) -> tuple[Tensor, Tensor]:
+def shift_labels(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Unshifted labels (B, N) -> mask (B, N) of the positions that predict, and their targets (kept,)."""
     following = F.pad(labels[:, 1:], (0, 1), value=IGNORE)
     keep = following != IGNORE
@@ -221,30 +221,30 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Loss:
-    """(kept, V) logits and (kept,) targets -> summed negative log-likelihood in nats, and how many."""
+    """(kept, V) logits and (kept,) targets -> summed negative log-likelihood in nats, and their number."""
     return summed(token_losses(logits, targets))
 
 
 def summed(losses: Tensor) -> Loss:
-    """(n,) losses -> their sum, and how many."""
+    """(n,) losses -> their sum, and their number."""
     return losses.sum(), torch.tensor(float(len(losses)), device=losses.device)
 
 
 def z_loss(logits: Tensor) -> Loss:
-    """(kept, V) logits -> summed log^2 Z, which keeps logits from drifting (PaLM, Chameleon), and how many."""
+    """(kept, V) logits -> summed log^2 Z, which keeps logits from drifting (PaLM, Chameleon), and their number."""
     count = torch.tensor(float(len(logits)), device=logits.device)
     return torch.logsumexp(logits.float(), dim=-1).square().sum(), count
 
 
 def image_losses(prediction: Tensor | list[Tensor], targets: DiffusionTargets) -> Tensor:
-    """(I,) weighted mean squared error of each image over its latent values; 0 of images that were read clean."""
+    """(I,) weighted mean squared error of each image over its latent values; 0 for images that are read clean."""
     if not len(targets.weights):
         return prediction.float().flatten()  # no image, but the head is in the graph
     if isinstance(prediction, Tensor):
         errors = (prediction.float() - targets.values.float()).pow(2).flatten(1).mean(1)  # I
     else:
         pairs = zip(prediction, targets.values, strict=True)
-        errors = torch.stack([F.mse_loss(made.float(), wanted.float()) for made, wanted in pairs])
+        errors = torch.stack([F.mse_loss(image.float(), value.float()) for image, value in pairs])
     return errors * targets.weights
 
 

@@ -17,7 +17,7 @@ from hybridgen.core.objectives import (
     draw_noise_levels,
     loss_weights,
     place_codes,
-    shift,
+    shift_labels,
     total,
     z_loss,
 )
@@ -47,7 +47,7 @@ def test_cross_entropy_equals_torch_with_shifted_labels():
     logits = torch.randn(2, 9, 13, generator=torch.Generator().manual_seed(0))
     labels = torch.randint(0, 13, (2, 9), generator=torch.Generator().manual_seed(1))
     labels[0, 3:6] = IGNORE
-    keep, targets = shift(labels)
+    keep, targets = shift_labels(labels)
     loss, count = cross_entropy(logits[keep], targets)
     flat = F.cross_entropy(
         logits[:, :-1].reshape(-1, 13), labels[:, 1:].reshape(-1), reduction="sum", ignore_index=IGNORE

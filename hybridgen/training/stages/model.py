@@ -25,7 +25,7 @@ from hybridgen.core.objectives import (
     corrupt,
     image_losses,
     place_codes,
-    shift,
+    shift_labels,
     summed,
     token_losses,
     z_loss,
@@ -94,8 +94,8 @@ class ModelStage:
         4. The losses of single tokens and images go to the breakdown.
         """
         inputs, targets, code_labels = self._inputs(batch, fixed_noise=not model.training)
-        text_at, text_targets = shift(batch["labels"])
-        code_at, code_targets = shift(code_labels)
+        text_at, text_targets = shift_labels(batch["labels"])
+        code_at, code_targets = shift_labels(code_labels)
         codes_are_tokens = self.first_code is not None
         logits_to_keep = text_at | code_at if codes_are_tokens else text_at
         codes_to_keep = code_at if "vq" in self.paths and not codes_are_tokens else None
