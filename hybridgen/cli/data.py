@@ -22,7 +22,7 @@ from hybridgen.training.stages.building import build_processor
 
 ABOUT = """\
 Count records, pictures, sizes, words and tokens; draw from the mixture and say what share of the tokens each
-task gets; find what training and validation share, and what is broken. The table goes to stdout; a picture,
+source gets; find what training and validation share, and what is broken. The table goes to stdout; a picture,
 the table and the broken records are written to --out.
 
 examples:
@@ -38,7 +38,7 @@ def add_arguments(commands) -> None:
     command.add_argument("what", metavar="SOURCE|CONFIG", help="a source as configs name it, or a config (.yaml)")
     add_overrides(command, "settings of the source, or of the config")
     command.add_argument(
-        "--limit", type=whole_number(0), default=1000, help="records of each task; 0 = all (default: 1000)"
+        "--limit", type=whole_number(0), default=1000, help="records of each source; 0 = all (default: 1000)"
     )
     command.add_argument("--out", type=Path, default=Path("inspected"), metavar="DIR", help="default: inspected")
 
@@ -52,17 +52,17 @@ def run(options: argparse.Namespace) -> Iterator[str]:
     config = None
     if Path(options.what).suffix in (".yaml", ".yml"):
         config = load_config(options.what, options.overrides)
-        tasks = [open_source(source, config.seed) for source in config.data.sources]
+        sources = [open_source(source, config.seed) for source in config.data.sources]
         held_out = [open_source(source, config.seed) for source in config.validation.sources]
     else:
-        tasks, held_out = [open_source(source_config(options.what, options.overrides))], []
-    processor = None if config is None or config.stage == "codec" else build_processor(config, tasks)
+        sources, held_out = [open_source(source_config(options.what, options.overrides))], []
+    processor = None if config is None or config.stage == "codec" else build_processor(config, sources)
     sequence_length = None if config is None else config.data.sequence_length
-    training = [inspect_source(task, options.limit, processor, sequence_length) for task in tasks]
-    validation = [inspect_source(task, options.limit, processor, sequence_length) for task in held_out]
+    training = [inspect_source(source, options.limit, processor, sequence_length) for source in sources]
+    validation = [inspect_source(source, options.limit, processor, sequence_length) for source in held_out]
     mix = None
     if processor is not None and all(report.tokens for report in training):
-        mixture = Mixture(tasks, None, config.data.temperature, max_broken=float("inf"))
+        mixture = Mixture(sources, None, config.data.temperature, max_broken=float("inf"))
         mix = measure_mixture(mixture, processor, config.data.per_device_batch_size, config.data.sequence_length)
     lines = report_lines(training, validation, mix, count_overlap(training, validation) if held_out else None)
     yield from lines

@@ -36,32 +36,32 @@ class DocumentSource:
 
     def __init__(
         self,
-        source: RecordSource | StreamSource,
+        record_source: RecordSource | StreamSource,
         config: SourceConfig,
         seed: int = 0,
         bad_records: list[BadRecord] | None = None,
     ):
-        self.source, self.config, self.seed = source, config, seed
+        self.record_source, self.config, self.seed = record_source, config, seed
         self.name, self.weight, self.bad_records = config.name, config.weight, bad_records or []
         self._rank, self._world_size = 0, 1  # which share of the records this process reads
-        if not self.streaming and not len(source):
+        if not self.streaming and not len(record_source):
             raise ValueError(f"{self.name} holds no record; a source needs at least one")
 
     @property
     def streaming(self) -> bool:
         """Whether its records are read from front to end, so that their number is not known."""
-        return isinstance(self.source, StreamSource)
+        return isinstance(self.record_source, StreamSource)
 
     @property
     def records(self) -> int | None:
         """How many there are; None = not known."""
-        return None if self.streaming else len(self.source)
+        return None if self.streaming else len(self.record_source)
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.record_source)
 
     def __getitem__(self, index: int) -> dict:
-        return self.source[index]
+        return self.record_source[index]
 
     def use_shard(self, rank: int, world_size: int) -> None:
         """Read only every `world_size`-th record, so that the ranks share the reading.
@@ -70,7 +70,7 @@ class DocumentSource:
             ValueError: there are fewer records than ranks.
         """
         if self.streaming:
-            self.source.use_shard(rank, world_size)
+            self.record_source.use_shard(rank, world_size)
         elif len(self) < world_size:
             raise ValueError(
                 f"source {self.name!r} has {len(self)} records, too few to be divided by {world_size} processes; set "
@@ -82,8 +82,8 @@ class DocumentSource:
     def index(self, cursor: int) -> int:
         """Which record is the `cursor`-th: every record once an epoch; of a stream, once a block."""
         if self.streaming:
-            block, place = divmod(cursor, self.source.buffer)
-            places = self.source.buffer
+            block, place = divmod(cursor, self.record_source.buffer)
+            places = self.record_source.buffer
         else:
             block, place = divmod(cursor * self._world_size + self._rank, len(self))
             places = len(self)
@@ -94,7 +94,7 @@ class DocumentSource:
     def where(self, cursor: int) -> str:
         """What to call the `cursor`-th record in an error."""
         index = self.index(cursor)
-        where = getattr(self.source, "where", None)  # synthetic datasets have no files to name
+        where = getattr(self.record_source, "where", None)  # synthetic datasets have no files to name
         return f"source {self.name!r}, {where(index) if where else f'record {index}'}"
 
     def document(self, cursor: int, processor: HybridGenProcessor) -> Document:
@@ -105,7 +105,7 @@ class DocumentSource:
         """
         config = self.config
         try:
-            messages = self.source[self.index(cursor)]["messages"]
+            messages = self.record_source[self.index(cursor)]["messages"]
             if hash_uniform(f"{self.seed}/{self.name}/{cursor}/order") >= config.caption_first:
                 messages = image_first(messages)
             document = processor.document(
@@ -133,7 +133,7 @@ class DocumentSource:
 
     def pictures(self, cursor: int) -> list[Image.Image]:
         """The pictures of the `cursor`-th record, without words: what a codec trains on."""
-        messages = self.source[self.index(cursor)]["messages"]
+        messages = self.record_source[self.index(cursor)]["messages"]
         return [part["image"] for message in messages for part in parts(message) if part["type"] == "image"]
 
     def check(self, processor: HybridGenProcessor) -> None:

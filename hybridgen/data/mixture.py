@@ -178,7 +178,7 @@ class Mixture:
     def state_dict(self) -> dict:
         """JSON-able."""
         numbers = {"cursors": dict(self.cursors), "tokens": dict(self.tokens), "owed": dict(self._owed)}
-        streams = {name: each.source.state_dict() for name, each in self.sources.items() if each.streaming}
+        streams = {name: each.record_source.state_dict() for name, each in self.sources.items() if each.streaming}
         return {**numbers, "broken": self.bad_records.state_dict(), "streams": streams}
 
     def load_state_dict(self, state: dict) -> None:
@@ -195,7 +195,7 @@ class Mixture:
         self.cancel_prefetch()
         for name, block_beginnings in state.get("streams", {}).items():
             if self.sources[name].streaming:
-                self.sources[name].source.load_state_dict(block_beginnings)
+                self.sources[name].record_source.load_state_dict(block_beginnings)
 
 
 def by_step(weight: float | dict[int, float]) -> dict[int, float]:

@@ -158,9 +158,9 @@ def test_order_and_dropout_have_their_shares_and_are_functions_of_the_number():
     assert all(x.write for x in images)
     texts = [processor.tokenizer.decode(mixed.document(cursor, processor).layout.input_ids) for cursor in range(500)]
     assert abs(np.mean(["red" not in text for text in texts]) - 0.3 * 0.8) < 0.06  # captions that come last stay
-    again = source_of(mixed.source, write="diffusion", loss_on="all", order=0.8, prompt_dropout=0.3, seed=3)
+    again = source_of(mixed.record_source, write="diffusion", loss_on="all", order=0.8, prompt_dropout=0.3, seed=3)
     assert again.document(77, processor).layout == mixed.document(77, processor).layout
-    other = source_of(mixed.source, seed=4)
+    other = source_of(mixed.record_source, seed=4)
     assert [mixed.index(i) for i in range(500)] != [other.index(i) for i in range(500)]
 
 

@@ -253,7 +253,7 @@ def test_chameleon_has_one_table_one_head_and_normalised_queries(recipes):
 def test_bagel_reads_clean_copies_and_what_the_tower_sees(recipes):
     config = load_config(CONFIGS / "bagel_style.yaml", recipes.words("bagel_style"))
     parts = build_parts(config)
-    interleaved = next(task for task in parts.tasks if task.config.clean_copy)
+    interleaved = next(task for task in parts.sources if task.config.clean_copy)
     document = interleaved.document(0, parts.pipeline.processor)
     wanted = [("diffusion", True), ("diffusion", False), ("understanding", False)]
     assert [(each.path, each.write) for each in document.images] == wanted * 2

@@ -33,7 +33,7 @@ class Parts:
     """The components of the pipeline that will be saved, and the data."""
 
     pipeline: HybridGenPipeline
-    tasks: list[DocumentSource]
+    sources: list[DocumentSource]
     validation: list[DocumentSource]
 
 
@@ -46,7 +46,7 @@ def build_parts(config: TrainConfig) -> Parts:
     Raises:
         ValueError: a file is missing or of another kind; in one sentence.
     """
-    tasks = [open_source(source, config.seed) for source in config.data.sources]
+    sources = [open_source(source, config.seed) for source in config.data.sources]
     validation = [open_source(source, config.seed) for source in config.validation.sources]
     vq = None if config.codec.vq is None else load_vq(config.codec.vq)
     vae = None if config.codec.vae is None else load_vae(config.codec.vae)
@@ -55,8 +55,8 @@ def build_parts(config: TrainConfig) -> Parts:
         start.model.float()  # half precision loses the small steps of an optimizer; autocast makes training fast
         vq, vae = start.vq_model if vq is None else vq, start.vae if vae is None else vae
         pipeline = HybridGenPipeline(start.model, start.processor, start.scheduler, vae, vq, start.sampling_defaults)
-        return Parts(pipeline, tasks, validation)
-    tokenizer = build_or_load_tokenizer(config, tasks)
+        return Parts(pipeline, sources, validation)
+    tokenizer = build_or_load_tokenizer(config, sources)
     model = build_model(config.model, tokenizer, config.seed)
     if config.model.codes_from_codebook:
         start_from_codebook(model, VQCodec(vq).codebook, config.seed)
@@ -68,10 +68,10 @@ def build_parts(config: TrainConfig) -> Parts:
     )
     defaults = {path: config.sampling.of_path(path) for path in WRITING_PATHS if path in model.config.paths}
     pipeline = HybridGenPipeline(model, processor, vae=vae, vq_model=vq, sampling_defaults=defaults or None)
-    return Parts(pipeline, tasks, validation)
+    return Parts(pipeline, sources, validation)
 
 
-def build_processor(config: TrainConfig, tasks: list[DocumentSource]) -> HybridGenProcessor:
+def build_processor(config: TrainConfig, sources: list[DocumentSource]) -> HybridGenProcessor:
     """The processor of a run without its model: a tokenizer from scratch is trained, and not saved.
 
     Raises:
@@ -79,7 +79,7 @@ def build_processor(config: TrainConfig, tasks: list[DocumentSource]) -> HybridG
     """
     if config.model.from_pretrained is not None:
         return HybridGenProcessor.from_pretrained(config.model.from_pretrained)
-    tokenizer = build_or_load_tokenizer(config, tasks, save=False)
+    tokenizer = build_or_load_tokenizer(config, sources, save=False)
     hybrid = hybrid_config(config.model, vocab_size=len(tokenizer), **image_token_ids(tokenizer))
     factors = codec_factors(hybrid, config.codec)
     return HybridGenProcessor.for_config(
@@ -130,7 +130,7 @@ def start_from_codebook(model: HybridGenForConditionalGeneration, codebook: Tens
 
 
 def build_or_load_tokenizer(
-    config: TrainConfig, tasks: list[DocumentSource], save: bool = True
+    config: TrainConfig, sources: list[DocumentSource], save: bool = True
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of a pretrained part, of a folder, of this run when it goes on, or one trained now."""
     settings, saved = config.model.tokenizer, Path(config.output_dir) / "tokenizer"
@@ -141,19 +141,19 @@ def build_or_load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(folder)
         add_image_tokens(tokenizer)
         return tokenizer
-    tokenizer = build_tokenizer(texts(tasks, settings.samples), settings.vocab_size)
+    tokenizer = build_tokenizer(texts(sources, settings.samples), settings.vocab_size)
     if save:
         tokenizer.save_pretrained(saved)
     return tokenizer
 
 
-def texts(tasks: list[DocumentSource], samples: int) -> Iterator[str]:
-    """The texts of about `samples` records, the same number from each task."""
-    per_task = -(-samples // len(tasks))
-    for task in tasks:
-        for cursor in range(per_task if task.records is None else min(task.records, per_task)):
+def texts(sources: list[DocumentSource], samples: int) -> Iterator[str]:
+    """The texts of about `samples` records, the same number from each source."""
+    per_source = -(-samples // len(sources))
+    for source in sources:
+        for cursor in range(per_source if source.records is None else min(source.records, per_source)):
             try:
-                messages = task[task.index(cursor)]["messages"]
+                messages = source[source.index(cursor)]["messages"]
             except ValueError:
                 continue  # broken: the mixture lists it
             for message in messages:

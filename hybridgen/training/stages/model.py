@@ -234,7 +234,7 @@ def build_model_stage(config: TrainConfig, accelerator: Accelerator) -> ModelSta
     def validation_loader() -> RowLoader:
         return _row_loader(config, accelerator, parts.pipeline.processor, parts.validation, training=False)
 
-    loader = _row_loader(config, accelerator, parts.pipeline.processor, parts.tasks, training=True)
+    loader = _row_loader(config, accelerator, parts.pipeline.processor, parts.sources, training=True)
     stage = ModelStage(config, parts.pipeline, loader, validation_loader if parts.validation else None)
     if parts.validation:
         next(iter(stage.validation_batches()))  # so that errors in these data are raised now, not hours later
@@ -262,7 +262,7 @@ def _row_loader(
     config: TrainConfig,
     accelerator: Accelerator,
     processor: HybridGenProcessor,
-    tasks: list[DocumentSource],
+    sources: list[DocumentSource],
     training: bool,
 ) -> RowLoader:
     """Rows of this process; in training made ahead by threads, and of records of its own if `data.shard_by_rank`.
@@ -271,7 +271,7 @@ def _row_loader(
     """
     data, rank = config.data, accelerator.process_index
     own_records = data.shard_by_rank and training
-    mixture = Mixture(tasks, None, data.temperature, data.max_broken, data.loader_threads if training else 0)
+    mixture = Mixture(sources, None, data.temperature, data.max_broken, data.loader_threads if training else 0)
     name = "broken" if training else "broken_validation"
     file = Path(config.output_dir) / (f"{name}_{rank}.jsonl" if own_records else f"{name}.jsonl")
     on_broken = partial(list_broken, file) if rank == 0 or own_records else None

@@ -19,15 +19,15 @@ class PictureLoader:
 
         pictures   (rows, 3, size, size) in [-1, 1]
         numbers    (rows,) the number of each picture in the run
-        records    (rows) the task's number and cursor of each picture's record
+        records    (rows) the source's number and cursor of each picture's record
 
-    The next picture comes from the task that is furthest behind its share. Every rank draws the pictures of all ranks
+    The next picture comes from the source that is furthest behind its share. Every rank draws the pictures of all ranks
     and makes pixels of its own, so W ranks see what one process with W times the rows would.
     """
 
     def __init__(
         self,
-        tasks: list[DocumentSource],
+        sources: list[DocumentSource],
         rows: int,
         size: int,
         rank: int = 0,
@@ -36,15 +36,15 @@ class PictureLoader:
         on_broken: Callable[[list[BadRecord]], None] | None = None,
     ):
         self._on_broken = on_broken
-        self.tasks, self.rows, self.size, self.rank, self.world_size = tasks, rows, size, rank, world_size
+        self.sources, self.rows, self.size, self.rank, self.world_size = sources, rows, size, rank, world_size
         self._processor = HybridGenImageProcessor()
-        total = sum(task.weight for task in tasks)
-        self._weights = [task.weight / total for task in tasks]
+        total = sum(source.weight for source in sources)
+        self._weights = [source.weight / total for source in sources]
         self.broken = BadRecordLog(max_broken)
-        for task in tasks:
-            for broken in task.bad_records:
-                self._list(task, broken)
-        self._state = {"cursors": [0] * len(tasks), "given": [0] * len(tasks), "inside": [0] * len(tasks)}
+        for source in sources:
+            for broken in source.bad_records:
+                self._list(source, broken)
+        self._state = {"cursors": [0] * len(sources), "given": [0] * len(sources), "inside": [0] * len(sources)}
 
     def __iter__(self) -> "PictureLoader":
         return self
@@ -58,23 +58,23 @@ class PictureLoader:
         return {"pictures": torch.stack(pixels), "numbers": numbers, "records": [record for _, record in local]}
 
     def where(self, record: tuple[int, int]) -> str:
-        """The source and place of one of a batch's `records`, (number of the task, cursor)."""
+        """The source and place of one of a batch's `records`, (number of the source, cursor)."""
         number, cursor = record
-        return self.tasks[number].where(cursor)
+        return self.sources[number].where(cursor)
 
     def _draw(self):
-        """The next picture, and its record. The state's `cursors` and `inside` are each task's next record and the next
-        picture inside it; `given` is how many pictures each task has given."""
+        """The next picture, and its record. The state's `cursors` and `inside` are each source's next record and the
+        next picture inside it; `given` is how many pictures each source has given."""
         state = self._state
         total = sum(state["given"])
         lag = [weight * total - given for weight, given in zip(self._weights, state["given"], strict=True)]
         number = lag.index(max(lag))
         for _ in range(WITHOUT_PICTURE):
-            task, cursor = self.tasks[number], state["cursors"][number]
+            source, cursor = self.sources[number], state["cursors"][number]
             try:
-                pictures = task.pictures(cursor)
+                pictures = source.pictures(cursor)
             except ValueError as error:
-                self._list(task, BadRecord.of(task.where(cursor), error))
+                self._list(source, BadRecord.of(source.where(cursor), error))
                 pictures = []
             inside = state["inside"][number]
             last = inside + 1 >= len(pictures)
@@ -84,39 +84,39 @@ class PictureLoader:
                 state["given"][number] += 1
                 return pictures[inside], (number, cursor)
         raise ValueError(
-            f"source {self.tasks[number].name!r} has no picture in {WITHOUT_PICTURE} records; a codec learns from "
+            f"source {self.sources[number].name!r} has no picture in {WITHOUT_PICTURE} records; a codec learns from "
             "pictures alone, leave the source out"
         )
 
-    def _list(self, task: DocumentSource, broken: BadRecord) -> None:
+    def _list(self, source: DocumentSource, broken: BadRecord) -> None:
         before = len(self.broken)
         self.broken.add(
-            task.name, broken, WITHOUT_PICTURE if task.records is None else task.records + len(task.bad_records)
+            source.name, broken, WITHOUT_PICTURE if source.records is None else source.records + len(source.bad_records)
         )
         if self._on_broken is not None and len(self.broken) > before:
             self._on_broken(self.broken.entries())
 
     def state_dict(self) -> dict:
-        streams = {task.name: task.source.state_dict() for task in self.tasks if task.streaming}
+        streams = {source.name: source.record_source.state_dict() for source in self.sources if source.streaming}
         state = {name: list(values) for name, values in self._state.items()}
         return state | {"broken": self.broken.state_dict(), "streams": streams}
 
     def load_state_dict(self, state: dict) -> None:
         """Raises ValueError if the state is of another number of sources."""
-        if len(state["cursors"]) != len(self.tasks):
+        if len(state["cursors"]) != len(self.sources):
             raise ValueError(
-                f"the saved position is of {len(state['cursors'])} sources, but the config names {len(self.tasks)}; "
+                f"the saved position is of {len(state['cursors'])} sources, but the config names {len(self.sources)}; "
                 "go on with the same sources, or start anew"
             )
         self._state = {name: list(state[name]) for name in self._state}
         self.broken.load_state_dict(state.get("broken", []))
-        for task in self.tasks:
-            if task.streaming:
-                task.source.load_state_dict(state.get("streams", {}).get(task.name, {}))
+        for source in self.sources:
+            if source.streaming:
+                source.record_source.load_state_dict(state.get("streams", {}).get(source.name, {}))
 
     def shares(self) -> dict[str, float]:
         total = max(1, sum(self._state["given"]))
-        return {task.name: given / total for task, given in zip(self.tasks, self._state["given"], strict=True)}
+        return {source.name: given / total for source, given in zip(self.sources, self._state["given"], strict=True)}
 
     def close(self) -> None:
         """No batch is prepared ahead, so there is nothing to stop."""

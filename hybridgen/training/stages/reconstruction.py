@@ -169,6 +169,6 @@ class ReconstructionStage:
     def _pictures(self, rows: int, training: bool = False) -> Iterable[dict]:
         """Batches of held-out pictures, or of training pictures if there are none, from the first, for this process."""
         held_out = bool(self.config.validation.sources) and not training
-        tasks = (self._validation() if held_out else self.loader).tasks
-        loader = PictureLoader(tasks, rows, self.settings.image_size, max_broken=self.config.data.max_broken)
+        sources = (self._validation() if held_out else self.loader).sources
+        loader = PictureLoader(sources, rows, self.settings.image_size, max_broken=self.config.data.max_broken)
         return (send_to_device(batch, self._accelerator.device) for batch in loader)

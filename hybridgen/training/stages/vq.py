@@ -184,14 +184,14 @@ def build_codec_stage(config: TrainConfig, accelerator: Accelerator) -> Reconstr
             f"({accelerator.distributed_type.value}); use configs/accelerate/single.yaml or plain data parallelism"
         )
     settings = config.vae if config.vq_model is None else config.vq_model
-    tasks = [open_source(source, config.seed) for source in config.data.sources]
+    sources = [open_source(source, config.seed) for source in config.data.sources]
     held_out = [open_source(source, config.seed) for source in config.validation.sources]
 
-    def loader(tasks: list[DocumentSource], broken_file: str) -> PictureLoader:
+    def loader(sources: list[DocumentSource], broken_file: str) -> PictureLoader:
         rank, world_size = accelerator.process_index, accelerator.num_processes
         on_broken = partial(list_broken, Path(config.output_dir) / broken_file) if rank == 0 else None
         shape = (config.data.per_device_batch_size, settings.image_size, rank, world_size)
-        return PictureLoader(tasks, *shape, config.data.max_broken, on_broken)
+        return PictureLoader(sources, *shape, config.data.max_broken, on_broken)
 
     def validation_loader() -> PictureLoader:
         return loader(held_out, "broken_validation.jsonl")
@@ -202,7 +202,7 @@ def build_codec_stage(config: TrainConfig, accelerator: Accelerator) -> Reconstr
             model.vae.enable_gradient_checkpointing()
     else:
         kind, model = VQStage, VQTrainingModel(build_vq_model(config.vq_model, config.seed))
-    stage = kind(config, model, loader(tasks, "broken.jsonl"), validation_loader, accelerator)
+    stage = kind(config, model, loader(sources, "broken.jsonl"), validation_loader, accelerator)
     if held_out:
         next(validation_loader())  # so that errors in these data are raised now, not hours later
     return stage

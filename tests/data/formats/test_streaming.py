@@ -100,11 +100,11 @@ def test_to_go_on_nothing_before_is_read_again(files, suffix):
     begun = stream(files, suffix, buffer=4)
     for cursor in range(45):
         begun.document(cursor, PROCESSOR)
-    state = json.loads(json.dumps(begun.source.state_dict()))
+    state = json.loads(json.dumps(begun.record_source.state_dict()))
     resumed = stream(files, suffix, buffer=4)
-    resumed.source.load_state_dict(state)
-    read, endless = [], resumed.source._endless
-    resumed.source._endless = lambda *begin: (read.append(pair) or pair for pair in endless(*begin))
+    resumed.record_source.load_state_dict(state)
+    read, endless = [], resumed.record_source._endless
+    resumed.record_source._endless = lambda *begin: (read.append(pair) or pair for pair in endless(*begin))
     for cursor in range(41, 50):
         assert resumed.document(cursor, PROCESSOR).layout == begun.document(cursor, PROCESSOR).layout
     assert len(read) <= 16  # of 50; whole blocks of 4
