@@ -310,9 +310,9 @@ def read_yaml(block: Block) -> None:
 
 
 def open_first(source: SourceConfig) -> None:
-    task = open_source(source)
-    assert not task.broken, task.broken
-    check_record(task.source[0], source.name)
+    documents = open_source(source)
+    assert not documents.bad_records, documents.bad_records
+    check_record(documents.source[0], source.name)
 
 
 def read_json(block: Block) -> None:
