@@ -21,7 +21,7 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["tests.training.processes"])
 
 
-class World:
+class ProcessGroup:
     """Processes that run `work(**arguments)` together, as torchrun would start them.
 
     Args:
@@ -51,19 +51,19 @@ class World:
             process.join(max(0.1, until - time.monotonic()))
         codes = [process.exitcode for process in self.processes]
         self.kill()
-        assert None not in codes, f"no end after {seconds} s: {self.said()}"
+        assert None not in codes, f"no end after {seconds} s: {self.output()}"
         return codes
 
     def finish(self) -> str:
         """All end well; returns what they said."""
-        assert set(self.wait()) == {0}, self.said()
-        return self.said()
+        assert set(self.wait()) == {0}, self.output()
+        return self.output()
 
     def wait_for(self, path: Path, seconds: float = 200.0) -> None:
         until = time.monotonic() + seconds
         while not path.exists():
-            assert all(process.exitcode is None for process in self.processes), self.said()
-            assert time.monotonic() < until, self.said()
+            assert all(process.exitcode is None for process in self.processes), self.output()
+            assert time.monotonic() < until, self.output()
             time.sleep(0.02)
 
     def kill(self, rank: int | None = None, how: signal.Signals = signal.SIGKILL) -> None:
@@ -71,7 +71,7 @@ class World:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, how)
 
-    def said(self, rank: int | None = None) -> str:
+    def output(self, rank: int | None = None) -> str:
         logs = self.logs if rank is None else [self.logs[rank]]
         return "\n".join(log.read_text() for log in logs if log.exists())
 

@@ -18,7 +18,7 @@ from hybridgen.training.config.renamed import RENAMED
 from hybridgen.training.distributed.processes import make_accelerator
 from hybridgen.training.monitor import diagnostics, reporting
 from hybridgen.training.trainer import Trainer
-from tests.training.processes import World
+from tests.training.processes import ProcessGroup
 from tests.training.toy import ToyLoader, ToyStage, config_of, run_waiting, train
 
 
@@ -182,10 +182,10 @@ def test_a_state_of_an_older_run_goes_on_under_new_names(tmp_path, uninterrupted
 def test_sigterm_saves_and_ends_well(tmp_path, uninterrupted):
     """The step in which the signal comes is finished, and no other begins."""
     folder = tmp_path / "run"
-    world = World(tmp_path / "logs", stopped_in_step_6, folder=folder)
-    world.wait_for(folder / "ready")
-    world.kill(how=signal.SIGTERM)
-    assert "stopped by SIGTERM after step 6;" in world.finish()
+    group = ProcessGroup(tmp_path / "logs", stopped_in_step_6, folder=folder)
+    group.wait_for(folder / "ready")
+    group.kill(how=signal.SIGTERM)
+    assert "stopped by SIGTERM after step 6;" in group.finish()
     assert [path.name for path in (folder / "state").iterdir()] == ["step_000006"]
     assert not (folder / "checkpoint").exists()
     train(config_of(folder))

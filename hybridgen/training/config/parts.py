@@ -127,29 +127,30 @@ def vae_config(settings: VAETrainingConfig) -> dict:
                 f"{where}.{key} is {content[key]!r}, but block_out_channels has {len(widths)} levels; give one type "
                 "for each, or leave it out"
             )
-    made = {key: [block] * len(widths) for key, block in BLOCKS.items()} | {"sample_size": settings.image_size}
-    made |= content
+    arguments = {key: [block] * len(widths) for key, block in BLOCKS.items()} | {"sample_size": settings.image_size}
+    arguments |= content
     try:
         with torch.device("meta"):
-            AutoencoderKL(**made)
+            AutoencoderKL(**arguments)
     except (ValueError, TypeError, KeyError, IndexError, ZeroDivisionError) as error:
         raise ValueError(f"{where}: {' '.join(str(error).split())}") from None
-    return made
+    return arguments
 
 
 def _known(content: dict, where: str, defaults: dict) -> dict:
-    """Defaults with what is given; keys known, numbers whole and positive."""
+    """The defaults, replaced by `content`, whose keys must be known and whose values positive integers."""
     for key, value in content.items():
         if key not in defaults:
             raise unknown_key(f"{where}.{key}", value, defaults)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{where}.{key} is {value!r}; it must be an integer of at least 1")
-    made = {**defaults, **content}
-    if made["channels"] % made["norm_groups"]:
+    arguments = {**defaults, **content}
+    if arguments["channels"] % arguments["norm_groups"]:
         raise ValueError(
-            f"{where}: channels {made['channels']} is not divisible by norm_groups {made['norm_groups']}; make it so"
+            f"{where}: channels {arguments['channels']} is not divisible by norm_groups {arguments['norm_groups']}; "
+            "make it so"
         )
-    return made
+    return arguments
 
 
 def sub_config(content: dict, kind: type[PreTrainedConfig], where: str) -> PreTrainedConfig:
@@ -181,14 +182,14 @@ def _typed_config(content: dict, default_type: str, where: str) -> PreTrainedCon
 
 
 def _pretrained_config(model: ModelConfig) -> HybridGenConfig:
-    given = [
+    others = [
         field.name
         for field in fields(model)
         if field.name not in ("from_pretrained", "tokenizer") and getattr(model, field.name) != field.default
     ]
-    if given:
+    if others:
         raise ValueError(
-            f"model.from_pretrained is given and so is model.{given[0]}, which the pretrained model brings; keep one"
+            f"model.from_pretrained is given and so is model.{others[0]}, which the pretrained model brings; keep one"
         )
     folder = Path(model.from_pretrained) / "model"
     content = read_json(folder / "config.json", "model.from_pretrained", NO_FOLDER)
@@ -257,8 +258,8 @@ def codec_folders(codec: CodecPaths, from_pretrained: str | None) -> dict[str, P
     """Where the codecs are: as the config says, or in the pipeline folder that training goes on from."""
     folders = {}
     for name, component in (("vq", "vq_model"), ("vae", "vae")):
-        given = getattr(codec, name)
-        if given is None and from_pretrained is not None and (Path(from_pretrained) / component).is_dir():
-            given = Path(from_pretrained) / component
-        folders[name] = None if given is None else Path(given)
+        folder = getattr(codec, name)
+        if folder is None and from_pretrained is not None and (Path(from_pretrained) / component).is_dir():
+            folder = Path(from_pretrained) / component
+        folders[name] = None if folder is None else Path(folder)
     return folders

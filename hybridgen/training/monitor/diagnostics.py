@@ -169,9 +169,9 @@ class Diagnostics:
 
     def plot(self, at_end: bool) -> None:
         """Draw `diagnostics.png` of the whole run, from `metrics.jsonl`, at most every PLOT_SECONDS."""
-        wanted = self.every or self.breakdown is not None
+        has_curves = self.every or self.breakdown is not None
         due = at_end or time.monotonic() - self._plotted > PLOT_SECONDS
-        if not (wanted and due and self.accelerator.is_main_process):
+        if not (has_curves and due and self.accelerator.is_main_process):
             return
         folder = Path(self.config.output_dir)
         try:

@@ -1,10 +1,11 @@
 """The floating-point operations of a training step, and what the device could do in that time: their ratio is MFU.
 
-Model FLOPs (PaLM, arXiv 2204.02311, appendix B), so that what is computed twice (gradient checkpointing) or in vain
-(padding, blank images) gains nothing; frozen codecs, norms and activations are left out. The fact a newcomer gets
-wrong: "6 N" holds where weights are trained. A matrix costs 2 a token forward, 2 for its own gradient if it is trained,
-and 2 for its input's if something before it is: a frozen backbone over a trained aligner 4, a frozen tower 2. Heads
-cost where a label waits for them, and attention the pairs that the mask allows, not N x N.
+Model FLOPs (PaLM, arXiv 2204.02311, appendix B): what is computed twice (gradient checkpointing) or for nothing
+(padding, blank images) does not count, nor do frozen codecs, norms and activations.
+
+The rule of thumb "6 N" holds only where all weights are trained. A matrix costs 2 a token forward, 2 for its own
+gradient if it is trained, and 2 for its input's if something before it is trained: a frozen backbone over a trained
+aligner 4, a frozen tower 2. Heads cost only where there is a label, and attention only the pairs that the mask allows.
 
 Shapes: B rows, N tokens of a row.
 """
@@ -22,11 +23,11 @@ from hybridgen.paths.understanding import tokens_per_image
 
 
 class FlopCount:
-    """What a batch costs to train on: once made, a few sums over its integer vectors.
+    """Counts the FLOPs of batches: the cost of each unit is found once, so a batch takes a few sums over integers.
 
     Args:
-        model: frozen as it will be trained.
-        cached: features of a frozen tower are kept, and it does not run.
+        model: with its parameters frozen as they will be trained.
+        cached: features of a frozen tower come from a cache, so that it does not run.
     """
 
     def __init__(self, model: nn.Module, cached: bool = False):
@@ -35,27 +36,27 @@ class FlopCount:
 
     def of(self, batch: dict[str, Tensor]) -> float:
         """FLOPs of a forward and a backward of a batch, as the loader made it."""
-        counts = amounts(batch, self._ids)
-        return sum(cost * counts[what] for what, cost in self._cost.items())
+        counts = units(batch, self._ids)
+        return sum(cost * counts[unit] for unit, cost in self._cost.items())
 
 
-def amounts(batch: dict[str, Tensor], placeholders: dict[str, int]) -> dict[str, int]:
-    """How much there is of what costs: tokens, pairs that attend, image tokens by path, images, labels."""
+def units(batch: dict[str, Tensor], placeholders: dict[str, int]) -> dict[str, int]:
+    """The number of units that cost: tokens, pairs that attend, image tokens by path, images, labels."""
     ids, documents = batch["input_ids"], batch["document_ids"]
-    found = {"tokens": int((documents != PADDING_DOCUMENT).sum())}
-    found["pairs"] = pairs(documents, batch["block_ids"], batch["noised_mask"])
+    counts = {"tokens": int((documents != PADDING_DOCUMENT).sum())}
+    counts["pairs"] = pairs(documents, batch["block_ids"], batch["noised_mask"])
     for path in ("understanding", "diffusion", "vq"):
-        found[path] = int((ids == placeholders[path]).sum()) if path in placeholders else 0
-    found["images"] = len(batch.get("diffusion_noised", ()))
+        counts[path] = int((ids == placeholders[path]).sum()) if path in placeholders else 0
+    counts["images"] = len(batch.get("diffusion_noised", ()))
     for kind in ("labels", "code_labels"):
-        found[kind] = int((batch[kind][:, 1:] != IGNORE).sum())
-    return found
+        counts[kind] = int((batch[kind][:, 1:] != IGNORE).sum())
+    return counts
 
 
 def pairs(documents: Tensor, blocks: Tensor, noised_mask: Tensor) -> int:
     """How many (query, key) pairs the layout's rule lets attend, padding left out; all arguments (B, N).
 
-    A query sees its own block, and of earlier blocks of its document what is not hidden.
+    A query attends to its own block, and to the tokens of earlier blocks of its document that are not masked as noised.
     """
     rows, length = documents.shape
     real, row = documents != PADDING_DOCUMENT, torch.arange(rows, device=documents.device)[:, None]
@@ -64,12 +65,11 @@ def pairs(documents: Tensor, blocks: Tensor, noised_mask: Tensor) -> int:
     block = torch.unique_consecutive(document * length + blocks[real], return_inverse=True)[1]
     if not len(block):
         return 0
-    open_before = (~noised_mask[real]).long().cumsum(0) - (
-        ~noised_mask[real]
-    ).long()  # tokens before that are not hidden
+    visible = (~noised_mask[real]).long()
+    visible_before = visible.cumsum(0) - visible  # tokens before each that are not masked
     sizes = torch.bincount(block)
     first = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)[:-1]])  # first token of each block
-    at_block, of_block = open_before[first], document[first]
+    at_block, of_block = visible_before[first], document[first]
     new = torch.ones_like(of_block, dtype=torch.bool)
     new[1:] = of_block[1:] != of_block[:-1]
     at_document = at_block[new][new.long().cumsum(0) - 1]
@@ -80,28 +80,30 @@ def pairs(documents: Tensor, blocks: Tensor, noised_mask: Tensor) -> int:
 
 
 def costs(model: nn.Module, cached: bool = False) -> dict[str, float]:
-    """FLOPs for one of each of `amounts`, from the sizes of the weights and from which of them are trained."""
+    """FLOPs for one of each of `units`, from the sizes of the weights and from which of them are trained."""
     inner, config = model.model, model.config
-    found = dict.fromkeys(("tokens", "pairs", "understanding", "diffusion", "vq", "images", "labels", "code_labels"), 0)
+    cost_of = dict.fromkeys(
+        ("tokens", "pairs", "understanding", "diffusion", "vq", "images", "labels", "code_labels"), 0
+    )
     embedding = trained(inner.get_input_embeddings().parameters())
     if config.vision_config is not None:
         vision, tower = config.vision_config, inner.vision_model
         of_tower, flows = linear(tower, False)
         of_aligner, flows = linear(inner.aligner, flows)
         layers = vision.num_hidden_layers * attention(vision.hidden_size, 1 + 2 * trained(tower.parameters()))
-        seen = trained(tower.parameters()) or not cached
-        found["understanding"] = of_aligner + seen * (of_tower + layers * tokens_per_image(vision))
+        runs = trained(tower.parameters()) or not cached
+        cost_of["understanding"] = of_aligner + runs * (of_tower + layers * tokens_per_image(vision))
         embedding |= flows
-    shared = config.vq_config is not None and config.vq_config.first_token_id is not None  # codes are words
+    shared = config.vq_config is not None and config.vq_config.first_token_id is not None  # codes are tokens
     if config.vq_config is not None and not shared:
         flows = trained(inner.generation_embeddings.parameters())
-        found["vq"], flows = linear(inner.generation_aligner, flows)
+        cost_of["vq"], flows = linear(inner.generation_aligner, flows)
         embedding |= flows
     conditioning = False
     if config.diffusion_config is not None:
-        found["images"], conditioning = linear(inner.timestep_embedder, False)
-        of_image, found["diffusion"], flows = around(inner.patch_embed, False, conditioning)
-        found["images"] += of_image
+        cost_of["images"], conditioning = linear(inner.timestep_embedder, False)
+        of_image, cost_of["diffusion"], flows = diffusion_layers(inner.patch_embed, False, conditioning)
+        cost_of["images"] += of_image
         embedding |= flows
 
     text, flows = config.text_config, embedding
@@ -110,26 +112,26 @@ def costs(model: nn.Module, cached: bool = False) -> dict[str, float]:
     for layer in inner.language_model.layers:
         norms = (parameter for parameter in layer.parameters() if parameter.ndim == 1)  # stand before the matrices
         (cost, of_own), flows = by_route(layer, flows or trained(norms), active)
-        found["tokens"] += cost
-        found["diffusion"] += of_own - cost if of_own else 0  # a token passes through the one or the other
-        found["pairs"] += attention(width, 1 + 2 * flows)
+        cost_of["tokens"] += cost
+        cost_of["diffusion"] += of_own - cost if of_own else 0  # a token passes through the one or the other
+        cost_of["pairs"] += attention(width, 1 + 2 * flows)
     flows |= trained(inner.language_model.norm.parameters())
-    found["labels"] = linear(model.lm_head, flows)[0]
+    cost_of["labels"] = linear(model.lm_head, flows)[0]
     if config.vq_config is not None:
-        found["code_labels"] = found["labels"] if shared else linear(inner.generation_head, flows)[0]
+        cost_of["code_labels"] = cost_of["labels"] if shared else linear(inner.generation_head, flows)[0]
     if config.diffusion_config is not None:
-        of_image, of_token, _ = around(inner.final_layer, flows, conditioning)
-        found["images"] += of_image
-        found["diffusion"] += of_token
-    return found
+        of_image, of_token, _ = diffusion_layers(inner.final_layer, flows, conditioning)
+        cost_of["images"] += of_image
+        cost_of["diffusion"] += of_token
+    return cost_of
 
 
-def around(module: nn.Module, flows: bool, conditioning: bool) -> tuple[float, float, bool]:
-    """FLOPs of what stands before or behind the backbone on the diffusion path: for one image, for one of its tokens,
-    and whether what comes out has a gradient to pass back.
+def diffusion_layers(module: nn.Module, flows: bool, conditioning: bool) -> tuple[float, float, bool]:
+    """FLOPs of the diffusion path's layers before or behind the backbone: for one image, for one of its tokens, and
+    whether gradients flow back into their output.
 
     Args:
-        flows, conditioning: the image (or its states), and the timestep's vector, have a gradient.
+        flows, conditioning: gradients flow back into the image (or its states), and into the timestep's vector.
     """
     of_image = of_token = 0.0
     for part, places, sees_image in module.flop_sites():
@@ -143,13 +145,13 @@ def around(module: nn.Module, flows: bool, conditioning: bool) -> tuple[float, f
 
 
 def linear(module: nn.Module, flows: bool, active: float = 1.0) -> tuple[float, bool]:
-    """FLOPs for one token of all matrices in a module, and whether what comes out has a gradient to pass back.
+    """FLOPs for one token of all matrices in a module, and whether gradients flow back into its output.
 
     Parameters stand in the order of the computation.
 
     Args:
-        flows: what goes in has a gradient.
-        active: share of the experts that see a token; their weights are tensors of three axes.
+        flows: gradients flow back into the input.
+        active: share of the experts that process a token; their weights are tensors of three axes.
     """
     (cost, of_own), flows = by_route(module, flows, active)
     return cost + of_own, flows
@@ -178,7 +180,7 @@ def trained(parameters: Iterable[nn.Parameter]) -> bool:
 
 
 def share_of_experts(config) -> float:
-    """The share of the experts that see a token; 1 where there are none."""
+    """The share of the experts that process a token; 1 for a model without experts."""
     names = ("num_experts", "num_local_experts", "n_routed_experts")
     experts = next((getattr(config, name) for name in names if getattr(config, name, None)), None)
     return config.num_experts_per_tok / experts if experts else 1.0
@@ -188,8 +190,8 @@ def share_of_experts(config) -> float:
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.1) -> float:
-    """FLOP/s of the fastest of a few square matrix products: what a step is held against where no peak is given. It is
-    below what a vendor says, so MFU by it is higher than by that."""
+    """FLOP/s of the fastest of a few square matrix products: the peak for MFU where the config gives none. It is below
+    what a vendor states, so MFU by it is higher."""
     side = 1024 if device.type == "cpu" else 8192
     wait = torch.accelerator.synchronize if device.type != "cpu" else lambda: None
     a, b = (torch.full((side, side), value, dtype=dtype, device=device) for value in (0.5, 0.25))

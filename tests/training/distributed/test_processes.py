@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from hybridgen.training.distributed.processes import make_accelerator
 from hybridgen.training.state import checkpointing as states
 from hybridgen.training.trainer import Trainer
-from tests.training.processes import ROOT, World, launched_with, train_toy
+from tests.training.processes import ROOT, ProcessGroup, launched_with, train_toy
 from tests.training.toy import ToyLoader, ToyStage, config_of, run_waiting, train
 
 FORMS = ["ddp", "fsdp2"]
@@ -59,7 +59,7 @@ def alone(tmp_path_factory) -> Path:
 def test_two_processes_are_one(tmp_path, alone, form):
     """With Muon, clipping, accumulation, an average, validation and samples. Largest difference of a weight seen:
     5e-10, of a loss 2e-7."""
-    World(tmp_path / "logs", train_toy, 2, form, folder=tmp_path / "two", changes=SHARED, dropout=0.0).finish()
+    ProcessGroup(tmp_path / "logs", train_toy, 2, form, folder=tmp_path / "two", changes=SHARED, dropout=0.0).finish()
     assert_alike(tmp_path / "two", alone, atol=1e-5)
     assert (tmp_path / "two" / "samples" / "step_000006.png").exists()
     state = tmp_path / "two" / "state" / "step_000008"
@@ -77,7 +77,9 @@ def test_bf16_is_autocast_where_weights_are_sharded(tmp_path):
     for precision in ("bf16", "fp32"):
         train(config_of(tmp_path / precision, **{**ALONE, **quick, "precision": precision}), dropout=0.0)
     changes = {**SHARED, **quick, "precision": "bf16"}
-    World(tmp_path / "logs", train_toy, 2, "fsdp2", folder=tmp_path / "two", changes=changes, dropout=0.0).finish()
+    ProcessGroup(
+        tmp_path / "logs", train_toy, 2, "fsdp2", folder=tmp_path / "two", changes=changes, dropout=0.0
+    ).finish()
     losses = {run: [line["loss"] for line in metrics_of(tmp_path / run)] for run in ("two", "bf16", "fp32")}
     assert losses["two"] == pytest.approx(losses["bf16"], abs=1e-5)
     assert losses["two"] != pytest.approx(losses["fp32"], abs=1e-3)
@@ -103,7 +105,7 @@ def test_states_are_read_by_any_number_in_any_form(tmp_path, alone):
     lives = [(1, 1, "single"), (3, 2, "fsdp2"), (5, 1, "single"), (7, 2, "ddp"), (8, 1, "fsdp2")]
     for number, (steps, processes, form) in enumerate(lives):
         changes = {**(SHARED if processes == 2 else ALONE), "steps": 8, "save_every": 1}
-        said += World(
+        said += ProcessGroup(
             tmp_path / f"logs{number}", train_until, processes, form, folder=folder, changes=changes, until=steps
         ).finish()
     assert_alike(folder, alone, atol=1e-5)
@@ -129,7 +131,7 @@ def train_until(folder: Path, changes: dict, until: int) -> None:
 def test_gradients_travel_once_a_step(tmp_path):
     """With two batches a step, DDP reduces its one bucket once, and FSDP2 scatters each group's gradients once."""
     for form in FORMS:
-        World(tmp_path / form, count_reductions, 2, form, folder=tmp_path / form / "run").finish()
+        ProcessGroup(tmp_path / form, count_reductions, 2, form, folder=tmp_path / form / "run").finish()
         counted = json.loads((tmp_path / form / "run" / "counted.json").read_text())
         groups = 1 if form == "ddp" else 4  # two blocks, the norm, and the rest
         assert counted == [groups, groups, groups], form
@@ -176,12 +178,12 @@ def die_in_step_6(folder: Path, changes: dict, dies: int) -> None:
 def test_one_that_dies_ends_the_others(tmp_path, dies, form):
     """In the step in which it died; what is left says which process is gone and that nothing is lost."""
     changes = {**SHARED, "steps": 1000, "save_every": 4}
-    world = World(tmp_path / "logs", die_in_step_6, 2, form, folder=tmp_path / "run", changes=changes, dies=dies)
-    codes = world.wait()
+    group = ProcessGroup(tmp_path / "logs", die_in_step_6, 2, form, folder=tmp_path / "run", changes=changes, dies=dies)
+    codes = group.wait()
     assert {rank: (tmp_path / f"run/begun_{rank}").read_text() for rank in (0, 1)} == {0: "012345", 1: "012345"}
     assert codes[dies] == -signal.SIGKILL
-    assert codes[1 - dies] == 2, world.said()
-    said = world.said(1 - dies)
+    assert codes[1 - dies] == 2, group.output()
+    said = group.output(1 - dies)
     assert f"hybridgen: process {dies} of 2 is gone" in said
     assert "nothing is lost but the unsaved steps: the same command goes on from the last saved state" in said
     assert "Traceback" not in said
@@ -189,12 +191,14 @@ def test_one_that_dies_ends_the_others(tmp_path, dies, form):
 
 def test_sigterm_to_one_stops_both(tmp_path, alone):
     """The signal comes in step 2; with the counts of step 3 the other process is told, and step 3 is the last."""
-    world = World(tmp_path / "logs", stop_one, 2, "fsdp2", folder=tmp_path / "run")
-    world.wait_for(tmp_path / "run/ready")
-    world.kill(1, signal.SIGTERM)
-    assert world.wait() == [0, 0], world.said()
-    assert "stopped by SIGTERM after step 3;" in world.said(0)
-    World(tmp_path / "logs", train_toy, 2, "fsdp2", folder=tmp_path / "run", changes=SHARED, dropout=0.0).finish()
+    group = ProcessGroup(tmp_path / "logs", stop_one, 2, "fsdp2", folder=tmp_path / "run")
+    group.wait_for(tmp_path / "run/ready")
+    group.kill(1, signal.SIGTERM)
+    assert group.wait() == [0, 0], group.output()
+    assert "stopped by SIGTERM after step 3;" in group.output(0)
+    ProcessGroup(
+        tmp_path / "logs", train_toy, 2, "fsdp2", folder=tmp_path / "run", changes=SHARED, dropout=0.0
+    ).finish()
     assert_alike(tmp_path / "run", alone, atol=1e-5)
 
 
@@ -207,12 +211,12 @@ def stop_one(folder: Path) -> None:
 def test_a_disk_that_is_full_for_one(tmp_path, form):
     """All end with one sentence, the last good state is kept, nothing is half written."""
     changes = {**SHARED, "save_every": 2, "ema": None}
-    said = World(tmp_path / "logs", fill_disk, 2, form, folder=tmp_path / "run", changes=changes)
-    assert said.wait() == [2, 2], said.said()
+    said = ProcessGroup(tmp_path / "logs", fill_disk, 2, form, folder=tmp_path / "run", changes=changes)
+    assert said.wait() == [2, 2], said.output()
     for rank in (0, 1):
-        assert "could not save" in said.said(rank)
-        assert "everything saved before it is intact: free some space and start the same" in said.said(rank)
-        assert "Traceback" not in said.said(rank)
+        assert "could not save" in said.output(rank)
+        assert "everything saved before it is intact: free some space and start the same" in said.output(rank)
+        assert "Traceback" not in said.output(rank)
     left = sorted(path.name for path in (tmp_path / "run/state").iterdir())
     assert left == ["step_000002", "step_000004"]
     assert all(states.damage(tmp_path / "run/state" / name) is None for name in left)
@@ -265,9 +269,9 @@ def test_deepspeed_that_is_not_here_is_refused(tmp_path, monkeypatch):
     ],
 )
 def test_what_sharding_cannot_do_is_refused(tmp_path, setting, value, match):
-    world = World(tmp_path / "logs", make_with, 1, "fsdp2", folder=tmp_path, setting=setting, value=value)
-    assert world.wait() == [2], world.said()
-    assert match in world.said()
+    group = ProcessGroup(tmp_path / "logs", make_with, 1, "fsdp2", folder=tmp_path, setting=setting, value=value)
+    assert group.wait() == [2], group.output()
+    assert match in group.output()
 
 
 def make_with(folder: Path, setting: str, value: str) -> Accelerator:

@@ -15,7 +15,7 @@ from hybridgen.training.stages.model import ModelStage
 from hybridgen.training.trainer import Trainer
 from tests.data.in_memory import drawings, numbered, questions, source_of
 from tests.pipelines import tiny_pipeline
-from tests.training.processes import World
+from tests.training.processes import ProcessGroup
 from tests.training.test_trainer import metrics_of
 
 
@@ -86,7 +86,7 @@ def test_one_with_text_and_one_with_pictures(tmp_path, form, kind):
     kind = kind | ({"cache": str(tmp_path / "cache")} if "cache" in kind else {})
     train_hybrid(tmp_path / "one", of=1, **kind)
     arguments = {"folder": tmp_path / "two", "of": 2, "gradient_checkpointing": True, **kind}
-    World(tmp_path / "2", train_hybrid, 2, form, **arguments).finish()
+    ProcessGroup(tmp_path / "2", train_hybrid, 2, form, **arguments).finish()
     ours, theirs = (load_file(tmp_path / run / "checkpoint/model/model.safetensors") for run in ("two", "one"))
     assert ours.keys() == theirs.keys()
     for name in ours:

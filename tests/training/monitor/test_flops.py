@@ -61,9 +61,9 @@ def assert_as_counted(stage) -> None:
         stage.vq.encode(batch["vq_images"])
     with FlopCounterMode(display=False) as counter:
         total(stage.losses(model, batch), counts, stage.weights).backward()
-    amounts = flops.amounts(batch, model.model.placeholders())
-    amounts |= {"tokens": tokens, "pairs": tokens * length}
-    expected = sum(cost * amounts[what] for what, cost in flops.costs(model).items())
+    counts = flops.units(batch, model.model.placeholders())
+    counts |= {"tokens": tokens, "pairs": tokens * length}
+    expected = sum(cost * counts[unit] for unit, cost in flops.costs(model).items())
     counted = counter.get_total_flops() - codec.get_total_flops()
     assert expected == pytest.approx(counted, rel=1e-3)
 

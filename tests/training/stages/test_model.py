@@ -39,7 +39,7 @@ TINY_VQ = ModelConfig(
 
 
 def all_tasks(**changes) -> list:
-    """Text, both ways of drawing, both ways of being asked, and a clean_copy."""
+    """Text, both ways of drawing, both ways of being asked."""
     return [
         source_of(numbered(20), name="text"),
         source_of(drawings(20), name="draw", write="diffusion", order=0.5, loss_on="all", **changes),
@@ -54,7 +54,7 @@ def stage_of(
     rows: int = 4,
     length: int = 160,
     rank: int = 0,
-    world: int = 1,
+    world_size: int = 1,
     diffusion: dict | None = None,
     **content,
 ) -> ModelStage:
@@ -63,7 +63,7 @@ def stage_of(
     pipeline = tiny_pipeline(diffusion_config=changes)
 
     def loader() -> RowLoader:
-        return RowLoader(Mixture(tasks), pipeline.processor, rows, length, rank, world, prefetch=0)
+        return RowLoader(Mixture(tasks), pipeline.processor, rows, length, rank, world_size, prefetch=0)
 
     stage = ModelStage(config, pipeline, loader(), loader)
     stage.model.train()
@@ -100,7 +100,7 @@ def test_kinds_follow_the_model():
 def test_rows_of_two_ranks_make_the_loss_of_one():
     """Also the noise: it belongs to rows. Worst relative difference seen: 6e-8."""
     whole = stage_of(all_tasks(), rows=4)
-    halves = [stage_of(all_tasks(), rows=2, rank=rank, world=2) for rank in (0, 1)]
+    halves = [stage_of(all_tasks(), rows=2, rank=rank, world_size=2) for rank in (0, 1)]
     for _ in range(2):
         expected = sums_of(whole, next(whole.loader))
         parts = [sums_of(half, next(half.loader)) for half in halves]

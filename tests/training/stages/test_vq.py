@@ -240,9 +240,9 @@ def test_kmeans_finds_clusters():
 
 
 def test_pictures_come_by_share_and_exactly_again():
-    def loader(rank: int = 0, world: int = 1, rows: int = 6) -> PictureLoader:
+    def loader(rank: int = 0, world_size: int = 1, rows: int = 6) -> PictureLoader:
         tasks = [source_of(drawings(5), name="a", weight=2), source_of(questions(7), name="b", weight=1)]
-        return PictureLoader(tasks, rows, 16, rank, world)
+        return PictureLoader(tasks, rows, 16, rank, world_size)
 
     whole = loader()
     batches = [next(whole) for _ in range(4)]

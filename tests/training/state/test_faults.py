@@ -17,7 +17,7 @@ from hybridgen.training import train as train_config
 from hybridgen.training.distributed.processes import make_accelerator
 from hybridgen.training.state import checkpointing as states
 from hybridgen.training.trainer import Trainer
-from tests.training.processes import World
+from tests.training.processes import ProcessGroup
 from tests.training.test_trainer import metrics_of
 from tests.training.toy import ToyLoader, ToyStage, WaitingStage, config_of, train
 
@@ -39,14 +39,14 @@ def test_killed_twenty_times_is_uninterrupted(tmp_path):
     train(config_of(tmp_path / "calm", **BUSY))
     folder, moments, reached = tmp_path / "killed", random.Random(0), [0]
     for number in range(KILLS):
-        world = World(tmp_path / "logs", train_a_little, folder=folder)
+        group = ProcessGroup(tmp_path / "logs", train_a_little, folder=folder)
         while number % 4 != 3 and newest(folder / "state") == reached[-1]:  # each fourth may die before its first step
-            assert world.processes[0].exitcode is None, world.said()
+            assert group.processes[0].exitcode is None, group.output()
             time.sleep(0.005)
         time.sleep(moments.uniform(0, 0.12))
-        assert world.processes[0].exitcode is None, world.said()
-        world.kill()
-        world.processes[0].join()
+        assert group.processes[0].exitcode is None, group.output()
+        group.kill()
+        group.processes[0].join()
         reached.append(newest(folder / "state"))
     assert reached == sorted(reached)  # nothing that was saved is ever lost
     assert KILLS // 2 < reached[-1] < BUSY["steps"]
@@ -83,10 +83,10 @@ def train_a_little(folder: Path) -> None:
 
 def test_sigterm_while_validating_is_not_waited_for(tmp_path):
     """No other batch of it is run."""
-    world = World(tmp_path / "logs", validate_for_ever, folder=tmp_path / "run")
-    world.wait_for(tmp_path / "run/ready")
-    world.kill(how=signal.SIGTERM)
-    assert world.wait() == [0], world.said()
+    group = ProcessGroup(tmp_path / "logs", validate_for_ever, folder=tmp_path / "run")
+    group.wait_for(tmp_path / "run/ready")
+    group.kill(how=signal.SIGTERM)
+    assert group.wait() == [0], group.output()
     assert (tmp_path / "run/validated").read_text() == "012"
     assert (tmp_path / "run/state/step_000002/manifest.json").exists()
 
@@ -159,11 +159,11 @@ def test_a_jsonl_file_that_vanishes_is_named(tmp_path, monkeypatch):
         save_every: 2
         """
     )
-    world = World(tmp_path / "logs", train_file, config=config)
-    world.wait_for(tmp_path / "run/state/step_000002")
+    group = ProcessGroup(tmp_path / "logs", train_file, config=config)
+    group.wait_for(tmp_path / "run/state/step_000002")
     data.rename(tmp_path / "elsewhere.jsonl")
-    assert world.wait() == [2], world.said()
-    said = world.said()
+    assert group.wait() == [2], group.output()
+    said = group.output()
     assert f"cannot be read ({data}: No such file or directory); bring the file back and start the same command" in said
     assert "Traceback" not in said
 
