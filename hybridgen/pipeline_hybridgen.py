@@ -3,7 +3,7 @@
 It joins processor, model, scheduler and codecs, checks what a user can get wrong before the first forward, and cuts the
 work into batches; the loops are `sampling`'s, conversations are `chat`'s. `max_batch` changes memory and speed, never a
 picture, for every image has a random stream of its own. Several threads may use one pipeline at once: what a call
-changes as it goes is kept in its `CallState`.
+changes as it goes lives in its `CallState`.
 
 The names `PreTrainedModel`, `ProcessorMixin` and `SchedulerMixin` of a component's base class must exist in the module
 that the component was saved from (diffusers looks there), which is why those modules import them by name.
@@ -254,7 +254,7 @@ class HybridGenPipeline(DiffusionPipeline):
     ) -> ImagePipelineOutput | tuple:
         """Draw.
 
-        1. Fill in what is not given, and check everything that needs no forward.
+        1. Fill in settings that are None, and check everything that needs no forward.
         2. Cut the images into batches that are alike (`sampling.requests`).
         3. For each batch: read its prompts into a prefix, denoise or write codes against it, decode.
 
@@ -262,8 +262,8 @@ class HybridGenPipeline(DiffusionPipeline):
             prompt: any number of prompts.
             path: `diffusion` or `vq`; None = the first of them that the model has.
             num_inference_steps: denoising steps (diffusion). This and other settings of drawing: None = as the folder's
-                `sampling_defaults` say, or 30 steps, guidance 3, temperature 1. What is said to be of one path is
-                refused on the other.
+                `sampling_defaults` say, or 30 steps, guidance 3, temperature 1. Those marked as of one path are
+                ignored on the other.
             guidance_scale: one, or one a prompt: 1 = no guidance, which costs half; above 1 = closer to the prompt, 0 =
                 the negative prompt alone.
             negative_prompt: what guidance leads away from; None = as the processor's `unconditional` says.
@@ -326,7 +326,7 @@ class HybridGenPipeline(DiffusionPipeline):
                     scale=call.scale_at([number // num_images_per_prompt for number in group]),
                     image_scale=torch.tensor([request.image_scale for request in batch]),
                 )
-                made = self._draw(
+                drawn_batch = self._draw(
                     self._prefix(batch),
                     setup,
                     batch[0].size,
@@ -335,8 +335,9 @@ class HybridGenPipeline(DiffusionPipeline):
                     self._on_step(batch_timesteps, callback_on_step_end, progress),
                     None if latents is None else torch.stack([latents[number] for number in group]),
                 )
-                made = made if output_type == "latent" else self.decode_images(made, path)
-                for number, image in zip(group, made, strict=True):
+                if output_type != "latent":
+                    drawn_batch = self.decode_images(drawn_batch, path)
+                for number, image in zip(group, drawn_batch, strict=True):
                     drawn[number] = image
         images = self._as_output(drawn, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)

@@ -27,8 +27,8 @@ class ImageStarted:
 
 @dataclass(frozen=True)
 class ImagePreview:
-    """A picture after `step` steps: on the diffusion path as the model expects it to end, on the vq path the rows that
-    are there, so that it is less high."""
+    """A picture after `step` steps: on the diffusion path as the model expects it to end, on the vq path the rows of
+    codes drawn so far, so that it is less high."""
 
     index: int
     step: int

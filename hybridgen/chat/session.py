@@ -40,7 +40,7 @@ class Chat:
     Args:
         pipe: the `HybridGenPipeline` that answers.
         messages: what it begins with, such as a message of the system.
-        settings: those of `TurnSettings`, for every turn that does not say otherwise, and whose path they matter to.
+        settings: those of `TurnSettings`, for every turn that sets no others, as far as they matter to its path.
     """
 
     def __init__(self, pipe, messages: list[dict] | tuple = (), **settings):
@@ -56,7 +56,7 @@ class Chat:
 
     @property
     def turns(self) -> int:
-        """How many there were."""
+        """How many turns of the assistant there were."""
         return len(self._turn_ends)
 
     def send(self, text: str = "", images=(), **settings) -> Iterator[Event]:

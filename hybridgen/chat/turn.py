@@ -1,8 +1,8 @@
 """One turn of the assistant: text and pictures as the model or a plan decides, event by event.
 
 `Turn` is made of a conversation and of settings, and checks all of them before the first forward; `events` does the
-work. The loops are `sampling.interleaved`'s. A turn changes nothing that it was given: the conversation with it in it
-is its `conversation` once the last event has come, and a turn that is dropped before leaves no trace.
+work. The loops are `sampling.interleaved`'s. A turn changes none of its arguments: once the last event has come, its
+`conversation` is the one that includes it, and a turn that is dropped before leaves no trace.
 """
 
 import time
@@ -39,7 +39,7 @@ from hybridgen.sampling.text import StableText, unwritable_tokens
 
 @dataclass(frozen=True)
 class Conversation:
-    """What was said, and what of it was read.
+    """The messages so far, and what the backbone has read of them.
 
     Args:
         messages: in the chat format.
@@ -86,7 +86,7 @@ class Turn:
 
     @property
     def conversation(self) -> Conversation:
-        """With this turn in it."""
+        """The conversation that includes this turn."""
         content = self.content if self.content else ""
         messages = [*self.messages, {"role": "assistant", "content": content}]
         return Conversation(messages, self.images, self.cond, self.uncond)
@@ -245,14 +245,14 @@ class Turn:
         yield ImageStarted(index, drawing.path, *drawing.size)
         prefix = self._drawing_prefix()
         steps = self._image_steps(prefix, image_generators(1, self.seed + index))
-        for step, (made, preview) in enumerate(steps, start=1):  # noqa: B007
+        for step, (drawn, preview) in enumerate(steps, start=1):  # noqa: B007
             self.steps += 1
             if every is not None and step % every == 0 and (shown := preview()) is not None:
                 yield ImagePreview(index, step, self._decoded(shown))
-        media = {"codes": made.flatten()}
+        media = {"codes": drawn.flatten()}
         if drawing.path == "diffusion":
-            media = {"latents": made, "timesteps": made.new_zeros(1)}
-        image, block = self._decoded(made), self._block(drawing.path, drawing.tokens, media)
+            media = {"latents": drawn, "timesteps": drawn.new_zeros(1)}
+        image, block = self._decoded(drawn), self._block(drawing.path, drawing.tokens, media)
         exact = drawing.setup.decoder.precision == "model"
         self.cond = commit_block(self.model, self.cond, prefix if exact else None, block)
         self.drawn_images += 1
@@ -291,11 +291,12 @@ class Turn:
 
             yield codes.view(1, height, width) if rows == height else codes, whole_rows
 
-    def _decoded(self, made: Tensor) -> Image.Image:
-        return self.pipe.processor.postprocess(self.pipe.decode_images(made, self.drawing.path))[0]
+    def _decoded(self, latents: Tensor) -> Image.Image:
+        """Latents (1, C, h, w) or codes (1, h, w) -> a picture."""
+        return self.pipe.processor.postprocess(self.pipe.decode_images(latents, self.drawing.path))[0]
 
     def _manifest(self, seed: int) -> dict:
-        """Of the last picture."""
+        """What made the picture that was drawn last."""
         drawing, request, prompt = self.drawing, self.request, parts(self.messages[-1])
         texts = [part["text"] for part in prompt if part["type"] == "text"]
         prior = len(self.messages) - 1 + len(self.content) - 1 + len(prompt) - len(texts)

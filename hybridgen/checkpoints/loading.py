@@ -101,7 +101,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         for parent in new_parents:
-            with suppress(OSError):  # somebody else has put something there
+            with suppress(OSError):  # another process has put something there
                 parent.rmdir()
         raise
 
@@ -135,7 +135,7 @@ def load_model(folder: Path) -> HybridGenForConditionalGeneration:
 
 
 def check_codec_weights(folder: Path, codec: nn.Module) -> None:
-    """Raises ValueError when a codec that was loaded from a folder has weights that are not there."""
+    """Raises ValueError when a codec that was loaded from a folder has weights that the folder lacks."""
     saved = set()
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "pt") as tensors:

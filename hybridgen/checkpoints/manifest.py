@@ -98,6 +98,6 @@ class Provenance:
 
 
 def _weights_versions(components: list[nn.Module]) -> list[tuple[int, int, int]]:
-    """Which modules the weights are in, and how often they were changed there."""
+    """The identity of each module, its number of weights, and how often they were changed in place."""
     counted = [[parameter._version for parameter in component.parameters()] for component in components]
     return [(id(part), len(versions), sum(versions)) for part, versions in zip(components, counted, strict=True)]

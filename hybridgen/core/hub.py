@@ -60,7 +60,7 @@ def upload(
     """Upload a whole checkpoint to the hub; a model card that is there already stays. Returns the commit's URL."""
     hub = HfApi(token=token)
     repo_id = hub.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    there = ["README.md"] if hub.file_exists(repo_id, "README.md") else None
+    existing = ["README.md"] if hub.file_exists(repo_id, "README.md") else None
     message = commit_message or "Upload a hybridgen checkpoint"
-    settings = {"commit_message": message, "create_pr": create_pr, "ignore_patterns": there}
+    settings = {"commit_message": message, "create_pr": create_pr, "ignore_patterns": existing}
     return hub.upload_folder(repo_id=repo_id, folder_path=folder, **settings).commit_url

@@ -61,7 +61,7 @@ class CodeSampling:
         if self.top_p < 1:
             ordered, order = logits.sort(descending=True)
             share = ordered.softmax(-1)
-            dropped = share.cumsum(-1) - share >= self.top_p  # the likelier codes have that much without it
+            dropped = share.cumsum(-1) - share >= self.top_p  # the codes before it have that probability already
             logits = logits.masked_fill(dropped.scatter(-1, order, dropped), -torch.inf)
         return logits
 

@@ -6,9 +6,9 @@ file runs those on the layers' own weights. Any other backbone, and one whose la
 library's quantization), is run as transformers runs it; a test holds both equal.
 
 Precision `model` copies nothing, so it is always the model as it is now. The others copy the matrices as they are when
-the decoder is made (`is_current` tells whether they still are). `fp32` copies them
-in the order in which the processor reads them, and rounds as float32 does. `bf16` and `int8` round more, and not the
-same in every batch: a code that hangs by a hair may then depend on what is drawn beside it.
+the decoder is made (`is_current` tells whether they still are). `fp32` copies them in the order in which the processor
+reads them, and rounds as float32 does. `bf16` and `int8` round more, and not the same in every batch: where two codes
+are nearly equally likely, which one is drawn may depend on the other images of the batch.
 
 What did not pay (Zen 4, 512 tokens): int8 for the inputs too, in chunks that stay in the cache, was 4 % faster than
 bf16 and 1.4 % off; attention in bf16 is no faster than in float32, and written out as two products it is slower.
@@ -192,8 +192,9 @@ class Decoder:
             if precision != "model":
                 raise ValueError(
                     f"precision {precision!r} needs a plain backbone of the Llama family (Llama, Mistral, Qwen2, "
-                    f"Qwen3), this one is {type(model.model.language_model).__name__}, or changed by own "
-                    "layers, adapters, offloading or quantization; use precision 'model', or load the model in bfloat16"
+                    f"Qwen3), this one is {type(model.model.language_model).__name__}, or changed by "
+                    "modality experts, adapters, offloading or quantization; use precision 'model', or load the model "
+                    "in bfloat16"
                 )
             return
         if precision == "int8" and model.device.type != "cpu":
@@ -210,7 +211,7 @@ class Decoder:
             )
 
     def _weights(self) -> list[tuple[int, int]]:
-        """Where the model's weights lie, and how often they were changed there."""
+        """The address and version of each of the model's weights: what changes when they do."""
         return [(parameter.data_ptr(), parameter._version) for parameter in self.model.parameters()]
 
     def is_current(self) -> bool:
@@ -250,7 +251,7 @@ class IncrementalForward:
         self.mask = prefix.mask_with(model, blocks, queries=1 if causal else count)  # R, 1, 1 or T, P + T
         self.fused = decoder.layers is not None and isinstance(self.mask, Tensor)
         if self.fused:
-            if self.mask.dtype == torch.bool:  # attention adds numbers; they are made here once, not at each step
+            if self.mask.dtype == torch.bool:  # attention adds masks; converted once, not at each step
                 lowest = torch.finfo(model.dtype).min
                 self.mask = torch.zeros(self.mask.shape, dtype=model.dtype, device=self.mask.device).masked_fill_(
                     ~self.mask, lowest

@@ -210,7 +210,7 @@ def latent_steps(
     schedule = prepare(scheduler, num_inference_steps, config, device, shift)
     noise = draw_noise([generator], (config.in_channels, *size), device)
     predict = image_predictor(model, prefix, 1, size, schedule.timesteps, guidance, decoder)
-    last: list = []  # the last prediction, and what it was made of
+    last: list = []  # the last prediction, and the arguments of `convert` that belong to it
 
     def remembering(noisy: Tensor, step: int) -> Tensor:
         prediction = predict(noisy, step)

@@ -62,8 +62,8 @@ class _BufferLayer(DynamicLayer):
         return layer
 
     def selected(self, rows: Tensor | slice, length: int | None = None) -> "_BufferLayer":
-        """A layer of its own that holds the first `length` tokens (None = all) of these rows. Of a slice, it is a view
-        without room: what it reads next goes into a copy."""
+        """A new layer that holds the first `length` tokens (None = all) of these rows. For a slice it is a view without
+        room: the next tokens are written into a copy."""
         layer = _BufferLayer()
         layer.length = self.length if length is None else length
         layer.dtype, layer.device, layer.is_initialized = self.dtype, self.device, True
@@ -132,12 +132,12 @@ class Prefix:
         return len(self.positions)
 
     def select(self, rows: Tensor) -> "Prefix":
-        """A prefix of its own with these rows (R',), any of them any number of times; this one stays as it is."""
+        """A new prefix with these rows (R',), any of them any number of times; this one stays as it is."""
         cache = PrefixCache([layer.selected(rows) for layer in self.cache.layers])
         return Prefix(cache, self.document_ids[rows], self.positions[rows], self.last_state[rows])
 
     def until(self, length: int, last_state: Tensor) -> "Prefix":
-        """Its first `length` tokens as a prefix of its own, in the same memory; neither writes what the other reads.
+        """Its first `length` tokens as a new prefix, in the same memory; neither writes what the other reads.
 
         Args:
             last_state: (R, H) the backbone's output at the last of them.

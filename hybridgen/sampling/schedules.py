@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 from hybridgen.core.noise import NoiseProcess
 
-# what diffusers raises where a scheduler is used in a way that it was not made for
+# what diffusers raises for a scheduler that is used in a way it was not written for
 LIBRARY_ERRORS = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, NotImplementedError)
 
 _FLOW_WANTS = {"flow_prediction": "velocity", "epsilon": "epsilon", "sample": "sample"}

@@ -1,8 +1,7 @@
 """Settings of drawing: as a call gives them, else as the checkpoint's folder says, else as the package does.
 
 A model that was trained for guidance 5 says so in its folder (`sampling_defaults` in `model_index.json`), and every
-call, command and tool draws it so. Settings are kept path by path: what a folder says of `vq` does not hold for
-`diffusion`.
+call, command and tool draws it so. Defaults are stated path by path: those for `vq` do not hold for `diffusion`.
 """
 
 from collections.abc import Sequence
@@ -72,7 +71,7 @@ class DrawingSetup:
 
 
 def check_defaults(defaults: dict[str, dict] | None) -> None:
-    """Raises ValueError if a folder's `sampling_defaults` are not {path: {setting: value}} of those there are."""
+    """Raises ValueError if a folder's `sampling_defaults` are not {path: {setting: value}} of known names."""
     for path, settings in (defaults or {}).items():
         if path not in OF_PATH or not isinstance(settings, dict):
             raise ValueError(

@@ -69,7 +69,7 @@ def _read_so_far(prefix: Prefix, count: int, last_state: Tensor) -> Prefix:
 
 
 class StableText:
-    """Text of tokens that come one by one, given out as soon as it is certain: characters when all their tokens are
+    """Text of tokens that come one by one, returned as soon as it is certain: characters when all their tokens are
     there, spaces when something follows them. Joined, it is what `write_text` makes of the tokens.
 
     Args:
@@ -78,7 +78,7 @@ class StableText:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, first: bool = True):
         self.tokenizer, self.first = tokenizer, first
-        self.text = ""  # that was given out
+        self.text = ""  # returned so far
         self._ids: list[int] = []
 
     def add(self, token: int) -> str:

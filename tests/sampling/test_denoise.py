@@ -59,7 +59,7 @@ DDPM = {
     "heun": HeunDiscreteScheduler(**COSINE),
     "pndm": PNDMScheduler(**COSINE, skip_prk_steps=True),
 }
-OWN, UNET = ", own layers", ", U-Net"
+EXPERTS, UNET = ", modality experts", ", U-Net"
 STEPS = 8
 FLOW_CONFIG = HybridGenDiffusionConfig()
 X0_CONFIG = HybridGenDiffusionConfig(prediction_type="sample")
@@ -285,14 +285,14 @@ def test_a_scheduler_of_another_process_is_refused(scheduler, config, message):
 
 def config_of(bidirectional: bool = True, backbone: str = "qwen3"):
     settings = {"patch_size": 4, "sample_size": 16, "frequency_embedding_size": 32, "bidirectional": bidirectional}
-    settings["modality_experts"] = backbone.endswith(OWN)
+    settings["modality_experts"] = backbone.endswith(EXPERTS)
     settings["unet_channels"] = [8, 16] if backbone.endswith(UNET) else None
-    return tiny_config(backbone.removesuffix(OWN).removesuffix(UNET), diffusion_config=settings)
+    return tiny_config(backbone.removesuffix(EXPERTS).removesuffix(UNET), diffusion_config=settings)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (8, 20)])
 @pytest.mark.parametrize("bidirectional", [True, False])
-@pytest.mark.parametrize("backbone", ["qwen3", "llama4_text", "llama" + OWN, "qwen3" + UNET])
+@pytest.mark.parametrize("backbone", ["qwen3", "llama4_text", "llama" + EXPERTS, "qwen3" + UNET])
 def test_cached_denoising_equals_the_whole_forward(bidirectional, size, backbone):
     model = tiny_model(config_of(bidirectional, backbone))
     timesteps, scale = torch.tensor([1000.0, 400.0]), 2.5
@@ -422,7 +422,7 @@ def test_each_step_hands_over_its_latents():
 
 @pytest.mark.parametrize("bidirectional", [True, False])
 @pytest.mark.parametrize("guided", [True, False])
-@pytest.mark.parametrize("backbone", ["qwen3", "qwen3" + OWN])
+@pytest.mark.parametrize("backbone", ["qwen3", "qwen3" + EXPERTS])
 def test_text_after_a_committed_picture_equals_the_teacher_forced_forward(bidirectional, guided, backbone):
     model = tiny_model(config_of(bidirectional, backbone))
     prompts = [*PROMPTS, *[EMPTY] * len(PROMPTS)] if guided else PROMPTS
