@@ -1,4 +1,4 @@
-"""Training: one accelerate loop for every stage, told by a strict YAML config what to do."""
+"""Training: one accelerate loop for every stage, set up by a strict YAML config."""
 
 from hybridgen.training.config.checks import load_config
 from hybridgen.training.config.schema import TrainConfig

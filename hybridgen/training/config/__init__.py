@@ -1,1 +1,1 @@
-"""TODO training/config."""
+"""Settings of a run: dataclasses (schema, codec), YAML read strictly, and every check before anything is loaded."""

@@ -69,7 +69,7 @@ def hybrid_config(model: ModelConfig, vocab_size: int | None = None, **token_ids
 
 
 def vq_config(settings: VQTrainingConfig) -> dict:
-    """The full config of the tokenizer that a `vq_model:` section describes.
+    """The full config of the tokenizer that a `vq_model:` section describes, with defaults for what it leaves out.
 
     Raises:
         ValueError: an unknown key, a wrong type, or a shape that the tokenizer cannot have.

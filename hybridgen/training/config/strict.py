@@ -57,30 +57,30 @@ def parse(text: str, where: str) -> Any:
 
 
 def read(path: str | Path) -> dict:
-    """A YAML file that holds a mapping. With `base: OTHER.yaml`, a file beside it, it says only what is different:
-    mappings go into the base's mappings, and everything else, lists as well, replaces what stands there."""
+    """A YAML file that holds a mapping. With `base: OTHER.yaml`, a file beside it, it holds only what is different:
+    mappings are merged into the base's mappings, and everything else, lists as well, replaces the base's value."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"config {path} does not exist; give the path of a YAML file")
     content = parse(path.read_text(encoding="utf-8"), str(path))
     if not isinstance(content, dict):
-        raise ValueError(f"config {path} holds {_kind(content)}; it must hold `key: value` lines")
+        raise ValueError(f"config {path} holds {_type_of(content)}; it must hold `key: value` lines")
     if "base" not in content:
         return content
     base = content.pop("base")
     if not isinstance(base, str) or not (path.parent / base).is_file():
         raise ValueError(f"base of {path} is {base!r}; it must name a YAML file beside it")
-    below = parse((path.parent / base).read_text(encoding="utf-8"), base)
-    if not isinstance(below, dict) or "base" in below:
+    base_content = parse((path.parent / base).read_text(encoding="utf-8"), base)
+    if not isinstance(base_content, dict) or "base" in base_content:
         raise ValueError(f"base of {path} is {base!r}, which is no config that is whole; name one without a base")
-    return _laid_over(below, content)
+    return _merged(base_content, content)
 
 
-def _laid_over(below: dict, above: dict) -> dict:
+def _merged(below: dict, above: dict) -> dict:
     merged = {**below, **above}
     for key in below.keys() & above.keys():
         if isinstance(below[key], dict) and isinstance(above[key], dict):
-            merged[key] = _laid_over(below[key], above[key])
+            merged[key] = _merged(below[key], above[key])
     return merged
 
 
@@ -113,10 +113,10 @@ def _step(place: Any, part: str, so_far: str, word: str) -> str | int:
 
 
 def build(kind: type[T], content: Mapping, where: str = "") -> T:
-    """A dataclass from a mapping, and so on down: every key known, every value of the type that is written.
+    """A dataclass from a mapping, and nested ones from nested mappings: every key known, every value of its type.
 
     Raises:
-        ValueError: one sentence with the key's full name, the value, and what it should have been.
+        ValueError: one sentence with the key's full name, its value, and what it must be.
     """
     if not isinstance(content, Mapping):
         raise ValueError(f"{where or 'the config'} is {content!r}; it must be `key: value` lines")
@@ -127,12 +127,12 @@ def build(kind: type[T], content: Mapping, where: str = "") -> T:
             raise unknown_key(_join(where, key), value, known)
     for name, field in known.items():
         if name not in content and field.default is MISSING and field.default_factory is MISSING:
-            raise ValueError(f"missing key {_join(where, name)!r}; it must be {_wanted(hints[name])}")
+            raise ValueError(f"missing key {_join(where, name)!r}; it must be {_in_words(hints[name])}")
     return kind(**{key: convert(value, hints[key], _join(where, key)) for key, value in content.items()})
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:
-    """`value` as a `hint`, or a ValueError that says what `where` must be."""
+    """`value` as the type `hint`. Raises ValueError with what `where`, its full key, must be."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
@@ -141,7 +141,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     if origin is Literal:
         if value in arguments and not isinstance(value, bool):
             return value
-        raise ValueError(f"{where} is {value!r}; it must be {_wanted(hint)}")
+        raise ValueError(f"{where} is {value!r}; it must be {_in_words(hint)}")
     if is_dataclass(hint):
         return build(hint, value, where)
     if origin is list and isinstance(value, list | tuple):
@@ -153,7 +153,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     else:
         matches = isinstance(value, hint if origin is None else origin)
     if not matches or (isinstance(value, bool) and hint is not bool):
-        raise ValueError(f"{where} is {value!r}; it must be {_wanted(hint)}")
+        raise ValueError(f"{where} is {value!r}; it must be {_in_words(hint)}")
     return value
 
 
@@ -169,7 +169,7 @@ def _convert_union(value: Any, hints: tuple, where: str) -> Any:
     for hint in hints:
         if hint is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
-    raise ValueError(f"{where} is {value!r}; it must be {' or '.join(_wanted(hint) for hint in hints)}")
+    raise ValueError(f"{where} is {value!r}; it must be {' or '.join(_in_words(hint) for hint in hints)}")
 
 
 def unknown_key(key: str, value: Any, known: Iterable[str]) -> ValueError:
@@ -188,18 +188,18 @@ def suggest(word: str, known: Iterable[str]) -> str:
 _NAMES = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", dict: "a mapping"}
 
 
-def _wanted(hint: Any) -> str:
+def _in_words(hint: Any) -> str:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
-        return " or ".join("null" if kind is type(None) else _wanted(kind) for kind in arguments)
+        return " or ".join("null" if kind is type(None) else _in_words(kind) for kind in arguments)
     if origin is Literal:
         return "one of " + ", ".join(map(repr, arguments))
     if origin is list:
-        return f"a list, each entry {_wanted(arguments[0])}"
+        return f"a list, each entry {_in_words(arguments[0])}"
     return _NAMES.get(origin or hint, "`key: value` lines")
 
 
-def _kind(content: Any) -> str:
+def _type_of(content: Any) -> str:
     return "nothing" if content is None else f"a {type(content).__name__}"
 
 

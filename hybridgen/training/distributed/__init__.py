@@ -1,1 +1,1 @@
-"""TODO training/distributed."""
+"""One process or many: the accelerator, sharded weights, precision, compilation."""

@@ -1,1 +1,1 @@
-"""TODO training/optim."""
+"""Optimizers, parameter groups, the schedule, and the moving average of the weights."""
