@@ -312,7 +312,7 @@ def read_yaml(block: Block) -> None:
 def open_first(source: SourceConfig) -> None:
     documents = open_source(source)
     assert not documents.bad_records, documents.bad_records
-    check_record(documents.source[0], source.name)
+    check_record(documents[0], source.name)
 
 
 def read_json(block: Block) -> None:
