@@ -20,6 +20,7 @@ from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.processing_hybridgen import check_unconditional
 from hybridgen.sampling.codes import CodeSampling, write_codes
+from hybridgen.sampling.denoise import draw_latents
 from hybridgen.sampling.guidance import Guidance, is_guided
 from hybridgen.sampling.prefix import Prefix, begin_image, prefill
 from hybridgen.sampling.seeds import image_generators
@@ -180,11 +181,13 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
         logits: list[Tensor] = []
         if path == "vq":
             length = pipeline.processor.count_tokens(path, *size)
-            keep = (lambda step, value: logits.append(value)) if config.output_logits else None
-            drawn = write_codes(self, prefix, length, generators, sampling, guidance, on_logits=keep)
+            keep_logits = (lambda step, scores: logits.append(scores)) if config.output_logits else None
+            drawn = write_codes(self, prefix, length, generators, sampling, guidance, on_logits=keep_logits)
         else:
-            shift = settings.get("shift")
-            drawn = pipeline.draw(prefix, path, size, steps, generators, sampling, guidance, shift=shift)
+            latent_size, shift = pipeline.latent_size(size), settings["shift"]
+            drawn = draw_latents(
+                self, prefix, pipeline.scheduler, steps, latent_size, generators, guidance, shift=shift
+            )
         if config.return_dict_in_generate:
             return GenerateDecoderOnlyOutput(sequences=drawn, logits=tuple(logits) or None)
         return drawn
