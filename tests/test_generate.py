@@ -1,4 +1,4 @@
-"""`generate` in all its ways, and what transformers' common tests found of the model (scripts/run_common_tests.py runs
+"""`generate` in all its ways, and regressions that transformers' common tests showed (scripts/run_common_tests.py runs
 those themselves)."""
 
 import copy
@@ -68,17 +68,17 @@ def test_beams_keep_every_image_in_its_row(bidirectional, settings, as_embedding
     alone = []
     for row in rows:
         segments = [TextSegment([5, 6]), *(image[path] for path in row), TextSegment([7])]
-        given = {"input_ids": torch.tensor([lay_out(segments, TOKENS).input_ids])}
+        inputs = {"input_ids": torch.tensor([lay_out(segments, TOKENS).input_ids])}
         counts = {path: row.count(path) for path in image}
-        given["pixel_values"] = torch.randn(counts["understanding"], 3, 16, 16, generator=generator)
-        given["codes"] = torch.randint(50, (4 * counts["vq"],), generator=generator)
-        given["latents"] = torch.randn(counts["diffusion"], 3, 16, 16, generator=generator)
-        given["timesteps"] = torch.zeros(counts["diffusion"])
-        alone.append(given)
-    batch = {name: torch.cat([given[name] for given in alone]) for name in alone[0] if name != "input_ids"}
-    longest = max(given["input_ids"].shape[1] for given in alone)
+        inputs["pixel_values"] = torch.randn(counts["understanding"], 3, 16, 16, generator=generator)
+        inputs["codes"] = torch.randint(50, (4 * counts["vq"],), generator=generator)
+        inputs["latents"] = torch.randn(counts["diffusion"], 3, 16, 16, generator=generator)
+        inputs["timesteps"] = torch.zeros(counts["diffusion"])
+        alone.append(inputs)
+    batch = {name: torch.cat([inputs[name] for inputs in alone]) for name in alone[0] if name != "input_ids"}
+    longest = max(inputs["input_ids"].shape[1] for inputs in alone)
     padded = [
-        torch.nn.functional.pad(given["input_ids"], (longest - given["input_ids"].shape[1], 0)) for given in alone
+        torch.nn.functional.pad(inputs["input_ids"], (longest - inputs["input_ids"].shape[1], 0)) for inputs in alone
     ]
     batch |= {"input_ids": torch.cat(padded), "attention_mask": (torch.cat(padded) != 0).long()}
     length = 0 if as_embeddings else longest
@@ -86,9 +86,9 @@ def test_beams_keep_every_image_in_its_row(bidirectional, settings, as_embedding
         batch["inputs_embeds"] = model.get_input_embeddings()(batch.pop("input_ids"))
     together = model.generate(**batch, **GREEDY, **settings)[:, length:]
     answers = settings.get("num_return_sequences", 1)
-    for row, given in enumerate(alone):
-        given = {name: value for name, value in given.items() if len(value)}
-        written = model.generate(**given, **GREEDY, **settings)[:, given["input_ids"].shape[1] :]
+    for row, inputs in enumerate(alone):
+        inputs = {name: value for name, value in inputs.items() if len(value)}
+        written = model.generate(**inputs, **GREEDY, **settings)[:, inputs["input_ids"].shape[1] :]
         assert torch.equal(together[row * answers : (row + 1) * answers], written)
 
 
@@ -128,7 +128,7 @@ def test_generation_goes_on_from_a_cache(bidirectional):
     assert torch.equal(bidirectional.generate(ids, attention_mask=torch.ones_like(ids), **settings), once)
 
 
-# ------------------------------------------------------------------------------------- what the common tests found
+# ------------------------------------------------------------------------------------- regressions of the common tests
 
 
 def test_outputs_are_tuples_where_asked():
@@ -174,8 +174,8 @@ def test_embeddings_with_images_are_what_ids_with_images_are(mutual):
     ids = batch.pop("input_ids")
     with torch.no_grad():
         expected = model(input_ids=ids, **batch).logits
-        made = model(inputs_embeds=model.get_input_embeddings()(ids), **batch).logits
-    assert torch.equal(made, expected)
+        logits = model(inputs_embeds=model.get_input_embeddings()(ids), **batch).logits
+    assert torch.equal(logits, expected)
 
 
 def test_the_vocabulary_can_be_resized(tmp_path):

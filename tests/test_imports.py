@@ -1,4 +1,4 @@
-"""The house as a test: DESIGN.md's list of rooms, kept for every module by reading its imports (not running it).
+"""The architecture as a test: the list of rooms, kept for every module by reading its imports (not running it).
 
 `ROOMS` is the list of levels: a module imports only what stands above its own room, and within a room anything that
 makes no circle. Imports for type checkers count like all others: a circle that only a type checker walks is one all the

@@ -269,10 +269,10 @@ def test_a_processor_made_for_a_config_feeds_its_model():
     alone = processor.prompt([user(image(), "red?")])
     single = model(pixel_values=alone.images[0].pixels[None], input_ids=torch.tensor([alone.layout.input_ids])).logits
     torch.testing.assert_close(logits[1:, -1], single[:, -1], rtol=1e-4, atol=1e-5)  # seen: equal
-    for path, given in (("diffusion", "latents"), ("vq", "codes")):
+    for path, name in (("diffusion", "latents"), ("vq", "codes")):
         document = processor.prompt([user(image(), "?")], read=path)
         value = document.images[0].pixels[None] if path == "diffusion" else torch.zeros(16, dtype=torch.long)
-        model(input_ids=torch.tensor([document.layout.input_ids]), **{given: value})  # counts agree, or it raises
+        model(input_ids=torch.tensor([document.layout.input_ids]), **{name: value})  # counts agree, or it raises
 
 
 def test_left_pad_ends_flush_and_keeps_every_image_in_order():
@@ -505,8 +505,8 @@ def test_settings_of_one_call_hold_for_it_alone():
     assert torch.equal(images(picture(16, 16))["pixel_values"], usual)
     processor = tiny_processor()
     texts = {"text": "<image_placeholder>", "return_tensors": "pt"}
-    made = processor(images=picture(16, 16), **texts, images_kwargs={"image_mean": [0.0] * 3, "image_std": [1.0] * 3})
-    torch.testing.assert_close((made["pixel_values"] - 0.5) / 0.5, usual, rtol=0, atol=1e-6)
+    plain = processor(images=picture(16, 16), **texts, images_kwargs={"image_mean": [0.0] * 3, "image_std": [1.0] * 3})
+    torch.testing.assert_close((plain["pixel_values"] - 0.5) / 0.5, usual, rtol=0, atol=1e-6)
 
 
 # --------------------------------------------------------------------------------------- one image by several paths
@@ -516,15 +516,15 @@ def kinds_of(document) -> list[str]:
     """Each image of the layout in order, as the path of its placeholders and `hidden` where it is."""
     tokens, layout = tiny_processor().special_tokens, document.layout
     names = {tokens.placeholder(path): path for path in ("understanding", "diffusion", "vq")}
-    found = []
+    entries = []
     for token, hidden, block in zip(layout.input_ids, layout.noised_mask, layout.block_ids, strict=True):
         name = names.get(token)
         entry = None if name is None else (f"{name}, hidden" if hidden else name, block if name == "diffusion" else 0)
-        if entry is not None and (not found or found[-1] != entry):
-            found.append(entry)
+        if entry is not None and (not entries or entries[-1] != entry):
+            entries.append(entry)
         elif entry is None:
-            found.append(None)
-    return [entry[0] for entry in found if entry is not None]
+            entries.append(None)
+    return [entry[0] for entry in entries if entry is not None]
 
 
 def test_an_image_is_read_by_each_path_in_turn():

@@ -1,5 +1,5 @@
-"""At home in transformers: Auto classes and pipelines on saved checkpoints, `generate` in all its ways, and what
-transformers' common tests found (scripts/run_common_tests.py runs those themselves)."""
+"""At home in transformers: Auto classes and pipelines on saved checkpoints, `generate` in all its ways, and regressions
+that transformers' common tests showed (scripts/run_common_tests.py runs those themselves)."""
 
 import copy
 import os
@@ -160,9 +160,9 @@ def test_the_any_to_any_pipeline_writes_text_as_the_model_does(checkpoint, multi
     for task in ("any-to-any", "image-text-to-text"):
         pipe = pipeline(task, model=str(checkpoint))
         mode = {"generation_mode": "text"} if task == "any-to-any" else {}
-        made = pipe(text=ASK, generate_kwargs=settings, return_full_text=False, **mode)
-        made = made[0] if isinstance(made, list) else made
-        assert made["generated_text"] == expected
+        output = pipe(text=ASK, generate_kwargs=settings, return_full_text=False, **mode)
+        output = output[0] if isinstance(output, list) else output
+        assert output["generated_text"] == expected
 
 
 @pytest.mark.parametrize("path", ["diffusion", "vq"])
@@ -178,12 +178,12 @@ def test_the_any_to_any_pipeline_draws_what_our_pipeline_draws(checkpoint, multi
         "generation_mode": "image",
     }  # fmt: skip
     conversations = [[{"role": "user", "content": [{"type": "text", "text": prompt}]}] for prompt in prompts]
-    made = multimodal.generate(**inputs_for(processor, conversations), **settings)
+    output = multimodal.generate(**inputs_for(processor, conversations), **settings)
     if path == "vq":
-        assert torch.equal(made, expected.flatten(1))
+        assert torch.equal(output, expected.flatten(1))
     else:
-        torch.testing.assert_close(made, expected, rtol=0, atol=1e-4)  # of values up to 4; measured below 1e-5
-    pixels = multimodal.decode_image_tokens(made)
+        torch.testing.assert_close(output, expected, rtol=0, atol=1e-4)  # of values up to 4; measured below 1e-5
+    pixels = multimodal.decode_image_tokens(output)
     assert pixels.shape == (4, 3, 16, 16)
 
     settings.pop("generation_mode")

@@ -172,7 +172,7 @@ class SpecialTokens:
 
 @dataclass
 class SequenceLayout:
-    """One document or one packed row: parallel lists of length N (DESIGN.md, section 2).
+    """One document or one packed row: parallel lists of length N (module docstring).
 
     `code_labels` marks where a code is to be predicted: 0 there, IGNORE elsewhere. The codes themselves are known only
     once the codec has run; `objectives.place_codes` puts them in.

@@ -56,13 +56,13 @@ def test_predictions_convert_into_each_other(schedule):
     alpha, sigma = broadcast(process.coefficients(process.timesteps(torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9]))))
     noisy = add_noise(clean, noise, alpha, sigma)
     for kind in PREDICTIONS[schedule]:
-        said = target(kind, clean, noise, alpha, sigma)
-        found = clean_and_noise(kind, said, noisy, alpha, sigma)
-        assert (found[0] - clean).abs().max() < 2e-5  # measured 6e-6, epsilon at t = 0.9
-        assert (found[1] - noise).abs().max() < 2e-5
+        prediction = target(kind, clean, noise, alpha, sigma)
+        implied = clean_and_noise(kind, prediction, noisy, alpha, sigma)
+        assert (implied[0] - clean).abs().max() < 2e-5  # measured 6e-6, epsilon at t = 0.9
+        assert (implied[1] - noise).abs().max() < 2e-5
         for wanted in PREDICTIONS[schedule]:
             expected = target(wanted, clean, noise, alpha, sigma)
-            assert (convert(kind, wanted, said, noisy, alpha, sigma) - expected).abs().max() < 2e-5
+            assert (convert(kind, wanted, prediction, noisy, alpha, sigma) - expected).abs().max() < 2e-5
 
 
 def test_a_clean_image_is_read_at_timestep_zero():

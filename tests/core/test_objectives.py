@@ -147,10 +147,10 @@ def test_velocity_weighting_makes_every_prediction_cost_the_same():
 
 def test_a_list_of_sizes_costs_what_each_costs_alone():
     sizes = [(8, 8), (4, 12)]
-    made = [torch.randn(3, *size) for size in sizes]
+    prediction = [torch.randn(3, *size) for size in sizes]
     values = [torch.randn(3, *size) for size in sizes]
-    loss, count = diffusion_loss(made, DiffusionTargets(values, torch.tensor([1.0, 2.0]), torch.zeros(2)))
-    expected = F.mse_loss(made[0], values[0]) + 2 * F.mse_loss(made[1], values[1])
+    loss, count = diffusion_loss(prediction, DiffusionTargets(values, torch.tensor([1.0, 2.0]), torch.zeros(2)))
+    expected = F.mse_loss(prediction[0], values[0]) + 2 * F.mse_loss(prediction[1], values[1])
     assert (loss - expected).abs() < 1e-5
     assert count == 2
 

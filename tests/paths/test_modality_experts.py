@@ -107,13 +107,13 @@ def test_gradients_go_to_whose_tokens_they_are():
 def test_copies_and_checkpoints_are_whole(tmp_path):
     model = model_of()
     _, inputs = mixed()
-    twin = copy.deepcopy(model)
+    copied = copy.deepcopy(model)
     model.save_pretrained(tmp_path)
     loaded = HybridGenForConditionalGeneration.from_pretrained(tmp_path)
     with torch.no_grad():
         expected = model(**inputs).prediction
         model(inputs["input_ids"][:, :3])  # the copy has a routing of its own
-        assert torch.equal(twin(**inputs).prediction, expected)
+        assert torch.equal(copied(**inputs).prediction, expected)
         assert torch.equal(loaded(**inputs).prediction, expected)
     assert loaded.state_dict().keys() == model.state_dict().keys()
 
@@ -121,15 +121,16 @@ def test_copies_and_checkpoints_are_whole(tmp_path):
 def test_recomputed_layers_are_those_that_were_computed():
     """Gradient checkpointing: the routing is still there in the backward pass, in whatever thread that runs."""
     _, inputs = mixed()
-    found = []
+    gradients = []
     for recompute in (False, True):
         model = model_of().train()
         if recompute:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         loss = model(**inputs).prediction.square().sum()
         in_another_thread(loss.backward)
-        found.append({name: parameter.grad for name, parameter in model.named_parameters()})
-    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0] if found[0][name] is not None)
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    kept, recomputed = gradients
+    assert all(torch.equal(recomputed[name], value) for name, value in kept.items() if value is not None)
 
 
 def in_another_thread(function) -> None:

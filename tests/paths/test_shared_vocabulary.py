@@ -22,7 +22,7 @@ from hybridgen.training.stages.building import build_model
 from hybridgen.training.stages.model import ModelStage
 from tests.data.in_memory import drawings, questions, source_of
 from tests.models import BEGIN, END, IMAGE, TOKENS, VQ, batch_of, inputs_of, text_config, tiny_config
-from tests.models import tiny_model as made
+from tests.models import tiny_model as random_model
 from tests.pipelines import tiny_pipeline, tiny_vq_model
 from tests.processors import tiny_tokenizer
 from tests.sampling.prompts import PROMPTS, prefix_of, worst
@@ -35,7 +35,7 @@ def model(request) -> HybridGenForConditionalGeneration:
     shared = {"num_embeddings": CODES, "first_token_id": FIRST, "sample_size": 4}
     tied = request.param
     text = text_config(vocab_size=FIRST + CODES, initializer_range=0.2, tie_word_embeddings=tied)
-    model = made(tiny_config(text_config=text, vq_config=shared, diffusion_config=None, vision_config=None))
+    model = random_model(tiny_config(text_config=text, vq_config=shared, diffusion_config=None, vision_config=None))
     assert not any("generation" in name for name, _ in model.named_parameters())
     return model
 
@@ -136,8 +136,8 @@ def test_drawn_codes_are_the_likeliest_of_a_text_model_that_may_only_say_codes(m
     ids = torch.tensor([[*PROMPTS[0], BEGIN]])
     with torch.no_grad():
         for code in codes[0]:
-            said = oracle(ids).logits[0, -1, FIRST : FIRST + CODES].argmax()
-            assert said == code
+            best = oracle(ids).logits[0, -1, FIRST : FIRST + CODES].argmax()
+            assert best == code
             ids = torch.cat([ids, (code + FIRST).view(1, 1)], dim=1)
         states = commit_codes(model, prefix, codes)
         expected = oracle(torch.cat([ids, torch.tensor([[END]])], dim=1)).logits[0, -1]

@@ -56,9 +56,9 @@ def test_details_go_around_the_backbone(channels, patch):
     assert tokens.shape == states.shape
     rows = [16 // patch * 2**level for level in reversed(range(len(channels)))]
     assert [tuple(skip.shape) for skip in skips] == [(1, c, r, r) for c, r in zip(channels, rows, strict=True)]
-    made = model.final_layer(states, vectors, skips, (16, 16))
-    assert made.shape == images.shape
-    made.sum().backward()
+    predicted = model.final_layer(states, vectors, skips, (16, 16))
+    assert predicted.shape == images.shape
+    predicted.sum().backward()
     assert images.grad.abs().min() > 0
 
 
