@@ -10,7 +10,6 @@ import datasets
 import numpy as np
 import pytest
 
-from hybridgen.data.formats.rows import find_form, record_of
 from hybridgen.data.source_config import SourceConfig
 from hybridgen.data.sources import open_source
 from tests.processors import picture, tiny_processor
@@ -102,10 +101,10 @@ KINDS = [
 STREAMED = [kind for kind in KINDS if kind != "json"]
 
 
-def contents(task, count: int = COUNT) -> list[tuple[str, np.ndarray]]:
+def contents(source, count: int = COUNT) -> list[tuple[str, np.ndarray]]:
     found = []
     for cursor in range(count):
-        asked, drawn = task[task.index(cursor)]["messages"]
+        asked, drawn = source[source.index(cursor)]["messages"]
         found.append((asked["content"][0]["text"], np.array(drawn["content"][0]["image"])))
     return found
 
@@ -119,127 +118,18 @@ def same_contents(found, numbers) -> None:
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "tgz"])
 def test_every_format_holds_the_same_records(tmp_path, kind):
     settings = captioned(tmp_path, kind)
-    task = open_source(SourceConfig(**settings, write="vq", shuffle=False))
-    assert task.records == COUNT
-    same_contents(contents(task), range(COUNT))
-    assert [x.path for x in task.document(3, tiny_processor()).images] == ["vq"]
+    source = open_source(SourceConfig(**settings, write="vq", shuffle=False))
+    assert source.records == COUNT
+    same_contents(contents(source), range(COUNT))
+    assert [x.path for x in source.document(3, tiny_processor()).images] == ["vq"]
 
 
 @pytest.mark.parametrize("kind", STREAMED)
 def test_every_stream_holds_the_same_records_again_and_again(tmp_path, kind):
     settings = captioned(tmp_path, kind)
-    task = open_source(SourceConfig(**settings, write="vq", shuffle=False, streaming=True, buffer=4))
-    assert task.records is None
-    same_contents(contents(task, 2 * COUNT), [*range(COUNT), *range(COUNT)])
-
-
-# ------------------------------------------------------------------------------------------------------------ forms
-
-
-def turn(role: str, *content) -> dict:
-    return {"role": role, "content": [{"type": "text", "text": x} if isinstance(x, str) else x for x in content]}
-
-
-A, B = {"type": "image", "image": "a.png"}, {"type": "image", "image": "b.png"}
-MMC4 = {
-    "text_list": ["one", "two", "three"],
-    "image_info": [
-        {"image_name": "b.png", "matched_text_index": 2, "matched_sim": 0.3},
-        {"image_name": "a.png", "matched_text_index": 0, "raw_url": "https://example.org/a.png"},
-    ],
-}
-
-
-@pytest.mark.parametrize(
-    ("row", "form", "messages"),
-    [
-        ({"image": "a.png", "text": "a"}, "captions", [turn("user", "a"), turn("assistant", A)]),
-        ({"jpg": "a.png", "json": {"caption": "a"}}, "captions", [turn("user", "a"), turn("assistant", A)]),
-        ({"png": "a.png", "txt": b"a\n"}, "captions", [turn("user", "a"), turn("assistant", A)]),
-        ({"image": "a.png", "caption": ["a", "other"]}, "captions", [turn("user", "a"), turn("assistant", A)]),
-        ({"text": "a"}, "text", [turn("assistant", "a")]),
-        (
-            {"image": "a.png", "question": "what?", "answer": "b"},
-            "questions",
-            [turn("user", A, "what?"), turn("assistant", "b")],
-        ),
-        (
-            {
-                "id": "1",
-                "image": "a.png",
-                "conversations": [
-                    {"from": "human", "value": "<image>\nwhat?"},
-                    {"from": "gpt", "value": "red"},
-                    {"from": "human", "value": "sure?"},
-                    {"from": "gpt", "value": "yes"},
-                ],
-            },
-            "llava",
-            [turn("user", A, "what?"), turn("assistant", "red"), turn("user", "sure?"), turn("assistant", "yes")],
-        ),
-        (
-            {
-                "image": ["a.png", "b.png"],
-                "conversations": [
-                    {"from": "human", "value": "<image> or\n<image>"},
-                    {"from": "gpt", "value": "the first"},
-                ],
-            },
-            "llava",
-            [turn("user", A, " or", B), turn("assistant", "the first")],
-        ),
-        (
-            {"conversations": [{"from": "system", "value": "be brief"}, {"from": "gpt", "value": "yes"}]},
-            "llava",
-            [turn("system", "be brief"), turn("assistant", "yes")],
-        ),
-        (
-            {"texts": ["one", None, "two", "three"], "images": [None, "a.png", None, None]},
-            "obelics",
-            [turn("assistant", "one", A, "two\n\nthree")],
-        ),
-        (MMC4, "mmc4", [turn("assistant", A, "one\n\ntwo", B, "three")]),
-    ],
-)
-def test_rows_of_each_form_become_chat_records(row, form, messages):
-    assert find_form(row, {}, "here") == form
-    assert record_of(row, form, {}, "here") == {"messages": messages}
-
-
-@pytest.mark.parametrize(
-    ("row", "form", "sentence"),
-    [
-        ({"image": "a.png", "text": None}, "captions", "here: 'text' is missing"),
-        ({"image": None, "text": "a"}, "captions", "here: 'image' is missing"),
-        ({"image": "a.png", "text": "  "}, "captions", "here: text is empty"),
-        ({"image": "a.png", "text": 3}, "captions", "here: text is of type int"),
-        ({"image": "a.png", "txt": b"\xff"}, "captions", r"here: text is not UTF-8 text \(byte 0\)"),
-        ({"image": "a", "conversations": [{"from": "bot", "value": "a"}]}, "llava", "here: turn 0 must be"),
-        (
-            {"image": "a", "conversations": [{"from": "gpt", "value": "a"}]},
-            "llava",
-            "1 images are given, but 1 of them",
-        ),
-        ({"conversations": [{"from": "gpt", "value": "<image>"}]}, "llava", "here: more <image> stand in"),
-        ({"conversations": []}, "llava", "here: conversations must be a list of at least one turn"),
-        ({"texts": ["a"], "images": ["b"]}, "obelics", "here: both a text and an image stand at place 0"),
-        ({"texts": ["a"], "images": []}, "obelics", "here: texts and images must be lists of one length"),
-        ({"texts": [None], "images": [None]}, "obelics", "here: the document holds neither"),
-        ({"text_list": ["a"], "image_info": [{"matched_text_index": 1}]}, "mmc4", "matched_text_index 1; it must be"),
-        ({"text_list": ["a"], "image_info": [{"matched_text_index": 0}]}, "mmc4", "image_info 0 names no image_name"),
-        ({"text_list": ["a"], "image_info": [{"image_base64": "%", "matched_text_index": 0}]}, "mmc4", "not base64"),
-        (["a"], "captions", "here: a record must be an object with named parts, not list"),
-    ],
-)
-def test_what_is_wrong_with_a_row_is_said(row, form, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        record_of(row, form, {}, "here")
-
-
-def test_columns_that_no_form_is_made_of_are_named():
-    with pytest.raises(ValueError, match="here: its columns are picture, words, and none of the forms messages"):
-        find_form({"picture": 1, "words": 2}, {}, "here")
-    assert find_form({"picture": 1, "words": 2}, {"image": "picture", "text": "words"}, "here") == "captions"
+    source = open_source(SourceConfig(**settings, write="vq", shuffle=False, streaming=True, buffer=4))
+    assert source.records is None
+    same_contents(contents(source, 2 * COUNT), [*range(COUNT), *range(COUNT)])
 
 
 def test_interleaved_documents_of_a_table_are_taught_whole(tmp_path):
@@ -248,10 +138,10 @@ def test_interleaved_documents_of_a_table_are_taught_whole(tmp_path):
     features = {"texts": datasets.List(datasets.Value("string")), "images": datasets.List(datasets.Image())}
     datasets.Dataset.from_list(rows, features=datasets.Features(features)).to_parquet(tmp_path / "web.parquet")
     for streaming in (False, True):
-        task = open_source(
+        source = open_source(
             SourceConfig(f"{tmp_path}/web.parquet", write="diffusion", loss_on="all", streaming=streaming, buffer=1)
         )
-        document = task.document(0, tiny_processor())
+        document = source.document(0, tiny_processor())
         assert [(x.path, x.write, x.image_first) for x in document.images] == [("diffusion", True, False)]
 
 
@@ -261,13 +151,13 @@ def test_llava_files_are_lists_with_pictures_in_a_folder(tmp_path):
     turns = [{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": "red"}]
     rows = [{"id": "4", "image": "4.png", "conversations": turns}, {"id": "5", "conversations": turns}]
     (tmp_path / "llava.json").write_text(json.dumps(rows))
-    task = open_source(SourceConfig(f"{tmp_path}/llava.json", images=f"{tmp_path}/coco"))
-    assert task.records == 1
-    assert [(x.where, x.reason) for x in task.bad_records] == [
+    source = open_source(SourceConfig(f"{tmp_path}/llava.json", images=f"{tmp_path}/coco"))
+    assert source.records == 1
+    assert [(x.where, x.reason) for x in source.bad_records] == [
         (f"source 'llava-understanding', {tmp_path}/llava.json, record 1",
          "more <image> stand in the conversation than the images it has"),
     ]  # fmt: skip
-    shown = task[0]["messages"][0]["content"]
+    shown = source[0]["messages"][0]["content"]
     assert np.array_equal(np.array(shown[0]["image"]), np.array(picture(seed=4)))
     assert shown[1] == {"type": "text", "text": "what?"}
 
@@ -281,11 +171,11 @@ def test_a_shard_that_ends_too_early_is_listed_and_the_rest_is_read(tmp_path, st
     whole = (tmp_path / "a.tar").read_bytes()
     (tmp_path / "a.tar").write_bytes(whole[: 512 * 4 + 100 + len(png(0)) // 512 * 512])
     write_tar(tmp_path / "b.tar", [sample(2)])
-    task = open_source(SourceConfig(f"{tmp_path}/*.tar", shuffle=False, streaming=streaming, buffer=1))
-    found, broken = [], [each.where for each in task.bad_records]
-    for cursor in range(task.records or 3):
+    source = open_source(SourceConfig(f"{tmp_path}/*.tar", shuffle=False, streaming=streaming, buffer=1))
+    found, broken = [], [each.where for each in source.bad_records]
+    for cursor in range(source.records or 3):
         try:
-            found.append(task[task.index(cursor)]["messages"][0]["content"][0]["text"])
+            found.append(source[source.index(cursor)]["messages"][0]["content"][0]["text"])
         except ValueError as error:
             broken.append(str(error))
     assert "words 2" in found
@@ -301,13 +191,13 @@ def test_samples_are_named_by_shard_and_key(tmp_path):
         sample(4, json=b"{"),
     ]
     path = write_tar(tmp_path / "a.tar", rows)
-    task = open_source(SourceConfig(path, shuffle=False))
+    source = open_source(SourceConfig(path, shuffle=False))
     for cursor, sentence in enumerate(
         ["", "'text' is missing", "text is not UTF-8", "cannot be decoded", "not a JSON object"]
     ):
         if sentence:
             with pytest.raises(ValueError, match=f"source 'a-.*a.tar, key 'a/000{cursor}': .*{sentence}") as error:
-                task.document(cursor, tiny_processor())
+                source.document(cursor, tiny_processor())
             assert str(error.value).count("a.tar") == 1
 
 
@@ -348,9 +238,9 @@ def test_what_cannot_be_opened_is_refused_in_one_sentence(tmp_path, settings, se
 def test_pictures_in_memory_are_records_too(tmp_path):
     table = datasets.Dataset.from_list([{"image": png(0), "text": "a"}, {"image": b"none", "text": "b"}])
     table.to_parquet(tmp_path / "a.parquet")
-    task = open_source(SourceConfig(f"{tmp_path}/a.parquet", shuffle=False))
+    source = open_source(SourceConfig(f"{tmp_path}/a.parquet", shuffle=False))
     with pytest.raises(ValueError, match="a.parquet, row 1: the image of 4 bytes cannot be decoded"):
-        task.document(1, tiny_processor())
+        source.document(1, tiny_processor())
 
 
 def test_without_a_network_a_data_set_by_name_is_refused_at_once(monkeypatch):

@@ -50,20 +50,20 @@ FORMATS = {"jsonl": "jsonl", "tar": "webdataset", "parquet": "parquet"}
 
 
 def loader(files, suffix: str, rows: int = 2, **how) -> RowLoader:
-    tasks = [
+    sources = [
         stream(files, suffix, write="vq"),
         source_of(numbered(17), 1, "text"),
         source_of(drawings(9), 1, "more", write="vq"),
     ]
-    return RowLoader(Mixture(tasks, loader_threads=how.pop("loader_threads", 0)), PROCESSOR, rows, 96, **how)
+    return RowLoader(Mixture(sources, loader_threads=how.pop("loader_threads", 0)), PROCESSOR, rows, 96, **how)
 
 
 def take(stream, count: int) -> list[dict]:
     return list(itertools.islice(stream, count))
 
 
-def said(task, cursor: int) -> str:
-    return task[task.index(cursor)]["messages"][-1]["content"][0]["text"]
+def said(source, cursor: int) -> str:
+    return source[source.index(cursor)]["messages"][-1]["content"][0]["text"]
 
 
 def test_every_record_comes_once_before_any_comes_again(files):
@@ -131,12 +131,12 @@ def test_two_ranks_equal_one(files):
 def test_divided_data_are_read_once_by_all_ranks_together(files, parts):
     streams = [stream(files, "jsonl", shuffle=False) for _ in range(parts)]
     listed = [source_of(numbered(COUNT), name="text", shuffle=False) for _ in range(parts)]
-    for tasks in (streams, listed):
+    for sources in (streams, listed):
         found = []
-        for part, each in enumerate(tasks):
+        for part, each in enumerate(sources):
             each.use_shard(part, parts)
             share = COUNT // parts + (part < COUNT % parts)
-            if tasks is streams and parts == 2:  # four shards, two for each
+            if sources is streams and parts == 2:  # four shards, two for each
                 share = (COUNT // 2, COUNT - COUNT // 2)[part]
             found += [said(each, cursor) for cursor in range(share)]
         assert len(found) == len(set(found)) == COUNT

@@ -304,7 +304,7 @@ def test_bad_arguments_are_refused(images, specs):
             call()
 
 
-def test_both_worlds_offer_the_same_names():
+def test_both_datasets_offer_the_same_names():
     names = "SIZE SPLITS TASKS CATEGORIES Source Question caption parse_caption questions render render_batch spec_of"
     names += " nearest_specs judge_pictures score_pictures score_answers majority_baselines"
     for dataset in ("dolls", "emoji"):

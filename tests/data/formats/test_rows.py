@@ -1,0 +1,111 @@
+"""Rows: each form becomes chat records; what is wrong with a row is named."""
+
+import pytest
+
+from hybridgen.data.formats.rows import find_form, record_of
+
+
+def turn(role: str, *content) -> dict:
+    return {"role": role, "content": [{"type": "text", "text": x} if isinstance(x, str) else x for x in content]}
+
+
+A, B = {"type": "image", "image": "a.png"}, {"type": "image", "image": "b.png"}
+MMC4 = {
+    "text_list": ["one", "two", "three"],
+    "image_info": [
+        {"image_name": "b.png", "matched_text_index": 2, "matched_sim": 0.3},
+        {"image_name": "a.png", "matched_text_index": 0, "raw_url": "https://example.org/a.png"},
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("row", "form", "messages"),
+    [
+        ({"image": "a.png", "text": "a"}, "captions", [turn("user", "a"), turn("assistant", A)]),
+        ({"jpg": "a.png", "json": {"caption": "a"}}, "captions", [turn("user", "a"), turn("assistant", A)]),
+        ({"png": "a.png", "txt": b"a\n"}, "captions", [turn("user", "a"), turn("assistant", A)]),
+        ({"image": "a.png", "caption": ["a", "other"]}, "captions", [turn("user", "a"), turn("assistant", A)]),
+        ({"text": "a"}, "text", [turn("assistant", "a")]),
+        (
+            {"image": "a.png", "question": "what?", "answer": "b"},
+            "questions",
+            [turn("user", A, "what?"), turn("assistant", "b")],
+        ),
+        (
+            {
+                "id": "1",
+                "image": "a.png",
+                "conversations": [
+                    {"from": "human", "value": "<image>\nwhat?"},
+                    {"from": "gpt", "value": "red"},
+                    {"from": "human", "value": "sure?"},
+                    {"from": "gpt", "value": "yes"},
+                ],
+            },
+            "llava",
+            [turn("user", A, "what?"), turn("assistant", "red"), turn("user", "sure?"), turn("assistant", "yes")],
+        ),
+        (
+            {
+                "image": ["a.png", "b.png"],
+                "conversations": [
+                    {"from": "human", "value": "<image> or\n<image>"},
+                    {"from": "gpt", "value": "the first"},
+                ],
+            },
+            "llava",
+            [turn("user", A, " or", B), turn("assistant", "the first")],
+        ),
+        (
+            {"conversations": [{"from": "system", "value": "be brief"}, {"from": "gpt", "value": "yes"}]},
+            "llava",
+            [turn("system", "be brief"), turn("assistant", "yes")],
+        ),
+        (
+            {"texts": ["one", None, "two", "three"], "images": [None, "a.png", None, None]},
+            "obelics",
+            [turn("assistant", "one", A, "two\n\nthree")],
+        ),
+        (MMC4, "mmc4", [turn("assistant", A, "one\n\ntwo", B, "three")]),
+    ],
+)
+def test_rows_of_each_form_become_chat_records(row, form, messages):
+    assert find_form(row, {}, "here") == form
+    assert record_of(row, form, {}, "here") == {"messages": messages}
+
+
+@pytest.mark.parametrize(
+    ("row", "form", "sentence"),
+    [
+        ({"image": "a.png", "text": None}, "captions", "here: 'text' is missing"),
+        ({"image": None, "text": "a"}, "captions", "here: 'image' is missing"),
+        ({"image": "a.png", "text": "  "}, "captions", "here: text is empty"),
+        ({"image": "a.png", "text": 3}, "captions", "here: text is of type int"),
+        ({"image": "a.png", "txt": b"\xff"}, "captions", r"here: text is not UTF-8 text \(byte 0\)"),
+        ({"image": "a", "conversations": [{"from": "bot", "value": "a"}]}, "llava", "here: turn 0 must be"),
+        (
+            {"image": "a", "conversations": [{"from": "gpt", "value": "a"}]},
+            "llava",
+            "1 images are given, but 1 of them",
+        ),
+        ({"conversations": [{"from": "gpt", "value": "<image>"}]}, "llava", "here: more <image> stand in"),
+        ({"conversations": []}, "llava", "here: conversations must be a list of at least one turn"),
+        ({"texts": ["a"], "images": ["b"]}, "obelics", "here: both a text and an image stand at place 0"),
+        ({"texts": ["a"], "images": []}, "obelics", "here: texts and images must be lists of one length"),
+        ({"texts": [None], "images": [None]}, "obelics", "here: the document holds neither"),
+        ({"text_list": ["a"], "image_info": [{"matched_text_index": 1}]}, "mmc4", "matched_text_index 1; it must be"),
+        ({"text_list": ["a"], "image_info": [{"matched_text_index": 0}]}, "mmc4", "image_info 0 names no image_name"),
+        ({"text_list": ["a"], "image_info": [{"image_base64": "%", "matched_text_index": 0}]}, "mmc4", "not base64"),
+        (["a"], "captions", "here: a record must be an object with named parts, not list"),
+    ],
+)
+def test_what_is_wrong_with_a_row_is_said(row, form, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        record_of(row, form, {}, "here")
+
+
+def test_columns_that_no_form_is_made_of_are_named():
+    with pytest.raises(ValueError, match="here: its columns are picture, words, and none of the forms messages"):
+        find_form({"picture": 1, "words": 2}, {}, "here")
+    assert find_form({"picture": 1, "words": 2}, {"image": "picture", "text": "words"}, "here") == "captions"
