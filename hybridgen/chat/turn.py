@@ -17,7 +17,7 @@ from hybridgen.chat.events import Event, ImageDone, ImagePreview, ImageStarted, 
 from hybridgen.chat.settings import DEFAULT_MAX_IMAGES, DEFAULT_MAX_TOKENS, TurnImages, TurnSettings
 from hybridgen.checkpoints.manifest import manifest
 from hybridgen.configuration_hybridgen import require_path
-from hybridgen.core.messages import check_messages, parts, drop_user_texts
+from hybridgen.core.messages import check_messages, drop_user_texts, parts
 from hybridgen.sampling.codes import code_steps
 from hybridgen.sampling.interleaved import (
     ImageBlock,
