@@ -138,7 +138,7 @@ def test_no_circle_between_the_rooms_of_training():
 
 
 def test_a_circle_for_type_checkers_is_found(tmp_path):
-    """The three that stood here until 0.5 were all hidden behind TYPE_CHECKING."""
+    """Three stood here once, all of them hidden behind TYPE_CHECKING."""
     (tmp_path / "a.py").write_text("from hybridgen.b import B\n")
     (tmp_path / "b.py").write_text(
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from hybridgen.a import A\nclass B: ...\n"
