@@ -6,8 +6,7 @@ processes together).
 """
 
 import json
-import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,14 +20,14 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     Yields:
         an empty file in the same folder, with the same suffix (libraries choose formats by it).
     """
-    path = Path(path)
+    path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-    os.close(handle)
-    aside = Path(name)
+    aside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    aside.touch(exist_ok=False)
     try:
+        mode = aside.stat().st_mode  # as the umask says
         yield aside
-        aside.chmod(0o644)  # mkstemp keeps files to their owner
+        aside.chmod(mode)  # libraries that put another file in its place (safetensors) keep it to its owner
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
@@ -43,7 +42,9 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
 
 def write_json(path: str | Path, content: Any, indent: int = 1, sort_keys: bool = False) -> None:
     """Write JSON so that it is there whole or not at all."""
-    write_whole(path, json.dumps(content, indent=indent, sort_keys=sort_keys, ensure_ascii=False) + "\n")
+    text = json.dumps(content, indent=indent, sort_keys=sort_keys, ensure_ascii=False) + "\n"
+    # file names that are no UTF-8 hold lone surrogates, which JSON writes as `\udce9`
+    write_whole(path, text.encode(errors="backslashreplace"))
 
 
 def read_json(path: str | Path, where: str = "", missing: str = "") -> dict:
