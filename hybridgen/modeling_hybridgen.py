@@ -23,11 +23,12 @@ from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.core import layout
 from hybridgen.core.hub import part_of
 from hybridgen.paths.alignment import AlignmentHead, similarities
+from hybridgen.paths.connectors import Aligner
 from hybridgen.paths.diffusion import FinalLayer, PatchEmbed, TimestepEmbedder
 from hybridgen.paths.initial import XavierLinear, ZeroLinear
 from hybridgen.paths.modality_experts import add_modality_experts
 from hybridgen.paths.patches import by_size
-from hybridgen.paths.understanding import Aligner, build_vision_tower, encode_pixels, tokens_per_image
+from hybridgen.paths.understanding import build_vision_tower, encode_pixels, tokens_per_image
 from hybridgen.paths.unet import UNetDown, UNetUp
 from hybridgen.paths.vq import GenerationHead
 

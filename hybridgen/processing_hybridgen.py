@@ -1,7 +1,7 @@
 """The processor: chat messages and pictures -> documents (layout and pixels), for training and for generation alike.
 
 It joins `core.messages` (template -> pieces), the tokenizer, `image_processing_hybridgen` (pictures -> pixels) and
-`core.layout` (segments -> vectors). Packing is `data`'s, VAE and VQ are `codecs`'.
+`core.layout` (segments -> vectors). Packing is in `data`, VAE and VQ are in `codecs`.
 
 Every piece is tokenised on its own, cut where the assistant begins and ends and at each picture. So the tokens of a
 training document up to an answer are exactly the tokens of the prompt, which tokenising the whole text at once would
@@ -159,12 +159,14 @@ class HybridGenProcessor(ProcessorMixin):
     @property
     def paths(self) -> tuple[str, ...]:
         """The paths by which this processor passes images, in the order of `layout.PATHS`."""
-        return tuple(path for path in PATHS if self._token_sizes[path] is not None)
+        reads = () if self.num_image_tokens is None else ("understanding",)
+        return tuple(path for path in PATHS if path in (*reads, *self._pixels_per_token))
 
     @property
-    def _token_sizes(self) -> dict[str, int | None]:
-        sizes = (self.num_image_tokens, self.diffusion_token_size, self.vq_token_size)
-        return dict(zip(PATHS, sizes, strict=True))
+    def _pixels_per_token(self) -> dict[str, int]:
+        """Along one side of a token, for each path that draws (on the understanding path their number is fixed)."""
+        sides = {"diffusion": self.diffusion_token_size, "vq": self.vq_token_size}
+        return {path: side for path, side in sides.items() if side is not None}
 
     # ------------------------------------------------------------------------------------------------------ documents
 
@@ -278,8 +280,8 @@ class HybridGenProcessor(ProcessorMixin):
             is_written = has_loss and write is not None
             for path in _passes(read, write if is_written else None, clean_copy):
                 writes, size = is_written and path == write, (height, width)
-                if image_tokens is not None and path in self._token_sizes:
-                    size = fit_size(piece.picture, image_tokens, self._token_sizes[path])
+                if image_tokens is not None and path in self._pixels_per_token:
+                    size = fit_size(piece.picture, image_tokens, self._pixels_per_token[path])
                 length = self.count_tokens(path, *size)
                 bidirectional, with_copy = path in self.bidirectional_paths, clean_copy and writes
                 segments.append(ImageSegment(path, length, bidirectional, write=writes, clean_copy=with_copy))
@@ -336,7 +338,7 @@ class HybridGenProcessor(ProcessorMixin):
         require_path(self.paths, path)
         if path == "understanding":
             return self.num_image_tokens
-        side = self._token_sizes[path]
+        side = self._pixels_per_token[path]
         height, width = self.size_of(height, width)
         check_size(height, width, side)
         return (height // side) * (width // side)
@@ -355,7 +357,7 @@ class HybridGenProcessor(ProcessorMixin):
         require_path(self.paths, path)
         if path == "understanding":
             raise ValueError("the understanding path reads squares of one size; name a path that draws")
-        return aspect_buckets(min(self.size_of(None, None)), self._token_sizes[path], ratio)
+        return aspect_buckets(min(self.size_of(None, None)), self._pixels_per_token[path], ratio)
 
     def size_of(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Height and width; a side that is not given is that of `default_size`, whatever the other one is.

@@ -38,7 +38,16 @@ from bench_sampling import (
 )
 
 from hybridgen.core.layout import ImageSegment, SpecialTokens, TextSegment, lay_out, pack
-from hybridgen.core.objectives import ObjectiveConfig, corrupt, cross_entropy, diffusion_loss, shift_labels, total
+from hybridgen.core.objectives import (
+    ObjectiveConfig,
+    corrupt,
+    image_losses,
+    shift_labels,
+    sum_images,
+    sum_tokens,
+    token_losses,
+    total,
+)
 from hybridgen.training.distributed.precision import choose_attention, set_attention
 from hybridgen.training.distributed.speed import compile_layers, compiler_found, keep_freed_memory
 
@@ -92,8 +101,8 @@ def our_step(model, docs, bf16: bool, compiled: bool) -> Callable[[], None]:
             outputs = model(
                 **batch, latents=noisy, timesteps=targets.timesteps, logits_to_keep=text_at, use_cache=False
             )
-        losses = {"text": cross_entropy(outputs.logits, text_targets)}
-        losses["diffusion"] = diffusion_loss(outputs.prediction, targets)
+        losses = {"text": sum_tokens(token_losses(outputs.logits, text_targets))}
+        losses["diffusion"] = sum_images(image_losses(outputs.prediction, targets), targets)
         counts = {name: count for name, (_, count) in losses.items()}
         total(losses, counts, objective.weights).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -472,6 +472,10 @@ def test_paths_that_are_not_there_are_refused_when_needed():
         drawing_only.document(ASK)
     with pytest.raises(ValueError, match="no path 'vq' here; this model has: diffusion"):
         drawing_only.prompt(ASK[:1], read="vq")
+    with pytest.raises(ValueError, match="no path 'vq' here; this model has: diffusion"):
+        drawing_only.document(ASK, read="vq", image_tokens=4)
+    with pytest.raises(ValueError, match="no path 'understanding' here; this model has: diffusion"):
+        drawing_only.document(ASK, image_tokens=4)
 
 
 def test_a_config_of_other_tokens_or_sizes_is_refused():

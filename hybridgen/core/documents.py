@@ -23,8 +23,8 @@ class DocumentImage:
         path: its path, and so its placeholder.
         pixels: (3, H, W) as that path wants them.
         write: the model learns to draw it; otherwise it is read.
-        image_first: no text of the conversation stands before it (role tokens are no text). Text removed by prompt
-            dropout counts as standing there: unconditional drawing must be trained at every noise level.
+        image_first: true if no text of the conversation precedes it (role tokens are no text), dropped text included:
+            unconditional pictures need all noise levels, which an objective may cap for images that come first.
         max_timestep: cap on its noise where it is drawn by diffusion; None = the objective's.
     """
 

@@ -31,7 +31,7 @@ PADDING_DOCUMENT = -1
 Path = Literal["understanding", "diffusion", "vq"]
 PATHS: tuple[str, ...] = ("understanding", "diffusion", "vq")
 
-SDPA = ("sdpa", "sdpa_fp32")  # the second is SDPA outside of autocast (training.precision)
+SDPA = ("sdpa", "sdpa_fp32")  # the second is SDPA outside of autocast (training.distributed.precision)
 
 
 # ---------------------------------------------------------------------------------------------------- the rule
@@ -174,8 +174,8 @@ class SpecialTokens:
 class SequenceLayout:
     """One document or one packed row: parallel lists of length N (module docstring).
 
-    `code_labels` marks where a code is to be predicted: 0 there, IGNORE elsewhere. The codes themselves are known only
-    once the codec has run; `objectives.place_codes` puts them in.
+    `code_labels` marks where a code is to be predicted: 0 there (a marker, not code 0), IGNORE elsewhere. The codes
+    themselves are known only once the codec has run; `objectives.place_codes` puts them in.
     """
 
     input_ids: list[int] = field(default_factory=list)

@@ -9,7 +9,6 @@ at the whole conversation) but prefix by prefix, and the text that a longer pref
 So a training document begins with exactly the text of the prompt in generation, whatever the template.
 """
 
-import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -157,15 +156,21 @@ class ChatTemplate:
             ) from error
         self._names = {**self._compiled.globals, **tokens}
         probe = [{"role": "user", "content": [{"type": "text", "text": "probe"}, {"type": "image", "image": 0}]}]
-        for self._flat in (False, True):
-            with contextlib.suppress(ValueError):  # most templates of text models cannot add a list to a text
-                rendered = self._render([self._plain(message) for message in probe], False)
-                if "probe" in rendered and rendered.count(image_token) == 1:
-                    return
-        raise ValueError(
-            f"the chat template does not write {image_token!r} for an image part, nor the text of a message; "
-            "give one that does as chat_template=..., or None for hybridgen's own"
-        )
+        if not self._can_render(probe, flat=False) and not self._can_render(probe, flat=True):
+            raise ValueError(
+                f"the chat template does not write {image_token!r} for an image part, nor the text of a message; "
+                "give one that does as chat_template=..., or None for hybridgen's own"
+            )
+
+    def _can_render(self, probe: list[dict], flat: bool) -> bool:
+        """Whether the template writes text and image of a trial conversation whose contents are lists of parts or, if
+        flat, texts. From now on messages are given to it in this form."""
+        self._flat = flat
+        try:
+            rendered = self._render([self._renderable(message) for message in probe], False)
+        except ValueError:  # most templates of text models cannot add a list to a text
+            return False
+        return "probe" in rendered and rendered.count(self.image_token) == 1
 
     def pieces(
         self, messages: list[dict], generation_prompt: bool = False, prompt_dropout: bool = False
@@ -202,18 +207,18 @@ class ChatTemplate:
 
     def _spans(self, messages: list[dict], generation_prompt: bool) -> Iterator[tuple[str, list[dict], bool]]:
         """(text, its messages, whether they are the assistant's), in reading order."""
-        plain = [self._plain(message) for message in messages]
+        renderable = [self._renderable(message) for message in messages]
         text, done = "", 0
         for k, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            opened = self._render(plain[:k], True)
+            opened = self._render(renderable[:k], True)
             yield self._added(text, opened, k), messages[done:k], False
-            text = self._render(plain[: k + 1], False)
+            text = self._render(renderable[: k + 1], False)
             yield self._added(opened, text, k + 1), [message], True
             done = k + 1
         if generation_prompt or done < len(messages):
-            whole = self._render(plain, generation_prompt)
+            whole = self._render(renderable, generation_prompt)
             yield self._added(text, whole, len(messages)), messages[done:], False
 
     def _added(self, before: str, after: str, count: int) -> str:
@@ -225,8 +230,8 @@ class ChatTemplate:
             )
         return after[len(before) :]
 
-    def _plain(self, message: dict) -> dict:
-        """The message for the template: with the places of pictures, but not the pictures."""
+    def _renderable(self, message: dict) -> dict:
+        """The message as the template takes it: with the places of pictures, but not the pictures."""
         if self._flat:
             texts = [self.image_token if part["type"] == "image" else part["text"] for part in parts(message)]
             return {**message, "content": "".join(texts)}
@@ -236,12 +241,12 @@ class ChatTemplate:
     def __deepcopy__(self, memo) -> "ChatTemplate":
         return self  # never changes, and compiled templates do not copy
 
-    def _render(self, plain: list[dict], generation_prompt: bool) -> str:
+    def _render(self, renderable: list[dict], generation_prompt: bool) -> str:
         try:
-            names = {**self._names, "messages": plain, "add_generation_prompt": generation_prompt}
+            names = {**self._names, "messages": renderable, "add_generation_prompt": generation_prompt}
             return "".join(self._compiled.root_render_func(self._compiled.new_context(names, shared=True)))
         except (TemplateError, TypeError) as error:  # TypeError: a text and a list added in the template
-            roles = " ".join(message["role"] for message in plain) or "no message"
+            roles = " ".join(message["role"] for message in renderable) or "no message"
             raise ValueError(f"the chat template cannot render a conversation of {roles}: {error}") from error
 
 

@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from hybridgen.core.layout import IGNORE
 from hybridgen.core.noise import NoiseProcess, add_noise, target
 
-LOSSES = ("text", "code", "diffusion")
 Loss = tuple[Tensor, Tensor]
 
 
@@ -153,12 +152,12 @@ def corrupt(
             values.append(torch.zeros_like(clean))
             levels.append(torch.zeros(()))
             continue
-        s = draw_noise_levels(1, config, generator)[0]
+        s = draw_noise_levels(1, config, generator)[0]  # drawn also where it is fixed: the noise below stays the same
         if fixed_levels is not None:
             s = fixed_levels[i % len(fixed_levels)]
         cap = 1000.0 if max_timesteps is None else float(max_timesteps[i])
         cap = min(cap, config.image_first_max_timestep) if image_first[i] else cap
-        if image_first[i] or cap < 1000:
+        if image_first[i] or cap < 1000:  # s * 1000 / 1000 may round: without `image_first or`, old runs would change
             s = s * cap / 1000
         noise = torch.randn(clean.shape, generator=generator).to(clean)
         alpha, sigma = process.coefficients(process.timesteps(s[None]).to(clean.device))
@@ -220,13 +219,8 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), targets, reduction="none")
 
 
-def cross_entropy(logits: Tensor, targets: Tensor) -> Loss:
-    """(kept, V) logits and (kept,) targets -> summed negative log-likelihood in nats, and their number."""
-    return summed(token_losses(logits, targets))
-
-
-def summed(losses: Tensor) -> Loss:
-    """(n,) losses -> their sum, and their number."""
+def sum_tokens(losses: Tensor) -> Loss:
+    """(kept,) `token_losses` -> their sum, and their number."""
     return losses.sum(), torch.tensor(float(len(losses)), device=losses.device)
 
 
@@ -248,9 +242,9 @@ def image_losses(prediction: Tensor | list[Tensor], targets: DiffusionTargets) -
     return errors * targets.weights
 
 
-def diffusion_loss(prediction: Tensor | list[Tensor], targets: DiffusionTargets) -> Loss:
-    """Weighted mean squared error of each drawn image, summed over images; the count is the number of drawn images."""
-    return image_losses(prediction, targets).sum(), (targets.weights > 0).sum().float()
+def sum_images(losses: Tensor, targets: DiffusionTargets) -> Loss:
+    """(I,) `image_losses` -> their sum, and the number of drawn images."""
+    return losses.sum(), (targets.weights > 0).sum().float()
 
 
 def alignment_loss(alignment: Tensor, targets: DiffusionTargets) -> Loss:

@@ -1,19 +1,19 @@
-"""The understanding path: pixels -> vision tower -> aligner -> embeddings of the backbone. It reads only.
+"""The understanding path: pixels -> vision tower -> connector -> embeddings of the backbone. It reads only.
+
+Here is the tower; the connector is `connectors.Aligner`.
 
 The tower is any vision model of transformers with one feature a patch (SigLIP, SigLIP 2, Janus' own). There are two
 SigLIP 2: those of a fixed size are plain SigLIP to transformers; the others (NaFlex) take patches, a mask and a shape
 instead of pixels, and are given squares here.
 
-Shapes: I images, T tokens of an image, E the tower's width, H the backbone's width.
+Shapes: I images, T tokens of an image, E the tower's width.
 """
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig
-from transformers.activations import ACT2FN
 from transformers.models.janus.modeling_janus import JanusVisionModel
 
-from hybridgen.paths.initial import XavierLinear
 from hybridgen.paths.patches import patchify
 
 
@@ -42,22 +42,3 @@ def encode_pixels(tower: nn.Module, pixels: Tensor, **kwargs):
 def tokens_per_image(config: PreTrainedConfig) -> int:
     """Features, and so tokens, of one image."""
     return (config.image_size // config.patch_size) ** 2
-
-
-class Aligner(nn.Module):
-    """`depth` linear layers with an activation between them, named as transformers' Janus names them (Janus, sec. 2.2).
-
-    Serves both the understanding path (tower features) and the vq path (code embeddings).
-    """
-
-    def __init__(self, in_features: int, out_features: int, depth: int, hidden_act: str):
-        super().__init__()
-        self.fc1 = XavierLinear(in_features, out_features)
-        self.hidden_layers = nn.ModuleList(XavierLinear(out_features, out_features) for _ in range(1, depth))
-        self.activation_fn = ACT2FN[hidden_act]
-
-    def forward(self, features: Tensor) -> Tensor:
-        features = self.fc1(features)  # ..., H
-        for layer in self.hidden_layers:
-            features = layer(self.activation_fn(features))  # ..., H
-        return features

@@ -1,6 +1,7 @@
 """The vq path: codes -> embeddings for the backbone; hidden states -> logits over the codebook (Janus, 2410.13848).
 
-The embedding table is the path's own: it is not the tokenizer's codebook, which only the decoder uses.
+Here is the head. The way in is an embedding table (`modeling_hybridgen`) and the connector `connectors.Aligner`. The
+table is the path's own: it is not the tokenizer's codebook, which only the tokenizer's decoder uses.
 """
 
 from torch import Tensor, nn

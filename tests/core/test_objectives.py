@@ -12,12 +12,14 @@ from hybridgen.core.objectives import (
     DiffusionTargets,
     ObjectiveConfig,
     corrupt,
-    cross_entropy,
-    diffusion_loss,
     draw_noise_levels,
+    image_losses,
     loss_weights,
     place_codes,
     shift_labels,
+    sum_images,
+    sum_tokens,
+    token_losses,
     total,
     z_loss,
 )
@@ -48,7 +50,7 @@ def test_cross_entropy_equals_torch_with_shifted_labels():
     labels = torch.randint(0, 13, (2, 9), generator=torch.Generator().manual_seed(1))
     labels[0, 3:6] = IGNORE
     keep, targets = shift_labels(labels)
-    loss, count = cross_entropy(logits[keep], targets)
+    loss, count = sum_tokens(token_losses(logits[keep], targets))
     flat = F.cross_entropy(
         logits[:, :-1].reshape(-1, 13), labels[:, 1:].reshape(-1), reduction="sum", ignore_index=IGNORE
     )
@@ -80,7 +82,7 @@ def test_images_that_are_read_stay_clean_and_carry_no_loss():
     assert torch.equal(noisy[0], images[0])
     assert targets.timesteps[0] == 0
     assert targets.weights[0] == 0
-    loss, count = diffusion_loss(torch.randn(2, 3, 8, 8), targets)
+    loss, count = sum_images(image_losses(torch.randn(2, 3, 8, 8), targets), targets)
     assert count == 1
     assert loss > 0
 
@@ -149,7 +151,8 @@ def test_a_list_of_sizes_costs_what_each_costs_alone():
     sizes = [(8, 8), (4, 12)]
     prediction = [torch.randn(3, *size) for size in sizes]
     values = [torch.randn(3, *size) for size in sizes]
-    loss, count = diffusion_loss(prediction, DiffusionTargets(values, torch.tensor([1.0, 2.0]), torch.zeros(2)))
+    targets = DiffusionTargets(values, torch.tensor([1.0, 2.0]), torch.zeros(2))
+    loss, count = sum_images(image_losses(prediction, targets), targets)
     expected = F.mse_loss(prediction[0], values[0]) + 2 * F.mse_loss(prediction[1], values[1])
     assert (loss - expected).abs() < 1e-5
     assert count == 2

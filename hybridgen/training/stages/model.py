@@ -1,6 +1,6 @@
 """Training a model: the stage that turns a batch into losses.
 
-The loop is `trainer`'s, noise and losses are `core.objectives`', parts are made in `building`; codecs are trained by
+The loop is in `trainer`, noise and losses are in `core.objectives`, parts are made in `building`; codecs are trained by
 `vq` and `vae`. Batches hold pixels: frozen codecs turn them into latents or codes here, just before the forward, so one
 kind of batch serves every path.
 """
@@ -26,7 +26,8 @@ from hybridgen.core.objectives import (
     image_losses,
     place_codes,
     shift_labels,
-    summed,
+    sum_images,
+    sum_tokens,
     token_losses,
     z_loss,
 )
@@ -109,11 +110,11 @@ class ModelStage:
         elif "code" in self.kinds:
             logits["code"] = (outputs.code_logits, code_targets)
         of_tokens = {kind: token_losses(*pair) for kind, pair in logits.items()}
-        losses, of_images = {kind: summed(values) for kind, values in of_tokens.items()}, None
+        losses, of_images = {kind: sum_tokens(values) for kind, values in of_tokens.items()}, None
         if "diffusion" in self.kinds:
             prediction = outputs.logits.new_zeros(0) if outputs.prediction is None else outputs.prediction
             of_images = image_losses(prediction, targets)
-            losses["diffusion"] = of_images.sum(), (targets.weights > 0).sum().float()
+            losses["diffusion"] = sum_images(of_images, targets)
         if self.has_alignment:
             losses["alignment"] = alignment_loss(outputs.alignment, targets)
         if "z" in self.kinds:

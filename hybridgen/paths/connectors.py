@@ -1,0 +1,30 @@
+"""Connectors: features of an image, of any width -> embeddings of the backbone.
+
+`modeling_hybridgen` builds one for each path that needs one.
+
+Shapes: H the backbone's width.
+"""
+
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+from hybridgen.paths.initial import XavierLinear
+
+
+class Aligner(nn.Module):
+    """`depth` linear layers with an activation between them, named as transformers' Janus names them (Janus, sec. 2.2).
+
+    Connects both the understanding path (features of the vision tower) and the vq path (embeddings of codes).
+    """
+
+    def __init__(self, in_features: int, out_features: int, depth: int, hidden_act: str):
+        super().__init__()
+        self.fc1 = XavierLinear(in_features, out_features)
+        self.hidden_layers = nn.ModuleList(XavierLinear(out_features, out_features) for _ in range(1, depth))
+        self.activation_fn = ACT2FN[hidden_act]
+
+    def forward(self, features: Tensor) -> Tensor:
+        features = self.fc1(features)  # ..., H
+        for layer in self.hidden_layers:
+            features = layer(self.activation_fn(features))  # ..., H
+        return features
