@@ -1,4 +1,4 @@
-"""Sampling: pure functions over (model, prefix, schedule).
+"""Sampling: functions over (model, prefix, schedule); some extend the prefix.
 
 A prompt's keys and values are computed once (`prefix`); an image is then denoised (`denoise`) or written code by code
 (`codes`) against them, conditional and unconditional rows in one batch (`guidance`), each image with a random stream
