@@ -1,8 +1,9 @@
 """Configurations: one class for the model, one for each path that needs its own. A path exists if its config exists.
 
-Nothing here switches on strings, and every check across fields stands here, so that an impossible model is refused
-before any weight is made. The VAE and the VQ tokenizer are not part of the model: `vq_config` and `diffusion_config`
-describe what the backbone reads and predicts; codecs are components of the pipeline.
+Nothing here switches on strings, and every check between fields of the model stands here (those of a run in
+`training.config.checks`), so that an impossible model is refused before any weight is made. The VAE and the VQ
+tokenizer are not part of the model: `vq_config` and `diffusion_config` describe what the backbone reads and predicts;
+codecs are components of the pipeline.
 """
 
 import math

@@ -22,7 +22,7 @@ from hybridgen.cli.running import best_device
 from hybridgen.core.figures import grid, save, side_by_side
 from hybridgen.core.files import write_json
 from hybridgen.data.synthetic import open_synthetic
-from hybridgen.evaluation import generation, provenance
+from hybridgen.evaluation import environment, generation
 from hybridgen.evaluation.suites import open_suite
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.sampling.denoise import prepare, try_out
@@ -102,8 +102,8 @@ def main() -> int:
     result = {
         "suite": options.suite, "samples": options.samples, "seed": options.seed, "guidance": options.guidance,
         "checkpoint": str(options.checkpoint), "weights": weights_hash(options.checkpoint),
-        "command": provenance.command(), "date": date.today().isoformat(), "versions": provenance.versions(),
-        "hardware": provenance.hardware(), "lines": lines,
+        "command": environment.command(), "date": date.today().isoformat(), "versions": environment.versions(),
+        "hardware": environment.hardware(), "lines": lines,
     }  # fmt: skip
     write_json(options.out / "steps_quality.json", result, indent=2)
     save(grid(side_by_side(captions, drawn), columns=1), options.out / "steps_quality.png")

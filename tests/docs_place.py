@@ -18,7 +18,7 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import Siglip2VisionConfig, Siglip2VisionModel
 
-from hybridgen.cli.demo import untrained
+from hybridgen.cli.demo import save_untrained_pipeline
 from tests.bridges.test_assemble import TOWER, save_backbone
 from tests.januses import save_transformers
 from tests.pipelines import tiny_vae
@@ -31,7 +31,7 @@ SIDE, RECORDS = 32, 4
 def make(folder: Path) -> Path:
     """Everything that the pages name. About fifteen seconds on a core."""
     _repository(folder)
-    untrained(folder / "runs" / "demo")
+    save_untrained_pipeline(folder / "runs" / "demo")
     save_transformers(folder / "Janus-Pro-1B")
     save_backbone(folder / "Qwen3-0.6B", "qwen3")
     save_backbone(folder / "Llama-3.2-1B", "llama")

@@ -37,11 +37,10 @@ class AssemblyOptions:
     """How the new paths are built; None = as the pretrained parts have it.
 
     Args:
-        image_size: side in pixels of the pictures that are written; by default the VQ tokenizer's grid or, where it has
-            none, the vision tower's image size.
+        image_size: side in pixels of the pictures that are written; None = the Janus', else the vision tower's.
         patch_size: of the diffusion path, in latents; by default 2, and 8 pixels where there is no VAE.
         unet_channels: of a U-Net around the backbone, as in `HybridGenDiffusionConfig`; None = linear patches.
-        prediction_type: of the diffusion path: `velocity`, or `sample`, which suits patches of raw pixels.
+        prediction_type: of the diffusion path: `velocity`, `epsilon`, or `sample`, which suits raw pixels.
         understanding_bidirectional: the tokens of a picture that is read attend to each other both ways.
         chat_template: instead of the tokenizer's; None = the tokenizer's, or hybridgen's if it has none.
         seed: of everything that is initialised at random.

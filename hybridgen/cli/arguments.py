@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hybridgen.core.layout import PATHS
+from hybridgen.sampling.settings import DEFAULTS
 
 RENAMED_OPTIONS = {"--world": "--dataset"}  # old -> new; an old one is refused with its new name
 OVERRIDES_HELP = "settings that replace those of the file, such as steps=100 or optimizer.lr=1e-3"
@@ -130,20 +131,29 @@ def drawing_settings(options: argparse.Namespace) -> dict:
 
 
 def add_drawing_options(group) -> None:
-    """What `drawing_settings` reads. The defaults that the help names hold where the checkpoint has none."""
-    group.add_argument("--steps", type=whole_number(1), help="denoising steps, diffusion path (default: 30)")
-    group.add_argument("--guidance", type=nonnegative_number, help="1 = none, more = closer to the prompt (default: 3)")
-    group.add_argument("--temperature", type=nonnegative_number, help="vq path; 0 = the likeliest codes (default: 1)")
-    group.add_argument("--top-k", type=whole_number(0), help="vq path: among the k likeliest; 0 = all (default)")
-    group.add_argument("--top-p", type=nonnegative_number, help="vq path: among this much probability (default: 1)")
+    """What `drawing_settings` reads."""
+    for option, kind, meaning in (
+        ("--steps", whole_number(1), "diffusion path: denoising steps"),
+        ("--guidance", nonnegative_number, "1 = none, more = closer to the prompt"),
+        ("--temperature", nonnegative_number, "vq path: 0 = the likeliest code, 1 = by its probability"),
+        ("--top-k", whole_number(0), "vq path: keep the k likeliest codes; 0 = all"),
+        ("--top-p", nonnegative_number, "vq path: keep the likeliest codes that together have this probability"),
+        ("--window", whole_number(1), "vq path: codes read at once, guessing ahead"),
+    ):
+        group.add_argument(option, type=kind, help=f"{meaning} ({default_of(option)})")
     group.add_argument(
         "--precision",
         choices=("model", "fp32", "bf16", "int8"),
-        help="of the inner loop's weights (default: model, as saved)",
+        help=f"of the inner loop's weights; model = as saved ({default_of('--precision')})",
     )
-    group.add_argument(
-        "--window", type=whole_number(1), help="vq path: codes read at once, guessing ahead (default: 1)"
-    )
+
+
+def default_of(option: str) -> str:
+    """What the help of an option of drawing says of its default."""
+    setting = next(setting for setting, its_option in DRAWING_OPTIONS.items() if its_option == option)
+    package = DEFAULTS[setting]
+    package = f"{package:g}" if isinstance(package, float) else package
+    return f"default: the checkpoint's, else {package}"
 
 
 def add_checkpoint(command) -> None:

@@ -34,7 +34,7 @@ from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.sampling.settings import OF_PATH, WRITING_PATHS, check_belongs
 
 SLASH_COMMANDS = """\
-  /image FILE   say a picture before the words that come next
+  /image FILE   attach a picture to the next message
   /draw TEXT    have a picture drawn, and nothing written
   /undo [N]     take back the last turn, or the last N
   /save         write the conversation so far to the --out folder, as a record to train on

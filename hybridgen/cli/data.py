@@ -1,6 +1,6 @@
 """`hybridgen data inspect`: what a source, or the data of a config, holds, before a run is spent on it.
 
-The looking is `data.inspection`'s. Tokens are counted for a config only: a source alone has no tokenizer. No weight of
+`data.inspection` reads and counts. Tokens are counted for a config only: a source alone has no tokenizer. No weight of
 a model is made or loaded for it.
 """
 
@@ -34,7 +34,7 @@ examples:
 
 def add_arguments(commands) -> None:
     command = new_command(commands, "data", "look at data before a run is spent on them", ABOUT)
-    command.add_argument("action", choices=("inspect",), help="the one thing that there is to do")
+    command.add_argument("action", choices=("inspect",), help="the only action")
     command.add_argument("what", metavar="SOURCE|CONFIG", help="a source as configs name it, or a config (.yaml)")
     add_overrides(command, "settings of the source, or of the config")
     command.add_argument(

@@ -43,7 +43,7 @@ examples:
   hybridgen demo --out runs/quick steps=50 codec:steps=20
   hybridgen demo --dataset emoji
 """
-_MAY_DIFFER = ("output_dir", "codec", "resume", "threads", "wandb")  # keys of either config, between runs of one demo
+_NOT_COMPARED = ("output_dir", "codec", "resume", "threads", "wandb")  # keys of either config, between runs of one demo
 
 
 def add_arguments(commands) -> None:
@@ -184,7 +184,7 @@ def config_file(name: str) -> Path:
     raise ValueError(f"{name} is not among the configs of this installation; install hybridgen again")
 
 
-def untrained(folder: Path, dataset: str = "dolls", seed: int = 0) -> Path:
+def save_untrained_pipeline(folder: Path, dataset: str = "dolls", seed: int = 0) -> Path:
     """The pipeline that the demo starts from, random weights throughout, saved in a folder: to try code on, in seconds.
 
     Returns:
@@ -235,7 +235,7 @@ def _with_new_names(settings: dict) -> dict:
 def _differences(then: dict, now: dict, parent: str = "") -> Iterator[tuple[str, object, object]]:
     """Every key whose values differ, with both."""
     for key in sorted(set(then) | set(now)):
-        if parent in ("codec.", "model.") and key in _MAY_DIFFER:
+        if parent in ("codec.", "model.") and key in _NOT_COMPARED:
             continue
         old, new = then.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):

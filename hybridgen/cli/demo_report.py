@@ -13,7 +13,7 @@ from PIL import Image
 
 from hybridgen.core.figures import grid, plot, save
 from hybridgen.core.files import write_whole
-from hybridgen.evaluation import provenance
+from hybridgen.evaluation import environment
 from hybridgen.evaluation.report import ReportContent, Target, duration, render
 from hybridgen.evaluation.report_cards import answer_cards, drawing_cards, loss_panels
 from hybridgen.evaluation.scores import save_scores
@@ -63,7 +63,7 @@ def write(out: Path, evaluation: Evaluation, frames: dict[str, list[Image.Image]
     content = ReportContent(
         title="One model, three paths",
         summary=summary(evaluation),
-        command=provenance.command(),
+        command=environment.command(),
         targets=TARGETS[dataset],
         panels=panels,
         denoising_frames=frames,

@@ -14,6 +14,7 @@ from hybridgen.cli.arguments import (
     DRAWING_OPTIONS,
     add_checkpoint,
     add_drawing_options,
+    default_of,
     drawing_settings,
     new_command,
     nonnegative_number,
@@ -49,7 +50,7 @@ def add_arguments(commands) -> None:
         )
     what.add_argument("--image", type=Path, metavar="FILE", help="a picture that stands before the prompt")
     what.add_argument(
-        "--read", type=path_name, metavar="PATH", help="path to read it by (default: the first that there is)"
+        "--read", type=path_name, metavar="PATH", help="path by which --image is read (default: the checkpoint's first)"
     )
     how = command.add_argument_group("how to draw")
     how.add_argument("--path", type=path_name, help="diffusion or vq (default: the first that the checkpoint has)")
@@ -61,8 +62,12 @@ def add_arguments(commands) -> None:
 
 def _add_guidance(group) -> None:
     number = {"type": nonnegative_number, "metavar": "X"}
-    group.add_argument("--guider", choices=("cfg", "apg", "zero_star"), help="plain, projected, or CFG-Zero* guidance")
-    group.add_argument("--guidance-rescale", help="0 to 1, against glare (default: 0)", **number)
+    group.add_argument(
+        "--guider", choices=("cfg", "apg", "zero_star"), help="plain, projected, or CFG-Zero* guidance (default: cfg)"
+    )
+    group.add_argument(
+        "--guidance-rescale", help=f"0 to 1, against glare ({default_of('--guidance-rescale')})", **number
+    )
     group.add_argument(
         "--guidance-interval",
         nargs=2,
@@ -70,8 +75,14 @@ def _add_guidance(group) -> None:
         metavar=("START", "STOP"),
         help="shares of the steps that are guided (default: 0 1)",
     )
-    group.add_argument("--image-guidance", help="how closely to follow --image (default: 1)", **number)
-    group.add_argument("--shift", help="flow matching: above 1, more steps in the noise", **number)
+    group.add_argument(
+        "--image-guidance", help=f"how closely to follow --image ({default_of('--image-guidance')})", **number
+    )
+    group.add_argument(
+        "--shift",
+        help="flow matching: above 1, more steps in the noise (default: the checkpoint's, else its scheduler's)",
+        **number,
+    )
 
 
 def run(options: argparse.Namespace) -> Iterator[str]:

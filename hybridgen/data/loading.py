@@ -3,8 +3,8 @@
 A batch is a plain dict: the arguments of `forward`, and what `objectives` needs to make the rest of them. The state is
 that of the last batch *handed out*: batches that a thread has prepared ahead are made again after an interruption.
 
-Every rank packs all rows of a step and keeps its own, so that W ranks of R rows see what one of W x R would; the price
-is that each rank reads everything. With `shard_by_rank` each reads its own part of the records instead.
+Every rank packs the rows of all ranks and keeps its own, so that W ranks of R rows see what one of W x R would; the
+price is that each rank reads everything. With `shard_by_rank` each reads its own part of the records instead.
 
 Shapes: B rows of this rank, N tokens of a row, I images of a path.
 """
@@ -74,7 +74,7 @@ class RowLoader:
     Args:
         rows: rows of a batch, on each rank.
         length: tokens of a row.
-        rank, world_size: this process takes rows rank * rows and following of each step's world_size * rows.
+        rank, world_size: this process takes rows rank * rows and following of the world_size * rows of all ranks.
         prefetch: batches prepared ahead by a thread; 0 = each is prepared when it is asked for.
         batches_per_step: micro-batches of an optimizer step; weights that change do so by optimizer steps.
         shard_by_rank: each rank reads its own part of the records, with a mixture and a position of its own. What the
@@ -143,13 +143,13 @@ class RowLoader:
         """Go on from there: the next batch is the one that followed.
 
         Raises:
-            ValueError: the state is that of other sources, or of steps of another number or length of rows.
+            ValueError: the state is that of other sources, or of another number (over all ranks) or length of rows.
         """
         shape = {"rows": self.rows * self.world_size, "length": self.length}
         saved = {name: state[name] for name in shape}
         if saved != shape:
             raise ValueError(
-                f"the saved position is of steps of {saved['rows']} rows of {saved['length']} tokens, but now "
+                f"the saved position is of batches of {saved['rows']} rows of {saved['length']} tokens, but now "
                 f"{shape['rows']} rows of {shape['length']} are asked for; keep both, or start anew"
             )
         if state.get("part") != self._shard:
@@ -211,7 +211,7 @@ class RowLoader:
         return {
             "rows": self.rows * self.world_size,
             "length": self.length,
-            "part": self._shard,
+            "part": self._shard,  # this name and `used` are a format: states hold them
             "batches": self._batches,
             "used": self._tokens,
             "mixture": self.mixture.state_dict(),

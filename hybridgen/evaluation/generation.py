@@ -16,7 +16,7 @@ from PIL import Image
 from hybridgen.evaluation.intervals import with_interval
 from hybridgen.evaluation.samples import first_records
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
-from hybridgen.sampling.settings import OF_PATH
+from hybridgen.sampling.settings import DEFAULTS, OF_PATH
 
 CHUNK = 64  # prompts or questions between two reports of progress; results do not depend on it
 Progress = Callable[[int, int], None]  # done, of
@@ -28,23 +28,23 @@ def no_progress(done: int, of: int) -> None:
 
 @dataclass(frozen=True)
 class DrawSettings:
-    """How pictures are drawn: what `HybridGenPipeline` calls `num_inference_steps`, `guidance_scale` and so on.
+    """How pictures are drawn: the pipeline's settings that scores are reported with, and its defaults.
 
     Args:
-        steps: of the diffusion path.
-        guidance: of both paths; 1 = none.
+        steps: the pipeline's `num_inference_steps`, of the diffusion path.
+        guidance: the pipeline's `guidance_scale`, of both paths; 1 = none.
         temperature, top_k, top_p: of the vq path's codes.
         precision: of the inner loop's weights.
         window: codes read at once (vq).
     """
 
-    steps: int = 30
-    guidance: float = 3.0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    precision: str = "model"
-    window: int = 1
+    steps: int = DEFAULTS["num_inference_steps"]
+    guidance: float = DEFAULTS["guidance_scale"]
+    temperature: float = DEFAULTS["temperature"]
+    top_k: int = DEFAULTS["top_k"]
+    top_p: float = DEFAULTS["top_p"]
+    precision: str = DEFAULTS["precision"]
+    window: int = DEFAULTS["window"]
 
     @staticmethod
     def names(path: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from hybridgen.core.figures import Panel, panel_svg
-from hybridgen.evaluation import generation, provenance
+from hybridgen.evaluation import environment, generation
 from hybridgen.evaluation.suites import Evaluation
 
 _ASSETS = Path(__file__).parent / "assets"
@@ -67,7 +67,7 @@ def render(evaluation: Evaluation, content: ReportContent) -> str:
     """The whole page."""
     scores, half = evaluation.scores, max(1, content.examples // 2)
     tallies = [(target, target.tally(scores)) for target in content.targets]
-    return _environment().get_template("report.html.jinja").render(
+    return _templates().get_template("report.html.jinja").render(
         evaluation=evaluation,
         content=content,
         style=Markup((_ASSETS / "report.css").read_text(encoding="utf-8")),
@@ -82,9 +82,9 @@ def render(evaluation: Evaluation, content: ReportContent) -> str:
     )  # fmt: skip
 
 
-def _environment() -> jinja2.Environment:
+def _templates() -> jinja2.Environment:
     """Templates of `assets/`: what they are handed is escaped, unless it is `Markup`; an unknown name is an error."""
-    environment = jinja2.Environment(
+    templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_ASSETS),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -92,8 +92,8 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"data_url": data_url, "percent": percent}
-    return environment
+    templates.filters |= {"data_url": data_url, "percent": percent}
+    return templates
 
 
 # ------------------------------------------------------------------------------------------------------- content
@@ -126,7 +126,7 @@ def _quiz(evaluation: Evaluation, pictures: int) -> list[tuple[Image.Image, list
 
 @dataclass(frozen=True)
 class CategoryTable:
-    """A row a category, totals last; a column a path, then how many were counted and what stands beside the scores.
+    """One row per category, totals last; one column per path, then the counts and what stands beside the scores.
 
     Args:
         rows: label, and a cell under each heading: a tally, to be shown with its interval, or text.
@@ -153,7 +153,7 @@ def _tables(evaluation: Evaluation) -> list[CategoryTable]:
 
 
 def _table(evaluation: Evaluation, title: str, results: dict[str, dict], baselines: dict[str, str]) -> CategoryTable:
-    """Baselines stand once, as they are the same for all paths; but for the blank picture's, a column a path."""
+    """Baselines are the same for all paths and stand once, except the blank baseline: one column per path."""
     first = next(iter(results.values()))
     listed = [name for name in evaluation.dataset.CATEGORIES if name in first] if "all" in first else []
     names = listed + [name for name in first if name not in listed]
@@ -175,7 +175,7 @@ def _facts(scores: dict, content: ReportContent) -> dict[str, str]:
         **{name: duration(seconds) for name, seconds in content.stage_seconds.items()},
         "evaluated on": f"{scores['samples']} pictures and {scores['questions']} questions of {scores['suite']}, split "
         f"{scores['split']}, seed {scores['seed']}",
-        "hardware": provenance.describe(scores["hardware"]),
+        "hardware": environment.describe(scores["hardware"]),
         "versions": ", ".join(f"{name} {number}" for name, number in scores["versions"].items()),
     }
 

@@ -1,8 +1,4 @@
-"""Which records a score is taken on: the first of a dataset's held-out split, the same for every model and path.
-
-Drawing and answering are `generation`'s and `understanding`'s. The seed here chooses records; the seeds of the pictures
-that are drawn of them are another matter.
-"""
+"""Which records a score is taken on: the first of a dataset's held-out split, the same for every model and path."""
 
 from collections.abc import Iterator
 from types import ModuleType

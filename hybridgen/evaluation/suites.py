@@ -15,7 +15,7 @@ from PIL import Image
 
 from hybridgen.configuration_hybridgen import require_path
 from hybridgen.data.synthetic import open_synthetic
-from hybridgen.evaluation import generation, provenance, understanding
+from hybridgen.evaluation import environment, generation, understanding
 from hybridgen.evaluation.generation import DrawSettings, Progress, Prompts
 from hybridgen.evaluation.understanding import Quiz
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
@@ -132,8 +132,8 @@ def evaluate(
         "seed": seed,
         "generation": {},
         "understanding": {},
-        "versions": provenance.versions(),
-        "hardware": provenance.hardware(),
+        "versions": environment.versions(),
+        "hardware": environment.hardware(),
     }
     evaluation = Evaluation(chosen, dataset, scores, prompts, quiz)
     pipeline.set_progress_bar_config(disable=True)  # `progress` tells more
@@ -171,7 +171,7 @@ def _draw(
     baselines: dict[str, dict[str, float]],
     progress: Progress,
 ) -> None:
-    """Step 2, for one path."""
+    """Step 2 of `evaluate`, for one path."""
     dataset, prompts, seed = evaluation.dataset, evaluation.prompts, evaluation.scores["seed"]
     images, seconds = generation.draw(pipeline, prompts.captions, path, dataset.SIZE, seed, settings, progress)
     if path == "vq":
@@ -189,7 +189,7 @@ def _draw(
 def _answer(
     evaluation: Evaluation, pipeline: HybridGenPipeline, path: str, majority: dict[str, float], progress: Progress
 ) -> None:
-    """Step 3, for one path."""
+    """Step 3 of `evaluate`, for one path."""
     answers, seconds = understanding.answer(pipeline, evaluation.quiz, path, progress)
     blank = understanding.answer_blank(pipeline, evaluation.quiz, path)
     tallies = understanding.score(evaluation.dataset, evaluation.quiz, answers, blank, majority)

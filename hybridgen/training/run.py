@@ -1,6 +1,6 @@
 """`train`: one run from its config to its checkpoint, whatever its stage.
 
-The loop is `trainer`'s, what is trained `stages`'; what a terminal shows of errors is the command's.
+The loop is in `trainer`, what is trained in `stages`; what a terminal shows of errors is in `cli`.
 """
 
 from dataclasses import asdict
@@ -14,8 +14,8 @@ from hybridgen.core.files import write_whole
 from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.distributed.processes import make_accelerator
 from hybridgen.training.distributed.speed import keep_freed_memory
+from hybridgen.training.stages.codec import build_codec_stage
 from hybridgen.training.stages.model import build_model_stage
-from hybridgen.training.stages.vq import build_codec_stage
 from hybridgen.training.trainer import Trainer
 
 

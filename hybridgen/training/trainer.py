@@ -1,7 +1,7 @@
 """The loop: one for every stage. It steps, counts, logs, validates, samples, saves and resumes; it knows no model.
 
-What a batch is and what a loss is are the stage's (`protocols`), what a state holds is `state.saving`'s, which steps
-are skipped `monitor.guard`'s, and how weights are shared among processes `distributed.sharding`'s.
+The stage (`protocols`) says what a batch and a loss are, `state.saving` what a state holds, `monitor.guard` which steps
+are skipped, and `distributed.sharding` how weights are shared among processes.
 
 A loss is divided once, by counts summed over all micro-batches of a step and all ranks. So the micro-batches of a step
 are fetched before the first of them is run, and the loss of a step depends on neither packing, accumulation nor the
@@ -27,7 +27,7 @@ from hybridgen.training.distributed.sharding import DistributedModel, full
 from hybridgen.training.distributed.speed import eagerly
 from hybridgen.training.monitor.diagnostics import Diagnostics
 from hybridgen.training.monitor.guard import Guard
-from hybridgen.training.monitor.reporting import Meter
+from hybridgen.training.monitor.meter import Meter
 from hybridgen.training.monitor.tracking import Tracker, say
 from hybridgen.training.optim.ema import WeightAverage
 from hybridgen.training.optim.optimization import build_optimizer, freeze, lr_factor
@@ -94,9 +94,8 @@ class Trainer:
         is_main, logged = self.accelerator.is_main_process, asdict(self.config)
         spike = self.config.spike
         if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            spike = replace(
-                spike, limit=1
-            )  # it steps in the backward pass: a bad step cannot be skipped, so end the run
+            # DeepSpeed steps in the backward pass: a bad step cannot be skipped, so it ends the run
+            spike = replace(spike, limit=1)
         self.guard = Guard(spike, self.folder / "skipped.jsonl" if is_main else None, self.step)
         if "guard" in run:
             self.guard.load_state_dict(run["guard"])
@@ -184,8 +183,9 @@ class Trainer:
         clock = self._elapsed_before + time.monotonic() - self._started if self.accelerator.is_main_process else 0.0
         signals = torch.tensor([self._stop.requested, clock], dtype=torch.float64)
         summed = self._sum(torch.cat([torch.tensor(rows, dtype=torch.float64).sum(0), signals]))
-        self._stopping, self.elapsed = bool(summed[-2] > 0), float(summed[-1])
-        return summed[:-4], summed[-4:-2]
+        counts, size, (stop_requests, elapsed) = summed.split([len(self.stage.kinds), 2, 2])
+        self._stopping, self.elapsed = bool(stop_requests > 0), float(elapsed)
+        return counts, size
 
     def _forward_backward(self, batches: list[dict], counts: Tensor) -> Tensor:
         """Gradients of all micro-batches, synchronised once, with the last of them. Returns the sum of each loss
@@ -193,11 +193,11 @@ class Trainer:
         sums = torch.zeros(len(self.stage.kinds), dtype=torch.float64, device=self.device)
         divisors = dict(zip(self.stage.kinds, counts.float().to(self.device), strict=True))
         # accelerate divides by the accumulation and data parallelism by the ranks, but the losses are divided already
-        undo = self.config.accumulation * self.accelerator.num_processes
+        divided_by_libraries = self.config.accumulation * self.accelerator.num_processes
         for batch in batches:
             with self.accelerator.accumulate(self.model):
                 losses = self.stage.losses(self.model, send_to_device(batch, self.device))
-                self.accelerator.backward(total(losses, divisors, self.stage.weights) * undo)
+                self.accelerator.backward(total(losses, divisors, self.stage.weights) * divided_by_libraries)
             sums += torch.stack([losses[kind][0].detach().double() for kind in self.stage.kinds])
         return sums
 

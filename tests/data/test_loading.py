@@ -192,5 +192,5 @@ def test_what_cannot_be_loaded_is_refused_before_anything_is_read():
 def test_a_position_of_other_rows_is_refused():
     state = loader(rows=4).state_dict()
     loader(rows=2, world_size=2).load_state_dict(state)  # the same steps, divided otherwise
-    with pytest.raises(ValueError, match="the saved position is of steps of 4 rows of 96 tokens, but now 3 rows of 96"):
+    with pytest.raises(ValueError, match="is of batches of 4 rows of 96 tokens, but now 3 rows of 96"):
         loader(rows=3).load_state_dict(state)

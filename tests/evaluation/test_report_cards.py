@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hybridgen.data.synthetic import dolls
-from hybridgen.evaluation import generation, provenance, report_cards, understanding
+from hybridgen.evaluation import environment, generation, report_cards, understanding
 from hybridgen.evaluation.suites import SUITES, Evaluation
 
 
@@ -50,17 +50,17 @@ def test_loss_panels_follow_the_log(tmp_path):
     assert diffusion.curves == {"training": ([2], [1.5])}
 
 
-def test_provenance_is_plain_json_and_reads_well():
-    machine, versions = provenance.hardware(), provenance.versions()
+def test_environment_is_plain_json_and_reads_well():
+    machine, versions = environment.hardware(), environment.versions()
     assert json.loads(json.dumps([machine, versions])) == [machine, versions]
     assert {"hybridgen", "python", "torch", "transformers", "diffusers"} <= set(versions)
     assert machine["cores"] >= 1
-    assert provenance.describe({"processor": "P", "cores": 2, "memory_gib": 24}) == "P, 2 cores, 24 GiB of memory"
-    assert provenance.describe({"processor": "P", "cores": 2, "gpu": "G"}) == "P, 2 cores, G"
+    assert environment.describe({"processor": "P", "cores": 2, "memory_gib": 24}) == "P, 2 cores, 24 GiB of memory"
+    assert environment.describe({"processor": "P", "cores": 2, "gpu": "G"}) == "P, 2 cores, G"
 
 
 def test_the_command_can_be_typed_again(monkeypatch):
     monkeypatch.setattr("sys.argv", ["/somewhere/bin/hybridgen", "demo", "--out", "runs/a b"])
-    assert provenance.command() == "hybridgen demo --out 'runs/a b'"
+    assert environment.command() == "hybridgen demo --out 'runs/a b'"
     monkeypatch.setattr("sys.argv", ["/somewhere/hybridgen/__main__.py", "demo"])
-    assert provenance.command() == "python -m hybridgen demo"
+    assert environment.command() == "python -m hybridgen demo"

@@ -16,7 +16,7 @@ from hybridgen.core.files import read_json, write_json
 from hybridgen.training import trainer as trainer_module
 from hybridgen.training.config.renamed import RENAMED
 from hybridgen.training.distributed.processes import make_accelerator
-from hybridgen.training.monitor import diagnostics, reporting
+from hybridgen.training.monitor import diagnostics, meter
 from hybridgen.training.trainer import Trainer
 from tests.training.processes import ProcessGroup
 from tests.training.toy import ToyLoader, ToyStage, config_of, run_waiting, train
@@ -242,7 +242,7 @@ def test_frozen_parts_stay_bit_for_bit(tmp_path):
 def test_max_seconds_ends_a_run_with_its_schedule(tmp_path, monkeypatch):
     """By a clock of a quarter of a second a step, the fifth step begins after one second, and is the last."""
     clock = SimpleNamespace(now=100.0)
-    for module in (trainer_module, diagnostics, reporting):
+    for module in (trainer_module, diagnostics, meter):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
 
     class Slow(ToyStage):

@@ -40,7 +40,7 @@ class JanusCheckpoint:
         layout: that of the folder.
         tensors: by transformers' names.
         dropped: tensors that are left out, by their names in the folder, and why.
-        generation: settings of `generate` for texts, without guidance and Janus' own.
+        generation_config: settings of `generate` for texts, without guidance and Janus' own.
         style, style_found_by: of the prompts, and how it was found.
     """
 
@@ -51,7 +51,7 @@ class JanusCheckpoint:
     dropped: dict[str, str]
     tokenizer: PreTrainedTokenizerFast
     image_processor: HybridGenImageProcessor
-    generation: GenerationConfig
+    generation_config: GenerationConfig
     style: str
     style_found_by: str
 

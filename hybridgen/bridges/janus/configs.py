@@ -44,7 +44,7 @@ def config_from_official(official: dict, tensors: dict[str, StoredTensor]) -> Ja
     )
     codes, width = _shape(shapes, "model.generation_embeddings.weight")
     vq = JanusVQVAEConfig(
-        **_tokenizer(shapes),
+        **_vq_tokenizer(shapes),
         num_embeddings=codes,
         embed_dim=width,
         projection_dim=_shape(shapes, f"{vq_aligner}fc1.weight")[0],
@@ -87,7 +87,7 @@ def _tower(params: dict, shapes: dict[str, tuple]) -> dict:
     }
 
 
-def _tokenizer(shapes: dict[str, tuple]) -> dict:
+def _vq_tokenizer(shapes: dict[str, tuple]) -> dict:
     down = f"{VQ_PREFIX}encoder.down."
     base = _shape(shapes, f"{VQ_PREFIX}encoder.conv_in.weight")[0]
     levels = range(_count(shapes, down))

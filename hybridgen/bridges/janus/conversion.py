@@ -57,7 +57,7 @@ def load_janus(folder: str | Path, style: str | None = None, dtype: torch.dtype 
 
     model = load(HybridGenForConditionalGeneration, config, model_tensors)
     vq_model = load(JanusVQVAE, janus.config.vq_config, vq_tensors).eval().requires_grad_(False)
-    model.generation_config = copy.deepcopy(janus.generation)
+    model.generation_config = copy.deepcopy(janus.generation_config)
     return HybridGenPipeline(model, processor, vq_model=vq_model, sampling_defaults=SAMPLING)
 
 
@@ -139,7 +139,7 @@ def _write_hybridgen(janus: JanusCheckpoint, folder: Path, max_shard_size: int |
     with torch.device("meta"):
         model = HybridGenForConditionalGeneration(hybrid_config(janus.config, image_token_ids(processor.tokenizer)))
         vq_model = JanusVQVAE(copy.deepcopy(janus.config.vq_config))
-    model.generation_config = copy.deepcopy(janus.generation)
+    model.generation_config = copy.deepcopy(janus.generation_config)
     pipeline = HybridGenPipeline(model, processor, vq_model=vq_model, sampling_defaults=SAMPLING)
     pipeline.save_config(folder)
     processor.save_pretrained(folder / "processor")
@@ -159,7 +159,7 @@ def _write_transformers(janus: JanusCheckpoint, folder: Path, max_shard_size: in
     config.dtype, config.architectures = config.dtype or janus.dtype, ["JanusForConditionalGeneration"]
     config.save_pretrained(folder)
     ids = {kind: token_id for kind, (_, token_id) in janus.token_ids.items()}
-    generation = copy.deepcopy(janus.generation)
+    generation = copy.deepcopy(janus.generation_config)
     generation.guidance_scale, generation.generation_kwargs = GUIDANCE, {"boi_token_id": ids["begin"]}
     generation.save_pretrained(folder)
     JanusProcessor(

@@ -1,6 +1,6 @@
 """Janus' prompts: the chat templates of Janus-1.3B and Janus-Pro, the tokens that they need, the image settings.
 
-Text and settings, no weights. The two generations name the roles differently ("User" and "<|User|>"), and no file of
+Text and settings, no weights. The two model versions name the roles differently ("User" and "<|User|>"), and no file of
 DeepSeek's says which is meant; a prompt in the other's style works, a little worse.
 """
 

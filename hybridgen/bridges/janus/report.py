@@ -116,7 +116,7 @@ def _lost_generation(janus: JanusCheckpoint, to: str) -> Iterator[str]:
         yield f"generation_config.json: guidance_scale {settings['guidance_scale']}; a Janus is drawn with {GUIDANCE}"
     not_lost = (*LAYOUT_GENERATION_KEYS, "use_cache", "bos_token_id", "eos_token_id", "pad_token_id")
     for name, value in settings.items():
-        changes = to == "janus-official" or getattr(janus.generation, name, None) != value
+        changes = to == "janus-official" or getattr(janus.generation_config, name, None) != value
         if changes and name not in not_lost and value not in (None, False):
             yield f"generation_config.json: {name} {value}"
 

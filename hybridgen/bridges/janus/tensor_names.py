@@ -16,16 +16,16 @@ from hybridgen.bridges.weights import StoredTensor
 VQ_PREFIX = "model.vqmodel."
 POSITIONS = "model.vision_model.embeddings.position_embedding.weight"
 
-_TOWER, _OURS = "vision_model.vision_tower", "model.vision_model"
+_TOWER_DEEPSEEK, _TOWER_TRANSFORMERS = "vision_model.vision_tower", "model.vision_model"
 _TABLE = [  # DeepSeek's, transformers'. `#` is a number, `*` the rest; the first line that matches decides
-    (f"{_TOWER}.pos_embed", POSITIONS),
-    (f"{_TOWER}.patch_embed.proj.*", f"{_OURS}.embeddings.patch_embedding.*"),
-    (f"{_TOWER}.blocks.#.norm1.*", f"{_OURS}.encoder.layers.#.layer_norm1.*"),
-    (f"{_TOWER}.blocks.#.norm2.*", f"{_OURS}.encoder.layers.#.layer_norm2.*"),
-    (f"{_TOWER}.blocks.#.attn.proj.*", f"{_OURS}.encoder.layers.#.self_attn.projection_layer.*"),
-    (f"{_TOWER}.blocks.#.attn.*", f"{_OURS}.encoder.layers.#.self_attn.*"),
-    (f"{_TOWER}.blocks.#.mlp.*", f"{_OURS}.encoder.layers.#.mlp.*"),
-    (f"{_TOWER}.norm.*", f"{_OURS}.post_layernorm.*"),
+    (f"{_TOWER_DEEPSEEK}.pos_embed", POSITIONS),
+    (f"{_TOWER_DEEPSEEK}.patch_embed.proj.*", f"{_TOWER_TRANSFORMERS}.embeddings.patch_embedding.*"),
+    (f"{_TOWER_DEEPSEEK}.blocks.#.norm1.*", f"{_TOWER_TRANSFORMERS}.encoder.layers.#.layer_norm1.*"),
+    (f"{_TOWER_DEEPSEEK}.blocks.#.norm2.*", f"{_TOWER_TRANSFORMERS}.encoder.layers.#.layer_norm2.*"),
+    (f"{_TOWER_DEEPSEEK}.blocks.#.attn.proj.*", f"{_TOWER_TRANSFORMERS}.encoder.layers.#.self_attn.projection_layer.*"),
+    (f"{_TOWER_DEEPSEEK}.blocks.#.attn.*", f"{_TOWER_TRANSFORMERS}.encoder.layers.#.self_attn.*"),
+    (f"{_TOWER_DEEPSEEK}.blocks.#.mlp.*", f"{_TOWER_TRANSFORMERS}.encoder.layers.#.mlp.*"),
+    (f"{_TOWER_DEEPSEEK}.norm.*", f"{_TOWER_TRANSFORMERS}.post_layernorm.*"),
     *(
         (f"gen_vision_model.{side}.{theirs}", f"{VQ_PREFIX}{side}.{ours}")
         for side, blocks in (("encoder", "down"), ("decoder", "up"))
@@ -50,11 +50,11 @@ _TABLE = [  # DeepSeek's, transformers'. `#` is a number, `*` the rest; the firs
     ("language_model.model.*", "model.language_model.*"),
 ]
 _DROPPED = [  # not kept by transformers or us; the last three are tables that old versions saved and new ones compute
-    f"{_TOWER}.attn_pool.*",
+    f"{_TOWER_DEEPSEEK}.attn_pool.*",
     "gen_vision_model.quantize.codebook_used",
     "language_model.model.*rotary_emb.inv_freq",
     "model.language_model.*rotary_emb.inv_freq",
-    f"{_OURS}.embeddings.position_ids",
+    f"{_TOWER_TRANSFORMERS}.embeddings.position_ids",
 ]
 
 
@@ -125,7 +125,7 @@ def to_official(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
 
 
 def _is_tower(name: str) -> bool:
-    return name.startswith(f"{_OURS}.")
+    return name.startswith(f"{_TOWER_TRANSFORMERS}.")
 
 
 def _thirds(tensor: StoredTensor) -> list[StoredTensor]:

@@ -1,9 +1,9 @@
-"""Refuses what cannot work, in one sentence, before anything is loaded: the cross-field half of a strict config.
+"""Refuses what cannot work, in one sentence, before anything is loaded: the checks between settings of a run.
 
-Types and unknown keys are `strict`'s. Of the disk only small JSON files are read here (the configs of pretrained parts
-and codecs). The model's own checks run here too, by making its `HybridGenConfig`, which holds no weights; so a check
-that belongs to the model stands in `configuration_hybridgen`. Whether a perceptual model can read pictures of this size
-is known only once it is loaded: the stage asks that when it is made, still before the first step.
+Types and unknown keys are checked in `strict`, the model's own fields in `configuration_hybridgen`; the latter run
+here too, by making a `HybridGenConfig`, which holds no weights. Of the disk only small JSON files are read (the configs
+of pretrained parts and codecs). Whether a perceptual model can read pictures of this size is known only once it is
+loaded: the stage asks that when it is made, still before the first step.
 """
 
 import re
@@ -82,34 +82,35 @@ def _two_betas(value: list[float]) -> bool:
 
 
 RULES = (  # (keys, what holds of their values, the same in words)
-    ("steps accumulation log_every save_every keep_last", _at_least_1, "at least 1"),
-    ("data.per_device_batch_size data.sequence_length", _at_least_1, "at least 1"),
-    ("spike.window spike.limit validation.batches validation.levels", _at_least_1, "at least 1"),
-    ("validation.every sampling.every diagnostics.every schedule.warmup_steps", _not_negative, "0 or more"),
-    ("optimizer.weight_decay data.prefetch data.loader_threads data.max_broken", _not_negative, "0 or more"),
-    ("optimizer.lr optimizer.eps data.temperature", lambda value: value > 0, "above 0"),
+    (("steps", "accumulation", "log_every", "save_every", "keep_last"), _at_least_1, "at least 1"),
+    (("data.per_device_batch_size", "data.sequence_length"), _at_least_1, "at least 1"),
+    (("spike.window", "spike.limit", "validation.batches", "validation.levels"), _at_least_1, "at least 1"),
+    (("validation.every", "sampling.every", "diagnostics.every", "schedule.warmup_steps"), _not_negative, "0 or more"),
+    (("optimizer.weight_decay", "data.prefetch", "data.loader_threads"), _not_negative, "0 or more"),
+    (("data.max_broken",), _not_negative, "0 or more"),
+    (("optimizer.lr", "optimizer.eps", "data.temperature"), lambda value: value > 0, "above 0"),
     (
-        "sampling.guidance sampling.guidance_vq sampling.temperature_vq",
+        ("sampling.guidance", "sampling.guidance_vq", "sampling.temperature_vq"),
         lambda value: 0 <= value < float("inf"),
         "0 or more",
     ),
-    ("sampling.steps", lambda value: 1 <= value <= 1000, "from 1 to 1000, the process' timesteps"),
-    ("dropout", lambda value: 0 <= value < 1, "from 0 to below 1"),
+    (("sampling.steps",), lambda value: 1 <= value <= 1000, "from 1 to 1000, the process' timesteps"),
+    (("dropout",), lambda value: 0 <= value < 1, "from 0 to below 1"),
     (
-        "max_seconds clip threads optimizer.muon_lr diagnostics.peak_tflops",
+        ("max_seconds", "clip", "threads", "optimizer.muon_lr", "diagnostics.peak_tflops"),
         lambda value: value is None or value > 0,
         "above 0, or null",
     ),
-    ("schedule.min_ratio", lambda value: 0 <= value <= 1, "from 0 to 1"),
-    ("schedule.decay_fraction", lambda value: 0 < value <= 1, "above 0 and at most 1"),
-    ("optimizer.betas", _two_betas, "two in [0, 1)"),
-    ("spike.factor", lambda value: value is None or value > 1, "above 1, or null"),
+    (("schedule.min_ratio",), lambda value: 0 <= value <= 1, "from 0 to 1"),
+    (("schedule.decay_fraction",), lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    (("optimizer.betas",), _two_betas, "two in [0, 1)"),
+    (("spike.factor",), lambda value: value is None or value > 1, "above 1, or null"),
 )
 
 
 def _check_numbers(config: TrainConfig) -> None:
     for keys, holds, rule in RULES:
-        for key in keys.split():
+        for key in keys:
             _require(config, key, holds, rule)
 
 
@@ -271,7 +272,7 @@ def _check_codec_stage(config: TrainConfig) -> None:
 
 def _check_vq(config: TrainConfig) -> None:
     settings = config.vq_model
-    _check_common(config, "vq_model", settings, vq_downsample_factor(vq_config(settings)))
+    _check_codec_losses(config, "vq_model", settings, vq_downsample_factor(vq_config(settings)))
     for key in ("commitment", "codebook"):
         _require(config, f"vq_model.{key}", _not_negative, "0 or more")
     if settings.continuous_steps >= config.steps:
@@ -284,12 +285,12 @@ def _check_vq(config: TrainConfig) -> None:
 def _check_vae(config: TrainConfig) -> None:
     settings = config.vae
     factor = 2 ** (len(vae_config(settings)["block_out_channels"]) - 1)
-    _check_common(config, "vae", settings, factor)
+    _check_codec_losses(config, "vae", settings, factor)
     _require(config, "vae.kl", _not_negative, "0 or more")
     _require(config, "vae.measured_pictures", _at_least_1, "at least 1")
 
 
-def _check_common(config: TrainConfig, where: str, settings: CodecTrainingConfig, factor: int) -> None:
+def _check_codec_losses(config: TrainConfig, where: str, settings: CodecTrainingConfig, factor: int) -> None:
     side = settings.image_size
     _require(config, f"{where}.image_size", _at_least_1, "at least 1")
     if side % factor:

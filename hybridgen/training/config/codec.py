@@ -34,7 +34,8 @@ class AdversarialConfig:
     Args:
         weight: of the codec's term.
         start: optimizer step at which the discriminator begins to learn; before, there is none of this.
-        adaptive: multiply `weight` by how much stronger the last layer feels the reconstruction than this term.
+        adaptive: multiply `weight` by the ratio of gradient norms at the decoder's last layer (reconstruction over
+            this term).
         channels, layers: width of its first layer, and how many of its layers halve the picture.
         lr: of its own Adam; null = optimizer.lr. The run's schedule and `clip` hold for it as well.
         betas: of its own Adam.

@@ -24,7 +24,7 @@ from hybridgen.training.config.renamed import new_name
 from hybridgen.training.config.schema import CodecPaths, ModelConfig
 from hybridgen.training.config.strict import suggest, unknown_key
 
-UNDECLARED = {"model_type", "vision_use_head"}  # SigLIP reads the second; not every version declares it
+EXTRA_KEYS = {"model_type", "vision_use_head"}  # SigLIP reads the second; not every version declares it
 NO_FOLDER = "; give a folder that save_pretrained wrote"  # ends errors about JSON that is missing
 BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 MEASURED = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
@@ -78,7 +78,7 @@ def vq_config(settings: VQTrainingConfig) -> dict:
     if settings.kind == "patch":
         parameters = {p.name: p.default for p in inspect.signature(PatchVQ.__init__).parameters.values()}
         del parameters["self"]
-        return _known(settings.config, where, parameters)
+        return _with_defaults(settings.config, where, parameters)
     config = sub_config(settings.config, JanusVQVAEConfig, where)
     if any(multiple * config.base_channels % 32 for multiple in (1, *config.channel_multiplier)):
         raise ValueError(
@@ -137,7 +137,7 @@ def vae_config(settings: VAETrainingConfig) -> dict:
     return arguments
 
 
-def _known(content: dict, where: str, defaults: dict) -> dict:
+def _with_defaults(content: dict, where: str, defaults: dict) -> dict:
     """The defaults, replaced by `content`, whose keys must be known and whose values positive integers."""
     for key, value in content.items():
         if key not in defaults:
@@ -155,7 +155,7 @@ def _known(content: dict, where: str, defaults: dict) -> dict:
 
 def sub_config(content: dict, kind: type[PreTrainedConfig], where: str) -> PreTrainedConfig:
     """A config of a known class, its keys and types checked (transformers takes unknown keys without a word)."""
-    known = {field.name for field in fields(kind)} | set(getattr(kind, "attribute_map", {})) | UNDECLARED
+    known = {field.name for field in fields(kind)} | set(getattr(kind, "attribute_map", {})) | EXTRA_KEYS
     for key, value in content.items():
         if key not in known or new_name(f"{where}.{key}") is not None:  # an old name that checkpoints may still have
             raise unknown_key(f"{where}.{key}", value, sorted(known))

@@ -1,7 +1,8 @@
 """The settings of a training run: one dataclass a component, with names, types and defaults, and no code.
 
 How YAML becomes these classes is `strict`; which combinations cannot work is `checks`, where `load_config` stands too.
-What rooms above training have settings for themselves brings its own class: losses, sources, adapters.
+Settings of other rooms are their own classes: `ObjectiveConfig` in `core.objectives`, `SourceConfig` in
+`data.source_config`, `LoraConfig` in `bridges.lora_config`; those of codecs are in `codec`.
 
 An optimizer step takes `data.per_device_batch_size` rows x `accumulation` micro-batches x processes.
 """
@@ -40,8 +41,8 @@ class ModelConfig:
         vision_model: a folder of a transformers vision tower: config and weights come from it.
         text_config, vision_config, diffusion_config, vq_config, ...: as in `HybridGenConfig`. Token ids and the
             vocabulary's size come from the tokenizer, `vq_config.num_embeddings` has to be the codec's.
-        embedding_std: the spread that text embeddings start with; None = the backbone's own (0.02 in most). At 1, words
-            stay apart: from 0.02 an optimizer soon moves all names of one kind to one place.
+        embedding_std: standard deviation that text embeddings start with; None = the backbone's own (0.02 in most).
+            Training from 0.02 soon makes words of one kind indistinguishable, from 1 it does not.
         codes_from_codebook: start code embeddings and the rows of the generation head from the codec's codebook.
         shared_vocabulary: codes are tokens of the language model, behind those of the tokenizer (Chameleon); of
             `vq_config` only `num_embeddings` and `sample_size` count then.
@@ -67,7 +68,7 @@ class ModelConfig:
 
 @dataclass
 class CodecPaths:
-    """Folders of frozen codecs: a VQ tokenizer (JanusVQVAE or VQModel) and a VAE (AutoencoderKL and its kin).
+    """Folders of frozen codecs: a VQ tokenizer (JanusVQVAE, VQModel or PatchVQ) and a VAE (AutoencoderKL and its kin).
 
     A pipeline folder's `vq_model` or `vae`, or one that the codec stage wrote. No VAE: the diffusion path sees pixels.
     """
@@ -82,7 +83,7 @@ class DataConfig:
 
     Args:
         sources: see `SourceConfig`; weights are shares of tokens (of pictures, in the codec stage).
-        per_device_batch_size: rows of a batch, a process (pictures, in the codec stage).
+        per_device_batch_size: rows of a batch, per process (pictures, in the codec stage).
         sequence_length: tokens of a row; documents are packed into rows first-fit.
         prefetch: batches made ahead in a background thread.
         temperature: shares are weights to the power of 1 / temperature: above 1, small ones gain.

@@ -72,7 +72,9 @@ def read(path: str | Path) -> dict:
         raise ValueError(f"base of {path} is {base!r}; it must name a YAML file beside it")
     base_content = parse((path.parent / base).read_text(encoding="utf-8"), base)
     if not isinstance(base_content, dict) or "base" in base_content:
-        raise ValueError(f"base of {path} is {base!r}, which is no config that is whole; name one without a base")
+        raise ValueError(
+            f"base of {path} is {base!r}, which is no mapping or has a base itself; name one without a base"
+        )
     return _merged(base_content, content)
 
 

@@ -30,9 +30,9 @@ ROLL_CALL_SECONDS = 5.0  # in which the processes that are left report
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """An accelerator of the config's precision, on one process or several.
 
-    Around three habits of accelerate: it keeps one precision a process, but a second run in it (the demo's) may want
-    another; on machines with only a CPU it has to be told so, or it takes each of several processes for a single one;
-    and it shards on accelerators only, though FSDP2 itself works on CPUs too.
+    Works around three behaviours of accelerate: it keeps one precision per process, but a second run in it (the demo's)
+    may want another; on machines with only a CPU it has to be told so, or it takes each of several processes for a
+    single one; and it shards on accelerators only, though FSDP2 itself works on CPUs too.
 
     Raises:
         ValueError: the config asks for what this engine cannot do.
@@ -131,7 +131,7 @@ def peers_lost(accelerator: Accelerator, folder: Path) -> Iterator[None]:
         folder: that all processes write to.
 
     Raises:
-        ConnectionError: in the first process that is left; the others end without a word, with 2.
+        ConnectionError: in the first process that is left; the others exit silently with code 2.
     """
     roll_call = folder / ".roll_call"
     if accelerator.is_main_process:

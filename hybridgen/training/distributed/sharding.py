@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-SHARDED = "pytorch_model_fsdp_0"  # accelerate's folder of a sharded model
+SHARDED_FOLDER = "pytorch_model_fsdp_0"  # accelerate's folder of a sharded model
 
 
 class DistributedModel:
@@ -72,10 +72,10 @@ class DistributedModel:
         return model.to(self._accelerator.device).eval()
 
     def load(self, state: Path) -> None:
-        """Load weights and moments that were saved in the other form: sharded, when they are whole now, or whole."""
-        if (state / SHARDED).exists():
+        """Load weights and moments that were saved sharded while this run is not, or the reverse."""
+        if (state / SHARDED_FOLDER).exists():
             weights, moments = get_state_dict(self.model, self.optimizer)
-            sharded_files.load({"model": weights}, checkpoint_id=state / SHARDED)
+            sharded_files.load({"model": weights}, checkpoint_id=state / SHARDED_FOLDER)
             sharded_files.load({"optimizer": moments}, checkpoint_id=state / "optimizer_0")
             set_state_dict(self.model, self.optimizer, model_state_dict=weights, optim_state_dict=moments)
             return

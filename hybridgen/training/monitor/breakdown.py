@@ -1,11 +1,12 @@
-"""The losses of a step by entry of the mixture and, for diffusion, by noise level.
+"""The losses of a step by source of the mixture and, for diffusion, by noise level.
 
 No forward is added: the losses of single tokens and images, which the stage has anyway, are summed in float64 under the
-entry that the loader says they came from, and over ranks once a log step (`diagnostics`). An entry is a task and a
-path, so two ways of reading the same pictures are told apart, though they share the text loss. The sums of all entries
-are the sums that were trained on (the z-loss has none: it is a penalty, no likelihood).
+source that the loader says they came from, and over ranks once per log (`diagnostics`). A source is an entry of
+`data.sources`, with its own task and path, so two ways of reading the same pictures are told apart, though they share
+the text loss. The sums of all sources are the sums that were trained on (the z-loss has none: it is a penalty, no
+likelihood).
 
-Shapes: S entries of the mixture, K kinds of losses, M labels of text or codes, I images of the diffusion path.
+Shapes: S sources of the mixture, K kinds of losses, M labels of text or codes, I images of the diffusion path.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ BINS, TIMESTEPS = 10, 1000  # equal bins of [0, TIMESTEPS)
 class Breakdown:
     """
     Args:
-        names: of the mixture's entries, in the order of the numbers in `source_ids`.
+        names: of the mixture's sources, in the order of the numbers in `source_ids`.
         weights: of the mean losses in the total.
     """
 
@@ -32,7 +33,8 @@ class Breakdown:
         self.names, self.weights = names, weights
         self._shapes = {"losses": (2, len(KINDS), len(names)), "bytes": (len(names),), "bins": (2, BINS)}
         self._sizes = [math.prod(shape) for shape in self._shapes.values()]
-        self.sums, self._pending = torch.zeros(2, sum(self._sizes), dtype=torch.float64)  # on the batches' device
+        self.sums = torch.zeros(sum(self._sizes), dtype=torch.float64)  # moved to the batches' device
+        self._pending = torch.zeros_like(self.sums)
         self._paused = False
 
     # ------------------------------------------------------------------------------------------------------ adding up
@@ -66,11 +68,11 @@ class Breakdown:
             self._add(parts["bins"], bins, losses)
 
     @staticmethod
-    def _add(sums: Tensor, cells: Tensor, losses: Tensor) -> None:
-        """Add losses (n,) and their number to the sums and counts (2, number of cells), each to its cell (n,)."""
+    def _add(sums: Tensor, columns: Tensor, losses: Tensor) -> None:
+        """Add losses (n,) and their number to sums and counts (2, C), each in its column (n,)."""
         losses = losses.detach().double()
-        sums[0].index_add_(0, cells, losses)
-        sums[1].index_add_(0, cells, torch.ones_like(losses))
+        sums[0].index_add_(0, columns, losses)
+        sums[1].index_add_(0, columns, torch.ones_like(losses))
 
     def settle(self, taken: bool = True) -> None:
         """The step is over: count what waits, or drop it, where the step was skipped."""
@@ -93,23 +95,23 @@ class Breakdown:
         finally:
             self._paused = False
 
-    def _parts(self, cells: Tensor) -> dict[str, Tensor]:
+    def _parts(self, flat_sums: Tensor) -> dict[str, Tensor]:
         """One vector as views of its named parts."""
-        pieces = cells.split(self._sizes)
+        pieces = flat_sums.split(self._sizes)
         return {name: piece.view(self._shapes[name]) for name, piece in zip(self._shapes, pieces, strict=True)}
 
     # -------------------------------------------------------------------------------------------------------- logging
 
-    def describe(self, cells: Tensor) -> dict[str, float]:
+    def describe(self, flat_sums: Tensor) -> dict[str, float]:
         """The numbers to log, from `sums` added over all ranks; what did not occur is absent.
 
-        source/NAME/text, code, diffusion    mean nats a token or code; mean squared error a latent value
+        source/NAME/text, code, diffusion    mean nats per token or code; mean squared error per latent value
         source/NAME/bits_per_byte            of the text it teaches; bits_per_code of its codes
         source/NAME/loss                     its kinds' weighted sum, which the progress bar shows
-        bits_per_byte, bits_per_code         over all entries that have one
+        bits_per_byte, bits_per_code         over all sources that have one
         diffusion_at/300                     images whose timestep lies in [300, 400)
         """
-        parts = {name: part.tolist() for name, part in self._parts(cells).items()}
+        parts = {name: part.tolist() for name, part in self._parts(flat_sums).items()}
         (text, code, _), (_, codes, _) = parts["losses"]
         numbers: dict[str, float] = {}
         for number, name in enumerate(self.names):
@@ -118,9 +120,9 @@ class Breakdown:
             if not means:
                 continue
             numbers[f"source/{name}/loss"] = sum(self.weights.get(kind, 1.0) * mean for kind, mean in means.items())
-            of_entry = means | in_bits(text[number], parts["bytes"][number], code[number], codes[number])
-            numbers |= {f"source/{name}/{key}": value for key, value in of_entry.items()}
-        # an entry without text bytes has labels of text only where a picture begins
+            of_source = means | in_bits(text[number], parts["bytes"][number], code[number], codes[number])
+            numbers |= {f"source/{name}/{key}": value for key, value in of_source.items()}
+        # a source without text bytes has labels of text only where a picture begins
         taught = [nats for nats, size in zip(text, parts["bytes"], strict=True) if size]
         numbers |= in_bits(sum(taught), sum(parts["bytes"]), sum(code), sum(codes))
         width = TIMESTEPS // BINS

@@ -10,7 +10,7 @@ from hybridgen.core.figures import Curve, Panel, plot, read_curves, save
 
 PANELS = {  # title -> patterns of its curves' names
     "loss": ("loss", "loss/*", "validation/loss"),
-    "loss by entry of the mixture": ("source/*/loss",),
+    "loss by source": ("source/*/loss",),
     "text, bits a byte": ("source/*/bits_per_byte",),
     "codes, bits each": ("source/*/bits_per_code",),
     "diffusion loss by timestep": ("diffusion_at/*",),

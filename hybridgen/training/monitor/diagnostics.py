@@ -1,6 +1,6 @@
 """Diagnostics: what is logged of a run beside its losses, and the plot of all of it.
 
-Always: losses by entry of the mixture and by noise level (`breakdown`), model FLOPs utilisation (`flops`) and peak
+Always: losses by source of the mixture and by noise level (`breakdown`), model FLOPs utilisation (`flops`) and peak
 memory. Every `diagnostics.every` steps, `probes`: gradient norms by part, the angle between the text's and the images'
 gradients, residual stream, attention entropy and largest logits. Probes run between the backward pass and the update;
 gradients and random streams are set aside and put back, so that weights are the same bits with any `every`, and their
@@ -33,15 +33,14 @@ from hybridgen.training.monitor.tracking import say
 from hybridgen.training.protocols import Stage
 
 PLOT = "diagnostics.png"
-PLOT_SECONDS = 120.0  # between two plots while training goes on, at least: a plot takes about a second
+PLOT_SECONDS = 120.0  # between two plots while training goes on, at least: a plot takes 2 s
 
 
 class Diagnostics:
     """
     The trainer calls `probe` after the backward passes of a step, `end_step` after its update, `numbers` on log steps.
 
-    A stage without a `breakdown` (the codec's) has no entries, no FLOPs and no backbone: only gradient norms are
-    logged of it.
+    Of a stage without a `breakdown` (the codec's) only gradient norms are logged: no losses by source, no FLOPs.
 
     Args:
         stage: with its model frozen as it will be trained, and not yet sharded: FLOPs are counted from whole weights.
@@ -103,13 +102,14 @@ class Diagnostics:
         }
         if not all(groups.values()):
             return {}
-        undo = self.config.accumulation * self.accelerator.num_processes  # as in the trainer's own backward
+        # as in the trainer's own backward
+        divided_by_libraries = self.config.accumulation * self.accelerator.num_processes
         gradients = []
         for kinds in groups.values():
             weights = {kind: self.stage.weights.get(kind, 1.0) * (kind in kinds) for kind in self.stage.kinds}
             for batch in batches:
                 losses = self.stage.losses(wrapped, send_to_device(batch, self.accelerator.device))
-                self.accelerator.backward(total(losses, counts, weights) * undo)
+                self.accelerator.backward(total(losses, counts, weights) * divided_by_libraries)
             gradients.append(probes.gradients(wrapped))
             probes.drop_grads(wrapped)
         return probes.compare(*gradients, names=tuple(groups))
@@ -184,11 +184,11 @@ class Diagnostics:
 
     def state_dict(self) -> dict:
         """The sums since the last log, over all ranks, which call this together; as JSON."""
-        return {} if self.breakdown is None else {"kept": self._sum(self._local_sums()).tolist()}
+        return {} if self.breakdown is None else {"kept": self._sum(self._local_sums()).tolist()}  # the key is a format
 
     def load_state_dict(self, state: dict | None) -> None:
         """Go on adding to these sums, on any number of ranks: the main process takes in those of all. Sums of other
-        entries, or of older versions, are dropped."""
+        sources, or of older versions, are dropped."""
         sums = torch.tensor((state or {}).get("kept", ()), dtype=torch.float64)
         if self.breakdown is not None and self.accelerator.is_main_process and len(sums) == len(self._local_sums()):
             self._flops, self.breakdown.sums = float(sums[0]), sums[1:]

@@ -57,6 +57,14 @@ def pairs(documents: Tensor, blocks: Tensor, noised_mask: Tensor) -> int:
     """How many (query, key) pairs the layout's rule lets attend, padding left out; all arguments (B, N).
 
     A query attends to its own block, and to the tokens of earlier blocks of its document that are not masked as noised.
+
+    Example: one document of a word (block 0) and two tokens of a noised image (block 1). The word attends to itself,
+    each image token to both of them and to the word: 1 * 1 + 2 * 3 = 7 pairs.
+
+        visible_before    0 1 1    tokens before each token that are not masked
+        sizes             1 2      tokens of each block
+        before_block      0 1      tokens before each block that are not masked,
+        before_document   0 0      and before its document
     """
     rows, length = documents.shape
     real, row = documents != PADDING_DOCUMENT, torch.arange(rows, device=documents.device)[:, None]
@@ -69,11 +77,11 @@ def pairs(documents: Tensor, blocks: Tensor, noised_mask: Tensor) -> int:
     visible_before = visible.cumsum(0) - visible  # tokens before each that are not masked
     sizes = torch.bincount(block)
     first = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)[:-1]])  # first token of each block
-    at_block, of_block = visible_before[first], document[first]
+    before_block, of_block = visible_before[first], document[first]
     new = torch.ones_like(of_block, dtype=torch.bool)
     new[1:] = of_block[1:] != of_block[:-1]
-    at_document = at_block[new][new.long().cumsum(0) - 1]
-    return int((sizes * (at_block - at_document + sizes)).sum())
+    before_document = before_block[new][new.long().cumsum(0) - 1]
+    return int((sizes * (before_block - before_document + sizes)).sum())
 
 
 # ----------------------------------------------------------------------------------------------------------- a model
@@ -88,86 +96,86 @@ def costs(model: nn.Module, cached: bool = False) -> dict[str, float]:
     embedding = trained(inner.get_input_embeddings().parameters())
     if config.vision_config is not None:
         vision, tower = config.vision_config, inner.vision_model
-        of_tower, flows = linear(tower, False)
-        of_aligner, flows = linear(inner.aligner, flows)
+        of_tower, needs_grad = matrix_flops(tower, False)
+        of_aligner, needs_grad = matrix_flops(inner.aligner, needs_grad)
         layers = vision.num_hidden_layers * attention(vision.hidden_size, 1 + 2 * trained(tower.parameters()))
         runs = trained(tower.parameters()) or not cached
         cost_of["understanding"] = of_aligner + runs * (of_tower + layers * tokens_per_image(vision))
-        embedding |= flows
+        embedding |= needs_grad
     shared = config.vq_config is not None and config.vq_config.first_token_id is not None  # codes are tokens
     if config.vq_config is not None and not shared:
-        flows = trained(inner.generation_embeddings.parameters())
-        cost_of["vq"], flows = linear(inner.generation_aligner, flows)
-        embedding |= flows
+        needs_grad = trained(inner.generation_embeddings.parameters())
+        cost_of["vq"], needs_grad = matrix_flops(inner.generation_aligner, needs_grad)
+        embedding |= needs_grad
     conditioning = False
     if config.diffusion_config is not None:
-        cost_of["images"], conditioning = linear(inner.timestep_embedder, False)
-        of_image, cost_of["diffusion"], flows = diffusion_layers(inner.patch_embed, False, conditioning)
+        cost_of["images"], conditioning = matrix_flops(inner.timestep_embedder, False)
+        of_image, cost_of["diffusion"], needs_grad = diffusion_layers(inner.patch_embed, False, conditioning)
         cost_of["images"] += of_image
-        embedding |= flows
+        embedding |= needs_grad
 
-    text, flows = config.text_config, embedding
+    text, needs_grad = config.text_config, embedding
     width = text.num_attention_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
     active = share_of_experts(text)
     for layer in inner.language_model.layers:
         norms = (parameter for parameter in layer.parameters() if parameter.ndim == 1)  # stand before the matrices
-        (cost, of_own), flows = by_route(layer, flows or trained(norms), active)
+        (cost, of_experts), needs_grad = split_by_expert(layer, needs_grad or trained(norms), active)
         cost_of["tokens"] += cost
-        cost_of["diffusion"] += of_own - cost if of_own else 0  # a token passes through the one or the other
-        cost_of["pairs"] += attention(width, 1 + 2 * flows)
-    flows |= trained(inner.language_model.norm.parameters())
-    cost_of["labels"] = linear(model.lm_head, flows)[0]
+        cost_of["diffusion"] += of_experts - cost if of_experts else 0  # a token passes through the one or the other
+        cost_of["pairs"] += attention(width, 1 + 2 * needs_grad)
+    needs_grad |= trained(inner.language_model.norm.parameters())
+    cost_of["labels"] = matrix_flops(model.lm_head, needs_grad)[0]
     if config.vq_config is not None:
-        cost_of["code_labels"] = cost_of["labels"] if shared else linear(inner.generation_head, flows)[0]
+        cost_of["code_labels"] = cost_of["labels"] if shared else matrix_flops(inner.generation_head, needs_grad)[0]
     if config.diffusion_config is not None:
-        of_image, of_token, _ = diffusion_layers(inner.final_layer, flows, conditioning)
+        of_image, of_token, _ = diffusion_layers(inner.final_layer, needs_grad, conditioning)
         cost_of["images"] += of_image
         cost_of["diffusion"] += of_token
     return cost_of
 
 
-def diffusion_layers(module: nn.Module, flows: bool, conditioning: bool) -> tuple[float, float, bool]:
+def diffusion_layers(module: nn.Module, needs_grad: bool, conditioning: bool) -> tuple[float, float, bool]:
     """FLOPs of the diffusion path's layers before or behind the backbone: for one image, for one of its tokens, and
     whether gradients flow back into their output.
 
     Args:
-        flows, conditioning: gradients flow back into the image (or its states), and into the timestep's vector.
+        needs_grad, conditioning: gradients flow back into the image (or its states), and into the timestep's vector.
     """
     of_image = of_token = 0.0
     for part, places, sees_image in module.flop_sites():
         if places == PER_IMAGE:
-            cost, timed = linear(part, conditioning)
-            of_image, flows = of_image + cost, flows or timed
+            cost, timed = matrix_flops(part, conditioning)
+            of_image, needs_grad = of_image + cost, needs_grad or timed
         else:
-            cost, passed = linear(part, flows and not sees_image)
-            of_token, flows = of_token + cost * places, flows or passed
-    return of_image, of_token, flows or conditioning
+            cost, passed = matrix_flops(part, needs_grad and not sees_image)
+            of_token, needs_grad = of_token + cost * places, needs_grad or passed
+    return of_image, of_token, needs_grad or conditioning
 
 
-def linear(module: nn.Module, flows: bool, active: float = 1.0) -> tuple[float, bool]:
+def matrix_flops(module: nn.Module, needs_grad: bool, active: float = 1.0) -> tuple[float, bool]:
     """FLOPs for one token of all matrices in a module, and whether gradients flow back into its output.
 
     Parameters stand in the order of the computation.
 
     Args:
-        flows: gradients flow back into the input.
+        needs_grad: gradients flow back into the input.
         active: share of the experts that process a token; their weights are tensors of three axes.
     """
-    (cost, of_own), flows = by_route(module, flows, active)
-    return cost + of_own, flows
+    (cost, of_experts), needs_grad = split_by_expert(module, needs_grad, active)
+    return cost + of_experts, needs_grad
 
 
-def by_route(module: nn.Module, flows: bool, active: float = 1.0) -> tuple[list[float], bool]:
-    """As `linear`, with the FLOPs of weights that all tokens, or words alone, pass through, and those of `own` ones."""
+def split_by_expert(module: nn.Module, needs_grad: bool, active: float = 1.0) -> tuple[list[float], bool]:
+    """As `matrix_flops`, with the FLOPs [of ordinary weights, of the modality experts]."""
     tables = {id(each.weight) for each in module.modules() if isinstance(each, nn.Embedding)}
     costs = [0.0, 0.0]
     for name, parameter in module.named_parameters():
         if parameter.ndim > 1 and id(parameter) not in tables:
             share = active if parameter.ndim == 3 else 1.0
-            cost = 2 * parameter.numel() * share * (1 + parameter.requires_grad + flows)
+            cost = 2 * parameter.numel() * share * (1 + parameter.requires_grad + needs_grad)
             costs[EXPERT in name.split(".")] += cost
-        flows |= parameter.requires_grad
-    return costs, flows
+        needs_grad |= parameter.requires_grad
+    return costs, needs_grad
 
 
 def attention(width: int, passes: float) -> float:

@@ -1,6 +1,6 @@
 """Probes: what is measured inside a model between two steps. No gradient, weight or random stream is changed by them.
 
-When they run, and what becomes of the numbers, is `diagnostics`'. The residual stream and attention show that a run is
+`diagnostics` says when they run and logs the numbers. The residual stream and attention show that a run is
 going to diverge long before its loss does (Chameleon, arXiv 2405.09818, section 2.3: output norms of the last layer
 grow without bound; arXiv 2303.06296: attention's entropy falls to nothing).
 
@@ -19,7 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hybridgen.training.distributed.sharding import full
 
-WRAPPERS = ("module", "model", "base_model", "vq_model", "_orig_mod")  # parts of names that name no part of a model
+WRAPPERS = ("module", "model", "base_model", "vq_model", "_orig_mod")  # prefixes that wrappers add to parameter names
 QUERIES = 128  # of one row, evenly spaced, at which attention is measured
 
 # ------------------------------------------------------------------------------------------------------- gradients

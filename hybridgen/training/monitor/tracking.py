@@ -137,11 +137,13 @@ class Tracker:
 
 
 def summary(record: dict) -> str:
-    """`loss 1.234 (text 0.500, diffusion 0.734)  lr 3.0e-04  12,345 tokens/s`; by entry of the mixture where the record
-    has losses by entry."""
-    entries = {key[7:-5]: value for key, value in record.items() if key.startswith("source/") and key.endswith("/loss")}
+    """`loss 1.234 (text 0.500, diffusion 0.734)  lr 3.0e-04  12,345 tokens/s`; by source where the record has such
+    losses."""
+    by_source = {
+        key[7:-5]: value for key, value in record.items() if key.startswith("source/") and key.endswith("/loss")
+    }
     kinds = {key[5:]: value for key, value in record.items() if key.startswith("loss/")}
-    parts = [f"{name} {value:.3f}" for name, value in (entries or kinds).items()]
+    parts = [f"{name} {value:.3f}" for name, value in (by_source or kinds).items()]
     pace = next((f"  {value:,.0f} {key[:-11]}/s" for key, value in record.items() if key.endswith("_per_second")), "")
     loss = f"loss {record['loss']:.3f} ({', '.join(parts)})" if "loss" in record else "no loss, the step was skipped"
     return f"{loss}  lr {record['lr']:.1e}{pace}"

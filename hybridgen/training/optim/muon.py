@@ -34,10 +34,8 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def __init__(self, params: list[dict], betas, eps: float, momentum: float, steps: int, scale: str):
         defaults = {"lr": 1e-3, "muon": False, "weight_decay": 0.0, "betas": betas, "eps": eps, "momentum": momentum}
-        fused = {
-            "fused": True
-        }  # so that torch moves the step counts as well to the parameters' device when it loads a state
-        super().__init__(params, {**defaults, **fused, "steps": steps, "scale": scale})
+        # fused: so that torch moves the step counts, too, to the parameters' device when it loads a state
+        super().__init__(params, {**defaults, "fused": True, "steps": steps, "scale": scale})
 
     @torch.no_grad()
     def step(self, closure=None) -> None:

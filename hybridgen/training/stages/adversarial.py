@@ -20,6 +20,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from hybridgen.training.config.codec import AdversarialConfig
+from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.optim.optimization import lr_factor
 
 MAX_RATIO, EPSILON = 1e4, 1e-4  # of the adaptive weight and its divisor, as in VQGAN
@@ -52,11 +53,13 @@ class Adversary:
     """The discriminator with its optimizer, and the weight of the codec's term.
 
     Args:
-        config: a `TrainConfig`.
+        config: of the run; its schedule and `clip` hold for the discriminator, too.
         last_layer: the weight of the decoder's last layer.
     """
 
-    def __init__(self, settings: AdversarialConfig, config, last_layer: nn.Parameter, accelerator: Accelerator):
+    def __init__(
+        self, settings: AdversarialConfig, config: TrainConfig, last_layer: nn.Parameter, accelerator: Accelerator
+    ):
         self.settings, self.config, self.accelerator = settings, config, accelerator
         self._last_layer, self._device = last_layer, accelerator.device
         with torch.random.fork_rng():
@@ -66,7 +69,7 @@ class Adversary:
         self._lr = config.optimizer.lr if settings.lr is None else settings.lr
         self._optimizer = torch.optim.Adam(self._parameters, lr=self._lr, betas=tuple(settings.betas))
         self.ratio = 0.0 if settings.adaptive else 1.0  # of the gradients, as last measured
-        # of this step: gradients of the errors and of this term at the last layer, and how many pictures they are of
+        # gradients of this step: of the errors and of this term at the last layer, and how many pictures they are of
         self._last_layer_gradients = torch.zeros(2, last_layer.numel(), device=self._device)
         self._count = torch.zeros((), device=self._device)
         self._batches, self._active = 0, False
@@ -81,7 +84,10 @@ class Adversary:
     # ------------------------------------------------------------------------------------------------------ a step
 
     def begin_step(self, step: int, progress: float) -> None:
-        """Take the discriminator's step with the gradients of the step before, and measure this step's weight."""
+        """
+        1. Take the discriminator's step with the gradients of the step before, from which this step's weight follows.
+        2. Start the sums of this step from zero.
+        """
         self._active, self._batches = step >= self.settings.start, 0
         if self._count > 0:
             self._step(lr_factor(self.config.schedule, step, progress))
@@ -154,7 +160,7 @@ class Adversary:
             "discriminator": self.discriminator.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "gradients": [parameter.grad for parameter in self._parameters],
-            "felt": self._last_layer_gradients,
+            "felt": self._last_layer_gradients,  # a format: states hold this name
             "count": self._count,
             "ratio": self.ratio,
         }

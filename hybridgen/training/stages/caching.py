@@ -131,27 +131,27 @@ class CachedInputs:
 
     Args:
         folder: None = nothing is cached, and pictures are encoded in batches.
-        latents, vq: the codecs, None where the model has no such path.
+        latent_codec, vq: the codecs, None where the model has no such path.
         tower: of the understanding path.
     """
 
-    def __init__(self, folder: str | None, latents, vq: VQCodec | None, tower: nn.Module | None):
-        self._latents, self._vq, self._tower = latents, vq, tower
+    def __init__(self, folder: str | None, latent_codec, vq: VQCodec | None, tower: nn.Module | None):
+        self._latent_codec, self._vq, self._tower = latent_codec, vq, tower
         self._caches: dict[str, EncodingCache] = {}
         self._folder = folder
         if folder is None:
             return
         self._tower_key = None if tower is None else weights_key(tower)  # now, before its weights are sharded
-        if isinstance(latents, VAECodec):  # pixels need no cache
-            self._caches["latents"] = EncodingCache(folder, "latents", weights_key(latents.vae))
+        if isinstance(latent_codec, VAECodec):  # pixels need no cache
+            self._caches["latents"] = EncodingCache(folder, "latents", weights_key(latent_codec.vae))
         if vq is not None:
             self._caches["codes"] = EncodingCache(folder, "codes", weights_key(vq.model))
 
     def latents(self, pictures: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
         """As the codec's `encode`."""
         if (cache := self._caches.get("latents")) is None:
-            return self._latents.encode(pictures)
-        latents = cache.entries(pictures, self._latents.encode)
+            return self._latent_codec.encode(pictures)
+        latents = cache.entries(pictures, self._latent_codec.encode)
         return torch.stack(latents) if isinstance(pictures, Tensor) else latents
 
     def codes(self, pictures: Tensor | list[Tensor]) -> Tensor:

@@ -67,9 +67,9 @@ class ModelStage:
         self.config, self.pipeline, self.loader, self._validation = config, pipeline, loader, validation
         self.model, self.paths = pipeline.model, pipeline.model.config.paths
         self.vq = pipeline.vq_codec if "vq" in self.paths else None
-        self.latents = pipeline.latent_codec
+        self.latent_codec = pipeline.latent_codec
         tower = getattr(self.model.model, "vision_model", None)
-        self.inputs = CachedInputs(config.data.cache, self.latents, self.vq, tower)
+        self.inputs = CachedInputs(config.data.cache, self.latent_codec, self.vq, tower)
         self.weights = config.objective.weights
         diffusion, vq = self.model.config.diffusion_config, self.model.config.vq_config
         self.has_alignment = diffusion is not None and diffusion.alignment_layer is not None

@@ -9,12 +9,10 @@ follow the latents that chose them (arXiv 1711.00937, appendix A.1), and moving 
 Shapes: I pictures, H x W pixels, h x w codes of a picture, D width of the codebook, V codes, T latents of a batch.
 """
 
-from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
@@ -23,27 +21,23 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 from hybridgen.codecs.frozen import Quantized, compares_directions, quantize, to_latents, to_pixels
 from hybridgen.codecs.patch_vq import PatchVQ
 from hybridgen.core.objectives import row_generator
-from hybridgen.data.document_source import DocumentSource
-from hybridgen.data.sources import open_source
 from hybridgen.training.config.parts import vq_config
 from hybridgen.training.config.schema import TrainConfig, VQTrainingConfig
-from hybridgen.training.monitor.tracking import list_broken
 from hybridgen.training.stages.clustering import choose_far, kmeans
 from hybridgen.training.stages.fidelity import perplexity
 from hybridgen.training.stages.pictures import PictureLoader
 from hybridgen.training.stages.reconstruction import Reconstruction, ReconstructionStage
-from hybridgen.training.stages.vae import VAEStage, VAETrainingModel, build_vae
 
 RECENT = 32768  # latents remembered, for k-means and for moving codes
 USAGE_DECAY = 0.99  # of the usage counts, where `codebook_decay` is null
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+OLD_BUFFERS = {"step_usage": "seen_usage", "step_sums": "seen_sums", "num_recent": "filled"}  # names in older states
 
 
 class VQTrainingModel(nn.Module):
     """The tokenizer, and statistics of its codebook as buffers, which are saved and restored with it.
 
     `usage` (V,) and `sums` (V, D) are moving averages of how often a code is chosen and of the latents that choose it;
-    `seen_*` are the same of the current step alone; `recent` (RECENT, D) are the last latents, `filled` of them so far.
+    `step_*` are the counts of the current step alone; `recent` (RECENT, D) are the last latents, `num_recent` so far.
     """
 
     def __init__(self, vq_model: nn.Module):
@@ -51,10 +45,17 @@ class VQTrainingModel(nn.Module):
         self.vq_model, self.directions = vq_model, compares_directions(vq_model)
         codes, width = vq_model.quantize.embedding.weight.shape
         for name, shape in {
-            "usage": (codes,), "sums": (codes, width), "seen_usage": (codes,), "seen_sums": (codes, width),
-            "recent": (RECENT, width), "filled": (),
+            "usage": (codes,), "sums": (codes, width), "step_usage": (codes,), "step_sums": (codes, width),
+            "recent": (RECENT, width), "num_recent": (),
         }.items():  # fmt: skip
             self.register_buffer(name, torch.zeros(shape))
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *arguments) -> None:
+        """As torch's, and it reads older states."""
+        for name, old in OLD_BUFFERS.items():
+            if prefix + old in state_dict:
+                state_dict[prefix + name] = state_dict.pop(prefix + old)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def forward(self, pictures: Tensor, quantized: bool) -> tuple[Tensor, Tensor, Quantized]:
         """Pictures (I, 3, H, W) -> decoded ones, latents (I, D, h, w) as compared with codes, the codes chosen."""
@@ -104,11 +105,11 @@ class VQStage(ReconstructionStage):
         flat, codes = z.permute(0, 2, 3, 1).reshape(-1, z.shape[1]), codes.flatten()  # T, D
         usage = torch.bincount(codes, minlength=len(model.usage)).float()
         sums = torch.zeros_like(model.sums).index_add_(0, codes, flat)
-        model.seen_usage += self._accelerator.reduce(usage, reduction="sum")
-        model.seen_sums += self._accelerator.reduce(sums, reduction="sum")
+        model.step_usage += self._accelerator.reduce(usage, reduction="sum")
+        model.step_sums += self._accelerator.reduce(sums, reduction="sum")
         flat = flat[-RECENT:]
         model.recent.copy_(torch.cat([model.recent[len(flat) :], flat]))
-        model.filled.add_(len(flat)).clamp_(max=RECENT)
+        model.num_recent.add_(len(flat)).clamp_(max=RECENT)
 
     @torch.no_grad()
     def begin_step(self, step: int, progress: float) -> None:
@@ -121,25 +122,25 @@ class VQStage(ReconstructionStage):
         model, settings = self.model, self.settings
         self.quantized = step >= settings.continuous_steps
         decay = USAGE_DECAY if settings.codebook_decay is None else settings.codebook_decay
-        model.usage.lerp_(model.seen_usage, 1 - decay)
-        model.sums.lerp_(model.seen_sums, 1 - decay)
-        model.seen_usage.zero_()
-        model.seen_sums.zero_()
+        model.usage.lerp_(model.step_usage, 1 - decay)
+        model.sums.lerp_(model.step_sums, 1 - decay)
+        model.step_usage.zero_()
+        model.step_sums.zero_()
         codebook = model.codebook
         if settings.codebook_decay is not None and self.quantized and step > settings.continuous_steps:
             used = model.usage > 1e-3
             codebook[used] = self._as_codes(model.sums[used] / model.usage[used, None])
-        if not self.quantized or model.filled == 0:
+        if not self.quantized or model.num_recent == 0:
             return
         generator = row_generator(self.config.seed, step)
         if step == settings.continuous_steps:
-            latents = broadcast(model.recent[RECENT - int(model.filled) :])
+            latents = broadcast(model.recent[RECENT - int(model.num_recent) :])
             centres, sizes = kmeans(latents, len(codebook), generator)
             self._move_codes(torch.arange(len(codebook)), centres, sizes / sizes.mean())
         elif settings.restart_every and step % settings.restart_every == 0 and progress < settings.restart_until:
             fair_share = model.usage.mean()
             dead = (model.usage < settings.restart_below * fair_share).nonzero()[:, 0]
-            latents = broadcast(model.recent[RECENT - int(model.filled) :])
+            latents = broadcast(model.recent[RECENT - int(model.num_recent) :])
             far = choose_far(latents, self._as_codes(codebook), len(dead), generator)
             self._move_codes(dead, far, torch.ones(len(dead)))
 
@@ -170,42 +171,6 @@ class VQStage(ReconstructionStage):
         """Write `vq_model/`."""
         model.vq_model.save_pretrained(folder / "vq_model")
         return {}
-
-
-def build_codec_stage(config: TrainConfig, accelerator: Accelerator) -> ReconstructionStage:
-    """The stage of the config's codec, VQ or VAE.
-
-    Raises:
-        ValueError: sources that cannot be opened, a perceptual model that cannot be used, or sharded training.
-    """
-    if accelerator.distributed_type in SHARDED:
-        raise ValueError(
-            f"stage is 'codec', which needs its weights whole in every process, but accelerate shards them "
-            f"({accelerator.distributed_type.value}); use configs/accelerate/single.yaml or plain data parallelism"
-        )
-    settings = config.vae if config.vq_model is None else config.vq_model
-    sources = [open_source(source, config.seed) for source in config.data.sources]
-    held_out = [open_source(source, config.seed) for source in config.validation.sources]
-
-    def loader(sources: list[DocumentSource], broken_file: str) -> PictureLoader:
-        rank, world_size = accelerator.process_index, accelerator.num_processes
-        on_broken = partial(list_broken, Path(config.output_dir) / broken_file) if rank == 0 else None
-        shape = (config.data.per_device_batch_size, settings.image_size, rank, world_size)
-        return PictureLoader(sources, *shape, config.data.max_broken, on_broken)
-
-    def validation_loader() -> PictureLoader:
-        return loader(held_out, "broken_validation.jsonl")
-
-    if config.vq_model is None:
-        kind, model = VAEStage, VAETrainingModel(build_vae(config.vae, config.seed))
-        if config.gradient_checkpointing:
-            model.vae.enable_gradient_checkpointing()
-    else:
-        kind, model = VQStage, VQTrainingModel(build_vq_model(config.vq_model, config.seed))
-    stage = kind(config, model, loader(sources, "broken.jsonl"), validation_loader, accelerator)
-    if held_out:
-        next(validation_loader())  # so that errors in these data are raised now, not hours later
-    return stage
 
 
 def build_vq_model(settings: VQTrainingConfig, seed: int) -> nn.Module:

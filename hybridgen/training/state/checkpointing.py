@@ -1,6 +1,6 @@
 """States of a run on disk: written aside and renamed, checked before they are trusted, the oldest removed.
 
-What is in a state is `saving`'s; here is how it gets there whole. A folder named `step_N` is never half written: it is
+`saving` says what is in a state; here is how it gets there whole. A folder named `step_N` is never half written: it is
 `step_N.tmp` until its last byte. Its manifest lists every file with its size, so that a state cut short by something
 else (a full quota, a broken copy) is recognised and passed over.
 """
@@ -33,7 +33,7 @@ def saved_steps(states: Path) -> list[Path]:
     return sorted(steps, key=lambda path: int(path.name[5:]), reverse=True)
 
 
-def damage(state: Path) -> str | None:
+def find_damage(state: Path) -> str | None:
     """What is wrong with a state; None where every file of its manifest is there and has its size."""
     try:
         sizes = read_json(state / MANIFEST)
@@ -51,7 +51,7 @@ def damage(state: Path) -> str | None:
 def newest_intact(states: Path, say: Callable[[str], None]) -> Path | None:
     """The newest state without damage; says which newer ones have some, and what."""
     for state in saved_steps(states):
-        reason = damage(state)
+        reason = find_damage(state)
         if reason is None:
             return state
         say(f"passing over {state}: {reason}; going on from the state before it")
@@ -72,23 +72,23 @@ def whole_folder(folder: Path, accelerator: Accelerator, manifest: bool = True) 
         OSError: in one sentence, what could not be written, and that what was saved before is intact.
     """
     aside = folder.with_name(folder.name + ".tmp")
-    with _failing_together(folder, accelerator):
+    with _raise_everywhere(folder, accelerator):
         if accelerator.is_main_process:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
-    with _failing_together(folder, accelerator):
+    with _raise_everywhere(folder, accelerator):
         yield aside
-    with _failing_together(folder, accelerator):
+    with _raise_everywhere(folder, accelerator):
         if manifest and accelerator.is_main_process:
             sizes = {str(path.relative_to(aside)): path.stat().st_size for path in aside.rglob("*") if path.is_file()}
             write_json(aside / MANIFEST, sizes)
-    with _failing_together(folder, accelerator):
+    with _raise_everywhere(folder, accelerator):
         if accelerator.is_main_process:
             _replace(aside, folder)
 
 
 @contextlib.contextmanager
-def _failing_together(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+def _raise_everywhere(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     """When the body cannot write in one process, all raise OSError at its end; any other error passes at once."""
     error = None
     try:
@@ -168,6 +168,6 @@ def choose_state(resume: str, states: Path, say: Callable[[str], None]) -> Path 
                 f"none of the states in {states} can be read; set resume=never to start over, or another output_dir"
             )
         return state
-    if (reason := damage(Path(resume))) is not None:
+    if (reason := find_damage(Path(resume))) is not None:
         raise ValueError(f"resume {resume!r} cannot be read: {reason}; name another state, or set resume=auto")
     return Path(resume)

@@ -2,10 +2,11 @@
 
 A state belongs to no number of processes. Weights, their average, moments, the schedule, the position in the data, the
 guard's memory and the log's sums are the run's, whether weights are whole (one process, DDP) or sharded (FSDP2).
-Dropout's random streams are each process' own: with another number of processes they begin anew. What must stay is the
-number of rows of a step: `data.per_device_batch_size` times processes times `accumulation`.
+Dropout's random streams are each process' own: with another number of processes they begin anew. What must stay, in
+the model stage, are the rows of a batch over all processes (`data.per_device_batch_size` times processes) and their
+length: a position in the data counts such batches. `accumulation` may change, and with it the rows of a step.
 
-How a folder gets to disk whole is `checkpointing`'s. What is no tensor the trainer hands over as JSON:
+`checkpointing` gets a folder to disk whole. What is no tensor the trainer hands over as JSON:
 
     state/step_N/trainer.json    the run's part, written by the main process
     state/step_N/rank_R.json     each process' part
@@ -26,11 +27,11 @@ from torch.distributed import checkpoint as sharded_files
 from hybridgen.core.files import read_json, write_json
 from hybridgen.training.config.renamed import with_new_names
 from hybridgen.training.config.schema import TrainConfig
-from hybridgen.training.distributed.sharding import SHARDED, DistributedModel
+from hybridgen.training.distributed.sharding import SHARDED_FOLDER, DistributedModel
 from hybridgen.training.optim.ema import WeightAverage
-from hybridgen.training.state import checkpointing as states
+from hybridgen.training.state.checkpointing import choose_state, prune, remove_all, step_folder, whole_folder
 
-FIXED = ("stage", "model", "lora", "vq_model", "vae")  # a run is not resumed with others
+SAME_ON_RESUME = ("stage", "model", "lora", "vq_model", "vae")  # settings with which alone a run is resumed
 
 
 class Saved(NamedTuple):
@@ -45,7 +46,7 @@ def save_state(
 ) -> None:
     """Write `state/step_N`, all processes together."""
     folder = Path(config.output_dir) / "state"
-    with states.whole_folder(states.step_folder(folder, step), accelerator) as aside:
+    with whole_folder(step_folder(folder, step), accelerator) as aside:
         accelerator.save_state(str(aside))  # weights, optimizer, random streams
         _save_average(accelerator, ema, aside)
         write_json(aside / f"rank_{accelerator.process_index}.json", content.rank)
@@ -54,7 +55,7 @@ def save_state(
             run |= {"averaged": 0 if ema is None else ema.updates}
             write_json(aside / "trainer.json", run | content.run)
     if accelerator.is_main_process:
-        states.prune(folder, config.keep_last, step)
+        prune(folder, config.keep_last, step)
 
 
 def restore(
@@ -74,16 +75,16 @@ def restore(
     """
     folder = Path(config.output_dir) / "state"
     if config.resume == "never" and accelerator.is_main_process:
-        states.remove_all(folder)
+        remove_all(folder)
     accelerator.wait_for_everyone()  # or one process could find states that the main one is removing
-    state = states.choose_state(config.resume, folder, say)
+    state = choose_state(config.resume, folder, say)
     if state is None:
         return None
     run = read_json(state / "trainer.json")
     check_same_run(config, with_new_names(run["config"]), state, say)
     before, now = run.get("processes", accelerator.num_processes), accelerator.num_processes
     rank = read_json(state / f"rank_{accelerator.process_index if before == now else 0}.json")
-    if accelerator.is_fsdp2 == (state / SHARDED).exists():
+    if accelerator.is_fsdp2 == (state / SHARDED_FOLDER).exists():
         accelerator.load_state(str(state))
     else:
         weights.load(state)
@@ -125,7 +126,7 @@ def check_same_run(config: TrainConfig, saved: dict, state: Path, say: Callable[
         ValueError: the state is of another model.
     """
     now = json.loads(json.dumps(asdict(config)))  # as it is saved, where keys are strings
-    for key in FIXED:
+    for key in SAME_ON_RESUME:
         before = saved.get(key)  # older states know fewer settings
         if now[key] != before:
             raise ValueError(

@@ -137,8 +137,8 @@ def test_a_file_says_only_what_is_different_from_its_base(tmp_path):
     [
         ("nowhere.yaml", "base of .*more.yaml is 'nowhere.yaml'; it must name a YAML file beside it"),
         ("3", "is 3; it must name a YAML file"),
-        ("more.yaml", "'more.yaml', which is no config that is whole; name one without a base"),
-        ("list.yaml", "'list.yaml', which is no config that is whole"),
+        ("more.yaml", "'more.yaml', which is no mapping or has a base itself; name one without a base"),
+        ("list.yaml", "'list.yaml', which is no mapping or has a base itself"),
     ],
 )
 def test_a_base_that_is_none_is_refused(tmp_path, base, message):

@@ -63,7 +63,7 @@ def test_two_processes_are_one(tmp_path, alone, form):
     assert_alike(tmp_path / "two", alone, atol=1e-5)
     assert (tmp_path / "two" / "samples" / "step_000006.png").exists()
     state = tmp_path / "two" / "state" / "step_000008"
-    assert states.damage(state) is None
+    assert states.find_damage(state) is None
     if form == "fsdp2":
         assert len(list((state / "pytorch_model_fsdp_0").glob("*.distcp"))) == 2
         assert len(list((state / "ema").glob("*.distcp"))) == 2
@@ -219,7 +219,7 @@ def test_a_disk_that_is_full_for_one(tmp_path, form):
         assert "Traceback" not in said.output(rank)
     left = sorted(path.name for path in (tmp_path / "run/state").iterdir())
     assert left == ["step_000002", "step_000004"]
-    assert all(states.damage(tmp_path / "run/state" / name) is None for name in left)
+    assert all(states.find_damage(tmp_path / "run/state" / name) is None for name in left)
 
 
 def fill_disk(folder: Path, changes: dict) -> None:

@@ -106,7 +106,7 @@ def test_a_tower_whose_features_are_kept_does_not_run():
     assert whole == flops.costs(model)["understanding"]  # trained, it does
     model.model.vision_model.requires_grad_(False)
     kept, run = (flops.costs(model, cached)["understanding"] for cached in (True, False))
-    assert kept == flops.linear(model.model.aligner, False)[0] < run < whole
+    assert kept == flops.matrix_flops(model.model.aligner, False)[0] < run < whole
 
 
 def test_only_the_experts_that_see_a_token_cost():
@@ -116,7 +116,9 @@ def test_only_the_experts_that_see_a_token_cost():
     experts = 3 * 4 * config["hidden_size"] * config["moe_intermediate_size"]
     layer = model.model.language_model.layers[0]
     whole = sum(parameter.numel() for parameter in layer.parameters() if parameter.ndim > 1)
-    assert flops.linear(layer, True, flops.share_of_experts(model.config.text_config))[0] == 6 * (whole - experts / 2)
+    assert flops.matrix_flops(layer, True, flops.share_of_experts(model.config.text_config))[0] == 6 * (
+        whole - experts / 2
+    )
 
 
 def test_a_peak_is_measured():

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from hybridgen.codecs.frozen import VQCodec, load_vq
+from hybridgen.codecs.patch_vq import PatchVQ
 from hybridgen.data.sources import open_source
 from hybridgen.data.synthetic.dolls import Dolls
 from hybridgen.training import load_config, train
@@ -267,3 +268,13 @@ def test_a_source_without_pictures_is_named():
         next(loader)
     with pytest.raises(ValueError, match="is of 2 sources, but the config names 1"):
         loader.load_state_dict({"cursors": [0, 0], "given": [0, 0], "inside": [0, 0]})
+
+
+def test_an_older_state_is_read():
+    """Its buffers of the current step have other names."""
+    source, target = (VQTrainingModel(PatchVQ(**PATCH)) for _ in range(2))
+    source.step_usage += 3
+    source.num_recent += 7
+    older = {"step_usage": "seen_usage", "step_sums": "seen_sums", "num_recent": "filled"}
+    target.load_state_dict({older.get(name, name): value for name, value in source.state_dict().items()})
+    assert all(torch.equal(value, target.state_dict()[name]) for name, value in source.state_dict().items())

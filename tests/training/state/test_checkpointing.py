@@ -35,7 +35,7 @@ def test_a_state_appears_whole(tmp_path, accelerator):
     state = tmp_path / "step_000007"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000007"]
     assert read_json(state / "manifest.json") == {"weights": 10}
-    assert states.damage(state) is None
+    assert states.find_damage(state) is None
 
 
 def test_an_older_folder_makes_way(tmp_path, accelerator):
@@ -132,4 +132,4 @@ def test_a_full_disk_costs_nothing_that_was_saved(tmp_path, accelerator):
         assert sentence.startswith(f"could not save {tmp_path / 'step_000002'} (")
         assert sentence.endswith("intact: free some space and start the same command again")
     assert [path.name for path in tmp_path.iterdir()] == ["step_000001"]
-    assert states.damage(before) is None
+    assert states.find_damage(before) is None

@@ -28,7 +28,7 @@ BUSY = {"steps": 105, "save_every": 1, "log_every": 5, "validation": {"every": 7
 
 def newest(folder: Path) -> int:
     """The step of the last state that is whole."""
-    return next((int(state.name[5:]) for state in states.saved_steps(folder) if states.damage(state) is None), 0)
+    return next((int(state.name[5:]) for state in states.saved_steps(folder) if states.find_damage(state) is None), 0)
 
 
 @pytest.mark.slow
@@ -121,7 +121,7 @@ def test_an_older_state_that_was_chosen_is_not_overtaken(tmp_path):
     train(config_of(tmp_path, save_every=5, keep_last=1, steps=10, resume=str(tmp_path / "state/step_000008")))
     left = [path.name for path in (tmp_path / "state").iterdir()]
     assert left == ["step_000010"]
-    assert states.damage(tmp_path / "state/step_000010") is None
+    assert states.find_damage(tmp_path / "state/step_000010") is None
 
 
 # ------------------------------------------------------------------------------------------------------------ data
@@ -137,7 +137,7 @@ def test_a_shard_that_vanishes_is_named(tmp_path):
     config = config_of(tmp_path / "run", save_every=2)
     with pytest.raises(OSError, match=r"^the data of step 4 cannot be read \(.*00003.tar: No such file.*\); bring the"):
         Trainer(config, ToyStage(Vanishing(4)), make_accelerator(config)).run()
-    assert states.damage(tmp_path / "run/state/step_000002") is None
+    assert states.find_damage(tmp_path / "run/state/step_000002") is None
     train(config_of(tmp_path / "run"))
     assert metrics_of(tmp_path / "run")[-1]["step"] == 12
 

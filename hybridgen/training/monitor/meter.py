@@ -1,6 +1,6 @@
 """The numbers of training steps, added up from one log to the next.
 
-Where they go (metrics.jsonl, a bar, wandb) is `tracking`'s. Sums and counts are divided once, at the log: a mean of
+`tracking` writes them to metrics.jsonl, a bar and wandb. Sums and counts are divided once, at the log: a mean of
 means would weigh a step of ten tokens like one of a million.
 """
 
