@@ -197,8 +197,8 @@ class HybridGenModel(HybridGenPreTrainedModel):
         if position_ids is None:
             past = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = _count_positions(attention_mask, input_ids, past)  # B, N
-        has_images = "conditioning" in images
-        self.set_modality_routing(input_ids == self.config.diffusion_token_id if has_images else None)
+        diffusion_ran = "conditioning" in images  # in training, also without any image
+        self.set_modality_routing(input_ids == self.config.diffusion_token_id if diffusion_ran else None)
         outputs = self.language_model(
             inputs_embeds=embeds,
             attention_mask=mask,

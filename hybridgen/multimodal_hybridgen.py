@@ -2,7 +2,7 @@
 
 `AutoModelForMultimodalLM` and `pipeline("any-to-any")` load this class. It is the plain model together with the
 pipeline of its checkpoint, which has what drawing needs: codecs, scheduler, the empty prompt of guidance. The loops are
-`sampling`'s. The codecs are no part of the model: `state_dict` and `save_pretrained` know nothing of them, and a model
+in `sampling`. The codecs are no part of the model: `state_dict` and `save_pretrained` know nothing of them, and a model
 that was loaded without a checkpoint around it can only write text.
 
 Shapes: B prompts, N tokens, I = B * num_return_sequences images, T codes of an image, C x h x w a latent.
@@ -38,7 +38,10 @@ Rows = tuple[Tensor, Tensor]  # ids and mask (B, N)
 
 
 class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixin):
-    """See the module. `pipeline` is a `HybridGenPipeline` around this very model, or None."""
+    """The model with the pipeline of its checkpoint, which draws.
+
+    `pipeline` is a `HybridGenPipeline` around this very model; None = it can only write text.
+    """
 
     output_modalities = ("image", "text")
     pipeline: HybridGenPipeline | None = None
@@ -70,7 +73,6 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
                 processor's `unconditional` makes of the prompt.
             num_return_sequences: images of a prompt stand together.
             do_sample, temperature, top_k, top_p: of the codes (vq); without `do_sample` the likeliest each time.
-
             return_dict_in_generate, output_logits: `sequences`, and the guided logits (I, V) of each code (vq).
 
         Returns:
@@ -142,7 +144,7 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
         """
         1. Check everything that needs no forward.
         2. Read the prompts, and what guidance leads away from, into a prefix: B rows and, guided, one or B more.
-        3. Draw against a row an image, two where it is guided.
+        3. Draw against one row per image, two where it is guided.
         """
         pipeline = self._require_pipeline()
         config, rest = self._prepare_generation_config(generation_config, **kwargs)
@@ -163,15 +165,11 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
         pipeline.check_drawing(path, steps, scale, settings.get("shift"))
         sampling = CodeSampling(config.temperature, config.top_k or 0, config.top_p) if config.do_sample else GREEDY
 
-        copies = config.num_return_sequences or 1
+        copies, negative = config.num_return_sequences or 1, None
         prompts = self._prompts(input_ids, attention_mask)
-        rows = torch.arange(len(input_ids), device=self.device).repeat_interleave(copies)  # I
         if is_guided(scale):
             negative = self._negative(prompts, negative_prompt_ids, negative_prompt_attention_mask)
-            beyond = torch.arange(len(negative[0]), device=self.device) + len(input_ids)
-            rows = torch.cat([rows, beyond.expand(len(input_ids)).repeat_interleave(copies)])  # 2 I
-            prompts = _one_below_the_other(prompts, negative, pipeline.processor.special_tokens.pad)
-        prefix = self._read(*prompts, images).select(rows)
+        prefix = self._prefix(prompts, negative, images, copies)
 
         count = len(input_ids) * copies
         if seed is None and generator is None:
@@ -216,6 +214,16 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
             named = (processor.tokenizer.bos_token_id, processor.special_tokens.begin_image)
             keep = torch.isin(ids, torch.tensor([token for token in named if token is not None], device=ids.device))
         return ids.masked_fill((mask == 1) & ~keep, processor.special_tokens.pad), mask
+
+    def _prefix(self, prompts: Rows, negative: Rows | None, images: dict, copies: int) -> Prefix:
+        """B prompts, and what guidance leads away from, read once; then `copies` rows of each: I rows, guided 2 I."""
+        count = len(prompts[0])
+        rows = torch.arange(count, device=self.device).repeat_interleave(copies)  # I
+        if negative is not None:
+            beyond = torch.arange(len(negative[0]), device=self.device) + count
+            rows = torch.cat([rows, beyond.expand(count).repeat_interleave(copies)])  # 2 I
+            prompts = _one_below_the_other(prompts, negative, self.pipeline.processor.special_tokens.pad)
+        return self._read(*prompts, images).select(rows)
 
     def _read(self, input_ids: Tensor, mask: Tensor, images: dict) -> Prefix:
         vectors = {

@@ -1,12 +1,12 @@
 """The pipeline: prompts -> pictures by any path that writes, pictures and questions -> answers by any path that reads.
 
 It joins processor, model, scheduler and codecs, checks what a user can get wrong before the first forward, and cuts the
-work into batches; the loops are `sampling`'s, conversations are `chat`'s. `max_batch` changes memory and speed, never a
+work into batches; the loops are in `sampling`, conversations in `chat`. `max_batch` changes memory and speed, never a
 picture, for every image has a random stream of its own. Several threads may use one pipeline at once: what a call
 changes as it goes lives in its `CallState`.
 
-The names `PreTrainedModel`, `ProcessorMixin` and `SchedulerMixin` of a component's base class must exist in the module
-that the component was saved from (diffusers looks there), which is why those modules import them by name.
+diffusers looks for `PreTrainedModel`, `ProcessorMixin`, `ModelMixin` or `SchedulerMixin` in the module of each
+component; do not remove those seemingly unused imports there.
 """
 
 import threading
@@ -44,7 +44,7 @@ from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.processing_hybridgen import HybridGenProcessor
 from hybridgen.sampling.codes import write_codes
 from hybridgen.sampling.decoder import Decoder
-from hybridgen.sampling.denoise import OnStep, draw_latents, prepare, try_out
+from hybridgen.sampling.denoise import OnStep, check_schedule_draws, draw_latents, prepare
 from hybridgen.sampling.guidance import Guidance
 from hybridgen.sampling.prefix import Prefix, read_prompts
 from hybridgen.sampling.requests import ImageRequest, batches, expand_requests, pair_questions
@@ -84,7 +84,11 @@ class CallState:
     is_running: bool = False
 
     def scale_at(self, prompt_numbers: list[int]) -> Callable[[int], float | Tensor]:
-        """Guidance of a batch as a function of the step: one scale, or one an image whose prompts are these."""
+        """Guidance of a batch as a function of the step: one scale, or one per image.
+
+        Args:
+            prompt_numbers: prompt_numbers[i] is the number of image i's prompt.
+        """
 
         def scale(step: int) -> float | Tensor:
             if not isinstance(self.guidance_scale, list | tuple):
@@ -332,7 +336,7 @@ class HybridGenPipeline(DiffusionPipeline):
                     batch[0].size,
                     [generators[number] for number in group],
                     guidance,
-                    self._on_step(batch_timesteps, callback_on_step_end, progress),
+                    self._make_on_step(batch_timesteps, callback_on_step_end, progress),
                     None if latents is None else torch.stack([latents[number] for number in group]),
                 )
                 if output_type != "latent":
@@ -373,7 +377,7 @@ class HybridGenPipeline(DiffusionPipeline):
         negatives = each("negative_prompt", negative_prompt, count)
         images, read = self.check_conditions(image, read, image_scales, count)
 
-        def encode(text: str, image, size: tuple[int, int], unconditional: bool) -> Document:
+        def prompt_document(text: str, image, size: tuple[int, int], unconditional: bool) -> Document:
             content, options = text, {}
             if image is not None:
                 content = [{"type": "image", "image": image}, {"type": "text", "text": text}]
@@ -384,7 +388,7 @@ class HybridGenPipeline(DiffusionPipeline):
             self.check_length(text, len(document), needed, "the picture")
             return document
 
-        requests = expand_requests(prompts, negatives, images, sizes, scales, image_scales, encode)
+        requests = expand_requests(prompts, negatives, images, sizes, scales, image_scales, prompt_document)
         setup.guidance.check_rows(max(len(request.rows) for request in requests))
         return requests
 
@@ -404,7 +408,7 @@ class HybridGenPipeline(DiffusionPipeline):
         schedule = prepare(self.scheduler, setup.num_inference_steps, diffusion, shift=setup.shift)
         return list(schedule.scheduler.timesteps)
 
-    def _on_step(self, timesteps: list, callback: Callable | None, progress) -> OnStep:
+    def _make_on_step(self, timesteps: list, callback: Callable | None, progress) -> OnStep:
         """What the loop calls after each step of a batch."""
 
         def on_step(step: int, latents: Tensor) -> Tensor:
@@ -544,7 +548,7 @@ class HybridGenPipeline(DiffusionPipeline):
 
     # ------------------------------------------------------------------------------------- what it was loaded from
 
-    def loaded_from(self, folder: str | Path) -> None:
+    def record_origin(self, folder: str | Path) -> None:
         """Record that all weights are now those of this folder."""
         self._provenance = Provenance(folder, self._weighted_components())
 
@@ -595,7 +599,8 @@ class HybridGenPipeline(DiffusionPipeline):
         Guidance.of(guidance).check_path(path, getattr(diffusion, "noise_schedule", None))
         self.check_codec(path)
         if path == "diffusion":
-            try_out(prepare(self.scheduler, num_inference_steps, diffusion, shift=shift), diffusion.prediction_type)
+            schedule = prepare(self.scheduler, num_inference_steps, diffusion, shift=shift)
+            check_schedule_draws(schedule, diffusion.prediction_type)
 
     def check_conditions(
         self, image, read: str | None, image_scales: list[float], count: int
@@ -675,7 +680,7 @@ class HybridGenPipeline(DiffusionPipeline):
             check_checkpoint(pretrained_model_name_or_path, components=tuple(kwargs))
         pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         if Path(pretrained_model_name_or_path).is_dir() and not {*WEIGHTS, "processor"} & set(kwargs):
-            pipeline.loaded_from(pretrained_model_name_or_path)
+            pipeline.record_origin(pretrained_model_name_or_path)
         return pipeline
 
     def save_pretrained(
@@ -692,13 +697,13 @@ class HybridGenPipeline(DiffusionPipeline):
         folder = Path(save_directory)
         hub = {name: kwargs.pop(name) for name in (*_HUB_SETTINGS, "repo_id") if name in kwargs}
         super().save_pretrained(folder, **kwargs)
-        self.save_front(folder)
+        self.save_index_files(folder)
         if push_to_hub:
             upload(folder, **{"repo_id": folder.name} | hub)
 
-    def save_front(self, folder: Path) -> None:
-        """Write what stands beside the components of a saved pipeline: a copy of the model's config, and a model card
-        where there is none."""
+    def save_index_files(self, folder: Path) -> None:
+        """Write what says, beside the components of a saved pipeline, what it is: a copy of the model's config, and a
+        model card where there is none."""
         forget_origin(folder)
         write_whole(folder / "config.json", (folder / "model" / "config.json").read_bytes())
         if not (folder / "README.md").exists():
@@ -725,5 +730,5 @@ def load_pipeline(checkpoint: str | Path) -> HybridGenPipeline:
         for name in ("vae", "vq_model"):
             if (codec := getattr(pipeline, name)) is not None:
                 check_codec_weights(folder / name, codec)
-    pipeline.loaded_from(folder)
+    pipeline.record_origin(folder)
     return pipeline

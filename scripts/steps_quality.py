@@ -25,7 +25,7 @@ from hybridgen.data.synthetic import open_synthetic
 from hybridgen.evaluation import environment, generation
 from hybridgen.evaluation.suites import open_suite
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
-from hybridgen.sampling.denoise import prepare, try_out
+from hybridgen.sampling.denoise import check_schedule_draws, prepare
 
 SHOWN = 6  # pictures of each number of steps on the sheet
 
@@ -42,7 +42,7 @@ def set_scheduler(pipeline: HybridGenPipeline, name: str | None, steps: list[int
         options = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"} if flow else {}
         pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, **options)
     for count in steps:
-        try_out(prepare(pipeline.scheduler, count, config, shift=shift), config.prediction_type)
+        check_schedule_draws(prepare(pipeline.scheduler, count, config, shift=shift), config.prediction_type)
 
 
 def measure(pipeline: HybridGenPipeline, options: argparse.Namespace, steps: int) -> tuple[dict, list]:

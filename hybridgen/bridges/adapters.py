@@ -76,7 +76,7 @@ def open_pipeline(folder: str | Path) -> HybridGenPipeline:
     if not Path(base).is_dir():
         raise ValueError(f"adapter {folder} belongs to the model {base}, which is not there; say where in {file}")
     pipeline = load_adapter(load_pipeline(Path(base).parent), folder)  # the name is of our folder's model/
-    pipeline.loaded_from(folder)
+    pipeline.record_origin(folder)
     return pipeline
 
 

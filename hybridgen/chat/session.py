@@ -15,7 +15,7 @@ from hybridgen.chat.events import Event, ImageDone, TextDelta, Usage
 from hybridgen.chat.settings import TurnSettings
 from hybridgen.chat.turn import Conversation, Turn
 from hybridgen.core.messages import check_messages
-from hybridgen.sampling.interleaved import Row, Token, common_length
+from hybridgen.sampling.interleaved import ReadTokens, Token, common_length
 from hybridgen.sampling.settings import check_counts
 
 
@@ -91,7 +91,7 @@ class Chat:
 
     def _append(self, conversation: Conversation) -> None:
         self._conversation = conversation
-        tokens = [[] if row is None else row.tokens for row in (conversation.cond, conversation.uncond)]
+        tokens = [[] if read is None else read.tokens for read in (conversation.cond, conversation.uncond)]
         self._turn_ends.append(_TurnEnd(len(conversation.messages), len(conversation.images), *tokens))
 
     def ask(self, text: str = "", images=(), **settings) -> str:
@@ -128,12 +128,12 @@ class Chat:
         self._conversation = Conversation(
             now.messages[: end.messages],
             now.images[: end.images],
-            _up_to(now.cond, end.cond),
-            _up_to(now.uncond, end.uncond),
+            _cut_back(now.cond, end.cond),
+            _cut_back(now.uncond, end.uncond),
         )
 
 
-def _up_to(row: Row | None, tokens: list[Token]) -> Row | None:
-    """A row cut back to what it has in common with the tokens of an earlier one."""
-    count = 0 if row is None else common_length(row.tokens, tokens)
-    return Row(row.tokens[:count], row.until(count)) if count else None
+def _cut_back(read: ReadTokens | None, tokens: list[Token]) -> ReadTokens | None:
+    """What was read, cut back to what it has in common with the tokens that had been read earlier."""
+    count = 0 if read is None else common_length(read.tokens, tokens)
+    return ReadTokens(read.tokens[:count], read.until(count)) if count else None

@@ -1,7 +1,7 @@
 """One turn of the assistant: text and pictures as the model or a plan decides, event by event.
 
 `Turn` is made of a conversation and of settings, and checks all of them before the first forward; `events` does the
-work. The loops are `sampling.interleaved`'s. A turn changes none of its arguments: once the last event has come, its
+work. The loops are in `sampling.interleaved`. A turn changes none of its arguments: once the last event has come, its
 `conversation` is the one that includes it, and a turn that is dropped before leaves no trace.
 """
 
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from hybridgen.chat.events import Event, ImageDone, ImagePreview, ImageStarted, TextDelta, Usage
 from hybridgen.chat.settings import DEFAULT_MAX_IMAGES, DEFAULT_MAX_TOKENS, TurnImages, TurnSettings
-from hybridgen.checkpoints.manifest import manifest
+from hybridgen.checkpoints.manifest import make_manifest
 from hybridgen.configuration_hybridgen import require_path
 from hybridgen.core.messages import check_messages, drop_user_texts, parts
 from hybridgen.sampling.codes import code_steps
 from hybridgen.sampling.interleaved import (
     ImageBlock,
-    Row,
+    ReadTokens,
     Token,
     commit_block,
     common_length,
@@ -44,14 +44,14 @@ class Conversation:
     Args:
         messages: in the chat format.
         images: the pictures of the messages in reading order, as the backbone reads them.
-        cond: the row that text goes on from; None = nothing was read yet.
-        uncond: the row that guidance leads away from; read only when a picture is drawn.
+        cond: what text goes on from; None = nothing was read yet.
+        uncond: what guidance leads away from; read only when a picture is drawn.
     """
 
     messages: list[dict] = field(default_factory=list)
     images: list[ImageBlock] = field(default_factory=list)
-    cond: Row | None = None
-    uncond: Row | None = None
+    cond: ReadTokens | None = None
+    uncond: ReadTokens | None = None
 
 
 class Turn:
@@ -60,6 +60,7 @@ class Turn:
         pipe: the `HybridGenPipeline` that answers.
         conversation: as far as it was read.
         messages: the user's new ones (or all, where nothing was read).
+        request: how the turn is to be made: path, plan, limits, seed and how pictures are drawn.
 
     Raises:
         ValueError: in one sentence, what is wrong, or what there is no room for.
@@ -183,7 +184,7 @@ class Turn:
         """Make the turn. To stop, stop asking."""
         started = time.perf_counter()
         self.cond = read_document(
-            self.model, self.cond, self.prompt_tokens, self.special.pad, pad_to=len(self.uncond_tokens)
+            self.model, self.cond, self.prompt_tokens, self.special.pad, least_length=len(self.uncond_tokens)
         )
         self._noise = self._text_noise()
         yield from self._as_the_model_decides() if self.request.plan is None else self._as_planned()
@@ -232,7 +233,7 @@ class Turn:
         if text.text:
             self.content.append({"type": "text", "text": text.text})
         if ids:
-            self.cond = Row(self.cond.tokens + ids, prefix)
+            self.cond = ReadTokens(self.cond.tokens + ids, prefix)
         return image_begins
 
     def _draw(self) -> Iterator[Event]:
@@ -266,8 +267,8 @@ class Turn:
         rows = [self.cond.image_start]
         if self.drawing.guided:
             written = self.cond.tokens[len(self.prompt_tokens) :]  # by the assistant: it stands in both rows
-            tokens, pad_to = self.uncond_tokens + written, len(self.cond.tokens)
-            self.uncond = read_document(self.model, self.uncond, tokens, self.special.pad, pad_to)
+            tokens, beside = self.uncond_tokens + written, len(self.cond.tokens)
+            self.uncond = read_document(self.model, self.uncond, tokens, self.special.pad, least_length=beside)
             rows.append(self.uncond.image_start)
         return side_by_side(rows)
 
@@ -300,7 +301,7 @@ class Turn:
         drawing, request, prompt = self.drawing, self.request, parts(self.messages[-1])
         texts = [part["text"] for part in prompt if part["type"] == "text"]
         prior = len(self.messages) - 1 + len(self.content) - 1 + len(prompt) - len(texts)
-        return manifest(
+        return make_manifest(
             self.pipe, self.pipe.origin, drawing.path, "".join(texts), seed, drawing.size, drawing.setup.settings,
             negative_prompt=request.negative_prompt,
             guidance=None if request.guider is None else drawing.setup.guidance,

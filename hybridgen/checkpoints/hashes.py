@@ -22,7 +22,7 @@ _SETTINGS = (  # as transformers, diffusers and peft call them; other files in a
 )  # fmt: skip
 
 
-def origin(checkpoint: str | Path) -> dict[str, str]:
+def checkpoint_hashes(checkpoint: str | Path) -> dict[str, str]:
     """What pictures were drawn by: the folder, and the hashes of what is in it."""
     hashes = {"weights": weights_hash(checkpoint), "config": config_hash(checkpoint)}
     return {"checkpoint": str(checkpoint), **hashes}
@@ -31,12 +31,12 @@ def origin(checkpoint: str | Path) -> dict[str, str]:
 def weights_hash(checkpoint: str | Path) -> str:
     """One hash of all safetensors of a checkpoint; of an adapter, those of its model as well."""
     files = [(str(file.relative_to(folder)), file) for folder in _folders(checkpoint) for file in _weights(folder)]
-    return _joined([(name, file_hash(file)) for name, file in files])
+    return _hash_of([(name, file_hash(file)) for name, file in files])
 
 
 def weights_state(checkpoint: str | Path) -> list:
     """What tells at no cost whether the files behind `weights_hash` are still the same."""
-    return [(str(file), *_state(file)) for folder in _folders(checkpoint) for file in _weights(folder)]
+    return [(str(file), *_stat(file)) for folder in _folders(checkpoint) for file in _weights(folder)]
 
 
 def config_hash(checkpoint: str | Path) -> str:
@@ -45,9 +45,9 @@ def config_hash(checkpoint: str | Path) -> str:
     settings = []
     for folder in _folders(checkpoint):
         for file in sorted(folder.rglob("*")):
-            if _decides(file) and _belongs(file.relative_to(folder), folder):
-                settings.append((str(file.relative_to(folder)), _content(file)))
-    return _joined(settings)
+            if _is_settings_file(file) and _is_in_component(file, folder):
+                settings.append((str(file.relative_to(folder)), _stable_text(file)))
+    return _hash_of(settings)
 
 
 def _folders(checkpoint: str | Path) -> list[Path]:
@@ -59,21 +59,22 @@ def _folders(checkpoint: str | Path) -> list[Path]:
 
 
 def _weights(folder: Path) -> list[Path]:
-    return [file for file in sorted(folder.rglob("*.safetensors")) if _belongs(file.relative_to(folder), folder)]
+    return [file for file in sorted(folder.rglob("*.safetensors")) if _is_in_component(file, folder)]
 
 
-def _decides(file: Path) -> bool:
+def _is_settings_file(file: Path) -> bool:
     return file.name in _SETTINGS or file.suffix in (".jinja", ".model")
 
 
-def _belongs(file: Path, folder: Path) -> bool:
+def _is_in_component(file: Path, folder: Path) -> bool:
     """Whether a file lies where a part of a checkpoint lies: in its folder, or a folder that its index names."""
-    index = folder / INDEX
-    parts = read_json(index) if index.is_file() else {}
-    return len(file.parts) == 1 or isinstance(parts.get(file.parts[0]), list)
+    index, inside = folder / INDEX, file.relative_to(folder).parts
+    components = read_json(index) if index.is_file() else {}
+    return len(inside) == 1 or isinstance(components.get(inside[0]), list)
 
 
-def _content(file: Path) -> str:
+def _stable_text(file: Path) -> str:
+    """The text of a settings file without versions and paths, its keys sorted."""
     text = file.read_text(encoding="utf-8")
     with contextlib.suppress(ValueError):
         settings = json.loads(text)
@@ -83,11 +84,11 @@ def _content(file: Path) -> str:
     return text
 
 
-def _joined(named: list[tuple[str, str]]) -> str:
+def _hash_of(named: list[tuple[str, str]]) -> str:
     return hashlib.sha256(json.dumps(named).encode()).hexdigest()
 
 
-def _state(file: Path) -> list[int]:
+def _stat(file: Path) -> list[int]:
     stat = file.stat()
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
@@ -100,7 +101,7 @@ def file_hash(file: str | Path) -> str:
     """SHA-256 of a file, computed once for as long as the file stays what it is. A cache that cannot be read or written
     costs time, nothing else."""
     file, cache = Path(file).resolve(), {}
-    state = _state(file)
+    state = _stat(file)
     with contextlib.suppress(OSError, ValueError):
         cache = read_json(_cache_file())
     known = cache.get(str(file))

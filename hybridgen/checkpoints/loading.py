@@ -112,23 +112,25 @@ _UNREADABLE = (
 )  # fmt: skip
 
 
-class _Incomplete(ValueError):
-    """An error of ours about a folder: its message is one sentence already."""
+class _CheckpointError(ValueError):
+    """An error of ours about a folder (weights that are missing, or of other shapes): one sentence already."""
 
 
 def load_model(folder: Path) -> HybridGenForConditionalGeneration:
     """A model of which the folder has every weight, in its shape.
 
     Raises:
-        ValueError: it has not.
+        ValueError: a weight is missing or has another shape.
     """
     model, report = HybridGenForConditionalGeneration.from_pretrained(
         folder, output_loading_info=True, ignore_mismatched_sizes=True
     )
     if missing := sorted(report["missing_keys"]):
-        raise _Incomplete(f"checkpoint {folder.parent} lacks {len(missing)} weights of its model, such as {missing[0]}")
+        raise _CheckpointError(
+            f"checkpoint {folder.parent} lacks {len(missing)} weights of its model, such as {missing[0]}"
+        )
     for name, saved, expected in sorted(report["mismatched_keys"]):
-        raise _Incomplete(
+        raise _CheckpointError(
             f"checkpoint {folder.parent} has {name} of shape {tuple(saved)}, but config.json makes it {tuple(expected)}"
         )
     return model
@@ -141,7 +143,9 @@ def check_codec_weights(folder: Path, codec: nn.Module) -> None:
         with safe_open(file, "pt") as tensors:
             saved.update(tensors.keys())
     if missing := sorted(set(codec.state_dict()) - saved):
-        raise _Incomplete(f"checkpoint {folder.parent} lacks {len(missing)} weights of its {folder.name}: {missing[0]}")
+        raise _CheckpointError(
+            f"checkpoint {folder.parent} lacks {len(missing)} weights of its {folder.name}: {missing[0]}"
+        )
 
 
 @contextmanager
@@ -149,7 +153,7 @@ def friendly_errors(folder: Path) -> Iterator[None]:
     """Inside, whatever transformers and diffusers raise about a damaged folder becomes one ValueError that names it."""
     try:
         yield
-    except _Incomplete:
+    except _CheckpointError:
         raise
     except pickle.UnpicklingError as error:
         raise ValueError(

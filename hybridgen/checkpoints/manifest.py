@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from hybridgen.checkpoints.hashes import file_hash, origin, weights_state
+from hybridgen.checkpoints.hashes import checkpoint_hashes, file_hash, weights_state
 from hybridgen.sampling.guidance import Guidance
 from hybridgen.version import __version__
 
@@ -22,7 +22,7 @@ def versions() -> dict[str, str]:
     return {"hybridgen": __version__, **{name: version(name) for name in ("torch", "transformers", "diffusers")}}
 
 
-def manifest(
+def make_manifest(
     pipe,
     drawn_by: dict[str, str],
     path: str,
@@ -93,7 +93,7 @@ class Provenance:
         if self._weights != _weights_versions(components):
             return {}
         if self._origin is None:
-            self._origin = origin(self._folder) if self._files == weights_state(self._folder) else {}
+            self._origin = checkpoint_hashes(self._folder) if self._files == weights_state(self._folder) else {}
         return self._origin
 
 

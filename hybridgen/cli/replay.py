@@ -20,7 +20,7 @@ from diffusers import SchedulerMixin
 from PIL import Image
 
 from hybridgen.bridges.adapters import open_pipeline
-from hybridgen.checkpoints.hashes import file_hash, origin
+from hybridgen.checkpoints.hashes import checkpoint_hashes, file_hash
 from hybridgen.checkpoints.manifest import FORMAT, KEY, versions
 from hybridgen.cli.arguments import new_command
 from hybridgen.cli.pictures import open_picture, png_text, save_png, writable_folder
@@ -161,7 +161,7 @@ def _check_values(file: Path, manifest: dict) -> None:
 
 def check_weights(manifest: dict, checkpoint: Path) -> None:
     """Raises ValueError if a checkpoint is not the one that a manifest is of."""
-    hashes = origin(checkpoint)
+    hashes = checkpoint_hashes(checkpoint)
     for name in ("weights", "config"):
         if hashes[name] != manifest[name]:
             what = "weights" if name == "weights" else "settings (config.json, processor or codec)"

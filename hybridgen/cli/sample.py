@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hybridgen.bridges.adapters import open_pipeline
-from hybridgen.checkpoints.manifest import manifest
+from hybridgen.checkpoints.manifest import make_manifest
 from hybridgen.cli.arguments import (
     DRAWING_OPTIONS,
     add_checkpoint,
@@ -114,7 +114,7 @@ def run(options: argparse.Namespace) -> Iterator[str]:
     ).images
     for number, image in enumerate(images):
         prompt, seed = options.prompt[number // options.num_images], options.seed + number
-        made_by = manifest(
+        made_by = make_manifest(
             pipeline,
             pipeline.origin,
             path,

@@ -1,4 +1,6 @@
-"""Codecs: pixels in [-1, 1] <-> what the backbone reads and writes. Frozen: no gradient passes through here.
+"""Codecs: pixels in [-1, 1] <-> what the backbone reads and writes. They are frozen.
+
+The codec classes pass no gradient; `to_latents`, `to_pixels` and `quantize` do, for the stages that train a tokenizer.
 
 `PixelCodec` and `VAECodec` serve the diffusion path (normalised latents), `VQCodec` the vq path (codes). Training of a
 VQ tokenizer is a stage of its own (`training`); it shares `quantize` with `VQCodec`, so that codes mean the same in

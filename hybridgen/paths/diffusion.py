@@ -1,11 +1,13 @@
 """The diffusion path: noisy images and their timestep -> embeddings; hidden states -> a prediction for each image.
 
-One conditioning vector an image, none for text. Named after DiT (arXiv 2212.09748): `patch_embed`,
+One conditioning vector per image, none for text. Named after DiT (arXiv 2212.09748): `patch_embed`,
 `timestep_embedder`, `final_layer`; `unet` has its own classes for the first and the last. What a prediction means
 (velocity, epsilon, x0) is defined in `core.noise`.
 
 Shapes: I images of one size, C x h x w a latent, T patches of an image, D = p * p * C, H the backbone's width.
 """
+
+from typing import NamedTuple
 
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
 from torch import Tensor, nn
@@ -14,8 +16,20 @@ from hybridgen.configuration_hybridgen import HybridGenDiffusionConfig
 from hybridgen.paths.initial import XavierLinear, ZeroLinear
 from hybridgen.paths.patches import patch_positions, patchify, sincos_table, unpatchify
 
-PER_IMAGE = 0  # uses per token of a layer that runs once an image, on the timestep's vector
-FlopSites = list[tuple[nn.Module, int, bool]]
+PER_IMAGE = 0  # uses per token of a layer that runs once per image, on the timestep's vector
+
+
+class FlopSite(NamedTuple):
+    """A part with matrices, as `training.monitor.flops` counts it.
+
+    Args:
+        uses_per_token: how often it runs for one token of an image, or PER_IMAGE.
+        sees_image: its input is the image itself, which has no gradient.
+    """
+
+    module: nn.Module
+    uses_per_token: int
+    sees_image: bool = False
 
 
 class PatchEmbed(nn.Module):
@@ -35,10 +49,9 @@ class PatchEmbed(nn.Module):
         positions = patch_positions(*images.shape[-2:], self.patch_size, device=images.device)  # T, 2
         return tokens + sincos_table(positions, tokens.shape[-1]).to(tokens.dtype) + vectors[:, None], []
 
-    def flop_sites(self) -> FlopSites:
-        """Every part with matrices, in the order of the computation: (part, uses per token, whether its input is the
-        image itself, which has no gradient). Read by `training.monitor.flops`."""
-        return [(self.proj, 1, True)]
+    def flop_sites(self) -> list[FlopSite]:
+        """Every part with matrices, in the order of the computation."""
+        return [FlopSite(self.proj, 1, sees_image=True)]
 
 
 class TimestepEmbedder(nn.Module):
@@ -73,6 +86,6 @@ class FinalLayer(nn.Module):
         shift, scale = self.modulation(nn.functional.silu(vectors))[:, None].chunk(2, dim=-1)  # I, 1, H each
         return unpatchify(self.linear(self.norm(states) * (1 + scale) + shift), self.patch_size, *size)
 
-    def flop_sites(self) -> FlopSites:
+    def flop_sites(self) -> list[FlopSite]:
         """See `PatchEmbed.flop_sites`."""
-        return [(self.modulation, PER_IMAGE, False), (self.linear, 1, False)]
+        return [FlopSite(self.modulation, PER_IMAGE), FlopSite(self.linear, 1)]

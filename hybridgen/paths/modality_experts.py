@@ -5,8 +5,8 @@ Each projection and each norm of the backbone has an expert, a second module of 
 itself is shared: text and images see each other by the layout's one rule. The first weights keep their names, and text
 alone runs through them as if nothing else were there, so that a frozen language model stays the same to the bit.
 
-Which tokens are whose, the forward knows and the layers do not. All experts of a model share a `ModalityRouting`, which
-is set before the backbone runs and stays for layers that are recomputed in the backward pass.
+Layers do not know which tokens are images; the model's forward tells them through a `ModalityRouting`, which all
+experts share. It is set before the backbone runs, and stays for layers that are recomputed in the backward pass.
 
 Shapes: B rows, N new tokens, M = B * N of them flattened.
 """
@@ -29,7 +29,7 @@ class TokenIndices(NamedTuple):
 
 
 class ModalityRouting:
-    """The indices of the forward that runs, one value a thread, so that two threads may use one model.
+    """The indices of the forward that runs, one value per thread, so that two threads may use one model.
 
     A thread that never set any has those that were set last: on a GPU, autograd recomputes layers in its own threads.
     """

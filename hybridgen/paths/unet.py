@@ -16,12 +16,12 @@ from diffusers.models.resnet import ResnetBlock2D, Upsample2D
 from torch import Tensor, cat, nn
 
 from hybridgen.configuration_hybridgen import HybridGenDiffusionConfig
-from hybridgen.paths.diffusion import PER_IMAGE, FinalLayer, FlopSites, PatchEmbed
+from hybridgen.paths.diffusion import PER_IMAGE, FinalLayer, FlopSite, PatchEmbed
 from hybridgen.paths.initial import XavierLinear, ZeroLinear
 from hybridgen.paths.patches import patchify, unpatchify
 
 
-def stem_size(config: HybridGenDiffusionConfig) -> int:
+def finest_cell(config: HybridGenDiffusionConfig) -> int:
     """Side, in latents, of one cell of level 0."""
     return config.patch_size // 2 ** (len(config.unet_channels) - 1)
 
@@ -35,13 +35,13 @@ class UNetDown(nn.Module):
     def __init__(self, config: HybridGenDiffusionConfig, hidden_size: int):
         super().__init__()
         channels = config.unet_channels
-        self.patch_size, self.stem_size = config.patch_size, stem_size(config)
-        self.stem = XavierLinear(self.stem_size**2 * config.in_channels, channels[0])
+        self.patch_size, self.finest_cell = config.patch_size, finest_cell(config)
+        self.stem = XavierLinear(self.finest_cell**2 * config.in_channels, channels[0])
         self.blocks = nn.ModuleList(_block(width, width, hidden_size) for width in channels)
         pairs = zip(channels, channels[1:], strict=False)
         self.downsamplers = nn.ModuleList(nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in pairs)
         self.proj = ZeroLinear(channels[-1], hidden_size)
-        self.whole = PatchEmbed(config, hidden_size)
+        self.whole = PatchEmbed(config, hidden_size)  # the linear patches; the name is in checkpoints
 
     def forward(self, images: Tensor, vectors: Tensor) -> tuple[Tensor, list[Tensor]]:
         if not _must_run_alone(self, images):
@@ -51,8 +51,8 @@ class UNetDown(nn.Module):
         return cat(tokens), [cat(level) for level in zip(*skips, strict=True)]
 
     def _forward(self, images: Tensor, vectors: Tensor) -> tuple[Tensor, list[Tensor]]:
-        rows, columns = (side // self.stem_size for side in images.shape[-2:])
-        patches = self.stem(patchify(images.to(self.stem.bias.dtype), self.stem_size))  # I, rows * columns, c
+        rows, columns = (side // self.finest_cell for side in images.shape[-2:])
+        patches = self.stem(patchify(images.to(self.stem.bias.dtype), self.finest_cell))  # I, rows * columns, c
         states, skips = patches.mT.unflatten(-1, (rows, columns)), []
         for level, block in enumerate(self.blocks):
             states = block(self.downsamplers[level - 1](states) if level else states, vectors)
@@ -60,13 +60,13 @@ class UNetDown(nn.Module):
         tokens = self.proj(states.flatten(2).mT)  # I, T, H
         return self.whole(images, vectors)[0] + tokens, skips
 
-    def flop_sites(self) -> FlopSites:
+    def flop_sites(self) -> list[FlopSite]:
         """See `PatchEmbed.flop_sites`."""
-        sites = [(self.stem, _cells_per_token(self, 0), True)]
+        sites = [FlopSite(self.stem, _cells_per_token(self, 0), sees_image=True)]
         for level, block in enumerate(self.blocks):
-            sites += [(self.downsamplers[level - 1], _cells_per_token(self, level), False)] if level else []
+            sites += [FlopSite(self.downsamplers[level - 1], _cells_per_token(self, level))] if level else []
             sites += _block_sites(block, _cells_per_token(self, level))
-        return [*sites, (self.proj, 1, False), *self.whole.flop_sites()]
+        return [*sites, FlopSite(self.proj, 1), *self.whole.flop_sites()]
 
 
 class UNetUp(nn.Module):
@@ -78,15 +78,15 @@ class UNetUp(nn.Module):
     def __init__(self, config: HybridGenDiffusionConfig, hidden_size: int):
         super().__init__()
         channels = config.unet_channels
-        self.stem_size = stem_size(config)
-        self.whole = FinalLayer(config, hidden_size)
+        self.finest_cell = finest_cell(config)
+        self.whole = FinalLayer(config, hidden_size)  # the linear patches; the name is in checkpoints
         self.norm = nn.LayerNorm(hidden_size, eps=1e-6)
         self.proj = XavierLinear(hidden_size, channels[-1])
         self.blocks = nn.ModuleList(_block(2 * width, width, hidden_size) for width in channels)
         pairs = zip(channels, channels[1:], strict=False)
         self.upsamplers = nn.ModuleList(Upsample2D(coarse, True, out_channels=fine) for fine, coarse in pairs)
         self.out_norm = nn.GroupNorm(_groups(channels[0]), channels[0])
-        self.linear = ZeroLinear(channels[0], self.stem_size**2 * config.in_channels)
+        self.linear = ZeroLinear(channels[0], self.finest_cell**2 * config.in_channels)
 
     def forward(self, states: Tensor, vectors: Tensor, skips: list[Tensor], size: tuple[int, int]) -> Tensor:
         if not _must_run_alone(self, states):
@@ -102,15 +102,15 @@ class UNetUp(nn.Module):
             states = self.upsamplers[level](states) if level < coarsest else states
             states = self.blocks[level](cat([states, skips[level].to(states.dtype)], dim=1), vectors)
         states = nn.functional.silu(self.out_norm(states)).flatten(2).mT  # I, cells of level 0, c
-        return whole + unpatchify(self.linear(states), self.stem_size, *size)
+        return whole + unpatchify(self.linear(states), self.finest_cell, *size)
 
-    def flop_sites(self) -> FlopSites:
+    def flop_sites(self) -> list[FlopSite]:
         """See `PatchEmbed.flop_sites`."""
-        coarsest, sites = len(self.blocks) - 1, [*self.whole.flop_sites(), (self.proj, 1, False)]
+        coarsest, sites = len(self.blocks) - 1, [*self.whole.flop_sites(), FlopSite(self.proj, 1)]
         for level in range(coarsest, -1, -1):
-            sites += [(self.upsamplers[level], _cells_per_token(self, level), False)] if level < coarsest else []
+            sites += [FlopSite(self.upsamplers[level], _cells_per_token(self, level))] if level < coarsest else []
             sites += _block_sites(self.blocks[level], _cells_per_token(self, level))
-        return [*sites, (self.linear, _cells_per_token(self, 0), False)]
+        return [*sites, FlopSite(self.linear, _cells_per_token(self, 0))]
 
 
 def _must_run_alone(part: nn.Module, images: Tensor) -> bool:
@@ -123,9 +123,9 @@ def _cells_per_token(part: UNetDown | UNetUp, level: int) -> int:
     return 4 ** (len(part.blocks) - 1 - level)
 
 
-def _block_sites(block: ResnetBlock2D, cells: int) -> FlopSites:
-    rest = [(part, cells, False) for part in (block.conv2, block.conv_shortcut) if part is not None]
-    return [(block.conv1, cells, False), (block.time_emb_proj, PER_IMAGE, False), *rest]
+def _block_sites(block: ResnetBlock2D, cells: int) -> list[FlopSite]:
+    rest = [FlopSite(part, cells) for part in (block.conv2, block.conv_shortcut) if part is not None]
+    return [FlopSite(block.conv1, cells), FlopSite(block.time_emb_proj, PER_IMAGE), *rest]
 
 
 def _block(channels: int, out_channels: int, hidden_size: int) -> ResnetBlock2D:

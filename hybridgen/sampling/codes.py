@@ -116,13 +116,19 @@ def code_steps(
     decoder: Decoder | None = None,
     window: int = 1,
 ) -> Iterator[Tensor]:
-    """`write_codes` forward by forward: the codes so far (I, t). The prefix is complete only once all have come."""
+    """`write_codes` forward by forward: the codes so far (I, t). The prefix is complete only once all have come.
+
+    1. Draw the first code from the state in which the prefix ends.
+    2. Read the last code and, with a window, guesses of those behind it, without committing them.
+    3. Draw the code behind each of them. Those up to the first wrong guess are final: what they were drawn from is.
+    4. Commit what was read of final codes. The codes drawn behind a wrong guess are the next guesses.
+    """
     images, device = len(generators), prefix.last_state.device
-    copies, vocabulary = prefix.rows // images, model.config.vq_config.num_embeddings
+    rows_per_image, vocabulary = prefix.rows // images, model.config.vq_config.num_embeddings
     decoder = Decoder(model) if decoder is None else decoder
     guide = Guide(guidance, images, count)
     check_window(window, guide.guidance)
-    forward = decoder.after(prefix, torch.arange(count, device=device), causal=window == 1)
+    forward = decoder.continue_from(prefix, torch.arange(count, device=device), causal=window == 1)
     noise = _PositionNoise(draw_gumbel(generators, count, vocabulary, device))
     codes = torch.zeros(images, count, dtype=torch.long, device=device)
 
@@ -135,7 +141,7 @@ def code_steps(
         drawn = [sampling.draw(scores, noise.at(first + number)) for number, scores in enumerate(guided)]
         return torch.stack(guided), torch.stack(drawn)
 
-    def take(step: int, logits: Tensor, drawn: Tensor) -> None:
+    def finish(step: int, logits: Tensor, drawn: Tensor) -> None:
         if on_logits is not None:
             on_logits(step, logits)
         codes[:, step] = drawn
@@ -144,26 +150,27 @@ def code_steps(
 
     states = prefix.last_state[:, None]  # R, 1, H
     logits, drawn = draw(states, 0)
-    take(0, logits[0], drawn[0])
+    finish(0, logits[0], drawn[0])
     yield codes[:, :1]
-    read, guesses = 0, codes.new_zeros(images, 0)  # codes that the prefix holds; guesses of those after the next
-    while read < count - 1:
-        ahead = min(window, count - 1 - read)
-        guesses = _guess_codes(codes, read, guesses, ahead - 1)
-        inputs = torch.cat([codes[:, read : read + 1], guesses], dim=1)  # I, n
-        states = forward(model.model.embed_codes(inputs).repeat(copies, 1, 1), read, commit=False)  # R, n, H
-        logits, drawn = draw(states, read + 1)
-        for accepted in range(1, ahead + 1):  # inputs that are final: the next code, and the guesses that were right
-            take(read + accepted, logits[accepted - 1], drawn[accepted - 1])
-            if accepted == ahead or not torch.equal(inputs[:, accepted], codes[:, read + accepted]):
+    codes_in_prefix, guesses = 0, codes.new_zeros(images, 0)
+    while codes_in_prefix < count - 1:
+        last, inputs_at_once = codes_in_prefix, min(window, count - 1 - codes_in_prefix)
+        guesses = _guess_codes(codes, last, guesses, inputs_at_once - 1)
+        inputs = torch.cat([codes[:, last : last + 1], guesses], dim=1)  # I, n
+        embeds = model.model.embed_codes(inputs).repeat(rows_per_image, 1, 1)  # R, n, H
+        states = forward(embeds, last, commit=False)  # R, n, H
+        logits, drawn = draw(states, last + 1)
+        for right in range(1, inputs_at_once + 1):  # inputs that are final: the last code, and the right guesses
+            finish(last + right, logits[right - 1], drawn[right - 1])
+            if right == inputs_at_once or not torch.equal(inputs[:, right], codes[:, last + right]):
                 break
-        prefix.cache.advance(accepted)
-        guesses, read = drawn[accepted:].T, read + accepted
-        noise.drop_until(read)
-        yield codes[:, : read + 1]
+        prefix.cache.advance(right)
+        guesses, codes_in_prefix = drawn[right:].T, last + right
+        noise.drop_until(codes_in_prefix)
+        yield codes[:, : codes_in_prefix + 1]
     prefix.document_ids = torch.nn.functional.pad(prefix.document_ids, (0, count - 1))
     prefix.positions = prefix.positions + count - 1
-    prefix.last_state = states[:, accepted - 1] if count > 1 else states[:, 0]
+    prefix.last_state = states[:, right - 1] if count > 1 else states[:, 0]
 
 
 def check_window(window: int, guidance: Guidance) -> None:
@@ -177,15 +184,14 @@ def check_window(window: int, guidance: Guidance) -> None:
         )
 
 
-def _guess_codes(codes: Tensor, read: int, drawn: Tensor, count: int) -> Tensor:
-    """Guesses (I, count) of the codes after position `read`: those drawn there on wrong inputs, then, where none were,
-    the codes of the row above."""
-    side, first = math.isqrt(codes.shape[1]), read + 1
+def _guess_codes(codes: Tensor, last: int, drawn: Tensor, count: int) -> Tensor:
+    """Guesses (I, count) of the codes after position `last`, the last that is final: those `drawn` there behind wrong
+    inputs, then, where none were, the codes of the row above, or the code before."""
+    side = math.isqrt(codes.shape[1])  # as if the picture were square: where it is not, only the guesses suffer
     guesses = [drawn[:, number] for number in range(min(count, drawn.shape[1]))]
-    for position in range(first + len(guesses), first + count):
-        above, previous = position - side, position - first - 1
-        before = codes[:, read] if previous < 0 else guesses[previous]
-        guesses.append(codes[:, above] if 0 <= above <= read else before)
+    for position in range(last + 1 + len(guesses), last + 1 + count):
+        above, before = position - side, guesses[-1] if guesses else codes[:, last]
+        guesses.append(codes[:, above] if 0 <= above <= last else before)
     return torch.stack(guesses, dim=1) if guesses else codes[:, :0]
 
 
@@ -196,7 +202,7 @@ class _PositionNoise:
         self._stream, self._drawn, self._next = stream, {}, 0
 
     def at(self, position: int) -> Iterator[Tensor]:
-        """An iterator, so that none is drawn where none is needed."""
+        """Lazy: no noise is drawn at temperature 0."""
         while self._next <= position:
             self._drawn[self._next] = next(self._stream)
             self._next += 1

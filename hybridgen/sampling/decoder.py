@@ -1,4 +1,4 @@
-"""The decoder of inner loops: a backbone of transformers, run with nothing between its matrices, and in fewer bits.
+"""The decoder: a faster forward of the backbone for sampling, optionally in bf16 or int8.
 
 A step of sampling multiplies few tokens with many weights, so what stands between two matrix products costs nearly as
 much as they do. For the Llama family (Llama, Mistral, Qwen2, Qwen3), whose layers are the same few operations, this
@@ -49,7 +49,10 @@ def can_be_fused(model: HybridGenForConditionalGeneration) -> bool:
 
 
 def _linears(layer: nn.Module) -> tuple[list[nn.Linear], ...]:
-    """A layer's matrices; those stand together whose products are taken apart again by nothing but a view."""
+    """A layer's linear layers, in groups that read the same input. Each group becomes a `_Product`.
+
+    Gate and up read one input as well, but stand apart, since each has an epilogue of its own.
+    """
     attention, mlp = layer.self_attn, layer.mlp
     return [attention.q_proj, attention.k_proj, attention.v_proj], [attention.o_proj], \
         [mlp.gate_proj], [mlp.up_proj], [mlp.down_proj]  # fmt: skip
@@ -64,7 +67,10 @@ def _has_onednn(weight: Tensor) -> bool:
 
 
 class _Matrix:
-    """A weight and its bias, and what may be done to their product before it goes to memory.
+    """One matrix product: a weight, its bias, and an epilogue that is done before the product goes to memory.
+
+    They nest: a `_Layer` has five `_Product`s, each of them one `_Matrix`, in which the copied weights of its
+    linear layers stand one below the other, or one for each linear layer where nothing is copied.
 
     Args:
         packed: the weight is copied once in the order in which the processor reads it; for few tokens, whose product
@@ -76,24 +82,28 @@ class _Matrix:
         if packed and self.onednn:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, 128)
 
-    def __call__(self, inputs: Tensor, after: str = "none", other: Tensor | None = None) -> Tensor:
-        """inputs W^T + b, then silu ("swish"), or "add" or "mul" with another tensor."""
+    def __call__(self, inputs: Tensor, epilogue: str = "none", other: Tensor | None = None) -> Tensor:
+        """inputs W^T + b, then an epilogue by oneDNN's name: "swish" (silu), or "add" or "mul" with `other`."""
         if self.onednn and other is not None and other.dtype == inputs.dtype:
-            return torch.ops.mkldnn._linear_pointwise(inputs, other, self.weight, self.bias, after)
+            return torch.ops.mkldnn._linear_pointwise(inputs, other, self.weight, self.bias, epilogue)
         if self.onednn and other is None:
-            return torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, after, [], "")
+            return torch.ops.mkldnn._linear_pointwise(inputs, self.weight, self.bias, epilogue, [], "")
         product = self(inputs) if self.onednn else functional.linear(inputs, self.weight, self.bias)
-        return _after(product, after, other)
+        return _apply_epilogue(product, epilogue, other)
 
 
-def _after(product: Tensor, after: str, other: Tensor | None) -> Tensor:
+def _apply_epilogue(product: Tensor, epilogue: str, other: Tensor | None) -> Tensor:
     if other is None:
-        return functional.silu(product) if after == "swish" else product
-    return other + product if after == "add" else other * product
+        return functional.silu(product) if epilogue == "swish" else product
+    return other + product if epilogue == "add" else other * product
 
 
 class _Product:
-    """Linear layers that read the same input: one matrix product for all, where their weights were copied."""
+    """Linear layers that read the same input: one matrix product for all, where their weights were copied.
+
+    int8 weights have one scale a row; few tokens are multiplied with them in torch's own kernel, many with their bf16
+    copy, which has the same values.
+    """
 
     def __init__(self, layers: list[nn.Linear], precision: Precision):
         self.sizes, self.int8_weight = [layer.out_features for layer in layers], None
@@ -107,7 +117,7 @@ class _Product:
         self.bias = torch.cat([layer.bias.detach() for layer in layers]).to(self.dtype) if biased else None
         if precision == "int8" and weight.shape[1] % 16 == 0:  # torch's kernel reads past the end of other rows
             weight = torch.cat([layer.weight.detach().float() for layer in layers])
-            scale = (weight.abs().amax(1) / 127).clamp(min=1e-12)  # one a row, symmetric
+            scale = (weight.abs().amax(1) / 127).clamp(min=1e-12)  # of each row, symmetric
             self.int8_weight = (weight / scale[:, None]).round().to(torch.int8)
             self.scale = scale.bfloat16()
             weight = self.int8_weight.bfloat16() * self.scale[:, None]  # the same weights, however many tokens come
@@ -119,16 +129,16 @@ class _Product:
             return [matrix(inputs) for matrix in self.matrices]
         return list(self.joined(inputs).split(self.sizes, -1))
 
-    def joined(self, inputs: Tensor, after: str = "none", other: Tensor | None = None) -> Tensor:
-        """All outputs side by side, and what comes `after` (see `_Matrix`), in the input's dtype."""
+    def joined(self, inputs: Tensor, epilogue: str = "none", other: Tensor | None = None) -> Tensor:
+        """All outputs side by side, and the `epilogue` of them (see `_Matrix`), in the input's dtype."""
         tokens = inputs.to(self.dtype)
         if self.int8_weight is None or inputs.shape[:-1].numel() >= _INT8_TOKENS:
             if tokens.dtype == inputs.dtype:
-                return self.matrices[0](tokens, after, other)
-            return _after(self.matrices[0](tokens).to(inputs.dtype), after, other)
+                return self.matrices[0](tokens, epilogue, other)
+            return _apply_epilogue(self.matrices[0](tokens).to(inputs.dtype), epilogue, other)
         product = torch.ops.aten._weight_int8pack_mm(tokens.flatten(0, -2), self.int8_weight, self.scale)
         product = product if self.bias is None else product + self.bias
-        return _after(product.to(inputs.dtype).view(*inputs.shape[:-1], -1), after, other)
+        return _apply_epilogue(product.to(inputs.dtype).view(*inputs.shape[:-1], -1), epilogue, other)
 
 
 class _Layer:
@@ -175,7 +185,7 @@ class Decoder:
 
     Args:
         precision: of the weights that are multiplied: the `model`'s own, `fp32` (packed for the processor), `bf16`
-            (likewise), or `int8` (one scale an output, bf16 where so many tokens come at once that it does not pay).
+            (likewise), or `int8` (one scale per output, bf16 where so many tokens come at once that it does not pay).
             All else, attention and the cache included, keeps the model's dtype.
 
     Raises:
@@ -225,7 +235,7 @@ class Decoder:
         inner, activation, outer = self.head
         return outer(activation(inner(states)[0]))[0].float()
 
-    def after(
+    def continue_from(
         self, prefix: Prefix, blocks: Tensor, causal: bool = False, diffusion: bool = False
     ) -> "IncrementalForward":
         """A function that runs the backbone on tokens that come next in a prefix.
@@ -259,7 +269,7 @@ class IncrementalForward:
             like = prefix.last_state[:1].to(model.dtype)
             cos, sin = model.model.language_model.rotary_emb(like, self.position_ids)  # R, T, d
             half = sin.shape[-1] // 2
-            sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)  # a half turn of x is roll(x) with these signs
+            sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)  # rotate_half(x) * sin = roll(x) * this
             self.cos, self.sin = cos[:, :, None], sin[:, :, None]
 
     @torch.no_grad()

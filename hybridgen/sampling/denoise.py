@@ -81,7 +81,7 @@ def denoise_steps(
         yield latents
 
 
-def try_out(schedule: Schedule, prediction_type: str) -> None:
+def check_schedule_draws(schedule: Schedule, prediction_type: str) -> None:
     """Let a schedule draw a few known numbers from a model with an error of one per cent, before long work.
 
     Raises:
@@ -132,14 +132,15 @@ def image_predictor(
         timesteps: (S,) as the model is given them, one a step.
         decoder: the model's, in another precision; None = in its own.
     """
-    config, core = model.config.diffusion_config, model.model
+    config, inner = model.config.diffusion_config, model.model
     decoder = Decoder(model) if decoder is None else decoder
     blocks = image_blocks(model, math.prod(side // config.patch_size for side in size), timesteps.device)
-    vectors = core.timestep_embedder(timesteps)  # S, H
+    vectors = inner.timestep_embedder(timesteps)  # S, H
     prefix.cache.reserve(len(blocks))
     guide = Guide(guidance, images, len(timesteps))
-    forwards = [(rows.rows // images, decoder.after(rows, blocks, diffusion=True)) for rows in prefix.heads(images)]
-    unguided, guided = forwards[0], forwards[-1]
+    guided = unguided = prefix.rows // images, decoder.continue_from(prefix, blocks, diffusion=True)
+    if prefix.rows > images:
+        unguided = 1, decoder.continue_from(prefix.leading_rows(images), blocks, diffusion=True)
     kind, in_velocity = config.prediction_type, guide.guidance.method == "zero_star" and config.noise_schedule == "flow"
     if in_velocity:
         alpha, sigma = NoiseProcess.of(config).coefficients(timesteps)  # S
@@ -147,11 +148,11 @@ def image_predictor(
     @torch.no_grad()
     def predict(noisy: Tensor, step: int) -> Tensor:
         copies, forward = guided if guide.is_on(step) else unguided
-        vector = vectors[step][None]  # one for all: as many rows as images would round as their number has it
-        embeds, skips = core.patch_embed(noisy, vector)  # I, T, H
+        vector = vectors[step][None]  # shared: a batch of I equal rows would round differently for each I
+        embeds, skips = inner.patch_embed(noisy, vector)  # I, T, H
         states = forward(embeds.repeat(copies, 1, 1), commit=False)  # R, T, H
         skips = [skip.repeat(copies, 1, 1, 1) for skip in skips]
-        prediction = core.final_layer(states, vector, skips, size).float()  # R, C, h, w
+        prediction = inner.final_layer(states, vector, skips, size).float()  # R, C, h, w
         if not in_velocity:
             return guide(prediction, step)
         at = alpha[step], sigma[step]

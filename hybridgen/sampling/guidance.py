@@ -1,4 +1,4 @@
-"""Guidance: what the model says of a prompt, led away from what it says of less; alike for denoising and for codes.
+"""Guidance: the prediction for a prompt, moved away from the prediction without it; alike for denoising and for codes.
 
     rows of an image                          guided
     cond                                      cond                                     scale 1: no guidance
@@ -150,11 +150,6 @@ def check_scale(scale: float, name: str = "guidance_scale") -> None:
 def _check_number(name: str, value: float, least: float, most: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         raise ValueError(f"{name} is {value!r}; it must be a number from {least:g} to {most:g}")
-
-
-def guide(prediction: Tensor, images: int, guidance: Guidance | Scale, step: int) -> Tensor:
-    """Predictions of all rows (R, ...) -> (I, ...) at one step of any number; what goes over steps is `Guide`'s."""
-    return Guide(guidance, images, step + 1)(prediction, step)
 
 
 class Guide:

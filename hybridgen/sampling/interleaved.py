@@ -1,14 +1,15 @@
 """Interleaved: a conversation of texts and pictures read and written piece by piece, each token computed once.
 
-    read_document   a document -> a `Row`; what an earlier row has read already is not read again
-    token_steps     a row -> text, token by token
-    start_image     a row -> what a picture is drawn against
+    read_document   a document -> `ReadTokens`; what was read of it before is not read again
+    token_steps     their prefix -> text, token by token
+    start_image     `ReadTokens` -> what a picture is drawn against
     latent_steps    a picture of the diffusion path, step by step
-    commit_block    a picture -> read clean into the row, for what follows
+    commit_block    a picture -> read clean after them, for what follows
 
-A document is a list of tokens: an id, or (image block, which of its tokens). Two documents share what they begin with,
-and so do their keys and values. A row is never changed: what goes on from it is another row, which shares its memory
-and copies before it writes. So a conversation can be forked, taken back, or dropped in the middle of a step.
+Here a document is a list of tokens: each the id of a word, or (image, number of the token in it). Two documents share
+what they begin with, and so do their keys and values. `ReadTokens` are never changed: what goes on from them is another
+one, which shares their memory and copies before it writes. So a conversation can be forked, taken back, or dropped in
+the middle of a step.
 
 Shapes: one row, n new tokens, H width, V vocabulary.
 """
@@ -55,8 +56,8 @@ Token = int | tuple[ImageBlock, int]
 
 
 @dataclass(frozen=True)
-class Row:
-    """What was read so far.
+class ReadTokens:
+    """What was read so far of a document.
 
     Args:
         tokens: of the document, padding not among them.
@@ -81,38 +82,42 @@ def common_length(first: list[Token], second: list[Token]) -> int:
 
 @torch.no_grad()
 def read_document(
-    model: HybridGenForConditionalGeneration, row: Row | None, tokens: list[Token], pad: int, pad_to: int = 0
-) -> Row:
-    """A document as a row, from what another row has read of it.
+    model: HybridGenForConditionalGeneration,
+    earlier: ReadTokens | None,
+    tokens: list[Token],
+    pad_id: int,
+    least_length: int = 0,
+) -> ReadTokens:
+    """Read a document, from where it differs from what was read earlier.
 
     The token that begins an image is read along: a picture that comes next has then exactly the prefix that the
     pipeline would draw it against, to the bit.
 
     Args:
-        row: None = nothing was read.
-        pad: id of the padding in front, up to a whole number of `PAD_MULTIPLE` tokens (see `prefix.read_prompts`).
-        pad_to: tokens of a document that will stand beside it; both are padded to the longer one's length.
+        earlier: None = nothing was read.
+        pad_id: of the padding in front, up to a whole number of `PAD_MULTIPLE` tokens (see `prefix.read_prompts`).
+        least_length: to pad to, at least: the tokens of a document that will stand beside it, padded likewise.
     """
-    reused = 0 if row is None else min(common_length(row.tokens, tokens), len(tokens) - 1)
+    reused = 0 if earlier is None else min(common_length(earlier.tokens, tokens), len(tokens) - 1)
     ids, blocks, media = _as_inputs(model, [*tokens[reused:], model.config.begin_image_token_id])
     if reused:
-        image_start = row.until(reused)
+        image_start = earlier.until(reused)
         states = extend(model, image_start, ids, blocks, **media)  # 1, n, H
     else:
-        padding = -(-max(len(tokens), pad_to) // PAD_MULTIPLE) * PAD_MULTIPLE - len(tokens)
-        image_start, states = _read_padded(model, ids, blocks, media, padding, pad)
-    return Row(list(tokens), image_start.until(len(image_start) - 1, states[:, -2]), image_start)
+        padding = -(-max(len(tokens), least_length) // PAD_MULTIPLE) * PAD_MULTIPLE - len(tokens)
+        image_start, states = _read_padded(model, ids, blocks, media, padding, pad_id)
+    return ReadTokens(list(tokens), image_start.until(len(image_start) - 1, states[:, -2]), image_start)
 
 
 def _read_padded(
-    model: HybridGenForConditionalGeneration, ids: Tensor, blocks: Tensor, media: dict, padding: int, pad: int
+    model: HybridGenForConditionalGeneration, ids: Tensor, blocks: Tensor, media: dict, padding: int, pad_id: int
 ) -> tuple[Prefix, Tensor]:
     """A prefix of tokens (n,) with `padding` tokens before them, and the states (1, padding + n, H)."""
     padded = lambda vector, value: torch.nn.functional.pad(vector, (padding, 0), value=value)[None]  # noqa: E731
     positions = torch.arange(len(ids), device=ids.device)
     prefix = Prefix(document_ids=padded(torch.zeros_like(ids), PADDING_DOCUMENT), positions=positions[-1:] + 1)
     states = model.model(
-        input_ids=padded(ids, pad),
+        input_ids=padded(ids, pad_id),
         document_ids=prefix.document_ids,
         block_ids=torch.cat([torch.arange(padding, device=ids.device), blocks + padding])[None],
         position_ids=padded(positions, 0),
@@ -161,7 +166,7 @@ def token_steps(
         ends: tokens after which no more follow; they are not read.
     """
     states, written = prefix.last_state, 0
-    forward = Decoder(model).after(prefix, torch.arange(count, device=states.device), causal=True)
+    forward = Decoder(model).continue_from(prefix, torch.arange(count, device=states.device), causal=True)
     while written < count:
         token = choose(model.lm_head(states).float())
         yield token
@@ -178,11 +183,11 @@ def token_steps(
 # -------------------------------------------------------------------------------------------------------- pictures
 
 
-def start_image(model: HybridGenForConditionalGeneration, row: Row) -> Prefix:
-    """What a picture that follows a row is drawn after: the row and the token that begins an image."""
-    if row.image_start is not None:
-        return row.image_start
-    image_start = row.until(len(row.tokens))
+def start_image(model: HybridGenForConditionalGeneration, read: ReadTokens) -> Prefix:
+    """What a picture that comes next is drawn against: what was read, and the token that begins an image."""
+    if read.image_start is not None:
+        return read.image_start
+    image_start = read.until(len(read.tokens))
     extend(model, image_start, torch.tensor([model.config.begin_image_token_id], device=model.device))
     return image_start
 
@@ -223,23 +228,23 @@ def latent_steps(
 
 @torch.no_grad()
 def commit_block(
-    model: HybridGenForConditionalGeneration, row: Row, drawn_against: Prefix | None, image: ImageBlock
-) -> Row:
-    """The row with a finished picture, read clean, after it. This row alone: text goes on from the conversation, not
-    from what guidance led away from.
+    model: HybridGenForConditionalGeneration, read: ReadTokens, drawing_prefix: Prefix | None, image: ImageBlock
+) -> ReadTokens:
+    """What was read with a finished picture, read clean, after it. Of the conditional row alone: text goes on from the
+    conversation, not from what guidance led away from.
 
     Args:
-        row: what the picture followed.
-        drawn_against: its prefix, the row first; of the vq path, it holds all codes but the last. None = it was read in
-            another precision than the model's, and is read again.
+        read: what the picture followed.
+        drawing_prefix: what it was drawn against, the conditional row first; on the vq path it now holds all codes but
+            the last. None = they were read in another precision than the model's, and are read again.
     """
     tokens = image.tokens(model.config.begin_image_token_id, model.config.end_image_token_id)
-    if image.path == "vq" and drawn_against is not None:
-        prefix = drawn_against.select(slice(0, 1))
+    if image.path == "vq" and drawing_prefix is not None:
+        prefix = drawing_prefix.select(slice(0, 1))
         commit_codes(model, prefix, image.media["codes"][None])
     else:
-        image_start = start_image(model, row)
+        image_start = start_image(model, read)
         prefix = image_start.until(len(image_start), image_start.last_state)
         ids, blocks, media = _as_inputs(model, tokens[1:])
         extend(model, prefix, ids, blocks, **media)
-    return Row(row.tokens + tokens, prefix)
+    return ReadTokens(read.tokens + tokens, prefix)

@@ -55,7 +55,7 @@ class _BufferLayer(DynamicLayer):
         if room > self.keys.shape[-2]:
             self.keys, self.values = (_enlarged(buffer, self.length, room) for buffer in (self.keys, self.values))
 
-    def head(self, rows: int) -> "_BufferLayer":
+    def leading_rows(self, rows: int) -> "_BufferLayer":
         """The first rows, in the same memory."""
         layer = self.selected(slice(0, 0))
         layer.keys, layer.values = self.keys[:rows], self.values[:rows]
@@ -145,15 +145,12 @@ class Prefix:
         cache = PrefixCache([layer.selected(slice(None), length) for layer in self.cache.layers])
         return Prefix(cache, self.document_ids[:, :length], self.positions - (len(self) - length), last_state)
 
-    def heads(self, count: int) -> tuple["Prefix", ...]:
-        """Its first `count` rows, in the same memory, and itself; itself alone where there are no others.
+    def leading_rows(self, count: int) -> "Prefix":
+        """Its first `count` rows, in the same memory.
 
         Reserve room first: what outgrows its room is copied, and no longer shared."""
-        if self.rows == count:
-            return (self,)
-        cache = PrefixCache([layer.head(count) for layer in self.cache.layers])
-        first = Prefix(cache, self.document_ids[:count], self.positions[:count], self.last_state[:count])
-        return first, self
+        cache = PrefixCache([layer.leading_rows(count) for layer in self.cache.layers])
+        return Prefix(cache, self.document_ids[:count], self.positions[:count], self.last_state[:count])
 
     def keys_with(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """`document_ids` and `block_ids` (R, P + n) of all keys, when tokens of `blocks` (n,) come next."""

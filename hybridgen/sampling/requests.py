@@ -55,20 +55,20 @@ def expand_requests(
     sizes: list[tuple[int, int]],
     scales: list[float],
     image_scales: list[float],
-    encode: Callable[..., Document],
+    prompt_document: Callable[..., Document],
 ) -> list[ImageRequest]:
     """What the backbone reads for each prompt. All lists hold one value a prompt.
 
     Args:
         negative_prompts: None = the processor's unconditional prompt.
         images: that stand before the prompts, or None.
-        encode: (text, image or None, size, unconditional) -> its document.
+        prompt_document: (text, image or None, size, unconditional) -> its document.
     """
     documents: dict[tuple, Document] = {}
 
     def read(text: str, image, size: tuple[int, int], unconditional: bool = False) -> Document:
         """Equal documents are one object, by which `read_prompts` knows to read them once."""
-        document = encode(text, image, size, unconditional)
+        document = prompt_document(text, image, size, unconditional)
         source = None if image is None else (id(image), size)
         return documents.setdefault((source, *document.layout.input_ids), document)
 

@@ -124,10 +124,7 @@ def prepare(
 ) -> Schedule:
     """A scheduler, copied and set to its steps.
 
-    1. Flow-matching Euler and Heun take the grid 1, 1 - 1/S, ..., 1/S (as Flux' pipeline hands it), so that no step is
-       spent between 1/1000 and 0; from 1 - 1/T on where the model predicts the noise, of which x_0 cannot be had at
-       s = 1. Others take their own grid. (Heun's own asks for the velocity at 1/1000, which a model that predicts x_0
-       gets by dividing by that number: its error is drawn a hundredfold.)
+    1. The grid of noise levels (`_set_steps`).
     2. alpha and sigma come from the scheduler's sigmas where it has them (its timesteps may be rounded).
     3. The model is given 1000 s for flow matching, the scheduler's timestep for DDPM (a fraction where that is one).
 
@@ -139,16 +136,18 @@ def prepare(
     """
     scheduler = copy.deepcopy(scheduler) if shift is None else with_shift(scheduler, shift)
     check_scheduler(scheduler, diffusion_config)
-    is_flow, most = _is_flow(scheduler), diffusion_config.num_train_timesteps
-    if num_inference_steps > most:
-        raise ValueError(f"num_inference_steps is {num_inference_steps}; the process has {most} timesteps, take fewer")
+    is_flow, max_timesteps = _is_flow(scheduler), diffusion_config.num_train_timesteps
+    if num_inference_steps > max_timesteps:
+        raise ValueError(
+            f"num_inference_steps is {num_inference_steps}; the process has {max_timesteps} timesteps, take fewer"
+        )
     _set_steps(scheduler, num_inference_steps, diffusion_config, device)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
     timesteps = scheduler.timesteps.float()
     if is_flow:
         sigma = scheduler.sigmas[: len(timesteps)].float().to(device)
-        alpha, timesteps = 1 - sigma, sigma * most
+        alpha, timesteps = 1 - sigma, sigma * max_timesteps
     elif hasattr(scheduler, "sigmas"):
         ratio = scheduler.sigmas[: len(timesteps)].float().to(device)  # sigma / alpha
         alpha = (1 + ratio**2).rsqrt()
@@ -162,15 +161,20 @@ def prepare(
 
 
 def _set_steps(scheduler, steps: int, diffusion_config, device: torch.device | str) -> None:
-    """Step 1 of `prepare`."""
-    most = diffusion_config.num_train_timesteps
-    top = 1 - 1 / most if diffusion_config.prediction_type == "epsilon" else 1.0
+    """Set the grid of noise levels: the scheduler's own, but for flow-matching Euler and Heun.
+
+    These take 1, 1 - 1/S, ..., 1/S (as Flux' pipeline hands it), so that no step is spent between 1/1000 and 0. Heun's
+    own grid asks for the velocity at 1/1000, which a model that predicts x_0 gets by dividing by that number: its error
+    is drawn a hundredfold. Where the model predicts the noise, it begins at 1 - 1/T: at 1, noise says nothing of x_0.
+    """
+    max_timesteps = diffusion_config.num_train_timesteps
+    largest_sigma = 1 - 1 / max_timesteps if diffusion_config.prediction_type == "epsilon" else 1.0
     try:
         if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-            scheduler.set_timesteps(sigmas=torch.linspace(top, 1 / steps, steps).tolist(), device=device)
+            scheduler.set_timesteps(sigmas=torch.linspace(largest_sigma, 1 / steps, steps).tolist(), device=device)
             return
         if isinstance(scheduler, FlowMatchHeunDiscreteScheduler):
-            scheduler.sigma_max, scheduler.sigma_min = top, 1 / steps
+            scheduler.sigma_max, scheduler.sigma_min = largest_sigma, 1 / steps
         scheduler.set_timesteps(steps, device=device)
     except LIBRARY_ERRORS as error:
         raise ValueError(

@@ -13,7 +13,7 @@ from numbers import Integral
 import torch
 from torch import Generator, Tensor
 
-_BLOCK = 1 << 18  # numbers drawn at once for an image; what is drawn does not depend on it
+_CHUNK = 1 << 18  # numbers drawn at once for an image; what is drawn does not depend on it
 
 
 def image_generators(
@@ -77,9 +77,9 @@ def draw_noise(generators: list[Generator], shape: tuple[int, ...], device: torc
 
 def draw_gumbel(generators: list[Generator], count: int, width: int, device: torch.device) -> Iterator[Tensor]:
     """`count` draws of Gumbel noise (I, V): the largest of logits plus noise is a sample of their softmax."""
-    block = max(1, _BLOCK // width)
-    for start in range(0, count, block):
-        size = (min(block, count - start), width)
+    chunk = max(1, _CHUNK // width)
+    for start in range(0, count, chunk):
+        size = (min(chunk, count - start), width)
         draws = [torch.rand(size, generator=generator, device=generator.device) for generator in generators]
-        uniform = torch.stack([draw.to(device) for draw in draws], dim=1)  # block, I, V
+        uniform = torch.stack([draw.to(device) for draw in draws], dim=1)  # chunk, I, V
         yield from uniform.log_().neg_().log_().neg_()

@@ -56,7 +56,7 @@ def write_text(
             prefix, chosen, forward = _read_so_far(prefix, read, states).select(selected), chosen[selected], None
             rows = [rows[number] for number in goes_on]
         if forward is None:
-            forward, read = decoder.after(prefix, torch.arange(left, device=chosen.device), causal=True), 0
+            forward, read = decoder.continue_from(prefix, torch.arange(left, device=chosen.device), causal=True), 0
         states = forward(model.get_input_embeddings()(chosen)[:, None], read)[:, 0]  # R, H
         read += 1
     return [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]

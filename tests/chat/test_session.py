@@ -11,7 +11,7 @@ from hybridgen.chat.events import ImageDone, ImagePreview, ImageStarted, TextDel
 from hybridgen.chat.session import Chat
 from hybridgen.chat.settings import TurnSettings
 from hybridgen.chat.turn import Turn
-from hybridgen.checkpoints.hashes import origin
+from hybridgen.checkpoints.hashes import checkpoint_hashes
 from hybridgen.core.layout import ImageSegment, TextSegment, lay_out
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 from hybridgen.sampling.interleaved import read_document
@@ -365,7 +365,7 @@ def test_the_manifest_names_the_weights_for_as_long_as_they_are_known(pipe, tmp_
     loaded = load_pipeline(tmp_path / "tiny")
     quick = {"plan": ["image"], "num_inference_steps": 1, "seed": 0}
     facts = lambda: of(ImageDone, loaded.stream(said(SHORT), **quick))[0].manifest  # noqa: E731
-    expected = origin(tmp_path / "tiny")
+    expected = checkpoint_hashes(tmp_path / "tiny")
     assert expected["weights"]
     assert {name: facts().get(name) for name in expected} == expected
     assert HybridGenPipeline.from_pretrained(tmp_path / "tiny").origin == expected

@@ -47,7 +47,7 @@ def test_a_token_at_a_time_is_as_transformers_reads_it(name):
     assert can_be_fused(model)
     ours, theirs = prefix_of(model, PROMPTS), prefix_of(model, PROMPTS)
     blocks = torch.arange(6)
-    read = Decoder(model).after(ours, blocks, causal=True)
+    read = Decoder(model).continue_from(ours, blocks, causal=True)
     for step in range(6):
         embeds = torch.randn(len(PROMPTS), 1, 32, generator=torch.Generator().manual_seed(step))
         expected = as_transformers(model, theirs, embeds, blocks, step, commit=True)
@@ -65,7 +65,7 @@ def test_an_image_at_once_is_as_transformers_reads_it_and_not_kept(prompts, atte
     model.set_attn_implementation(attention)
     prefix = prefix_of(model, prompts)
     length, blocks = len(prefix), torch.zeros(16, dtype=torch.long)
-    read = Decoder(model).after(prefix, blocks)
+    read = Decoder(model).continue_from(prefix, blocks)
     for seed in range(2):
         embeds = torch.randn(len(prompts), 16, 32, generator=torch.Generator().manual_seed(seed))
         expected = as_transformers(model, prefix, embeds, blocks, 0, commit=False)
@@ -103,7 +103,7 @@ def test_the_models_own_precision_copies_nothing():
     decoder, embeds = Decoder(model), torch.randn(1, 1, 32, generator=torch.Generator().manual_seed(0))
 
     def read():
-        return decoder.after(prefix_of(model, PROMPTS[:1]), torch.arange(1), causal=True)(embeds)
+        return decoder.continue_from(prefix_of(model, PROMPTS[:1]), torch.arange(1), causal=True)(embeds)
 
     before = read()
     model.model.language_model.layers[0].mlp.down_proj.weight.mul_(2)
@@ -123,7 +123,7 @@ def test_fewer_bits_stay_close(precision, tokens, hidden):
         prefix = prefix_of(model, PROMPTS[:2])
         embeds = torch.randn(2, tokens, hidden, generator=torch.Generator().manual_seed(0))
         decoder = Decoder(model, chosen)
-        states = decoder.after(prefix, torch.zeros(tokens, dtype=torch.long))(embeds, commit=False)
+        states = decoder.continue_from(prefix, torch.zeros(tokens, dtype=torch.long))(embeds, commit=False)
         made.append((states, decoder.code_logits(states[:, -1])))
     for exact, rough in zip(*made, strict=True):
         difference = (exact - rough).norm() / exact.norm()
@@ -142,7 +142,8 @@ def test_packed_float32_is_the_models_own(name, tokens):
     made = []
     for precision in ("model", "fp32"):
         embeds = torch.randn(len(PROMPTS), tokens, 32, generator=torch.Generator().manual_seed(0))
-        forward = Decoder(model, precision).after(prefix_of(model, PROMPTS), torch.zeros(tokens, dtype=torch.long))
+        blocks = torch.zeros(tokens, dtype=torch.long)
+        forward = Decoder(model, precision).continue_from(prefix_of(model, PROMPTS), blocks)
         made.append(forward(embeds, commit=False))
     assert worst(*made) < 1e-5  # measured 1e-6
 
@@ -153,8 +154,8 @@ def test_a_row_is_the_same_to_the_bit_whatever_stands_beside_it(precision):
     model = tiny_model()
     decoder, blocks = Decoder(model, precision), torch.zeros(16, dtype=torch.long)
     embeds = torch.randn(16, 16, 32, generator=torch.Generator().manual_seed(0))
-    alone = decoder.after(prefix_of(model, PROMPTS[:1]), blocks)(embeds[:1], commit=False)
-    beside = decoder.after(prefix_of(model, PROMPTS[:1] * 16), blocks)(embeds, commit=False)
+    alone = decoder.continue_from(prefix_of(model, PROMPTS[:1]), blocks)(embeds[:1], commit=False)
+    beside = decoder.continue_from(prefix_of(model, PROMPTS[:1] * 16), blocks)(embeds, commit=False)
     assert torch.equal(alone, beside[:1])
 
 

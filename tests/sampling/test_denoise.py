@@ -26,7 +26,14 @@ from diffusers import (
 
 from hybridgen.configuration_hybridgen import HybridGenDiffusionConfig
 from hybridgen.core.noise import NoiseProcess, convert
-from hybridgen.sampling.denoise import check_scheduler, commit_image, denoise, image_predictor, prepare, try_out
+from hybridgen.sampling.denoise import (
+    check_schedule_draws,
+    check_scheduler,
+    commit_image,
+    denoise,
+    image_predictor,
+    prepare,
+)
 from hybridgen.sampling.guidance import Guidance
 from hybridgen.sampling.prefix import extend
 from hybridgen.sampling.seeds import draw_noise, image_generators
@@ -171,7 +178,7 @@ def test_a_mistake_of_the_model_is_drawn_no_larger(name, steps):
     """A model that predicts x_0, wrong by one per cent. Heun's own grid asks it for a velocity at 1/1000, and draws the
     mistake a hundredfold."""
     schedule = prepare(FLOW[name], steps, X0_CONFIG)
-    try_out(schedule, "sample")  # leaves no trace in the schedule
+    check_schedule_draws(schedule, "sample")  # leaves no trace in the schedule
     wrong = clean_images() + 0.01 * torch.randn(len(schedule), 2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
     noise = draw_noise(image_generators(2, 0), (3, 4, 4), "cpu")
     made = denoise(lambda x, i: wrong[i], noise, schedule, "sample", image_generators(2, 1))
@@ -194,7 +201,7 @@ def test_a_mistake_of_the_model_is_drawn_no_larger(name, steps):
 )
 def test_a_scheduler_that_draws_something_else_is_refused(scheduler, config, steps, message):
     with pytest.raises(ValueError, match=message):
-        try_out(prepare(scheduler, steps, config), config.prediction_type)
+        check_schedule_draws(prepare(scheduler, steps, config), config.prediction_type)
 
 
 @pytest.mark.parametrize(

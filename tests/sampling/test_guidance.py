@@ -11,7 +11,7 @@ from diffusers.guiders import (
 from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer
 from transformers import ClassifierFreeGuidanceLogitsProcessor
 
-from hybridgen.sampling.guidance import Guidance, Guide, check_scale, guide, is_guided
+from hybridgen.sampling.guidance import Guidance, Guide, check_scale, is_guided
 from tests.sampling.prompts import worst
 
 IMAGES, STEPS = 3, 6
@@ -59,7 +59,7 @@ def test_an_image_is_guided_alike_alone_and_beside_others(name):
 
 def test_guided_logits_are_transformers():
     rows = torch.randn(6, 50)
-    assert torch.equal(guide(rows, 3, 5.0, 0), ClassifierFreeGuidanceLogitsProcessor(5.0)(rows[:3], rows))
+    assert torch.equal(Guide(5.0, 3)(rows, 0), ClassifierFreeGuidanceLogitsProcessor(5.0)(rows[:3], rows))
 
 
 def test_three_rows_are_instruct_pix2pix():
@@ -83,7 +83,7 @@ def test_rows_that_count():
 
 def test_one_row_an_image_is_left_alone():
     rows = torch.randn(3, 4)
-    assert torch.equal(guide(rows, 3, 5.0, 0), rows)
+    assert torch.equal(Guide(5.0, 3)(rows, 0), rows)
     assert not is_guided(1)
     assert is_guided(0.0)
     assert is_guided(3)
@@ -92,10 +92,10 @@ def test_one_row_an_image_is_left_alone():
 def test_scales_by_image_and_by_step():
     rows = torch.randn(4, 3, 2, 2)
     conditional, unconditional = rows.chunk(2)
-    guided = guide(rows, 2, lambda step: torch.tensor([0.0, 1.0]) + step, 0)
+    guided = Guide(lambda step: torch.tensor([0.0, 1.0]) + step, 2)(rows, 0)
     assert torch.equal(guided[0], unconditional[0])
     torch.testing.assert_close(guided[1], conditional[1])
-    torch.testing.assert_close(guide(rows, 2, lambda step: 1.0 * step, 1), conditional)
+    torch.testing.assert_close(Guide(lambda step: 1.0 * step, 2, steps=2)(rows, 1), conditional)
 
 
 @pytest.mark.parametrize("method", ["cfg", "apg", "zero_star"])

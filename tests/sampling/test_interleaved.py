@@ -5,7 +5,7 @@ import torch
 
 from hybridgen.sampling.interleaved import (
     ImageBlock,
-    Row,
+    ReadTokens,
     commit_block,
     common_length,
     read_document,
@@ -26,7 +26,7 @@ def understood() -> ImageBlock:
     return ImageBlock("understanding", 4, False, {"pixel_values": torch.randn(1, 3, 16, 16)})
 
 
-def contents(row: Row) -> list[torch.Tensor]:
+def contents(row: ReadTokens) -> list[torch.Tensor]:
     front = len(row.prefix) - len(row.tokens)
     return [layer.keys[:, :, front : layer.length].clone() for layer in row.prefix.cache.layers]
 

@@ -150,7 +150,7 @@ def _write_hybridgen(janus: JanusCheckpoint, folder: Path, max_shard_size: int |
         part.config.save_pretrained(folder / name)
         part.generation_config.save_pretrained(folder / name) if part.can_generate() else None
         save_weights(folder / name, {n: weights[n] for n in part.state_dict() if n in weights}, max_shard_size)
-    pipeline.save_front(folder)
+    pipeline.save_index_files(folder)
 
 
 def _write_transformers(janus: JanusCheckpoint, folder: Path, max_shard_size: int | str) -> None:

@@ -142,13 +142,13 @@ def diffusion_layers(module: nn.Module, needs_grad: bool, conditioning: bool) ->
         needs_grad, conditioning: gradients flow back into the image (or its states), and into the timestep's vector.
     """
     of_image = of_token = 0.0
-    for part, places, sees_image in module.flop_sites():
-        if places == PER_IMAGE:
-            cost, timed = matrix_flops(part, conditioning)
+    for site in module.flop_sites():
+        if site.uses_per_token == PER_IMAGE:
+            cost, timed = matrix_flops(site.module, conditioning)
             of_image, needs_grad = of_image + cost, needs_grad or timed
         else:
-            cost, passed = matrix_flops(part, needs_grad and not sees_image)
-            of_token, needs_grad = of_token + cost * places, needs_grad or passed
+            cost, passed = matrix_flops(site.module, needs_grad and not site.sees_image)
+            of_token, needs_grad = of_token + cost * site.uses_per_token, needs_grad or passed
     return of_image, of_token, needs_grad or conditioning
 
 
