@@ -1,7 +1,8 @@
 """A source of records with its config, as an endless sequence of training documents.
 
-Nothing here has a random stream. Whether record 7 loses its prompt, or which record comes 1,000th, is a function of
-(seed, name, number), so a run goes on anywhere by knowing one integer a source.
+Nothing here has a random stream. A `cursor` counts the documents of a source over all epochs; which record that is (its
+`index`), and whether it loses its prompt, is a function of (seed, name, cursor). So a run goes on anywhere by knowing
+one integer per source.
 """
 
 from typing import Protocol
@@ -80,16 +81,15 @@ class DocumentSource:
             self._rank, self._world_size = rank, world_size
 
     def index(self, cursor: int) -> int:
-        """Which record is the `cursor`-th: every record once an epoch; of a stream, once a block."""
+        """Which record is the `cursor`-th: every record once per epoch; of a stream, once per chunk."""
         if self.streaming:
-            block, place = divmod(cursor, self.record_source.buffer)
-            places = self.record_source.buffer
+            count, size = cursor, self.record_source.buffer
         else:
-            block, place = divmod(cursor * self._world_size + self._rank, len(self))
-            places = len(self)
+            count, size = cursor * self._world_size + self._rank, len(self)
+        part, position = divmod(count, size)  # a part is an epoch, or a chunk of a stream
         if self.config.shuffle:
-            place = feistel_permutation(place, places, f"{self.seed}/{self.name}/{block}")
-        return block * places + place if self.streaming else place
+            position = feistel_permutation(position, size, f"{self.seed}/{self.name}/{part}")
+        return part * size + position if self.streaming else position
 
     def where(self, cursor: int) -> str:
         """What to call the `cursor`-th record in an error."""

@@ -56,7 +56,7 @@ class SourceReport:
 def inspect_source(
     source: DocumentSource, limit: int, processor: HybridGenProcessor | None = None, longest: int | None = None
 ) -> SourceReport:
-    """Read the first `limit` records that a run would (0 = all; of a stream, `DOCUMENTS`).
+    """Read the first `limit` records that a run would (0 = all, or `DOCUMENTS` of a stream).
 
     Args:
         processor: makes documents of the records, so that tokens can be counted.
@@ -110,8 +110,14 @@ def picture_hash(image: Image.Image) -> bytes:
 
 @dataclass
 class MixtureReport:
-    """Shares of the tokens: as the weights say at step 0, and as measured over `documents` documents in packed rows,
-    which are filled to the share `fill`."""
+    """What a mixture gives.
+
+    Args:
+        expected: share of the tokens of each source, as the weights say at step 0.
+        realised: the same, as measured.
+        fill: share of the packed rows that is no padding.
+        documents: how many were drawn to measure it.
+    """
 
     expected: dict[str, float]
     realised: dict[str, float]
@@ -153,10 +159,11 @@ def report_lines(
 ) -> list[str]:
     """Everything as lines of text."""
     heads = ["source", "records", "read", "broken", "repeated", "pictures", "sizes", "words", "tokens", "of images"]
-    rows = [heads]
-    for report in (*training, *validation):
+    rows = [["set", *heads] if validation else heads]
+    for name_of_set, report in _with_set(training, validation):
         rows.append(
             [
+                *([name_of_set] if validation else ()),
                 report.name,
                 "stream" if report.records is None else f"{report.records:,}",
                 f"{report.read:,}",
@@ -185,6 +192,11 @@ def report_lines(
     return lines
 
 
+def _with_set(training: list[SourceReport], validation: list[SourceReport]) -> list[tuple[str, SourceReport]]:
+    """Each report after the name of its set: both sets may have a source of one name."""
+    return [*(("training", report) for report in training), *(("validation", report) for report in validation)]
+
+
 def _aligned(rows: list[list[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -209,15 +221,16 @@ def plot(training: list[SourceReport], validation: list[SourceReport] = (), mix:
 
     figure = Figure(figsize=(11, 7), layout="constrained")
     sizes, words, tokens, shares = figure.subplots(2, 2).flat
-    for report in (*training, *validation):
+    for name_of_set, report in _with_set(training, validation):
+        label = f"{report.name} ({name_of_set})" if validation else report.name
         if report.sizes:
             points = np.array(list(report.sizes))
             counts = np.array(list(report.sizes.values()))
             area = 10 + 200 * counts / counts.max()
-            sizes.scatter(points[:, 0], points[:, 1], s=area, alpha=0.6, label=report.name)
+            sizes.scatter(points[:, 0], points[:, 1], s=area, alpha=0.6, label=label)
         for axes, values in ((words, report.words), (tokens, report.tokens)):
             if values:
-                axes.hist(values, bins=30, histtype="step", label=report.name)
+                axes.hist(values, bins=30, histtype="step", label=label)
     named = (sizes, "pictures: width and height"), (words, "words of a record"), (tokens, "tokens of a document")
     for axes, title in named:
         axes.set_title(title, loc="left", fontsize=10)

@@ -1,6 +1,7 @@
 """The mixture: which source gives the next document, so that each has its stated share of the *tokens*.
 
-It hands out one document at a time; rows are made of them in `packing`. Weights are shares of tokens, not of documents,
+It hands out one document at a time; rows are made of them in `packing`. A source's `cursor` counts its documents over
+all epochs. Weights are shares of tokens, not of documents,
 and nothing is drawn at random: the source that is furthest behind its share is next (ties: the first). So realised
 shares are off by about one document a source at any time, and the state is three numbers a source. A weight may change
 at stated steps (a curriculum); shares before the change are not made up for. A broken record is listed (`bad_records`),
@@ -74,7 +75,7 @@ class Mixture:
             self.weights_at(step)  # refuses weights that cannot be shares
         self.cursors = dict.fromkeys(names, 0)
         self.tokens = dict.fromkeys(names, 0)
-        self._owed = dict.fromkeys(names, 0.0)  # tokens that each should have had by its share so far
+        self._due = dict.fromkeys(names, 0.0)  # tokens that each should have had by its share so far
         self.bad_records = BadRecordLog(max_broken)
         self._threads = ThreadPoolExecutor(loader_threads, "hybridgen-data") if loader_threads else None
         self._ahead = PREFETCH * loader_threads
@@ -113,35 +114,35 @@ class Mixture:
             ValueError: more records are broken than the limit allows; the sentence lists them.
         """
         weights = self.weights_at(step)
-        lag = {name: self._owed[name] - self.tokens[name] for name, weight in weights.items() if weight > 0}
-        name = max(lag, key=lag.__getitem__)
+        tokens_behind = {name: self._due[name] - self.tokens[name] for name, weight in weights.items() if weight > 0}
+        name = max(tokens_behind, key=tokens_behind.__getitem__)
         drawn = self._next_good(self.sources[name], self.cursors[name], processor, longest)
         self.cursors[name] = drawn.cursor + 1
         self.tokens[name] += len(drawn)
         for other, weight in weights.items():
-            self._owed[other] += weight * len(drawn)
+            self._due[other] += weight * len(drawn)
         return drawn
 
     def _next_good(
-        self, source: DocumentSource, cursor: int, processor: HybridGenProcessor, longest: int | None
+        self, source: DocumentSource, first: int, processor: HybridGenProcessor, longest: int | None
     ) -> DrawnDocument:
-        """The document at a source's cursor, or the first after it that is not broken."""
+        """The first document from the cursor `first` on that is not broken."""
         attempts = MAX_BAD_IN_A_ROW
         if source.records:
             attempts = min(2 * source.records, attempts)  # the bad ones that end an epoch and that begin the next
-        for place in range(cursor, cursor + attempts):
+        for cursor in range(first, first + attempts):
             try:
-                document = self._build(source, place, processor)
+                document = self._build(source, cursor, processor)
                 if longest is not None and len(document) > longest:
                     size = len(document)
                     raise ValueError(
-                        f"{source.where(place)}: the document has {size} tokens, but a row only {longest}; raise "
+                        f"{source.where(cursor)}: the document has {size} tokens, but a row only {longest}; raise "
                         f"sequence_length to at least {size}, or make the document shorter"
                     )
-                return DrawnDocument(document, source, place)
+                return DrawnDocument(document, source, cursor)
             except ValueError as error:
-                last = BadRecord.of(source.where(place), error)
-                self._add_bad(source, last, place + 1)
+                last = BadRecord.of(source.where(cursor), error)
+                self._add_bad(source, last, cursor + 1)
         raise ValueError(f"source {source.name!r} is broken: {attempts} records in a row, the last of them {last}")
 
     def _add_bad(self, source: DocumentSource, bad: BadRecord, met: int) -> None:
@@ -154,9 +155,9 @@ class Mixture:
     def _build(self, source: DocumentSource, cursor: int, processor: HybridGenProcessor) -> Document:
         if self._threads is None:
             return source.document(cursor, processor)
-        for place in range(cursor, cursor + self._ahead):
-            if (source.name, place) not in self._prefetched:
-                self._prefetched[source.name, place] = self._threads.submit(source.document, place, processor)
+        for ahead in range(cursor, cursor + self._ahead):
+            if (source.name, ahead) not in self._prefetched:
+                self._prefetched[source.name, ahead] = self._threads.submit(source.document, ahead, processor)
         return self._prefetched.pop((source.name, cursor)).result()
 
     def cancel_prefetch(self) -> None:
@@ -176,8 +177,8 @@ class Mixture:
         return {name: tokens / total if total else 0.0 for name, tokens in self.tokens.items()}
 
     def state_dict(self) -> dict:
-        """JSON-able."""
-        numbers = {"cursors": dict(self.cursors), "tokens": dict(self.tokens), "owed": dict(self._owed)}
+        """JSON-able; its keys are a format."""
+        numbers = {"cursors": dict(self.cursors), "tokens": dict(self.tokens), "owed": dict(self._due)}
         streams = {name: each.record_source.state_dict() for name, each in self.sources.items() if each.streaming}
         return {**numbers, "broken": self.bad_records.state_dict(), "streams": streams}
 
@@ -190,12 +191,12 @@ class Mixture:
             )
         self.cursors = {name: state["cursors"][name] for name in self.sources}
         self.tokens = {name: state["tokens"][name] for name in self.sources}
-        self._owed = {name: state["owed"][name] for name in self.sources}
+        self._due = {name: state["owed"][name] for name in self.sources}
         self.bad_records.load_state_dict(state.get("broken", []))
         self.cancel_prefetch()
-        for name, block_beginnings in state.get("streams", {}).items():
+        for name, chunk_beginnings in state.get("streams", {}).items():
             if self.sources[name].streaming:
-                self.sources[name].record_source.load_state_dict(block_beginnings)
+                self.sources[name].record_source.load_state_dict(chunk_beginnings)
 
 
 def by_step(weight: float | dict[int, float]) -> dict[int, float]:

@@ -14,18 +14,18 @@ D = TypeVar("D", bound=Sized)
 
 
 def pack_rows(
-    next_document: Callable[[], D], rows: int, length: int, pending: list[D], patience: int = 8
+    next_document: Callable[[], D], rows: int, length: int, pending: list[D], max_waiting: int = 8
 ) -> tuple[list[list[D]], list[D]]:
     """Fill `rows` rows of at most `length` tokens.
 
     1. Documents that wait are placed first, in order.
     2. Documents are drawn, and each goes into the first row with room for it.
-    3. When `patience` of them wait, or no token of room is left, the rows are done.
+    3. When `max_waiting` of them wait, or no token of room is left, the rows are done.
 
     Args:
         next_document: draws the next document; it has a length, and a `where` for errors.
         pending: documents that wait since the last call; not changed.
-        patience: how many may wait: more of them fill the rows better, and are kept in memory.
+        max_waiting: how many may wait: more of them fill the rows better, and are kept in memory.
 
     Returns:
         the rows, and the documents that wait for the next call.
@@ -53,6 +53,6 @@ def pack_rows(
 
     for document in pending:
         place(document)
-    while len(waiting) < patience and any(room):
+    while len(waiting) < max_waiting and any(room):
         place(next_document())
     return filled, waiting

@@ -52,7 +52,7 @@ class SourceConfig:
         columns: names of columns that are not the usual, as in {image: picture, text: json.caption}.
         images: the folder that paths of images are relative to; None = that of the file.
         streaming: read from front to end, and shuffle within `buffer` records; nothing is counted or copied before.
-        buffer: records of a block of a stream.
+        buffer: records of a chunk of a stream, within which it is shuffled.
         weight: its share of the tokens is this over the sum of all weights. One that changes is a mapping from the
             optimizer step on which it begins to hold, the first 0: `{0: 0.5, 1000: 0.1}`.
         read, write, loss_on, clean_copy, height, width: see `HybridGenProcessor.document`; `read` may be a list of
@@ -65,7 +65,8 @@ class SourceConfig:
             Concerns records of a caption by the user and a picture by the assistant; `image_first` exchanges the two.
             With loss_on `all` the picture is still written (Transfusion), with `assistant` it is then only read.
         questions_per_picture: synthetic datasets' `answer` only; None = all that apply.
-        yes_no_questions: synthetic datasets' `answer` only: how many of those that apply want yes or no; None = 1.
+        yes_no_questions: synthetic datasets' `answer` only: how many of those that apply are yes/no questions;
+            None = 1.
         categories: synthetic datasets' `answer` only: which of the dataset's CATEGORIES are asked about; None = all.
         reasoning: synthetic datasets' `answer` only: the assistant first writes what a yes or no follows from, between
             `<think>` and `</think>`; `HybridGenPipeline.answer` leaves that out.

@@ -67,7 +67,7 @@ def test_a_config_is_inspected(run, tmp_path):
     file = config(tmp_path, captioned(tmp_path / "train", range(8)))
     code, lines, error = run("data", "inspect", file, "data.prefetch=0", "--out", tmp_path / "out")
     assert code == 0, error
-    assert any(line.startswith("later ") and "diffusion" in line for line in lines)
+    assert any(line.split()[:2] == ["validation", "later"] and "diffusion" in line for line in lines)
     mix = next(number for number, line in enumerate(lines) if line.startswith("shares of the tokens"))
     shares = [line.split() for line in lines[mix + 2 : mix + 4]]
     assert [row[:2] for row in shares] == [["draw", "75.0%"], ["read", "25.0%"]]

@@ -45,10 +45,10 @@ def test_nothing_is_dropped_nothing_comes_twice_and_nothing_overflows():
 
 
 def test_what_waits_is_placed_first():
-    rows, waiting = pack_rows(stream([6, 6, 6, 6]), 1, 10, [], patience=2)
+    rows, waiting = pack_rows(stream([6, 6, 6, 6]), 1, 10, [], max_waiting=2)
     assert [x.number for x in rows[0]] == [0]
     assert [x.number for x in waiting] == [1, 2]
-    rows, waiting = pack_rows(stream([4]), 1, 10, waiting, patience=2)
+    rows, waiting = pack_rows(stream([4]), 1, 10, waiting, max_waiting=2)
     assert [x.number for x in rows[0]] == [1, 0]
     assert [x.number for x in waiting] == [2]
 

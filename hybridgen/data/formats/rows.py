@@ -25,7 +25,7 @@ ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
 }  # fmt: skip
 IMAGE_TAG = "<image>"
-# the columns in which each part of a row is looked for, in this order, unless `columns` names one
+# the columns in which each field of a row is looked for, in this order, unless `columns` names one
 USUAL_COLUMNS = {
     "image": ("image", "jpg", "jpeg", "png", "webp", "img", "file_name", "image_path"),
     "text": ("text", "txt", "caption", "captions", "json.caption", "json.text"),
@@ -38,8 +38,8 @@ USUAL_COLUMNS = {
     "text_list": ("text_list", "json.text_list"),
     "image_info": ("image_info", "json.image_info"),
 }
-# parts that a form needs; a row has the first form whose parts it holds
-_PARTS_OF_FORM = {
+# fields that a form needs; a row has the first form whose fields it holds
+_FIELDS_OF_FORM = {
     "messages": ("messages",),
     "llava": ("conversations",),
     "obelics": ("texts", "images"),
@@ -96,8 +96,8 @@ def find_form(row: dict, columns: dict[str, str], where: str) -> str:
     Raises:
         ValueError: it holds what no form needs; the way out is `columns`.
     """
-    for form, parts in _PARTS_OF_FORM.items():
-        if all(_get(row, part, columns, None) is not _ABSENT for part in parts):
+    for form, fields in _FIELDS_OF_FORM.items():
+        if all(_get(row, field, columns, None) is not _ABSENT for field in fields):
             return form
     raise ValueError(
         f"{where}: its columns are {', '.join(map(str, row))}, and none of the forms {', '.join(FORMS)} is made of "
@@ -109,12 +109,12 @@ def record_of(row: Any, form: str, columns: dict[str, str], where: str) -> dict:
     """A chat record, whose images are as the row held them.
 
     Raises:
-        ValueError: a part is missing or of another kind.
+        ValueError: a field is missing or of another kind.
     """
     if not isinstance(row, dict):
         raise ValueError(f"{where}: a record must be an object with named parts, not {type(row).__name__}")
 
-    def part(name: str) -> Any:
+    def field(name: str) -> Any:
         value = _get(row, name, columns, where)
         if value is _ABSENT or value is None:
             column = columns.get(name, name)
@@ -122,21 +122,21 @@ def record_of(row: Any, form: str, columns: dict[str, str], where: str) -> dict:
         return value
 
     if form == "messages":
-        return {"messages": part("messages")}
+        return {"messages": field("messages")}
     if form == "captions":
-        return captioned(_text_of(part("text"), "text", where), part("image"))
+        return captioned(_text_of(field("text"), "text", where), field("image"))
     if form == "text":
-        return chat_record(("assistant", [text_part(_text_of(part("text"), "text", where))]))
+        return chat_record(("assistant", [text_part(_text_of(field("text"), "text", where))]))
     if form == "questions":
-        question = [image_part(part("image")), text_part(_text_of(part("question"), "question", where))]
-        answer = text_part(_text_of(part("answer"), "answer", where))
+        question = [image_part(field("image")), text_part(_text_of(field("question"), "question", where))]
+        answer = text_part(_text_of(field("answer"), "answer", where))
         return chat_record(("user", question), ("assistant", [answer]))
     if form == "llava":
         images = _get(row, "image", columns, where)
-        return _llava(part("conversations"), [] if images in (_ABSENT, None) else images, where)
+        return _llava(field("conversations"), [] if images in (_ABSENT, None) else images, where)
     if form == "obelics":
-        return _obelics(part("texts"), part("images"), where)
-    return _mmc4(part("text_list"), part("image_info"), where)
+        return _obelics(field("texts"), field("images"), where)
+    return _mmc4(field("text_list"), field("image_info"), where)
 
 
 def captioned(caption: str, image: Any) -> dict:
@@ -230,11 +230,11 @@ def _interleaved(content: list[dict], where: str) -> dict:
     return chat_record(("assistant", joined))
 
 
-# ------------------------------------------------------------------------------------------------------------ parts
+# ----------------------------------------------------------------------------------------------------------- fields
 
 
 def _get(row: dict, name: str, columns: dict[str, str], where: str | None) -> Any:
-    """A part of a row, or _ABSENT. A column with a dot is looked up inside of another: `json.caption`."""
+    """A field of a row, or _ABSENT. A column with a dot is looked up inside of another: `json.caption`."""
     if name in columns:
         value = _look_up(row, columns[name])
         if value is _ABSENT and where is not None:

@@ -1,9 +1,9 @@
 """Streams as sources (`streaming: true`): records read from front to end, again and again, shuffled within a buffer.
 
-A stream is indexed by number like any other source, and record n is always the same: the stream is cut into blocks of
-`buffer` records, and `DocumentSource` shuffles within a block by a permutation that is a function of the block's
-number. So the position of a run is one integer here too. To go on in block 40,000 nothing before it is read again:
-where blocks begin is kept in the datasets library's own terms (shard and row), and saved.
+A stream is indexed like any other source, and record i is always the same: the stream is cut into chunks of `buffer`
+records, and `DocumentSource` shuffles within a chunk by a permutation that is a function of the chunk's
+number. So the position of a run is one integer here too. To go on in chunk 40,000 nothing before it is read again:
+where chunks begin is kept in the datasets library's own terms (shard and row), and saved.
 """
 
 import threading
@@ -17,7 +17,7 @@ from hybridgen.data.formats.rows import find_form, record_of
 from hybridgen.data.formats.webdataset import BROKEN, WHERE, tar_rows
 from hybridgen.data.records import check_record, load_images
 
-BLOCKS = 4  # kept in memory with their beginnings; documents that wait to be packed come from the last of them
+KEPT_CHUNKS = 4  # in memory, and with their resume points; documents that wait to be packed come from the last of them
 LINE = "__line__"  # key of a row that is a line of JSON, not parsed yet
 
 
@@ -27,7 +27,7 @@ class StreamSource:
     Args:
         open_epoch: epoch -> its `datasets.IterableDataset`.
         name: what to call it in errors.
-        buffer: records of a block.
+        buffer: records of a chunk.
         form, columns: see `rows`; None = found by the first row.
         images: the folder that paths of images are relative to.
     """
@@ -48,19 +48,19 @@ class StreamSource:
         self._restart()
 
     def _restart(self) -> None:
-        self._blocks: OrderedDict[int, list[Any]] = OrderedDict()
-        self._begins: dict[int, dict] = {0: {"epoch": 0, "state": None}}
+        self._chunks: OrderedDict[int, list[Any]] = OrderedDict()
+        self._resume_points: dict[int, dict] = {0: {"epoch": 0, "state": None}}
         self._rows: Iterator[Any] | None = None
-        self._next = 0  # the block that `_rows` goes on with
+        self._next = 0  # the chunk that `_rows` goes on with
 
     def use_shard(self, rank: int, world_size: int) -> None:
         """Read only this rank's equal part of the stream; whole files where their number allows it."""
         self._shard = (rank, world_size)
         self._restart()
 
-    def __getitem__(self, number: int) -> dict:
-        """The record of this number, counted from the first epoch on."""
-        row, where = self._row(number), self.where(number)
+    def __getitem__(self, index: int) -> dict:
+        """The record of this index, which counts over all epochs."""
+        row, where = self._row(index), self.where(index)
         if isinstance(row, dict):
             if BROKEN in row:
                 raise ValueError(f"{where}: {row[BROKEN]}")
@@ -72,58 +72,59 @@ class StreamSource:
         record = record_of(row, self.form or "messages", self.columns, where)
         return load_images(check_record(record, where), self.images, where)
 
-    def where(self, number: int) -> str:
-        """The place that the row carries, or its number."""
-        row = self._row(number)
+    def where(self, index: int) -> str:
+        """The place that the row carries, or its index."""
+        row = self._row(index)
         if isinstance(row, dict) and WHERE in row:
             return row[WHERE]
-        return f"{self.name}, record {number}"
+        return f"{self.name}, record {index}"
 
     def state_dict(self) -> dict:
-        """Where the last blocks begin; JSON-able."""
-        return {str(block): self._begins[block] for block in sorted(self._begins)[-BLOCKS:]}
+        """The resume points of the last chunks; JSON-able."""
+        return {str(chunk): self._resume_points[chunk] for chunk in sorted(self._resume_points)[-KEPT_CHUNKS:]}
 
     def load_state_dict(self, state: dict) -> None:
         """Only saves time: without it the stream is read from its front to the same records."""
         self._restart()
-        self._begins |= {int(block): begin for block, begin in state.items()}
+        self._resume_points |= {int(chunk): point for chunk, point in state.items()}
 
     # --------------------------------------------------------------------------------------------------------- reading
 
-    def _row(self, number: int) -> Any:
-        block, place = divmod(number, self.buffer)
+    def _row(self, index: int) -> Any:
+        chunk, position = divmod(index, self.buffer)
         with self._lock:
-            if block not in self._blocks:
-                self._seek(block)
-                while self._next <= block:
+            if chunk not in self._chunks:
+                self._seek(chunk)
+                while self._next <= chunk:
                     self._read()
-            return self._blocks[block][place]
+            return self._chunks[chunk][position]
 
-    def _seek(self, block: int) -> None:
-        """Let `_rows` go on with this block, or with the nearest before it whose beginning is known."""
-        known = max(begin for begin in self._begins if begin <= block)
-        if self._rows is None or not known <= self._next <= block:
-            self._next, begin = known, self._begins[known]
-            self._rows = self._endless(begin["epoch"], begin["state"])
+    def _seek(self, chunk: int) -> None:
+        """Let `_rows` go on with this chunk, or with the nearest before it whose beginning is known."""
+        known = max(start for start in self._resume_points if start <= chunk)
+        if self._rows is None or not known <= self._next <= chunk:
+            self._next, resume_point = known, self._resume_points[known]
+            self._rows = self._endless(resume_point["epoch"], resume_point["state"])
 
     def _read(self) -> None:
-        """Read the next block, and keep where it begins."""
+        """Read the next chunk, and keep where it begins."""
         rows = []
-        for place in range(self.buffer):
-            row, begin = next(self._rows)
-            if not place:
-                self._begins[self._next] = begin
+        for position in range(self.buffer):
+            row, resume_point = next(self._rows)
+            if not position:
+                self._resume_points[self._next] = resume_point
             rows.append(row)
-        self._blocks[self._next] = rows
+        self._chunks[self._next] = rows
         self._next += 1
-        while len(self._blocks) > BLOCKS:
-            self._blocks.popitem(last=False)
-        for old in sorted(self._begins)[1 : -2 * BLOCKS]:  # block 0 is always known
-            del self._begins[old]
+        while len(self._chunks) > KEPT_CHUNKS:
+            self._chunks.popitem(last=False)
+        for old in sorted(self._resume_points)[1 : -2 * KEPT_CHUNKS]:  # chunk 0 is always known
+            del self._resume_points[old]
 
     def _endless(self, epoch: int, state: dict | None) -> Iterator[tuple[Any, dict]]:
-        """Rows, each with where its block begins. The library is asked for that once a block, because it takes time."""
-        count, begin = 0, {}
+        """Rows, each with the resume point of its chunk. The library is asked for that once per chunk, as it takes
+        time."""
+        count, resume_point = 0, {}
         while True:
             dataset = self._dataset(epoch)
             if state is not None:
@@ -131,14 +132,14 @@ class StreamSource:
             rows, started = iter(dataset), False
             while True:
                 if not count % self.buffer:
-                    begin = {"epoch": epoch, "state": dataset.state_dict() if started else state}
+                    resume_point = {"epoch": epoch, "state": dataset.state_dict() if started else state}
                 try:
                     row = next(rows)
                 except StopIteration:
                     break
                 except (OSError, ValueError) as error:  # errors of pyarrow and datasets derive from these
                     raise OSError(f"{self.name} cannot be read on: {' '.join(str(error).split())}") from error
-                yield row, begin
+                yield row, resume_point
                 count, started = count + 1, True
             if not started and state is None:
                 raise ValueError(f"{self.name} holds no record")

@@ -26,7 +26,7 @@ class SyntheticSource:
     - task "draw": the user writes the caption, the assistant answers with the picture;
     - task "answer": the user shows the picture and asks, the assistant answers; `questions_per_picture` turns in
       random order, drawn from those that apply, all of them when it is None; `yes_no_questions` of those that apply
-      want yes or no. Such an answer is one bit, so a model needs many of them to learn to compare.
+      are yes/no questions. Such an answer is one bit, so a model needs many of them to learn to compare.
       `categories` are those asked; a picture to which none of them applies is asked all that do. With `reasoning`
       the assistant first writes what a yes or no follows from (`reasoning_content`, as transformers calls
       it): seeing and comparing are then learned one after the other instead of both from that one bit.
@@ -67,7 +67,7 @@ class SyntheticSource:
                 f"questions_per_picture is {questions_per_picture}: ask at least 1, or None for all that apply"
             )
         if yes_no_questions < 1:
-            raise ValueError(f"yes_no_questions is {yes_no_questions}: ask at least 1 a picture")
+            raise ValueError(f"yes_no_questions is {yes_no_questions}: ask at least 1 per picture")
         if categories is not None and (not categories or (wrong := set(categories) - set(self.question_categories))):
             fault = f"has {min(wrong)!r}" if categories else "is empty"
             known = ", ".join(self.question_categories)

@@ -67,8 +67,8 @@ class PictureLoader:
         next picture inside it; `given` is how many pictures each source has given."""
         state = self._state
         total = sum(state["given"])
-        lag = [weight * total - given for weight, given in zip(self._weights, state["given"], strict=True)]
-        number = lag.index(max(lag))
+        pictures_behind = [weight * total - given for weight, given in zip(self._weights, state["given"], strict=True)]
+        number = pictures_behind.index(max(pictures_behind))
         for _ in range(WITHOUT_PICTURE):
             source, cursor = self.sources[number], state["cursors"][number]
             try:

@@ -4,6 +4,8 @@ No network judges here and nothing is learned: the answer is the spec whose own 
 scores low even when it looks right (true pictures under a strong blur do too), so score the true pictures beside the
 drawn ones.
 
+A layer is kept as ink = colour * alpha and clear = 1 - alpha: drawn over a picture it gives ink + clear * picture.
+
 Shapes: n pictures of S x S x 3 (S = 32), k candidate layers of a slot. Inside, pictures are folded: (P, n, 4), where
 P = 16 * 16 * 3 pooled values and 4 the pixels that each of them averages; so pooling is a sum over the last axis and
 all candidates of a slot are one matmul.
@@ -121,7 +123,7 @@ def _starts(target: np.ndarray) -> np.ndarray:
     The bases decide where a descent ends: the face of a man, a woman, an elf or a dwarf is a few pixels, and a wrong
     one holds on.
     """
-    rows, table = _undressed()  # (m, 7), (P, m)
+    rows, table = _bodies_only()  # (m, 7), (P, m)
     errors = (table**2).sum(0) - 2 * target.T @ table  # (n, m), up to what is the same for all candidates of a picture
     base = rows[:, SLOTS.index("base")]
     best = np.stack([np.where(base == i, errors, np.inf).argmin(1) for i in range(base.max() + 1)])  # (bases, n)
@@ -203,7 +205,7 @@ def _folded(slot: str) -> _Folded:
 
 
 @cache
-def _undressed() -> tuple[np.ndarray, np.ndarray]:
+def _bodies_only() -> tuple[np.ndarray, np.ndarray]:
     """All figures of background, base and body alone: encoded (m, 7) and pooled (P, m)."""
     rows = np.full((len(backgrounds()), len(pixels()["base"].ink) - 1, len(pixels()["body"].ink), len(SLOTS)), -1)
     rows[..., -1], rows[..., SLOTS.index("base")], rows[..., SLOTS.index("body")] = np.indices(rows.shape[:-1])
