@@ -71,7 +71,7 @@ def open_pipeline(folder: str | Path) -> HybridGenPipeline:
         return load_pipeline(folder)
     file = Path(folder) / ADAPTER
     base = read_json(file).get("base_model_name_or_path")
-    if not isinstance(base, str):
+    if not isinstance(base, str) or not base:
         raise ValueError(f"{file} names no base_model_name_or_path; say there which model it belongs to")
     if not Path(base).is_dir():
         raise ValueError(f"adapter {folder} belongs to the model {base}, which is not there; say where in {file}")

@@ -156,7 +156,8 @@ class SourceConfig:
         for key, kinds in FORMATS_OF_KEY.items():
             if getattr(self, key) not in (None, {}, False) and kind not in kinds:
                 belongs = "synthetic datasets" if kinds[0] == "synthetic" else " and ".join(kinds)
-                raise ValueError(f"{self.name}: {key} belongs to {belongs}; a {kind} has none, leave it out")
+                what = "synthetic dataset" if kind == "synthetic" else kind
+                raise ValueError(f"{self.name}: {key} belongs to {belongs}; a {what} has none, leave it out")
         for thing, factor in self.oversampling.items():
             if not isinstance(thing, str):
                 raise ValueError(f"{self.name}: oversampling has {thing!r}; its keys are names, as in {{dwarf: 2.5}}")

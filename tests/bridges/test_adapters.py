@@ -145,10 +145,14 @@ def test_bad_input(base, tmp_path):
     file.write_text(json.dumps({**json.loads(file.read_text()), "base_model_name_or_path": str(tmp_path / "gone")}))
     with pytest.raises(ValueError, match="belongs to the model .*gone, which is not there"):
         open_pipeline(tmp_path / "adapter")
-    for junk in ("{}", '{"base_model_name_or_path": 5}'):
+    no_model = "names no base_model_name_or_path"
+    for junk, sentence in (
+        ("{}", no_model),
+        ('{"base_model_name_or_path": 5}', no_model),
+        ('{"base_model_name_or_path": ""}', no_model),  # which is no name of the working folder
+        ("[]", "adapter_config.json holds no JSON object"),
+        ("{", "is not valid JSON"),
+    ):
         file.write_text(junk)
-        with pytest.raises(ValueError, match="names no base_model_name_or_path"):
+        with pytest.raises(ValueError, match=sentence):
             open_pipeline(tmp_path / "adapter")
-    file.write_text("{")
-    with pytest.raises(ValueError, match="is not valid JSON"):
-        open_pipeline(tmp_path / "adapter")

@@ -1,4 +1,4 @@
-"""BadRecord records: skipped in the same order by everyone, listed once, counted up to a limit that holds the list."""
+"""Broken records: skipped in the same order by everyone, listed once, counted up to a limit that holds the list."""
 
 import itertools
 import json

@@ -192,6 +192,8 @@ def config_of(folder: Path, **changes) -> TrainConfig:
 
 
 def train(config: TrainConfig, **stage) -> Trainer:
+    """With one thread, as in a `ProcessGroup`: two add up in another order, and runs are compared to the bit."""
+    torch.set_num_threads(1)
     torch.manual_seed(7)
     accelerator = make_accelerator(config)
     loader = ToyLoader(
@@ -209,5 +211,4 @@ if __name__ == "__main__":
     words = [word.split("=") for word in sys.argv[2:]]
     changes = {key: strict.parse(value, key) for key, value in words}
     stage = {name: changes.pop(name) for name in ("pause", "dropout") if name in changes}
-    torch.set_num_threads(1)
     train(config_of(Path(sys.argv[1]), **changes), **stage)

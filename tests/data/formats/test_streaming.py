@@ -1,5 +1,4 @@
-"""Streams: every record once, shuffled by blocks; positions exact in the middle of a pack; parts for ranks;
-loader_threads."""
+"""Streams: every record once, shuffled by blocks; positions exact in the middle of a pack; parts for ranks; threads."""
 
 import itertools
 import json

@@ -69,3 +69,9 @@ def test_auto_is_bf16_where_the_processor_multiplies_it(monkeypatch, amx):
     assert choose_precision("auto", CPU) == ("bf16" if amx else "fp32")
     for said in ("fp32", "bf16"):
         assert choose_precision(said, CPU) == said
+
+
+def test_sdpa_runs_wherever_its_bf16_is_no_loss():
+    assert choose_attention("auto", "fp32", CPU) == "sdpa"
+    assert choose_attention("auto", "bf16", torch.device("cuda")) == "sdpa"
+    assert choose_attention("eager", "bf16", CPU) == "eager"
