@@ -148,7 +148,7 @@ class HybridGenConfig(PreTrainedConfig):
         vision_config: the understanding path's tower (SigLIP, SigLIP 2, Janus' vision model); None = no such path.
         diffusion_config: see `HybridGenDiffusionConfig`; None = no such path.
         vq_config: see `HybridGenVQConfig`; None = no such path.
-        image_token_id, diffusion_token_id, vq_token_id: placeholders, one a path, for the tokens of an image.
+        image_token_id, diffusion_token_id, vq_token_id: placeholders, one per path, for the tokens of an image.
         begin_image_token_id, end_image_token_id: frame every image.
         understanding_bidirectional: tokens of an image on the understanding path see each other (Janus: no).
         aligner_depth, aligner_hidden_act: the understanding aligner's linear layers and activation (Janus: 2, gelu).
@@ -253,7 +253,7 @@ class HybridGenConfig(PreTrainedConfig):
             raise ValueError(f"each path needs a placeholder of its own, but the ids repeat: {shown}")
 
     def _check_heads(self) -> None:
-        """Of attention: transformers would fail in the first forward, with a less helpful message."""
+        """Attention heads must divide: transformers would fail in the first forward, with a less helpful message."""
         heads = getattr(self.text_config, "num_attention_heads", None)
         groups = getattr(self.text_config, "num_key_value_heads", None)
         if heads and groups and heads % groups:

@@ -35,7 +35,7 @@ class HybridGenImageProcessor(BaseImageProcessor):
     Args:
         image_size: side S of the understanding path's square input.
         image_mean, image_std: of the understanding path; 0.5 maps pixels to [-1, 1].
-        pad_value: level of the padding beside pictures that are not square, one or one a channel (127 is 0.5 of 255,
+        pad_value: level of the padding beside pictures that are not square, one or one per channel (127 is 0.5 of 255,
             rounded down, as in Janus).
         min_size: the short side is resized to no fewer pixels than this (Janus: 14).
         truncate: `postprocess` rounds levels down, as Janus' code does, instead of to the nearest.

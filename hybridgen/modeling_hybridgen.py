@@ -564,7 +564,7 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
         return attention_mask
 
     def _expand_inputs_for_generation(self, expand_size: int = 1, input_ids: Tensor | None = None, **kwargs):
-        """Every row `expand_size` times (beams, several answers a prompt), with its images.
+        """Every row `expand_size` times (beams, several answers per prompt), with its images.
 
         Images come as one list for the whole batch, in reading order, so what is repeated is a row's run of images.
         """

@@ -74,7 +74,7 @@ class CallState:
     """What changes in the course of one call, and what its callback may read and set through the pipeline.
 
     Args:
-        guidance_scale: one, or one a prompt; a callback may set another, which holds from the next step on.
+        guidance_scale: one, or one per prompt; a callback may set another, which holds from the next step on.
         num_timesteps: steps of the batch that is drawn.
         is_running: whether the call has not returned yet.
     """
@@ -207,7 +207,7 @@ class HybridGenPipeline(DiffusionPipeline):
 
     @property
     def guidance_scale(self) -> float | list[float] | None:
-        """Of the running call, or the last one. To change it, a callback sets `_guidance_scale`, as in diffusers."""
+        """That of the running call, or of the last one. A callback that changes it sets `_guidance_scale`, as in diffusers."""
         return self._call.guidance_scale
 
     @property
@@ -268,13 +268,13 @@ class HybridGenPipeline(DiffusionPipeline):
             num_inference_steps: denoising steps (diffusion). This and other settings of drawing: None = as the folder's
                 `sampling_defaults` say, or 30 steps, guidance 3, temperature 1. Those marked as of one path are
                 ignored on the other.
-            guidance_scale: one, or one a prompt: 1 = no guidance, which costs half; above 1 = closer to the prompt, 0 =
-                the negative prompt alone.
+            guidance_scale: one, or one per prompt: 1 = no guidance, which costs half; above 1 = closer to the prompt,
+                0 = the negative prompt alone.
             negative_prompt: what guidance leads away from; None = as the processor's `unconditional` says.
             num_images_per_prompt: images of a prompt stand together in the result.
-            height, width: one, or one a prompt: any multiple of a token's side. None = that side as in the processor's
-                default size, whatever the other is.
-            generator: one an image; a single one seeds one for each of several images.
+            height, width: one, or one per prompt: any multiple of a token's side. None = that side as in the
+                processor's default size, whatever the other is.
+            generator: one per image; a single one seeds one for each of several images.
             seed: image i is drawn with `seed + i`, or with `seed[i]`, whatever is drawn beside it.
             latents: (I, C, h, w), or a list of (C, h, w): standard normal noise to start from (diffusion); None = drawn
                 from the seeds.
@@ -290,8 +290,8 @@ class HybridGenPipeline(DiffusionPipeline):
                 where the call gives none.
             guidance_rescale: 0 to 1, against the glare of strong guidance.
             shift: of flow matching's noise levels; above 1 = more steps in the noise. None = as the scheduler has it.
-            image: one, or one a prompt, that stands before the prompt.
-            image_guidance_scale: one, or one a prompt: how closely to follow `image`; other than 1 costs a third row.
+            image: one, or one per prompt, that stands before the prompt.
+            image_guidance_scale: one, or one per prompt: how closely to follow `image`; other than 1 costs a third row.
             read: path by which `image` is read; None = the first that the model has.
             precision: of the weights in the inner loop: `model` (as loaded), `fp32` (packed once for the processor:
                 sooner where few tokens are read at once), `bf16`, or `int8` (CPU): two to five times as fast, and no
@@ -435,7 +435,7 @@ class HybridGenPipeline(DiffusionPipeline):
         Args:
             prefix: I rows or, guided, 2 I or 3 I; each ends with the token that begins an image.
             size: height and width in pixels.
-            generators: one an image; their number is I.
+            generators: one per image; their number is I.
             noise: to start from (diffusion); None = drawn from the generators.
         """
         if setup.path == "vq":
@@ -578,7 +578,7 @@ class HybridGenPipeline(DiffusionPipeline):
             )
 
     def check_sizes(self, heights: list, widths: list, path: str) -> list[tuple[int, int]]:
-        """Heights and widths in pixels, one a prompt -> sizes; None = that side of the processor's default size.
+        """Heights and widths in pixels, one per prompt -> sizes; None = that side of the processor's default size.
 
         Raises:
             ValueError: a path cannot draw one of them.
@@ -605,7 +605,7 @@ class HybridGenPipeline(DiffusionPipeline):
     def check_conditions(
         self, image, read: str | None, image_scales: list[float], count: int
     ) -> tuple[list, str | None]:
-        """Images that stand before the prompts, one a prompt or None, and the path by which they are read.
+        """Images that stand before the prompts, one per prompt or None, and the path by which they are read.
 
         Raises:
             ValueError: they cannot be read, or guided by.

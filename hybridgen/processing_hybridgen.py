@@ -6,7 +6,7 @@ It joins `core.messages` (template -> pieces), the tokenizer, `image_processing_
 Every piece is tokenised on its own, cut where the assistant begins and ends and at each picture. So the tokens of a
 training document up to an answer are exactly the tokens of the prompt, which tokenising the whole text at once would
 not give. `read` and `write` are paths: the same messages make another document by another path, and where `read` is a
-list, an image stands there once a path, in that order (BAGEL, arXiv 2505.14683, reads clean latents and then the
+list, an image stands there once per path, in that order (BAGEL, arXiv 2505.14683, reads clean latents and then the
 vision tower's features).
 """
 

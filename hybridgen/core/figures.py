@@ -2,7 +2,7 @@
 
 Pictures are enlarged by whole factors with nearest neighbour, never smoothed: smoothing hides exactly the errors that
 one looks for. matplotlib is slow to import, so only the functions that plot import it. The report page's HTML is
-`evaluation.report`'s.
+made in `evaluation.report`.
 """
 
 import io
@@ -96,10 +96,10 @@ class Card:
 
 
 def side_by_side(captions: list[str], columns: dict[str, list[Image.Image]]) -> list[Card]:
-    """One card a caption, with the picture of each column above it.
+    """One card per caption, with the picture of each column above it.
 
     Args:
-        columns: heading -> one picture a caption. An empty caption takes no room.
+        columns: heading -> one picture per caption. An empty caption takes no room.
     """
     return [
         Card(dict(zip(columns, pictures, strict=True)), (caption,) if caption else ())
@@ -108,7 +108,7 @@ def side_by_side(captions: list[str], columns: dict[str, list[Image.Image]]) -> 
 
 
 def grid(cards: list[Card], columns: int, title: str = "") -> Image.Image:
-    """A page of cards in reading order, `columns` a row, under a title.
+    """A page of cards in reading order, `columns` per row, under a title.
 
     Raises:
         ValueError: there is no card to draw.
@@ -189,7 +189,7 @@ _NAMED = 8  # curves in a legend, at most
 
 
 def plot(panels: list[Panel], columns: int = 3, soft: str = _SOFT, rule: str = _RULE) -> Any:
-    """The panels as one matplotlib figure, `columns` a row.
+    """The panels as one matplotlib figure, `columns` per row.
 
     Args:
         soft, rule: colours of the text and of the lines that are no curves.

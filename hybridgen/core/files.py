@@ -1,8 +1,8 @@
 """Files that are there whole or not at all, and JSON that is read in one way everywhere.
 
 A rename replaces a file in one move only within a folder, so what is written aside lies beside the file it becomes.
-Folders are `checkpoints.loading.new_folder`'s (a checkpoint) and `training.state.checkpointing`'s (a state, by all
-processes together).
+Folders are written by `checkpoints.loading.new_folder` (a checkpoint) and `training.state.checkpointing` (a state, by
+all processes together).
 """
 
 import json

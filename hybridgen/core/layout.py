@@ -1,7 +1,7 @@
 """The layout: the integer vectors from which the backbone knows which token sees which, and where losses fall.
 
 This file is for sequences of tokens; it knows nothing of pixels, weights or files. The attention rule is not "causal
-plus an image mask", but one comparison of one integer a token, its *block*:
+plus an image mask", but one comparison of one integer per token, its *block*:
 
     attend(q, k) = document[q] == document[k]  and  block[k] <= block[q]  and  (not noised[k] or block[k] == block[q])
 

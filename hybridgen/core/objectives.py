@@ -1,6 +1,6 @@
 """Training objectives: the only randomness of training, and the losses, each as (sum, count).
 
-`corrupt` draws a timestep and noise for every image that is to be drawn, from one generator *a row*, seeded by the
+`corrupt` draws a timestep and noise for every image that is to be drawn, from one generator per row, seeded by the
 run's seed and the row's number: the draw depends on neither batch size, nor rank, nor what was drawn before.
 No loss divides: the trainer divides once, by counts summed over micro-batches and ranks, so a loss does not depend on
 packing, accumulation or world size. Text is counted per token and codes per code, but the diffusion loss per image
@@ -102,7 +102,7 @@ def draw_noise_levels(count: int, config: ObjectiveConfig, generator: torch.Gene
 
 @dataclass
 class DiffusionTargets:
-    """Targets of the diffusion head, one entry an image, also for those that are read clean.
+    """Targets of the diffusion head, one entry per image, also for those that are read clean.
 
     Args:
         values: targets, in the same form as the model's `prediction`.

@@ -33,7 +33,7 @@ class FlopSite(NamedTuple):
 
 
 class PatchEmbed(nn.Module):
-    """Images (I, C, h, w) and timestep vectors (I, H) -> tokens (I, T, H), and no skips (those are `unet`'s).
+    """Images (I, C, h, w) and timestep vectors (I, H) -> tokens (I, T, H), and no skips (only `unet` has them).
 
     One linear layer, a fixed 2-D position table, and the timestep.
     """

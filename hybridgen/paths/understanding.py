@@ -2,7 +2,7 @@
 
 Here is the tower; the connector is `connectors.Aligner`.
 
-The tower is any vision model of transformers with one feature a patch (SigLIP, SigLIP 2, Janus' own). There are two
+The tower is any vision model of transformers with one feature per patch (SigLIP, SigLIP 2, Janus' own). There are two
 SigLIP 2: those of a fixed size are plain SigLIP to transformers; the others (NaFlex) take patches, a mask and a shape
 instead of pixels, and are given squares here.
 

@@ -27,7 +27,7 @@ def finest_cell(config: HybridGenDiffusionConfig) -> int:
 
 
 class UNetDown(nn.Module):
-    """Images (I, C, h, w) and timestep vectors (I, H) -> tokens (I, T, H) and a skip (I, c, rows, columns) a level.
+    """Images (I, C, h, w) and timestep vectors (I, H) -> tokens (I, T, H) and a skip (I, c, rows, columns) per level.
 
     What convolutions add to the linear patches starts at zero.
     """

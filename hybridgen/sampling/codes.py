@@ -1,4 +1,4 @@
-"""The code loop: an image of the vq path, one code a step, each drawn from the model's guided code logits.
+"""The code loop: an image of the vq path, one code per step, each drawn from the model's guided code logits.
 
 The loop commits the codes it reads to the prefix (they are final, unlike noisy patches), and the last code is drawn but
 never read: `commit_codes` reads it, and the end of the image, for what follows.
@@ -87,8 +87,7 @@ def write_codes(
     codes are those of a window of 1.
 
     Args:
-        generators: one an image; their number is I. The prefix has I, 2 I or 3 I rows, as `guidance` orders
-            them.
+        generators: one per image; their number is I. The prefix has I, 2 I or 3 I rows, as `guidance` orders them.
         on_step: called with the codes so far (I, t) after each code; the loop goes on with those that it returns.
         on_logits: called with the guided logits (I, V) of each code, before temperature and filters.
         decoder: the model's, in another precision; None = in its own.

@@ -101,7 +101,7 @@ def _apply_epilogue(product: Tensor, epilogue: str, other: Tensor | None) -> Ten
 class _Product:
     """Linear layers that read the same input: one matrix product for all, where their weights were copied.
 
-    int8 weights have one scale a row; few tokens are multiplied with them in torch's own kernel, many with their bf16
+    int8 weights have one scale per row; few tokens are multiplied with them in torch's own kernel, many with their bf16
     copy, which has the same values.
     """
 

@@ -48,7 +48,7 @@ def denoise(
     Args:
         predict: the model's prediction from x_t at a step; any function will do.
         prediction_type: its kind.
-        generators: one an image, for schedulers that draw noise at a step.
+        generators: one per image, for schedulers that draw noise at a step.
         on_step: called with the latents after each step; the loop goes on with those that it returns.
     """
     latents = noise
@@ -121,7 +121,7 @@ def image_predictor(
     guidance: Guidance | Scale = 1.0,
     decoder: Decoder | None = None,
 ) -> Predict:
-    """The model's predictions for noisy images that come next in a prefix, guided where it has several rows an image.
+    """The model's predictions for noisy images that come next in a prefix, guided where it has several rows per image.
 
     All that does not depend on x_t is computed here, once: masks, positions, and the embedding of every timestep. A
     call computes the images' own tokens, in the rows that count at its step, and leaves the prefix as it was.
@@ -129,7 +129,7 @@ def image_predictor(
     Args:
         images: I; the prefix has I rows, or 2 I or 3 I as `guidance` orders them.
         size: height and width of a latent.
-        timesteps: (S,) as the model is given them, one a step.
+        timesteps: (S,) as the model is given them, one per step.
         decoder: the model's, in another precision; None = in its own.
     """
     config, inner = model.config.diffusion_config, model.model
@@ -180,7 +180,7 @@ def draw_latents(
 
     Args:
         size: height and width of a latent.
-        generators: one an image; their number is I. The prefix has I, 2 I or 3 I rows, as `guidance` orders them.
+        generators: one per image; their number is I. The prefix has I, 2 I or 3 I rows, as `guidance` orders them.
         noise: to start from, of the latents' shape; None = drawn from the generators.
         shift: see `prepare`.
         decoder: the model's, in another precision; None = in its own.

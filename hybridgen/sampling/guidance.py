@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Scale = float | Tensor | Callable[[int], float | Tensor]  # one, one an image (I,), or either as a function of the step
+Scale = float | Tensor | Callable[[int], float | Tensor]  # one, one per image (I,), or either as a function of the step
 
 METHODS = {
     "ClassifierFreeGuidance": "cfg",
@@ -171,7 +171,7 @@ class Guide:
         return self.first <= step < self.end and step >= self.guidance.zero_init_steps
 
     def __call__(self, prediction: Tensor, step: int) -> Tensor:
-        """Predictions of all rows (R, ...) -> (I, ...): untouched where there is one row an image."""
+        """Predictions of all rows (R, ...) -> (I, ...): untouched where there is one row per image."""
         if step < self.guidance.zero_init_steps:
             return torch.zeros_like(prediction[: self.images])
         cond, *others = prediction.split(self.images)

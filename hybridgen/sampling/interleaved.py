@@ -48,7 +48,7 @@ class ImageBlock:
     media: dict[str, Tensor]
 
     def tokens(self, begin: int, end: int) -> "list[Token]":
-        """With the two ids of its frame."""
+        """Its tokens in a document, with the two ids of its frame."""
         return [begin, *((self, place) for place in range(self.length)), end]
 
 

@@ -241,7 +241,7 @@ def read_prompts(
     device: torch.device,
     encode: Callable[[dict], dict[str, Tensor]] = lambda batch: {},
 ) -> Prefix:
-    """Read prompts, one a row, and the token that begins an image: ready to draw.
+    """Read prompts, one per row, and the token that begins an image: ready to draw.
 
     A document that stands in several rows (the empty prompt of guidance, several images of a prompt) is read once.
     All are padded to a whole number of `PAD_MULTIPLE` tokens: sums over rows of another length are taken in another

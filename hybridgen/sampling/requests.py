@@ -57,7 +57,7 @@ def expand_requests(
     image_scales: list[float],
     prompt_document: Callable[..., Document],
 ) -> list[ImageRequest]:
-    """What the backbone reads for each prompt. All lists hold one value a prompt.
+    """What the backbone reads for each prompt. All lists hold one value per prompt.
 
     Args:
         negative_prompts: None = the processor's unconditional prompt.

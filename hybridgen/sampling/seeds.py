@@ -1,4 +1,4 @@
-"""Seeds: one random stream an image. Image i is the same alone, in a batch of 64, and in any chunking.
+"""Seeds: one random stream per image. Image i is the same alone, in a batch of 64, and in any chunking.
 
 The streams live on the CPU unless the caller brings generators of another device: the same seed then draws the same
 noise on every device. How many numbers an image draws must not depend on its neighbours, so every draw below is made
@@ -19,16 +19,16 @@ _CHUNK = 1 << 18  # numbers drawn at once for an image; what is drawn does not d
 def image_generators(
     count: int, seed: int | list[int] | None = None, generator: Generator | list[Generator] | None = None
 ) -> list[Generator]:
-    """One generator an image.
+    """One generator per image.
 
     Args:
         count: number of images.
         seed: image i is seeded with `seed + i`, or with `seed[i]`.
-        generator: one an image; a single one serves a single image as it is, and seeds a stream for each of several.
+        generator: one per image; a single one serves a single image as it is, and seeds a stream for each of several.
             With neither, every call draws something new.
 
     Raises:
-        ValueError: both are given, a list has not one entry an image, or a seed is not a whole number from 0.
+        ValueError: both are given, a list has not one entry per image, or a seed is not a whole number from 0.
     """
     if seed is not None and generator is not None:
         raise ValueError("give seed or generator, not both: each decides the noise of every image")
@@ -66,7 +66,7 @@ def _whole(seed: int) -> int:
 
 def _check_length(name: str, values: list, count: int) -> None:
     if len(values) != count:
-        raise ValueError(f"{name} is a list of {len(values)}, but {count} images are to be drawn: give one an image")
+        raise ValueError(f"{name} is a list of {len(values)}, but {count} images are to be drawn: give one per image")
 
 
 def draw_noise(generators: list[Generator], shape: tuple[int, ...], device: torch.device) -> Tensor:

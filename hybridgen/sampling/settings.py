@@ -129,7 +129,7 @@ def with_scales_of(guider: Guidance, overrides: dict) -> dict:
 
 
 def each(name: str, value, count: int) -> list:
-    """One value a prompt: of a list as it is, else the same for all. Raises ValueError for a list of another length."""
+    """One value per prompt: a list as it is, else the same for all. Raises ValueError for a list of another length."""
     if not isinstance(value, list | tuple):
         return [value] * count
     if len(value) != count:
@@ -145,7 +145,7 @@ def check_counts(**counts: int) -> None:
 
 
 def check_scales(name: str, scale, count: int) -> list[float]:
-    """One scale a prompt. Raises ValueError for what is none."""
+    """One scale per prompt. Raises ValueError for what is none."""
     scales = each(name, scale, count)
     for value in scales:
         check_scale(value, name)

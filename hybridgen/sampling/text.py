@@ -34,7 +34,7 @@ def write_text(
     prompts: dict,
     max_new_tokens: int,
 ) -> list[str]:
-    """Greedy answers to prompts padded on the left, one a row, without special tokens and surrounding spaces.
+    """Greedy answers to prompts padded on the left, one per row, without special tokens and surrounding spaces.
 
     Args:
         prompts: the layout vectors (B, N) and the images, as `prefill` takes them.

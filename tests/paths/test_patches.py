@@ -26,7 +26,7 @@ def test_order_is_row_major_with_channels_innermost():
 
 
 def test_position_table_holds_the_features_of_diffusers():
-    """Same set of features a position (diffusers puts the column's half first)."""
+    """Same set of features per position (diffusers puts the column's half first)."""
     ours = sincos_table(patch_positions(6, 6, 1), 32)
     theirs = torch.as_tensor(get_2d_sincos_pos_embed(32, 6, base_size=6, output_type="pt")).float()
     row, column = ours[:, :16], ours[:, 16:]

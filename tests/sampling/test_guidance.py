@@ -81,7 +81,7 @@ def test_rows_that_count():
     assert [on.is_on(step) for step in range(8)] == [False, False, True, True, True, True, False, False]
 
 
-def test_one_row_an_image_is_left_alone():
+def test_one_row_per_image_is_left_alone():
     rows = torch.randn(3, 4)
     assert torch.equal(Guide(5.0, 3)(rows, 0), rows)
     assert not is_guided(1)
