@@ -149,11 +149,7 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
         pipeline = self._require_pipeline()
         config, rest = self._prepare_generation_config(generation_config, **kwargs)
         images = {name: rest.pop(name) for name in _PROMPT_IMAGES if rest.get(name) is not None}
-        unknown = (kwargs.keys() - rest.keys() - set(_KNOWN) - set(_PROMPT_IMAGES)) | rest.keys()
-        if unknown := sorted(name for name in unknown if kwargs.get(name) is not None):
-            raise ValueError(f"generate(generation_mode='image') does not know {', '.join(unknown)}")
-        if (config.num_beams or 1) > 1:
-            raise ValueError(f"num_beams is {config.num_beams}, but images are drawn without beams; leave it out")
+        _check_arguments(config, kwargs, rest)
         path = pipeline.writing_path(path)
         if config.output_logits and path != "vq":
             raise ValueError(f"output_logits is for codes, and the {path} path draws without any; leave it out")
@@ -236,6 +232,20 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
 
 
 GREEDY = CodeSampling(temperature=0)
+
+
+def _check_arguments(config, arguments: dict, rest: dict) -> None:
+    """Raises ValueError for arguments of `generate` that a picture cannot heed.
+
+    Args:
+        config: the generation config that they were put into.
+        rest: those of them that are neither in it nor images.
+    """
+    unknown = (arguments.keys() - rest.keys() - set(_KNOWN) - set(_PROMPT_IMAGES)) | rest.keys()
+    if unknown := sorted(name for name in unknown if arguments.get(name) is not None):
+        raise ValueError(f"generate(generation_mode='image') does not know {', '.join(unknown)}")
+    if (config.num_beams or 1) > 1:
+        raise ValueError(f"num_beams is {config.num_beams}, but images are drawn without beams; leave it out")
 
 
 def _one_below_the_other(first: Rows, second: Rows, pad: int) -> Rows:

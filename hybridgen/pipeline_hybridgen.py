@@ -207,7 +207,7 @@ class HybridGenPipeline(DiffusionPipeline):
 
     @property
     def guidance_scale(self) -> float | list[float] | None:
-        """That of the running call, or of the last one. A callback that changes it sets `_guidance_scale`, as in diffusers."""
+        """That of the running call, or of the last one. As in diffusers, a callback changes it by `_guidance_scale`."""
         return self._call.guidance_scale
 
     @property

@@ -159,17 +159,17 @@ def code_steps(
         embeds = model.model.embed_codes(inputs).repeat(rows_per_image, 1, 1)  # R, n, H
         states = forward(embeds, last, commit=False)  # R, n, H
         logits, drawn = draw(states, last + 1)
-        for right in range(1, inputs_at_once + 1):  # inputs that are final: the last code, and the right guesses
-            finish(last + right, logits[right - 1], drawn[right - 1])
-            if right == inputs_at_once or not torch.equal(inputs[:, right], codes[:, last + right]):
+        for accepted in range(1, inputs_at_once + 1):  # inputs that are final: the last code, and the right guesses
+            finish(last + accepted, logits[accepted - 1], drawn[accepted - 1])
+            if accepted == inputs_at_once or not torch.equal(inputs[:, accepted], codes[:, last + accepted]):
                 break
-        prefix.cache.advance(right)
-        guesses, codes_in_prefix = drawn[right:].T, last + right
+        prefix.cache.advance(accepted)
+        guesses, codes_in_prefix = drawn[accepted:].T, last + accepted
         noise.drop_until(codes_in_prefix)
         yield codes[:, : codes_in_prefix + 1]
     prefix.document_ids = torch.nn.functional.pad(prefix.document_ids, (0, count - 1))
     prefix.positions = prefix.positions + count - 1
-    prefix.last_state = states[:, right - 1] if count > 1 else states[:, 0]
+    prefix.last_state = states[:, accepted - 1] if count > 1 else states[:, 0]
 
 
 def check_window(window: int, guidance: Guidance) -> None:
