@@ -1,1 +1,1 @@
-"""The command line: one file a command, each with `add_arguments` and `run`; `main` lists them."""
+"""The command line: one file per command, each with `add_arguments` and `run`; `main` lists them."""

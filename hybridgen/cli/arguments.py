@@ -144,7 +144,7 @@ def add_drawing_options(group) -> None:
     group.add_argument(
         "--precision",
         choices=("model", "fp32", "bf16", "int8"),
-        help=f"of the inner loop's weights; model = as saved ({default_of('--precision')})",
+        help=f"precision of the inner loop's weights; model = as saved ({default_of('--precision')})",
     )
 
 

@@ -64,20 +64,24 @@ def add_arguments(commands) -> None:
     add_checkpoint(command)
     talk = command.add_argument_group("how to talk")
     talk.add_argument("--system", metavar="TEXT", help="system message to begin with (default: none)")
-    talk.add_argument("--read", type=path_name, metavar="PATH", help="path to read pictures by (default: the first)")
     talk.add_argument(
-        "--max-new-tokens", type=whole_number(1), metavar="N", help="of an answer (default: 256, or what fits)"
+        "--read", type=path_name, metavar="PATH", help="path by which pictures are read (default: the first)"
+    )
+    talk.add_argument(
+        "--max-new-tokens", type=whole_number(1), metavar="N", help="of one answer (default: 256, or what fits)"
     )
     talk.add_argument(
         "--text-temperature",
         type=nonnegative_number,
         default=0.0,
         metavar="X",
-        help="of words; 0 = the likeliest (default)",
+        help="temperature of words; 0 = the likeliest (default)",
     )
     how = command.add_argument_group("how to draw")
     how.add_argument("--path", type=path_name, help="diffusion or vq (default: the first that the checkpoint has)")
-    how.add_argument("--seed", type=whole_number(0), help="of the first turn, the next has one more (default: random)")
+    how.add_argument(
+        "--seed", type=whole_number(0), help="seed of the first turn, the next has one more (default: random)"
+    )
     how.add_argument("--height", type=whole_number(1), help="in pixels (default: as trained)")
     how.add_argument("--width", type=whole_number(1), help="in pixels (default: as trained)")
     add_drawing_options(how)

@@ -50,7 +50,7 @@ def add_arguments(commands) -> None:
     command = new_command(commands, "demo", "train, draw, answer and report, from nothing, on two cores", ABOUT)
     what = command.add_argument_group("what to do")
     what.add_argument("--dataset", default="dolls", help=f"{' or '.join(suites.SUITES)} (default: dolls)")
-    what.add_argument("--seed", type=whole_number(0), default=0, help="of training and evaluation (default: 0)")
+    what.add_argument("--seed", type=whole_number(0), default=0, help="seed of training and evaluation (default: 0)")
     what.add_argument(
         "--samples", type=whole_number(1), default=256, help="pictures to draw and to ask about (default: 256)"
     )

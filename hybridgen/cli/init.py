@@ -45,7 +45,10 @@ def _add_shape(group) -> None:
         "--image-size", type=whole_number(1), metavar="N", help="side of drawn pictures (default: the parts')"
     )
     group.add_argument(
-        "--patch-size", type=whole_number(1), metavar="N", help="diffusion: latents (2) or pixels (8) a side"
+        "--patch-size",
+        type=whole_number(1),
+        metavar="N",
+        help="diffusion: latents (default 2) or pixels (default 8) per side",
     )
     group.add_argument(
         "--unet-channels", type=channel_counts, metavar="N,", help="diffusion: of a U-Net, instead of linear patches"

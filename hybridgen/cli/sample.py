@@ -46,7 +46,7 @@ def add_arguments(commands) -> None:
     what.add_argument("--num-images", type=whole_number(1), default=1, help="pictures of each prompt (default: 1)")
     for side in ("--height", "--width"):
         what.add_argument(
-            side, type=whole_number(1), action="append", help="in pixels, one or one a prompt (default: as trained)"
+            side, type=whole_number(1), action="append", help="in pixels, once or for each prompt (default: as trained)"
         )
     what.add_argument("--image", type=Path, metavar="FILE", help="a picture that stands before the prompt")
     what.add_argument(
@@ -54,7 +54,9 @@ def add_arguments(commands) -> None:
     )
     how = command.add_argument_group("how to draw")
     how.add_argument("--path", type=path_name, help="diffusion or vq (default: the first that the checkpoint has)")
-    how.add_argument("--seed", type=whole_number(0), default=0, help="of the first picture (default: 0)")
+    how.add_argument(
+        "--seed", type=whole_number(0), default=0, help="seed of the first picture, the next has one more (default: 0)"
+    )
     add_drawing_options(how)
     _add_guidance(command.add_argument_group("how to guide"))
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the PNG files")

@@ -3,9 +3,9 @@
 It hands out one document at a time; rows are made of them in `packing`. A source's `cursor` counts its documents over
 all epochs. Weights are shares of tokens, not of documents,
 and nothing is drawn at random: the source that is furthest behind its share is next (ties: the first). So realised
-shares are off by about one document a source at any time, and the state is three numbers a source. A weight may change
-at stated steps (a curriculum); shares before the change are not made up for. A broken record is listed (`bad_records`),
-and its source gives the next one instead.
+shares are off by about one document per source at any time, and the state is three numbers per source. A weight may
+change at stated steps (a curriculum); shares before the change are not made up for. A broken record is listed
+(`bad_records`), and its source gives the next one instead.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor

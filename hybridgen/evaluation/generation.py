@@ -99,7 +99,7 @@ def draw(
     settings: DrawSettings,
     progress: Progress = no_progress,
 ) -> tuple[list[Image.Image], float]:
-    """One picture a caption, `side` pixels square, and the seconds it took. Picture i is drawn with seed `seed + i`."""
+    """One picture per caption, `side` pixels square, and the seconds it took. Picture i's seed is `seed + i`."""
     images, started = [], time.perf_counter()
     for start in range(0, len(captions), CHUNK):
         chunk = captions[start : start + CHUNK]

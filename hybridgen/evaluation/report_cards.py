@@ -10,7 +10,7 @@ from hybridgen.evaluation.suites import Evaluation
 
 
 def drawing_cards(evaluation: Evaluation, path: str) -> list[Card]:
-    """One card a prompt: the true picture, and what a path drew."""
+    """One card per prompt: the true picture, and what a path drew."""
     prompts = evaluation.prompts
     return side_by_side(prompts.captions, {"true picture": prompts.pictures, path: evaluation.drawings[path]})
 

@@ -73,8 +73,8 @@ class Evaluation:
         scores: what `scores.json` holds: {"generation" or "understanding": {path: {"seconds", "scores": {category:
             tally}}}}, and how they came about. A tally has right, n, share and the interval's low and high; beside
             them majority and true (drawing), or majority and blank (answering).
-        prompts, drawings: what was to be drawn, and the pictures by path, one a prompt.
-        quiz, answers: what was asked, and the answers by path, one a question.
+        prompts, drawings: what was to be drawn, and the pictures by path, one per prompt.
+        quiz, answers: what was asked, and the answers by path, one per question.
         reconstructions: the true pictures after the vq codec: the best that the vq path could draw.
     """
 

@@ -57,7 +57,7 @@ def held_out_quiz(dataset: ModuleType, split: str, samples: int, seed: int) -> Q
 def answer(
     pipeline: HybridGenPipeline, quiz: Quiz, path: str, progress: Progress = no_progress
 ) -> tuple[list[str], float]:
-    """One answer a question, read through `path`, and the seconds it took."""
+    """One answer per question, read through `path`, and the seconds it took."""
     answers, started = [], time.perf_counter()
     for start in range(0, len(quiz), generation.CHUNK):
         chunk = slice(start, start + generation.CHUNK)

@@ -41,7 +41,7 @@ class Trainer:
     """
     Args:
         stage: its model is frozen as the config's groups say, and prepared by the accelerator, here.
-        accelerator: `processes.make_accelerator`'s.
+        accelerator: what `processes.make_accelerator` returns.
     """
 
     def __init__(self, config: TrainConfig, stage: Stage, accelerator: Accelerator):

@@ -36,7 +36,7 @@ def test_pictures_of_the_diffusion_path_are_told_in_reading_order():
     batch = next(RowLoader(Mixture(tasks), PROCESSOR, 3, 96, prefetch=0))
     placeholder, expected = PROCESSOR.special_tokens.diffusion, []
     for ids, sources in zip(batch["input_ids"], batch["source_ids"], strict=True):
-        expected += sources[ids == placeholder][::16].tolist()  # 16 tokens a picture, a clean copy's too
+        expected += sources[ids == placeholder][::16].tolist()  # 16 tokens per picture, a clean copy's too
     assert batch["diffusion_sources"].tolist() == expected
     assert set(expected) == {1, 2}
     assert len(expected) == len(batch["diffusion_images"])

@@ -90,7 +90,7 @@ def report_lines(janus: JanusCheckpoint, to: str) -> Iterator[str]:
 
 
 def lost(janus: JanusCheckpoint, to: str) -> Iterator[str]:
-    """Settings that the new layout cannot hold, and parts that the new model's library cannot open, one a line."""
+    """Settings that the new layout cannot hold, and parts that the new model's library cannot open, one per line."""
     for name, (here, there) in lost_settings(janus.config, to, janus.tensors, janus.dtype).items():
         yield f"config.json cannot say {name} {here!r}: it will be read as {there!r}"
     if to == "janus-official":

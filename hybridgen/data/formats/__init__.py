@@ -1,4 +1,4 @@
-"""One file a kind of source: from files as others write them to chat records with their pictures.
+"""One file per kind of source: from files as others write them to chat records with their pictures.
 
 To add a format, copy `webdataset.py`: write a class of `__len__`, `__getitem__` and `where` (`rows.RowSource` leaves
 only `__len__`, `_row` and `where` to write), name the format in `source_config` (`FORMATS`, `SUFFIXES`,

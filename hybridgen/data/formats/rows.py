@@ -254,7 +254,7 @@ def _look_up(row: Any, path: str) -> Any:
 
 
 def _text_of(value: Any, name: str, where: str) -> str:
-    """A text; the first of several, as data sets with many captions a picture have them."""
+    """A text; the first of several, as data sets with many captions per picture have them."""
     if isinstance(value, list) and value:
         value = value[0]
     if isinstance(value, bytes):

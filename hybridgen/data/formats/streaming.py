@@ -1,9 +1,9 @@
 """Streams as sources (`streaming: true`): records read from front to end, again and again, shuffled within a buffer.
 
 A stream is indexed like any other source, and record i is always the same: the stream is cut into chunks of `buffer`
-records, and `DocumentSource` shuffles within a chunk by a permutation that is a function of the chunk's
-number. So the position of a run is one integer here too. To go on in chunk 40,000 nothing before it is read again:
-where chunks begin is kept in the datasets library's own terms (shard and row), and saved.
+records, and `DocumentSource` shuffles within a chunk by a permutation that is a function of the chunk's number. So the
+position of a run is one integer here too. To go on in chunk 40,000 nothing before it is read again: where chunks begin
+is kept in the datasets library's own terms (shard and row), and saved.
 """
 
 import threading

@@ -55,7 +55,7 @@ class SyntheticSource:
         reasoning: bool = False,
     ):
         """Raises ValueError for an unknown split, task, category or name, a negative seed, or fewer than one question
-        a picture."""
+        per picture."""
         if split not in self.splits:
             raise ValueError(f"unknown split {split!r} of {self.dataset}: it is one of {', '.join(self.splits)}")
         if task not in TASKS:

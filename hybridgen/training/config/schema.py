@@ -1,4 +1,4 @@
-"""The settings of a training run: one dataclass a component, with names, types and defaults, and no code.
+"""The settings of a training run: one dataclass per component, with names, types and defaults, and no code.
 
 How YAML becomes these classes is `strict`; which combinations cannot work is `checks`, where `load_config` stands too.
 Settings of other rooms are their own classes: `ObjectiveConfig` in `core.objectives`, `SourceConfig` in

@@ -1,9 +1,9 @@
 """bf16 where it pays, with attention kept in fp32 on CPUs.
 
-Weights and losses are always fp32; bf16 is autocast's. On a CPU, bf16 autocast alone gains nothing, because the
-backward pass of SDPA in bf16 is several times slower than in fp32. `sdpa_fp32` is SDPA outside of autocast, under a
-name that is never saved in a checkpoint's config. In compiled layers, eager attention is faster still: its products are
-bf16, its softmax fp32.
+Weights and losses are always fp32; bf16 is used through autocast only. On a CPU, bf16 autocast alone gains nothing,
+because the backward pass of SDPA in bf16 is several times slower than in fp32. `sdpa_fp32` is SDPA outside of autocast,
+under a name that is never saved in a checkpoint's config. In compiled layers, eager attention is faster still: its
+products are bf16, its softmax fp32.
 """
 
 import torch

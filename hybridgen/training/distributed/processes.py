@@ -84,7 +84,7 @@ def _launched_with(engine: str) -> bool:
 
 
 def _fsdp_plugin() -> FullyShardedDataParallelPlugin:
-    """FSDP2 with weights and reductions in fp32; precision is autocast's, as in every other engine."""
+    """FSDP2 with weights and reductions in fp32; precision is left to autocast, as in every other engine."""
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise ValueError("accelerate is told to use FSDP 1; set fsdp_version: 2, as in configs/accelerate/fsdp2.yaml")
     return FullyShardedDataParallelPlugin(mixed_precision_policy=MixedPrecisionPolicy())

@@ -1,8 +1,8 @@
 """What makes a training step faster and leaves its numbers alone: compiled decoder layers, memory kept between steps.
 
-Precision is `precision`'s. Why memory is kept: on a CPU each step's tensors are freed and allocated again, and the C
-library returns large ones to the kernel, which hands out new zeroed pages, with a page fault for every 4 kB: 6,000
-faults a step of configs/demo.yaml, 600 where freed memory is kept.
+`precision` chooses the precision. Why memory is kept: on a CPU each step's tensors are freed and allocated again, and
+the C library returns large ones to the kernel, which hands out new zeroed pages, with a page fault for every 4 kB:
+6,000 faults per step of configs/demo.yaml, 600 where freed memory is kept.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ LARGE = 1 << 30  # bytes
 
 
 def keep_freed_memory() -> bool:
-    """Let freed memory stay in the process, up to 1 GiB a block; returns whether the C library (glibc) does so."""
+    """Let freed memory stay in the process, up to 1 GiB per block; returns whether the C library (glibc) does so."""
     if not sys.platform.startswith("linux"):
         return False
     with contextlib.suppress(AttributeError, OSError):  # another C library than glibc has no mallopt

@@ -11,7 +11,7 @@ from hybridgen.core.figures import Curve, Panel, plot, read_curves, save
 PANELS = {  # title -> patterns of its curves' names
     "loss": ("loss", "loss/*", "validation/loss"),
     "loss by source": ("source/*/loss",),
-    "text, bits a byte": ("source/*/bits_per_byte",),
+    "text, bits per byte": ("source/*/bits_per_byte",),
     "codes, bits each": ("source/*/bits_per_code",),
     "diffusion loss by timestep": ("diffusion_at/*",),
     "gradient norm": ("grad_norm", "gradient_norm/*"),
@@ -20,9 +20,9 @@ PANELS = {  # title -> patterns of its curves' names
     "attention entropy, nats": ("attention_entropy/*",),
     "largest logit": ("max_logit/*",),
     "shares of time and of peak FLOPs": ("data_wait", "mfu"),
-    "units a second": ("*_per_second",),
+    "units per second": ("*_per_second",),
 }
-LINEAR = ("attention entropy, nats", "shares of time and of peak FLOPs", "units a second")  # other scales may be log
+LINEAR = ("attention entropy, nats", "shares of time and of peak FLOPs", "units per second")  # other scales may be log
 POINTS = 300  # of a curve, at most: more cannot be seen
 
 

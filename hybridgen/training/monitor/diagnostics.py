@@ -6,8 +6,8 @@ gradients, residual stream, attention entropy and largest logits. Probes run bet
 gradients and random streams are set aside and put back, so that weights are the same bits with any `every`, and their
 time is not counted in tokens per second.
 
-Cost, in CPU time of one core with configs/demo.yaml (0.61 s a step): what is always on 0.5 % of a step (2.8 ms: bytes
-and sources of tokens 1.2, in the loader's thread; FLOPs 0.9; sums 0.5). Probes take as long as two steps (the two
+Cost, in CPU time of one core with configs/demo.yaml (0.61 s per step): what is always on takes 0.5 % of a step (2.8 ms:
+bytes and sources of tokens 1.2, in the loader's thread; FLOPs 0.9; sums 0.5). Probes take as long as two steps (the two
 gradients 1.7, the forward 0.3), so 2 % at every 100th step, and the memory of two more copies of the gradients. The
 plot takes 2 s, at the end and at a save every two minutes; measuring the peak of FLOPs, 0.1 s at the start.
 """

@@ -3,9 +3,10 @@
 Model FLOPs (PaLM, arXiv 2204.02311, appendix B): what is computed twice (gradient checkpointing) or for nothing
 (padding, blank images) does not count, nor do frozen codecs, norms and activations.
 
-The rule of thumb "6 N" holds only where all weights are trained. A matrix costs 2 a token forward, 2 for its own
-gradient if it is trained, and 2 for its input's if something before it is trained: a frozen backbone over a trained
-aligner 4, a frozen tower 2. Heads cost only where there is a label, and attention only the pairs that the mask allows.
+The rule of thumb "6 N" holds only where all weights are trained. Per token and weight, a matrix costs 2 forward, 2 for
+its own gradient if it is trained, and 2 for its input's if something before it is trained: a frozen backbone over a
+trained aligner 4, a frozen tower 2. Heads cost only where there is a label, and attention only the pairs that the mask
+allows.
 
 Shapes: B rows, N tokens of a row.
 """

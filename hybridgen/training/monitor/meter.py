@@ -30,7 +30,7 @@ class Meter:
         self.tally[:, -1] += size
 
     def add_losses(self, sums: Tensor, counts: Tensor) -> None:
-        """Of a step that was taken, in the order of the stage's kinds."""
+        """The sums and counts of a step that was taken, in the order of the stage's kinds."""
         self.tally[0, :-1] += sums
         self.tally[1, :-1] += counts
 

@@ -29,7 +29,7 @@ def say(sentence: str) -> None:
 
 
 def list_broken(file: Path, broken: list[BadRecord]) -> None:
-    """Write the broken records, one a line, and print how many there are; not again where the file says so already."""
+    """Write the broken records, one per line, and print how many there are; nothing where the file says so already."""
     lines = "".join(json.dumps(each._asdict()) + "\n" for each in broken)
     if file.is_file() and file.read_text(encoding="utf-8") == lines:
         return

@@ -3,7 +3,7 @@
 Muon (Jordan et al. 2024; scaling after Liu et al., arXiv 2502.16982) orthogonalises the momentum of each matrix. Unlike
 `torch.optim.Muon`, matrices of one shape are orthogonalised together: on a GPU, few large launches instead of many
 small ones. On a CPU this is no faster, as both run at the peak of bf16 products: on one Zen 4 core, six layers of width
-192 take 95 ms a step (torch's 99), four of width 256 beside a small tower 160 ms, which is 9 % of a step of 3.8 M
+192 take 95 ms per step (torch's 99), four of width 256 beside a small tower 160 ms, which is 9 % of a step of 3.8 M
 parameters and 5,600 tokens; AdamW takes 3.
 
 Where weights are sharded (FSDP2), elementwise operations run on the rows that a process holds; a matrix is gathered to

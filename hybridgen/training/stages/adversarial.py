@@ -78,7 +78,7 @@ class Adversary:
 
     @property
     def weight(self) -> float:
-        """Of the codec's term in this step; 0 before the discriminator learns."""
+        """The weight of the codec's term in this step; 0 before the discriminator learns."""
         return self.settings.weight * self.ratio if self._active else 0.0
 
     # ------------------------------------------------------------------------------------------------------ a step

@@ -1,7 +1,7 @@
 """The parts of a model stage, from its config: sources, tokenizer, codecs, model, processor.
 
 The cheapest comes first: sources are opened and checked before a weight is made. Only the model's initial weights are
-random; `seed` decides them. The tokenizer of a model from scratch is trained once a run and saved in its folder, so a
+random; `seed` decides them. The tokenizer of a model from scratch is trained once per run and saved in its folder, so a
 run that goes on does not depend on its sources being the same.
 """
 

@@ -88,7 +88,7 @@ class ReconstructionStage:
     # ------------------------------------------------------------------------------------------------------- losses
 
     def losses(self, model: nn.Module, batch: dict) -> dict[str, Loss]:
-        """Of each kind, the sum over pictures of a mean over each picture."""
+        """The sum of each kind of loss over pictures, each picture's being a mean over its values."""
         pictures = batch["pictures"]
         decoded, each, codes = self.reconstruct(model, batch)
         error = decoded - pictures

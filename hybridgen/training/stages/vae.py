@@ -61,7 +61,7 @@ class VAEStage(ReconstructionStage):
         pictures = batch["pictures"]
         seeds = (self.config.seed, batch["numbers"]) if model.training else None
         decoded, mean, log_variance = model(pictures, seeds)
-        divergence = (mean.pow(2) + log_variance.exp() - 1 - log_variance).flatten(1).sum(1) / 2  # nats a picture
+        divergence = (mean.pow(2) + log_variance.exp() - 1 - log_variance).flatten(1).sum(1) / 2  # nats per picture
         return Reconstruction(decoded, {"kl": divergence / pictures[0].numel()})
 
     def save_codec(self, model: VAETrainingModel, folder: Path) -> dict[str, float]:

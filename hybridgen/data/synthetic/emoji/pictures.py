@@ -1,7 +1,7 @@
-"""The pictures of the emoji dataset: one row a picture, read from the embedded parquet, shown on white.
+"""The pictures of the emoji dataset: one row per picture, read from the embedded parquet, shown on white.
 
 Pixels and facts only: words about a picture are in `language`, exact scores in `scoring`, chat records in the package's
-`__init__`. An emoji is up to four pictures, one a style. Some pictures are the same as another under another name
+`__init__`. An emoji is up to four pictures, one per style. Some pictures are the same as another under another name
 ("flag: Spain", "flag: Ceuta & Melilla"): scores must not hold that against a model, and questions must not ask for it
 (`lookalikes`).
 
