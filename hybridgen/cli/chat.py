@@ -79,9 +79,7 @@ def add_arguments(commands) -> None:
     )
     how = command.add_argument_group("how to draw")
     how.add_argument("--path", type=path_name, help="diffusion or vq (default: the first that the checkpoint has)")
-    how.add_argument(
-        "--seed", type=whole_number(0), help="seed of the first turn, the next has one more (default: random)"
-    )
+    how.add_argument("--seed", type=whole_number(0), help="seed of the first turn, then + 1 each (default: random)")
     how.add_argument("--height", type=whole_number(1), help="in pixels (default: as trained)")
     how.add_argument("--width", type=whole_number(1), help="in pixels (default: as trained)")
     add_drawing_options(how)

@@ -35,7 +35,7 @@ def add_arguments(commands) -> None:
     command.add_argument("--style", choices=tuple(ROLES), help=f"of the prompts: {styles} (default: detected)")
     command.add_argument(
         "--max-shard-size", metavar="SIZE", type=file_size, default=SHARD_SIZE,
-        help=f"most of a file of weights, such as 5GB (default: {SHARD_SIZE}, as transformers)",
+        help=f"largest file of weights, such as 5GB (default: {SHARD_SIZE}, as transformers)",
     )  # fmt: skip
 
 

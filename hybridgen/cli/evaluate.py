@@ -45,9 +45,7 @@ def add_arguments(commands) -> None:
     what.add_argument(
         "--samples", type=whole_number(1), default=256, help="pictures drawn and asked about (default: 256)"
     )
-    what.add_argument(
-        "--seed", type=whole_number(0), default=0, help="seed of the samples and of the drawing (default: 0)"
-    )
+    what.add_argument("--seed", type=whole_number(0), default=0, help="seed of samples and drawing (default: 0)")
     add_drawing_options(command.add_argument_group("how to draw"))
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for scores.json")
 

@@ -55,7 +55,7 @@ def add_arguments(commands) -> None:
     how = command.add_argument_group("how to draw")
     how.add_argument("--path", type=path_name, help="diffusion or vq (default: the first that the checkpoint has)")
     how.add_argument(
-        "--seed", type=whole_number(0), default=0, help="seed of the first picture, the next has one more (default: 0)"
+        "--seed", type=whole_number(0), default=0, help="seed of the first picture, then + 1 each (default: 0)"
     )
     add_drawing_options(how)
     _add_guidance(command.add_argument_group("how to guide"))

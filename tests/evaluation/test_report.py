@@ -142,7 +142,7 @@ def test_parts_that_were_not_evaluated_are_left_out(evaluation):
 
 def test_a_picture_is_put_in_by_its_very_pixels_and_its_words_are_escaped():
     picture = dolls.Dolls("train", "draw", 0).picture(0)
-    macros = report._environment().get_template("macros.html.jinja").module
+    macros = report._templates().get_template("macros.html.jinja").module
     tag = macros.picture(picture, 'a "doll"', **{"class": "off"})
     assert tag == f'<img src="{data_url(picture)}" alt="a &#34;doll&#34;" class="off">'
     data = base64.b64decode(re.search(r"base64,([^\"]+)", tag)[1])
