@@ -14,6 +14,7 @@ from hybridgen.data.formats.rows import FORMS
 from hybridgen.processing_hybridgen import LOSS_ON
 
 ORDERS = {"caption_first": 1.0, "image_first": 0.0}
+RENAMED_FORMATS = {"world": "synthetic"}  # old value of `format` -> what it is called now
 FORMATS = ("synthetic", "jsonl", "json", "folder", "webdataset", "parquet", "dataset")
 STREAMED = ("jsonl", "webdataset", "parquet", "dataset")
 SUFFIXES = {
@@ -144,6 +145,10 @@ class SourceConfig:
             raise ValueError(f"{self.name}: max_timestep belongs to write: diffusion, not {self.write}; leave it out")
 
     def _check_format(self) -> None:
+        if self.format in RENAMED_FORMATS:
+            raise ValueError(
+                f"{self.name}: format {self.format!r} is called {RENAMED_FORMATS[self.format]!r} now; rename it"
+            )
         for key, value, allowed in (("format", self.format, FORMATS), ("form", self.form, FORMS)):
             if value not in (None, *allowed):
                 raise ValueError(f"{self.name}: {key} is {value!r}; it must be one of {', '.join(allowed)}")

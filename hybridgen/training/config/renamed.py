@@ -7,6 +7,8 @@ that run's config, so there old keys are translated, and the run goes on.
 from fnmatch import fnmatchcase
 from typing import Any
 
+from hybridgen.data.source_config import RENAMED_FORMATS
+
 RENAMED = {  # full old key -> new last part; * stands for whatever holds the sources, and for the number of one
     "data.rows": "per_device_batch_size",
     "data.row_length": "sequence_length",
@@ -27,7 +29,7 @@ def new_name(key: str) -> str | None:
 
 
 def with_new_names(content: Any, where: str = "") -> Any:
-    """Nested mappings and lists with every old key renamed, those of one section in the order they had."""
+    """Nested mappings and lists with every old key, and every old `format`, renamed; a section keeps its order."""
     if isinstance(content, list):
         return [with_new_names(item, f"{where}.{number}") for number, item in enumerate(content)]
     if not isinstance(content, dict):
@@ -36,5 +38,7 @@ def with_new_names(content: Any, where: str = "") -> Any:
     for key, value in content.items():
         full = f"{where}.{key}" if where else str(key)
         new = new_name(full)
+        if fnmatchcase(full, "*sources.*.format"):
+            value = RENAMED_FORMATS.get(value, value)
         renamed[key if new is None else new.rpartition(".")[2]] = with_new_names(value, new or full)
     return renamed

@@ -211,6 +211,10 @@ def test_samples_are_named_by_shard_and_key(tmp_path):
         ({"source": "{0}/object.json"}, "object.json holds a dict; it must hold a list of records"),
         ({"source": "{0}/a.tar.gz"}, "the shard .*a.tar.gz is compressed, .* set streaming: true"),
         ({"source": "a.tar", "format": "zip"}, "a-understanding: format is 'zip'; it must be one of synthetic, jsonl"),
+        (
+            {"source": "a.tar", "format": "world"},
+            "a-understanding: format 'world' is called 'synthetic' now; rename it",
+        ),
         ({"source": "a.tar", "form": "coco"}, "a-understanding: form is 'coco'; it must be one of messages, captions"),
         ({"source": "a.json", "streaming": True}, "streaming belongs to jsonl and webdataset and parquet and dataset"),
         ({"source": "a.tar", "subset": "en"}, "subset belongs to dataset; a webdataset has none"),

@@ -93,5 +93,6 @@ def test_contents_are_translated_whatever_their_depth():
         strict.override(old, f"{key}={value}")
         strict.override(new, f"{now}={value}")
     old["data"].pop("sequence_length")
+    old["data"]["sources"][0]["format"], new["data"]["sources"][0]["format"] = "world", "synthetic"
     assert with_new_names(old) == new
     assert with_new_names(new) == new
