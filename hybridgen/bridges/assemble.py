@@ -1,11 +1,11 @@
 """A hybrid from pretrained parts: a Llama or Qwen learns to see and draw, a Janus gains a diffusion path.
 
-`assemble` opens the parts (`collect`), puts their weights into one model, gives the tokenizer what images need, and
-initialises what is new. It trains nothing. What is new has no effect at first, and no pretrained weight is changed: new
-heads are zero, so their losses send no gradient into the backbone in the first step; new rows of the vocabulary are the
-mean of the old ones, so no new token outscores every old one. Text logits and the paths that were there are the same to
-the bit. (To the bit where the old vocabulary is a multiple of 16, as nearly all are: a matrix product may sum in
-another order at another width.)
+`assemble` opens the parts (`collect`), puts their weights into one model, adds the image tokens to the tokenizer, and
+initialises the new weights. It trains nothing and changes no pretrained weight:
+- New heads are zero, so their losses send no gradient into the backbone in the first step.
+- New rows of the vocabulary are the mean of the old ones, so no new token outscores every old one.
+- Text logits and the paths that were there stay the same. To the bit where the old vocabulary is a multiple of 16, as
+  nearly all are: a matrix product may sum in another order at another width.
 
 Shapes: V rows of the vocabulary, H width of the backbone.
 """
@@ -171,23 +171,23 @@ def _extend_vocabulary(parts: PretrainedParts, config: HybridGenConfig) -> None:
     ids = image_token_ids(tokenizer)
     for name, value in ids.items():
         setattr(config, name, value)
-    frames = (ids["begin_image_token_id"], ids["end_image_token_id"])
-    fresh = [token_id for token_id in frames if tokenizer.convert_ids_to_tokens(token_id) not in known]
+    begin_and_end = (ids["begin_image_token_id"], ids["end_image_token_id"])
+    new_ids = [token_id for token_id in begin_and_end if tokenizer.convert_ids_to_tokens(token_id) not in known]
     rows, needed = config.text_config.vocab_size, max(tokenizer.get_vocab().values()) + 1
     if needed > rows:
         rows = -(-needed // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
     for name in (EMBEDDINGS,) if tied else (EMBEDDINGS, HEAD):
         if name not in parts.weights:
             raise ValueError(f"the backbone is a {config.text_config.model_type!r}, which has no {name}; give another")
-        parts.weights[name] = grow(parts.weights[name], rows, fresh)
+        parts.weights[name] = grow(parts.weights[name], rows, new_ids)
     config.text_config.vocab_size = rows
 
 
-def grow(table: Tensor, rows: int, fresh: list[int]) -> Tensor:
-    """(V, H) -> (rows, H): added rows, and the rows with the ids `fresh`, are the mean of the old rows."""
+def grow(table: Tensor, rows: int, new_ids: list[int]) -> Tensor:
+    """(V, H) -> (rows, H): added rows, and the rows `new_ids`, are the mean of the old rows."""
     mean = table.mean(0)
     table = torch.cat([table, mean.expand(rows - len(table), -1)])
-    table[fresh] = mean
+    table[new_ids] = mean
     return table
 
 
@@ -246,6 +246,7 @@ def _processor(config: HybridGenConfig, parts: PretrainedParts, options: Assembl
     )
     if parts.janus is None:
         return processor
+    # these come from the processor made for the new config; every other setting is taken over from the Janus
     built = {"num_image_tokens", "diffusion_token_size", "vq_token_size", "bidirectional_paths", "default_size"}
     built |= {"image_processor", "tokenizer"} | ({"chat_template"} if options.chat_template else set())
     names = inspect.signature(HybridGenProcessor).parameters
@@ -256,11 +257,11 @@ def _processor(config: HybridGenConfig, parts: PretrainedParts, options: Assembl
 
 @torch.no_grad()
 def _check_text(model: HybridGenForConditionalGeneration, reference: PreTrainedModel) -> None:
-    """Raises ValueError if the model's text logits are not the backbone's: some decoders change them after the head
-    (Granite and Cohere scale them, Gemma 2 caps them)."""
+    """Raises ValueError if the model's text logits are not the backbone's: some decoders scale or cap their logits
+    after the head (Granite and Cohere scale, Gemma 2 caps)."""
     # the rows of these two tokens may have been unused before
-    frames = (model.config.begin_image_token_id, model.config.end_image_token_id)
-    old = torch.tensor([i for i in range(reference.get_input_embeddings().num_embeddings) if i not in frames])
+    begin_and_end = (model.config.begin_image_token_id, model.config.end_image_token_id)
+    old = torch.tensor([i for i in range(reference.get_input_embeddings().num_embeddings) if i not in begin_and_end])
     ids = old[:: max(1, len(old) // 12)][None, :12]
     expected = reference(ids).logits[..., old]
     difference = (model(ids).logits[..., old] - expected).abs().max() / expected.abs().max()

@@ -1,8 +1,8 @@
 """A conversation with a model that reads and draws: `stream` for one turn, `Chat` for many.
 
-A turn is made by `chat.turn`; this file keeps what turns leave behind. `stream` and `send` return at once, with
-everything checked and nothing computed: the work is done as their events are iterated over, and a turn belongs to the
-chat only when its last event, `Usage`, has come.
+A turn is made by `chat.turn`; this file keeps the messages and the cache between turns. `stream` and `send` check
+everything and return at once; the work is done as their events are iterated over. A turn is added to the chat with its
+last event, `Usage`; an unfinished iteration leaves the chat unchanged.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,10 @@ def stream(pipe, messages: list[dict], **settings) -> Iterator[Event]:
 
 @dataclass(frozen=True)
 class _TurnEnd:
-    """Where a turn ended: how many messages and pictures there were, and the tokens that had been read of them."""
+    """Where a turn ended: how many messages and pictures there were, and the tokens that had been read of them.
+
+    `cond` are those that text goes on from, `uncond` those that guidance leads away from (see `turn.Conversation`).
+    """
 
     messages: int
     images: int
@@ -134,6 +137,6 @@ class Chat:
 
 
 def _cut_back(read: ReadTokens | None, tokens: list[Token]) -> ReadTokens | None:
-    """What was read, cut back to what it has in common with the tokens that had been read earlier."""
+    """Drops from the cache what was read after the first `count` shared tokens; None if there are none."""
     count = 0 if read is None else common_length(read.tokens, tokens)
     return ReadTokens(read.tokens[:count], read.until(count)) if count else None

@@ -43,7 +43,8 @@ examples:
   hybridgen demo --out runs/quick steps=50 codec:steps=20
   hybridgen demo --dataset emoji
 """
-_NOT_COMPARED = ("output_dir", "codec", "resume", "threads", "wandb")  # keys of either config, between runs of one demo
+# keys that may differ when a demo is continued
+_NOT_COMPARED = ("output_dir", "codec", "resume", "threads", "wandb")
 
 
 def add_arguments(commands) -> None:
@@ -146,7 +147,10 @@ def _evaluate(
 
 
 def make_plan(dataset: str, out: Path, seed: int, samples: int, overrides: list[str]) -> DemoPlan:
-    """Both configs, checked in full. The codec that the model will use is not there yet, so its config stands in.
+    """Both configs, checked in full.
+
+    The codec that the model will use is not trained yet, so an untrained codec of the same shape is saved to a
+    temporary folder for the checks.
 
     Raises:
         ValueError: one sentence about what is wrong.

@@ -5,8 +5,8 @@ The codec classes pass no gradient; `to_latents`, `to_pixels` and `quantize` do,
 `PixelCodec` and `VAECodec` serve the diffusion path (normalised latents), `VQCodec` the vq path (codes). Training of a
 VQ tokenizer is a stage of its own (`training`); it shares `quantize` with `VQCodec`, so that codes mean the same in
 both. A Janus tokenizer compares *directions*: DeepSeek normalises latents and codebook before it looks for the nearest
-code. transformers' `JanusVQVAE.encode` does not, and finds other codes for the same picture; it is also tied to one
-grid, where a code map decodes at any size.
+code. transformers' `JanusVQVAE.encode` does not, and finds other codes for the same picture; its decoding is also fixed
+to one grid size; ours decodes a code map of any size.
 
 Nothing here draws a random number (a VAE's posterior is read at its mode), moves a tensor to another device, or changes
 the module it wraps, which must be in eval mode.
@@ -110,7 +110,7 @@ class VQCodec:
 
     def __init__(self, model: nn.Module):
         self.model = _at_safe_precision(model)
-        self.directions = compares_directions(model)
+        self.directions = compares_directions(model)  # True exactly for Janus tokenizers, whose config is transformers'
         self.downsample_factor = vq_downsample_factor(model.config.to_dict() if self.directions else model.config)
 
     @property
@@ -147,7 +147,7 @@ def load_vq(folder: str | Path) -> nn.Module:
 
 def compares_directions(model: nn.Module) -> bool:
     """Whether codes of this tokenizer are directions (Janus) or points (VQModel, PatchVQ)."""
-    return not isinstance(model, VQModel)
+    return not isinstance(model, VQModel)  # PatchVQ is a VQModel
 
 
 def vq_downsample_factor(config: Mapping) -> int:

@@ -157,7 +157,8 @@ def corrupt(
             s = fixed_levels[i % len(fixed_levels)]
         cap = 1000.0 if max_timesteps is None else float(max_timesteps[i])
         cap = min(cap, config.image_first_max_timestep) if image_first[i] else cap
-        if image_first[i] or cap < 1000:  # s * 1000 / 1000 may round: without `image_first or`, old runs would change
+        # scale also when the cap is 1000: the rounding of s * 1000 / 1000 is part of what older runs computed
+        if image_first[i] or cap < 1000:
             s = s * cap / 1000
         noise = torch.randn(clean.shape, generator=generator).to(clean)
         alpha, sigma = process.coefficients(process.timesteps(s[None]).to(clean.device))

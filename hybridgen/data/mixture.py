@@ -1,9 +1,9 @@
 """The mixture: which source gives the next document, so that each has its stated share of the *tokens*.
 
-It hands out one document at a time; rows are made of them in `packing`. A source's `cursor` counts its documents over
-all epochs. Weights are shares of tokens, not of documents,
+It hands out one document at a time; rows are made of them in `packing`. Weights are shares of tokens, not of documents,
 and nothing is drawn at random: the source that is furthest behind its share is next (ties: the first). So realised
-shares are off by about one document per source at any time, and the state is three numbers per source. A weight may
+shares are off by about one document per source at any time. The state is three numbers per source: its cursor (its
+documents so far, over all epochs), its tokens so far, and the tokens that its share would have given it. A weight may
 change at stated steps (a curriculum); shares before the change are not made up for. A broken record is listed
 (`bad_records`), and its source gives the next one instead.
 """
@@ -17,7 +17,8 @@ from hybridgen.data.document_source import DocumentSource
 from hybridgen.processing_hybridgen import HybridGenProcessor
 
 MAX_BAD_IN_A_ROW = 10_000  # broken records, after which the source as a whole counts as broken
-MIN_STREAM_RECORDS = 1000  # where a share of the records may be broken, a stream counts as having at least so many
+# a stream's length is unknown: a share of broken records is taken of at least this many
+MIN_STREAM_RECORDS = 1000
 PREFETCH = 2  # documents prepared ahead, for each thread
 
 
@@ -129,7 +130,8 @@ class Mixture:
         """The first document from the cursor `first` on that is not broken."""
         attempts = MAX_BAD_IN_A_ROW
         if source.records:
-            attempts = min(2 * source.records, attempts)  # the bad ones that end an epoch and that begin the next
+            # a run of bad records may span the end of one epoch and the start of the next
+            attempts = min(2 * source.records, attempts)
         for cursor in range(first, first + attempts):
             try:
                 document = self._build(source, cursor, processor)
@@ -145,9 +147,9 @@ class Mixture:
                 self._add_bad(source, last, cursor + 1)
         raise ValueError(f"source {source.name!r} is broken: {attempts} records in a row, the last of them {last}")
 
-    def _add_bad(self, source: DocumentSource, bad: BadRecord, met: int) -> None:
+    def _add_bad(self, source: DocumentSource, bad: BadRecord, records_seen: int) -> None:
         if source.records is None:
-            records = max(met, MIN_STREAM_RECORDS)
+            records = max(records_seen, MIN_STREAM_RECORDS)
         else:
             records = source.records + len(source.bad_records)
         self.bad_records.add(source.name, bad, records)
@@ -177,7 +179,8 @@ class Mixture:
         return {name: tokens / total if total else 0.0 for name, tokens in self.tokens.items()}
 
     def state_dict(self) -> dict:
-        """JSON-able; its keys are a format."""
+        """JSON-able."""
+        # saved names, kept so that older states load
         numbers = {"cursors": dict(self.cursors), "tokens": dict(self.tokens), "owed": dict(self._due)}
         streams = {name: each.record_source.state_dict() for name, each in self.sources.items() if each.streaming}
         return {**numbers, "broken": self.bad_records.state_dict(), "streams": streams}

@@ -48,12 +48,13 @@ SUITES = {
             "base": "creature",
             "hand1": "right hand",
             "hand2": "left hand",
-            "slots": "all parts",
-            "all_seven": "whole pictures",
+            "slots": "all parts",  # the seven parts of every picture, counted singly
+            "all_seven": "whole pictures",  # pictures with all seven parts right
             "yes_no": "yes or no",
             "all": "all questions",
         },
     ),
+    # combo: training showed the emoji and the style, but not the two together
     "emoji": Suite("emoji", "combo", {"all": "all questions", "yes_no": "yes or no"}),
 }
 
@@ -71,8 +72,9 @@ class Evaluation:
 
     Args:
         scores: what `scores.json` holds: {"generation" or "understanding": {path: {"seconds", "scores": {category:
-            tally}}}}, and how they came about. A tally has right, n, share and the interval's low and high; beside
-            them majority and true (drawing), or majority and blank (answering).
+            tally}}}}, and how they came about. A tally has right, n, share and the interval's low and high. Beside
+            them stand shares to compare with: for drawing majority, true (what the scorer makes of the true pictures)
+            and, on the vq path, codec (of the `reconstructions`); for answering majority and blank.
         prompts, drawings: what was to be drawn, and the pictures by path, one per prompt.
         quiz, answers: what was asked, and the answers by path, one per question.
         reconstructions: the true pictures after the vq codec: the best that the vq path could draw.
@@ -113,7 +115,8 @@ def evaluate(
         settings: how to draw, by path.
 
     Raises:
-        ValueError: an unknown suite, a path that the model lacks or that cannot draw, or samples that there are not.
+        ValueError: an unknown suite, a path that the model lacks or that cannot draw, or more samples than the
+                split holds.
     """
     chosen = open_suite(suite)
     draw_paths, answer_paths = _paths(tuple(pipeline.model.config.paths), draw_paths, answer_paths)

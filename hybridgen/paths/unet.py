@@ -1,10 +1,11 @@
 """U-Net patches: the way into and out of the backbone that Transfusion calls U-Net down and up (arXiv 2408.11039, 3.2).
 
-A patch is wide (8 x 8 pixels, say), so that a picture is few tokens; what a token cannot hold goes around the backbone,
-by the skips of a U-Net of which the backbone is the middle. Blocks are diffusers' own. In the paper, patches of 8
-latents keep their quality this way (FID 16.1; linear ones 43.5; table 6). Unlike there, the linear patches stay beside
-the U-Net and both are summed: on dolls, the loss after 200 steps was .198 instead of .259 (linear alone .220). A
-picture that is read passes the way in alone, with its timestep; its skips are unused.
+A patch is wide (8 x 8 pixels, say), so that a picture is few tokens. The coarsest level of `UNetDown` goes through the
+backbone as tokens; each level's output also goes around it, as a skip into the same level of `UNetUp`. Blocks are
+diffusers' own. In the paper, patches of 8 latents keep their quality this way (FID 16.1; linear ones 43.5; table 6).
+Unlike there, linear patches stay beside the U-Net, and both ways in and both ways out are summed. Loss on dolls after
+200 steps: U-Net + linear .198, U-Net alone .259, linear alone .220. A picture that is read passes the way in alone,
+with its timestep; its skips are unused.
 
 Shapes: I images of one size, C x h x w a latent, T tokens of an image, H the backbone's width, L levels; level 0 is the
 finest, and each further one has half the rows and columns.
@@ -41,7 +42,8 @@ class UNetDown(nn.Module):
         pairs = zip(channels, channels[1:], strict=False)
         self.downsamplers = nn.ModuleList(nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in pairs)
         self.proj = ZeroLinear(channels[-1], hidden_size)
-        self.whole = PatchEmbed(config, hidden_size)  # the linear patches; the name is in checkpoints
+        # the linear patches, summed with the U-Net's; called `whole` because saved weights use that name
+        self.whole = PatchEmbed(config, hidden_size)
 
     def forward(self, images: Tensor, vectors: Tensor) -> tuple[Tensor, list[Tensor]]:
         if not _must_run_alone(self, images):
@@ -79,7 +81,8 @@ class UNetUp(nn.Module):
         super().__init__()
         channels = config.unet_channels
         self.finest_cell = finest_cell(config)
-        self.whole = FinalLayer(config, hidden_size)  # the linear patches; the name is in checkpoints
+        # the linear patches, summed with the U-Net's; called `whole` because saved weights use that name
+        self.whole = FinalLayer(config, hidden_size)
         self.norm = nn.LayerNorm(hidden_size, eps=1e-6)
         self.proj = XavierLinear(hidden_size, channels[-1])
         self.blocks = nn.ModuleList(_block(2 * width, width, hidden_size) for width in channels)
@@ -96,13 +99,13 @@ class UNetUp(nn.Module):
         return cat([self._forward(*part, size) for part in parts])
 
     def _forward(self, states: Tensor, vectors: Tensor, skips: list[Tensor], size: tuple[int, int]) -> Tensor:
-        coarsest, whole = len(self.blocks) - 1, self.whole(states, vectors, [], size)
+        coarsest, linear_output = len(self.blocks) - 1, self.whole(states, vectors, [], size)
         states = self.proj(self.norm(states)).mT.unflatten(-1, skips[-1].shape[-2:])  # I, c, rows, columns
         for level in range(coarsest, -1, -1):
             states = self.upsamplers[level](states) if level < coarsest else states
             states = self.blocks[level](cat([states, skips[level].to(states.dtype)], dim=1), vectors)
         states = nn.functional.silu(self.out_norm(states)).flatten(2).mT  # I, cells of level 0, c
-        return whole + unpatchify(self.linear(states), self.finest_cell, *size)
+        return linear_output + unpatchify(self.linear(states), self.finest_cell, *size)
 
     def flop_sites(self) -> list[FlopSite]:
         """See `PatchEmbed.flop_sites`."""

@@ -69,12 +69,12 @@ def denoise_steps(
     """`denoise` step by step: the latents after each. To stop, stop iterating."""
     scheduler = schedule.scheduler
     latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)
-    options = {"generator": generators} if schedule.generator else {}
+    options = {"generator": generators} if schedule.takes_generator else {}
     for step, timestep in enumerate(scheduler.timesteps):
         noisy = scheduler.scale_model_input(latents, timestep) if hasattr(scheduler, "scale_model_input") else latents
         prediction = predict(noisy, step)
         coefficients = schedule.alpha[step], schedule.sigma[step]
-        prediction = convert(prediction_type, schedule.wanted, prediction, noisy, *coefficients)
+        prediction = convert(prediction_type, schedule.prediction_type, prediction, noisy, *coefficients)
         latents = scheduler.step(prediction, timestep, latents, **options, return_dict=False)[0]
         if on_step is not None:
             latents = on_step(step, latents)

@@ -57,6 +57,7 @@ class _BufferLayer(DynamicLayer):
 
     def leading_rows(self, rows: int) -> "_BufferLayer":
         """The first rows, in the same memory."""
+        # an empty layer with the same dtype, device and length; its buffers are set next
         layer = self.selected(slice(0, 0))
         layer.keys, layer.values = self.keys[:rows], self.values[:rows]
         return layer
@@ -137,7 +138,9 @@ class Prefix:
         return Prefix(cache, self.document_ids[rows], self.positions[rows], self.last_state[rows])
 
     def until(self, length: int, last_state: Tensor) -> "Prefix":
-        """Its first `length` tokens as a new prefix, in the same memory; neither writes what the other reads.
+        """Its first `length` tokens as a new prefix.
+
+        It shares memory; it has no spare room, so its first write copies it.
 
         Args:
             last_state: (R, H) the backbone's output at the last of them.
@@ -174,6 +177,7 @@ def stack(prefixes: list[Prefix]) -> Prefix:
     longest, caches = max(map(len, prefixes)), [prefix.cache.layers for prefix in prefixes]
     layers = []
     for parts in zip(*caches, strict=True):
+        # an empty layer with the same dtype and device; its length and buffers are set next
         stacked = parts[0].selected(slice(0, 0))
         stacked.length = longest
         stacked.keys = torch.cat([_padded(part.keys[:, :, : part.length], longest) for part in parts])

@@ -1,4 +1,5 @@
-"""Schedules: any scheduler of diffusers, set to a number of steps, as tables over the steps; or why it does not fit.
+"""Sets any diffusers scheduler to a number of steps and tabulates its levels; a scheduler that does not fit is refused
+with a reason.
 
 Schedulers differ in what they call a sample (EulerDiscrete's is not the x_t of training; `scale_model_input` makes it
 that) and in the numbers they call timesteps. The model is always given its own process' timestep. A scheduler holds the
@@ -20,7 +21,7 @@ from hybridgen.core.noise import NoiseProcess
 # what diffusers raises for a scheduler that is used in a way it was not written for
 LIBRARY_ERRORS = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, NotImplementedError)
 
-_FLOW_WANTS = {"flow_prediction": "velocity", "epsilon": "epsilon", "sample": "sample"}
+_FLOW_PREDICTION_TYPES = {"flow_prediction": "velocity", "epsilon": "epsilon", "sample": "sample"}
 _WAY_OUT = {
     "flow": "take a flow-matching one: FlowMatchEulerDiscreteScheduler(), or DPMSolverMultistepScheduler and "
     "UniPCMultistepScheduler with use_flow_sigmas=True, prediction_type='flow_prediction'",
@@ -37,16 +38,16 @@ class Schedule:
         scheduler: a copy, with the state of this one call.
         timesteps: (S,) as the model is given them.
         alpha, sigma: (S,) how x_t mixes clean image and noise.
-        wanted: the kind of prediction that the scheduler takes.
-        generator: whether its step draws noise from generators.
+        prediction_type: the kind of prediction that the scheduler takes.
+        takes_generator: whether its step draws noise from generators.
     """
 
     scheduler: object
     timesteps: Tensor
     alpha: Tensor
     sigma: Tensor
-    wanted: str
-    generator: bool
+    prediction_type: str
+    takes_generator: bool
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -73,7 +74,7 @@ def check_scheduler(scheduler, diffusion_config) -> None:
     if process.schedule == "flow":
         if not hasattr(scheduler, "sigmas"):
             raise ValueError(f"{name} has no table of noise levels, so it does not sample flow matching; {way_out}")
-        if _wanted(scheduler) is None:
+        if _prediction_type(scheduler) is None:
             raise ValueError(
                 f"{name} has prediction_type {scheduler.config.prediction_type!r}, unknown to flow matching; {way_out}"
             )
@@ -92,9 +93,9 @@ def _is_flow(scheduler) -> bool:
     return not hasattr(scheduler, "alphas_cumprod") and config.get("prediction_type") in (None, "flow_prediction")
 
 
-def _wanted(scheduler) -> str | None:
+def _prediction_type(scheduler) -> str | None:
     if _is_flow(scheduler):
-        return _FLOW_WANTS.get(scheduler.config.get("prediction_type", "flow_prediction"))
+        return _FLOW_PREDICTION_TYPES.get(scheduler.config.get("prediction_type", "flow_prediction"))
     return scheduler.config.prediction_type
 
 
@@ -157,7 +158,7 @@ def prepare(
         alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
     _try_a_step(scheduler, takes_generator)
-    return Schedule(scheduler, timesteps, alpha, sigma, _wanted(scheduler), takes_generator)
+    return Schedule(scheduler, timesteps, alpha, sigma, _prediction_type(scheduler), takes_generator)
 
 
 def _set_steps(scheduler, steps: int, diffusion_config, device: torch.device | str) -> None:
@@ -165,7 +166,8 @@ def _set_steps(scheduler, steps: int, diffusion_config, device: torch.device | s
 
     These take 1, 1 - 1/S, ..., 1/S (as Flux' pipeline hands it), so that no step is spent between 1/1000 and 0. Heun's
     own grid asks for the velocity at 1/1000, which a model that predicts x_0 gets by dividing by that number: its error
-    is drawn a hundredfold. Where the model predicts the noise, it begins at 1 - 1/T: at 1, noise says nothing of x_0.
+    is amplified a hundredfold. If the model predicts noise, the grid starts at 1 - 1/T (T = num_train_timesteps): at 1,
+    x_0 cannot be recovered from the noise.
     """
     max_timesteps = diffusion_config.num_train_timesteps
     largest_sigma = 1 - 1 / max_timesteps if diffusion_config.prediction_type == "epsilon" else 1.0

@@ -95,7 +95,7 @@ def test_flow_trajectories_are_diffusers(name):
     theirs.sigma_min = 1 / STEPS  # read by Heun alone: the same grid as Euler's
     grid = {"sigmas": torch.linspace(1, 1 / STEPS, STEPS).tolist()} if name.startswith("euler") else {}
     theirs.set_timesteps(**(grid or {"num_inference_steps": STEPS}))
-    x, extra = noise, {"generator": image_generators(2, 7)} if schedule.generator else {}
+    x, extra = noise, {"generator": image_generators(2, 7)} if schedule.takes_generator else {}
     for i, t in enumerate(theirs.timesteps):
         x = theirs.step(wavy(x, theirs.sigmas[i] * 1000), t, x, **extra).prev_sample
     assert torch.equal(ours, x)
@@ -111,7 +111,8 @@ def test_ddpm_trajectories_are_diffusers(name):
     theirs.set_timesteps(STEPS)
     if name == "dpm++, karras":  # two of its rounded timesteps are equal; without this its own loop runs off the end
         theirs.set_begin_index(0)
-    x, extra = noise * theirs.init_noise_sigma, {"generator": image_generators(2, 7)} if schedule.generator else {}
+    x = noise * theirs.init_noise_sigma
+    extra = {"generator": image_generators(2, 7)} if schedule.takes_generator else {}
     for t in theirs.timesteps:
         x = theirs.step(wavy(theirs.scale_model_input(x, t), t), t, x, **extra).prev_sample
     assert torch.equal(ours, x)

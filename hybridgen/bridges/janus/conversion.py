@@ -125,6 +125,7 @@ def convert(
 
 def check_conversion(janus: JanusCheckpoint, to: str) -> None:
     """Raises ValueError when a checkpoint cannot be written in that layout."""
+    # a hybridgen checkpoint with a diffusion path: `open_janus` drops that path's weights, so a rewrite would lose them
     if to == janus.layout == "hybridgen" and NO_PATH in janus.dropped.values():
         raise ValueError(f"{janus.folder} is in hybridgen's layout already, and no Janus; copy it as it is")
     check_weights(janus)

@@ -17,7 +17,9 @@ from hybridgen.data.formats.rows import find_form, record_of
 from hybridgen.data.formats.webdataset import BROKEN, WHERE, tar_rows
 from hybridgen.data.records import check_record, load_images
 
-KEPT_CHUNKS = 4  # in memory, and with their resume points; documents that wait to be packed come from the last of them
+# chunks kept in memory, and resume points that are saved; twice as many points, and that of chunk 0, stay in memory.
+# Documents that wait to be packed come from the last chunks
+KEPT_CHUNKS = 4
 LINE = "__line__"  # key of a row that is a line of JSON, not parsed yet
 
 
@@ -84,7 +86,7 @@ class StreamSource:
         return {str(chunk): self._resume_points[chunk] for chunk in sorted(self._resume_points)[-KEPT_CHUNKS:]}
 
     def load_state_dict(self, state: dict) -> None:
-        """Only saves time: without it the stream is read from its front to the same records."""
+        """Without it the same records come, only slower."""
         self._restart()
         self._resume_points |= {int(chunk): point for chunk, point in state.items()}
 
@@ -122,8 +124,7 @@ class StreamSource:
             del self._resume_points[old]
 
     def _endless(self, epoch: int, state: dict | None) -> Iterator[tuple[Any, dict]]:
-        """Rows, each with the resume point of its chunk. The library is asked for that once per chunk, as it takes
-        time."""
+        """Rows, each with the resume point of its chunk. `state_dict()` is slow, so it is called once per chunk."""
         count, resume_point = 0, {}
         while True:
             dataset = self._dataset(epoch)
@@ -131,7 +132,7 @@ class StreamSource:
                 dataset.load_state_dict(state)
             rows, started = iter(dataset), False
             while True:
-                if not count % self.buffer:
+                if not count % self.buffer:  # before the first row the state is the one we resumed with
                     resume_point = {"epoch": epoch, "state": dataset.state_dict() if started else state}
                 try:
                     row = next(rows)

@@ -6,10 +6,13 @@ gradients, residual stream, attention entropy and largest logits. Probes run bet
 gradients and random streams are set aside and put back, so that weights are the same bits with any `every`, and their
 time is not counted in tokens per second.
 
-Cost, in CPU time of one core with configs/demo.yaml (0.61 s per step): what is always on takes 0.5 % of a step (2.8 ms:
-bytes and sources of tokens 1.2, in the loader's thread; FLOPs 0.9; sums 0.5). Probes take as long as two steps (the two
-gradients 1.7, the forward 0.3), so 2 % at every 100th step, and the memory of two more copies of the gradients. The
-plot takes 2 s, at the end and at a save every two minutes; measuring the peak of FLOPs, 0.1 s at the start.
+Cost, in CPU time of one core with configs/demo.yaml (0.61 s per step):
+- always on: 2.8 ms per step, 0.5 % (bytes and sources of tokens 1.2 ms, in the loader's thread; FLOPs 0.9 ms; sums
+  0.5 ms)
+- probes: as long as 2 steps (the two gradients 1.7 steps, the forward 0.3), so 2 % at every 100th step; and the memory
+  of two more copies of the gradients
+- plot: 2 s, at the end and at a save every two minutes
+- measuring the peak of FLOPs: 0.1 s, at the start
 """
 
 import os
@@ -43,7 +46,8 @@ class Diagnostics:
     Of a stage without a `breakdown` (the codec's) only gradient norms are logged: no losses by source, no FLOPs.
 
     Args:
-        stage: with its model frozen as it will be trained, and not yet sharded: FLOPs are counted from whole weights.
+        stage: its requires_grad flags are already set as for training, and its model is not yet sharded: FLOPs are
+            counted from whole weights.
     """
 
     def __init__(self, config: TrainConfig, stage: Stage, accelerator: Accelerator):
@@ -102,7 +106,8 @@ class Diagnostics:
         }
         if not all(groups.values()):
             return {}
-        # as in the trainer's own backward
+        # accelerate divides by accumulation, DDP by ranks; our losses are already divided by global counts, so
+        # undo both
         divided_by_libraries = self.config.accumulation * self.accelerator.num_processes
         gradients = []
         for kinds in groups.values():
@@ -184,7 +189,8 @@ class Diagnostics:
 
     def state_dict(self) -> dict:
         """The sums since the last log, over all ranks, which call this together; as JSON."""
-        return {} if self.breakdown is None else {"kept": self._sum(self._local_sums()).tolist()}  # the key is a format
+        # "kept" is a saved name, kept so that older states load
+        return {} if self.breakdown is None else {"kept": self._sum(self._local_sums()).tolist()}
 
     def load_state_dict(self, state: dict | None) -> None:
         """Go on adding to these sums, on any number of ranks: the main process takes in those of all. Sums of other

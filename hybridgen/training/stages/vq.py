@@ -3,8 +3,10 @@
 The quantization itself is `codecs.frozen.quantize`, shared with `VQCodec`, so that codes mean the same in both.
 
 Codes die: a code that no latent chooses gets no gradient, and most of a codebook can be lost in the first hundred
-steps. Three things prevent it, each in the config: steps without quantization and then codes from k-means, codes that
-follow the latents that chose them (arXiv 1711.00937, appendix A.1), and moving unused codes.
+steps. Three things prevent it, each with a key of the config:
+- `continuous_steps`: steps without quantization, and then codes from k-means
+- `codebook_decay`: codes follow the latents that chose them (arXiv 1711.00937, appendix A.1)
+- `restart_every`: unused codes are moved
 
 Shapes: I pictures, H x W pixels, h x w codes of a picture, D width of the codebook, V codes, T latents of a batch.
 """
@@ -37,7 +39,8 @@ class VQTrainingModel(nn.Module):
     """The tokenizer, and statistics of its codebook as buffers, which are saved and restored with it.
 
     `usage` (V,) and `sums` (V, D) are moving averages of how often a code is chosen and of the latents that choose it;
-    `step_*` are the counts of the current step alone; `recent` (RECENT, D) are the last latents, `num_recent` so far.
+    `step_*` are the counts and sums of the current step alone; `recent` (RECENT, D) are the last latents,
+    `num_recent` so far.
     """
 
     def __init__(self, vq_model: nn.Module):
@@ -114,8 +117,9 @@ class VQStage(ReconstructionStage):
     @torch.no_grad()
     def begin_step(self, step: int, progress: float) -> None:
         """
-        1. Update the moving averages with the last step's counts; codes that are moving averages move.
-        2. After the last continuous step, the codes become the means of clusters of latents.
+        1. Update the moving averages with the last step's counts and sums. With a `codebook_decay`, each used code
+           becomes the mean of the latents that chose it.
+        2. After `continuous_steps` steps, the codes become the means of clusters of latents (k-means).
         3. Every `restart_every` steps, codes that are hardly used move to latents that are far from their code.
         """
         super().begin_step(step, progress)
@@ -160,12 +164,15 @@ class VQStage(ReconstructionStage):
     # ----------------------------------------------------------------------------------------------- logs, the result
 
     def describe(self, means: dict[str, float]) -> dict[str, float]:
-        """Also the share of codes that are used, and their perplexity: by the moving averages, where a code is used if
-        it is chosen at least a tenth as often as the mean; after a validation, by its choices, where once is enough."""
+        """Also the share of codes that are used, and their perplexity.
+
+        In training both come from the moving averages, and a code is used if it is chosen more than a tenth as often as
+        the mean. After a validation they come from its choices, and a code that was chosen once is used.
+        """
         usage = self.model.usage
-        recent = {"codebook_use": float((usage > 0.1 * usage.mean()).float().mean())}
-        recent["codebook_perplexity"] = perplexity(usage)
-        return recent | super().describe(means)
+        codebook_numbers = {"codebook_use": float((usage > 0.1 * usage.mean()).float().mean())}
+        codebook_numbers["codebook_perplexity"] = perplexity(usage)
+        return codebook_numbers | super().describe(means)
 
     def save_codec(self, model: VQTrainingModel, folder: Path) -> dict[str, float]:
         """Write `vq_model/`."""
