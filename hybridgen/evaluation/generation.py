@@ -142,7 +142,7 @@ def reconstruct(pipeline: HybridGenPipeline, pictures: list[Image.Image]) -> lis
     for start in range(0, len(pictures), CHUNK):
         chunk = pictures[start : start + CHUNK]
         pixels = [pipeline.processor.image_processor.generation(image, image.height, image.width) for image in chunk]
-        codes = codec.encode(torch.stack(pixels))  # T
+        codes = codec.encode(torch.stack(pixels).to(codec.model.device))  # T
         side = chunk[0].height // codec.downsample_factor, chunk[0].width // codec.downsample_factor
         decoded += pipeline.processor.postprocess(codec.decode(codes.view(-1, *side)))
     return decoded
