@@ -5,6 +5,7 @@
 
 import sys
 
+from hybridgen.cli.errors import is_for_the_user, one_line
 from hybridgen.training import load_config, train
 
 if __name__ == "__main__":
@@ -13,5 +14,7 @@ if __name__ == "__main__":
     try:
         train(load_config(sys.argv[1], sys.argv[2:]))
     except (ValueError, OSError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        if not is_for_the_user(error):
+            raise
+        print(f"train.py: {one_line(error)}", file=sys.stderr)
         sys.exit(2)

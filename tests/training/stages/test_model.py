@@ -1,5 +1,6 @@
 """The model stage: what its losses count, that they depend on nothing else, and whole runs from config to pipeline."""
 
+import errno
 import json
 import os
 import runpy
@@ -366,3 +367,24 @@ def test_a_users_error_is_one_sentence_and_exit_2(config_file, tmp_path, monkeyp
     assert len(error.splitlines()) == 1
     assert not out
     assert not (tmp_path / "run").exists()
+
+
+def of_a_library(config):
+    torch.zeros(3).numpy().reshape(2, 2)
+
+
+def full_disk(config):
+    raise OSError(errno.ENOSPC, "No space left on device", "runs/metrics.jsonl")
+
+
+def test_a_fault_of_ours_keeps_its_traceback(config_file, monkeypatch, capfd):
+    """A ValueError from inside a library is nothing that a user can mend by reading one line; a full disk is."""
+    monkeypatch.setattr(sys, "argv", ["train.py", str(config_file)])
+    monkeypatch.setattr("hybridgen.training.train", of_a_library)
+    with pytest.raises(ValueError, match="cannot reshape array of size 3"):
+        runpy.run_path(str(ROOT / "scripts" / "train.py"), run_name="__main__")
+    monkeypatch.setattr("hybridgen.training.train", full_disk)
+    with pytest.raises(SystemExit) as raised:
+        runpy.run_path(str(ROOT / "scripts" / "train.py"), run_name="__main__")
+    assert raised.value.code == 2
+    assert capfd.readouterr().err == "train.py: runs/metrics.jsonl: No space left on device\n"
