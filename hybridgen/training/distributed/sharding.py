@@ -94,16 +94,29 @@ class DistributedModel:
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Eval mode inside. Weights that a forward without a backward gathered are resharded at the end, or the next
-        forward would still use them when the shards have changed."""
+        """Eval mode inside; `resharded` at the end."""
         self.model.eval()
         try:
-            yield
+            with resharded(self.model):
+                yield
         finally:
-            for module in self.model.modules():
-                if isinstance(module, FSDPModule):
-                    module.reshard()
             self.model.train()
+
+
+@contextlib.contextmanager
+def resharded(model: nn.Module) -> Iterator[None]:
+    """At the end, no FSDP module holds its gathered weights any more.
+
+    A forward without a backward leaves them gathered, in the modules that FSDP reshards in the backward pass: the root
+    and the head. Until they are resharded, `parameters()` are not the optimizer's, and the next forward uses the old
+    weights, though the shards have changed. So this stands around every such forward: evaluation, probes.
+    """
+    try:
+        yield
+    finally:
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 def _without_weights(model: nn.Module) -> nn.Module:

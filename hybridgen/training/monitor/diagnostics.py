@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from hybridgen.core.layout import PADDING_DOCUMENT
 from hybridgen.core.objectives import total
 from hybridgen.training.config.schema import TrainConfig
+from hybridgen.training.distributed.sharding import resharded
 from hybridgen.training.distributed.speed import eagerly
 from hybridgen.training.monitor import probes
 from hybridgen.training.monitor.charts import draw
@@ -87,7 +88,7 @@ class Diagnostics:
         if not self._hides_gradients:
             self._probed |= probes.norms(model)
         if self.breakdown is not None:
-            with probes.preserve_grads_and_rng(model, device), self.breakdown.paused(), eagerly():
+            with probes.preserve_grads_and_rng(model, device), resharded(model), self.breakdown.paused(), eagerly():
                 if not self._hides_gradients:
                     self._probed |= self._compare_gradients(wrapped, batches, counts)
                 self._probed |= self._measure_activations(wrapped, send_to_device(batches[0], device))

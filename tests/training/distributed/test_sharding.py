@@ -94,3 +94,32 @@ def test_one_with_text_and_one_with_pictures(tmp_path, form, kind):
     for mine, other in zip(metrics_of(tmp_path / "two"), metrics_of(tmp_path / "one"), strict=True):
         assert mine["loss"] == pytest.approx(other["loss"], abs=1e-5)
         assert {"loss/text", "loss/diffusion"} <= mine.keys()
+
+
+def train_probed(folder: Path, every: int, frozen: bool) -> None:
+    """4 steps with probes at every `every`-th, 0 for none."""
+    content = {"output_dir": str(folder), "steps": 4, "data": {"sources": []}, "log_every": 1, "precision": "fp32"}
+    content |= {"validation": {"every": 0}, "save_every": 99, "optimizer": {"name": "adamw", "lr": 1e-2}}
+    content |= {"diagnostics": {"every": every, "peak_tflops": 1.0}}
+    content |= {"groups": [{"match": "model.vision_model", "frozen": True}]} if frozen else {}
+    config = strict.build(TrainConfig, content)
+    accelerator = make_accelerator(config)
+    batches = TwoBatches(accelerator.process_index)
+    stage = batches.stages[1]
+    stage.loader = batches
+    assert Trainer(config, stage, accelerator).run()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_probes_change_no_weight_of_a_sharded_model(tmp_path, frozen):
+    """A forward without a backward, which the probes end with, leaves FSDP2's weights gathered: the next clipping
+    failed where nothing was frozen, and the next step used old weights where something was."""
+    for every in (0, 1):
+        arguments = {"folder": tmp_path / str(every), "every": every, "frozen": frozen}
+        ProcessGroup(tmp_path / f"logs_{every}", train_probed, 2, "fsdp2", **arguments).finish()
+    without, probed = metrics_of(tmp_path / "0"), metrics_of(tmp_path / "1")
+    assert [row["loss"] for row in probed] == [row["loss"] for row in without]
+    assert [row["grad_norm"] for row in probed] == [row["grad_norm"] for row in without]
+    assert all("gradient_cosine/all" in row and "output_rms/layer_00" in row for row in probed)
+    ours, theirs = (load_file(tmp_path / run / "checkpoint/model/model.safetensors") for run in ("1", "0"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
