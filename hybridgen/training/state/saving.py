@@ -47,8 +47,9 @@ def save_state(
     """Write `state/step_N`, all processes together."""
     folder = Path(config.output_dir) / "state"
     with whole_folder(step_folder(folder, step), accelerator) as aside:
-        accelerator.save_state(str(aside))  # weights, optimizer, random streams
+        # what all write together comes first: a process whose own file fails leaves, and must leave none waiting
         _save_average(accelerator, ema, aside)
+        accelerator.save_state(str(aside))  # weights, optimizer, then random streams
         write_json(aside / f"rank_{accelerator.process_index}.json", content.rank)
         if accelerator.is_main_process:
             run = {"step": step, "processes": accelerator.num_processes, "config": asdict(config)}

@@ -1,7 +1,9 @@
 """The real model shared by two processes, whole or in pieces: batches that lack a modality, tied weights, no hang."""
 
+import errno
 from pathlib import Path
 
+import accelerate
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,6 +14,7 @@ from hybridgen.training.config import strict
 from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.distributed.processes import make_accelerator
 from hybridgen.training.stages.model import ModelStage
+from hybridgen.training.state.checkpointing import find_damage
 from hybridgen.training.trainer import Trainer
 from tests.data.in_memory import drawings, numbered, questions, source_of
 from tests.pipelines import tiny_pipeline
@@ -123,3 +126,39 @@ def test_probes_change_no_weight_of_a_sharded_model(tmp_path, frozen):
     assert all("gradient_cosine/all" in row and "output_rms/layer_00" in row for row in probed)
     ours, theirs = (load_file(tmp_path / run / "checkpoint/model/model.safetensors") for run in ("1", "0"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def save_on_full_disk(folder: Path, full_for: int) -> None:
+    """From step 2 on, the disk is full for one process when it comes to the files of its own: its random streams."""
+    content = {"output_dir": str(folder), "steps": 3, "data": {"sources": []}, "ema": {"decay": 0.5}, "log_every": 99}
+    content |= {"precision": "fp32", "validation": {"every": 0}, "save_every": 1}
+    config = strict.build(TrainConfig, content | {"diagnostics": {"peak_tflops": 1.0}})
+    accelerator = make_accelerator(config)
+    batches = TwoBatches(accelerator.process_index)
+    stage = batches.stages[1]
+    stage.loader = batches
+    save = accelerate.accelerator.save_accelerator_state
+
+    def save_until_full(output_dir: str, *args, **kwargs):
+        if accelerator.process_index == full_for and "step_000001" not in str(output_dir):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(output_dir, *args, **kwargs)
+
+    accelerate.accelerator.save_accelerator_state = save_until_full
+    Trainer(config, stage, accelerator).run()
+
+
+@pytest.mark.parametrize(("form", "full_for"), [("ddp", 0), ("ddp", 1), ("fsdp2", 1)])
+def test_a_disk_that_is_full_for_one_while_the_real_model_is_saved(tmp_path, form, full_for):
+    """No process waits in a collective of the save (sums of the diagnostics, shards of the average) that the other
+    never reaches: both end with the sentence about the disk."""
+    arguments = {"folder": tmp_path / "run", "full_for": full_for}
+    group = ProcessGroup(tmp_path / "logs", save_on_full_disk, 2, form, **arguments)
+    assert group.wait(60) == [2, 2], group.output()
+    for rank in (0, 1):
+        assert "step_000002 (" in group.output(rank)
+        assert "everything saved before it is intact: free some space" in group.output(rank)
+        assert "Traceback" not in group.output(rank)
+    assert "No space left on device" in group.output(full_for)
+    assert [path.name for path in (tmp_path / "run/state").iterdir()] == ["step_000001"]
+    assert find_damage(tmp_path / "run/state/step_000001") is None
