@@ -184,7 +184,10 @@ class HybridGenModel(HybridGenPreTrainedModel):
         Raises:
             ValueError: image tokens in the text and features provided differ in number, the model has no path for an
                 input, or a layout vector has another shape than (B, K).
+            TypeError: `noised_mask` is given under its old name.
         """
+        if "hidden" in kwargs:  # the backbone would ignore it without a word
+            raise TypeError("hidden is called noised_mask now; rename it")
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         input_ids = self.infer_input_ids(inputs_embeds) if input_ids is None else input_ids  # B, N

@@ -163,6 +163,15 @@ def test_codes_and_understanding_tokens_are_causal():
     assert (difference[position:] > 1e-7).all()
 
 
+def test_the_old_name_of_a_layout_vector_is_refused():
+    """Other keywords are handed on to the backbone, which ignores those it does not know."""
+    ids, old = torch.arange(3, 10)[None], {"hidden": torch.ones(1, 7, dtype=torch.bool)}
+    model = tiny_model()
+    for forward in (model, model.model):
+        with pytest.raises(TypeError, match="hidden is called noised_mask now; rename it"):
+            forward(ids, **old)
+
+
 def test_hidden_noise_is_not_seen_by_what_follows():
     model = tiny_model()
     segments = [
