@@ -1,0 +1,338 @@
+"""The one reader of pictures: from whatever holds a picture to an upright RGB picture, the same pixels by every way in.
+
+    read_picture      one: a file, its bytes, a data: URL or base64, a PIL picture, an array or a tensor
+    read_pictures     one, several, or a batch
+    with_pictures     chat messages, their image parts read
+    pixels_hash       what was seen, whatever file it came from
+
+What is decided here, for training, commands, the pipeline and the processor alike:
+
+- Pictures are turned as their EXIF orientation says; EXIF that is broken keeps them as they are.
+- What is transparent (alpha, palette, colour key) shows white.
+- More than 8 bits are scaled by the range of their type, floats by [0, 1]; what has no known range is refused.
+- Of an animation, the first frame. Colour profiles and gamma are ignored, as by the libraries of this field.
+- Pictures without pixels, or with more than `PIL.Image.MAX_IMAGE_PIXELS`, are refused.
+
+A picture that was read is read again at no cost, and is the same object.
+"""
+
+import base64
+import binascii
+import hashlib
+import io
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
+from urllib.request import url2pathname
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from hybridgen.core.files import stand_in
+from hybridgen.core.messages import parts
+
+# a path, file://, data: URL or base64; encoded bytes; {"bytes": ..., "path": ...} of the datasets library; pixels
+Source = str | Path | bytes | dict | Image.Image | np.ndarray | Tensor
+
+_ALPHA = {"RGBA": "RGBA", "RGBa": "RGBA", "LA": "RGBA", "La": "LA", "PA": "RGBA"}  # mode -> next on the way to RGBA
+_OPAQUE = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")  # Pillow makes RGB of them
+_KEYED = ("1", "L", "P", "RGB")  # that may have a transparent colour
+_DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+_CHANNELS = (1, 3, 4)
+_HALF_LEVEL = 0.5 / 255  # floats may be so far out of range, by rounding
+_HEAD = 512  # bytes of a file that tell its kind
+
+
+def read_picture(source: Source, root: str | Path | None = None, where: str = "") -> Image.Image:
+    """A picture, upright and in RGB.
+
+    Args:
+        source: of an array, floats are in [0, 1], and the axis of the channels is the last (numpy) or the first (torch),
+            or wherever 1, 3 or 4 channels can be alone.
+        root: the folder that relative paths are relative to; None = the working directory.
+        where: said first in errors, such as `captions.jsonl:12`.
+
+    Raises:
+        ValueError: in one sentence, what is no picture, and what to do about it.
+    """
+    where = f"{where}: " if where else ""
+    if isinstance(source, dict):
+        source = source.get("path") if source.get("bytes") is None else source["bytes"]
+    if isinstance(source, str):
+        source = _from_text(source, where)
+    if isinstance(source, Path):
+        file = picture_file(source, root)
+        return _from_file(file, f"{where}the picture {_short(str(file))}", "" if root is None else str(root))
+    if isinstance(source, bytes | bytearray | memoryview):
+        what = f"{where}the picture of {len(source)} bytes"
+        with _one_sentence(what, bytes(source[:_HEAD])), Image.open(io.BytesIO(source)) as opened:
+            return _rgb(opened, what)
+    what = f"{where}the picture"
+    if isinstance(source, np.ndarray | Tensor):
+        with _one_sentence(what):
+            return _from_array(source, what)
+    if isinstance(source, Image.Image):
+        with _one_sentence(what):
+            return _rgb(source, what)
+    raise ValueError(
+        f"{where}a picture must be a file, its bytes, a PIL image, an array or a tensor, not {type(source).__name__}"
+    )
+
+
+def read_pictures(sources: Any) -> list[Image.Image]:
+    """One picture, a batch (an array of four axes, the first of them pictures), or lists of either -> a flat list.
+
+    Raises:
+        ValueError: see `read_picture`.
+    """
+    if isinstance(sources, list | tuple):
+        return [picture for source in sources for picture in read_pictures(source)]
+    if isinstance(sources, np.ndarray | Tensor) and sources.ndim == 4:
+        return [read_picture(source) for source in sources]
+    return [read_picture(sources)]
+
+
+def with_pictures(messages: list[dict], root: str | Path | None = None, where: str = "") -> list[dict]:
+    """Chat messages with an upright RGB picture in each image part. Raises ValueError, see `read_picture`."""
+
+    def read(part: dict) -> dict:
+        return {**part, "image": read_picture(part["image"], root, where)} if part["type"] == "image" else part
+
+    return [
+        message if isinstance(message["content"], str) else {**message, "content": [*map(read, parts(message))]}
+        for message in messages
+    ]
+
+
+def picture_file(source: str | Path, root: str | Path | None = None) -> Path:
+    """The file that a path, with `~` or as a file:// URL, names; it need not be there."""
+    text = str(source)
+    if text.startswith("file:"):
+        return Path(url2pathname(unquote(urlsplit(text).path)))
+    path = Path(text).expanduser() if text.startswith("~") else Path(text)
+    return path if root is None else Path(root) / path
+
+
+def pixels_hash(picture: Image.Image) -> bytes:
+    """A hash of the size and the pixels of an RGB picture, whatever file they came from."""
+    return hashlib.blake2b(repr(picture.size).encode() + picture.tobytes(), digest_size=16).digest()
+
+
+# --------------------------------------------------------------------------------------------------- texts and files
+
+
+def _from_text(text: str, where: str) -> bytes | Path:
+    """The bytes that a text encodes, or the path that it is."""
+    if text.startswith("data:"):
+        head, comma, body = text.partition(",")
+        try:
+            return (
+                base64.b64decode(unquote(body), validate=True) if head.endswith(";base64") else unquote_to_bytes(body)
+            )
+        except (binascii.Error, ValueError) as error:
+            raise ValueError(
+                f"{where}the data: URL {_short(text)!r} is not base64 ({error}); encode it again"
+            ) from None
+    if not text.strip():
+        raise ValueError(f"{where}the name of a picture is empty; name a file")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) and not text.startswith("file:"):
+        raise ValueError(f"{where}the picture {_short(text)!r} is an address; pictures are not downloaded, name a file")
+    try:
+        content = base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):  # ValueError: letters that are no ASCII
+        return Path(text)
+    return content if len(content) >= 32 and _looks_like_picture(content) else Path(text)
+
+
+def _looks_like_picture(content: bytes) -> bool:
+    try:
+        Image.open(io.BytesIO(content)).close()
+    except Exception:
+        return False
+    return True
+
+
+def _from_file(file: Path, what: str, root: str) -> Image.Image:
+    try:
+        mode = file.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise ValueError(f"{what} is a folder; name a file in it")
+        if not stat.S_ISREG(mode):
+            raise ValueError(f"{what} is no file but a pipe or a device; save the picture to a file, and name that")
+        with file.open("rb") as opened:
+            head = opened.read(_HEAD)
+    except (FileNotFoundError, NotADirectoryError):
+        relative = f"; paths are relative to {root}" if root else ""
+        raise ValueError(f"{what} is not there{relative}") from None
+    except OSError as error:
+        raise ValueError(f"{what} cannot be read ({error.strerror or error})") from error
+    with _one_sentence(what, head), Image.open(file) as opened:
+        return _rgb(opened, what)
+
+
+class _Refused(ValueError):
+    """A sentence of this file."""
+
+
+@contextmanager
+def _one_sentence(what: str, head: bytes | None = None) -> Iterator[None]:
+    """Whatever Pillow raises inside (its plugins raise anything on damaged files) as one sentence.
+
+    Args:
+        head: the first bytes of the file, which tell its kind where Pillow knows none.
+    """
+    try:
+        yield
+    except _Refused:
+        raise
+    except UnidentifiedImageError:
+        raise ValueError(f"{what} {_unknown(head or b'')}") from None
+    except Image.DecompressionBombError:
+        raise ValueError(f"{what} has more than the {_most_pixels()}; make it smaller") from None
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{what} cannot be decoded ({_short(reason)}); replace it") from error
+
+
+def _unknown(head: bytes) -> str:
+    """What a file is in which Pillow knows no picture, and the way out."""
+    if not head:
+        return "is empty; copy or download it again"
+    if reason := stand_in(head):
+        return f"is {reason}"
+    start, convert = head.lstrip(b"\xef\xbb\xbf \t\r\n"), "convert it to PNG first"
+    if head[4:12] in (b"ftypavif", b"ftypavis"):
+        return "is an AVIF picture, which this Pillow cannot read; pip install pillow-avif-plugin, or a newer pillow"
+    if head[4:8] == b"ftyp":
+        return "is a HEIC picture or a video, which Pillow cannot read; pip install pillow-heif, or save it as JPEG"
+    if head.startswith((b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")):
+        return "is a JPEG XL picture, which Pillow cannot read; pip install pillow-jxl-plugin, or save it as PNG"
+    if start.startswith((b"<svg", b"<?xml", b"<!--", b"<!DOCTYPE svg")) and b"<svg" in head:
+        return f"is an SVG drawing, which has no pixels; {convert}, as rsvg-convert and inkscape do"
+    if start.startswith(b"%PDF"):
+        return f"is a PDF document; {convert}, as pdftoppm does"
+    return "is no picture in a format that Pillow knows; save it as PNG or JPEG"
+
+
+def _short(text: str, most: int = 200) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def _most_pixels() -> str:
+    return f"{Image.MAX_IMAGE_PIXELS} pixels that PIL.Image.MAX_IMAGE_PIXELS allows"
+
+
+# ------------------------------------------------------------------------------------------------ pictures of Pillow
+
+
+def _rgb(image: Image.Image, what: str) -> Image.Image:
+    """A picture of Pillow, decoded, upright and in RGB; one that is so already is returned as it is."""
+    if not image.width or not image.height:
+        raise _Refused(f"{what} has no pixels ({image.width}x{image.height})")
+    if image.format == "EPS":  # Pillow would run Ghostscript, which runs programs
+        raise _Refused(f"{what} is a PostScript document; convert it to PNG first")
+    if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+        raise _Refused(
+            f"{what} has {image.width}x{image.height} pixels, more than the {_most_pixels()}; make it smaller"
+        )
+    _load(image)
+    image = _upright(image)
+    if image.mode in _DEEP:
+        return _from_deep(image, f"{what} of mode {image.mode!r}")
+    if image.mode in _ALPHA or (image.mode in _KEYED and image.has_transparency_data):
+        while image.mode != "RGBA":
+            image = image.convert(_ALPHA.get(image.mode, "RGBA"))
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if image.mode not in _OPAQUE:
+        raise _Refused(f"{what} has mode {image.mode!r}, whose colours are not known; convert it to RGB first")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _load(image: Image.Image) -> None:
+    """Decode, and say a PNG's transparent colour in the 8 bits that its pixels have then (Pillow leaves it as it was
+    in 2, 4 or 16 bits)."""
+    tiles = getattr(image, "tile", None)
+    packing = tiles[0][3] if tiles and image.format == "PNG" else None
+    image.load()
+    key = image.info.get("transparency")
+    if packing in ("L;2", "L;4") and isinstance(key, int):
+        image.info["transparency"] = key * {"L;2": 85, "L;4": 17}[packing]
+    elif packing == "RGB;16B" and isinstance(key, tuple):
+        image.info["transparency"] = tuple(level >> 8 for level in key)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        return ImageOps.exif_transpose(image) if turned else image
+    except Exception:  # broken EXIF raises anything, and says nothing
+        return image
+
+
+def _from_deep(image: Image.Image, what: str) -> Image.Image:
+    values = np.asarray(image)
+    if image.mode == "I" and image.format in ("PNG", "PPM"):  # 16 bits, in 32
+        values = values.astype(np.uint16)
+    levels, key = _levels(values, what), image.info.get("transparency")
+    if isinstance(key, int):
+        levels = np.where(values == key, np.uint8(255), levels)
+    return Image.fromarray(levels).convert("RGB")
+
+
+# ------------------------------------------------------------------------------------------------ arrays and tensors
+
+
+def _from_array(array: np.ndarray | Tensor, what: str) -> Image.Image:
+    """(H, W), or (H, W, 1 | 3 | 4), or (1 | 3 | 4, H, W) -> a picture in RGB."""
+    usual = 0 if isinstance(array, Tensor) else 2  # axis of the channels
+    if isinstance(array, Tensor):
+        array = array.detach().cpu()
+        array = (array.float() if array.is_floating_point() else array).numpy()
+    shape, axes = array.shape, (usual, 2 - usual)
+    axis = next((axis for axis in axes if array.ndim == 3 and shape[axis] in _CHANNELS), None)
+    if array.ndim != 2 and axis is None:
+        raise _Refused(
+            f"{what} is an array of shape {shape}; give (height, width, 3), or (3, height, width) for a tensor"
+            + (", or a list of pictures" if array.ndim == 4 else "")
+        )
+    if axis is not None:
+        array = np.moveaxis(array, axis, 2)
+        array = array[..., 0] if array.shape[2] == 1 else array
+    if not array.size:
+        raise _Refused(f"{what} has no pixels ({array.shape[1]}x{array.shape[0]})")
+    return _rgb(Image.fromarray(np.ascontiguousarray(_levels(array, what))), what)
+
+
+def _levels(values: np.ndarray, what: str) -> np.ndarray:
+    """Values of any type -> levels of 8 bits. Raises ValueError where their range is not known."""
+    kind = values.dtype.kind
+    if values.dtype == np.uint8:
+        return values
+    if kind == "b":
+        return values.astype(np.uint8) * np.uint8(255)
+    if kind == "f":
+        return _levels_of_floats(values, what)
+    if kind not in "iu":
+        raise _Refused(f"{what} has values of type {values.dtype}; give uint8, or floats in [0, 1]")
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise _Refused(
+            f"{what} has {values.dtype} values from {low} to {high}; give 8 bits, or 16 over their whole range"
+        )
+    if values.dtype != np.uint16 and high < 256:
+        return values.astype(np.uint8)
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # to the nearest
+
+
+def _levels_of_floats(values: np.ndarray, what: str) -> np.ndarray:
+    low, high = float(values.min()), float(values.max())  # NaN if one is
+    if not np.isfinite([low, high]).all():
+        raise _Refused(f"{what} has values that are NaN or infinite; floats must be in [0, 1]")
+    if low < -_HALF_LEVEL or high > 1 + _HALF_LEVEL:
+        raise _Refused(f"{what} has {values.dtype} values from {low:g} to {high:g}; floats must be in [0, 1]")
+    return np.rint(values.clip(0, 1).astype(np.float32) * 255).astype(np.uint8)
