@@ -94,12 +94,14 @@ def test_any_decoder_of_transformers_is_a_backbone(backbone):
 # ------------------------------------------------------------------------------------------------ properties
 
 
-def test_packed_equals_separate_documents():
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_packed_equals_separate_documents(bidirectional):
     model = tiny_model()
+    copied = ImageSegment("diffusion", PATCHES, bidirectional, write=True, clean_copy=True)
     documents = [
         lay_out(MIXED, TOKENS),
         lay_out([TextSegment([5, 6, 7, 8])], TOKENS),
-        lay_out([ImageSegment("diffusion", PATCHES, True, write=True, clean_copy=True), TextSegment([3, 4])], TOKENS),
+        lay_out([copied, TextSegment([3, 4])], TOKENS),
     ]
     media = mixed_inputs(images=1)
     clean_copy = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(5))
@@ -172,20 +174,19 @@ def test_the_old_name_of_a_layout_vector_is_refused():
             forward(ids, **old)
 
 
-def test_hidden_noise_is_not_seen_by_what_follows():
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_hidden_noise_is_not_seen_by_what_follows(bidirectional):
+    """Neither by text nor by another noised image; every patch of its own image sees the first."""
     model = tiny_model()
-    segments = [
-        TextSegment([5]),
-        ImageSegment("diffusion", PATCHES, True, write=True, clean_copy=True),
-        TextSegment([7, 8]),
-    ]
+    image = ImageSegment("diffusion", PATCHES, bidirectional, write=True, clean_copy=True)
+    segments = [TextSegment([5]), image, TextSegment([7, 8]), image]
     row = lay_out(segments, TOKENS)
     batch = batch_of([[row]], len(row))
-    latents = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    times = torch.tensor([700.0, 0.0])
+    latents = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    times = torch.tensor([700.0, 0.0, 300.0, 0.0])
     before = states(model, batch, {"latents": latents, "timesteps": times})
     latents = latents.clone()
-    latents[0] += 1
+    latents[0, :, :4, :4] += 1
     after = states(model, batch, {"latents": latents, "timesteps": times})
     difference = (after - before).abs().amax(-1)[0]
     assert (difference[2 : 2 + PATCHES] > 0).all()
@@ -195,9 +196,12 @@ def test_hidden_noise_is_not_seen_by_what_follows():
 @pytest.mark.parametrize("implementation", ["eager", "flex_attention"])
 def test_attention_implementations_agree(implementation):
     model = tiny_model()
-    row = lay_out(MIXED, TOKENS)
+    copied = ImageSegment("diffusion", PATCHES, False, write=True, clean_copy=True)
+    row = lay_out([*MIXED, copied], TOKENS)
     batch = batch_of([[row], [row]], 128)
     media = mixed_inputs(images=2)
+    media["latents"] = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(4))
+    media["timesteps"] = torch.tensor([500.0, 300.0, 0.0] * 2)
     sdpa = states(model, batch, media)
     model.model.language_model.set_attn_implementation(implementation)
     real = batch["document_ids"] >= 0

@@ -3,7 +3,7 @@
 This file is for sequences of tokens; it knows nothing of pixels, weights or files. The attention rule is not "causal
 plus an image mask", but one comparison of one integer per token, its *block*:
 
-    attend(q, k) = document[q] == document[k]  and  block[k] <= block[q]  and  (not noised[k] or block[k] == block[q])
+    attend(q, k) = document[q] == document[k]  and  block[k] <= block[q]  and  noised[k] in (0, noised[q])
 
       text a b | image p q r | text c          a b p q r c
       blocks   0 1   2 2 2     3            a  x . . . . .
@@ -14,7 +14,9 @@ plus an image mask", but one comparison of one integer per token, its *block*:
       share one.                            c  x x x x x x
 
 `noised_mask` marks the tokens of a noised image that later tokens must not see, since they read its clean copy (BAGEL,
-arXiv 2505.14683). Dense and flex masks are two renderings of the same `attend`.
+arXiv 2505.14683); `noised` numbers these images, and is 0 on all other tokens. Inside of its own image a noised token
+sees what the blocks let it see: all of a bidirectional image, and of a causal one what stands before it. Dense and flex
+masks are two renderings of the same `attend`.
 
 Shapes: B rows, N tokens of a row, K keys (N plus the cached ones), Q queries (the last of the K keys).
 """
@@ -37,21 +39,32 @@ SDPA = ("sdpa", "sdpa_fp32")  # the second is SDPA outside of autocast (training
 # ---------------------------------------------------------------------------------------------------- the rule
 
 
-def attend(document_q: Tensor, document_k: Tensor, block_q: Tensor, block_k: Tensor, noised_k: Tensor) -> Tensor:
-    """The one predicate (module docstring), on broadcastable integer tensors; `noised_k` is boolean."""
-    same_document = document_q == document_k
-    return same_document & (block_k <= block_q) & (~noised_k | (block_k == block_q))
+def attend(
+    document_q: Tensor, document_k: Tensor, block_q: Tensor, block_k: Tensor, noised_q: Tensor, noised_k: Tensor
+) -> Tensor:
+    """The one predicate (module docstring), on broadcastable integer tensors."""
+    return (document_q == document_k) & (block_k <= block_q) & ((noised_k == 0) | (noised_k == noised_q))
+
+
+def number_noised_images(noised_mask: Tensor | None, like: Tensor) -> Tensor:
+    """(B, K) 0 on tokens that are not masked as noised, else the number of their image in the row: a run of noised
+    tokens is an image, as its frame and its clean copy are not noised. None = none are, in the shape of `like`."""
+    if noised_mask is None:
+        return torch.zeros_like(like)
+    begins = noised_mask.clone()
+    begins[:, 1:] &= ~noised_mask[:, :-1]
+    return begins.cumsum(1) * noised_mask
 
 
 def dense_mask(
     document_ids: Tensor, block_ids: Tensor, noised_mask: Tensor | None = None, queries: int | None = None
 ) -> Tensor:
     """Boolean mask (B, 1, Q, K), true where attention is allowed; vectors (B, K), `queries` of which are the last."""
-    noised_mask = torch.zeros_like(document_ids, dtype=torch.bool) if noised_mask is None else noised_mask
     start = 0 if queries is None else document_ids.shape[1] - queries
+    noised = number_noised_images(noised_mask, document_ids)
     allowed = attend(
         document_ids[:, start:, None], document_ids[:, None, :], block_ids[:, start:, None], block_ids[:, None, :],
-        noised_mask[:, None, :],
+        noised[:, start:, None], noised[:, None, :],
     )  # fmt: skip
     return allowed[:, None]
 
@@ -60,13 +73,15 @@ def flex_mask(document_ids: Tensor, block_ids: Tensor, noised_mask: Tensor | Non
     """The same mask as a `BlockMask` of `torch.nn.attention.flex_attention`, which skips blocks that are empty."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    noised_mask = torch.zeros_like(document_ids, dtype=torch.bool) if noised_mask is None else noised_mask
+    noised = number_noised_images(noised_mask, document_ids)
     rows, keys = document_ids.shape
     start = 0 if queries is None else keys - queries
 
     def rule(b, h, q, k):
         q = q + start
-        return attend(document_ids[b, q], document_ids[b, k], block_ids[b, q], block_ids[b, k], noised_mask[b, k])
+        return attend(
+            document_ids[b, q], document_ids[b, k], block_ids[b, q], block_ids[b, k], noised[b, q], noised[b, k]
+        )
 
     return create_block_mask(rule, rows, None, keys - start, keys, device=document_ids.device)
 

@@ -36,9 +36,6 @@ def random_document(rng: random.Random, longest_image: int = 6, longest_text: in
         write = path != "understanding" and rng.random() < 0.5
         clean_copy = write and path == "diffusion" and rng.random() < 0.5
         bidirectional = path != "vq" and rng.random() < 0.5
-        # A causal noised image beside its clean copy is left out: each of its tokens sees itself alone of the image,
-        # and the sampler shows it those before, too (issue 16, A3, decides what becomes of it).
-        bidirectional = bidirectional or clean_copy
         segments.append(ImageSegment(path, rng.randint(1, longest_image), bidirectional, write, clean_copy))
         segments.append(TextSegment([rng.randrange(1, 80) for _ in range(rng.randint(1, 4))]))
     return segments
@@ -121,7 +118,8 @@ def test_dense_mask_equals_the_rule_written_out(seed):
     document, block, noised_mask = (rows[n].tolist() for n in ("document_ids", "block_ids", "noised_mask"))
     for b, q, k in itertools.product(range(3), range(96), range(96)):
         same = document[b][q] == document[b][k]
-        allowed = same and block[b][k] <= block[b][q] and (not noised_mask[b][k] or block[b][k] == block[b][q])
+        same_image = noised_mask[b][q] and all(noised_mask[b][min(q, k) : max(q, k) + 1])
+        allowed = same and block[b][k] <= block[b][q] and (not noised_mask[b][k] or same_image)
         assert mask[b, 0, q, k] == allowed, (b, q, k)
 
 
@@ -159,8 +157,9 @@ def rows_of_several_blocks(length: int) -> dict[str, torch.Tensor]:
     """A row of many documents, and one with a document of three blocks: of both, blocks of every kind."""
     batch = random_rows(length, rows=1, length=length, longest_image=40, longest_text=60)
     image = ImageSegment("diffusion", 100, True, write=True)  # across the end of a block
-    noised = ImageSegment("diffusion", 12, True, write=True, clean_copy=True)
-    segments = [TextSegment([5] * 70), image, TextSegment([6] * 90), noised, TextSegment([7] * 3)]  # 291 tokens
+    noised = ImageSegment("diffusion", 6, True, write=True, clean_copy=True)
+    causal = ImageSegment("diffusion", 5, False, write=True, clean_copy=True)
+    segments = [TextSegment([5] * 70), image, TextSegment([6] * 90), noised, causal, TextSegment([7] * 3)]  # 291 tokens
     long = pack([lay_out(segments, TOKENS)], length, TOKENS.pad).tensors()
     return {name: torch.cat([values, long[name][None]]) for name, values in batch.items()}
 
@@ -262,15 +261,16 @@ def test_inferred_blocks_equal_laid_out_blocks():
     assert torch.equal(inferred[0], row["block_ids"])
 
 
-def test_a_clean_copy_takes_the_positions_of_what_it_replaces():
-    row = lay_out(
-        [TextSegment([5, 6]), ImageSegment("diffusion", 3, True, write=True, clean_copy=True), TextSegment([7])], TOKENS
-    )
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_a_clean_copy_takes_the_positions_of_what_it_replaces(bidirectional):
+    image = ImageSegment("diffusion", 3, bidirectional, write=True, clean_copy=True)
+    row = lay_out([TextSegment([5, 6]), image, TextSegment([7])], TOKENS)
     #        5  6 BOI noised  clean  EOI 7
     assert row.position_ids == [0, 1, 2, 3, 4, 5, 3, 4, 5, 6, 7]
     assert row.noised_mask == [False] * 3 + [True] * 3 + [False] * 5
     mask = dense_mask(*(row.tensors()[n][None] for n in ("document_ids", "block_ids", "noised_mask")))[0, 0]
-    assert mask[3:6, 3:6].all()  # the noised tokens see each other
+    seen = torch.ones(3, 3, dtype=torch.bool)
+    assert torch.equal(mask[3:6, 3:6], seen if bidirectional else seen.tril())  # the noised tokens see each other
     assert not mask[6:, 3:6].any()  # and nothing after them does
     assert mask[9:, 6:9].all()  # what follows reads the clean copy
 

@@ -25,6 +25,7 @@ from diffusers import (
 )
 
 from hybridgen.configuration_hybridgen import HybridGenDiffusionConfig
+from hybridgen.core.layout import ImageSegment
 from hybridgen.core.noise import NoiseProcess, convert
 from hybridgen.sampling.denoise import (
     check_schedule_draws,
@@ -37,7 +38,7 @@ from hybridgen.sampling.denoise import (
 from hybridgen.sampling.guidance import Guidance
 from hybridgen.sampling.prefix import extend
 from hybridgen.sampling.seeds import draw_noise, image_generators
-from tests.models import tiny_config, tiny_model
+from tests.models import BEGIN, tiny_config, tiny_model
 from tests.sampling.prompts import EMPTY, PROMPTS, document, image, prefix_of, whole, worst
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # of diffusers' schedulers, not ours
@@ -315,6 +316,30 @@ def test_cached_denoising_equals_the_whole_forward(bidirectional, size, backbone
             conditional, unconditional = (full_prediction(model, [prompt, segments], told) for prompt in (ids, EMPTY))
             expected = unconditional + scale * (conditional - unconditional)
             assert worst(made[row], expected) < 2e-5  # measured 1.2e-6
+
+
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize("backbone", ["qwen3", "llama" + EXPERTS])
+def test_drawing_after_a_committed_picture_equals_a_training_row_with_clean_copies(bidirectional, backbone):
+    """What a noised image sees in training, beside its clean copy and after another's, is what the sampler shows it."""
+    model, ids, text = tiny_model(config_of(bidirectional, backbone)), PROMPTS[0], [21, 22]
+    copied = ImageSegment("diffusion", 16, bidirectional, write=True, clean_copy=True)
+    vectors = document([ids, copied, text, copied]).layout.tensors()
+    names = ("input_ids", "document_ids", "block_ids", "noised_mask", "position_ids")
+    noisy, clean = torch.randn(2, 3, 16, 16), torch.randn(2, 3, 16, 16)
+    timesteps = torch.tensor([700.0, 300.0])
+    told = {
+        "latents": torch.stack([noisy[0], clean[0], noisy[1], clean[1]]),
+        "timesteps": torch.tensor([700.0, 0.0, 300.0, 0.0]),
+    }
+    with torch.no_grad():
+        expected = model(**{name: vectors[name][None] for name in names}, **told).prediction
+    prefix = prefix_of(model, [ids])
+    for number in range(2):
+        made = image_predictor(model, prefix, 1, (16, 16), timesteps)(noisy[number : number + 1], number)
+        assert worst(made[0], expected[2 * number]) < 2e-5
+        commit_image(model, prefix, clean[number : number + 1])
+        extend(model, prefix, torch.tensor([*text, BEGIN]))
 
 
 def full_prediction(model, segments: list, told: dict) -> torch.Tensor:

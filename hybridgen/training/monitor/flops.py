@@ -17,7 +17,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from hybridgen.core.layout import IGNORE, PADDING_DOCUMENT
+from hybridgen.core.layout import IGNORE, PADDING_DOCUMENT, number_noised_images
 from hybridgen.paths.diffusion import PER_IMAGE
 from hybridgen.paths.modality_experts import EXPERT
 from hybridgen.paths.understanding import tokens_per_image
@@ -57,7 +57,8 @@ def units(batch: dict[str, Tensor], placeholders: dict[str, int]) -> dict[str, i
 def pairs(documents: Tensor, blocks: Tensor, noised_mask: Tensor) -> int:
     """How many (query, key) pairs the layout's rule lets attend, padding left out; all arguments (B, N).
 
-    A query attends to its own block, and to the tokens of earlier blocks of its document that are not masked as noised.
+    A query attends to its own block, and to the tokens of earlier blocks of its document that are not masked as noised,
+    or are of its own noised image.
 
     Example: one document of a word (block 0) and two tokens of a noised image (block 1). The word attends to itself,
     each image token to both of them and to the word: 1 * 1 + 2 * 3 = 7 pairs.
@@ -66,6 +67,7 @@ def pairs(documents: Tensor, blocks: Tensor, noised_mask: Tensor) -> int:
         sizes             1 2      tokens of each block
         before_block      0 1      tokens before each block that are not masked,
         before_document   0 0      and before its document
+        of_its_image      0 0      masked tokens before each block, of the image that it is a part of (causal images)
     """
     rows, length = documents.shape
     real, row = documents != PADDING_DOCUMENT, torch.arange(rows, device=documents.device)[:, None]
@@ -82,7 +84,12 @@ def pairs(documents: Tensor, blocks: Tensor, noised_mask: Tensor) -> int:
     new = torch.ones_like(of_block, dtype=torch.bool)
     new[1:] = of_block[1:] != of_block[:-1]
     before_document = before_block[new][new.long().cumsum(0) - 1]
-    return int((sizes * (before_block - before_document + sizes)).sum())
+    image = number_noised_images(noised_mask, documents)
+    image = (row * (length + 1) + image).masked_fill(image == 0, -1)[real]  # a number for each noised image
+    at = torch.arange(len(image), device=image.device)
+    _, of_image, count = torch.unique_consecutive(image, return_inverse=True, return_counts=True)
+    of_its_image = (at - (count.cumsum(0) - count)[of_image])[first].masked_fill(image[first] < 0, 0)
+    return int((sizes * (before_block - before_document + of_its_image + sizes)).sum())
 
 
 # ----------------------------------------------------------------------------------------------------------- a model

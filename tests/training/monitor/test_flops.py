@@ -25,9 +25,10 @@ FROZEN = {
 }
 
 
-def test_pairs_are_those_of_the_mask():
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_pairs_are_those_of_the_mask(bidirectional):
     """Padding attends to itself in the mask; it is no work that counts."""
-    stage = stage_of(all_tasks(clean_copy=True), rows=5, length=200)
+    stage = stage_of(all_tasks(clean_copy=True), rows=5, length=200, diffusion={"bidirectional": bidirectional})
     for _ in range(3):
         batch = next(stage.loader)
         vectors = [batch[name] for name in ("document_ids", "block_ids", "noised_mask")]
