@@ -277,7 +277,7 @@ class Trainer:
         with (
             self.ema.applied() if self.ema is not None else contextlib.nullcontext(),
             self.weights.evaluating(),
-            eagerly(),
+            eagerly(self.model),
         ):
             yield
         self.meter.pause(time.monotonic() - start)

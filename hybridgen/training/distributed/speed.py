@@ -10,9 +10,11 @@ import ctypes
 import shutil
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.utils._triton import has_triton
 from transformers import PreTrainedModel
 
@@ -49,6 +51,19 @@ def compile_layers(backbone: PreTrainedModel) -> None:
         layer.compile(dynamic=False)
 
 
-def eagerly() -> contextlib.AbstractContextManager:
-    """Inside, nothing is compiled, and compiled layers run as written."""
-    return torch.compiler.set_stance("force_eager")
+@contextlib.contextmanager
+def eagerly(model: nn.Module) -> Iterator[None]:
+    """Inside, a model's compiled layers run as written.
+
+    Not by a stance of the compiler, which would undo each compilation in the process, transformers' of flex attention
+    too: flex attention as written holds the scores of all pairs of tokens (B, heads, N, N) at once.
+    """
+    # what `Module.compile` sets, and what a module is called by
+    compiled = {part: part._compiled_call_impl for part in model.modules() if part._compiled_call_impl is not None}
+    for part in compiled:
+        part._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for part, call in compiled.items():
+            part._compiled_call_impl = call

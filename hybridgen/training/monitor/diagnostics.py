@@ -88,7 +88,12 @@ class Diagnostics:
         if not self._hides_gradients:
             self._probed |= probes.norms(model)
         if self.breakdown is not None:
-            with probes.preserve_grads_and_rng(model, device), resharded(model), self.breakdown.paused(), eagerly():
+            with (
+                probes.preserve_grads_and_rng(model, device),
+                resharded(model),
+                self.breakdown.paused(),
+                eagerly(model),
+            ):
                 if not self._hides_gradients:
                     self._probed |= self._compare_gradients(wrapped, batches, counts)
                 self._probed |= self._measure_activations(wrapped, send_to_device(batches[0], device))

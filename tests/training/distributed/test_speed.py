@@ -1,6 +1,7 @@
 """Compiled layers and kept memory: the numbers of a step stay, evaluation is not compiled, faults go away."""
 
 import copy
+import importlib
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses import FakeTensor
 
 from hybridgen.core.objectives import total
 from hybridgen.training.distributed.precision import choose_attention, set_attention
@@ -52,11 +54,32 @@ def test_compiled_layers_have_the_same_gradients_and_evaluation_is_eager():
     assert compiled.keys() == eager.keys()
     for name, gradient in eager.items():
         torch.testing.assert_close(compiled[name], gradient, rtol=1e-4, atol=1e-4)
-    with eagerly(), torch.no_grad():
+    with eagerly(stage.model), torch.no_grad():
         stage.losses(stage.model, batch)
         short = torch.ones(1, 7, dtype=torch.long)
         stage.model(input_ids=short)
     assert frames["unique_graphs"] - before == graphs
+    assert gradients_of(stage, batch).keys() == eager.keys()
+    assert frames["unique_graphs"] - before == graphs  # the compiled layers are there again
+
+
+@pytest.mark.skipif(not compiler_found(CPU), reason="no C++ compiler")
+def test_flex_attention_stays_compiled_where_layers_run_as_written(monkeypatch):
+    """As written it makes all scores (B, heads, N, N), in float32: 25 GB of a row of 8,192 tokens and 32 heads."""
+    flex_attention = importlib.import_module("torch._higher_order_ops.flex_attention")
+    written, calls = flex_attention.math_attention, []
+    monkeypatch.setattr(flex_attention, "math_attention", lambda *args: calls.append(args) or written(*args))
+    stage = stage_of(all_tasks(), length=130)
+    batch, model = next(stage.loader), stage.model.eval()
+    with torch.no_grad():
+        expected = stage.losses(model, batch)
+        set_attention(model, "flex_attention")
+        compile_layers(model.model.language_model)
+        with eagerly(model):
+            losses = stage.losses(model, batch)
+    assert not [args for args in calls if not isinstance(args[0], FakeTensor)]  # those are the compiler's
+    for kind, (loss, _) in expected.items():
+        torch.testing.assert_close(losses[kind][0], loss, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.skipif(not compiler_found(CPU), reason="no C++ compiler")
