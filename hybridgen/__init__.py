@@ -2,7 +2,13 @@
 
 import sys
 
-from hybridgen.compatibility import mend_torchvision
+if sys.argv[:1] == ["-m"] and sys.orig_argv[-len(sys.argv)].removeprefix("-m") == __name__:
+    # `python -m hybridgen ARGUMENTS`: what is wrong with them is told now, before seconds of imports
+    from hybridgen.cli.arguments.parser import refuse_mistakes
+
+    refuse_mistakes()
+
+from hybridgen.compatibility import mend_torchvision  # noqa: E402
 
 mend_torchvision()
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from hybridgen.cli.main import main
+from hybridgen_command import main
 
 if __name__ == "__main__":
     sys.exit(main())

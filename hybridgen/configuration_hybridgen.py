@@ -193,7 +193,7 @@ class HybridGenConfig(PreTrainedConfig):
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The paths this model has, in the order of `layout.PATHS`."""
+        """The paths this model has, in the order of `core.names.PATHS`."""
         configs = {"understanding": self.vision_config, "diffusion": self.diffusion_config, "vq": self.vq_config}
         return tuple(path for path, config in configs.items() if config is not None)
 

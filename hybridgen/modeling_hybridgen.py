@@ -22,6 +22,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.core import layout
 from hybridgen.core.hub import part_of
+from hybridgen.core.names import PATHS
 from hybridgen.paths.alignment import AlignmentHead, similarities
 from hybridgen.paths.connectors import Aligner
 from hybridgen.paths.diffusion import FinalLayer, PatchEmbed, TimestepEmbedder
@@ -310,7 +311,7 @@ class HybridGenModel(HybridGenPreTrainedModel):
 
     def placeholders(self) -> dict[str, int]:
         """The placeholder id of each path that has one."""
-        ids = {path: self.config.placeholder(path) for path in layout.PATHS if path in self.config.paths}
+        ids = {path: self.config.placeholder(path) for path in PATHS if path in self.config.paths}
         return {path: placeholder for path, placeholder in ids.items() if placeholder is not None}
 
     def bidirectional_ids(self) -> tuple[int, ...]:

@@ -39,6 +39,7 @@ from hybridgen.core.documents import Document, left_pad
 from hybridgen.core.files import write_whole
 from hybridgen.core.hub import upload
 from hybridgen.core.messages import strip_reasoning
+from hybridgen.core.names import WRITING_PATHS
 from hybridgen.core.noise import NoiseProcess
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.processing_hybridgen import HybridGenProcessor
@@ -50,7 +51,6 @@ from hybridgen.sampling.prefix import Prefix, read_prompts
 from hybridgen.sampling.requests import ImageRequest, batches, expand_requests, pair_questions
 from hybridgen.sampling.seeds import image_generators
 from hybridgen.sampling.settings import (
-    WRITING_PATHS,
     DrawingSetup,
     check_counts,
     check_defaults,

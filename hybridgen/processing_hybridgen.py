@@ -20,8 +20,9 @@ from transformers.processing_utils import ProcessorMixin
 from hybridgen.configuration_hybridgen import HybridGenConfig, require_path
 from hybridgen.core.documents import Document, DocumentImage, left_pad
 from hybridgen.core.hub import part_of
-from hybridgen.core.layout import PATHS, ImageSegment, TextSegment, lay_out
+from hybridgen.core.layout import ImageSegment, TextSegment, lay_out
 from hybridgen.core.messages import DEFAULT_CHAT_TEMPLATE, ChatTemplate, Piece, check_messages
+from hybridgen.core.names import PATHS
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor, fit_size
 from hybridgen.paths.patches import aspect_buckets, check_size
 from hybridgen.paths.understanding import tokens_per_image
@@ -158,7 +159,7 @@ class HybridGenProcessor(ProcessorMixin):
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The paths by which this processor passes images, in the order of `layout.PATHS`."""
+        """The paths by which this processor passes images, in the order of `core.names.PATHS`."""
         reads = () if self.num_image_tokens is None else ("understanding",)
         return tuple(path for path in PATHS if path in (*reads, *self._pixels_per_token))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hybridgen.cli.arguments import RENAMED_OPTIONS
+from hybridgen.cli.arguments.types import RENAMED_OPTIONS
 from hybridgen.training.config.renamed import RENAMED
 from tests.test_imports import ROOMS
 

@@ -18,7 +18,7 @@ from hybridgen.bridges.janus import load_janus
 from hybridgen.bridges.pretrained_parts import image_settings, open_backbone, open_tower, open_vae, open_vq
 from hybridgen.bridges.weight_names import BACKBONE, HEAD, PARTS_OF_PATH, TOWER
 from hybridgen.configuration_hybridgen import HybridGenConfig
-from hybridgen.core.layout import PATHS
+from hybridgen.core.names import PATHS
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hybridgen.bridges.layouts import SHARD_SIZE
 from hybridgen.core.files import read_json, write_json
 
 INDEX = "model.safetensors.index.json"
@@ -25,7 +26,6 @@ FILES = (
     "model.safetensors", "diffusion_pytorch_model.safetensors", INDEX, "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )  # fmt: skip
-SHARD_SIZE = "50GB"  # transformers' default, so that what it wrote as one file stays one file
 
 
 class StoredTensor(NamedTuple):

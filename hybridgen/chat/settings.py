@@ -5,11 +5,11 @@ A setting that is None is not off: it is as the checkpoint's folder or the packa
 
 from dataclasses import dataclass, replace
 
+from hybridgen.core.names import WRITING_PATHS
 from hybridgen.sampling.codes import CodeSampling
 from hybridgen.sampling.seeds import image_generators
 from hybridgen.sampling.settings import (
     OF_PATH,
-    WRITING_PATHS,
     DrawingSetup,
     check_counts,
     check_scales,

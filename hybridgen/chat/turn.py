@@ -18,6 +18,7 @@ from hybridgen.chat.settings import DEFAULT_MAX_IMAGES, DEFAULT_MAX_TOKENS, Turn
 from hybridgen.checkpoints.manifest import make_manifest
 from hybridgen.configuration_hybridgen import require_path
 from hybridgen.core.messages import check_messages, drop_user_texts, parts
+from hybridgen.core.names import WRITING_PATHS
 from hybridgen.sampling.codes import code_steps
 from hybridgen.sampling.interleaved import (
     ImageBlock,
@@ -33,7 +34,6 @@ from hybridgen.sampling.interleaved import (
 )
 from hybridgen.sampling.prefix import Prefix
 from hybridgen.sampling.seeds import draw_gumbel, image_generators, new_seed
-from hybridgen.sampling.settings import WRITING_PATHS
 from hybridgen.sampling.text import StableText, unwritable_tokens
 
 

@@ -16,74 +16,20 @@ from PIL import Image
 from hybridgen.bridges.adapters import open_pipeline
 from hybridgen.chat.events import ImageDone, TextDelta
 from hybridgen.chat.session import Chat
-from hybridgen.cli.arguments import (
-    DRAWING_OPTIONS,
-    add_checkpoint,
-    add_drawing_options,
-    drawing_settings,
-    new_command,
-    nonnegative_number,
-    path_name,
-    whole_number,
-)
+from hybridgen.cli.arguments.chat import SLASH_COMMANDS
+from hybridgen.cli.arguments.types import DRAWING_OPTIONS, drawing_settings
 from hybridgen.cli.errors import is_for_the_user, one_line
 from hybridgen.cli.pictures import new_file, open_picture, png_text, save_png, slug, writable_folder
 from hybridgen.cli.running import best_device
 from hybridgen.core.messages import parts
+from hybridgen.core.names import WRITING_PATHS, check_belongs
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
-from hybridgen.sampling.settings import OF_PATH, WRITING_PATHS, check_belongs
 
-SLASH_COMMANDS = """\
-  /image FILE   attach a picture to the next message
-  /draw TEXT    have a picture drawn, and nothing written
-  /undo [N]     take back the last turn, or the last N
-  /save         write the conversation so far to the --out folder, as a record to train on
-  /help         show these
-  /quit         end; so does the end of the input"""
-ABOUT = f"""\
-Read what you say from stdin, line by line, and print the answer as it is written. Pictures are written to
---out, each with a manifest, and their paths printed. The model decides whether it draws, unless you say /draw.
-Lines that begin with / are commands:
-
-{SLASH_COMMANDS}
-
-At a terminal Ctrl-C stops an answer, and a mistake ends nothing. From a pipe a mistake ends the chat with exit code 2.
-
-examples:
-  hybridgen chat runs/demo/checkpoint
-  hybridgen chat runs/demo/checkpoint --path vq --seed 0 --out talk
-"""
+STOPPED = "the pictures whose paths were printed are written"  # after Ctrl-C
 
 
 class StreamedText(str):
     """A piece of an answer, printed as it comes: no line ends after it."""
-
-
-def add_arguments(commands) -> None:
-    command = new_command(commands, "chat", "talk with a checkpoint, which answers and draws", ABOUT)
-    add_checkpoint(command)
-    talk = command.add_argument_group("how to talk")
-    talk.add_argument("--system", metavar="TEXT", help="system message to begin with (default: none)")
-    talk.add_argument(
-        "--read", type=path_name, metavar="PATH", help="path by which pictures are read (default: the first)"
-    )
-    talk.add_argument(
-        "--max-new-tokens", type=whole_number(1), metavar="N", help="of one answer (default: 256, or what fits)"
-    )
-    talk.add_argument(
-        "--text-temperature",
-        type=nonnegative_number,
-        default=0.0,
-        metavar="X",
-        help="temperature of words; 0 = the likeliest (default)",
-    )
-    how = command.add_argument_group("how to draw")
-    how.add_argument("--path", type=path_name, help="diffusion or vq (default: the first that the checkpoint has)")
-    how.add_argument("--seed", type=whole_number(0), help="seed of the first turn, then + 1 each (default: random)")
-    how.add_argument("--height", type=whole_number(1), help="in pixels (default: as trained)")
-    how.add_argument("--width", type=whole_number(1), help="in pixels (default: as trained)")
-    add_drawing_options(how)
-    command.add_argument("--out", type=Path, default=Path("chat"), metavar="DIR", help="default: chat")
 
 
 def run(options: argparse.Namespace) -> Iterator[str]:
@@ -92,8 +38,6 @@ def run(options: argparse.Namespace) -> Iterator[str]:
     2. Line by line: a command, or the user's words. Yields the answer as it comes, and files of pictures.
     """
     settings = drawing_settings(options)
-    if options.path in OF_PATH:
-        check_belongs(settings, [options.path], DRAWING_OPTIONS)
     out = writable_folder(options.out)
     pipeline = best_device(open_pipeline(options.checkpoint))
     terminal = ChatTerminal(_chat(pipeline, options, settings), out, options.seed)

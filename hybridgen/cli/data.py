@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from hybridgen.cli.arguments import add_overrides, new_command, whole_number
 from hybridgen.core.figures import save
 from hybridgen.core.files import write_whole
 from hybridgen.data.inspection import count_overlap, inspect_source, measure_mixture, plot, report_lines
@@ -20,27 +19,7 @@ from hybridgen.training.config import strict
 from hybridgen.training.config.checks import load_config
 from hybridgen.training.stages.building import build_processor
 
-ABOUT = """\
-Count records, pictures, sizes, words and tokens; draw from the mixture and say what share of the tokens each
-source gets; find what training and validation share, and what is broken. The table goes to stdout; a picture,
-the table and the broken records are written to --out.
-
-examples:
-  hybridgen data inspect configs/demo_codec.yaml
-  hybridgen data inspect pictures/
-  hybridgen data inspect 'shards/{000..007}.tar' columns.text=json.caption streaming=true
-"""
-
-
-def add_arguments(commands) -> None:
-    command = new_command(commands, "data", "look at data before a run is spent on them", ABOUT)
-    command.add_argument("action", choices=("inspect",), help="the only action")
-    command.add_argument("what", metavar="SOURCE|CONFIG", help="a source as configs name it, or a config (.yaml)")
-    add_overrides(command, "settings of the source, or of the config")
-    command.add_argument(
-        "--limit", type=whole_number(0), default=1000, help="records of each source; 0 = all (default: 1000)"
-    )
-    command.add_argument("--out", type=Path, default=Path("inspected"), metavar="DIR", help="default: inspected")
+STOPPED = "nothing was written"  # after Ctrl-C
 
 
 def run(options: argparse.Namespace) -> Iterator[str]:

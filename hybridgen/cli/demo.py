@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from hybridgen.cli import demo_report
-from hybridgen.cli.arguments import OVERRIDES_HELP, add_overrides, new_command, whole_number
 from hybridgen.cli.running import best_device, progress_bars
 from hybridgen.core.files import read_json, write_json
 from hybridgen.evaluation import suites
@@ -31,32 +30,10 @@ from hybridgen.training.run import train
 from hybridgen.training.stages.building import build_parts
 from hybridgen.training.stages.vq import build_vq_model
 
+STOPPED = "the same command goes on from what was saved last"  # after Ctrl-C
 CONFIGS = {"dolls": ("demo_codec.yaml", "demo.yaml"), "emoji": ("emoji_codec.yaml", "emoji.yaml")}
-ABOUT = """\
-Train a VQ tokenizer, then one small model that draws by two paths and answers through two; score it on
-pictures of kinds it never saw, and write report.html. A demo that was interrupted goes on where it was; one
-that is finished says so.
-
-examples:
-  hybridgen demo
-  hybridgen demo --seed 1 --out runs/seed1
-  hybridgen demo --out runs/quick steps=50 codec:steps=20
-  hybridgen demo --dataset emoji
-"""
 # keys that may differ when a demo is continued
 _NOT_COMPARED = ("output_dir", "codec", "resume", "threads", "wandb")
-
-
-def add_arguments(commands) -> None:
-    command = new_command(commands, "demo", "train, draw, answer and report, from nothing, on two cores", ABOUT)
-    what = command.add_argument_group("what to do")
-    what.add_argument("--dataset", default="dolls", help=f"{' or '.join(suites.SUITES)} (default: dolls)")
-    what.add_argument("--seed", type=whole_number(0), default=0, help="seed of training and evaluation (default: 0)")
-    what.add_argument(
-        "--samples", type=whole_number(1), default=256, help="pictures to draw and to ask about (default: 256)"
-    )
-    add_overrides(what, f"{OVERRIDES_HELP}; codec:KEY=VALUE replaces one of the codec's file")
-    command.add_argument("--out", type=Path, metavar="DIR", help="default: runs/demo, or runs/DATASET")
 
 
 def run(options: argparse.Namespace) -> Iterator[str]:

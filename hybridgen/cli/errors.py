@@ -1,9 +1,36 @@
 """Errors that the user of a command can mend, told apart from faults of ours, and printed as one line."""
 
+import os
+import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
+
+
+def exit_code(run: Callable[[], int]) -> int:
+    """What `run` returns, or 2 after one line about what the user can mend, 130 after Ctrl-C.
+
+    Raises:
+        Exception: what nobody foresaw, with its traceback.
+    """
+    try:
+        return run()
+    except KeyboardInterrupt as stop:
+        print(f"hybridgen: {stop.args[0] if stop.args else 'stopped before anything was done'}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read our results went away, as `head` does
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (the interpreter flushes stdout once more at its end)
+        return 0
+    except MemoryError as error:
+        print(f"hybridgen: not enough memory{f' ({one_line(error)})' if str(error) else ''}", file=sys.stderr)
+        return 2
+    except (ValueError, OSError) as error:
+        if not is_for_the_user(error):
+            raise
+        print(f"hybridgen: {one_line(error)}", file=sys.stderr)
+        return 2
 
 
 def is_for_the_user(error: Exception) -> bool:

@@ -22,32 +22,15 @@ from PIL import Image
 from hybridgen.bridges.adapters import open_pipeline
 from hybridgen.checkpoints.hashes import checkpoint_hashes, file_hash
 from hybridgen.checkpoints.manifest import FORMAT, KEY, versions
-from hybridgen.cli.arguments import new_command
 from hybridgen.cli.pictures import open_picture, png_text, save_png, writable_folder
 from hybridgen.cli.running import best_device
+from hybridgen.core.names import OF_PATH
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.sampling.guidance import Guidance
-from hybridgen.sampling.settings import OF_PATH
 
-ABOUT = """\
-Draw a picture of `hybridgen sample` again, from the manifest in its PNG, and print whether every pixel is as it
-was or what differs. Exit code 0 if it is identical, 1 if it differs. A checkpoint of other weights is refused.
-
-examples:
-  hybridgen replay pictures/an-elf-diffusion-seed0.png
-  hybridgen replay pictures/an-elf-diffusion-seed0.png runs/demo/checkpoint --out again
-"""
+STOPPED = "nothing was written"  # after Ctrl-C
 _ORIGIN = ("checkpoint", "config", "weights")
 _REQUIRED = ("prompt", "path", "seed", "height", "width", "settings", "scheduler")
-
-
-def add_arguments(commands) -> None:
-    command = new_command(commands, "replay", "draw a picture again from what its PNG says", ABOUT)
-    command.add_argument("picture", metavar="PNG", type=Path, help="a picture that hybridgen drew")
-    command.add_argument(
-        "checkpoint", metavar="CHECKPOINT", type=Path, nargs="?", help="that drew it (default: the folder it names)"
-    )
-    command.add_argument("--out", type=Path, metavar="DIR", help="folder for the picture drawn again")
 
 
 def run(options: argparse.Namespace) -> Iterator[str]:

@@ -27,11 +27,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hybridgen.core.names import PATHS
+
 IGNORE = -100  # no loss here, as everywhere in torch and transformers
 PADDING_DOCUMENT = -1
 
 Path = Literal["understanding", "diffusion", "vq"]
-PATHS: tuple[str, ...] = ("understanding", "diffusion", "vq")
 
 SDPA = ("sdpa", "sdpa_fp32")  # the second is SDPA outside of autocast (training.distributed.precision)
 

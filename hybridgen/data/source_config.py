@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hybridgen.core.layout import PATHS
+from hybridgen.core.names import PATHS
 from hybridgen.data.formats.image_folder import METADATA, PICTURES
 from hybridgen.data.formats.rows import FORMS
 from hybridgen.processing_hybridgen import LOSS_ON

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from hybridgen.core.names import DEFAULTS, OF_PATH
 from hybridgen.evaluation.intervals import with_interval
 from hybridgen.evaluation.samples import first_records
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
-from hybridgen.sampling.settings import DEFAULTS, OF_PATH
 
 CHUNK = 64  # prompts or questions between two reports of progress; results do not depend on it
 Progress = Callable[[int, int], None]  # done, of

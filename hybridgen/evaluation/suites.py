@@ -14,12 +14,12 @@ from typing import Any
 from PIL import Image
 
 from hybridgen.configuration_hybridgen import require_path
+from hybridgen.core.names import WRITING_PATHS
 from hybridgen.data.synthetic import open_synthetic
 from hybridgen.evaluation import environment, generation, understanding
 from hybridgen.evaluation.generation import DrawSettings, Progress, Prompts
 from hybridgen.evaluation.understanding import Quiz
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
-from hybridgen.sampling.settings import WRITING_PATHS
 
 TaskProgress = Callable[[str, int, int], None]  # what is being done, how many are done, of how many
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from hybridgen.core.layout import PATHS, SpecialTokens
+from hybridgen.core.layout import SpecialTokens
+from hybridgen.core.names import PATHS
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.sampling.decoder import Decoder
 from hybridgen.sampling.prefix import Prefix, prefill

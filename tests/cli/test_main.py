@@ -11,9 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from hybridgen.bridges.janus.conversion import WRITERS
+from hybridgen.bridges.janus.prompts import ROLES
+from hybridgen.bridges.layouts import LAYOUTS, STYLES
 from hybridgen.cli import ask
-from hybridgen.cli.arguments import RENAMED_OPTIONS, CommandParser
-from hybridgen.cli.main import COMMANDS, main, parser
+from hybridgen.cli.arguments.parser import ARGUMENTS, parser
+from hybridgen.cli.arguments.types import RENAMED_OPTIONS, CommandParser
+from hybridgen.cli.main import COMMANDS, main
+from hybridgen.data.synthetic import DATASETS
+from hybridgen.evaluation.suites import SUITES
 from hybridgen.version import __version__
 
 # -------------------------------------------------------------------------------------------------- what goes wrong
@@ -58,7 +64,10 @@ BAD = {
     "no steps": (("sample", "{ck}", "--prompt", "a", "--steps", 0, "--out", "{tmp}"), "'0' is not a whole number"),
     "a size beyond the context": (("sample", "{ck}", *SAMPLE, "--height", 800, "--width", 800), "context is 512"),
     "more steps than there are": (("sample", "{ck}", *SAMPLE, "--steps", 1001), "the process has 1000 timesteps"),
-    "a rescale beyond 1": (("sample", "{ck}", *SAMPLE, "--guidance-rescale", 2), "guidance_rescale is 2.0"),
+    "a rescale beyond 1": (
+        ("sample", "{ck}", *SAMPLE, "--guidance-rescale", 2),
+        "--guidance-rescale: '2' is not a number from 0 to 1",
+    ),
     "an interval that ends before it begins": (
         ("sample", "{ck}", *SAMPLE, "--guidance-interval", 0.8, 0.2),
         "guidance stop is 0.2",
@@ -75,7 +84,7 @@ BAD = {
         "text.png cannot be read",
     ),
     "half an image": (("ask", "{ck}", "--image", "{tmp}/half.png", "--question", "?"), "half.png cannot be read"),
-    "a folder for an image": (("ask", "{ck}", "--image", "{tmp}", "--question", "?"), "cannot be read"),
+    "a folder for an image": (("ask", "{ck}", "--image", "{tmp}", "--question", "?"), "is a folder, not a picture"),
     "a question longer than the context": (
         ("ask", "{ck}", "--image", "{tmp}/doll.png", "--question", "orc " * 600),
         "context",
@@ -131,24 +140,26 @@ def test_an_error_that_nobody_foresaw_keeps_its_traceback(monkeypatch, doll, tin
             main(command_line)
 
 
-def test_ctrl_c_is_quiet(run, monkeypatch):
+def test_ctrl_c_is_one_line(run, monkeypatch, doll, tiny_checkpoint):
     monkeypatch.setattr(ask, "run", raising(KeyboardInterrupt()))
-    assert run("ask", "x", "--image", "x", "--question", "?") == (130, [], "")
+    expected = (130, [], "hybridgen: stopped; nothing was written\n")
+    assert run("ask", tiny_checkpoint, "--image", doll, "--question", "?") == expected
 
 
-def test_a_full_disk_is_said(run, monkeypatch):
+def test_a_full_disk_is_said(run, monkeypatch, doll, tiny_checkpoint):
     monkeypatch.setattr(ask, "run", raising(OSError(28, "No space left on device", "runs/x.png")))
-    code, _, error = run("ask", "x", "--image", "x", "--question", "?")
+    code, _, error = run("ask", tiny_checkpoint, "--image", doll, "--question", "?")
     assert (code, error) == (2, "hybridgen: runs/x.png: No space left on device\n")
 
 
-def test_what_libraries_print_goes_to_stderr(run, monkeypatch):
+def test_what_libraries_print_goes_to_stderr(run, monkeypatch, doll, tiny_checkpoint):
     def command(options):
         print("a library says hello")
         yield "the answer"
 
     monkeypatch.setattr(ask, "run", command)
-    assert run("ask", "x", "--image", "x", "--question", "?") == (0, ["the answer"], "a library says hello\n")
+    expected = (0, ["the answer"], "a library says hello\n")
+    assert run("ask", tiny_checkpoint, "--image", doll, "--question", "?") == expected
 
 
 def test_a_reader_that_goes_away_is_no_error(tiny_checkpoint, tmp_path):
@@ -175,41 +186,52 @@ def test_a_reader_that_goes_away_is_no_error(tiny_checkpoint, tmp_path):
     assert "BrokenPipe" not in error
 
 
-def test_an_interrupted_process_is_quiet():
+def test_an_interrupted_process_is_quiet(doll, tiny_checkpoint):
     code = (
         "import os, signal, sys; from hybridgen.cli import main as cli\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # jobs in the background start with it ignored
         "cli.ask.run = lambda options: iter(lambda: os.kill(os.getpid(), signal.SIGINT), 0)\n"
-        "sys.exit(cli.main(['ask', 'x', '--image', 'x', '--question', '?']))"
+        f"sys.exit(cli.main(['ask', {str(tiny_checkpoint)!r}, '--image', {str(doll)!r}, '--question', '?']))"
     )
     stopped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (stopped.returncode, stopped.stdout) == (130, "")
-    for word in ("Traceback", "KeyboardInterrupt", "hybridgen: "):  # other libraries may print when they are imported
+    assert stopped.stderr.splitlines()[-1] == "hybridgen: stopped; nothing was written"
+    for word in ("Traceback", "KeyboardInterrupt"):  # other libraries may print when they are imported
         assert word not in stopped.stderr
 
 
 # ------------------------------------------------------------------------------------------- the form of a command
 
 FOLDER = Path(sys.modules["hybridgen.cli"].__path__[0])
-HELPERS = {"__init__", "main", "arguments", "errors", "pictures", "running", "demo_report"}
+HELPERS = {"__init__", "main", "errors", "pictures", "running", "demo_report"}
 
 
 def test_every_file_is_a_command_or_a_helper():
     files = {file.stem for file in FOLDER.glob("*.py")}
     assert files - HELPERS == set(COMMANDS), "give a new command a line in main.COMMANDS"
+    assert {file.stem for file in (FOLDER / "arguments").glob("*.py")} - {"__init__", "parser", "types"} == set(
+        COMMANDS
+    )
+    assert list(COMMANDS) == list(ARGUMENTS)
     for name, module in COMMANDS.items():
         assert module.__name__ == f"hybridgen.cli.{name}"
+        assert ARGUMENTS[name].__name__ == f"hybridgen.cli.arguments.{name}"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_has_its_arguments_beside_what_it_does(name):
-    module = COMMANDS[name]
-    for function, parameter in (("add_arguments", "commands"), ("run", "options")):
-        assert list(inspect.signature(getattr(module, function)).parameters) == [parameter]
-        assert getattr(module, function).__module__ == module.__name__
+def test_a_command_is_its_arguments_and_what_it_does(name):
+    arguments, module = ARGUMENTS[name], COMMANDS[name]
+    for owner, function, parameter in (
+        (arguments, "add_arguments", "commands"),
+        (arguments, "check", "options"),
+        (module, "run", "options"),
+    ):
+        assert list(inspect.signature(getattr(owner, function)).parameters) == [parameter]
+        assert getattr(owner, function).__module__ == owner.__name__
     assert inspect.isgeneratorfunction(module.run)
+    assert module.STOPPED
     alone = CommandParser(prog="hybridgen").add_subparsers(dest="command")
-    module.add_arguments(alone)
+    arguments.add_arguments(alone)
     assert list(alone.choices) == [name]
 
 
@@ -264,3 +286,56 @@ def test_an_option_that_was_renamed_is_refused_with_its_new_name(run, old, betwe
 
 def test_version(run):
     assert run("--version")[:2] == (0, [f"hybridgen {__version__}"])
+
+
+# ----------------------------------------------------------------------------------- parsed before anything is loaded
+
+
+LIGHT = """
+import sys
+import {door} as door
+sys.argv = ["hybridgen"]
+try:
+    code = door.main({words!r})
+except SystemExit as stop:
+    code = stop.code
+heavy = sorted(name for name in ("torch", "transformers", "diffusers", "numpy", "PIL") if name in sys.modules)
+print(code, heavy, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(["--help"], 0), (["--version"], 0)]
+    + [([command, "--help"], 0) for command in ARGUMENTS]
+    + [
+        (["sample", "nowhere", "--prompt", "a", "--out", "x"], 2),
+        (["sample", "nowhere", "--prompt", "a", "--out", "x", "--path", "vq", "--steps", "3"], 2),
+        (["ask", "nowhere", "--image", "none.png", "--question", "?"], 2),
+        (["train", "none.yaml"], 2),
+        (["demo", "--dataset", "cats"], 2),
+    ],
+)
+def test_help_and_mistakes_load_no_library(words, code):
+    """`import hybridgen` takes seconds; a mistyped option is answered at once."""
+    script = LIGHT.format(door="hybridgen_command", words=words)
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=FOLDER.parents[1])
+    assert ended.stderr.splitlines()[-1] == f"{code} []"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["sample", "nowhere", "--prompt", "a", "--out", "x"]])
+def test_python_m_hybridgen_parses_first_too(words):
+    command = [sys.executable, "-X", "importtime", "-m", "hybridgen", *words]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=FOLDER.parents[1])
+    assert ended.returncode == (0 if words == ["--help"] else 2)
+    imported = {
+        line.rpartition("|")[2].strip() for line in ended.stderr.splitlines() if line.startswith("import time:")
+    }
+    assert "argparse" in imported
+    assert not imported & {"torch", "transformers", "diffusers"}
+
+
+def test_the_names_that_arguments_know_are_those_that_work():
+    assert tuple(SUITES) == DATASETS
+    assert tuple(WRITERS) == LAYOUTS
+    assert tuple(ROLES) == STYLES

@@ -18,8 +18,9 @@ from hybridgen.bridges.janus.configs import config_to_official, expected_shapes,
 from hybridgen.bridges.janus.prompts import begins_texts, chat_template, official_settings, transformers_template
 from hybridgen.bridges.janus.report import check_weights
 from hybridgen.bridges.janus.tensor_names import VQ_PREFIX, to_official
+from hybridgen.bridges.layouts import SHARD_SIZE
 from hybridgen.bridges.weight_names import EMBEDDINGS, HEAD
-from hybridgen.bridges.weights import SHARD_SIZE, StoredTensor, save_weights
+from hybridgen.bridges.weights import StoredTensor, save_weights
 from hybridgen.checkpoints.loading import new_folder
 from hybridgen.codecs.frozen import vq_downsample_factor
 from hybridgen.core.files import write_json

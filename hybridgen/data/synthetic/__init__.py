@@ -4,7 +4,7 @@ For training and evaluation on known ground; data of your own is read by `hybrid
 from its index, not read from a list, so `source[i]` is always the same.
 
 Every dataset is a package of `pictures` (what is drawn), `language` (captions, questions, answers) and `scoring`. To
-add one, copy `dolls/` and name it in `_MODULES`; name the split that is evaluated in `SUITES` of `evaluation.suites`
+add one, copy `dolls/` and name it in `DATASETS`; name the split that is evaluated in `SUITES` of `evaluation.suites`
 and, if there is to be a demo of it, its two configs in `CONFIGS` of `cli.demo`. Its `__init__` offers these names:
 
     SIZE, SPLITS, TASKS, CATEGORIES      side of a picture in pixels; the names that the functions accept and return
@@ -23,12 +23,12 @@ and, if there is to be a demo of it, its two configs in `CONFIGS` of `cli.demo`.
 import importlib
 from types import ModuleType
 
-_MODULES = {"dolls": "hybridgen.data.synthetic.dolls", "emoji": "hybridgen.data.synthetic.emoji"}
+DATASETS = ("dolls", "emoji")  # packages beside this file
 
 
 def open_synthetic(name: str) -> ModuleType:
     """The package of the dataset `name`, "dolls" or "emoji". Raises ValueError for any other name."""
-    if name not in _MODULES:
-        known = ", ".join(sorted(_MODULES))
+    if name not in DATASETS:
+        known = ", ".join(sorted(DATASETS))
         raise ValueError(f"unknown dataset {name!r}: the synthetic datasets that ship with hybridgen are {known}")
-    return importlib.import_module(_MODULES[name])
+    return importlib.import_module(f"{__name__}.{name}")

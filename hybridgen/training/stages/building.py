@@ -16,13 +16,13 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrai
 
 from hybridgen.codecs.frozen import VAECodec, VQCodec, load_vq
 from hybridgen.core.messages import parts
+from hybridgen.core.names import WRITING_PATHS
 from hybridgen.data.document_source import DocumentSource
 from hybridgen.data.sources import open_source
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.paths.modality_experts import copy_into_experts
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor, add_image_tokens, build_tokenizer, image_token_ids
-from hybridgen.sampling.settings import WRITING_PATHS
 from hybridgen.training.config.parts import codec_factors, hybrid_config
 from hybridgen.training.config.schema import ModelConfig, TrainConfig
 from hybridgen.training.state.checkpointing import saved_steps

@@ -1,7 +1,7 @@
 """The parser, types of arguments, and the arguments that several commands share.
 
-A command's own arguments stand in its file, beside what it does. What can be checked before a checkpoint is open is
-checked while parsing: that `vq` is a path, not that the checkpoint has it.
+A command's own arguments stand in its file here. What can be checked before a checkpoint is open is checked while
+parsing: that `vq` is a path, not that the checkpoint has it.
 
 argparse and not typer, because parsers built on click know no option with zero or more values, as `evaluate --draw`
 (none named: do not draw) and `--paths understanding vq` are.
@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from hybridgen.core.layout import PATHS
-from hybridgen.sampling.settings import DEFAULTS
+from hybridgen.core import recognition
+from hybridgen.core.names import DEFAULTS, PATHS, check_belongs
 
 RENAMED_OPTIONS = {"--world": "--dataset"}  # old -> new; an old one is refused with its new name
 OVERRIDES_HELP = "settings that replace those of the file, such as steps=100 or optimizer.lr=1e-3"
@@ -60,15 +60,29 @@ def new_command(commands, name: str, summary: str, about: str) -> argparse.Argum
 # argparse shows the words of an ArgumentTypeError; any other error loses them.
 
 
-def whole_number(lowest: int) -> Callable[[str], int]:
-    """The type of whole numbers of at least `lowest`."""
+def whole_number(lowest: int, highest: int | None = None) -> Callable[[str], int]:
+    """The type of whole numbers of at least `lowest`, and at most `highest`."""
+    rule = f"of at least {lowest}" if highest is None else f"from {lowest} to {highest}"
 
     def convert(text: str) -> int:
-        if not text.isascii() or not text.isdigit() or int(text) < lowest:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {lowest}")
+        if not text.isascii() or not text.isdigit() or len(text) > 20 or int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"{shortened(text)} is not a whole number {rule}")
+        if highest is not None and int(text) > highest:
+            raise argparse.ArgumentTypeError(f"{shortened(text)} is not a whole number {rule}")
         return int(text)
 
     return convert
+
+
+def shortened(text: str) -> str:
+    """A text in quotes, cut where it is long."""
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+
+
+# one side of a picture in pixels; what the checkpoint can draw is known once it is open
+picture_side = whole_number(1, 65_536)
+picture_count = whole_number(1, 1_000_000)  # of one call; more are drawn by several calls with other seeds
+seed_number = whole_number(0, 2**64 - 1)
 
 
 def nonnegative_number(text: str) -> float:
@@ -77,14 +91,29 @@ def nonnegative_number(text: str) -> float:
     except ValueError:
         number = -1.0
     if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a number of at least 0")
     return number
+
+
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    if (number := nonnegative_number(text)) > 1:
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a number from 0 to 1")
+    return number
+
+
+def path_to(text: str) -> Path:
+    """A path of the file system, `~` resolved. Whether something is there is checked once all is parsed."""
+    try:
+        return recognition.user_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def path_name(text: str) -> str:
     """The name of a path through the backbone."""
     if text not in PATHS:
-        raise argparse.ArgumentTypeError(f"there is no path {text!r}; choose among {', '.join(PATHS)}")
+        raise argparse.ArgumentTypeError(f"there is no path {shortened(text)}; choose among {', '.join(PATHS)}")
     return text
 
 
@@ -100,7 +129,7 @@ def channel_counts(text: str) -> list[int]:
 
 def file_size(text: str) -> str:
     if not re.fullmatch(r"[1-9]\d*(\.\d+)?[KMGT]B", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500MB or 5GB")
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is no size such as 500MB or 5GB")
     return text
 
 
@@ -128,6 +157,26 @@ def drawing_settings(options: argparse.Namespace) -> dict:
     attributes = {name: option.removeprefix("--").replace("-", "_") for name, option in DRAWING_OPTIONS.items()}
     values = {name: getattr(options, attribute, None) for name, attribute in attributes.items()}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def check_drawing(options: argparse.Namespace, paths: list[str] | None) -> None:
+    """Raises ValueError for a setting of drawing of another path than those that are drawn by; None = not known yet."""
+    if paths is not None:
+        check_belongs(drawing_settings(options), paths, DRAWING_OPTIONS)
+
+
+def check_image(what: str, file: Path) -> None:
+    """Raises ValueError where a picture is not there."""
+    if not recognition.is_there(file):
+        near = recognition.nearest(file)
+        raise ValueError(f"there is no image {file}" + ("" if near is None else f"; did you mean {near}?"))
+    if file.is_dir():
+        raise ValueError(f"{what} {file} is a folder, not a picture; name a file")
+
+
+def check_out(folder: Path) -> None:
+    """Raises ValueError, before anything long begins, for an --out that cannot be written to."""
+    recognition.check_parents(folder, "another --out")
 
 
 def add_drawing_options(group) -> None:
@@ -158,7 +207,7 @@ def default_of(option: str) -> str:
 
 def add_checkpoint(command) -> None:
     command.add_argument(
-        "checkpoint", metavar="CHECKPOINT", type=Path, help="folder of a saved pipeline, or of an adapter"
+        "checkpoint", metavar="CHECKPOINT", type=path_to, help="folder of a saved pipeline, or of an adapter"
     )
 
 

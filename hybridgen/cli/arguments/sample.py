@@ -1,0 +1,100 @@
+"""What `hybridgen sample` takes."""
+
+import argparse
+
+from hybridgen.cli.arguments.types import (
+    add_checkpoint,
+    add_drawing_options,
+    check_drawing,
+    check_image,
+    check_out,
+    default_of,
+    new_command,
+    nonnegative_number,
+    path_name,
+    path_to,
+    picture_count,
+    picture_side,
+    seed_number,
+    share,
+)
+from hybridgen.core.names import OF_PATH
+from hybridgen.core.recognition import require_checkpoint
+
+ABOUT = """\
+Draw pictures and print the paths of the PNG files. Each carries its prompt, path, seed and settings as text,
+and no file is ever written over. Picture i is drawn with seed + i, whatever is drawn beside it.
+
+examples:
+  hybridgen sample runs/demo/checkpoint --prompt "an orc wearing a purple robe, blue background" --out pictures
+  hybridgen sample runs/demo/checkpoint --prompt "an elf, sand background" --path vq --num-images 8 --out elves
+"""
+
+
+def add_arguments(commands) -> None:
+    command = new_command(commands, "sample", "draw pictures from prompts", ABOUT)
+    add_checkpoint(command)
+    what = command.add_argument_group("what to draw")
+    what.add_argument("--prompt", action="append", required=True, help="what to draw; give it again for more prompts")
+    what.add_argument("--negative-prompt", help="what guidance leads away from (default: the empty prompt)")
+    what.add_argument("--num-images", type=picture_count, default=1, help="pictures of each prompt (default: 1)")
+    for side in ("--height", "--width"):
+        what.add_argument(
+            side, type=picture_side, action="append", help="in pixels, once or for each prompt (default: as trained)"
+        )
+    what.add_argument("--image", type=path_to, metavar="FILE", help="a picture that stands before the prompt")
+    what.add_argument(
+        "--read", type=path_name, metavar="PATH", help="path by which --image is read (default: the checkpoint's first)"
+    )
+    how = command.add_argument_group("how to draw")
+    how.add_argument("--path", type=path_name, help="diffusion or vq (default: the first that the checkpoint has)")
+    how.add_argument(
+        "--seed", type=seed_number, default=0, help="seed of the first picture, then + 1 each (default: 0)"
+    )
+    add_drawing_options(how)
+    _add_guidance(command.add_argument_group("how to guide"))
+    command.add_argument("--out", type=path_to, required=True, metavar="DIR", help="folder for the PNG files")
+
+
+def _add_guidance(group) -> None:
+    number = {"type": nonnegative_number, "metavar": "X"}
+    group.add_argument(
+        "--guider", choices=("cfg", "apg", "zero_star"), help="plain, projected, or CFG-Zero* guidance (default: cfg)"
+    )
+    group.add_argument(
+        "--guidance-rescale",
+        type=share,
+        metavar="X",
+        help=f"0 to 1, against glare ({default_of('--guidance-rescale')})",
+    )
+    group.add_argument(
+        "--guidance-interval",
+        nargs=2,
+        type=share,
+        metavar=("START", "STOP"),
+        help="shares of the steps that are guided (default: 0 1)",
+    )
+    group.add_argument(
+        "--image-guidance", help=f"how closely to follow --image ({default_of('--image-guidance')})", **number
+    )
+    group.add_argument(
+        "--shift",
+        help="flow matching: above 1, more steps in the noise (default: the checkpoint's, else its scheduler's)",
+        **number,
+    )
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raises ValueError for what shows without opening the checkpoint."""
+    check_drawing(options, [options.path] if options.path in OF_PATH else None)
+    if options.read is not None and options.image is None:
+        raise ValueError("--read says how to read --image, but none is given; leave it out")
+    for side, given in (("--height", options.height), ("--width", options.width)):
+        if given is not None and len(given) not in (1, len(options.prompt)):
+            raise ValueError(
+                f"{side} is given {len(given)} times for {len(options.prompt)} prompts; give it once, or for each"
+            )
+    if options.image is not None:
+        check_image("--image", options.image)
+    check_out(options.out)
+    require_checkpoint(options.checkpoint)

@@ -1,0 +1,249 @@
+"""What a user's path leads to: `~` resolved, what is there called by its kind, the likely one named if nothing is.
+
+Every path that a user gives (an argument, a key of a config, an argument of Python) passes `user_path`. A file is known
+by its first bytes, a folder by what is in it, so that an error can say what it is instead of what went wrong inside a
+library. Only the standard library is imported: the command line asks before anything else is loaded.
+"""
+
+import difflib
+import json
+import os
+from pathlib import Path
+
+INDEX, ADAPTER = "model_index.json", "adapter_config.json"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_RECORDS = (".jsonl", ".json", ".parquet", ".arrow", ".tar", ".csv", ".txt")
+_MAGIC = (  # first bytes of a file -> what it is
+    (LFS_POINTER, "is a pointer of git lfs, not the file itself; run `git lfs pull` where it was cloned"),
+    (b"\x89PNG", "is a PNG picture"),
+    (b"\xff\xd8\xff", "is a JPEG picture"),
+    (b"GIF8", "is a GIF picture"),
+    (b"GGUF", "is a GGUF file"),
+    (b"%PDF", "is a PDF"),
+    (b"\x1f\x8b", "is compressed with gzip; unpack it"),
+    (b"(\xb5/\xfd", "is compressed with zstd; unpack it"),
+    (b"\x93NUMPY", "is an array of numpy"),
+    (b"PAR1", "is a parquet file"),
+    (b"PK\x03\x04", "is a zip archive"),
+)
+
+
+def user_path(text: str | os.PathLike) -> Path:
+    """A path as a user writes it: `~` and `~name` are home folders, as in a shell.
+
+    Raises:
+        ValueError: it is empty, or no name that a file can have.
+    """
+    text = os.fspath(text)
+    if not text or "\0" in text:
+        raise ValueError(f"{text!r} is no path; give the name of a file or folder")
+    return Path(os.path.expanduser(text))
+
+
+def is_there(path: Path) -> bool:
+    """Whether something is at a path; False too for names that no file system takes."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name of more than 255 bytes, or with a zero byte
+        return False
+
+
+# ------------------------------------------------------------------------------------------------------------ files
+
+
+def what_it_is(file: Path) -> str | None:
+    """What a file is by its first bytes, as a predicate ("is a PNG picture"); None = nothing that is known here.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with open(file, "rb") as opened:
+        start = opened.read(1024)
+    if not start:
+        return "is empty; it was cut off when it was copied or the disk was full, copy it again"
+    if _is_html(start):
+        return "is an HTML page, such as the login or error page of a site, not the file itself; download it again"
+    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
+        return "is a WebP picture"
+    return next((words for magic, words in _MAGIC if start.startswith(magic)), None)
+
+
+def _is_html(start: bytes) -> bool:
+    start = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    return start.startswith((b"<!doctype html", b"<html", b"<head"))
+
+
+def refuse_impostor(file: Path, expected: tuple[str, ...] = ()) -> None:
+    """Raises ValueError, with its path, for a file that is known to be something else than its name says.
+
+    Args:
+        expected: words of `what_it_is` that are right here, such as "zip archive" for a `.bin` of PyTorch.
+    """
+    words = what_it_is(file)
+    if words is not None and not any(kind in words for kind in expected):
+        raise ValueError(f"{file} {words}")
+
+
+def check_weights_are_weights(folder: Path) -> None:
+    """Raises ValueError, with its path, for a file of weights or settings in a folder that is something else."""
+    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if file.suffix in (".safetensors", ".json", ".bin") and file.is_file():
+            refuse_impostor(file, ("zip archive",) if file.suffix == ".bin" else ())
+            if file.suffix == ".safetensors":
+                check_safetensors(file)
+
+
+def check_safetensors(file: Path) -> None:
+    """Raises ValueError, with its path, for a safetensors file that is cut off or none at all. No weight is read."""
+    size = file.stat().st_size
+    with open(file, "rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if size < 8 or length > min(size, 100_000_000):
+            raise ValueError(f"{file} is no safetensors file, or was cut off ({size} bytes); copy it again")
+        try:
+            header = json.loads(opened.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            whole = 8 + length + max(ends, default=0)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+            raise ValueError(f"{file} is no safetensors file; its header was changed, copy it again") from None
+    if size != whole:
+        raise ValueError(f"{file} was cut off or changed: it has {size} bytes, its header says {whole}; copy it again")
+
+
+# ---------------------------------------------------------------------------------------------------------- folders
+
+
+def what_folder_it_is(folder: Path) -> str:
+    """What a folder holds, as words that follow "is" ("a LoRA adapter"). It never raises."""
+    names = {entry.name for entry in folder.iterdir()} if folder.is_dir() and os.access(folder, os.R_OK) else set()
+    suffixes = {Path(name).suffix.lower() for name in names}
+    if not names:
+        return "an empty folder"
+    if INDEX in names:
+        return f"a {_field(folder / INDEX, '_class_name') or 'pipeline of diffusers'}"
+    if ADAPTER in names:
+        return "a LoRA adapter"
+    if "manifest.json" in names and folder.name.startswith("step_"):
+        return "a state that training goes on from"
+    if "metrics.jsonl" in names or {"state", "config.yaml"} <= names:
+        return "the folder of a run"
+    if "config.json" in names:
+        kind = _field(folder / "config.json", "_class_name") or _field(folder / "config.json", "model_type")
+        return f"a model of the kind {kind!r}" if kind else "a folder with a config.json of an unknown kind"
+    if suffixes & set(_WEIGHTS):
+        return "a folder of weights without a config.json"
+    if {"tokenizer.json", "tokenizer_config.json"} & names:
+        return "a folder of a tokenizer"
+    if {"dataset_info.json", "dataset_dict.json"} & names or suffixes & {*_RECORDS, *_PICTURES}:
+        return "a folder of data"
+    return "a folder of another kind"
+
+
+def _field(file: Path, key: str) -> str | None:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        return content.get(key) if isinstance(content.get(key), str) else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def likely_checkpoint(folder: Path) -> Path | None:
+    """A checkpoint or adapter that was probably meant by a folder which is none: inside it, around it, or in the run
+    that it belongs to."""
+    states = folder.parent.parent / "checkpoint" if folder.parent.name == "state" else folder
+    near = [folder / "checkpoint", folder.parent, folder.parent / "checkpoint", states]
+    if folder.is_dir():
+        near += sorted(folder.glob("*/checkpoint"))[:1]
+    return next((place for place in near if place != folder and _is_checkpoint(place)), None)
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return (folder / INDEX).is_file() or (folder / ADAPTER).is_file()
+
+
+def nearest(path: Path) -> Path | None:
+    """What a path that leads nowhere probably meant: the name nearest to the first part that is not there."""
+    parts = path.absolute().parts
+    for number in range(1, len(parts)):
+        parent = Path(*parts[:number])
+        if is_there(Path(*parts[: number + 1])):
+            continue
+        try:
+            names = [entry.name for entry in parent.iterdir() if not entry.name.startswith(".")]
+        except OSError:
+            return None
+        for name in difflib.get_close_matches(parts[number], names, n=3, cutoff=0.7):
+            found = parent.joinpath(name, *parts[number + 1 :])
+            if is_there(found):
+                return found if path.is_absolute() else Path(os.path.relpath(found))
+        return None
+    return None
+
+
+def does_not_exist(what: str, path: Path, otherwise: str) -> ValueError:
+    """The error of a path that leads nowhere.
+
+    Args:
+        what: names the thing in front of its path, such as "checkpoint".
+        otherwise: the way out where nothing near is found.
+    """
+    found = nearest(path)
+    if found is not None and what == "checkpoint" and not _is_checkpoint(found):
+        found = likely_checkpoint(found)
+    return ValueError(f"{what} {path} does not exist; {otherwise if found is None else f'did you mean {found}?'}")
+
+
+def require_checkpoint(folder: Path, otherwise: str = "give a folder that training or save_pretrained wrote") -> None:
+    """Raises ValueError, naming what is there and the likely one, where a folder is no checkpoint and no adapter."""
+    if not is_there(folder):
+        raise does_not_exist("checkpoint", folder, otherwise)
+    if not folder.is_dir():
+        raise ValueError(f"checkpoint {folder} is a file, not a folder; {otherwise}")
+    if not _is_checkpoint(folder):
+        likely = likely_checkpoint(folder)
+        raise ValueError(
+            f"{folder} has no {INDEX}, so it is not a checkpoint of hybridgen: it is {what_folder_it_is(folder)}; "
+            + (otherwise if likely is None else f"did you mean {likely}?")
+        )
+
+
+def require_folder(what: str, folder: Path, otherwise: str) -> None:
+    """Raises ValueError where a folder is not there, or is a file."""
+    if not is_there(folder):
+        raise does_not_exist(what, folder, otherwise)
+    if not folder.is_dir():
+        raise ValueError(f"{what} {folder} is a file, not a folder; {otherwise}")
+
+
+def require_file(what: str, file: Path, otherwise: str) -> None:
+    """Raises ValueError where a file is not there, or is a folder."""
+    if not is_there(file):
+        raise does_not_exist(what, file, otherwise)
+    if file.is_dir():
+        raise ValueError(f"{what} {file} is a folder, not a file; {otherwise}")
+
+
+# ------------------------------------------------------------------------------------------------ places to write to
+
+
+def check_absent(folder: Path) -> None:
+    """Raises ValueError where something is at a place that a folder is to be written to; an empty folder is nothing."""
+    if is_there(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is there already; choose a folder that is not, or empty it first")
+    check_parents(folder)
+
+
+def check_parents(folder: Path, option: str = "another place") -> None:
+    """Raises ValueError where a folder could not be made or written to: a file is in its place or above it, or it may
+    not be written there. Nothing is made."""
+    try:
+        there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be a folder for results: {error.strerror}; choose {option}") from None
+    if not there.is_dir():
+        where = "in its place" if there == folder else f"in its way ({there})"
+        raise ValueError(f"{folder} cannot be a folder for results: a file is {where}; choose {option}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{folder} cannot be written to; choose {option}")
