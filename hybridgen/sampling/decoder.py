@@ -38,14 +38,27 @@ _INT8_TOKENS = 8  # below which a product waits for weights, so that int8 pays (
 
 def can_be_fused(model: HybridGenForConditionalGeneration) -> bool:
     """Whether the backbone's layers are the operations that this file knows, and nothing else."""
-    language_model = model.model.language_model
-    if type(language_model) not in _FAMILY or language_model.rotary_emb.rope_type in _MOVING_ROPE:
-        return False
-    for module in language_model.modules():
+    return why_not_fused(model) is None
+
+
+def why_not_fused(model: HybridGenForConditionalGeneration) -> str | None:
+    """What of the backbone is none of the operations that this file knows, to go on "it ..."; None = all is."""
+    backbone, config = model.model.language_model, model.config
+    if type(backbone) not in _FAMILY:
+        return f"is {type(backbone).__name__}"
+    if (scaling := backbone.rotary_emb.rope_type) in _MOVING_ROPE:
+        return f"has positions (rope_type {scaling!r}) that depend on the length of the text"
+    if config.diffusion_config is not None and config.diffusion_config.modality_experts:
+        return "has modality experts"
+    for name, module in backbone.named_modules():
         if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):
-            return False
-    linears = [part for layer in language_model.layers for group in _linears(layer) for part in group]
-    return all(type(part) is nn.Linear and type(part.weight) is nn.Parameter for part in linears)
+            return f"has hooks on its {name or 'forward'}, as offloading sets them"
+    for number, layer in enumerate(backbone.layers):
+        for part in (part for group in _linears(layer) for part in group):
+            if type(part) is not nn.Linear or type(part.weight) is not nn.Parameter:
+                kind = type(part if type(part) is not nn.Linear else part.weight).__name__
+                return f"has {kind} where layer {number} has a linear layer, as adapters and quantization put it there"
+    return None
 
 
 def _linears(layer: nn.Module) -> tuple[list[nn.Linear], ...]:
@@ -163,14 +176,31 @@ class _Layer:
         heads = torch.addcmul(heads * cos, heads.roll(self.head_dim // 2, -1), sin)
         queries, keys = heads.transpose(1, 2).split([queries.shape[2], keys.shape[2]], dim=1)
         keys, values = cache.update(keys, values.transpose(1, 2))  # R, G, K, d
-        grouped = queries.shape[1] != keys.shape[1]
-        seen = functional.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=mask, scale=self.scaling, enable_gqa=grouped
-        )  # R, A, n, d
+        seen = _attention(queries, keys, values, mask, self.scaling)  # R, A, n, d
         states = self.out.joined(seen.transpose(1, 2).flatten(2), "add", states)
         normed = _norm(self.norms[1], states).to(self.gate.dtype)
         gate = self.gate.joined(normed, "swish") if self.is_silu else self.act_fn(self.gate.joined(normed))
         return self.down.joined(self.up.joined(normed, "mul", gate), "add", states)
+
+
+def _attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    """(R, A, n, d) of queries (R, A, n, d), keys and values (R, G, K, d), and an additive mask (R, 1, n, K).
+
+    A CPU's kernel takes a mask and grouped heads together. CUDA's fused kernels do not, and torch would fall back to
+    one that holds all scores (R, A, n, K): on devices the heads are made equally many, as transformers does (`pack_gqa`
+    and `repeat_kv` of its SDPA). Of one token, a group's heads become the queries of one; for more, keys are repeated.
+    """
+    shape, groups = queries.shape, queries.shape[1] // keys.shape[1]
+    on_cpu = keys.device.type == "cpu"
+    if groups > 1 and not on_cpu:
+        if shape[2] == 1:
+            queries = queries.reshape(shape[0], keys.shape[1], groups, shape[3])
+        else:
+            keys, values = (part.repeat_interleave(groups, dim=1) for part in (keys, values))
+    seen = functional.scaled_dot_product_attention(
+        queries, keys, values, attn_mask=mask, scale=scaling, enable_gqa=groups > 1 and on_cpu
+    )
+    return seen.reshape(shape)
 
 
 def _norm(norm: nn.Module, states: Tensor) -> Tensor:
@@ -198,13 +228,11 @@ class Decoder:
         self.model, self.precision = model, precision
         self.layers: list[_Layer] | None = None
         self._copied_from = self._weights()
-        if not can_be_fused(model):
+        if (cause := why_not_fused(model)) is not None:
             if precision != "model":
                 raise ValueError(
                     f"precision {precision!r} needs a plain backbone of the Llama family (Llama, Mistral, Qwen2, "
-                    f"Qwen3), this one is {type(model.model.language_model).__name__}, or changed by "
-                    "modality experts, adapters, offloading or quantization; use precision 'model', or load the model "
-                    "in bfloat16"
+                    f"Qwen3), but this one {cause}; use precision 'model', or load the model in bfloat16"
                 )
             return
         if precision == "int8" and model.device.type != "cpu":

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from hybridgen.sampling.decoder import PRECISIONS, Decoder, _Product, can_be_fused
-from hybridgen.sampling.prefix import backbone
+from hybridgen.sampling.prefix import backbone, prefill
 from tests.models import text_config, tiny_config, tiny_model
-from tests.sampling.prompts import PROMPTS, prefix_of, worst
+from tests.pretended_device import DEVICE, pretended_device, put_on
+from tests.sampling.prompts import PROMPTS, batch, prefix_of, worst
 
 FAMILY = {
     "qwen3": {},
@@ -77,8 +78,19 @@ def test_other_backbones_are_run_as_transformers_runs_them():
     for name in ("qwen3_moe", "llama4_text"):
         model = tiny_model(tiny_config(name))
         assert not can_be_fused(model)
-        with pytest.raises(ValueError, match="Llama family"):
+        kind = type(model.model.language_model).__name__
+        with pytest.raises(ValueError, match=f"Llama family .*, but this one is {kind}; use precision 'model'"):
             Decoder(model, "int8")
+
+
+def test_what_is_changed_in_a_backbone_is_named():
+    """And nothing else: the class of the backbone is right."""
+    experts = tiny_config(diffusion_config={"patch_size": 4, "sample_size": 16, "modality_experts": True})
+    with pytest.raises(ValueError, match="Qwen3\\), but this one has modality experts; use"):
+        Decoder(tiny_model(experts), "fp32")
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    with pytest.raises(ValueError, match=r"but this one has positions \(rope_type 'dynamic'\)"):
+        Decoder(tiny_model(tiny_config(text_config=text_config("llama", rope_parameters=rope))), "fp32")
 
 
 def test_changed_layers_are_run_as_they_were_changed():
@@ -86,6 +98,8 @@ def test_changed_layers_are_run_as_they_were_changed():
     layer = model.model.language_model.layers[1].self_attn
     handle = layer.register_forward_hook(lambda module, args, output: output)
     assert not can_be_fused(model)
+    with pytest.raises(ValueError, match=r"but this one has hooks on its layers\.1\.self_attn"):
+        Decoder(model, "bf16")
     handle.remove()
     assert can_be_fused(model)
 
@@ -94,6 +108,34 @@ def test_changed_layers_are_run_as_they_were_changed():
 
     layer.q_proj.__class__ = Adapted
     assert not can_be_fused(model)
+    with pytest.raises(ValueError, match="but this one has Adapted where layer 1 has a linear"):
+        Decoder(model, "bf16")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["qwen3", "llama, grouped, biased", "llama"])
+@pytest.mark.parametrize("tokens", [1, 16])
+def test_devices_are_given_equally_many_heads_with_a_mask(name, tokens, monkeypatch):
+    """CUDA's fused kernels take no mask beside grouped heads, and another would hold the scores of all heads."""
+    model = family(name)
+    embeds = torch.randn(len(PROMPTS), tokens, 32, generator=torch.Generator().manual_seed(0))
+    blocks = torch.zeros(tokens, dtype=torch.long)
+    expected = Decoder(model).continue_from(prefix_of(model, PROMPTS), blocks)(embeds, commit=False)
+    attention, calls = torch.nn.functional.scaled_dot_product_attention, []
+
+    def watched(query, key, value, attn_mask=None, enable_gqa=False, **kwargs):
+        calls.append((query.shape[1], key.shape[1], attn_mask is not None and enable_gqa))
+        return attention(query, key, value, attn_mask=attn_mask, enable_gqa=enable_gqa, **kwargs)
+
+    with pretended_device():
+        vectors = {key: vector.to(DEVICE) for key, vector in batch([[ids] for ids in PROMPTS]).items()}
+        prefix = prefill(put_on(model), **vectors)
+        read = Decoder(model).continue_from(prefix, blocks.to(DEVICE))
+        monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+        made = read(embeds.to(DEVICE), commit=False).cpu()
+    assert len(calls) == 2  # layers
+    assert all(queries == keys and not both for queries, keys, both in calls)
+    assert worst(made, expected) < 1e-5
 
 
 @torch.no_grad()
