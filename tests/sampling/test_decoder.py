@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from hybridgen.sampling import decoder
 from hybridgen.sampling.decoder import PRECISIONS, Decoder, _Product, can_be_fused
 from hybridgen.sampling.prefix import backbone, prefill
 from tests.models import text_config, tiny_config, tiny_model
@@ -127,10 +128,12 @@ def test_devices_are_given_equally_many_heads_with_a_mask(name, tokens, monkeypa
         calls.append((query.shape[1], key.shape[1], attn_mask is not None and enable_gqa))
         return attention(query, key, value, attn_mask=attn_mask, enable_gqa=enable_gqa, **kwargs)
 
+    monkeypatch.setattr(decoder, "why_not_fused", lambda model: None)  # a pretended tensor is no plain parameter
     with pretended_device():
         vectors = {key: vector.to(DEVICE) for key, vector in batch([[ids] for ids in PROMPTS]).items()}
         prefix = prefill(put_on(model), **vectors)
         read = Decoder(model).continue_from(prefix, blocks.to(DEVICE))
+        assert read.fused
         monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
         made = read(embeds.to(DEVICE), commit=False).cpu()
     assert len(calls) == 2  # layers
@@ -142,10 +145,10 @@ def test_devices_are_given_equally_many_heads_with_a_mask(name, tokens, monkeypa
 def test_the_models_own_precision_copies_nothing():
     """What is trained on between two drawings is drawn with."""
     model = tiny_model()
-    decoder, embeds = Decoder(model), torch.randn(1, 1, 32, generator=torch.Generator().manual_seed(0))
+    made, embeds = Decoder(model), torch.randn(1, 1, 32, generator=torch.Generator().manual_seed(0))
 
     def read():
-        return decoder.continue_from(prefix_of(model, PROMPTS[:1]), torch.arange(1), causal=True)(embeds)
+        return made.continue_from(prefix_of(model, PROMPTS[:1]), torch.arange(1), causal=True)(embeds)
 
     before = read()
     model.model.language_model.layers[0].mlp.down_proj.weight.mul_(2)
@@ -194,10 +197,10 @@ def test_packed_float32_is_the_models_own(name, tokens):
 @pytest.mark.parametrize("precision", ["model", "fp32"])
 def test_a_row_is_the_same_to_the_bit_whatever_stands_beside_it(precision):
     model = tiny_model()
-    decoder, blocks = Decoder(model, precision), torch.zeros(16, dtype=torch.long)
+    made, blocks = Decoder(model, precision), torch.zeros(16, dtype=torch.long)
     embeds = torch.randn(16, 16, 32, generator=torch.Generator().manual_seed(0))
-    alone = decoder.continue_from(prefix_of(model, PROMPTS[:1]), blocks)(embeds[:1], commit=False)
-    beside = decoder.continue_from(prefix_of(model, PROMPTS[:1] * 16), blocks)(embeds, commit=False)
+    alone = made.continue_from(prefix_of(model, PROMPTS[:1]), blocks)(embeds[:1], commit=False)
+    beside = made.continue_from(prefix_of(model, PROMPTS[:1] * 16), blocks)(embeds, commit=False)
     assert torch.equal(alone, beside[:1])
 
 
@@ -236,7 +239,7 @@ def test_precisions_that_are_none_are_refused():
 @torch.no_grad()
 def test_copies_are_made_again_when_weights_change():
     model = tiny_model()
-    decoder = Decoder(model, "bf16")
-    assert decoder.is_current()
+    made = Decoder(model, "bf16")
+    assert made.is_current()
     model.model.language_model.layers[0].mlp.down_proj.weight.mul_(2)
-    assert not decoder.is_current()
+    assert not made.is_current()
