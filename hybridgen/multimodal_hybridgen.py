@@ -23,7 +23,7 @@ from hybridgen.sampling.codes import CodeSampling, write_codes
 from hybridgen.sampling.denoise import draw_latents
 from hybridgen.sampling.guidance import Guidance, is_guided
 from hybridgen.sampling.prefix import Prefix, begin_image, prefill
-from hybridgen.sampling.seeds import image_generators
+from hybridgen.sampling.seeds import further_generators, image_generators
 
 MODES = ("text", "image")
 _PROMPT_IMAGES = ("pixel_values", "latents", "timesteps", "codes")  # images of the prompt, as `forward` takes them
@@ -169,8 +169,9 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
 
         count = len(input_ids) * copies
         if seed is None and generator is None:
-            seed = torch.randint(1 << 62, (count,)).tolist()
-        generators = image_generators(count, seed, generator)
+            generators = further_generators(count, torch.default_generator)
+        else:
+            generators = image_generators(count, seed, generator)
         guidance = Guidance(scale, guidance_rescale=settings["guidance_rescale"])
         logits: list[Tensor] = []
         if path == "vq":

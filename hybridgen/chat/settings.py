@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from hybridgen.core.names import WRITING_PATHS
 from hybridgen.sampling.codes import CodeSampling
-from hybridgen.sampling.seeds import image_generators
+from hybridgen.sampling.seeds import check_seed
 from hybridgen.sampling.settings import (
     OF_PATH,
     DrawingSetup,
@@ -79,7 +79,7 @@ class TurnSettings:
         counts = {name: getattr(self, name) for name in ("max_new_tokens", "max_images", "preview_every")}
         check_counts(**{name: count for name, count in counts.items() if count is not None})
         if self.seed is not None:
-            image_generators(1, [self.seed])  # refuses what is no seed
+            check_seed(self.seed)
         if self.negative_prompt is not None and not isinstance(self.negative_prompt, str):
             raise ValueError(f"negative_prompt is {self.negative_prompt!r}; give a text, or None")
         try:

@@ -33,7 +33,7 @@ from hybridgen.sampling.interleaved import (
     token_steps,
 )
 from hybridgen.sampling.prefix import Prefix
-from hybridgen.sampling.seeds import draw_gumbel, image_generators, new_seed
+from hybridgen.sampling.seeds import draw_gumbel, image_generators, new_seed, nth_seed
 from hybridgen.sampling.text import StableText, unwritable_tokens
 
 
@@ -245,7 +245,7 @@ class Turn:
         drawing, index, every = self.drawing, self.drawn_images, self.request.preview_every
         yield ImageStarted(index, drawing.path, *drawing.size)
         prefix = self._drawing_prefix()
-        steps = self._image_steps(prefix, image_generators(1, self.seed + index))
+        steps = self._image_steps(prefix, image_generators(1, nth_seed(self.seed, index)))
         for step, (drawn, preview) in enumerate(steps, start=1):  # noqa: B007
             self.steps += 1
             if every is not None and step % every == 0 and (shown := preview()) is not None:
@@ -259,7 +259,7 @@ class Turn:
         self.drawn_images += 1
         self.images = [*self.images, block]
         self.content.append({"type": "image", "image": image})
-        yield ImageDone(index, image, self._manifest(self.seed + index))
+        yield ImageDone(index, image, self._manifest(nth_seed(self.seed, index)))
 
     def _drawing_prefix(self) -> Prefix:
         """The conversation as far as it has come and, guided, the unconditional row below it."""

@@ -14,7 +14,8 @@ from hybridgen.checkpoints.hashes import checkpoint_hashes, file_hash, weights_s
 from hybridgen.sampling.guidance import Guidance
 from hybridgen.version import __version__
 
-KEY, FORMAT = "manifest", 1
+KEY = "manifest"
+FORMAT = 2  # 1: of a seed, the low 32 bits alone counted
 
 
 def versions() -> dict[str, str]:

@@ -24,6 +24,7 @@ from hybridgen.cli.running import best_device
 from hybridgen.core.messages import parts
 from hybridgen.core.names import WRITING_PATHS, check_belongs
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
+from hybridgen.sampling.seeds import nth_seed
 
 STOPPED = "the pictures whose paths were printed are written"  # after Ctrl-C
 
@@ -112,7 +113,7 @@ class ChatTerminal:
 
     def _answer(self, text: str, **settings) -> Iterator[str]:
         if self.seed is not None:
-            settings["seed"] = self.seed + self.chat.turns
+            settings["seed"] = nth_seed(self.seed, self.chat.turns)
         line_is_open = False
         with closing(self.chat.send(text, self.pending_images, **settings)) as events:
             for event in events:

@@ -83,7 +83,7 @@ def replay(file: Path, picture: Image.Image, checkpoint: Path | None = None) -> 
     image = pipeline(
         manifest["prompt"],
         path=manifest["path"],
-        seed=manifest["seed"],
+        seed=_seed_of(manifest),
         negative_prompt=manifest.get("negative_prompt"),
         height=manifest["height"],
         width=manifest["width"],
@@ -152,6 +152,12 @@ def check_weights(manifest: dict, checkpoint: Path) -> None:
                 f"the picture was drawn by other {what} than those of {checkpoint}: their hash was "
                 f"{manifest[name][:12]}, here it is {hashes[name][:12]}; name the checkpoint that drew it"
             )
+
+
+def _seed_of(manifest: dict) -> int:
+    """Format 1 is of a time when the low 32 bits of a seed alone counted."""
+    seed = manifest["seed"]
+    return seed % (1 << 32) if manifest.get("format", 0) < 2 and isinstance(seed, int) else seed
 
 
 def _set_scheduler(pipeline: HybridGenPipeline, saved: dict | None, file: Path) -> None:

@@ -14,6 +14,7 @@ from hybridgen.cli.pictures import open_picture, png_text, save_png, slug, writa
 from hybridgen.cli.running import best_device
 from hybridgen.core.names import check_belongs
 from hybridgen.sampling.guidance import Guidance
+from hybridgen.sampling.seeds import nth_seed
 
 STOPPED = "the pictures whose paths were printed are written"  # after Ctrl-C
 _GUIDERS = {"apg": {"eta": 0.0, "momentum": -0.5}}  # the paper's: nothing along the prediction, against the last update
@@ -43,7 +44,7 @@ def run(options: argparse.Namespace) -> Iterator[str]:
         **settings,
     ).images
     for number, image in enumerate(images):
-        prompt, seed = options.prompt[number // options.num_images], options.seed + number
+        prompt, seed = options.prompt[number // options.num_images], nth_seed(options.seed, number)
         made_by = make_manifest(
             pipeline,
             pipeline.origin,

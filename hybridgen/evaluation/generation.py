@@ -17,6 +17,7 @@ from hybridgen.core.names import DEFAULTS, OF_PATH
 from hybridgen.evaluation.intervals import with_interval
 from hybridgen.evaluation.samples import first_records
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
+from hybridgen.sampling.seeds import nth_seed
 
 CHUNK = 64  # prompts or questions between two reports of progress; results do not depend on it
 Progress = Callable[[int, int], None]  # done, of
@@ -104,7 +105,7 @@ def draw(
     for start in range(0, len(captions), CHUNK):
         chunk = captions[start : start + CHUNK]
         images += pipeline(
-            chunk, path=path, seed=seed + start, height=side, width=side, **settings.arguments(path)
+            chunk, path=path, seed=nth_seed(seed, start), height=side, width=side, **settings.arguments(path)
         ).images
         progress(len(images), len(captions))
     return images, time.perf_counter() - started

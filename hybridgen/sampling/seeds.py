@@ -7,44 +7,56 @@ image by image, in the same order.
 Shapes: I images, V codes to choose from.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from numbers import Integral
 
 import torch
 from torch import Generator, Tensor
 
+SEEDS = 1 << 64  # so many seeds there are, from 0
 _CHUNK = 1 << 18  # numbers drawn at once for an image; what is drawn does not depend on it
 
 
 def image_generators(
-    count: int, seed: int | list[int] | None = None, generator: Generator | list[Generator] | None = None
+    count: int, seed: int | Sequence[int] | None = None, generator: Generator | Sequence[Generator] | None = None
 ) -> list[Generator]:
     """One generator per image.
 
     Args:
         count: number of images.
-        seed: image i is seeded with `seed + i`, or with `seed[i]`.
+        seed: image i is seeded with `nth_seed(seed, i)`, or with `seed[i]`.
         generator: one per image; a single one serves a single image as it is, and seeds a stream for each of several.
             With neither, every call draws something new.
 
     Raises:
-        ValueError: both are given, a list has not one entry per image, or a seed is not a whole number from 0.
+        ValueError: both are given, a list has not one entry per image, a seed is not a whole number from 0 to 2^64 - 1,
+            or a generator is none.
     """
     if seed is not None and generator is not None:
         raise ValueError("give seed or generator, not both: each decides the noise of every image")
-    if isinstance(generator, list):
+    if isinstance(generator, list | tuple):
         _check_length("generator", generator, count)
-        return generator
+        return [_check_generator(one) for one in generator]
     if generator is not None:
-        if count == 1:
-            return [generator]
-        seed = torch.randint(1 << 62, (count,), generator=generator, device=generator.device).tolist()
+        _check_generator(generator)
+        return [generator] if count == 1 else further_generators(count, generator)
     if seed is None:
         return [_fresh() for _ in range(count)]
-    if not isinstance(seed, list):
-        seed = [_whole(seed) + i for i in range(count)]
+    if not isinstance(seed, list | tuple):
+        seed = [nth_seed(seed, i) for i in range(count)]
     _check_length("seed", seed, count)
-    return [Generator().manual_seed(_whole(number)) for number in seed]
+    return [_seeded(check_seed(number)) for number in seed]
+
+
+def further_generators(count: int, generator: Generator) -> list[Generator]:
+    """Streams that another one seeds."""
+    seeds = torch.randint(1 << 62, (count,), generator=generator, device=generator.device)
+    return [Generator().manual_seed(seed) for seed in seeds.tolist()]
+
+
+def nth_seed(seed: int, number: int) -> int:
+    """The seed of the picture with this number in a call: `seed + number`, and after 2^64 - 1 comes 0."""
+    return (check_seed(seed) + number) % SEEDS
 
 
 def new_seed() -> int:
@@ -58,13 +70,32 @@ def _fresh() -> Generator:
     return generator
 
 
-def _whole(seed: int) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 1 << 63:
-        raise ValueError(f"seed is {seed!r}; it must be a whole number of at least 0")
+def _seeded(seed: int) -> Generator:
+    """The stream of a seed. torch makes its CPU streams of the low 32 bits alone, so that 5 and 2^32 + 5 would be one;
+    the high ones therefore go into the state. A seed below 2^32 is torch's own."""
+    generator = Generator().manual_seed(seed)
+    if high := seed >> 32:
+        state = generator.get_state()
+        words = state.view(torch.int64)[3:627]  # the Mersenne Twister's 624, of 32 bits; before them stand 3 others
+        words ^= torch.randint(1 << 32, (624,), generator=Generator().manual_seed(high))
+        generator.set_state(state)
+    return generator
+
+
+def check_seed(seed: int) -> int:
+    """A seed as Python's own number. Raises ValueError for what is none."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < SEEDS:
+        raise ValueError(f"seed is {seed!r}; it must be a whole number from 0 to {SEEDS - 1} (2^64 - 1)")
     return int(seed)  # numpy's too
 
 
-def _check_length(name: str, values: list, count: int) -> None:
+def _check_generator(generator: Generator) -> Generator:
+    if not isinstance(generator, Generator):
+        raise ValueError(f"generator is {generator!r}; give a torch.Generator, or a list of one for each image")
+    return generator
+
+
+def _check_length(name: str, values: Sequence, count: int) -> None:
     if len(values) != count:
         raise ValueError(f"{name} is a list of {len(values)}, but {count} images are to be drawn: give one per image")
 

@@ -134,6 +134,19 @@ def test_a_manifest_that_cannot_be_drawn_is_refused(run, tiny_checkpoint, tmp_pa
     assert message in error
 
 
+def test_all_bits_of_a_seed_count_and_older_pictures_are_drawn_again(run, tiny_checkpoint, tmp_path):
+    """In manifests of format 1 the low 32 bits counted."""
+    draw = ("sample", tiny_checkpoint, "--prompt", "an orc", "--steps", 1, "--out", tmp_path / "a")
+    _, files, _ = run(*draw, "--seed", 2**64 - 1, "--num-images", 2)
+    assert [Image.open(file).text["seed"] for file in files] == [str(2**64 - 1), "0"]
+    for file in files:
+        assert run("replay", file)[0] == 0
+    _, (small,), _ = run(*draw, "--seed", 5)
+    old = changed(small, tmp_path / "old.png", seed=5 + 2**40, format=1)
+    assert run("replay", old)[0] == 0
+    assert run("replay", changed(small, tmp_path / "new.png", seed=5 + 2**40))[0] == 1
+
+
 def test_a_picture_of_a_conversation_is_drawn_again_or_refused(run, tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("/draw an orc\n/draw an elf\n"))
     _, (first, second), _ = run("chat", tiny_checkpoint, "--seed", 3, "--steps", 2, "--out", tmp_path)
