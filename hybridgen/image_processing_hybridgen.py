@@ -1,14 +1,15 @@
 """The image processor: pictures -> pixels as each path wants them, and pixels -> pictures.
 
-Pictures are PIL images, uint8 arrays (H, W, 3) or tensors (3, H, W); no files, no tokens. Two ways in: `understanding`
-keeps the whole picture (long side resized, the rest padded), `generation` fills the frame (short side resized, the rest
-cropped). `understanding` computes the short side with `int()`, as DeepSeek's Janus does; transformers' Janus rounds,
-and so differs on half of all aspect ratios.
+Pictures are whatever `core.pictures` reads. Two ways in: `understanding` keeps the whole picture (long side resized,
+the rest padded), `generation` fills the frame (short side resized, the rest cropped). `understanding` computes the
+short side with `int()`, as DeepSeek's Janus does; transformers' Janus rounds, and so differs on half of all aspect
+ratios.
 
 Shapes: I images, S the understanding path's side, H x W pixels.
 """
 
 import math
+from urllib.request import urlopen
 
 import numpy as np
 import torch
@@ -16,10 +17,12 @@ from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import ImagesKwargs
 
-Picture = Image.Image | np.ndarray | Tensor
+from hybridgen.core.pictures import Source, read_picture, read_pictures
+
+MOST_FRAMES = 16  # a picture is made at most so many times as large as the frame that is cut out of it
+SECONDS = 30  # to wait for a picture that is downloaded
 
 
 class HybridGenImageProcessorKwargs(ImagesKwargs, total=False):
@@ -65,17 +68,31 @@ class HybridGenImageProcessor(BaseImageProcessor):
         self.min_size = min_size
         self.truncate = truncate
 
-    def preprocess(self, images: Picture | list, return_tensors: str | None = "pt", **kwargs) -> BatchFeature:
+    def fetch_images(self, images: Source | list) -> Image.Image | list:
+        """The method that transformers calls: pictures in nested lists, read. Those of web addresses are downloaded, as
+        by its processors; nothing else of hybridgen downloads any.
+
+        Raises:
+            ValueError: in one sentence, which is no picture, or cannot be downloaded.
+        """
+        if isinstance(images, list | tuple):
+            return [self.fetch_images(image) for image in images]
+        if isinstance(images, str) and images.startswith(("http://", "https://")):
+            return read_picture(_download(images), where=images)
+        pictures = read_pictures(images)
+        return pictures[0] if len(pictures) == 1 else pictures
+
+    def preprocess(self, images: Source | list, return_tensors: str | None = "pt", **kwargs) -> BatchFeature:
         """The method that transformers calls: `pixel_values` of the understanding path. Pictures may be nested lists,
-        and files or URLs; settings among `kwargs` hold for this call alone."""
-        images = make_flat_list_of_images(self.fetch_images(images))
+        and URLs; settings among `kwargs` hold for this call alone."""
+        images = read_pictures(self.fetch_images(images))
         settings = {name: value for name, value in kwargs.items() if name in SETTINGS and value is not None}
         processor = self if not settings else type(self).from_dict(self.to_dict() | settings)
         return BatchFeature({"pixel_values": processor.understanding(images)}, tensor_type=return_tensors)
 
-    def understanding(self, images: list[Picture]) -> Tensor:
+    def understanding(self, images: list[Source]) -> Tensor:
         """Pictures -> (I, 3, S, S): the whole picture, long side S, centred on gray."""
-        values = np.stack([np.asarray(self._letterbox(as_rgb(image))) for image in images]).astype(np.float32)
+        values = np.stack([np.asarray(self._letterbox(read_picture(image))) for image in images]).astype(np.float32)
         if self.do_rescale:
             values = values / np.float32(1 / self.rescale_factor)
         if self.do_normalize:
@@ -93,14 +110,9 @@ class HybridGenImageProcessor(BaseImageProcessor):
         square.paste(image, ((side - width) // 2, (side - height) // 2))
         return square
 
-    def generation(self, image: Picture, height: int, width: int) -> Tensor:
+    def generation(self, image: Source, height: int, width: int) -> Tensor:
         """A picture -> (3, H, W) in [-1, 1]: resized to fill the frame, the rest cropped on both sides alike."""
-        image = as_rgb(image)
-        scale = max(height / image.height, width / image.width)
-        image = _resize(image, max(width, round(image.width * scale)), max(height, round(image.height * scale)))
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        if image.size != (width, height):
-            image = image.crop((left, top, left + width, top + height))
+        image = _fill(read_picture(image), height, width)
         return _channels_first(np.asarray(image) / np.float32(127.5) - 1)
 
     def postprocess(self, pixels: Tensor | list[Tensor]) -> list[Image.Image]:
@@ -115,33 +127,12 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def as_rgb(image: Picture) -> Image.Image:
-    """A picture in RGB, on white where it is transparent.
-
-    Raises:
-        ValueError: it is no picture, or an array of another shape or type.
-    """
-    if isinstance(image, Tensor) and image.ndim == 3:
-        image = image.detach().cpu().permute(1, 2, 0).numpy()
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4):
-            raise ValueError(
-                f"an image of shape {image.shape} and type {image.dtype} is no picture; give uint8 values, "
-                "an array (height, width, 3) or a tensor (3, height, width)"
-            )
-        image = Image.fromarray(image)
-    if not isinstance(image, Image.Image):
-        kind = type(image).__name__
-        raise ValueError(f"an image must be a PIL image, an array or a tensor, not {kind}; open the file first")
-    if image.mode == "RGB":
-        return image
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+def as_rgb(image: Source) -> Image.Image:
+    """`core.pictures.read_picture` by its older name."""
+    return read_picture(image)
 
 
-def fit_size(image: Picture, tokens: int, side: int) -> tuple[int, int]:
+def fit_size(image: Source, tokens: int, side: int) -> tuple[int, int]:
     """(height, width) in pixels of the grid of at most `tokens` tokens whose shape is nearest to the picture's.
 
     Of grids that are equally near, the one of the most tokens.
@@ -149,8 +140,8 @@ def fit_size(image: Picture, tokens: int, side: int) -> tuple[int, int]:
     Args:
         side: pixels along one side of a token.
     """
-    rgb = as_rgb(image)
-    target = math.log(rgb.width / rgb.height)
+    picture = read_picture(image)
+    target = math.log(picture.width / picture.height)
     grids = [(rows, tokens // rows) for rows in range(1, tokens + 1)]
     rows, columns = min(grids, key=lambda grid: (abs(math.log(grid[1] / grid[0]) - target), -grid[0] * grid[1]))
     return rows * side, columns * side
@@ -158,6 +149,33 @@ def fit_size(image: Picture, tokens: int, side: int) -> tuple[int, int]:
 
 def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
     return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _fill(image: Image.Image, height: int, width: int) -> Image.Image:
+    """The middle of the picture that has the frame's shape, in the frame's size.
+
+    A thin picture that fills the frame would be huge before it is cropped: of those, the middle alone is resized. That
+    rounds otherwise by a bit, so it is not done to all.
+    """
+    scale = max(height / image.height, width / image.width)
+    wide, high = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+    left, top = (wide - width) // 2, (high - height) // 2
+    box = left, top, left + width, top + height
+    if wide * high <= MOST_FRAMES * height * width:
+        image = _resize(image, wide, high)
+        return image if image.size == (width, height) else image.crop(box)
+    shrink = image.width / wide, image.height / high
+    box = [min(edge * shrink[axis % 2], image.size[axis % 2]) for axis, edge in enumerate(box)]
+    return image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+
+
+def _download(url: str) -> bytes:
+    try:
+        with urlopen(url, timeout=SECONDS) as answer:
+            return answer.read()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise ValueError(f"the picture {url} cannot be downloaded ({reason}); name a file") from error
 
 
 def _channels_first(values: np.ndarray) -> Tensor:

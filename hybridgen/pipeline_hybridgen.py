@@ -41,6 +41,7 @@ from hybridgen.core.hub import upload
 from hybridgen.core.messages import strip_reasoning
 from hybridgen.core.names import WRITING_PATHS
 from hybridgen.core.noise import NoiseProcess
+from hybridgen.core.pictures import read_picture, read_pictures
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.processing_hybridgen import HybridGenProcessor
 from hybridgen.sampling.codes import write_codes
@@ -290,7 +291,7 @@ class HybridGenPipeline(DiffusionPipeline):
                 where the call gives none.
             guidance_rescale: 0 to 1, against the glare of strong guidance.
             shift: of flow matching's noise levels; above 1 = more steps in the noise. None = as the scheduler has it.
-            image: one, or one per prompt, that stands before the prompt.
+            image: one, or one per prompt, that stands before the prompt: whatever `core.pictures` reads.
             image_guidance_scale: one, or one per prompt: how closely to follow `image`; other than 1 costs a third row.
             read: path by which `image` is read; None = the first that the model has.
             precision: of the weights in the inner loop: `model` (as loaded), `fp32` (packed once for the processor:
@@ -483,7 +484,8 @@ class HybridGenPipeline(DiffusionPipeline):
         reasons first is left out.
 
         Args:
-            images, questions: equally many, or one of either for all of the other.
+            images, questions: equally many, or one of either for all of the other. An image is whatever `core.pictures`
+                reads; an array of four axes is several.
             path: by which the images are read: `understanding`, `diffusion` (clean) or `vq`; or several, one after the
                 other, where the model was trained so (BAGEL).
             max_new_tokens: of each answer, its reasoning included; where that does not end in time, it is the answer.
@@ -534,7 +536,7 @@ class HybridGenPipeline(DiffusionPipeline):
         """The assistant's next turn, event by event (`chat.events`). To stop, stop asking, or close the iterator.
 
         Args:
-            messages: chat messages whose image parts hold pictures, the user's last.
+            messages: chat messages whose image parts hold pictures (see `core.pictures`), the user's last.
             settings: those of `chat.settings.TurnSettings`: path, plan, seed, preview_every, max_new_tokens, ...
 
         Raises:
@@ -622,7 +624,12 @@ class HybridGenPipeline(DiffusionPipeline):
         read = paths[0] if read is None else read
         require_path(paths, read)
         self.check_codec(read)
-        return each("image", image, count), read
+        if isinstance(image, list | tuple):
+            images = [None if one is None else read_picture(one) for one in image]
+        else:
+            images = read_pictures(image)
+            images = images[0] if len(images) == 1 else images
+        return each("image", images, count), read
 
     def check_noise(self, latents, path: str, sizes: list[tuple[int, int]]):
         """The noise of a call, if its shapes are those of these images' latents; else raises ValueError."""

@@ -12,6 +12,7 @@ vision tower's features).
 
 from dataclasses import replace
 
+from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase
 from transformers.image_utils import ImageInput
@@ -23,6 +24,7 @@ from hybridgen.core.hub import part_of
 from hybridgen.core.layout import ImageSegment, TextSegment, lay_out
 from hybridgen.core.messages import DEFAULT_CHAT_TEMPLATE, ChatTemplate, Piece, check_messages
 from hybridgen.core.names import PATHS
+from hybridgen.core.pictures import read_picture
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor, fit_size
 from hybridgen.paths.patches import aspect_buckets, check_size
 from hybridgen.paths.understanding import tokens_per_image
@@ -187,7 +189,8 @@ class HybridGenProcessor(ProcessorMixin):
         """A training document.
 
         Args:
-            messages: chat messages (`messages.check_messages`) whose image parts hold pictures.
+            messages: chat messages (`messages.check_messages`) whose image parts hold pictures, or what holds one
+                (`core.pictures`).
             read: path by which images are read, or several.
             write: path by which images in turns with a loss are written; None = they are read as well.
             loss_on: which turns have a loss: the `assistant`'s (its text and its end of turn; its images if `write` is
@@ -278,15 +281,16 @@ class HybridGenProcessor(ProcessorMixin):
                     ids = self._replace_by_pads(ids, first=not segments)
                 segments.append(TextSegment(ids, loss=has_loss))
                 continue
+            picture = read_picture(piece.picture)  # once, for all paths
             is_written = has_loss and write is not None
             for path in _passes(read, write if is_written else None, clean_copy):
                 writes, size = is_written and path == write, (height, width)
                 if image_tokens is not None and path in self._pixels_per_token:
-                    size = fit_size(piece.picture, image_tokens, self._pixels_per_token[path])
+                    size = fit_size(picture, image_tokens, self._pixels_per_token[path])
                 length = self.count_tokens(path, *size)
                 bidirectional, with_copy = path in self.bidirectional_paths, clean_copy and writes
                 segments.append(ImageSegment(path, length, bidirectional, write=writes, clean_copy=with_copy))
-                images.append(DocumentImage(path, self._pixels(piece, path, *size), writes, piece.image_first))
+                images.append(DocumentImage(path, self._pixels(picture, path, *size), writes, piece.image_first))
                 if with_copy:
                     images.append(replace(images[-1], write=False))
         return Document(lay_out(segments, self.special_tokens), images)
@@ -299,10 +303,10 @@ class HybridGenProcessor(ProcessorMixin):
             keep = [token in (self.tokenizer.bos_token_id, self.special_tokens.begin_image) for token in ids]
         return [token if kept else self.special_tokens.pad for token, kept in zip(ids, keep, strict=True)]
 
-    def _pixels(self, piece: Piece, path: str, height: int | None, width: int | None) -> Tensor:
+    def _pixels(self, picture: Image.Image, path: str, height: int | None, width: int | None) -> Tensor:
         if path == "understanding":
-            return self.image_processor.understanding([piece.picture])[0]
-        return self.image_processor.generation(piece.picture, *self.size_of(height, width))
+            return self.image_processor.understanding([picture])[0]
+        return self.image_processor.generation(picture, *self.size_of(height, width))
 
     # --------------------------------------------------------------------------------------------- settings and sizes
 
@@ -383,6 +387,7 @@ class HybridGenProcessor(ProcessorMixin):
             ValueError: as many images as placeholders are needed, and a path to read them.
         """
         texts = [text] if isinstance(text, str) else list(text or [])
+        images = None if images is None else self.image_processor.fetch_images(images)
         pictures = _flatten(images)
         placeholders, counts = [each.count(self.image_token) for each in texts], _images_per_text(images)
         if len(counts) != len(placeholders):

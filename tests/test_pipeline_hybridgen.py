@@ -688,7 +688,7 @@ def test_answers_hold_no_token_of_images(pipe):
             "guidance by apg knows no image_guidance_scale",
         ),
         ({"image": [1, 2]}, "image is a list of 2 for 1 prompts"),
-        ({"image": "x.png"}, "an image must be a PIL image, an array or a tensor, not str"),
+        ({"image": "x.png"}, "there is no image x.png"),
         ({"image": Image.new("RGB", (4, 4)), "read": "sight"}, "no path 'sight' here"),
         ({"height": [16, 8], "width": 16}, "height is a list of 2 for 1 prompts"),
         ({"height": 0, "width": 16}, "height is 0; it must be a whole number of at least 1"),

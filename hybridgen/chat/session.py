@@ -15,6 +15,7 @@ from hybridgen.chat.events import Event, ImageDone, TextDelta, Usage
 from hybridgen.chat.settings import TurnSettings
 from hybridgen.chat.turn import Conversation, Turn
 from hybridgen.core.messages import check_messages
+from hybridgen.core.pictures import read_pictures, with_pictures
 from hybridgen.sampling.interleaved import ReadTokens, Token, common_length
 from hybridgen.sampling.settings import check_counts
 
@@ -48,7 +49,7 @@ class Chat:
 
     def __init__(self, pipe, messages: list[dict] | tuple = (), **settings):
         self.pipe, self.settings = pipe, TurnSettings(**settings)
-        self._opening = check_messages(list(messages)) if messages else []
+        self._opening = with_pictures(check_messages(list(messages))) if messages else []
         self._conversation = Conversation()
         self._turn_ends: list[_TurnEnd] = []
 
@@ -66,7 +67,7 @@ class Chat:
         """The user's turn; the assistant's, event by event.
 
         Args:
-            images: pictures, or one, that stand before the text.
+            images: pictures, or one, that stand before the text; see `core.pictures`.
             settings: those of `TurnSettings`, for this turn.
 
         Raises:
@@ -74,8 +75,7 @@ class Chat:
         """
         if not isinstance(text, str):
             raise ValueError(f"text is {text!r}; give a text")
-        images = images if isinstance(images, list | tuple) else [images]
-        content = [{"type": "image", "image": image} for image in images]
+        content = [{"type": "image", "image": image} for image in read_pictures(images)]
         if text or not content:
             content.append({"type": "text", "text": text})
         message = {"role": "user", "content": content}

@@ -19,6 +19,7 @@ from hybridgen.checkpoints.manifest import make_manifest
 from hybridgen.configuration_hybridgen import require_path
 from hybridgen.core.messages import check_messages, drop_user_texts, parts
 from hybridgen.core.names import WRITING_PATHS
+from hybridgen.core.pictures import with_pictures
 from hybridgen.sampling.codes import code_steps
 from hybridgen.sampling.interleaved import (
     ImageBlock,
@@ -72,7 +73,8 @@ class Turn:
         request.check()
         self.seed = new_seed() if request.seed is None else request.seed
         self.drawing = TurnImages.of(pipe, request)
-        self.messages = [*conversation.messages, *check_messages(messages)]
+        messages = with_pictures(check_messages(messages))
+        self.messages = [*conversation.messages, *messages]
         if self.messages[-1]["role"] == "assistant":
             raise ValueError("the last message is the assistant's, so there is nothing to answer; end with the user's")
         self.images = [*conversation.images, *self._encoded_images(messages)]

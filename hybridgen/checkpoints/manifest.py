@@ -8,9 +8,11 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+from PIL import Image
 from torch import nn
 
 from hybridgen.checkpoints.hashes import checkpoint_hashes, file_hash, weights_state
+from hybridgen.core.pictures import picture_file, pixels_hash
 from hybridgen.sampling.guidance import Guidance
 from hybridgen.version import __version__
 
@@ -33,8 +35,7 @@ def make_manifest(
     settings: dict,
     negative_prompt: str | None = None,
     guidance: Guidance | None = None,
-    image: Path | None = None,
-    read: str | None = None,
+    image: dict | None = None,
     prior_messages: int = 0,
 ) -> dict:
     """What made one picture.
@@ -45,7 +46,7 @@ def make_manifest(
         size: height and width in pixels.
         settings: as `HybridGenPipeline.sampling_settings` gives them, of this picture.
         guidance: what the call had as guider.
-        image, read: the file of the image condition, and the path by which it was read.
+        image: the picture before the prompt, see `image_origin`.
         prior_messages: messages of a conversation, and parts of the last, before the picture and beside the prompt; 0 =
             the prompt alone draws it again.
     """
@@ -61,13 +62,25 @@ def make_manifest(
         "width": size[1],
         "settings": settings,
         "guider": None if guidance is None else _without_scales(guidance),
-        "image": None if image is None else {"file": str(image), "sha256": file_hash(image), "read": read},
+        "image": image,
         "scheduler": scheduler and {"class": type(scheduler).__name__, "config": dict(scheduler.config)},
         **drawn_by,
         "dtype": str(pipe.model.dtype).removeprefix("torch."),
         "device": pipe.model.device.type,
         "versions": versions(),
     }
+
+
+def image_origin(file: str | Path, picture: Image.Image, read: str) -> dict:
+    """What a manifest says of a picture that stands before the prompt: its file, named from anywhere, what was seen of
+    it, and the path by which it was read."""
+    file = picture_file(file).absolute()
+    return {"file": str(file), "sha256": file_hash(file), "pixels": pixels_hash(picture).hex(), "read": read}
+
+
+def is_image_of(origin: dict, file: Path, picture: Image.Image) -> bool:
+    """Whether a file is the one that `image_origin` was told, or the same pixels (old manifests hold none)."""
+    return file_hash(file) == origin["sha256"] or pixels_hash(picture).hex() == origin.get("pixels")
 
 
 def _without_scales(guidance: Guidance) -> dict:

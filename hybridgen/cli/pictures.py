@@ -1,4 +1,4 @@
-"""Pictures of the command line: opened, named, and written as PNG files that say how they were made.
+"""Pictures of the command line: read, named, and written as PNG files that say how they were made.
 
 No file is ever written over: a name that is taken gets a number.
 """
@@ -14,20 +14,20 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from hybridgen.checkpoints.manifest import KEY
+from hybridgen.core.pictures import read_picture
 from hybridgen.evaluation.generation import DrawSettings
 from hybridgen.version import __version__
 
 
-def open_picture(file: Path) -> Image.Image:
-    """A picture from disk, read whole. Raises ValueError naming the file when it is missing or no picture."""
-    try:
-        with Image.open(file) as image:
-            image.load()
-            return image
-    except FileNotFoundError as error:
-        raise ValueError(f"there is no image {file}") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises on broken files
-        raise ValueError(f"{file} cannot be read as an image: {error}") from error
+def open_picture(file: str | Path) -> Image.Image:
+    """A picture from disk, see `core.pictures.read_picture`."""
+    return read_picture(Path(file))
+
+
+def png_texts(file: Path) -> dict[str, str]:
+    """The text fields of a PNG that can be read; none in files of other formats."""
+    with Image.open(file) as opened:
+        return dict(getattr(opened, "text", {}))
 
 
 def png_text(manifest: dict) -> dict:

@@ -20,11 +20,12 @@ from diffusers import SchedulerMixin
 from PIL import Image
 
 from hybridgen.bridges.adapters import open_pipeline
-from hybridgen.checkpoints.hashes import checkpoint_hashes, file_hash
-from hybridgen.checkpoints.manifest import FORMAT, KEY, versions
-from hybridgen.cli.pictures import open_picture, png_text, save_png, writable_folder
+from hybridgen.checkpoints.hashes import checkpoint_hashes
+from hybridgen.checkpoints.manifest import FORMAT, KEY, is_image_of, versions
+from hybridgen.cli.pictures import open_picture, png_text, png_texts, save_png, writable_folder
 from hybridgen.cli.running import best_device
 from hybridgen.core.names import OF_PATH
+from hybridgen.core.pictures import read_picture
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.sampling.guidance import Guidance
 
@@ -70,7 +71,7 @@ def replay(file: Path, picture: Image.Image, checkpoint: Path | None = None) -> 
     Raises:
         ValueError: there is no manifest, or it is of other weights; before anything is drawn.
     """
-    manifest = read_manifest(file, picture)
+    manifest = read_manifest(file)
     folder = Path(manifest["checkpoint"]) if checkpoint is None else Path(checkpoint)
     if not folder.is_dir():
         raise ValueError(f"checkpoint {folder} does not exist; name the one that drew {file} after it")
@@ -88,16 +89,16 @@ def replay(file: Path, picture: Image.Image, checkpoint: Path | None = None) -> 
         height=manifest["height"],
         width=manifest["width"],
         guider=None if manifest.get("guider") is None else Guidance(**manifest["guider"]),
-        **{} if condition is None else {"image": _open_condition(condition), "read": condition["read"]},
+        **{} if condition is None else {"image": _open_condition(condition, file), "read": condition["read"]},
         **manifest["settings"],
     ).images[0]
     new_manifest = manifest | {"checkpoint": str(folder), "device": pipeline.model.device.type, "versions": versions()}
     return Replay(image, new_manifest, *_compare(picture, image, _changes(manifest, new_manifest)))
 
 
-def read_manifest(file: Path, picture: Image.Image) -> dict:
+def read_manifest(file: Path) -> dict:
     """What a PNG says of how it was made. Raises ValueError if it says nothing, or not enough."""
-    text = getattr(picture, "text", {}).get(KEY)
+    text = png_texts(file).get(KEY)
     if text is None:
         raise ValueError(
             f"{file} carries no manifest, so nobody knows how it was drawn; give a PNG as `hybridgen sample` wrote it"
@@ -169,13 +170,19 @@ def _set_scheduler(pipeline: HybridGenPipeline, saved: dict | None, file: Path) 
     pipeline.scheduler = scheduler.from_config(saved["config"])
 
 
-def _open_condition(saved: dict) -> Image.Image:
-    """The picture that stood before the prompt. Raises ValueError if its file is gone or has changed."""
-    file = Path(saved["file"])
-    if not file.is_file() or file_hash(file) != saved["sha256"]:
-        raise ValueError(f"the picture was drawn from the image {file}, which is no longer there or has changed")
-    with Image.open(file) as opened:
-        return opened.convert("RGB")
+def _open_condition(saved: dict, drawn: Path) -> Image.Image:
+    """The picture that stood before the prompt: where it was or, moved, beside the picture that was `drawn`; old
+    manifests name it as seen from a folder around that. Raises ValueError if it is gone or has changed."""
+    named, folder = Path(saved["file"]), drawn.absolute().parent
+    for file in (named, folder / named.name, *(parent / named for parent in (folder, *folder.parents))):
+        if file.is_file():
+            picture = read_picture(file)
+            if is_image_of(saved, file, picture):
+                return picture
+    raise ValueError(
+        f"the picture was drawn from the image {named}, which is no longer there or has changed; put it back, or "
+        f"beside {drawn}"
+    )
 
 
 def _changes(before: dict, after: dict) -> list[str]:

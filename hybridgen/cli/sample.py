@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Iterator
 
 from hybridgen.bridges.adapters import open_pipeline
-from hybridgen.checkpoints.manifest import make_manifest
+from hybridgen.checkpoints.manifest import image_origin, make_manifest
 from hybridgen.cli.arguments.types import DRAWING_OPTIONS, drawing_settings
 from hybridgen.cli.pictures import open_picture, png_text, save_png, slug, writable_folder
 from hybridgen.cli.running import best_device
@@ -29,8 +29,10 @@ def run(options: argparse.Namespace) -> Iterator[str]:
     path = pipeline.writing_path(options.path)
     check_belongs(settings, [path], DRAWING_OPTIONS)
     settings = pipeline.sampling_settings(path, **settings)
+    origin = None
     if options.image is not None:
         condition["read"] = options.read or pipeline.model.config.paths[0]
+        origin = image_origin(options.image, condition["image"], condition["read"])
     images = pipeline(
         options.prompt,
         path=path,
@@ -55,8 +57,7 @@ def run(options: argparse.Namespace) -> Iterator[str]:
             settings,
             negative_prompt=options.negative_prompt,
             guidance=guidance,
-            image=options.image,
-            read=condition.get("read"),
+            image=origin,
         )
         yield str(save_png(image, out, f"{slug(prompt)}-{path}-seed{seed}", png_text(made_by)))
 

@@ -17,7 +17,6 @@ A picture that was read is read again at no cost, and is the same object.
 """
 
 import base64
-import binascii
 import hashlib
 import io
 import re
@@ -46,14 +45,16 @@ _DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _CHANNELS = (1, 3, 4)
 _HALF_LEVEL = 0.5 / 255  # floats may be so far out of range, by rounding
 _HEAD = 512  # bytes of a file that tell its kind
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # tags of TIFF
+_LONG_NAME = 255  # letters that the name of a file may have
 
 
 def read_picture(source: Source, root: str | Path | None = None, where: str = "") -> Image.Image:
     """A picture, upright and in RGB.
 
     Args:
-        source: of an array, floats are in [0, 1], and the axis of the channels is the last (numpy) or the first (torch),
-            or wherever 1, 3 or 4 channels can be alone.
+        source: floats of an array are in [0, 1]; its channels (1, 3, 4, or none) are the last axis in numpy and the
+            first in torch, or the other where only that can be.
         root: the folder that relative paths are relative to; None = the working directory.
         where: said first in errors, such as `captions.jsonl:12`.
 
@@ -66,13 +67,12 @@ def read_picture(source: Source, root: str | Path | None = None, where: str = ""
     if isinstance(source, str):
         source = _from_text(source, where)
     if isinstance(source, Path):
-        file = picture_file(source, root)
-        return _from_file(file, f"{where}the picture {_short(str(file))}", "" if root is None else str(root))
+        return _from_file(picture_file(source, root), where, relative="" if root is None else str(source))
     if isinstance(source, bytes | bytearray | memoryview):
-        what = f"{where}the picture of {len(source)} bytes"
+        what = f"{where}the image of {len(source)} bytes"
         with _one_sentence(what, bytes(source[:_HEAD])), Image.open(io.BytesIO(source)) as opened:
             return _rgb(opened, what)
-    what = f"{where}the picture"
+    what = f"{where}the image"
     if isinstance(source, np.ndarray | Tensor):
         with _one_sentence(what):
             return _from_array(source, what)
@@ -80,7 +80,7 @@ def read_picture(source: Source, root: str | Path | None = None, where: str = ""
         with _one_sentence(what):
             return _rgb(source, what)
     raise ValueError(
-        f"{where}a picture must be a file, its bytes, a PIL image, an array or a tensor, not {type(source).__name__}"
+        f"{where}an image must be a file, its bytes, a PIL image, an array or a tensor, not {type(source).__name__}"
     )
 
 
@@ -119,7 +119,8 @@ def picture_file(source: str | Path, root: str | Path | None = None) -> Path:
 
 
 def pixels_hash(picture: Image.Image) -> bytes:
-    """A hash of the size and the pixels of an RGB picture, whatever file they came from."""
+    """A hash of a picture's size and pixels as they are seen, whatever file they came from."""
+    picture = read_picture(picture)
     return hashlib.blake2b(repr(picture.size).encode() + picture.tobytes(), digest_size=16).digest()
 
 
@@ -131,22 +132,20 @@ def _from_text(text: str, where: str) -> bytes | Path:
     if text.startswith("data:"):
         head, comma, body = text.partition(",")
         try:
-            return (
-                base64.b64decode(unquote(body), validate=True) if head.endswith(";base64") else unquote_to_bytes(body)
-            )
-        except (binascii.Error, ValueError) as error:
-            raise ValueError(
-                f"{where}the data: URL {_short(text)!r} is not base64 ({error}); encode it again"
-            ) from None
+            content = unquote_to_bytes(body)
+            return base64.b64decode(content, validate=True) if head.endswith(";base64") else content
+        except ValueError as error:  # binascii.Error is one
+            shown = _short(text, 60)
+            raise ValueError(f"{where}the data: URL {shown!r} is not base64 ({error}); encode it again") from None
     if not text.strip():
-        raise ValueError(f"{where}the name of a picture is empty; name a file")
+        raise ValueError(f"{where}the name of an image is empty; name a file")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) and not text.startswith("file:"):
-        raise ValueError(f"{where}the picture {_short(text)!r} is an address; pictures are not downloaded, name a file")
+        raise ValueError(f"{where}the image {_short(text)!r} is an address; pictures are not downloaded, name a file")
     try:
         content = base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError):  # ValueError: letters that are no ASCII
+    except ValueError:
         return Path(text)
-    return content if len(content) >= 32 and _looks_like_picture(content) else Path(text)
+    return content if len(text) > _LONG_NAME or _looks_like_picture(content) else Path(text)
 
 
 def _looks_like_picture(content: bytes) -> bool:
@@ -157,18 +156,22 @@ def _looks_like_picture(content: bytes) -> bool:
     return True
 
 
-def _from_file(file: Path, what: str, root: str) -> Image.Image:
+def _from_file(file: Path, where: str, relative: str) -> Image.Image:
+    what = f"{where}the image {_short(str(file))}"
     try:
         mode = file.stat().st_mode
         if stat.S_ISDIR(mode):
-            raise ValueError(f"{what} is a folder; name a file in it")
+            raise ValueError(f"{what} is a folder, not a picture; name a file in it")
         if not stat.S_ISREG(mode):
             raise ValueError(f"{what} is no file but a pipe or a device; save the picture to a file, and name that")
         with file.open("rb") as opened:
             head = opened.read(_HEAD)
     except (FileNotFoundError, NotADirectoryError):
-        relative = f"; paths are relative to {root}" if root else ""
-        raise ValueError(f"{what} is not there{relative}") from None
+        if not relative:
+            raise ValueError(f"{where}there is no image {file}") from None
+        raise ValueError(
+            f"{where}the image {relative!r} is not there (looked for {file}); paths are relative to the file"
+        ) from None
     except OSError as error:
         raise ValueError(f"{what} cannot be read ({error.strerror or error})") from error
     with _one_sentence(what, head), Image.open(file) as opened:
@@ -188,8 +191,8 @@ def _one_sentence(what: str, head: bytes | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except _Refused:
-        raise
+    except _Refused as refused:
+        raise ValueError(str(refused)) from None
     except UnidentifiedImageError:
         raise ValueError(f"{what} {_unknown(head or b'')}") from None
     except Image.DecompressionBombError:
@@ -216,7 +219,7 @@ def _unknown(head: bytes) -> str:
         return f"is an SVG drawing, which has no pixels; {convert}, as rsvg-convert and inkscape do"
     if start.startswith(b"%PDF"):
         return f"is a PDF document; {convert}, as pdftoppm does"
-    return "is no picture in a format that Pillow knows; save it as PNG or JPEG"
+    return "cannot be decoded: it is no picture in a format that Pillow knows; save it as PNG or JPEG"
 
 
 def _short(text: str, most: int = 200) -> str:
@@ -237,9 +240,8 @@ def _rgb(image: Image.Image, what: str) -> Image.Image:
     if image.format == "EPS":  # Pillow would run Ghostscript, which runs programs
         raise _Refused(f"{what} is a PostScript document; convert it to PNG first")
     if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-        raise _Refused(
-            f"{what} has {image.width}x{image.height} pixels, more than the {_most_pixels()}; make it smaller"
-        )
+        size = f"{image.width}x{image.height}"
+        raise _Refused(f"{what} has {size} pixels, more than the {_most_pixels()}; make it smaller")
     _load(image)
     image = _upright(image)
     if image.mode in _DEEP:
@@ -278,7 +280,12 @@ def _from_deep(image: Image.Image, what: str) -> Image.Image:
     values = np.asarray(image)
     if image.mode == "I" and image.format in ("PNG", "PPM"):  # 16 bits, in 32
         values = values.astype(np.uint16)
-    levels, key = _levels(values, what), image.info.get("transparency")
+    tags, key = getattr(image, "tag_v2", {}), image.info.get("transparency")
+    if tags.get(_BITS_PER_SAMPLE) == (12,):
+        values = values << 4 | values >> 8
+    levels = _levels(values, what)
+    if tags.get(_PHOTOMETRIC) == 0:  # white is zero; Pillow turns that over in 8 bits alone
+        levels = 255 - levels
     if isinstance(key, int):
         levels = np.where(values == key, np.uint8(255), levels)
     return Image.fromarray(levels).convert("RGB")
@@ -321,9 +328,7 @@ def _levels(values: np.ndarray, what: str) -> np.ndarray:
         raise _Refused(f"{what} has values of type {values.dtype}; give uint8, or floats in [0, 1]")
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
-        raise _Refused(
-            f"{what} has {values.dtype} values from {low} to {high}; give 8 bits, or 16 over their whole range"
-        )
+        raise _Refused(f"{what} has {values.dtype} values from {low} to {high}; give 8 bits, or 16 of whole range")
     if values.dtype != np.uint16 and high < 256:
         return values.astype(np.uint8)
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # to the nearest

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image
 
 from hybridgen.core.messages import parts
+from hybridgen.core.pictures import pixels_hash
 from hybridgen.data.bad_records import BadRecord
 from hybridgen.data.document_source import DocumentSource
 from hybridgen.data.loading import RowLoader
@@ -92,7 +92,7 @@ def _count_record(report: SourceReport, messages: list[dict]) -> None:
                 words += len(part["text"].split())
                 content.update(part["text"].encode())
                 continue
-            picture = picture_hash(part["image"])
+            picture = pixels_hash(part["image"])
             report.sizes[part["image"].size] += 1
             report.picture_hashes.add(picture)
             content.update(picture)
@@ -100,12 +100,6 @@ def _count_record(report: SourceReport, messages: list[dict]) -> None:
     record = content.digest()
     report.repeated += record in report.record_hashes
     report.record_hashes.add(record)
-
-
-def picture_hash(image: Image.Image) -> bytes:
-    """A hash of a picture's size and pixels, whatever file they came from."""
-    rgb = image.convert("RGB")
-    return hashlib.blake2b(repr(rgb.size).encode() + rgb.tobytes(), digest_size=16).digest()
 
 
 @dataclass

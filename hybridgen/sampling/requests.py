@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hybridgen.core.documents import Document
+from hybridgen.core.pictures import read_picture, read_pictures
 from hybridgen.sampling.prefix import PAD_MULTIPLE
 
 
@@ -91,7 +92,7 @@ def pair_questions(images, questions: str | list[str]) -> list[tuple]:
     Raises:
         ValueError: there are none, or they do not pair.
     """
-    images = list(images) if isinstance(images, list | tuple) else [images]
+    images = [read_picture(image) for image in images] if isinstance(images, list | tuple) else read_pictures(images)
     questions = [questions] if isinstance(questions, str) else list(questions)
     if not images or not questions:
         raise ValueError(

@@ -446,7 +446,7 @@ def test_messages_that_cannot_be_answered(pipe):
         pipe.stream([])
     with pytest.raises(ValueError, match="the last message is the assistant's"):
         pipe.stream([*said(SHORT), {"role": "assistant", "content": "no"}])
-    with pytest.raises(ValueError, match="an image must be a PIL image"):
+    with pytest.raises(ValueError, match="there is no image a.png"):
         pipe.chat().send(SHORT, ["a.png"])
     with pytest.raises(ValueError, match="turns is 2, but this chat has 0"):
         pipe.chat().rollback(2)

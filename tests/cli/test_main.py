@@ -81,10 +81,10 @@ BAD = {
     "no image": (("ask", "{ck}", "--image", "{tmp}/none.png", "--question", "?"), "there is no image {tmp}/none.png"),
     "an image that is text": (
         ("ask", "{ck}", "--image", "{tmp}/text.png", "--question", "?"),
-        "text.png cannot be read",
+        "text.png cannot be decoded",
     ),
-    "half an image": (("ask", "{ck}", "--image", "{tmp}/half.png", "--question", "?"), "half.png cannot be read"),
-    "a folder for an image": (("ask", "{ck}", "--image", "{tmp}", "--question", "?"), "is a folder, not a picture"),
+    "half an image": (("ask", "{ck}", "--image", "{tmp}/half.png", "--question", "?"), "half.png cannot be decoded"),
+    "a folder for an image": (("ask", "{ck}", "--image", "{tmp}", "--question", "?"), "is a folder"),
     "a question longer than the context": (
         ("ask", "{ck}", "--image", "{tmp}/doll.png", "--question", "orc " * 600),
         "context",

@@ -64,14 +64,16 @@ def test_a_photograph_is_turned_upright(tmp_path):
 def test_a_missing_or_corrupt_image_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"a.jsonl:3: the image 'none.png' is not there \(looked for .*none.png\)"):
         load_image("none.png", tmp_path, "a.jsonl:3")
-    with pytest.raises(ValueError, match="is not there"):
+    with pytest.raises(ValueError, match="is a folder, not a picture; name a file in it"):
         load_image(".", tmp_path, "a.jsonl:3")
     picture(64, 64).save(tmp_path / "whole.png")
     data = (tmp_path / "whole.png").read_bytes()
     picture(64, 64).save(tmp_path / "whole.jpg")
     jpeg = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(ValueError, match="a.jsonl:3: the image .*empty.png is empty; copy or download it again"):
+        load_image("empty.png", tmp_path, "a.jsonl:3")
     damaged = {
-        "empty.png": b"",
         "words.png": b"no picture at all",
         "half.png": data[: len(data) // 2],
         "header.png": data[:20],
