@@ -624,12 +624,11 @@ class HybridGenPipeline(DiffusionPipeline):
         read = paths[0] if read is None else read
         require_path(paths, read)
         self.check_codec(read)
-        if isinstance(image, list | tuple):
-            images = [None if one is None else read_picture(one) for one in image]
-        else:
-            images = read_pictures(image)
-            images = images[0] if len(images) == 1 else images
-        return each("image", images, count), read
+        if not isinstance(image, list | tuple):
+            image = read_pictures(image)
+            image = image[0] if len(image) == 1 else image
+        images = each("image", image, count)
+        return [None if one is None else read_picture(one) for one in images], read
 
     def check_noise(self, latents, path: str, sizes: list[tuple[int, int]]):
         """The noise of a call, if its shapes are those of these images' latents; else raises ValueError."""
