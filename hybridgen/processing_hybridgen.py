@@ -10,6 +10,7 @@ list, an image stands there once per path, in that order (BAGEL, arXiv 2505.1468
 vision tower's features).
 """
 
+from contextvars import ContextVar
 from dataclasses import replace
 
 from PIL import Image
@@ -19,6 +20,7 @@ from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessorMixin
 
 from hybridgen.configuration_hybridgen import HybridGenConfig, require_path
+from hybridgen.core.control_tokens import RenderedText, Spans
 from hybridgen.core.documents import Document, DocumentImage, left_pad
 from hybridgen.core.hub import part_of
 from hybridgen.core.layout import ImageSegment, TextSegment, lay_out
@@ -36,6 +38,7 @@ from hybridgen.tokenization_hybridgen import (
     add_image_tokens,
     build_tokenizer,
     check_token_ids,
+    control_names,
     image_token_ids,
     special_tokens,
 )
@@ -53,6 +56,11 @@ __all__ = [
 ]
 
 LOSS_ON = ("assistant", "all")
+# what `__call__` passes on to `tokenizer.pad`, and what only the tokenizer itself could make
+_PADDING = ("padding", "padding_side", "max_length", "pad_to_multiple_of", "return_tensors", "return_attention_mask")
+_MASKS = ("return_offsets_mapping", "return_special_tokens_mask", "return_overflowing_tokens", "return_length")
+# the processor whose `apply_chat_template` is at work in this thread, and the mark in its texts (`core.control_tokens`)
+_RENDERED_WITH: ContextVar[tuple | None] = ContextVar("rendered_with", default=None)
 UNCONDITIONAL = ("empty", "janus-official", "janus-hf")
 
 
@@ -109,8 +117,7 @@ class HybridGenProcessor(ProcessorMixin):
         placeholders = dict(zip(PATHS, (image_token, diffusion_token, vq_token), strict=True))
         placeholders = {path: placeholders[path] for path in self.paths}
         self.special_tokens = special_tokens(tokenizer, begin_image_token, end_image_token, placeholders)
-        self._template = self._compile_template()
-        self._encode = PieceTokenizer(tokenizer)
+        self._set_template()
 
     @classmethod
     def for_config(
@@ -244,7 +251,7 @@ class HybridGenProcessor(ProcessorMixin):
         pads = unconditional and self.unconditional != "empty"
         runs: list[list[int] | None] = []
         for piece in self._pieces(messages, generation_prompt=True, prompt_dropout=unconditional and not pads):
-            ids = None if piece.text is None else self._encode(piece.text)
+            ids = None if piece.text is None else self._encode(piece.text, piece.controls)
             if ids is not None and pads and not piece.assistant:
                 ids = self._replace_by_pads(ids, first=not runs)
             runs.append(ids)
@@ -254,12 +261,15 @@ class HybridGenProcessor(ProcessorMixin):
         self, messages: list[dict], generation_prompt: bool = False, prompt_dropout: bool = False
     ) -> list[Piece]:
         if self._template.template != self.chat_template:  # the user has set another
-            self._template = self._compile_template()
+            self._set_template()
         return self._template.pieces(check_messages(messages), generation_prompt, prompt_dropout)
 
-    def _compile_template(self) -> ChatTemplate:
+    def _set_template(self) -> None:
+        """The template, and what tokenises its pieces: which tokens are control tokens, a template decides with."""
         reserved = (self.begin_image_token, self.end_image_token, self.diffusion_token, self.vq_token)
-        return ChatTemplate(self.chat_template, self.tokenizer.special_tokens_map, self.image_token, reserved)
+        names, tokens = control_names(self.tokenizer), self.tokenizer.special_tokens_map
+        self._template = ChatTemplate(self.chat_template, tokens, self.image_token, reserved, *names)
+        self._encode = PieceTokenizer(self.tokenizer, self._template.controls)
 
     def _assemble(
         self, pieces: list[Piece], read: str | list[str], write: str | None, loss_on: str | None, clean_copy: bool,
@@ -276,7 +286,7 @@ class HybridGenProcessor(ProcessorMixin):
         for piece in pieces:
             has_loss = loss_on == "all" or (loss_on == "assistant" and piece.assistant)
             if piece.text is not None:
-                ids = self._encode(piece.text)
+                ids = self._encode(piece.text, piece.controls)
                 if pads and not piece.assistant:
                     ids = self._replace_by_pads(ids, first=not segments)
                 segments.append(TextSegment(ids, loss=has_loss))
@@ -383,13 +393,19 @@ class HybridGenProcessor(ProcessorMixin):
         """Texts in which `<image_placeholder>` stands for an image, and those images -> `input_ids`, `attention_mask`
         and `pixel_values` of the understanding path, padded on the left. Other arguments as everywhere in transformers.
 
+        A text that `apply_chat_template` rendered knows which of its control tokens the template wrote; what a user
+        typed stays words. Any other text must spell none but `<image_placeholder>`: who wrote them cannot be told.
+        `split_special_tokens` says it for a whole text: False = all are tokens, True = all are words.
+
         Raises:
-            ValueError: as many images as placeholders are needed, and a path to read them.
+            ValueError: as many images as placeholders are needed, and a path to read them; or a text spells control
+                tokens, and it is not known whether they are meant.
         """
-        texts = [text] if isinstance(text, str) else list(text or [])
+        split = kwargs.pop("split_special_tokens", kwargs.get("text_kwargs", {}).get("split_special_tokens"))
+        texts = [self._known_controls(each, split) for each in ([text] if isinstance(text, str) else list(text or []))]
         images = None if images is None else self.image_processor.fetch_images(images)
         pictures = _flatten(images)
-        placeholders, counts = [each.count(self.image_token) for each in texts], _images_per_text(images)
+        placeholders, counts = [self._count_placeholders(each) for each in texts], _images_per_text(images)
         if len(counts) != len(placeholders):
             placeholders, counts = sum(placeholders), len(pictures)
         if texts and placeholders != counts:
@@ -404,7 +420,91 @@ class HybridGenProcessor(ProcessorMixin):
             kwargs.setdefault("padding", True)
         if "padding_side" not in text_kwargs:
             kwargs.setdefault("padding_side", "left")  # a tokenizer made for training pads on the right
+        if any(isinstance(each, RenderedText) and not self._encode.is_literal(each, each.controls) for each in texts):
+            return self._call_with_words(pictures, texts, kwargs)
+        texts = [str(each) if isinstance(each, str) else each for each in texts]
         return super().__call__(images=pictures or None, text=texts or None, **kwargs)
+
+    def apply_chat_template(self, conversation, chat_template: str | None = None, **kwargs):
+        """As everywhere in transformers. Control tokens in the conversation stay words, whatever is done with the text
+        that is returned: it knows where the template's stand."""
+        kwargs.pop("sanitize_control_tokens", None)  # of transformers from 5.20 on: it is always so here
+        if self._template.template != self.chat_template:
+            self._set_template()
+        given = {
+            "conversation": _without_wrapper(conversation),
+            **{key: kwargs.get(key) for key in ("tools", "documents")},
+        }
+        chat_template = chat_template or self._template.for_parts
+        given, mark = self._template.controls.marked(given, beside=chat_template)
+        if mark is not None and kwargs.get("return_assistant_tokens_mask"):
+            raise ValueError(
+                "return_assistant_tokens_mask is not known where a text holds control tokens as words; leave one out"
+            )
+        token = _RENDERED_WITH.set((self, mark))
+        try:
+            rendered = super().apply_chat_template(**given, chat_template=chat_template, **kwargs)
+        finally:
+            _RENDERED_WITH.reset(token)
+        if isinstance(rendered, str):
+            return RenderedText(*self._template.controls.found(rendered, mark))
+        if isinstance(rendered, list) and rendered and isinstance(rendered[0], str):
+            return [RenderedText(*self._template.controls.found(each, mark)) for each in rendered]
+        return rendered
+
+    def _known_controls(self, text, split: bool | None):
+        """A text of `__call__` as one that knows its control tokens; what is no text stays."""
+        if not isinstance(text, str) or isinstance(text, RenderedText):
+            return text
+        if split:
+            return RenderedText(text, ())
+        processor, mark = _RENDERED_WITH.get() or (None, None)
+        text, controls = self._template.controls.found(text, mark if processor is self else None)
+        if split is None and processor is not self:
+            spelled = [text[begin:end] for begin, end in controls]
+            if foreign := [name for name in spelled if name != self.image_token]:
+                raise ValueError(
+                    f"the text spells {foreign[0]!r}, a control token, and it is not known who wrote it; give what "
+                    "apply_chat_template returns, or say split_special_tokens=False (all are tokens) or True (all are "
+                    "words)"
+                )
+        return RenderedText(text, controls)
+
+    def _count_placeholders(self, text) -> int:
+        if not isinstance(text, RenderedText):
+            return text.count(self.image_token)
+        return sum(text[begin:end] == self.image_token for begin, end in text.controls)
+
+    def _call_with_words(self, pictures: list, texts: list[RenderedText], kwargs: dict) -> BatchFeature:
+        """`__call__` for texts of which some hold control tokens as words, which the tokenizer alone cannot encode."""
+        settings = {**kwargs, **kwargs.get("text_kwargs", {})}
+        if unknown := [name for name in _MASKS if settings.get(name)]:
+            raise ValueError(f"{unknown[0]} is not known where a text holds control tokens as words; leave one out")
+        framed = settings.get("add_special_tokens", True)
+        ids = [self._encode(*self._with_image_tokens(text), add_special_tokens=framed) for text in texts]
+        longest = settings.get("max_length")
+        if settings.get("truncation") and longest is not None:
+            side = self.tokenizer.truncation_side
+            ids = [row[-longest:] if side == "left" else row[:longest] for row in ids]
+        batch = {} if not pictures else dict(super().__call__(images=pictures, **kwargs))
+        batch |= self.tokenizer.pad(
+            {"input_ids": ids}, **{name: settings[name] for name in _PADDING if settings.get(name) is not None}
+        )
+        if settings.get("return_mm_token_type_ids"):
+            batch["mm_token_type_ids"] = self.create_mm_token_type_ids(batch["input_ids"])
+        return BatchFeature(batch, tensor_type=settings.get("return_tensors"))
+
+    def _with_image_tokens(self, text: RenderedText) -> tuple[str, Spans]:
+        """The text with each placeholder as framed placeholders, and where its control tokens stand then."""
+        written, spans, done = "", [], 0
+        for begin, end in text.controls:
+            written += text[done:begin]
+            framed = self.replace_image_token() if text[begin:end] == self.image_token else text[begin:end]
+            spans += [
+                (len(written) + first, len(written) + last) for first, last in self._template.controls.found(framed)[1]
+            ]
+            written, done = written + framed, end
+        return written + text[done:], tuple(spans)
 
     def replace_image_token(self, *args, **kwargs) -> str:
         """A placeholder in the text as framed placeholders, one for each token of the image (transformers' hook)."""
@@ -451,6 +551,13 @@ def _default_size(sides: dict[str, int | None]) -> tuple[int, int] | None:
             f"the paths write images of different sides ({shown} pixels); say default_size=(height, width)"
         )
     return next(((side, side) for side in known.values()), None)
+
+
+def _without_wrapper(conversation):
+    """A conversation, or several, as transformers' pipelines wrap them, as lists."""
+    if isinstance(conversation, list | tuple):
+        return [_without_wrapper(each) for each in conversation]
+    return getattr(conversation, "messages", conversation)
 
 
 def _images_per_text(images) -> list[int]:

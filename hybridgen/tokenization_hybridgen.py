@@ -1,16 +1,20 @@
-"""Tokenizers: the tokens that images need, added to any tokenizer, and a small tokenizer trained from texts.
+"""Tokenizers: the tokens that images need, added to any tokenizer; texts whose control tokens are words; and a small
+tokenizer trained from texts.
 
 Models that start from a pretrained backbone keep its tokenizer (`add_image_tokens`); models from scratch get one of
 their own (`build_tokenizer`). The embedding of a placeholder is never its row of the table, so only the two tokens that
 frame an image need rows there.
 """
 
+import json
+import re
 from collections.abc import Iterable
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hybridgen.configuration_hybridgen import HybridGenConfig
+from hybridgen.core.control_tokens import ControlTokens, Spans
 from hybridgen.core.layout import SpecialTokens
 
 BEGIN_IMAGE, END_IMAGE = "<begin_of_image>", "<end_of_image>"
@@ -80,33 +84,104 @@ def special_tokens(
     return SpecialTokens(pad=pad, **ids)
 
 
+def control_names(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """How the control tokens of a tokenizer are spelled, and its other added tokens, which a chat template may use as
+    such. Tokens of reasoning are neither: an answer spells them."""
+    added = tokenizer.added_tokens_decoder.values()
+    special = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
+    special |= {token.content for token in added if token.content in IMAGE_TOKENS}
+    others = {token.content for token in added} - special - set(REASONING_TOKENS)
+    special, others = (sorted(name for name in names if not name.isspace()) for names in (special, others))
+    return tuple(special), tuple(others)
+
+
 class PieceTokenizer:
     """Tokenises pieces of text, each alone, with a cache.
 
     It works on its own copy of the tokenizer's backend: `tokenizer(..., padding=True)` in one thread while another
     encodes is an error of the library ("Already borrowed"), and loaders run in a thread.
+
+    Args:
+        controls: the tokens that a text may spell without meaning them; None = every token that it spells is meant.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, cache_size: int = 50_000):
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, controls: ControlTokens | None = None, cache_size: int = 50_000
+    ):
         self.cache_size = cache_size
-        self._ids: dict[str, list[int]] = {}
-        self._slow = None if tokenizer.is_fast else tokenizer
+        self._controls = controls or ControlTokens(())
+        self._control_ids = set(tokenizer.convert_tokens_to_ids(list(self._controls.names)))
+        if tokenizer.unk_token_id not in (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id):
+            self._control_ids -= {tokenizer.unk_token_id}  # which any unknown character is
+        self._ids: dict[tuple[str, Spans | None], list[int]] = {}
+        self._slow, self._backend = None if tokenizer.is_fast else tokenizer, None
+        self._fenced: dict[int, FencedTokenizer] = {}
         if tokenizer.is_fast:
             self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
             self._backend.no_padding()
             self._backend.no_truncation()
+        added = [token for token in tokenizer.added_tokens_decoder.values() if token.content in self._controls.names]
+        # whether it finds control tokens that are spelled otherwise, such as in capitals
+        self._folds = (
+            any(token.normalized for token in added) and getattr(self._backend, "normalizer", None) is not None
+        )
 
-    def __call__(self, text: str) -> list[int]:
-        ids = self._ids.get(text)
+    def __call__(self, text: str, controls: Spans | None = None, add_special_tokens: bool = False) -> list[int]:
+        """Text -> token ids.
+
+        Args:
+            controls: where the text holds control tokens that are meant; what others it spells are words. None = all
+                are meant.
+            add_special_tokens: frame the text as the tokenizer's post-processor does.
+
+        Raises:
+            ValueError: the tokenizer cannot write a control token as words.
+        """
+        key = (text, controls) if not add_special_tokens else None
+        ids = self._ids.get(key)
         if ids is None:
-            if self._slow is None:
-                ids = self._backend.encode(text, add_special_tokens=False).ids
+            if controls is None or self._are_meant(self._encode(text), text, controls):
+                ids = self._encode(text, add_special_tokens)
             else:
-                ids = self._slow(text, add_special_tokens=False)["input_ids"]
+                ids = self._encode_words(text, controls, add_special_tokens)
             if len(self._ids) >= self.cache_size:
                 self._ids.clear()
-            self._ids[text] = ids
+            if key is not None:
+                self._ids[key] = ids
         return ids
+
+    def is_literal(self, text: str, controls: Spans) -> bool:
+        """Whether the tokenizer itself encodes the text so: every control token that it spells is meant."""
+        return not self._folds and len(self._controls.found(text)[1]) == len(controls)
+
+    def _encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        if self._slow is None:
+            return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return self._slow(text, add_special_tokens=add_special_tokens)["input_ids"]
+
+    def _are_meant(self, ids: list[int], text: str, controls: Spans) -> bool:
+        """Whether all control tokens among the ids are the meant ones; a tokenizer that folds may find others."""
+        spelled = self._controls.found(text)[1]
+        return len(spelled) == len(controls) and len(self._control_tokens(ids)) <= len(controls)
+
+    def _control_tokens(self, ids: list[int]) -> list[int]:
+        return [token for token in ids if token in self._control_ids]
+
+    def _encode_words(self, text: str, controls: Spans, add_special_tokens: bool) -> list[int]:
+        """The text with each control token as words, but for the meant ones."""
+        if self._slow is None:
+            fences = fence_for(text)
+            if fences not in self._fenced:
+                self._fenced[fences] = FencedTokenizer(self._backend, self._controls.names, fences)
+            fenced = self._fenced[fences]
+            ids, meant = fenced.encode(text, controls), fenced.ids_of(text, controls)
+            if self._control_tokens(ids) == [token for token in meant if token in self._control_ids]:
+                return fenced.encode(text, controls, add_special_tokens) if add_special_tokens else ids
+        typed = [span for span in self._controls.found(text)[1] if span not in controls]
+        names = ", ".join(sorted({repr(text[begin:end]) for begin, end in typed})) or "spelled otherwise"
+        raise ValueError(
+            f"a text holds a control token of the tokenizer ({names}), which it cannot write as words; leave it out"
+        )
 
     def decode(self, ids: list[int]) -> str:
         """Token ids -> text, without special tokens."""
@@ -114,6 +189,53 @@ class PieceTokenizer:
 
     def __deepcopy__(self, memo) -> "PieceTokenizer":
         return self  # `to_dict` of a processor copies its attributes whole
+
+
+_FENCE = "\ufdd0"  # a character that no text should hold; where one does, several of them are the fence
+
+
+def fence_for(text: str) -> int:
+    """How many fences in a row the text does not hold."""
+    return max(map(len, re.findall(f"{_FENCE}+", text)), default=0) + 1
+
+
+class FencedTokenizer:
+    """A copy of a tokenizer that takes its control tokens for words, and finds them only by other, fenced names.
+
+    So a text with both kinds is tokenised at once, and its words as they would be without: what a tokenizer does at the
+    borders of control tokens (spaces that they swallow, a space put before the first word) stays.
+    """
+
+    def __init__(self, backend: Tokenizer, names: Iterable[str], fences: int):
+        content = json.loads(backend.to_str())
+        controls = [token for token in content["added_tokens"] if token["content"] in set(names)]
+        for token in controls:
+            token["special"] = True  # only those can be ignored
+        self._backend = Tokenizer.from_str(json.dumps(content))
+        self._backend.encode_special_tokens = True
+        self._fenced = {token["content"]: f"{_FENCE * fences}{token['id']};" for token in controls}
+        flags = ("single_word", "lstrip", "rstrip", "normalized")
+        self._backend.add_tokens(
+            [
+                AddedToken(self._fenced[token["content"]], **{flag: token[flag] for flag in flags}, special=False)
+                for token in controls
+            ]
+        )
+        self._ids = {token["content"]: token["id"] for token in controls}
+        self._meant = {self._backend.token_to_id(self._fenced[name]): id for name, id in self._ids.items()}
+
+    def ids_of(self, text: str, controls: Spans) -> list[int]:
+        """The ids of the control tokens that stand there."""
+        return [self._ids[text[begin:end]] for begin, end in controls]
+
+    def encode(self, text: str, controls: Spans, add_special_tokens: bool = False) -> list[int]:
+        """Token ids; of all control tokens that the text spells, those at `controls` are tokens."""
+        pieces, done = [], 0
+        for begin, end in controls:
+            pieces += [text[done:begin], self._fenced[text[begin:end]]]
+            done = end
+        ids = self._backend.encode("".join(pieces) + text[done:], add_special_tokens=add_special_tokens).ids
+        return [self._meant.get(token, token) for token in ids]
 
 
 def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

@@ -1,7 +1,7 @@
 """Chat messages as pieces: the text and pictures of a conversation in reading order, each the assistant's or not.
 
-Templates and messages only: no tokens, no pixels, no files. A template is not rendered message by message (it may look
-at the whole conversation) but prefix by prefix, and the text that a longer prefix adds belongs to the turn added:
+Templates and messages only: no token ids, no pixels, no files. A template is not rendered message by message (it may
+look at the whole conversation) but prefix by prefix, and the text that a longer prefix adds belongs to the turn added:
 
     render(m[:1], generation prompt)   <|bos|><|user|>a red circle<|assistant|>            prompt
     render(m[:2])                      ...                                     ###<|eos|>  the assistant's turn
@@ -9,6 +9,7 @@ at the whole conversation) but prefix by prefix, and the text that a longer pref
 So a training document begins with exactly the text of the prompt in generation, whatever the template.
 """
 
+import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from typing import Any
 
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import _compile_jinja_template
+
+from hybridgen.core.control_tokens import ControlTokens, Spans
 
 ROLES = ("system", "user", "assistant")
 
@@ -37,6 +40,20 @@ DEFAULT_CHAT_TEMPLATE = """\
 {%- endfor -%}
 {{- '<|assistant|>' if add_generation_prompt else '' -}}
 """
+# What stands before a template that knows only plain texts, so that it can be given lists of parts.
+FLATTEN = """\
+{%- set flat = namespace(messages=[], text='') -%}
+{%- for message in messages -%}
+{%- set flat.text = '' -%}
+{%- for part in ([] if message['content'] is string else message['content'] or []) -%}
+{%- set flat.text = flat.text + (part['text'] if part['type'] == 'text' else IMAGE_TOKEN if part['type'] == 'image'
+    else '') -%}
+{%- endfor -%}
+{%- set content = message['content'] if message['content'] is string else flat.text -%}
+{%- set flat.messages = flat.messages + [dict(message, content=content)] -%}
+{%- endfor -%}
+{%- set messages = flat.messages -%}
+"""
 
 
 @dataclass(frozen=True)
@@ -45,12 +62,14 @@ class Piece:
 
     Args:
         assistant: it belongs to a turn of the assistant, after the template's generation prompt.
+        controls: where the text holds control tokens of the template; any other that it spells are a user's words.
         picture: the value of the message's image part.
         image_first: for a picture, that no text stands before it.
     """
 
     text: str | None
     assistant: bool
+    controls: Spans = ()
     picture: Any = None
     image_first: bool = False
 
@@ -139,11 +158,26 @@ class ChatTemplate:
     Templates that only know plain texts as content (those of text models) get the picture's token inside the text; a
     trial conversation at construction tells which kind a template is.
 
+    Args:
+        tokens: names of special tokens in the template (`eos_token`) -> the tokens.
+        image_token, reserved: stand for pictures; refused in texts.
+        controls: all other control tokens; in texts they are words.
+        words: tokens that are control tokens only where the template writes them around plain turns, as DeepSeek's
+            does with `<｜User｜>`.
+
     Raises:
         ValueError: the template cannot be read, or renders no pictures either way.
     """
 
-    def __init__(self, template: str, tokens: dict[str, str], image_token: str, reserved: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        template: str,
+        tokens: dict[str, str],
+        image_token: str,
+        reserved: tuple[str, ...] = (),
+        controls: tuple[str, ...] = (),
+        words: tuple[str, ...] = (),
+    ):
         self.template, self.image_token = template, image_token
         self._reserved = re.compile("|".join(map(re.escape, (image_token, *reserved))))
         # The public `render_jinja_template` takes ten times as long: it copies the conversation and collects the global
@@ -161,6 +195,21 @@ class ChatTemplate:
                 f"the chat template does not write {image_token!r} for an image part, nor the text of a message; "
                 "give one that does as chat_template=..., or None for hybridgen's own"
             )
+        plain = self._rendered_turns()
+        self.controls = ControlTokens((image_token, *reserved, *controls, *(word for word in words if word in plain)))
+
+    @property
+    def for_parts(self) -> str:
+        """The template, able to render contents that are lists of parts."""
+        return FLATTEN.replace("IMAGE_TOKEN", repr(self.image_token)) + self.template if self._flat else self.template
+
+    def _rendered_turns(self) -> str:
+        """What the template makes of a plain conversation, of as many roles as it knows."""
+        for roles in (("system", "user", "assistant", "user"), ("user", "assistant", "user"), ("user",)):
+            turns = [{"role": role, "content": [{"type": "text", "text": "probe"}]} for role in roles]
+            with contextlib.suppress(ValueError):  # some templates know no system message
+                return self._render([self._renderable(turn) for turn in turns], True)
+        return ""
 
     def _can_render(self, probe: list[dict], flat: bool) -> bool:
         """Whether the template writes text and image of a trial conversation whose contents are lists of parts or, if
@@ -184,6 +233,7 @@ class ChatTemplate:
         image_first = iter(_image_first(messages, self._reserved))
         if prompt_dropout:
             messages = drop_user_texts(messages)
+        messages, mark = self.controls.marked(messages, beside=self.template)
         pieces: list[Piece] = []
         for text, turns, assistant in self._spans(messages, generation_prompt):
             pictures = [part["image"] for turn in turns for part in parts(turn) if part["type"] == "image"]
@@ -200,9 +250,10 @@ class ChatTemplate:
                 )
             for stretch, picture in zip(texts, [*pictures, None], strict=True):
                 if stretch:
-                    pieces.append(Piece(stretch, assistant))
+                    words, controls = self.controls.found(stretch, mark)
+                    pieces.append(Piece(words, assistant, controls))
                 if picture is not None:
-                    pieces.append(Piece(None, assistant, picture, next(image_first)))
+                    pieces.append(Piece(None, assistant, (), picture, next(image_first)))
         return pieces
 
     def _spans(self, messages: list[dict], generation_prompt: bool) -> Iterator[tuple[str, list[dict], bool]]:

@@ -124,12 +124,11 @@ def test_guided_codes_are_the_official_ones(pair, guidance):
     assert len(codes.unique()) > count // 3
 
 
-@pytest.mark.parametrize("prompts", [PROMPTS, ["a <｜begin▁of▁sentence｜> circle"]], ids=["plain", "bos inside"])
-def test_guided_codes_are_transformers_with_its_arrangement(pair, prompts, monkeypatch):
+def test_guided_codes_are_transformers_with_its_arrangement(pair, monkeypatch):
     janus, pipeline = pair
     monkeypatch.setattr(pipeline.processor, "unconditional", "janus-hf")
     processor = tiny_processor(janus)
-    texts = [official_prompt(prompt, PRO) for prompt in prompts]
+    texts = [official_prompt(prompt, PRO) for prompt in PROMPTS]
     given = processor(text=texts, generation_mode="image", padding=True, return_tensors="pt")
     try:
         expected = janus.generate(
@@ -137,12 +136,14 @@ def test_guided_codes_are_transformers_with_its_arrangement(pair, prompts, monke
         )
     except TypeError as error:  # 5.17 calls a helper of its own with too few arguments
         pytest.skip(f"transformers {transformers.__version__} cannot draw with its own Janus: {error}")
-    assert torch.equal(drawn(pipeline, prompts), expected)
+    assert torch.equal(drawn(pipeline, PROMPTS), expected)
 
 
 def test_the_two_arrangements_differ_where_a_text_begins_inside(plain, monkeypatch):
+    """As the template says: what a user types begins none."""
     _, pipeline, _ = plain
     ask = [{"role": "user", "content": "a <｜begin▁of▁sentence｜> circle"}]
+    monkeypatch.setattr(pipeline.processor, "chat_template", "{{ bos_token }}" + pipeline.processor.chat_template)
     tokens = pipeline.processor.special_tokens
     official = pipeline.processor.prompt(ask, unconditional=True).layout.input_ids
     monkeypatch.setattr(pipeline.processor, "unconditional", "janus-hf")
