@@ -21,6 +21,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 from hybridgen.core.control_tokens import ControlTokens, Spans
 
 ROLES = ("system", "user", "assistant")
+_BASE64 = re.compile("[A-Za-z0-9+/]{80,}={0,2}")  # encoded bytes inside a text
 
 # The assistant's turns end with the end-of-text token; user turns end where the next turn begins. Reasoning begins with
 # a space, so that its first word is the same token as in the middle of a question.
@@ -85,19 +86,19 @@ def check_messages(messages: Any, where: str = "") -> list[dict]:
     """
     where = f"{where}: " if where else ""
     if not isinstance(messages, list) or not messages:
-        raise ValueError(f"{where}messages must be a list of at least one message, not {_shown(messages)}")
+        raise ValueError(f"{where}messages must be a list of at least one message, not {shown(messages)}")
     for number, message in enumerate(messages):
         here = f"{where}message {number}"
         if not isinstance(message, dict):
-            raise ValueError(f"{here} must be an object with role and content, not {_shown(message)}")
+            raise ValueError(f"{here} must be an object with role and content, not {shown(message)}")
         if message.get("role") not in ROLES:
-            raise ValueError(f"{here} has role {_shown(message.get('role'))}; use one of {', '.join(ROLES)}")
+            raise ValueError(f"{here} has role {shown(message.get('role'))}; use one of {', '.join(ROLES)}")
         _check_reasoning(message, here)
         content = message.get("content")
         if isinstance(content, str):
             continue
         if not isinstance(content, list) or not content:
-            raise ValueError(f"{here} has content {_shown(content)}; use a text or a list of at least one part")
+            raise ValueError(f"{here} has content {shown(content)}; use a text or a list of at least one part")
         for part in content:
             _check_part(part, here)
     return messages
@@ -108,7 +109,7 @@ def _check_reasoning(message: dict, here: str) -> None:
     if thought is None:
         return
     if not isinstance(thought, str):
-        raise ValueError(f"{here} has reasoning_content {_shown(thought)}; it must be a text")
+        raise ValueError(f"{here} has reasoning_content {shown(thought)}; it must be a text")
     if message["role"] != "assistant":
         raise ValueError(f"{here} has reasoning_content, but role {message['role']}; only the assistant reasons")
 
@@ -116,16 +117,22 @@ def _check_reasoning(message: dict, here: str) -> None:
 def _check_part(part: Any, here: str) -> None:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind not in ("text", "image"):
-        raise ValueError(f"{here} has a part {_shown(part)}; a part is an object whose type is 'text' or 'image'")
+        raise ValueError(f"{here} has a part {shown(part)}; a part is an object whose type is 'text' or 'image'")
     if kind == "text" and not isinstance(part.get("text"), str):
         raise ValueError(f"{here} has a text part without its text; give {{'type': 'text', 'text': ...}}")
     if kind == "image" and (part.get("image") is None or part["image"] == ""):
         raise ValueError(f"{here} has an image part without its image; give {{'type': 'image', 'image': a file}}")
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def shown(value: Any, length: int = 60) -> str:
+    """A value as errors show it."""
+    return f"{len(value)} bytes" if isinstance(value, bytes) else shorten(repr(value), length)
+
+
+def shorten(text: str, length: int) -> str:
+    """A text as errors show it: cut, and without what encodes a picture (base64)."""
+    text = _BASE64.sub(lambda run: f"({len(run[0])} characters)", text)
+    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def parts(message: dict) -> list[dict]:

@@ -33,7 +33,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from hybridgen.core.files import stand_in
-from hybridgen.core.messages import parts
+from hybridgen.core.messages import parts, shorten
 
 # a path, file://, data: URL or base64; encoded bytes; {"bytes": ..., "path": ...} of the datasets library; pixels
 Source = str | Path | bytes | dict | Image.Image | np.ndarray | Tensor
@@ -223,7 +223,7 @@ def _unknown(head: bytes) -> str:
 
 
 def _short(text: str, most: int = 200) -> str:
-    return text if len(text) <= most else text[: most - 3] + "..."
+    return shorten(text, most)
 
 
 def _most_pixels() -> str:

@@ -1,13 +1,19 @@
 """Broken records: listed with their place and the reason, skipped, and counted against a limit.
 
-A record is broken if making its document raises a `ValueError`. One that is met again in the next epoch is counted
-once. The list is part of the position of a run, so a run that goes on skips, counts and stops as the uninterrupted one
-does.
+A record is broken if reading it or making its document raises anything at all (`record_errors`): damaged pictures
+raise whatever the decoder met. One that is met again in the next epoch is counted once. The list is part of the
+position of a run, so a run that goes on skips, counts and stops as the uninterrupted one does.
 """
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
+from hybridgen.core.messages import shorten
+
 SHOWN = 20  # records listed in the sentence that stops a run
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class BadRecord(NamedTuple):
@@ -28,6 +34,28 @@ class BadRecord(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.where}: {self.reason}"
+
+
+@contextmanager
+def record_errors(where: str, ends_run: type[Exception] | tuple = ()) -> Iterator[None]:
+    """Whatever goes wrong with one record becomes a `ValueError` that names it: it costs the record, not the run.
+
+    Args:
+        where: the record; its sentence begins with it.
+        ends_run: exceptions that are no fault of the record and stay what they are. So does a full disk.
+    """
+    try:
+        yield
+    except ends_run:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{where}: {str(error).removeprefix(f'{where}: ')}") from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _DISK_FULL:
+            raise
+        reason = shorten(" ".join(str(getattr(error, "strerror", None) or error).split()), 200)
+        kind = type(error).__name__
+        raise ValueError(f"{where}: it cannot be read ({f'{kind}: {reason}' if reason else kind})") from error
 
 
 class BadRecordLog:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from hybridgen.core.documents import Document
 from hybridgen.core.messages import parts
-from hybridgen.data.bad_records import BadRecord
+from hybridgen.data.bad_records import BadRecord, record_errors
 from hybridgen.data.formats.streaming import StreamSource
 from hybridgen.data.keyed_random import feistel_permutation, hash_uniform
 from hybridgen.data.source_config import SourceConfig
@@ -19,7 +19,11 @@ from hybridgen.processing_hybridgen import HybridGenProcessor
 
 
 class RecordSource(Protocol):
-    """A sequence of records with decoded pictures in them; record i is the same every time it is read."""
+    """A sequence of records with decoded pictures in them; record i is the same every time it is read.
+
+    It may have two methods more: `read(index, variant)`, the record with one or another of its captions or answers, and
+    `where(index)`, the place to name in errors.
+    """
 
     def __len__(self) -> int: ...
 
@@ -91,6 +95,23 @@ class DocumentSource:
             position = feistel_permutation(position, size, f"{self.seed}/{self.name}/{part}")
         return part * size + position if self.streaming else position
 
+    def _variant(self, cursor: int) -> int:
+        """Which of several captions or answers the `cursor`-th record takes: the next one in each epoch."""
+        index = self.index(cursor)
+        first = int(hash_uniform(f"{self.seed}/{self.name}/{index}/variant") * 2**32)
+        return first if self.streaming else first + (cursor * self._world_size + self._rank) // len(self)
+
+    def record(self, cursor: int) -> dict:
+        """The `cursor`-th record, its pictures decoded.
+
+        Raises:
+            ValueError: it is broken.
+            OSError: the source itself cannot be read any more.
+        """
+        read = getattr(self.record_source, "read", None)  # synthetic datasets have no variants
+        index = self.index(cursor)
+        return self.record_source[index] if read is None else read(index, self._variant(cursor))
+
     def where(self, cursor: int) -> str:
         """What to call the `cursor`-th record in an error."""
         index = self.index(cursor)
@@ -103,37 +124,33 @@ class DocumentSource:
         Raises:
             ValueError: naming the record, and what is wrong with it.
         """
-        config = self.config
+        config, where = self.config, self.where(cursor)
+        place = where.removeprefix(f"source {self.name!r}, ")
         try:
-            messages = self.record_source[self.index(cursor)]["messages"]
+            messages = self.record(cursor)["messages"]
             if hash_uniform(f"{self.seed}/{self.name}/{cursor}/order") >= config.caption_first:
                 messages = image_first(messages)
-            document = processor.document(
-                messages,
-                read=config.read,
-                write=config.write,
-                loss_on=config.loss_on,
-                prompt_dropout=hash_uniform(f"{self.seed}/{self.name}/{cursor}/prompt") < config.prompt_dropout,
-                clean_copy=config.clean_copy,
-                height=config.height,
-                width=config.width,
-                image_tokens=config.image_tokens,
-            )
+            with record_errors(place):
+                document = processor.document(
+                    messages,
+                    read=config.read,
+                    write=config.write,
+                    loss_on=config.loss_on,
+                    prompt_dropout=hash_uniform(f"{self.seed}/{self.name}/{cursor}/prompt") < config.prompt_dropout,
+                    clean_copy=config.clean_copy,
+                    height=config.height,
+                    width=config.width,
+                    image_tokens=config.image_tokens,
+                )
         except ValueError as error:
-            raise ValueError(self._with_place(cursor, error)) from error
+            raise ValueError(f"{where}: {str(error).removeprefix(f'{place}: ')}") from error
         for image in document.images:
             image.max_timestep = config.max_timestep
         return document
 
-    def _with_place(self, cursor: int, error: ValueError) -> str:
-        """The error's sentence with its place said once, the source's name first."""
-        where = self.where(cursor)
-        place = where.removeprefix(f"source {self.name!r}, ")
-        return f"{where}: {str(error).removeprefix(f'{place}: ')}"
-
     def pictures(self, cursor: int) -> list[Image.Image]:
         """The pictures of the `cursor`-th record, without words: what a codec trains on."""
-        messages = self.record_source[self.index(cursor)]["messages"]
+        messages = self.record(cursor)["messages"]
         return [part["image"] for message in messages for part in parts(message) if part["type"] == "image"]
 
     def check(self, processor: HybridGenProcessor) -> None:

@@ -67,7 +67,7 @@ def inspect_source(
     for cursor in range(count if source.records is None else min(count, source.records)):
         report.read += 1
         try:
-            _count_record(report, source[source.index(cursor)]["messages"])
+            _count_record(report, source.record(cursor)["messages"])
             if processor is not None:
                 document = source.document(cursor, processor)
                 if longest is not None and len(document) > longest:

@@ -33,6 +33,18 @@ def image_part(image: RecordImage) -> dict:
     return {"type": "image", "image": image}
 
 
+def picture_value(value: Any) -> Any:
+    """The picture that an image part or a column names, out of what some data sets wrap it in: a list of one, {"url":
+    ...} (OpenAI), {"path": ...}; {"bytes": ..., "path": ...} stays."""
+    while isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, dict) and "bytes" not in value:
+        value = next((value[key] for key in ("path", "url", "image", "base64", "data") if value.get(key)), value)
+    if isinstance(value, dict) and value.get("bytes") is None and not value.get("path"):
+        return None
+    return value
+
+
 def check_record(obj: Any, where: str) -> dict:
     """Return the object if it is a record.
 
@@ -49,7 +61,18 @@ def check_record(obj: Any, where: str) -> dict:
             if part["type"] == "image" and not isinstance(part["image"], RecordImage):
                 kind = type(part["image"]).__name__
                 raise ValueError(f"{where}: the image of an image part must be the path of a file, not {kind}")
+            if part["type"] == "text" and not part["text"].isascii():
+                _check_letters(part["text"], where)
     return obj
+
+
+def _check_letters(text: str, where: str) -> None:
+    """Refuse a text with half of a letter, which JSON can write and UTF-8 cannot."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise ValueError(f"{where}: a text holds {half}, half of a letter, at place {error.start}; mend it") from None
 
 
 def load_images(record: dict, root: Path, where: str) -> dict:

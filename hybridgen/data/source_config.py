@@ -4,21 +4,24 @@ Nothing is opened here (`sources.open_source`). Without a `format`, the name alo
 is a synthetic dataset, a known suffix a file, and `owner/name` that is no folder here the name of a data set.
 """
 
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hybridgen.core.names import PATHS
-from hybridgen.data.formats.image_folder import METADATA, PICTURES
-from hybridgen.data.formats.rows import FORMS
+from hybridgen.data.formats.image_folder import METADATA, PICTURES, is_litter
+from hybridgen.data.formats.rows import FORMS, USUAL_COLUMNS
 from hybridgen.processing_hybridgen import LOSS_ON
 
 ORDERS = {"caption_first": 1.0, "image_first": 0.0}
 RENAMED_FORMATS = {"world": "synthetic"}  # old value of `format` -> what it is called now
-FORMATS = ("synthetic", "jsonl", "json", "folder", "webdataset", "parquet", "dataset")
+FORMATS = ("synthetic", "jsonl", "json", "csv", "folder", "webdataset", "parquet", "dataset")
+ROWS = ("jsonl", "json", "csv", "folder", "webdataset", "parquet", "dataset")
 STREAMED = ("jsonl", "webdataset", "parquet", "dataset")
 SUFFIXES = {
-    ".jsonl": "jsonl", ".json": "json", ".parquet": "parquet", ".tar": "webdataset", ".tgz": "webdataset",
+    ".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
+    ".tar": "webdataset", ".tgz": "webdataset",
 }  # fmt: skip
 
 FORMATS_OF_KEY = {  # keys that not every format has
@@ -28,11 +31,12 @@ FORMATS_OF_KEY = {  # keys that not every format has
     "categories": ("synthetic",),
     "reasoning": ("synthetic",),
     "oversampling": ("synthetic",),
-    "split": ("synthetic", "dataset"),
+    "seed": ("synthetic",),
+    "split": ("synthetic", "dataset", "folder"),
     "subset": ("dataset",),
-    "form": ("jsonl", "json", "webdataset", "parquet", "dataset"),
-    "columns": ("jsonl", "json", "webdataset", "parquet", "dataset"),
-    "images": ("jsonl", "json", "parquet", "dataset"),
+    "form": ROWS,
+    "columns": ROWS,
+    "images": ("jsonl", "json", "csv", "parquet", "dataset"),
     "streaming": STREAMED,
 }
 
@@ -43,13 +47,14 @@ class SourceConfig:
 
     Args:
         source: a synthetic dataset (`dolls`, `emoji`), a folder of captioned pictures (`formats.image_folder`), .jsonl,
-            .json, .parquet or .tar files (a pattern with * or {000..007} for many), or a data set's name or folder.
+            .json, .csv, .parquet or .tar files (a pattern with * or {000..007} for many), or a data set's name or
+            folder.
         name: what it is called in logs and checkpoints; None = made of source, task and path.
         task: synthetic datasets only: `draw` or `answer`.
-        split: of a synthetic dataset or a data set; None = `train`.
+        split: of a synthetic dataset or a data set (None = `train`), or a folder of this name inside the source.
         subset: of a data set: what the datasets library calls its configuration.
         format: one of `FORMATS`; None = found by the source's name.
-        form: what a row is (`formats.rows`); None = found by its columns.
+        form: what every row is (`formats.rows`); None = told by the columns of each.
         columns: names of columns that are not the usual, as in {image: picture, text: json.caption}.
         images: the folder that paths of images are relative to; None = that of the file.
         streaming: read from front to end, and shuffle within `buffer` records; nothing is counted or copied before.
@@ -74,7 +79,7 @@ class SourceConfig:
         oversampling: synthetic datasets only: how much more often than others of their kind things are shown, as in
             {dwarf: 2.5, elf: 2}.
         shuffle: a new order in each epoch; False = as they stand.
-        seed: added to the run's, for pictures other than another source's.
+        seed: synthetic datasets only: added to the run's, for pictures other than another source's.
     """
 
     source: str
@@ -108,6 +113,7 @@ class SourceConfig:
     seed: int = 0
 
     def __post_init__(self):
+        self.source = os.path.expanduser(self.source)
         if self.name is None:
             read = self.read if isinstance(self.read, str) else "+".join(map(str, self.read))
             words = (_name_of_files(self.source) if self.is_file else self.source, self.task, self.write or read)
@@ -170,6 +176,9 @@ class SourceConfig:
                 raise ValueError(f"{self.name}: oversampling has {factor!r} for {thing!r}; it must be a number above 0")
         if self.buffer < 1:
             raise ValueError(f"{self.name}: buffer is {self.buffer}; it must be at least 1")
+        if unknown := sorted(map(str, set(self.columns) - set(USUAL_COLUMNS))):
+            known = ", ".join(USUAL_COLUMNS)
+            raise ValueError(f"{self.name}: columns says what {unknown[0]!r} is, but the parts of a row are {known}")
         if unknown := [name for name in self.columns.values() if not isinstance(name, str)]:
             raise ValueError(f"{self.name}: columns has {unknown[0]!r}; each must be the name of a column")
 
@@ -224,12 +233,14 @@ def _name_of_files(source: str) -> str:
 
 
 def _is_hf_dataset(folder: Path) -> bool:
-    """Whether a folder is one of the datasets library: it holds files of data and no picture."""
-    if (folder / METADATA).is_file():
+    """Whether a folder is one of the datasets library: it holds files of data, no picture and no link to a folder."""
+    if (folder / METADATA[0]).is_file():
         return False
     has_data = False
     for file in folder.rglob("*"):
-        if file.suffix.lower() in PICTURES:
+        if any(map(is_litter, file.relative_to(folder).parts)):
+            continue
+        if file.suffix.lower() in PICTURES or (file.is_symlink() and file.is_dir()):
             return False
         has_data = has_data or file.suffix in (".parquet", ".arrow", ".jsonl", ".csv", ".tar")
     return has_data

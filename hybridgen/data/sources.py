@@ -6,33 +6,67 @@ Opening checks all that can be checked without decoding a picture. A broken reco
 
 import glob
 import re
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+from hybridgen.core.messages import parts
 from hybridgen.data.bad_records import BadRecord
-from hybridgen.data.document_source import DocumentSource, RecordSource
+from hybridgen.data.document_source import DocumentSource
+from hybridgen.data.formats.csv_files import CsvSource
 from hybridgen.data.formats.hf_datasets import DatasetSource, open_dataset
 from hybridgen.data.formats.image_folder import FolderSource
-from hybridgen.data.formats.json_files import JsonlSource, JsonSource
+from hybridgen.data.formats.json_files import json_source
+from hybridgen.data.formats.rows import RowSource
 from hybridgen.data.formats.streaming import StreamSource, stream_files
 from hybridgen.data.formats.webdataset import WebDatasetSource
 from hybridgen.data.keyed_random import feistel_permutation
 from hybridgen.data.source_config import SourceConfig
 from hybridgen.data.synthetic import open_synthetic
 
+STREAM_LOOK = 10_000  # records of a stream that are read in search of a picture
+
 
 def open_source(config: SourceConfig, seed: int = 0) -> DocumentSource:
     """Open what a config names, for a run of this seed.
 
     Raises:
-        ValueError: there is no such file or data set, no such task or split in it, or no record that is whole.
+        ValueError: there is no such file or data set, no such task or split in it, no record that is whole, or no
+            picture in any where the config says by which path pictures are written.
     """
     if config.kind == "synthetic":
         return _open_synthetic(config, seed)
     bad: list[BadRecord] = []
     source = open_stream(config, seed) if config.streaming else open_records(config, bad)
+    if config.write is not None:
+        _require_picture(source, config, bad)
     bad = [BadRecord(f"source {config.name!r}, {each.where}", each.reason) for each in bad]
     return DocumentSource(source, config, seed, bad)
+
+
+def _require_picture(source: RowSource, config: SourceConfig, bad: list[BadRecord]) -> None:
+    """Raises ValueError if no record holds a picture; reads up to the first that does, and decodes none."""
+    count, unread = 0, []
+    streaming = isinstance(source, StreamSource)
+    for record in source.first_records(STREAM_LOOK) if streaming else _whole_records(source, unread):
+        if any(part["type"] == "image" for message in record["messages"] for part in parts(message)):
+            return
+        count += 1
+    broken = [*map(str, bad), *unread]
+    raise ValueError(
+        f"{config.name}: write is {config.write!r}, but none of the {count} records read holds a picture; leave write "
+        "out, or say which column holds the pictures, as in columns: {image: picture}"
+        + (f" ({len(broken)} records are broken, the first of them {broken[0]})" if broken else "")
+    )
+
+
+def _whole_records(source: RowSource, unread: list[str]) -> Iterator[dict]:
+    """The records of a source that are whole, their pictures not decoded; of others the reason goes to `unread`."""
+    for index in range(len(source)):
+        try:
+            yield source.record(index)
+        except ValueError as error:
+            unread.append(str(error))
 
 
 def _open_synthetic(config: SourceConfig, seed: int) -> DocumentSource:
@@ -51,14 +85,14 @@ def _open_synthetic(config: SourceConfig, seed: int) -> DocumentSource:
     return DocumentSource(source, config, seed)
 
 
-def open_records(config: SourceConfig, bad_records: list[BadRecord]) -> RecordSource:
+def open_records(config: SourceConfig, bad_records: list[BadRecord]) -> RowSource:
     """The records of a source's files, by its format; what is broken is added to `bad_records`."""
     kind, rows = config.kind, {"form": config.form, "columns": config.columns}
     if kind == "folder":
-        return FolderSource(config.source, bad_records)
-    if kind in ("jsonl", "json"):
-        file_source = JsonlSource if kind == "jsonl" else JsonSource
-        return file_source(config.source, images=config.images, bad_records=bad_records, **rows)
+        return FolderSource(config.source, bad_records, split=config.split, **rows)
+    if kind in ("jsonl", "json", "csv"):
+        open_file = CsvSource if kind == "csv" else json_source
+        return open_file(config.source, images=config.images, bad_records=bad_records, **rows)
     if kind == "webdataset":
         return WebDatasetSource(expand(config.source), bad_records=bad_records, **rows)
     files = expand(config.source) if kind == "parquet" else []

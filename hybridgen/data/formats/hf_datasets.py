@@ -13,13 +13,13 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from hybridgen.data.formats.rows import RowSource, find_form
+from hybridgen.data.formats.rows import RowSource
 
 SAVED = ("dataset_info.json", "dataset_dict.json", "state.json")  # files that `save_to_disk` writes
 
 
 class DatasetSource(RowSource):
-    """Rows of a `datasets.Dataset`. Arguments as of `RowSource`; a form of None is that of the first row."""
+    """Rows of a `datasets.Dataset`. Arguments as of `RowSource`."""
 
     def __init__(
         self,
@@ -33,7 +33,6 @@ class DatasetSource(RowSource):
         self.table = table
         if not len(table):
             raise ValueError(f"{name} holds no row")
-        self.form = form or find_form(table[0], self.columns, name)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -132,8 +131,8 @@ def _undecoded(table: Any, datasets: Any) -> Any:
     def undecoded(feature: Any) -> Any:
         if isinstance(feature, datasets.Image):
             return datasets.Image(decode=False)
-        if isinstance(feature, datasets.List):
-            return datasets.List(undecoded(feature.feature))
+        if isinstance(feature, datasets.List | datasets.LargeList):
+            return type(feature)(undecoded(feature.feature))
         if isinstance(feature, dict):
             return {name: undecoded(part) for name, part in feature.items()}
         return feature

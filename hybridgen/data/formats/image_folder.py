@@ -1,96 +1,188 @@
 """A folder of captioned pictures as a source: each picture with its caption, as a record that draws it.
 
-Two layouts: `metadata.jsonl` with lines {"file_name": ..., "text": ...} (that of the datasets library's imagefolder),
-or a `.txt` of the same name beside each picture; the folder has the first if the file is there. To read the pictures
-instead of drawing them, a source's config says `order: image_first`. A picture without a caption is a broken record,
-listed and counted: if it were skipped in silence, nobody would notice a third of a data set that is missing.
+Two layouts. With `metadata.jsonl` or `metadata.csv` (those of the datasets library's imagefolder), each of its lines
+names a picture (`file_name`) and holds the other columns of a row of any form (`rows`). Without it, a `.txt` or
+`.caption` of the same name stands beside each picture. Folders inside are searched too, each by its own layout; a
+metadata file speaks for all below it. Of the usual split folders (`train`, `test`, ...) one is read.
+
+To read the pictures instead of drawing them, a source's config says `order: image_first`. A picture without a caption
+is a broken record, listed and counted: if it were skipped in silence, nobody would notice a third of a data set that
+is missing. Links are followed. What computers leave behind (names that begin with a dot, `__MACOSX`) is no data.
 """
 
-import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from hybridgen.data.bad_records import BadRecord
-from hybridgen.data.formats.rows import captioned, check_index
-from hybridgen.data.records import load_image
+from hybridgen.data.bad_records import BadRecord, record_errors
+from hybridgen.data.formats.csv_files import check_cells, read_table
+from hybridgen.data.formats.rows import RowSource, record_of
+from hybridgen.data.formats.text_files import decode, parse_json, read_lines
+from hybridgen.data.records import check_record
 
-METADATA = "metadata.jsonl"
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+METADATA = ("metadata.jsonl", "metadata.csv")
+PICTURES = (
+    ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl",
+)  # fmt: skip
+CAPTIONS = (".txt", ".caption")
+SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation", "held_out")
+_LITTER = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")  # of macOS, Synology, Windows
 
 
-class FolderSource:
-    """Records of a folder, in the order of `metadata.jsonl` or of the files' names; subfolders are searched too.
+class _Entry(NamedTuple):
+    """A picture and what is said of it."""
+
+    file: str  # relative to the folder
+    row: dict
+    from_metadata: bool  # else `row` is its caption
+
+
+class FolderSource(RowSource):
+    """Records of a folder, in the order of metadata files or of the files' names.
 
     Args:
+        form, columns: of rows of metadata, see `rows`; the picture is the column `file_name`.
+        split: the folder inside that is read; None = the only one, where there are split folders.
         bad_records: pictures without a caption and the like are added to it; None = the first of them is raised.
 
     Raises:
         ValueError: it holds no picture, or a caption or a picture is missing; it names the file.
     """
 
-    def __init__(self, folder: str | Path, bad_records: list[BadRecord] | None = None):
-        self.folder = Path(folder)
-        metadata = self.folder / METADATA
-        entries = _from_metadata(metadata) if metadata.is_file() else _from_texts(self.folder)
-        self._pairs: list[tuple[str, str]] = []
-        for entry in entries:
-            if not isinstance(entry, BadRecord):
-                self._pairs.append(entry)
-            elif bad_records is None:
+    def __init__(
+        self,
+        folder: str | Path,
+        bad_records: list[BadRecord] | None = None,
+        form: str | None = None,
+        columns: dict[str, str] | None = None,
+        split: str | None = None,
+    ):
+        self.folder = _split_of(Path(folder), split)
+        super().__init__(str(self.folder), form, {"image": "file_name", **(columns or {})}, self.folder)
+        self._entries: list[_Entry] = []
+        first: BadRecord | None = None
+        for entry in self._found():
+            if isinstance(entry, _Entry):
+                self._entries.append(entry)
+                continue
+            first = first or entry
+            if bad_records is None:
                 raise ValueError(str(entry))
-            else:
-                bad_records.append(entry)
-        if not self._pairs:
-            if bad_records:
-                raise ValueError(f"{self.folder} holds no captioned picture that is whole: {bad_records[0]}")
+            bad_records.append(entry)
+        if not self._entries:
+            if first:
+                raise ValueError(f"{self.folder} holds no captioned picture that is whole: {first}")
             raise ValueError(f"{self.folder} holds no picture ({', '.join(PICTURES)}); put some there with captions")
 
     def __len__(self) -> int:
-        return len(self._pairs)
-
-    def __getitem__(self, index: int) -> dict:
-        check_index(self, index, self.folder)
-        name, caption = self._pairs[index]
-        return captioned(caption, load_image(name, self.folder, self.where(index)))
+        return len(self._entries)
 
     def where(self, index: int) -> str:
         """The file of a record."""
-        return str(self.folder / self._pairs[index][0])
+        return str(self.folder / self._entries[index].file)
 
+    def _row(self, index: int) -> _Entry:
+        return self._entries[index]
 
-def _from_metadata(file: Path) -> Iterator[tuple[str, str] | BadRecord]:
-    """(picture, caption) of each line, or what is wrong with it."""
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        where = f"{file}:{number}"
+    def _record(self, entry: _Entry, where: str, variant: int = 0) -> dict:
+        form, columns = (self.form, self.columns) if entry.from_metadata else ("captions", {})
+        return check_record(record_of(entry.row, form, columns, where, variant), where)
+
+    def _found(self) -> Iterator[_Entry | BadRecord]:
+        """Each picture with what is said of it, or what is wrong with that."""
+        for file in walk(self.folder) if self.folder.is_dir() else ():
+            if file.name in METADATA:
+                yield from self._from_metadata(file)
+            else:
+                yield self._from_text(file)
+
+    def _from_metadata(self, metadata: Path) -> Iterator[_Entry | BadRecord]:
+        rows = read_table(metadata) if metadata.suffix == ".csv" else _json_rows(metadata)
+        for number, row in rows:
+            where = f"{metadata}:{number}"
+            try:
+                with record_errors(where):
+                    row = check_cells(row, where) if metadata.suffix == ".csv" else parse_json(row, where)
+                    entry = self._entry(row, metadata.parent)
+                    self._record(entry, where)
+                    yield entry
+            except ValueError as error:
+                yield BadRecord.of(where, error)
+
+    def _entry(self, row: Any, folder: Path) -> _Entry:
+        name = row.get(self.columns["image"]) if isinstance(row, dict) else None
+        if not isinstance(name, str) or not name:
+            raise ValueError(f'a line must be {{"{self.columns["image"]}": a picture, "text": its caption}}')
+        if not (folder / name).is_file():
+            raise ValueError(f"the image {name!r} is not there; paths are relative to the file")
+        file = os.path.relpath(folder / name, self.folder) if folder != self.folder else name
+        return _Entry(file, {**row, self.columns["image"]: file}, True)
+
+    def _from_text(self, picture: Path) -> _Entry | BadRecord:
+        texts = [text for suffix in CAPTIONS if (text := picture.with_suffix(suffix)).is_file()]
+        file = str(picture.relative_to(self.folder))
         try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            yield BadRecord(where, f"not a JSON object ({error.msg} at column {error.colno})")
-            continue
-        fields = [entry.get(key) if isinstance(entry, dict) else None for key in ("file_name", "text")]
-        if not all(isinstance(value, str) and value for value in fields):
-            yield BadRecord(where, 'a line must be {"file_name": a picture, "text": its caption}')
-        elif not (file.parent / fields[0]).is_file():
-            yield BadRecord(where, f"the image {fields[0]!r} is not there; paths are relative to the file")
-        else:
-            yield tuple(fields)
-
-
-def _from_texts(folder: Path) -> Iterator[tuple[str, str] | BadRecord]:
-    """(picture, caption) of each picture with a `.txt` beside it, or what is wrong with it."""
-    for file in sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES):
-        text = file.with_suffix(".txt")
-        try:
-            caption = text.read_text(encoding="utf-8").strip() if text.is_file() else ""
-        except UnicodeDecodeError as error:
-            yield BadRecord(str(file), f"{text.name} is not UTF-8 text (byte {error.start})")
-            continue
+            if not picture.is_file():
+                raise ValueError("it is a link to a file that is not there")
+            caption = decode(texts[0].read_bytes(), texts[0].name).strip() if texts else ""
+        except ValueError as error:
+            return BadRecord(str(picture), str(error))
         if caption:
-            yield str(file.relative_to(folder)), caption
-        else:
-            state = "is empty" if text.is_file() else "is missing"
-            yield BadRecord(
-                str(file), f"the caption of {file} {state}; write {text.name} beside it, or all in {METADATA}"
-            )
+            return _Entry(file, {"image": file, "text": caption}, False)
+        state = "is empty" if texts else "is missing"
+        name = picture.with_suffix(CAPTIONS[0]).name
+        return BadRecord(
+            str(picture), f"the caption of {picture} {state}; write {name} beside it, or all in {METADATA[0]}"
+        )
+
+
+def _json_rows(metadata: Path) -> Iterator[tuple[int, bytes]]:
+    return ((number, line) for number, _, line in read_lines(metadata))
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file or folder of this name is no data but left behind by a computer."""
+    return name.startswith(".") or name in _LITTER
+
+
+def _split_of(folder: Path, split: str | None) -> Path:
+    """The folder inside that holds the split, or the folder itself where there are no split folders.
+
+    Raises:
+        ValueError: there is no such split, or there are several and none is asked for.
+    """
+    inside = [entry for entry in folder.iterdir() if not is_litter(entry.name)] if folder.is_dir() else []
+    splits = sorted(entry.name for entry in inside if entry.name.lower() in SPLITS and entry.is_dir())
+    if split is not None:
+        if not (folder / split).is_dir():
+            raise ValueError(f"{folder} has no split {split!r}; it has {', '.join(splits) or 'no folders of splits'}")
+        return folder / split
+    only_splits = bool(splits) and all(entry.name in splits or not entry.is_dir() for entry in inside)
+    if not only_splits or any(entry.suffix.lower() in PICTURES or entry.name in METADATA for entry in inside):
+        return folder
+    if len(splits) > 1:
+        raise ValueError(f"{folder} has the splits {', '.join(splits)}; say split: one of them")
+    return folder / splits[0]
+
+
+def walk(folder: Path, seen: set[str] | None = None) -> Iterator[Path]:
+    """The metadata file that speaks for all of a folder, or the pictures in it and in the folders inside, by name.
+
+    Links are followed; a folder to which several paths lead is walked once, so that a link to a folder above ends.
+    """
+    seen = set() if seen is None else seen
+    if (real := os.path.realpath(folder)) in seen:
+        return
+    seen.add(real)
+    entries = sorted(entry for entry in folder.iterdir() if not is_litter(entry.name))
+    if metadata := [entry for entry in entries if entry.name in METADATA]:
+        if len(metadata) > 1:
+            raise ValueError(f"{folder} has {' and '.join(METADATA)}; keep one of them")
+        yield metadata[0]
+        return
+    for entry in entries:
+        if entry.is_dir():
+            yield from walk(entry, seen)
+        elif entry.suffix.lower() in PICTURES:
+            yield entry

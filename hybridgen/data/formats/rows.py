@@ -1,77 +1,123 @@
-"""Rows of the usual data sets -> chat records: captions, questions, LLaVA conversations, OBELICS and MMC4 documents.
+"""Rows of the usual data sets -> chat records: captions, questions, conversations, OBELICS and MMC4 documents.
 
-    messages   {"messages": [...]}                                            our own, as it is
-    captions   {image: ..., text: ...}                                        drawn from its text
-    text       {text: ...}                                                    one turn of the assistant
-    questions  {image: ..., question: ..., answer: ...}                       answered
-    llava      {"image": ..., "conversations": [{"from": "human", "value": "<image>\\nwhat?"}, ...]}
-    obelics    {"texts": ["one", None, "two"], "images": [None, ..., None]}   one of the two at each place
-    mmc4       {"text_list": [...], "image_info": [{"image_name": ..., "matched_text_index": 0}, ...]}
+    messages      {"messages": [...], "images": [...]}                         as it is; images fill `<image>` in order
+    llava         {"conversations": [{"from": "human", "value": "<image>\\nwhat?"}, ...], "image": ...}
+    mmc4          {"text_list": [...], "image_info": [{"image_name": ..., "matched_text_index": 0}, ...]}
+    cauldron      {"texts": [{"user": ..., "assistant": ...}, ...], "images": [...]}
+    obelics       {"texts": ["one", None, "two"], "images": [None, ..., None]}   one of the two at each place
+    questions     {"question": ..., "answer": ..., "image": ...}               answered, with a picture or without
+    alpaca        {"instruction": ..., "input": ..., "output": ...}            likewise
+    prompts       {"prompt": ..., "completion": ...}                           likewise
+    captions      {"image": ..., "text": ...}                                  drawn from its text
+    text          {"text": ...}                                                one turn of the assistant
 
-A row is a plain dict, whatever file it came from; no file is opened here. An interleaved document becomes one turn of
-the assistant, so all of it carries a loss; an image of MMC4 stands before the sentence that it was matched to.
+What a row is, is told by its own columns, row by row: files hold rows of several kinds in any order. A row that has a
+column for a picture is never plain text, even where that column is empty: then its picture is missing. A row is a plain
+dict, whatever file it came from; no file is opened here. An interleaved document becomes one turn of the assistant, so
+all of it carries a loss; an image of MMC4 stands before the sentence that it was matched to.
 """
 
 import base64
 import binascii
+import json
+import math
 from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
-from hybridgen.data.records import chat_record, check_record, image_part, load_images, text_part
+from hybridgen.core.messages import shown
+from hybridgen.data.bad_records import record_errors
+from hybridgen.data.formats.conversations import conversation
+from hybridgen.data.records import chat_record, check_record, image_part, load_images, picture_value, text_part
 
-FORMS = ("messages", "captions", "text", "questions", "llava", "obelics", "mmc4")
-ROLES = {
-    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
-}  # fmt: skip
-IMAGE_TAG = "<image>"
 # the columns in which each field of a row is looked for, in this order, unless `columns` names one
 USUAL_COLUMNS = {
     "image": ("image", "jpg", "jpeg", "png", "webp", "img", "file_name", "image_path"),
+    "images": ("images", "json.images"),
     "text": ("text", "txt", "caption", "captions", "json.caption", "json.text"),
-    "question": ("question",),
-    "answer": ("answer", "answers"),
+    "question": ("question", "query", "json.question"),
+    "answer": ("answer", "answers", "response", "json.answer"),
     "messages": ("messages", "json.messages"),
     "conversations": ("conversations", "json.conversations"),
     "texts": ("texts", "json.texts"),
-    "images": ("images", "json.images"),
     "text_list": ("text_list", "json.text_list"),
     "image_info": ("image_info", "json.image_info"),
+    "instruction": ("instruction", "json.instruction"),
+    "input": ("input", "context", "json.input"),
+    "output": ("output", "response", "json.output"),
+    "prompt": ("prompt", "json.prompt"),
+    "completion": ("completion", "response", "json.completion"),
+    "history": ("history",),
+    "system": ("system", "system_prompt", "json.system"),
+    "video": ("videos", "video", "mp4", "webm", "audios", "audio", "mp3", "wav", "flac"),  # not read yet
 }
-# fields that a form needs; a row has the first form whose fields it holds
+# fields that a form needs; `picture` is `image` or `images`
 _FIELDS_OF_FORM = {
     "messages": ("messages",),
     "llava": ("conversations",),
-    "obelics": ("texts", "images"),
     "mmc4": ("text_list", "image_info"),
+    "cauldron": ("texts", "images"),
+    "obelics": ("texts", "images"),
     "questions": ("question", "answer"),
-    "captions": ("image", "text"),
+    "alpaca": ("instruction", "output"),
+    "prompts": ("prompt", "completion"),
+    "captions": ("picture", "text"),
     "text": ("text",),
 }
+FORMS = tuple(_FIELDS_OF_FORM)
+SHOWN_COLUMNS = 20  # columns that a sentence names
 _ABSENT = object()
 
 
 class RowSource:
-    """What sources of rows share: row i, made a chat record by its form, with its pictures decoded.
+    """What sources of rows share: row i, made a chat record by its form.
 
     A subclass gives `__len__`, `_row` and `where`.
 
     Args:
         name: of the file or data set, said in errors.
-        form, columns: see the head of this file and `USUAL_COLUMNS`; a form of None is found by the first good row.
+        form, columns: see the head of this file and `USUAL_COLUMNS`; a form of None is told by each row.
         images: the folder that paths of images are relative to.
     """
 
-    def __init__(self, name: str, form: str | None, columns: dict[str, str] | None, images: str | Path = ""):
+    def __init__(
+        self, name: str, form: str | None = None, columns: dict[str, str] | None = None, images: str | Path = ""
+    ):
         self.name, self.form, self.columns, self.images = name, form, columns or {}, Path(images)
 
     def __len__(self) -> int:
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> dict:
+        return self.read(index)
+
+    def read(self, index: int, variant: int = 0) -> dict:
+        """Record `index` with its pictures decoded (`record`).
+
+        Raises:
+            ValueError: the record is broken.
+            OSError: the source itself cannot be read any more.
+        """
+        record = self.record(index, variant)
+        with record_errors(where := self.where(index)):
+            return load_images(record, self.images, where)
+
+    def record(self, index: int, variant: int = 0) -> dict:
+        """Record `index` with its pictures as the row holds them: what it is, told without decoding any.
+
+        Args:
+            variant: which of several captions or answers it takes, counted round and round.
+        """
         check_index(self, index, self.name)
         where = self.where(index)
-        return load_images(self._record(self._row(index), where), self.images, where)
+        with record_errors(where, ends_run=OSError):  # of the source's own file
+            row = self._row(index)
+        return self.record_of(row, where, variant)
+
+    def record_of(self, row: Any, where: str, variant: int = 0) -> dict:
+        """The record that a row is. Raises ValueError, whatever is wrong with it."""
+        with record_errors(where):
+            return self._record(row, where, variant)
 
     def where(self, index: int) -> str:
         """The file and the place in it where a record stands."""
@@ -80,8 +126,8 @@ class RowSource:
     def _row(self, index: int) -> Any:
         raise NotImplementedError
 
-    def _record(self, row: Any, where: str) -> dict:
-        return check_record(record_of(row, self.form, self.columns, where), where)
+    def _record(self, row: Any, where: str, variant: int = 0) -> dict:
+        return check_record(record_of(row, self.form, self.columns, where, variant), where)
 
 
 def check_index(source: Sized, index: int, name: str | Path) -> None:
@@ -91,52 +137,41 @@ def check_index(source: Sized, index: int, name: str | Path) -> None:
 
 
 def find_form(row: dict, columns: dict[str, str], where: str) -> str:
-    """The form of a row, found by its columns.
+    """The form of a row: the first whose fields all hold something, else the first whose columns are all there.
 
     Raises:
         ValueError: it holds what no form needs; the way out is `columns`.
     """
-    for form, fields in _FIELDS_OF_FORM.items():
-        if all(_get(row, field, columns, None) is not _ABSENT for field in fields):
-            return form
+    fields = _Fields(row, columns, where)
+    for test in (fields.holds, fields.has):
+        for form, names in _FIELDS_OF_FORM.items():
+            if not all(map(test, names)) or (form == "text" and fields.has("picture")):
+                continue
+            if form != "cauldron" or _holds_objects(fields["texts"]):
+                return form
     raise ValueError(
-        f"{where}: its columns are {', '.join(map(str, row))}, and none of the forms {', '.join(FORMS)} is made of "
-        "them; say which column is which, as in columns: {image: picture, text: caption}"
+        f"{where}: its columns are {fields.columns}, and none of the forms {', '.join(FORMS)} is made of them; say "
+        "which column is which, as in columns: {image: picture, text: caption}"
     )
 
 
-def record_of(row: Any, form: str, columns: dict[str, str], where: str) -> dict:
+def record_of(row: Any, form: str | None, columns: dict[str, str], where: str, variant: int = 0) -> dict:
     """A chat record, whose images are as the row held them.
+
+    Args:
+        form: None = that which the row's columns tell.
+        variant: which of several captions or answers it takes, counted round and round.
 
     Raises:
         ValueError: a field is missing or of another kind.
     """
     if not isinstance(row, dict):
         raise ValueError(f"{where}: a record must be an object with named parts, not {type(row).__name__}")
-
-    def field(name: str) -> Any:
-        value = _get(row, name, columns, where)
-        if value is _ABSENT or value is None:
-            column = columns.get(name, name)
-            raise ValueError(f"{where}: {column!r} is missing; records of the form {form!r} need it")
-        return value
-
-    if form == "messages":
-        return {"messages": field("messages")}
-    if form == "captions":
-        return captioned(_text_of(field("text"), "text", where), field("image"))
-    if form == "text":
-        return chat_record(("assistant", [text_part(_text_of(field("text"), "text", where))]))
-    if form == "questions":
-        question = [image_part(field("image")), text_part(_text_of(field("question"), "question", where))]
-        answer = text_part(_text_of(field("answer"), "answer", where))
-        return chat_record(("user", question), ("assistant", [answer]))
-    if form == "llava":
-        images = _get(row, "image", columns, where)
-        return _llava(field("conversations"), [] if images in (_ABSENT, None) else images, where)
-    if form == "obelics":
-        return _obelics(field("texts"), field("images"), where)
-    return _mmc4(field("text_list"), field("image_info"), where)
+    form = form or find_form(row, columns, where)
+    fields = _Fields(row, columns, where, form)
+    if fields.holds("video") and form != "captions":
+        raise ValueError(f"{where}: it holds a video or a sound, and those are not read; leave the record out")
+    return _BUILDERS[form](fields, variant)
 
 
 def captioned(caption: str, image: Any) -> dict:
@@ -144,34 +179,77 @@ def captioned(caption: str, image: Any) -> dict:
     return chat_record(("user", [text_part(caption)]), ("assistant", [image_part(image)]))
 
 
-def _llava(turns: Any, images: Any, where: str) -> dict:
-    images = list(images) if isinstance(images, list) else [images]
-    if not isinstance(turns, list) or not turns:
-        raise ValueError(f"{where}: conversations must be a list of at least one turn")
-    messages, unplaced = [], list(images)
-    for number, turn in enumerate(turns):
-        role = ROLES.get(turn.get("from")) if isinstance(turn, dict) else None
-        if role is None or not isinstance(turn.get("value"), str):
-            raise ValueError(
-                f'{where}: turn {number} must be {{"from": one of {", ".join(ROLES)}, "value": a text}}, not '
-                f"{repr(turn)[:80]}"
-            )
-        content = []
-        for number_of_tag, words in enumerate(turn["value"].split(IMAGE_TAG)):
-            if number_of_tag:
-                if not unplaced:
-                    raise ValueError(f"{where}: more {IMAGE_TAG} stand in the conversation than the images it has")
-                content.append(image_part(unplaced.pop(0)))
-            if words := words.strip("\n"):
-                content.append(text_part(words))
-        if content:
-            messages.append({"role": role, "content": content})
-    if unplaced:
-        raise ValueError(f"{where}: {len(images)} images are given, but {len(unplaced)} of them have no {IMAGE_TAG}")
+# --------------------------------------------------------------------------------------------------------------- forms
+
+
+def _messages(fields: "_Fields", variant: int) -> dict:
+    return {**fields.row, **_asked(fields, fields.need("messages"), fields.pictures())}
+
+
+def _llava(fields: "_Fields", variant: int) -> dict:
+    record = _asked(fields, fields.need("conversations"), fields.pictures())
+    messages = []
+    for number, message in enumerate(record["messages"]):
+        if isinstance(message["content"], str):
+            message = {**message, "content": [text_part(words)] if (words := message["content"].strip("\n")) else []}
+        if not message["content"]:
+            raise ValueError(f"{fields.where}: message {number} is empty; leave the record out")
+        messages.append(message)
     return {"messages": messages}
 
 
-def _obelics(texts: Any, images: Any, where: str) -> dict:
+def _cauldron(fields: "_Fields", variant: int) -> dict:
+    turns = []
+    for number, pair in enumerate(fields.need("texts")):
+        here = f"{fields.where}: texts.{number}"
+        for role in ("user", "assistant"):
+            words = pair.get(role) if isinstance(pair, dict) else None
+            turns.append({"role": role, "content": [text_part(_text_of(words, role, here))]})
+    return _asked(fields, turns, fields.pictures(), lead=True)
+
+
+def _questions(fields: "_Fields", variant: int) -> dict:
+    words = [_text_of(fields.need(name), name, fields.where, variant) for name in ("question", "answer")]
+    pictures = fields.pictures()
+    if fields.has("picture") and not pictures and fields["images"] != []:
+        fields.need("picture")  # a question about a picture that is not there teaches to make things up
+    return _asked(fields, [*fields.history(), *_exchange(*words)], pictures, lead=True)
+
+
+def _alpaca(fields: "_Fields", variant: int) -> dict:
+    words = _text_of(fields.need("instruction"), "instruction", fields.where, variant)
+    if fields.holds("input"):
+        words += "\n" + _text_of(fields["input"], "input", fields.where, variant)
+    answer = _text_of(fields.need("output"), "output", fields.where, variant)
+    return _asked(fields, [*fields.history(), *_exchange(words, answer)], fields.pictures(), lead=True)
+
+
+def _prompts(fields: "_Fields", variant: int) -> dict:
+    turns = []
+    for name, role in (("prompt", "user"), ("completion", "assistant")):
+        value = fields.need(name)
+        if isinstance(value, list) and all(isinstance(turn, dict) for turn in value):  # TRL's conversations
+            turns += value
+        else:
+            turns.append({"role": role, "content": [text_part(_text_of(value, name, fields.where, variant))]})
+    return _asked(fields, turns, fields.pictures(), lead=True)
+
+
+def _captions(fields: "_Fields", variant: int) -> dict:
+    caption = _text_of(fields.need("text"), "text", fields.where, variant)
+    fields.need("picture")
+    pictures = fields.pictures()
+    if len(pictures) != 1:
+        raise ValueError(f"{fields.where}: {len(pictures)} pictures have one caption; give each a row of its own")
+    return captioned(caption, pictures[0])
+
+
+def _text(fields: "_Fields", variant: int) -> dict:
+    return chat_record(("assistant", [text_part(_text_of(fields.need("text"), "text", fields.where, variant))]))
+
+
+def _obelics(fields: "_Fields", variant: int) -> dict:
+    texts, images, where = fields.need("texts"), fields.need("images"), fields.where
     if not isinstance(texts, list) or not isinstance(images, list) or len(texts) != len(images):
         raise ValueError(f"{where}: texts and images must be lists of one length, a null where the other has something")
     content = []
@@ -185,7 +263,8 @@ def _obelics(texts: Any, images: Any, where: str) -> dict:
     return _interleaved(content, where)
 
 
-def _mmc4(texts: Any, infos: Any, where: str) -> dict:
+def _mmc4(fields: "_Fields", variant: int) -> dict:
+    texts, infos, where = fields.need("text_list"), fields.need("image_info"), fields.where
     if not isinstance(texts, list) or not isinstance(infos, list):
         raise ValueError(f"{where}: text_list and image_info must be lists")
     before: dict[int, list[dict]] = {}
@@ -193,7 +272,7 @@ def _mmc4(texts: Any, infos: Any, where: str) -> dict:
         place = info.get("matched_text_index") if isinstance(info, dict) else None
         if isinstance(place, bool) or not isinstance(place, int) or not 0 <= place < len(texts):
             raise ValueError(
-                f"{where}: image_info {number} has matched_text_index {place!r}; it must be one of the "
+                f"{where}: image_info {number} has matched_text_index {shown(place)}; it must be one of the "
                 f"{len(texts)} texts"
             )
         before.setdefault(place, []).append(image_part(_mmc4_image(info, number, where)))
@@ -230,20 +309,111 @@ def _interleaved(content: list[dict], where: str) -> dict:
     return chat_record(("assistant", joined))
 
 
-# ----------------------------------------------------------------------------------------------------------- fields
+def _exchange(question: str, answer: str) -> list[dict]:
+    return chat_record(("user", [text_part(question)]), ("assistant", [text_part(answer)]))["messages"]
 
 
-def _get(row: dict, name: str, columns: dict[str, str], where: str | None) -> Any:
-    """A field of a row, or _ABSENT. A column with a dot is looked up inside of another: `json.caption`."""
-    if name in columns:
-        value = _look_up(row, columns[name])
-        if value is _ABSENT and where is not None:
-            raise ValueError(
-                f"{where}: there is no column {columns[name]!r}; the columns are {', '.join(map(str, row))}"
-            )
-        return value
-    values = (_look_up(row, column) for column in USUAL_COLUMNS[name])
-    return next((value for value in values if value is not _ABSENT), _ABSENT)
+def _asked(fields: "_Fields", turns: Any, pictures: list, lead: bool = False) -> dict:
+    """The record of a conversation and the pictures beside it; `lead` as of `conversation`."""
+    system = fields["system"] if fields.holds("system") else None
+    return {"messages": conversation(turns, pictures, fields.where, system=system, lead=lead)}
+
+
+_BUILDERS = {
+    "messages": _messages,
+    "llava": _llava,
+    "mmc4": _mmc4,
+    "cauldron": _cauldron,
+    "obelics": _obelics,
+    "questions": _questions,
+    "alpaca": _alpaca,
+    "prompts": _prompts,
+    "captions": _captions,
+    "text": _text,
+}
+
+
+# -------------------------------------------------------------------------------------------------------------- fields
+
+
+class _Fields:
+    """A row by the names that forms give to its columns. A column with a dot lies inside of another: `json.caption`.
+
+    Args:
+        form: said in errors.
+
+    Raises:
+        ValueError: a column that `columns` names is not there.
+    """
+
+    def __init__(self, row: dict, columns: dict[str, str], where: str, form: str | None = None):
+        self.row, self.where, self._named, self._form = row, where, columns, form
+        for column in columns.values():
+            if _look_up(row, column) is _ABSENT:
+                raise ValueError(f"{where}: there is no column {column!r}; its columns are {self.columns}")
+
+    def __getitem__(self, name: str) -> Any:
+        """The first column of a field that holds something, else None (a null), else _ABSENT. NaN is a null, too."""
+        columns = (self._named[name],) if name in self._named else USUAL_COLUMNS[name]
+        values = [value for column in columns if (value := _look_up(self.row, column)) is not _ABSENT]
+        values = [None if isinstance(value, float) and math.isnan(value) else value for value in values]
+        return next((value for value in values if value is not None), None if values else _ABSENT)
+
+    def has(self, name: str) -> bool:
+        """Whether there is a column for it, though perhaps an empty one."""
+        if name == "picture":
+            return self.has("image") or self.has("images")
+        return self[name] is not _ABSENT
+
+    def holds(self, name: str) -> bool:
+        """Whether its column holds something."""
+        if name == "picture":
+            return self.holds("image") or self.holds("images")
+        value = self[name]
+        return value is not _ABSENT and value not in (None, "", b"", [], {})
+
+    def need(self, name: str) -> Any:
+        """A field that the form cannot do without.
+
+        Raises:
+            ValueError: it is missing or null.
+        """
+        if (name == "picture" and self.holds(name)) or (name != "picture" and self[name] not in (None, _ABSENT)):
+            return None if name == "picture" else self[name]
+        column = self._named.get("image", "image") if name == "picture" else self._named.get(name, name)
+        raise ValueError(f"{self.where}: {column!r} is missing; records of the form {self._form!r} need it")
+
+    def pictures(self) -> list:
+        """The row's pictures, from one column or a list.
+
+        Raises:
+            ValueError: one of several is null, or both columns hold something and differ.
+        """
+        image, images = (self[name] if self.holds(name) else [] for name in ("image", "images"))
+        image, images = (value if isinstance(value, list) else [value] for value in (image, images))
+        if image and images and image != images:
+            raise ValueError(f"{self.where}: both image and images hold pictures, and not the same; keep one of them")
+        pictures = [*map(picture_value, images or image)]
+        for number, picture in enumerate(pictures):
+            if picture is None or picture in ("", b"", []):
+                raise ValueError(f"{self.where}: picture {number} of its {len(pictures)} is missing")
+        return pictures
+
+    def history(self) -> list[dict]:
+        """Earlier questions and answers, as pairs of texts."""
+        turns = []
+        for number, pair in enumerate(self["history"] if self.holds("history") else ()):
+            if not isinstance(pair, list | tuple) or len(pair) != 2:
+                raise ValueError(f"{self.where}: history has {shown(pair)} at place {number}; give [question, answer]")
+            turns += _exchange(*(_text_of(words, "history", self.where) for words in pair))
+        return turns
+
+    @property
+    def columns(self) -> str:
+        """The names of its columns, for a sentence."""
+        names = [str(name) for name in self.row if not str(name).startswith("__")]
+        more = [f"and {len(names) - SHOWN_COLUMNS} more"] if len(names) > SHOWN_COLUMNS else []
+        return ", ".join([*(name[:60] for name in names[:SHOWN_COLUMNS]), *more]) or "none"
 
 
 def _look_up(row: Any, path: str) -> Any:
@@ -253,16 +423,27 @@ def _look_up(row: Any, path: str) -> Any:
     return _look_up(row[first], rest) if dot and isinstance(row, dict) and first in row else _ABSENT
 
 
-def _text_of(value: Any, name: str, where: str) -> str:
-    """A text; the first of several, as data sets with many captions per picture have them."""
-    if isinstance(value, list) and value:
-        value = value[0]
+def _holds_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _text_of(value: Any, name: str, where: str, variant: int = 0) -> str:
+    """A text. Of several, as data sets with many captions per picture have them, the one that `variant` counts to,
+    nulls left out; numbers and truth values as JSON writes them."""
+    if isinstance(value, list):
+        several = [each for each in value if each is not None and each == each and each != ""]  # NaN is not itself
+        if several:
+            return _text_of(several[variant % len(several)], name, where, variant)
+    if isinstance(value, dict):  # one of several with notes, as VQAv2's answers
+        value = next((value[key] for key in ("answer", "caption", "text") if key in value), value)
     if isinstance(value, bytes):
         try:
             value = value.decode("utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(f"{where}: {name} is not UTF-8 text (byte {error.start})") from error
+    if isinstance(value, bool | int | float) and math.isfinite(value):
+        value = json.dumps(value)
     if not isinstance(value, str) or not value.strip():
-        shown = "empty" if isinstance(value, str) else f"of type {type(value).__name__}"
-        raise ValueError(f"{where}: {name} is {shown}; it must be a text")
+        kind = "empty" if value in ("", []) or isinstance(value, str) else f"of type {type(value).__name__}"
+        raise ValueError(f"{where}: {name} is {kind}; it must be a text")
     return value.strip()

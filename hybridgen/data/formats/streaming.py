@@ -6,16 +6,17 @@ position of a run is one integer here too. To go on in chunk 40,000 nothing befo
 is kept in the datasets library's own terms (shard and row), and saved.
 """
 
+import itertools
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hybridgen.data.formats.json_files import parse_line
-from hybridgen.data.formats.rows import find_form, record_of
+from hybridgen.data.formats.rows import RowSource
+from hybridgen.data.formats.text_files import check_utf8_file, parse_json
 from hybridgen.data.formats.webdataset import BROKEN, WHERE, tar_rows
-from hybridgen.data.records import check_record, load_images
 
 # chunks kept in memory, and resume points that are saved; twice as many points, and that of chunk 0, stay in memory.
 # Documents that wait to be packed come from the last chunks
@@ -23,14 +24,14 @@ KEPT_CHUNKS = 4
 LINE = "__line__"  # key of a row that is a line of JSON, not parsed yet
 
 
-class StreamSource:
+class StreamSource(RowSource):
     """Records of a stream without end: after the last one the first follows.
 
     Args:
         open_epoch: epoch -> its `datasets.IterableDataset`.
         name: what to call it in errors.
         buffer: records of a chunk.
-        form, columns: see `rows`; None = found by the first row.
+        form, columns: see `rows`; a form of None is told by each row.
         images: the folder that paths of images are relative to.
     """
 
@@ -43,8 +44,8 @@ class StreamSource:
         columns: dict[str, str] | None = None,
         images: str | Path = "",
     ):
-        self._open, self.name, self.buffer = open_epoch, name, buffer
-        self.form, self.columns, self.images = form, columns or {}, Path(images)
+        super().__init__(name, form, columns, images)
+        self._open, self.buffer = open_epoch, buffer
         self._shard = (0, 1)  # which part of how many this process reads
         self._lock = threading.Lock()
         self._restart()
@@ -60,26 +61,20 @@ class StreamSource:
         self._shard = (rank, world_size)
         self._restart()
 
-    def __getitem__(self, index: int) -> dict:
-        """The record of this index, which counts over all epochs."""
-        row, where = self._row(index), self.where(index)
-        if isinstance(row, dict):
-            if BROKEN in row:
-                raise ValueError(f"{where}: {row[BROKEN]}")
-            row = {name: value for name, value in row.items() if name != WHERE}
-            if LINE in row:
-                row = parse_line(row[LINE], where)
-        if self.form is None:
-            self.form = find_form(row, self.columns, where) if isinstance(row, dict) else None
-        record = record_of(row, self.form or "messages", self.columns, where)
-        return load_images(check_record(record, where), self.images, where)
+    def __len__(self) -> int:
+        return sys.maxsize  # an index counts over all epochs
+
+    def first_records(self, count: int) -> Iterator[dict]:
+        """Up to `count` records of the first epoch that are whole, with their pictures as the rows hold them."""
+        for number, row in enumerate(itertools.islice(iter(self._dataset(0)), count)):
+            try:
+                yield self.record_of(row, self._where_row(row, number))
+            except ValueError:
+                continue
 
     def where(self, index: int) -> str:
         """The place that the row carries, or its index."""
-        row = self._row(index)
-        if isinstance(row, dict) and WHERE in row:
-            return row[WHERE]
-        return f"{self.name}, record {index}"
+        return self._where_row(self._row(index), index)
 
     def state_dict(self) -> dict:
         """The resume points of the last chunks; JSON-able."""
@@ -89,6 +84,18 @@ class StreamSource:
         """Without it the same records come, only slower."""
         self._restart()
         self._resume_points |= {int(chunk): point for chunk, point in state.items()}
+
+    def _where_row(self, row: Any, index: int) -> str:
+        return row[WHERE] if isinstance(row, dict) and WHERE in row else f"{self.name}, record {index}"
+
+    def _record(self, row: Any, where: str, variant: int = 0) -> dict:
+        if isinstance(row, dict):
+            if BROKEN in row:
+                raise ValueError(f"{where}: {row[BROKEN]}")
+            row = {name: value for name, value in row.items() if name != WHERE}
+            if LINE in row:
+                row = parse_json(row[LINE], where)
+        return super()._record(row, where, variant)
 
     # --------------------------------------------------------------------------------------------------------- reading
 
@@ -182,5 +189,7 @@ def _lines(files: list[str]) -> Iterator[dict[str, Any]]:
     for file in files:
         with fsspec.open(file, "rb", compression="infer") as opened:
             for number, line in enumerate(opened, start=1):
-                if line.strip():
+                if number == 1:
+                    check_utf8_file(line, file)
+                if line.strip(b"\xef\xbb\xbf \t\r\n"):
                     yield {WHERE: f"{file}:{number}", LINE: line}

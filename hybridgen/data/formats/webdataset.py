@@ -5,6 +5,8 @@ there. As in webdataset, a sample's name ends at the *first* dot after its folde
 the sample `a`), and the parts of a sample must follow one another in the tar.
 """
 
+import gzip
+import lzma
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -12,8 +14,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from hybridgen.data.bad_records import BadRecord
-from hybridgen.data.formats.json_files import parse_line
-from hybridgen.data.formats.rows import RowSource, find_form
+from hybridgen.data.formats.image_folder import is_litter
+from hybridgen.data.formats.rows import RowSource
+from hybridgen.data.formats.text_files import parse_json
 
 WHERE, BROKEN = "__where__", "__broken__"  # keys of a streamed row: its place, and why it cannot be read
 
@@ -31,7 +34,7 @@ class WebDatasetSource(RowSource):
 
     Args:
         files: the shards.
-        form, columns: see `rows`; None = found by the first sample that can be read.
+        form, columns: see `rows`; a form of None is told by each sample.
         bad_records: a shard that ends too early is added to it; None = that is raised.
 
     Raises:
@@ -61,17 +64,6 @@ class WebDatasetSource(RowSource):
                 f": {bad_records[0]}" if bad_records else "; a sample is files of one name, as 0001.jpg and 0001.txt"
             )
             raise ValueError(f"{files[0]} holds no sample{first}")
-        self.form = form or self._find_form()
-
-    def _find_form(self) -> str:
-        """The form of the first sample that can be read."""
-        for index in range(len(self)):
-            try:
-                row = self._row(index)
-            except ValueError:
-                continue  # listed as broken when its turn comes
-            return find_form(row, self.columns, self.where(index))
-        raise ValueError(f"no sample of {self.files[0]} can be read")
 
     def _index(self, number: int, file: str) -> None:
         if not Path(file).is_file():
@@ -134,7 +126,7 @@ def tar_rows(file: str, opened: BinaryIO) -> Iterator[dict[str, Any]]:
                     row[name[1]] = _content(name[1], tar.extractfile(member).read(), row[WHERE])
                 except ValueError as error:
                     row[BROKEN] = BadRecord.of(row[WHERE], error).reason
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
         cut = {WHERE: file, BROKEN: f"the tar cannot be read to its end ({error})"}
     else:
         cut = None
@@ -157,11 +149,13 @@ class _Member(tarfile.TarInfo):
 
 
 def _content(name: str, content: bytes, where: str) -> Any:
-    return parse_line(content, where) if name.rpartition(".")[2] == "json" else content
+    return parse_json(content, where) if name.rpartition(".")[2] == "json" else content
 
 
 def _split(path: str) -> tuple[str, str] | None:
-    """(key, part) of a file's name in a tar; None where it has no part."""
+    """(key, part) of a file's name in a tar; None where it has no part, or was left behind by a computer."""
     folder, slash, name = path.rpartition("/")
+    if any(is_litter(each) for each in path.split("/") if each not in ("", ".", "..")):
+        return None
     key, dot, part = name.partition(".")
     return (f"{folder}{slash}{key}", part.lower()) if key and dot else None

@@ -153,7 +153,7 @@ def texts(sources: list[DocumentSource], samples: int) -> Iterator[str]:
     for source in sources:
         for cursor in range(per_source if source.records is None else min(source.records, per_source)):
             try:
-                messages = source[source.index(cursor)]["messages"]
+                messages = source.record(cursor)["messages"]
             except ValueError:
                 continue  # broken: the mixture lists it
             for message in messages:

@@ -155,7 +155,8 @@ def test_llava_files_are_lists_with_pictures_in_a_folder(tmp_path):
     assert source.records == 1
     assert [(x.where, x.reason) for x in source.bad_records] == [
         (f"source 'llava-understanding', {tmp_path}/llava.json, record 1",
-         "more <image> stand in the conversation than the images it has"),
+         "1 place for pictures (<image> in a text, or an image part without its image), but 0 pictures in image or "
+         "images; give as many as there are places"),
     ]  # fmt: skip
     shown = source[0]["messages"][0]["content"]
     assert np.array_equal(np.array(shown[0]["image"]), np.array(picture(seed=4)))
@@ -193,7 +194,13 @@ def test_samples_are_named_by_shard_and_key(tmp_path):
     path = write_tar(tmp_path / "a.tar", rows)
     source = open_source(SourceConfig(path, shuffle=False))
     for cursor, sentence in enumerate(
-        ["", "'text' is missing", "text is not UTF-8", "cannot be decoded", "not a JSON object"]
+        [
+            "",
+            "its columns are png, and none of the forms",
+            "text is not UTF-8",
+            "cannot be decoded",
+            "not a JSON object",
+        ]
     ):
         if sentence:
             with pytest.raises(ValueError, match=f"source 'a-.*a.tar, key 'a/000{cursor}': .*{sentence}") as error:
@@ -208,14 +215,14 @@ def test_samples_are_named_by_shard_and_key(tmp_path):
         ({"source": "{0}/none-{{0..1}}.parquet"}, "there is no file .*none-0.parquet"),
         ({"source": "{0}/text.parquet"}, "source '.*text.parquet' cannot be opened as a data set: "),
         ({"source": "{0}/saved", "split": "dev"}, "has no split 'dev'; it has train, test"),
-        ({"source": "{0}/object.json"}, "object.json holds a dict; it must hold a list of records"),
+        ({"source": "{0}/object.json"}, "object.json holds a dict with the keys info; it must hold a list of records"),
         ({"source": "{0}/a.tar.gz"}, "the shard .*a.tar.gz is compressed, .* set streaming: true"),
         ({"source": "a.tar", "format": "zip"}, "a-understanding: format is 'zip'; it must be one of synthetic, jsonl"),
         (
             {"source": "a.tar", "format": "world"},
             "a-understanding: format 'world' is called 'synthetic' now; rename it",
         ),
-        ({"source": "a.tar", "form": "coco"}, "a-understanding: form is 'coco'; it must be one of messages, captions"),
+        ({"source": "a.tar", "form": "coco"}, "a-understanding: form is 'coco'; it must be one of messages, llava"),
         ({"source": "a.json", "streaming": True}, "streaming belongs to jsonl and webdataset and parquet and dataset"),
         ({"source": "a.tar", "subset": "en"}, "subset belongs to dataset; a webdataset has none"),
         (
@@ -232,7 +239,7 @@ def test_samples_are_named_by_shard_and_key(tmp_path):
 )
 def test_what_cannot_be_opened_is_refused_in_one_sentence(tmp_path, settings, sentence):
     (tmp_path / "text.parquet").write_text("no parquet")
-    (tmp_path / "object.json").write_text("{}")
+    (tmp_path / "object.json").write_text('{"info":\n 1}')
     write_tar(tmp_path / "a.tar.gz", [sample(0)], "w:gz")
     if "split" in settings:
         captioned(tmp_path, "saved")

@@ -58,8 +58,13 @@ def test_a_folder_is_a_source_of_both_directions(folder):
     ("line", "sentence"),
     [
         ("{", "metadata.jsonl:1: not a JSON object"),
-        ({"file_name": "b.png"}, 'metadata.jsonl:1: a line must be {"file_name": a picture, "text": its caption}'),
-        ({"file_name": "b.png", "text": 3}, "metadata.jsonl:1: a line must be"),
+        ({"text": "a"}, 'metadata.jsonl:1: a line must be {"file_name": a picture, "text": its caption}'),
+        (
+            {"file_name": "b.png", "prompt": "a"},
+            "metadata.jsonl:1: its columns are file_name, prompt, and none .*columns:",
+        ),
+        ({"file_name": "b.png", "text": None}, "metadata.jsonl:1: 'text' is missing"),
+        ({"file_name": "b.png", "text": {}}, "metadata.jsonl:1: text is of type dict"),
         ("3", "metadata.jsonl:1: a line must be"),
         ({"file_name": "gone.png", "text": "a"}, "metadata.jsonl:1: the image 'gone.png' is not there"),
     ],

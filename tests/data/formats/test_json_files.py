@@ -35,7 +35,10 @@ def test_json_lines_give_records_with_pictures(tmp_path):
         ('"messages"', "a.jsonl:2: a record must be an object"),
         ('{"messages": []}', "a.jsonl:2: messages must be a list of at least one message"),
         ('{"messages": [{"role": "bot", "content": "a"}]}', "a.jsonl:2: message 0 has role 'bot'"),
-        ('{"messages": [{"role": "user", "content": [{"type": "image"}]}]}', "a.jsonl:2: message 0 has an image part"),
+        (
+            '{"messages": [{"role": "user", "content": [{"type": "image"}]}]}',
+            "a.jsonl:2: 1 place for .*, but 0 pictures",
+        ),
     ],
 )
 def test_a_bad_line_is_refused_when_the_file_is_opened(tmp_path, line, sentence):
@@ -52,5 +55,5 @@ def test_files_that_hold_nothing_are_refused(tmp_path):
     with pytest.raises(ValueError, match="empty.jsonl holds no record"):
         JsonlSource(write_lines(tmp_path / "empty.jsonl", ""))
     (tmp_path / "latin.jsonl").write_bytes('{"messages": "é"}'.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"latin.jsonl:1: not UTF-8 text \(byte 14 of the line\)"):
+    with pytest.raises(ValueError, match=r"latin.jsonl:1: not UTF-8 text \(byte 14\); save the file as UTF-8"):
         JsonlSource(tmp_path / "latin.jsonl")
