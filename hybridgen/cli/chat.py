@@ -42,13 +42,15 @@ def run(options: argparse.Namespace) -> Iterator[str]:
     out = writable_folder(options.out)
     pipeline = best_device(open_pipeline(options.checkpoint))
     terminal = ChatTerminal(_chat(pipeline, options, settings), out, options.seed)
-    at_terminal = sys.stdin.isatty()
+    at_terminal, begun = sys.stdin.isatty(), False
     if at_terminal:
         print(SLASH_COMMANDS, file=sys.stderr)
     while True:
         if at_terminal:
             print("> ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
+        if not begun:  # with a byte order mark, as PowerShell begins a pipe
+            line, begun = line.removeprefix("\ufeff"), True
         if not line or line.strip() == "/quit":
             return
         try:
@@ -150,7 +152,8 @@ class ChatTerminal:
             for message in self.chat.messages
         ]
         with new_file(self.out, "conversation", ".jsonl") as opened:
-            opened.write((json.dumps({"messages": messages}, ensure_ascii=False) + "\n").encode())
+            text = json.dumps({"messages": messages}, ensure_ascii=False) + "\n"
+            opened.write(text.encode(errors="backslashreplace"))  # a file's name may be no UTF-8
         return Path(opened.name)
 
     def _with_file_name(self, part: dict) -> dict:

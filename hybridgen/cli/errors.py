@@ -6,6 +6,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from hybridgen.cli import console
+
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -15,6 +17,7 @@ def exit_code(run: Callable[[], int]) -> int:
     Raises:
         Exception: what nobody foresaw, with its traceback.
     """
+    console.settle()
     try:
         return run()
     except KeyboardInterrupt as stop:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from hybridgen.bridges.assemble import AssemblyOptions, assemble
 from hybridgen.checkpoints.loading import new_folder
+from hybridgen.core.utf8 import read_text
 
 STOPPED = "nothing was written: the new folder appears when all of it is"  # after Ctrl-C
 
@@ -18,7 +19,7 @@ def run(options: argparse.Namespace) -> Iterator[str]:
         unet_channels=options.unet_channels,
         prediction_type=options.prediction,
         understanding_bidirectional=options.bidirectional,
-        chat_template=None if template is None else template.read_text(encoding="utf-8"),
+        chat_template=None if template is None else read_text(template, "--chat-template"),
         seed=options.seed,
     )
     with new_folder(options.folder) as unfinished:

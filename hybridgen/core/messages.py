@@ -19,6 +19,7 @@ from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from hybridgen.core.control_tokens import ControlTokens, Spans
+from hybridgen.core.utf8 import check_text
 
 ROLES = ("system", "user", "assistant")
 _BASE64 = re.compile("[A-Za-z0-9+/]{80,}={0,2}")  # encoded bytes inside a text
@@ -96,6 +97,7 @@ def check_messages(messages: Any, where: str = "") -> list[dict]:
         _check_reasoning(message, here)
         content = message.get("content")
         if isinstance(content, str):
+            check_text(content, f"{here}'s text")
             continue
         if not isinstance(content, list) or not content:
             raise ValueError(f"{here} has content {shown(content)}; use a text or a list of at least one part")
@@ -110,6 +112,7 @@ def _check_reasoning(message: dict, here: str) -> None:
         return
     if not isinstance(thought, str):
         raise ValueError(f"{here} has reasoning_content {shown(thought)}; it must be a text")
+    check_text(thought, f"{here}'s reasoning_content")
     if message["role"] != "assistant":
         raise ValueError(f"{here} has reasoning_content, but role {message['role']}; only the assistant reasons")
 
@@ -120,6 +123,8 @@ def _check_part(part: Any, here: str) -> None:
         raise ValueError(f"{here} has a part {shown(part)}; a part is an object whose type is 'text' or 'image'")
     if kind == "text" and not isinstance(part.get("text"), str):
         raise ValueError(f"{here} has a text part without its text; give {{'type': 'text', 'text': ...}}")
+    if kind == "text":
+        check_text(part["text"], f"{here}'s text")
     if kind == "image" and (part.get("image") is None or part["image"] == ""):
         raise ValueError(f"{here} has an image part without its image; give {{'type': 'image', 'image': a file}}")
 

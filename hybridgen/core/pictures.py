@@ -158,6 +158,8 @@ def _looks_like_picture(content: bytes) -> bool:
 
 def _from_file(file: Path, where: str, relative: str) -> Image.Image:
     what = f"{where}the image {_short(str(file))}"
+    if "\0" in str(file):
+        raise ValueError(f"{where}the image {_short(repr(str(file)))} has a zero character in its name; name a file")
     try:
         mode = file.stat().st_mode
         if stat.S_ISDIR(mode):

@@ -203,7 +203,7 @@ def test_an_interrupted_process_is_quiet(doll, tiny_checkpoint):
 # ------------------------------------------------------------------------------------------- the form of a command
 
 FOLDER = Path(sys.modules["hybridgen.cli"].__path__[0])
-HELPERS = {"__init__", "main", "errors", "pictures", "running", "demo_report"}
+HELPERS = {"__init__", "main", "console", "errors", "pictures", "running", "demo_report"}
 
 
 def test_every_file_is_a_command_or_a_helper():

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from hybridgen.core.files import read_json
+from hybridgen.core.utf8 import read_text
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 from hybridgen.tokenization_hybridgen import BEGIN_IMAGE, END_IMAGE, PLACEHOLDERS
 
@@ -127,7 +128,7 @@ def find_style(folder: Path, template: str | None) -> tuple[str, str]:
 def template_of(folder: Path) -> str | None:
     """The chat template in a folder of a processor or tokenizer, in any of the files where versions have put it."""
     if (file := folder / "chat_template.jinja").is_file():
-        return file.read_text(encoding="utf-8")
+        return read_text(file, "chat template")
     files = ("chat_template.json", "processor_config.json", "tokenizer_config.json")
     templates = [_read_if_there(folder / name).get("chat_template") for name in files]
     return next((template for template in templates if isinstance(template, str)), None)

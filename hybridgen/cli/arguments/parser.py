@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from hybridgen.cli.arguments import ask, chat, convert, data, demo, evaluate, init, merge, replay, sample, train
 from hybridgen.cli.arguments.types import CommandParser, KeepLines
 from hybridgen.cli.errors import exit_code
+from hybridgen.core.utf8 import check_text
 from hybridgen.version import __version__
 
 ARGUMENTS = {  # in the order of the help
@@ -59,8 +60,18 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         ValueError, OSError: in one sentence, what cannot be.
     """
     options = parser().parse_args(words)
+    _check_texts(options)
     ARGUMENTS[options.command].check(options)
     return options
+
+
+def _check_texts(options: argparse.Namespace) -> None:
+    """Raises ValueError for a text that is not UTF-8. Files may be called what they like."""
+    for name, value in vars(options).items():
+        what = "an argument" if name == "overrides" else f"--{name.replace('_', '-')}"
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str):
+                check_text(text, what)
 
 
 def refuse_mistakes() -> None:

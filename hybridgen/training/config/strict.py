@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar, Union
 
 import yaml
 
+from hybridgen.core.utf8 import read_text
 from hybridgen.training.config.renamed import new_name
 
 T = TypeVar("T")
@@ -62,7 +63,7 @@ def read(path: str | Path) -> dict:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"config {path} does not exist; give the path of a YAML file")
-    content = parse(path.read_text(encoding="utf-8"), str(path))
+    content = parse(read_text(path, "config"), str(path))
     if not isinstance(content, dict):
         raise ValueError(f"config {path} holds {_type_of(content)}; it must hold `key: value` lines")
     if "base" not in content:
@@ -70,7 +71,7 @@ def read(path: str | Path) -> dict:
     base = content.pop("base")
     if not isinstance(base, str) or not (path.parent / base).is_file():
         raise ValueError(f"base of {path} is {base!r}; it must name a YAML file beside it")
-    base_content = parse((path.parent / base).read_text(encoding="utf-8"), base)
+    base_content = parse(read_text(path.parent / base, "config"), base)
     if not isinstance(base_content, dict) or "base" in base_content:
         raise ValueError(
             f"base of {path} is {base!r}, which is no mapping or has a base itself; name one without a base"
