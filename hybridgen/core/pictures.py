@@ -19,6 +19,7 @@ A picture that was read is read again at no cost, and is the same object.
 import base64
 import hashlib
 import io
+import os
 import re
 import stat
 from collections.abc import Iterator
@@ -115,7 +116,10 @@ def picture_file(source: str | Path, root: str | Path | None = None) -> Path:
     if text.startswith("file:"):
         return Path(url2pathname(unquote(urlsplit(text).path)))
     path = Path(text).expanduser() if text.startswith("~") else Path(text)
-    return path if root is None else Path(root) / path
+    path = path if root is None else Path(root) / path
+    if "\\" in text and os.sep != "\\" and not os.path.exists(path):  # written on Windows
+        return picture_file(text.replace("\\", "/"), root)
+    return path
 
 
 def pixels_hash(picture: Image.Image) -> bytes:
@@ -170,9 +174,10 @@ def _from_file(file: Path, where: str, relative: str) -> Image.Image:
             head = opened.read(_HEAD)
     except (FileNotFoundError, NotADirectoryError):
         if not relative:
-            raise ValueError(f"{where}there is no image {file}") from None
+            raise ValueError(f"{where}there is no image {_short(str(file))}") from None
         raise ValueError(
-            f"{where}the image {relative!r} is not there (looked for {file}); paths are relative to the file"
+            f"{where}the image {_short(relative)!r} is not there (looked for {_short(str(file))}); paths are relative to "
+            "the file"
         ) from None
     except OSError as error:
         raise ValueError(f"{what} cannot be read ({error.strerror or error})") from error

@@ -61,27 +61,17 @@ def check_record(obj: Any, where: str) -> dict:
             if part["type"] == "image" and not isinstance(part["image"], RecordImage):
                 kind = type(part["image"]).__name__
                 raise ValueError(f"{where}: the image of an image part must be the path of a file, not {kind}")
-            if part["type"] == "text" and not part["text"].isascii():
-                _check_letters(part["text"], where)
     return obj
 
 
-def _check_letters(text: str, where: str) -> None:
-    """Refuse a text with half of a letter, which JSON can write and UTF-8 cannot."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        half = f"\\u{ord(text[error.start]):04x}"
-        raise ValueError(f"{where}: a text holds {half}, half of a letter, at place {error.start}; mend it") from None
-
-
 def load_images(record: dict, root: Path, where: str) -> dict:
-    """A copy of the record with an upright RGB picture in place of each path (`core.pictures`).
+    """A copy of the record whose contents are parts, with an upright RGB picture in place of each path.
 
     Raises:
         ValueError: naming an image that is missing or cannot be decoded.
     """
-    return {**record, "messages": with_pictures(record["messages"], root, where)}
+    messages = [{**message, "content": parts(message)} for message in record["messages"]]
+    return {**record, "messages": with_pictures(messages, root, where)}
 
 
 def load_image(image: RecordImage, root: Path, where: str) -> Image.Image:

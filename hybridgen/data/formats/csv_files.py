@@ -41,7 +41,7 @@ def check_cells(row: Any, where: str) -> dict:
     """Raises ValueError for a row of more cells than names."""
     if isinstance(row, list):
         raise ValueError(
-            f"{where}: the row has {len(row)} cells, more than the first line names; quote those with commas"
+            f"{where}: the row has {len(row)} cells, more than the first line names; quote cells with commas"
         )
     return row
 

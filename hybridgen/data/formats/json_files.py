@@ -141,7 +141,7 @@ def json_source(path: str | Path, **settings) -> CheckedSource:
     path = Path(path)
     try:
         is_list = _holds_no_lines(path) if path.suffix.lower() == ".json" else _holds_list(path)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         is_list = False  # what is wrong with it is said where it is opened
     return (JsonSource if is_list else JsonlSource)(path, **settings)
 

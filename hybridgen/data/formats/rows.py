@@ -25,30 +25,31 @@ from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
-from hybridgen.core.messages import shown
+from hybridgen.core.messages import shorten, shown
 from hybridgen.data.bad_records import record_errors
 from hybridgen.data.formats.conversations import conversation
 from hybridgen.data.records import chat_record, check_record, image_part, load_images, picture_value, text_part
 
-# the columns in which each field of a row is looked for, in this order, unless `columns` names one
+# the columns in which each field of a row is looked for, in this order, unless `columns` names one; then the same in
+# the column `json`, as samples of webdataset have it
 USUAL_COLUMNS = {
     "image": ("image", "jpg", "jpeg", "png", "webp", "img", "file_name", "image_path"),
-    "images": ("images", "json.images"),
-    "text": ("text", "txt", "caption", "captions", "json.caption", "json.text"),
-    "question": ("question", "query", "json.question"),
-    "answer": ("answer", "answers", "response", "json.answer"),
-    "messages": ("messages", "json.messages"),
-    "conversations": ("conversations", "json.conversations"),
-    "texts": ("texts", "json.texts"),
-    "text_list": ("text_list", "json.text_list"),
-    "image_info": ("image_info", "json.image_info"),
-    "instruction": ("instruction", "json.instruction"),
-    "input": ("input", "context", "json.input"),
-    "output": ("output", "response", "json.output"),
-    "prompt": ("prompt", "json.prompt"),
-    "completion": ("completion", "response", "json.completion"),
+    "images": ("images",),
+    "text": ("text", "txt", "caption", "captions", "json.caption"),
+    "question": ("question", "query"),
+    "answer": ("answer", "answers", "response"),
+    "messages": ("messages",),
+    "conversations": ("conversations",),
+    "texts": ("texts",),
+    "text_list": ("text_list",),
+    "image_info": ("image_info",),
+    "instruction": ("instruction",),
+    "input": ("input", "context"),
+    "output": ("output", "response"),
+    "prompt": ("prompt",),
+    "completion": ("completion", "response"),
     "history": ("history",),
-    "system": ("system", "system_prompt", "json.system"),
+    "system": ("system", "system_prompt"),
     "video": ("videos", "video", "mp4", "webm", "audios", "audio", "mp3", "wav", "flac"),  # not read yet
 }
 # fields that a form needs; `picture` is `image` or `images`
@@ -354,7 +355,8 @@ class _Fields:
 
     def __getitem__(self, name: str) -> Any:
         """The first column of a field that holds something, else None (a null), else _ABSENT. NaN is a null, too."""
-        columns = (self._named[name],) if name in self._named else USUAL_COLUMNS[name]
+        usual = USUAL_COLUMNS[name]
+        columns = (self._named[name],) if name in self._named else (*usual, *(f"json.{column}" for column in usual))
         values = [value for column in columns if (value := _look_up(self.row, column)) is not _ABSENT]
         values = [None if isinstance(value, float) and math.isnan(value) else value for value in values]
         return next((value for value in values if value is not None), None if values else _ABSENT)
@@ -413,7 +415,7 @@ class _Fields:
         """The names of its columns, for a sentence."""
         names = [str(name) for name in self.row if not str(name).startswith("__")]
         more = [f"and {len(names) - SHOWN_COLUMNS} more"] if len(names) > SHOWN_COLUMNS else []
-        return ", ".join([*(name[:60] for name in names[:SHOWN_COLUMNS]), *more]) or "none"
+        return ", ".join([*(shorten(name, 60) for name in names[:SHOWN_COLUMNS]), *more]) or "none"
 
 
 def _look_up(row: Any, path: str) -> Any:
