@@ -298,8 +298,10 @@ class HybridGenConfig(PreTrainedConfig):
 
 def require_path(paths: tuple[str, ...], path: str) -> None:
     """Raises ValueError, naming the paths there are, when `path` is not among them."""
-    if path not in paths:
-        raise ValueError(f"no path {path!r} here; this model has: {', '.join(paths) or 'none'}")
+    if not isinstance(path, str) or path not in paths:
+        raise ValueError(
+            f"no path {' '.join(repr(path).split())[:60]} here; this model has: {', '.join(paths) or 'none'}"
+        )
 
 
 def _sub_config(config: dict | PreTrainedConfig | None, default_type: str) -> PreTrainedConfig | None:

@@ -16,10 +16,12 @@ from transformers.generation import GenerateDecoderOnlyOutput
 
 from hybridgen.core import layout
 from hybridgen.core.hub import whole_around
+from hybridgen.core.names import check_values
+from hybridgen.core.values import choice, flag, shown, whole_number
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.processing_hybridgen import check_unconditional
-from hybridgen.sampling.codes import CodeSampling, write_codes
+from hybridgen.sampling.codes import GREEDY, CodeSampling, write_codes
 from hybridgen.sampling.denoise import draw_latents
 from hybridgen.sampling.guidance import Guidance, is_guided
 from hybridgen.sampling.prefix import Prefix, begin_image, prefill
@@ -33,6 +35,14 @@ _KNOWN = (  # settings of a generation config that pictures heed, or that say no
     "use_cache", "bos_token_id", "eos_token_id", "pad_token_id",
 )  # fmt: skip
 
+
+_TENSORS = {  # arguments -> their dimensions, and whether they hold whole numbers
+    **dict.fromkeys(("input_ids", "negative_prompt_ids"), ((2,), True)),
+    **dict.fromkeys(("attention_mask", "negative_prompt_attention_mask"), ((2,), False)),
+    "pixel_values": ((4,), False), "latents": ((4,), False), "timesteps": ((1,), False), "codes": ((1, 2), True),
+}  # fmt: skip
+_COUNTS = ("num_return_sequences", "num_beams", "max_length", "max_new_tokens", "min_length", "min_new_tokens")
+_FLAGS = ("do_sample", "return_dict_in_generate", "output_logits")
 
 Rows = tuple[Tensor, Tensor]  # ids and mask (B, N)
 
@@ -71,8 +81,10 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
             guidance_scale: 1 = none; None = as the pipeline's folder says.
             negative_prompt_ids, negative_prompt_attention_mask: (1, n) or (B, n); None = the empty prompt, or what the
                 processor's `unconditional` makes of the prompt.
-            num_return_sequences: images of a prompt stand together.
+            num_return_sequences: images of a prompt stand together. Codes that are the likeliest each time make one
+                picture, so several by vq need `do_sample`.
             do_sample, temperature, top_k, top_p: of the codes (vq); without `do_sample` the likeliest each time.
+                Settings of one path are ignored on the other, as in `HybridGenPipeline`.
             return_dict_in_generate, output_logits: `sequences`, and the guided logits (I, V) of each code (vq).
 
         Returns:
@@ -81,14 +93,12 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
         Raises:
             ValueError: in one sentence, what cannot be drawn.
         """
-        if generation_mode not in MODES:
-            raise ValueError(f"generation_mode is {generation_mode!r}; it must be one of {', '.join(map(repr, MODES))}")
-        if generation_mode == "text":
+        if choice("generation_mode", generation_mode, MODES) == "text":
             return super().generate(inputs, **kwargs)
         inputs = kwargs.pop("input_ids", inputs)
         if inputs is None:
             raise ValueError("an image is drawn after a prompt; give input_ids (B, N)")
-        return self._draw(inputs, **kwargs)
+        return self._draw(**_checked({"input_ids": inputs, **kwargs}))
 
     @torch.no_grad()
     def decode_image_tokens(self, image_tokens: Tensor, height: int | None = None, width: int | None = None) -> Tensor:
@@ -147,7 +157,9 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
         3. Draw against one row per image, two where it is guided.
         """
         pipeline = self._require_pipeline()
+        copies = kwargs.pop("num_return_sequences", None)  # transformers' own check knows texts alone
         config, rest = self._prepare_generation_config(generation_config, **kwargs)
+        copies = whole_number("num_return_sequences", config.num_return_sequences or 1 if copies is None else copies)
         images = {name: rest.pop(name) for name in _PROMPT_IMAGES if rest.get(name) is not None}
         _check_arguments(config, kwargs, rest)
         path = pipeline.writing_path(path)
@@ -157,21 +169,23 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
             path, num_inference_steps=num_inference_steps, guidance_scale=config.guidance_scale
         )
         scale, steps = settings["guidance_scale"], settings.get("num_inference_steps", 1)
+        sampling = _sampling_of(config, path, copies)
         size = pipeline.check_sizes([height], [width], path)[0]
         pipeline.check_drawing(path, steps, scale, settings.get("shift"))
-        sampling = CodeSampling(config.temperature, config.top_k or 0, config.top_p) if config.do_sample else GREEDY
-
-        copies, negative = config.num_return_sequences or 1, None
-        prompts = self._prompts(input_ids, attention_mask)
-        if is_guided(scale):
-            negative = self._negative(prompts, negative_prompt_ids, negative_prompt_attention_mask)
-        prefix = self._prefix(prompts, negative, images, copies)
-
         count = len(input_ids) * copies
         if seed is None and generator is None:
             generators = further_generators(count, torch.default_generator)
         else:
             generators = image_generators(count, seed, generator)
+
+        negative = None
+        prompts = self._prompts(input_ids, attention_mask)
+        length = int(prompts[1].sum(-1).max())
+        pipeline.check_length("input_ids", length, 1 + pipeline.processor.count_tokens(path, *size), "the picture")
+        if is_guided(scale):
+            negative = self._negative(prompts, negative_prompt_ids, negative_prompt_attention_mask)
+        prefix = self._prefix(prompts, negative, images, copies)
+
         guidance = Guidance(scale, guidance_rescale=settings["guidance_rescale"])
         logits: list[Tensor] = []
         if path == "vq":
@@ -190,6 +204,9 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
     def _prompts(self, input_ids: Tensor, attention_mask: Tensor | None) -> Rows:
         """Ids and mask (B, N) on the model's device, the token that begins an image taken off where it stands last."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        if mask.shape != input_ids.shape:
+            fit = f"a mask of {tuple(mask.shape)} does not fit prompts of {tuple(input_ids.shape)}"
+            raise ValueError(f"{fit}; give one 0 or 1 for each token")
         if not mask[:, -1].all():
             raise ValueError("the prompts are padded on the right, but an image is drawn after their end; pad left")
         opened = input_ids[:, -1] == self.config.begin_image_token_id
@@ -204,6 +221,11 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
         if ids is None and processor.unconditional == "empty":
             ids = torch.tensor([processor.prompt([{"role": "user", "content": ""}]).layout.input_ids])
         if ids is not None:
+            if len(ids) not in (1, len(prompts[0])):
+                raise ValueError(
+                    f"negative_prompt_ids has {len(ids)} rows for {len(prompts[0])} prompts; give one for each, or one "
+                    "for all"
+                )
             return self._prompts(ids, mask)
         ids, mask = prompts
         keep = mask.cumsum(-1) == 1  # the first token, as DeepSeek's code does
@@ -232,7 +254,41 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
         return prefill(self, **begin_image(vectors, self.config.begin_image_token_id), **images)
 
 
-GREEDY = CodeSampling(temperature=0)
+def _checked(arguments: dict) -> dict:
+    """Arguments of `generate` for pictures, numbers as plain Python; None = not given. Raises ValueError for a value
+    that means nothing."""
+    checked = arguments | check_values(arguments)
+    for name, value in arguments.items():
+        if value is None:
+            continue
+        if name in _FLAGS:
+            checked[name] = flag(name, value)
+        elif name in _COUNTS:
+            checked[name] = whole_number(name, value, 0 if name.startswith("min") else 1)
+        elif name == "guidance_scale" and isinstance(checked[name], list):
+            raise ValueError(f"{name} is {shown(value)}; generate takes one for all prompts, the pipeline one each")
+        elif (wanted := _TENSORS.get(name)) is not None and not _is_tensor(value, *wanted):
+            raise ValueError(
+                f"{name} is {shown(value)}; give a tensor of {' or '.join(map(str, wanted[0]))} dimensions and of "
+                f"{'whole numbers' if wanted[1] else 'numbers'}, as the processor and `forward` have it"
+            )
+    return checked
+
+
+def _sampling_of(config, path: str, copies: int) -> CodeSampling:
+    """How codes are drawn. Raises ValueError for several pictures that could only be the same."""
+    if path == "vq" and config.do_sample:
+        return CodeSampling(config.temperature, config.top_k or 0, config.top_p)
+    if path == "vq" and copies > 1:
+        raise ValueError(
+            f"num_return_sequences is {copies}, but the likeliest codes make the same picture each time; set "
+            "do_sample=True"
+        )
+    return GREEDY
+
+
+def _is_tensor(value, dimensions: tuple[int, ...], whole: bool) -> bool:
+    return isinstance(value, Tensor) and value.ndim in dimensions and not (whole and value.is_floating_point())
 
 
 def _check_arguments(config, arguments: dict, rest: dict) -> None:

@@ -42,30 +42,32 @@ from hybridgen.core.messages import strip_reasoning
 from hybridgen.core.names import WRITING_PATHS
 from hybridgen.core.noise import NoiseProcess
 from hybridgen.core.pictures import read_picture, read_pictures
+from hybridgen.core.values import choice, each, flag, listed, shown, texts, whole_number
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.processing_hybridgen import HybridGenProcessor
-from hybridgen.sampling.codes import write_codes
+from hybridgen.sampling.codes import CodeSampling, write_codes
 from hybridgen.sampling.decoder import Decoder
-from hybridgen.sampling.denoise import OnStep, check_schedule_draws, draw_latents, prepare
+from hybridgen.sampling.denoise import OnStep, Stop, check_schedule_draws, draw_latents, prepare
 from hybridgen.sampling.guidance import Guidance
 from hybridgen.sampling.prefix import Prefix, read_prompts
-from hybridgen.sampling.requests import ImageRequest, batches, expand_requests, pair_questions
+from hybridgen.sampling.requests import ImageRequest, batches, by_padded_length, expand_requests, pair_questions
 from hybridgen.sampling.seeds import image_generators
 from hybridgen.sampling.settings import (
     DrawingSetup,
-    check_counts,
     check_defaults,
-    check_scales,
     code_sampling,
-    each,
     guidance_of,
+    scales_of,
     settings_of,
+    text_sampling,
     with_scales_of,
 )
-from hybridgen.sampling.text import write_text
+from hybridgen.sampling.text import Answer, write_text
 
 __all__ = ["CallState", "HybridGenPipeline", "load_pipeline"]
 
+MOST_TOKENS = 8192  # of an answer, where neither a call nor the model's context says how long it may become
+_ANSWER_PAD_MULTIPLE = 8  # tokens; prompts of answers are padded to a multiple of it
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 _HUB_SETTINGS = ("commit_message", "private", "token", "create_pr")  # of `push_to_hub`, handed on to the hub
 
@@ -78,11 +80,13 @@ class CallState:
         guidance_scale: one, or one per prompt; a callback may set another, which holds from the next step on.
         num_timesteps: steps of the batch that is drawn.
         is_running: whether the call has not returned yet.
+        interrupt: set by a callback, or by another thread, to stop the call after its running step.
     """
 
     guidance_scale: float | list[float] | None = None
     num_timesteps: int = 0
     is_running: bool = False
+    interrupt: bool = False
 
     def scale_at(self, prompt_numbers: list[int]) -> Callable[[int], float | Tensor]:
         """Guidance of a batch as a function of the step: one scale, or one per image.
@@ -220,6 +224,21 @@ class HybridGenPipeline(DiffusionPipeline):
         self._call.guidance_scale = scale
 
     @property
+    def interrupt(self) -> bool:
+        """Whether the running call was told to stop. As in diffusers, a callback, or another thread such as that of a
+        button, tells it by `pipe._interrupt = True`; every call begins with False."""
+        return self._call.interrupt
+
+    @property
+    def _interrupt(self) -> bool:
+        return self._call.interrupt
+
+    @_interrupt.setter
+    def _interrupt(self, stop: bool) -> None:
+        call = self._call if self._call.is_running else self._last_call
+        call.interrupt = bool(stop)
+
+    @property
     def num_timesteps(self) -> int:
         """Steps of the batch that the running call draws, or that the last one drew."""
         return self._call.num_timesteps
@@ -285,7 +304,9 @@ class HybridGenPipeline(DiffusionPipeline):
                 codes (I, h, w); lists where sizes differ.
             callback_on_step_end: called with (pipeline, step, timestep, {"latents": ...}) in every batch; on the vq
                 path with (pipeline, step, step, ...) and the codes so far. What it returns under "latents" is gone on
-                with.
+                with. `pipeline._interrupt = True` ends the call after the step: pictures are decoded from what there is
+                (latents with the noise that is left, codes with 0 where none is yet), and those of batches that had not
+                begun are left out.
             guider: another way to guide than plain guidance: one of `diffusers.guiders` (ClassifierFreeGuidance,
                 AdaptiveProjectedGuidance, ClassifierFreeZeroStarGuidance), or a `Guidance`. Its scale and rescale hold
                 where the call gives none.
@@ -304,8 +325,12 @@ class HybridGenPipeline(DiffusionPipeline):
             ValueError: in one sentence, what is wrong.
         """
         path = self.writing_path(path)
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        self.check_inputs(prompts, num_images_per_prompt, max_batch, output_type, callback_on_step_end_tensor_inputs)
+        prompts = texts("prompt", prompt)
+        num_images_per_prompt = whole_number("num_images_per_prompt", num_images_per_prompt)
+        max_batch = whole_number("max_batch", max_batch)
+        choice("output_type", output_type, OUTPUT_TYPES)
+        return_dict = flag("return_dict", return_dict)
+        self.check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         setup = self.drawing_setup(
             path, guider, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, shift=shift,
             guidance_rescale=guidance_rescale, image_guidance_scale=image_guidance_scale, temperature=temperature,
@@ -323,6 +348,8 @@ class HybridGenPipeline(DiffusionPipeline):
         drawn: list[Tensor | None] = [None] * len(requests)
         with self._running(call), self.progress_bar(total=total) as progress:
             for group in groups:
+                if call.interrupt:
+                    break
                 batch = [requests[number] for number in group]
                 batch_timesteps = timesteps[batch[0].size]
                 call.num_timesteps = len(batch_timesteps)
@@ -339,12 +366,13 @@ class HybridGenPipeline(DiffusionPipeline):
                     guidance,
                     self._make_on_step(batch_timesteps, callback_on_step_end, progress),
                     None if latents is None else torch.stack([latents[number] for number in group]),
+                    lambda: call.interrupt,
                 )
                 if output_type != "latent":
                     drawn_batch = self.decode_images(drawn_batch, path)
                 for number, image in zip(group, drawn_batch, strict=True):
                     drawn[number] = image
-        images = self._as_output(drawn, output_type)
+        images = self._as_output([image for image in drawn if image is not None], output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def drawing_setup(self, path: str, guider=None, **overrides) -> DrawingSetup:
@@ -373,9 +401,11 @@ class HybridGenPipeline(DiffusionPipeline):
     ) -> list[ImageRequest]:  # fmt: skip
         """What the backbone reads for each prompt. Raises ValueError for what cannot be read, or guided so."""
         count = len(prompts)
-        scales = check_scales("guidance_scale", setup.settings["guidance_scale"], count)
-        image_scales = check_scales("image_guidance_scale", setup.settings["image_guidance_scale"], count)
+        scales = scales_of("guidance_scale", setup.settings["guidance_scale"], count)
+        image_scales = scales_of("image_guidance_scale", setup.settings["image_guidance_scale"], count)
         negatives = each("negative_prompt", negative_prompt, count)
+        if not all(text is None or isinstance(text, str) for text in negatives):
+            raise ValueError(f"negative_prompt is {shown(negative_prompt)}; give a text, or one per prompt")
         images, read = self.check_conditions(image, read, image_scales, count)
 
         def prompt_document(text: str, image, size: tuple[int, int], unconditional: bool) -> Document:
@@ -414,8 +444,12 @@ class HybridGenPipeline(DiffusionPipeline):
 
         def on_step(step: int, latents: Tensor) -> Tensor:
             if callback is not None:
-                returned = callback(self, step, timesteps[step], {"latents": latents}) or {}
-                latents = returned.get("latents", latents)
+                returned = callback(self, step, timesteps[step], {"latents": latents})
+                if not isinstance(returned, dict | None):
+                    raise ValueError(
+                        f"callback_on_step_end returned {shown(returned)}; return the dict that it was given, or None"
+                    )
+                latents = (returned or {}).get("latents", latents)
             progress.update()
             return latents
 
@@ -430,6 +464,7 @@ class HybridGenPipeline(DiffusionPipeline):
         guidance: Guidance,
         on_step: OnStep,
         noise: Tensor | None,
+        stop: Stop,
     ) -> Tensor:
         """The pictures that come next in a prefix: latents (I, C, h, w), or codes (I, h, w).
 
@@ -438,17 +473,19 @@ class HybridGenPipeline(DiffusionPipeline):
             size: height and width in pixels.
             generators: one per image; their number is I.
             noise: to start from (diffusion); None = drawn from the generators.
+            stop: asked after each step, whether the call was told to stop.
         """
         if setup.path == "vq":
             height, width = (side // self.processor.vq_token_size for side in size)
-            options = {"decoder": setup.decoder, "window": setup.window}
+            options = {"decoder": setup.decoder, "window": setup.window, "stop": stop}
             codes = write_codes(
                 self.model, prefix, height * width, generators, setup.sampling, guidance, on_step, **options
             )
+            codes = torch.nn.functional.pad(codes, (0, height * width - codes.shape[1]))  # those that there are
             return codes.view(-1, height, width)
         return draw_latents(
             self.model, prefix, self.scheduler, setup.num_inference_steps, self.latent_size(size), generators, guidance,
-            on_step, noise, setup.shift, setup.decoder,
+            on_step, noise, setup.shift, setup.decoder, stop,
         )  # fmt: skip
 
     def decode_images(self, latents: Tensor, path: str) -> Tensor:
@@ -477,43 +514,89 @@ class HybridGenPipeline(DiffusionPipeline):
         images,
         questions: str | list[str],
         path: str | list[str] = "understanding",
-        max_new_tokens: int = 32,
+        max_new_tokens: int | None = None,
         max_batch: int = 64,
-    ) -> list[str]:
-        """Answer questions about images: the likeliest words, so the same every time. The reasoning of a model that
-        reasons first is left out.
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        do_sample: bool | None = None,
+        seed: int | list[int] | None = None,
+    ) -> list[Answer]:
+        """Answer questions about images: unless it is told to draw its words, with the likeliest, so the same every
+        time. The reasoning of a model that reasons first is left out.
 
         Args:
-            images, questions: equally many, or one of either for all of the other. An image is whatever `core.pictures`
+            images, questions: equally many, or one of either for all of the other. Where a question has several
+                pictures, a list of them: `[[a, b], c]` are those of two questions. An image is whatever `core.pictures`
                 reads; an array of four axes is several.
             path: by which the images are read: `understanding`, `diffusion` (clean) or `vq`; or several, one after the
                 other, where the model was trained so (BAGEL).
             max_new_tokens: of each answer, its reasoning included; where that does not end in time, it is the answer.
+                None = as many as there is room for in the model's context.
             max_batch: questions at a time.
+            temperature, top_k, top_p, do_sample: how words are drawn (`sampling.settings.text_sampling`): with any of
+                the first three (and no temperature of 0) they are drawn, and `do_sample` overrules that.
+            seed: the words of question i are drawn with `seed + i`, or with `seed[i]`, whatever is asked beside it.
+
+        Returns:
+            texts, each of which knows whether it was cut off where its tokens ran out: `answer.truncated`.
 
         Raises:
             ValueError: in one sentence, what is wrong.
         """
-        for one in [path] if isinstance(path, str) else path:
+        path = path if isinstance(path, str) or listed(path) is None else listed(path)
+        for one in path if isinstance(path, list) else [path]:
             require_path(self.model.config.paths, one)
             self.check_codec(one)
-        check_counts(max_new_tokens=max_new_tokens, max_batch=max_batch)
-        answers = []
+        if max_new_tokens is not None:
+            max_new_tokens = whole_number("max_new_tokens", max_new_tokens)
+        max_batch = whole_number("max_batch", max_batch)
+        sampling = text_sampling(do_sample, temperature, top_k, top_p)
         pairs = pair_questions(images, questions)
+        generators = image_generators(len(pairs), seed)
+        answers: list[Answer] = []
         for start in range(0, len(pairs), max_batch):
-            documents = []
-            for image, question in pairs[start : start + max_batch]:
-                content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
-                documents.append(self.processor.prompt([{"role": "user", "content": content}], read=path))
-                self.check_length(question, len(documents[-1]), max_new_tokens, "the answer")
-            prompts, tokens = self.prompt_inputs(documents), self.processor.special_tokens
-            written = write_text(self.model, self.processor.tokenizer, tokens, prompts, max_new_tokens)
-            answers += map(strip_reasoning, written)
+            chunk = slice(start, start + max_batch)
+            answers += self._answers(pairs[chunk], path, max_new_tokens, sampling, generators[chunk])
         return answers
 
-    def prompt_inputs(self, documents: list[Document]) -> dict:
-        """Documents with images -> what `prefill` takes, padded on the left."""
-        batch, device = left_pad(documents, self.processor.special_tokens.pad), self._execution_device
+    def _answers(
+        self, pairs: list[tuple[list, str]], path: str | list[str], max_new_tokens: int | None, sampling: CodeSampling,
+        generators: list[Generator],
+    ) -> list[Answer]:  # fmt: skip
+        """The answers to a few questions, those of equally long prompts together."""
+        documents, limits = [], []
+        for pictures, question in pairs:
+            content = [
+                *({"type": "image", "image": picture} for picture in pictures),
+                {"type": "text", "text": question},
+            ]
+            documents.append(self.processor.prompt([{"role": "user", "content": content}], read=path))
+            self.check_length(question, len(documents[-1]), max_new_tokens or 1, "the answer")
+            limits.append(max_new_tokens or int(min(self.context - len(documents[-1]), MOST_TOKENS)))
+        answers: list[Answer | None] = [None] * len(pairs)
+        for group in by_padded_length(documents, _ANSWER_PAD_MULTIPLE):
+            written = write_text(
+                self.model,
+                self.processor.tokenizer,
+                self.processor.special_tokens,
+                self.prompt_inputs([documents[number] for number in group], _ANSWER_PAD_MULTIPLE),
+                [limits[number] for number in group],
+                sampling,
+                [generators[number] for number in group],
+            )
+            for number, text in zip(group, written, strict=True):
+                answers[number] = Answer(strip_reasoning(text), text.truncated)
+        return answers
+
+    @property
+    def context(self) -> float:
+        """How many tokens the model may read and write in all; infinity where its config does not say."""
+        return getattr(self.model.config.text_config, "max_position_embeddings", None) or float("inf")
+
+    def prompt_inputs(self, documents: list[Document], multiple: int = 1) -> dict:
+        """Documents with images -> what `prefill` takes, padded on the left to a whole multiple of tokens."""
+        batch, device = left_pad(documents, self.processor.special_tokens.pad, multiple), self._execution_device
         vectors = ("input_ids", "document_ids", "block_ids", "position_ids")
         inputs = {name: batch[name].to(device) for name in vectors}
         return inputs | self.encode_images(batch)
@@ -565,18 +648,13 @@ class HybridGenPipeline(DiffusionPipeline):
 
     # ------------------------------------------------------------------------- what a user can get wrong (ValueError)
 
-    def check_inputs(
-        self, prompts, num_images_per_prompt, max_batch, output_type, callback_on_step_end_tensor_inputs
-    ) -> None:
-        """Raises ValueError for what `__call__` cannot do; lengths and seeds are checked where they are known."""
-        if not isinstance(prompts, list) or not prompts or not all(isinstance(text, str) for text in prompts):
-            raise ValueError(f"prompt is {prompts!r}; give a text or a list of at least one text")
-        check_counts(num_images_per_prompt=num_images_per_prompt, max_batch=max_batch)
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type is {output_type!r}; it must be one of {', '.join(map(repr, OUTPUT_TYPES))}")
-        if unknown := set(callback_on_step_end_tensor_inputs or []) - set(self._callback_tensor_inputs):
+    def check_callback(self, callback, tensor_inputs) -> None:
+        """Raises ValueError for a callback that cannot be called, or cannot be given what it wants."""
+        if callback is not None and not callable(callback):
+            raise ValueError(f"callback_on_step_end is {shown(callback)}; give a function, or None")
+        if tensor_inputs is not None and set(listed(tensor_inputs) or [""]) - set(self._callback_tensor_inputs):
             raise ValueError(
-                f"callback_on_step_end_tensor_inputs has {sorted(unknown)}; only 'latents' can be handed over"
+                f"callback_on_step_end_tensor_inputs is {shown(tensor_inputs)}; only ['latents'] can be handed over"
             )
 
     def check_sizes(self, heights: list, widths: list, path: str) -> list[tuple[int, int]]:
@@ -587,7 +665,8 @@ class HybridGenPipeline(DiffusionPipeline):
         """
         sizes = []
         for height, width in zip(heights, widths, strict=True):
-            check_counts(**{name: side for name, side in (("height", height), ("width", width)) if side is not None})
+            height = None if height is None else whole_number("height", height)
+            width = None if width is None else whole_number("width", width)
             self.processor.count_tokens(path, height, width)  # raises for those that are no whole number of tokens
             sizes.append(self.processor.size_of(height, width))
         return sizes
@@ -596,7 +675,7 @@ class HybridGenPipeline(DiffusionPipeline):
         self, path: str, num_inference_steps: int, guidance: Guidance | float, shift: float | None = None
     ) -> None:
         """Raises ValueError if no picture could be drawn so, whatever the prompt and the size."""
-        check_counts(num_inference_steps=num_inference_steps)
+        num_inference_steps = whole_number("num_inference_steps", num_inference_steps)
         diffusion = self.model.config.diffusion_config
         Guidance.of(guidance).check_path(path, getattr(diffusion, "noise_schedule", None))
         self.check_codec(path)
@@ -614,7 +693,7 @@ class HybridGenPipeline(DiffusionPipeline):
         """
         if image is None:
             if read is not None:
-                raise ValueError(f"read is {read!r}, a path to read an image by, but none is given; leave it out")
+                raise ValueError(f"read is {shown(read)}, a path to read an image by, but none is given; leave it out")
             if any(scale != 1 for scale in image_scales):
                 raise ValueError(
                     "image_guidance_scale leads to an image, but none is given; give image=..., or leave it out"
@@ -636,6 +715,12 @@ class HybridGenPipeline(DiffusionPipeline):
             return None
         if path != "diffusion":
             raise ValueError(f"latents are noise to denoise, but the {path} path starts from none; leave them out")
+        if not isinstance(latents, Tensor) and not (
+            isinstance(latents, list | tuple) and latents and all(isinstance(noise, Tensor) for noise in latents)
+        ):
+            raise ValueError(
+                f"latents is {shown(latents)}; give a tensor (images, channels, height, width), or a list of them"
+            )
         channels, images = self.model.config.diffusion_config.in_channels, len(sizes)
         shapes = [(channels, *self.latent_size(size)) for size in sizes]
         if [tuple(noise.shape) for noise in latents] != shapes:
@@ -650,7 +735,7 @@ class HybridGenPipeline(DiffusionPipeline):
         if not writing:
             raise ValueError("this model has no path that writes images: it can only answer")
         path = writing[0] if path is None else path
-        if path == "understanding" and path in self.model.config.paths:
+        if isinstance(path, str) and path == "understanding" and path in self.model.config.paths:
             raise ValueError(f"the understanding path only reads images; to draw, this model has: {', '.join(writing)}")
         require_path(self.model.config.paths, path)
         return path
@@ -669,12 +754,11 @@ class HybridGenPipeline(DiffusionPipeline):
 
     def check_length(self, text: str, length: int, more: int, what: str) -> None:
         """Raises ValueError if a prompt of `length` tokens leaves no room in the context for `more` of them."""
-        context = getattr(self.model.config.text_config, "max_position_embeddings", None)
-        if context is not None and length + more > context:
-            shown = text if len(text) <= 40 else text[:37] + "..."
+        if length + more > self.context:
+            beginning = text if len(text) <= 40 else text[:37] + "..."
             raise ValueError(
-                f"prompt {shown!r} has {length} tokens and {what} needs {more} more, but the model's context is "
-                f"{context} (max_position_embeddings); shorten it by {length + more - context} tokens"
+                f"prompt {beginning!r} has {length} tokens and {what} needs {more} more, but the model's context is "
+                f"{self.context} (max_position_embeddings); shorten it by {length + more - self.context} tokens"
             )
 
     # ------------------------------------------------------------------------------------------------ saved, loaded

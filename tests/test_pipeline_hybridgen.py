@@ -828,7 +828,7 @@ def test_copied_weights_are_kept_until_they_change():
 
 
 def test_a_precision_that_is_none_is_refused_before_anything_is_read(pipe):
-    with pytest.raises(ValueError, match="precision is 'fp8'; choose one of model, fp32, bf16, int8"):
+    with pytest.raises(ValueError, match="precision is 'fp8'; it must be one of 'model', 'fp32', 'bf16', 'int8'"):
         pipe(PROMPTS[0], precision="fp8")
 
 

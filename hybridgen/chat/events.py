@@ -55,6 +55,8 @@ class Usage:
         image_tokens: drawn, their frames not counted.
         steps: denoising steps and codes.
         seconds: from when the first event was asked for to this one.
+        truncated: a text ended where its tokens ran out (`max_new_tokens`, or the context), not where the model ended
+            it.
     """
 
     prompt_tokens: int
@@ -63,6 +65,7 @@ class Usage:
     image_tokens: int
     steps: int
     seconds: float
+    truncated: bool = False
 
 
 Event = TextDelta | ImageStarted | ImagePreview | ImageDone | Usage

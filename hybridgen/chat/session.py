@@ -16,8 +16,10 @@ from hybridgen.chat.settings import TurnSettings
 from hybridgen.chat.turn import Conversation, Turn
 from hybridgen.core.messages import check_messages
 from hybridgen.core.pictures import read_pictures, with_pictures
+from hybridgen.core.values import text as check_text
+from hybridgen.core.values import whole_number
 from hybridgen.sampling.interleaved import ReadTokens, Token, common_length
-from hybridgen.sampling.settings import check_counts
+from hybridgen.sampling.text import Answer
 
 
 def stream(pipe, messages: list[dict], **settings) -> Iterator[Event]:
@@ -49,7 +51,8 @@ class Chat:
 
     def __init__(self, pipe, messages: list[dict] | tuple = (), **settings):
         self.pipe, self.settings = pipe, TurnSettings(**settings)
-        self._opening = with_pictures(check_messages(list(messages))) if messages else []
+        messages = list(messages) if isinstance(messages, tuple) else messages
+        self._opening = [] if isinstance(messages, list) and not messages else with_pictures(check_messages(messages))
         self._conversation = Conversation()
         self._turn_ends: list[_TurnEnd] = []
 
@@ -73,8 +76,7 @@ class Chat:
         Raises:
             ValueError: in one sentence, what is wrong; at once, before anything is computed.
         """
-        if not isinstance(text, str):
-            raise ValueError(f"text is {text!r}; give a text")
+        check_text("text", text)
         content = [{"type": "image", "image": image} for image in read_pictures(images)]
         if text or not content:
             content.append({"type": "text", "text": text})
@@ -97,10 +99,11 @@ class Chat:
         tokens = [[] if read is None else read.tokens for read in (conversation.cond, conversation.uncond)]
         self._turn_ends.append(_TurnEnd(len(conversation.messages), len(conversation.images), *tokens))
 
-    def ask(self, text: str = "", images=(), **settings) -> str:
-        """`send` for a text alone: the answer."""
-        events = self.send(text, images, **{"plan": ["text"], "max_images": None, **settings})
-        return "".join(event.text for event in events if isinstance(event, TextDelta))
+    def ask(self, text: str = "", images=(), **settings) -> Answer:
+        """`send` for a text alone: the answer, which knows whether it was cut off (`answer.truncated`)."""
+        events = list(self.send(text, images, **{"plan": ["text"], "max_images": None, **settings}))
+        words = "".join(event.text for event in events if isinstance(event, TextDelta))
+        return Answer(words, truncated=events[-1].truncated)
 
     def draw(self, text: str = "", images=(), **settings) -> Image.Image:
         """`send` for a picture alone: the picture."""
@@ -120,7 +123,7 @@ class Chat:
         Raises:
             ValueError: there were fewer.
         """
-        check_counts(turns=turns)
+        turns = whole_number("turns", turns)
         if turns > self.turns:
             raise ValueError(f"turns is {turns}, but this chat has {self.turns}; take back at most those")
         del self._turn_ends[-turns:]

@@ -6,14 +6,16 @@ A setting that is None is not off: it is as the checkpoint's folder or the packa
 from dataclasses import dataclass, replace
 
 from hybridgen.core.names import WRITING_PATHS
+from hybridgen.core.values import listed, shown, text, whole_number
 from hybridgen.sampling.codes import CodeSampling
 from hybridgen.sampling.seeds import check_seed
 from hybridgen.sampling.settings import (
     OF_PATH,
     DrawingSetup,
-    check_counts,
-    check_scales,
+    check_values,
     guidance_of,
+    scales_of,
+    text_sampling,
 )
 
 PLAN_ITEMS = ("text", "image")
@@ -33,7 +35,8 @@ class TurnSettings:
         path: by which pictures are drawn; None = the first that the model has.
         max_new_tokens: of text in the turn, or in each text of a plan; None = up to 256, as many as there is room for.
         max_images: where the model decides; None = up to 4, as many as there is room for.
-        text_temperature, text_top_k, text_top_p: of the words; temperature 0 takes the likeliest each time.
+        text_temperature, text_top_k, text_top_p: of the words, which are the likeliest where all are None, or the
+            temperature is 0.
         seed: of words and pictures; the turn's i-th picture is drawn with `seed + i`. None = another each time.
         preview_every: steps (or codes) from one preview to the next; None = no previews.
     """
@@ -43,9 +46,9 @@ class TurnSettings:
     path: str | None = None
     max_new_tokens: int | None = None
     max_images: int | None = None
-    text_temperature: float = 0.0
-    text_top_k: int = 0
-    text_top_p: float = 1.0
+    text_temperature: float | None = None
+    text_top_k: int | None = None
+    text_top_p: float | None = None
     seed: int | None = None
     preview_every: int | None = None
     height: int | None = None
@@ -65,27 +68,33 @@ class TurnSettings:
     @property
     def text_sampling(self) -> CodeSampling:
         """How the tokens of a text are drawn."""
-        return CodeSampling(self.text_temperature, self.text_top_k, self.text_top_p)
-
-    def check(self) -> None:
-        """Raises ValueError for what means nothing, whatever the model."""
-        plan = self.plan
-        if plan is not None and not (
-            isinstance(plan, list | tuple) and plan and all(item in PLAN_ITEMS for item in plan)
-        ):
-            raise ValueError(f"plan is {plan!r}; give a list of {' and '.join(map(repr, PLAN_ITEMS))}, or None")
-        if plan is not None and self.max_images is not None:
-            raise ValueError("a plan says how many images there are; leave max_images out")
-        counts = {name: getattr(self, name) for name in ("max_new_tokens", "max_images", "preview_every")}
-        check_counts(**{name: count for name, count in counts.items() if count is not None})
-        if self.seed is not None:
-            check_seed(self.seed)
-        if self.negative_prompt is not None and not isinstance(self.negative_prompt, str):
-            raise ValueError(f"negative_prompt is {self.negative_prompt!r}; give a text, or None")
         try:
-            self.text_sampling  # noqa: B018
+            return text_sampling(None, self.text_temperature, self.text_top_k, self.text_top_p)
         except ValueError as error:
             raise ValueError(f"text_{error}") from error
+
+    def __post_init__(self):
+        """Everything as plain Python. Raises ValueError for what means nothing, whatever the model."""
+        plan = self.plan if self.plan is None else listed(self.plan)
+        if self.plan is not None and (
+            not plan or not all(isinstance(item, str) and item in PLAN_ITEMS for item in plan)
+        ):
+            raise ValueError(
+                f"plan is {shown(self.plan)}; give a list of {' and '.join(map(repr, PLAN_ITEMS))}, or None"
+            )
+        if plan is not None and self.max_images is not None:
+            raise ValueError("a plan says how many images there are; leave max_images out")
+        checked = {"plan": plan, **check_values(vars(self))}
+        for name in ("max_new_tokens", "max_images", "preview_every", "height", "width"):
+            if (count := getattr(self, name)) is not None:
+                checked[name] = whole_number(name, count)
+        if self.seed is not None:
+            checked["seed"] = check_seed(self.seed)
+        if self.negative_prompt is not None:
+            text("negative_prompt", self.negative_prompt)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        self.text_sampling  # noqa: B018  (refuses what means nothing)
 
 
 @dataclass(frozen=True)
@@ -116,8 +125,8 @@ class TurnImages:
         overrides = {name: getattr(request, name) for name in OF_PATH[path] if hasattr(request, name)}
         setup = pipe.drawing_setup(path, request.guider, **overrides)
         settings = setup.settings
-        scale = check_scales("guidance_scale", settings["guidance_scale"], 1)[0]
-        pipe.check_conditions(None, None, check_scales("image_guidance_scale", settings["image_guidance_scale"], 1), 1)
+        scale = scales_of("guidance_scale", settings["guidance_scale"], 1)[0]
+        pipe.check_conditions(None, None, scales_of("image_guidance_scale", settings["image_guidance_scale"], 1), 1)
         size = pipe.check_sizes([request.height], [request.width], path)[0]
         setup = replace(setup, guidance=replace(setup.guidance, scale=scale, image_scale=1.0))
         return cls(setup, size, pipe.processor.count_tokens(path, *size))

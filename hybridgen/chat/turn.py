@@ -70,7 +70,6 @@ class Turn:
     def __init__(self, pipe, conversation: Conversation, messages: list[dict], request: TurnSettings):
         self.pipe, self.model, self.request = pipe, pipe.model, request
         self.special, self.tokenizer = pipe.processor.special_tokens, pipe.processor.tokenizer
-        request.check()
         self.seed = new_seed() if request.seed is None else request.seed
         self.drawing = TurnImages.of(pipe, request)
         messages = with_pictures(check_messages(messages))
@@ -86,6 +85,7 @@ class Turn:
         self.max_new_tokens = self._room_for_text()
         self.content: list[dict] = []  # of the assistant's message
         self.text_tokens = self.drawn_images = self.steps = 0
+        self.truncated = False
 
     @property
     def conversation(self) -> Conversation:
@@ -146,17 +146,13 @@ class Turn:
 
     # ------------------------------------------------------------------------------------------------ what has room
 
-    @property
-    def _context(self) -> float:
-        return getattr(self.model.config.text_config, "max_position_embeddings", None) or float("inf")
-
     def _room_for_text(self) -> int:
         """How many tokens a text may have. Raises ValueError if the turn that is requested does not fit."""
         request, framed = self.request, 0 if self.drawing is None else self.drawing.tokens + 2
         plan = ["text"] + ["image"] * (request.max_images or 0) if request.plan is None else list(request.plan)
         images, texts = plan.count("image"), plan.count("text")
         prompt = max(len(self.prompt_tokens), len(self.uncond_tokens))
-        left = self._context - prompt - images * framed
+        left = self.pipe.context - prompt - images * framed
         count = request.max_new_tokens
         if count is None:
             count = min(DEFAULT_MAX_TOKENS, left // texts if texts else 0)
@@ -165,8 +161,8 @@ class Turn:
             needs += [f"{texts * max(count, 1):.0f} tokens of text"] if texts else []
             raise ValueError(
                 f"the conversation has {prompt} tokens and the turn may need "
-                f"{' and '.join(needs)}, but the model's context is {self._context} (max_position_embeddings); ask for "
-                "less, or begin another conversation"
+                f"{' and '.join(needs)}, but the model's context is {self.pipe.context} (max_position_embeddings); ask "
+                "for less, or begin another conversation"
             )
         return int(count)
 
@@ -176,7 +172,7 @@ class Turn:
             return False
         written = len(self.cond.tokens) - len(self.prompt_tokens)
         longest = max(len(self.prompt_tokens), len(self.uncond_tokens)) + written
-        fits = longest + self.drawing.tokens + 2 + text_left <= self._context
+        fits = longest + self.drawing.tokens + 2 + text_left <= self.pipe.context
         most = DEFAULT_MAX_IMAGES if self.request.max_images is None else self.request.max_images
         return fits and self.drawn_images < most
 
@@ -192,7 +188,7 @@ class Turn:
         yield from self._as_the_model_decides() if self.request.plan is None else self._as_planned()
         image_tokens = 0 if self.drawing is None else self.drawn_images * self.drawing.tokens
         counts = len(self.prompt_tokens), self.cached, self.text_tokens, image_tokens, self.steps
-        yield Usage(*counts, time.perf_counter() - started)
+        yield Usage(*counts, time.perf_counter() - started, self.truncated)
 
     def _as_the_model_decides(self) -> Iterator[Event]:
         while (left := self.max_new_tokens - self.text_tokens) > 0:
@@ -218,18 +214,19 @@ class Turn:
         begin, end = self.special.begin_image, self.tokenizer.eos_token_id
         suppressed = unwritable_tokens(self.model, self.special, (begin,) if may_draw else ())
         prefix, ids, sampling = self.cond.until(len(self.cond.tokens)), [], self.request.text_sampling
-        text, image_begins = StableText(self.tokenizer, first=not self.content), False
+        text, token = StableText(self.tokenizer, first=not self.content), None
 
         def choose(logits: Tensor) -> int:
             return int(sampling.draw(logits.index_fill(-1, suppressed, -torch.inf), self._noise))
 
         for token in token_steps(self.model, prefix, count, choose, {begin, end}):
-            image_begins = token == begin
             if token not in (begin, end):
                 ids.append(token)
                 self.text_tokens += 1
                 if more := text.add(token):
                     yield TextDelta(more)
+        image_begins = token == begin
+        self.truncated = self.truncated or token not in (begin, end)
         if more := text.rest(last=not (image_begins or (may_draw and self.request.plan is not None))):
             yield TextDelta(more)
         if text.text:

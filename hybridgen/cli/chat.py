@@ -14,15 +14,16 @@ from pathlib import Path
 from PIL import Image
 
 from hybridgen.bridges.adapters import open_pipeline
-from hybridgen.chat.events import ImageDone, TextDelta
+from hybridgen.chat.events import ImageDone, TextDelta, Usage
 from hybridgen.chat.session import Chat
 from hybridgen.cli.arguments.chat import SLASH_COMMANDS
 from hybridgen.cli.arguments.types import DRAWING_OPTIONS, drawing_settings
 from hybridgen.cli.errors import is_for_the_user, one_line
 from hybridgen.cli.pictures import new_file, open_picture, png_text, save_png, slug, writable_folder
-from hybridgen.cli.running import best_device
+from hybridgen.cli.running import TRUNCATED, best_device
 from hybridgen.core.messages import parts
 from hybridgen.core.names import WRITING_PATHS, check_belongs
+from hybridgen.core.recognition import dropped_path
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.sampling.seeds import nth_seed
 
@@ -72,7 +73,7 @@ def _chat(pipeline: HybridGenPipeline, options: argparse.Namespace, settings: di
         drawing = [pipeline.writing_path(options.path)]
     check_belongs(settings, drawing, DRAWING_OPTIONS)
     opening = [] if options.system is None else [{"role": "system", "content": options.system}]
-    named = ("path", "read", "height", "width", "max_new_tokens", "text_temperature")
+    named = ("path", "read", "height", "width", "max_new_tokens", "text_temperature", "text_top_k", "text_top_p")
     chat = pipeline.chat(opening, **{name: getattr(options, name) for name in named}, **settings)
     chat.send()  # checks everything; it does nothing until its events are iterated
     return chat
@@ -99,9 +100,9 @@ class ChatTerminal:
         if not command.startswith("/"):
             yield from self._answer(line)
         elif command == "/image":
-            image, file = open_picture(Path(rest)), Path(rest).resolve()
+            image = open_picture(file := dropped_path(rest.strip()))
             self.pending_images.append(image)
-            self.files.append((image, file))
+            self.files.append((image, file.resolve()))
         elif command == "/draw":
             yield from self._answer(rest, plan=["image"])
         elif command == "/undo":
@@ -116,7 +117,7 @@ class ChatTerminal:
     def _answer(self, text: str, **settings) -> Iterator[str]:
         if self.seed is not None:
             settings["seed"] = nth_seed(self.seed, self.chat.turns)
-        line_is_open = False
+        line_is_open = truncated = False
         with closing(self.chat.send(text, self.pending_images, **settings)) as events:
             for event in events:
                 if isinstance(event, TextDelta):
@@ -127,8 +128,12 @@ class ChatTerminal:
                         yield ""
                     line_is_open = False
                     yield str(self._save_picture(event))
+                elif isinstance(event, Usage):
+                    truncated = event.truncated
         if line_is_open:
             yield ""
+        if truncated:
+            print(TRUNCATED, file=sys.stderr)
         self.pending_images = []
 
     def _save_picture(self, drawn: ImageDone) -> Path:

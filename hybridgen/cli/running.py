@@ -9,6 +9,8 @@ from tqdm import tqdm
 
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 
+TRUNCATED = "the answer was cut off where its tokens ran out; --max-new-tokens sets how many"
+
 
 def best_device(pipeline: HybridGenPipeline) -> HybridGenPipeline:
     """On the GPU where there is one."""

@@ -24,29 +24,31 @@ def run(options: argparse.Namespace) -> Iterator[str]:
     """Yields the files."""
     guidance, settings = _guidance(options), drawing_settings(options)
     out = writable_folder(options.out)
-    condition = {} if options.image is None else {"image": open_picture(options.image)}
+    files, negatives = (_for_each(options, given) for given in (options.image, options.negative_prompt))
+    opened = {file: open_picture(file) for file in options.image or ()}
+    condition = {} if options.image is None else {"image": [opened[file] for file in files]}
     pipeline = best_device(open_pipeline(options.checkpoint))
     path = pipeline.writing_path(options.path)
     check_belongs(settings, [path], DRAWING_OPTIONS)
     settings = pipeline.sampling_settings(path, **settings)
-    origin = None
     if options.image is not None:
         condition["read"] = options.read or pipeline.model.config.paths[0]
-        origin = image_origin(options.image, condition["image"], condition["read"])
+    origins = {file: image_origin(file, picture, condition["read"]) for file, picture in opened.items()}
     images = pipeline(
         options.prompt,
         path=path,
         seed=options.seed,
-        negative_prompt=options.negative_prompt,
+        negative_prompt=negatives,
         num_images_per_prompt=options.num_images,
-        height=_one_or_each(options.height),
-        width=_one_or_each(options.width),
+        height=_for_each(options, options.height),
+        width=_for_each(options, options.width),
         guider=guidance,
         **condition,
         **settings,
     ).images
     for number, image in enumerate(images):
-        prompt, seed = options.prompt[number // options.num_images], nth_seed(options.seed, number)
+        place, seed = number // options.num_images, nth_seed(options.seed, number)
+        prompt = options.prompt[place]
         made_by = make_manifest(
             pipeline,
             pipeline.origin,
@@ -55,9 +57,9 @@ def run(options: argparse.Namespace) -> Iterator[str]:
             seed,
             (image.height, image.width),
             settings,
-            negative_prompt=options.negative_prompt,
+            negative_prompt=negatives[place],
             guidance=guidance,
-            image=origin,
+            image=origins.get(files[place]),
         )
         yield str(save_png(image, out, f"{slug(prompt)}-{path}-seed{seed}", png_text(made_by)))
 
@@ -69,6 +71,6 @@ def _guidance(options: argparse.Namespace) -> Guidance | None:
     return Guidance(method=method, start=start, stop=stop, **_GUIDERS.get(method, {}))
 
 
-def _one_or_each(sides: list[int] | None) -> int | list[int] | None:
-    """A side that is given once holds for all prompts."""
-    return sides[0] if sides is not None and len(sides) == 1 else sides
+def _for_each(options: argparse.Namespace, given: list | None) -> list:
+    """What is given for each prompt: what is given once holds for all, and what is not given is None."""
+    return given if given is not None and len(given) > 1 else (given or [None]) * len(options.prompt)

@@ -20,9 +20,9 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from hybridgen.core.control_tokens import ControlTokens, Spans
 from hybridgen.core.utf8 import check_text
+from hybridgen.core.values import shown
 
 ROLES = ("system", "user", "assistant")
-_BASE64 = re.compile("[A-Za-z0-9+/]{80,}={0,2}")  # encoded bytes inside a text
 
 # The assistant's turns end with the end-of-text token; user turns end where the next turn begins. Reasoning begins with
 # a space, so that its first word is the same token as in the middle of a question.
@@ -125,19 +125,8 @@ def _check_part(part: Any, here: str) -> None:
         raise ValueError(f"{here} has a text part without its text; give {{'type': 'text', 'text': ...}}")
     if kind == "text":
         check_text(part["text"], f"{here}'s text")
-    if kind == "image" and (part.get("image") is None or part["image"] == ""):
+    if kind == "image" and (part.get("image") is None or (isinstance(part["image"], str) and not part["image"])):
         raise ValueError(f"{here} has an image part without its image; give {{'type': 'image', 'image': a file}}")
-
-
-def shown(value: Any, length: int = 60) -> str:
-    """A value as errors show it."""
-    return f"{len(value)} bytes" if isinstance(value, bytes) else shorten(repr(value), length)
-
-
-def shorten(text: str, length: int) -> str:
-    """A text as errors show it: cut, and without what encodes a picture (base64)."""
-    text = _BASE64.sub(lambda run: f"({len(run[0])} characters)", text)
-    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def parts(message: dict) -> list[dict]:

@@ -1,10 +1,14 @@
 """Names that every room and the command line agree on: the paths, and the settings that each draws by.
 
-It imports nothing: arguments are checked against these names before any library is loaded.
+It imports no library: arguments are checked against these names, and values, before any is loaded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
+from hybridgen.core.values import choice, number, one_or_each, whole_number
+
+PRECISIONS = ("model", "fp32", "bf16", "int8")  # of weights in inner loops (`sampling.decoder`)
 PATHS = ("understanding", "diffusion", "vq")  # in the order in which a default is looked for
 
 DEFAULTS = {  # settings of drawing, where neither a call nor the checkpoint's folder says anything
@@ -28,6 +32,19 @@ OF_PATH = {  # those that matter to a path
         "window",
     ),
 }  # fmt: skip
+check_scale = partial(number, meaning="1 = none, more = closer to the prompt")  # of guidance
+KINDS: dict[str, Callable] = {  # (name, value) -> the value as plain Python; raises ValueError for what means nothing
+    "num_inference_steps": whole_number,
+    "guidance_scale": partial(one_or_each, check=check_scale),  # or one per prompt
+    "guidance_rescale": partial(number, most=1),
+    "image_guidance_scale": partial(one_or_each, check=check_scale),
+    "shift": partial(number, above=True, meaning="1 = none, more = more steps in the noise"),
+    "temperature": partial(number, meaning="0 = always the likeliest"),
+    "top_k": partial(whole_number, least=0, meaning="0 = all"),
+    "top_p": partial(number, most=1, above=True, meaning="1 = all"),
+    "precision": partial(choice, choices=PRECISIONS),
+    "window": partial(whole_number, meaning="1 = a code at a time"),
+}
 WRITING_PATHS = tuple(OF_PATH)  # in the order in which a default is looked for
 
 
@@ -42,3 +59,16 @@ def check_belongs(settings: dict, paths: Sequence[str], names: dict[str, str] | 
             owner = next(path for path in OF_PATH if name in OF_PATH[path])
             drawn = f"the pictures are drawn by {' and '.join(paths)}" if paths else "no picture is drawn"
             raise ValueError(f"{(names or {}).get(name, name)} is for the {owner} path, but {drawn}; leave it out")
+
+
+def check_values(settings: dict, names: dict[str, str] | None = None) -> dict:
+    """The settings of drawing among `settings`, of any path, as plain Python; None = not given.
+
+    Args:
+        names: what a user knows a setting as, where that is not its name.
+
+    Raises:
+        ValueError: a value means nothing.
+    """
+    given = {name: value for name, value in settings.items() if name in KINDS and value is not None}
+    return {name: KINDS[name]((names or {}).get(name, name), value) for name, value in given.items()}

@@ -34,7 +34,8 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from hybridgen.core.files import stand_in
-from hybridgen.core.messages import parts, shorten
+from hybridgen.core.messages import parts
+from hybridgen.core.values import shorten
 
 # a path, file://, data: URL or base64; encoded bytes; {"bytes": ..., "path": ...} of the datasets library; pixels
 Source = str | Path | bytes | dict | Image.Image | np.ndarray | Tensor

@@ -8,7 +8,9 @@ library. Only the standard library is imported: the command line asks before any
 import difflib
 import json
 import os
+import shlex
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 INDEX, ADAPTER = "model_index.json", "adapter_config.json"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -40,6 +42,24 @@ def user_path(text: str | os.PathLike) -> Path:
     if not text or "\0" in text:
         raise ValueError(f"{text!r} is no path; give the name of a file or folder")
     return Path(os.path.expanduser(text))
+
+
+def dropped_path(text: str) -> Path:
+    """The path of a file that was dropped on a terminal or pasted there: in quotes, with a backslash before each space,
+    or as a file:// URL. Where something is there under the text as it stands, that is meant.
+
+    Raises:
+        ValueError: it is empty, or no name that a file can have.
+    """
+    if is_there(as_it_stands := user_path(text)):
+        return as_it_stands
+    if text.startswith("file://"):
+        return Path(unquote(urlsplit(text).path))
+    try:
+        words = shlex.split(text)
+    except ValueError:  # a quotation mark that belongs to the name
+        return as_it_stands
+    return user_path(words[0]) if len(words) == 1 else as_it_stands
 
 
 def is_there(path: Path) -> bool:

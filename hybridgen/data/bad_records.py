@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from hybridgen.core.messages import shorten
+from hybridgen.core.values import shorten
 
 SHOWN = 20  # records listed in the sentence that stops a run
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from hybridgen.core.values import number, whole_number
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.sampling.decoder import Decoder
 from hybridgen.sampling.guidance import Guidance, Guide, Scale
@@ -38,14 +39,13 @@ class CodeSampling:
     top_p: float = 1.0
 
     def __post_init__(self):
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(
-                f"temperature is {self.temperature!r}; it must be at least 0 (0 = always the likeliest code)"
-            )
-        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k!r}; it must be a whole number, 0 for all codes")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p!r}; it must be above 0 and at most 1 (1 = all codes)")
+        checked = {
+            "temperature": number("temperature", self.temperature, meaning="0 = always the likeliest"),
+            "top_k": whole_number("top_k", self.top_k, 0, meaning="0 = all"),
+            "top_p": number("top_p", self.top_p, 0, 1, above=True, meaning="1 = all"),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)  # as plain Python, whatever spelling it came in
 
     def draw(self, logits: Tensor, noise: Iterator[Tensor]) -> Tensor:
         """Logits (I, V) -> codes (I,). Takes one draw of `noise`, unless the temperature is 0."""
@@ -66,6 +66,9 @@ class CodeSampling:
         return logits
 
 
+GREEDY = CodeSampling(temperature=0)  # the likeliest each time
+
+
 @torch.no_grad()
 def write_codes(
     model: HybridGenForConditionalGeneration,
@@ -78,6 +81,7 @@ def write_codes(
     on_logits: Callable[[int, Tensor], None] | None = None,
     decoder: Decoder | None = None,
     window: int = 1,
+    stop: Callable[[], bool] | None = None,
 ) -> Tensor:
     """The codes (I, count) that follow a prefix whose rows end with the begin-of-image token; the prefix grows by them.
 
@@ -92,13 +96,15 @@ def write_codes(
         on_logits: called with the guided logits (I, V) of each code, before temperature and filters.
         decoder: the model's, in another precision; None = in its own.
         window: codes read at once; pays for few images, whose guesses must all be right.
+        stop: asked after each forward, whether to end there: the codes are then fewer, and the prefix is of no use.
 
     Raises:
         ValueError: a window of several codes with a guidance that averages over steps.
     """
     steps = code_steps(model, prefix, count, generators, sampling, guidance, on_step, on_logits, decoder, window)
     for codes in steps:  # noqa: B007
-        pass
+        if stop is not None and stop():
+            break
     return codes
 
 
@@ -174,8 +180,7 @@ def code_steps(
 
 def check_window(window: int, guidance: Guidance) -> None:
     """Raises ValueError for a window that means nothing, or does not go with a guidance."""
-    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-        raise ValueError(f"window is {window!r}; it must be a whole number of at least 1 (1 = a code at a time)")
+    window = whole_number("window", window, meaning="1 = a code at a time")
     if window > 1 and guidance.method == "apg" and guidance.momentum:
         raise ValueError(
             f"a window of {window} codes does not go with the momentum of APG, which averages over steps that were "

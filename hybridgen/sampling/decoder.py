@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaModel, MistralModel, Qwen2Model, Qwen3Model
 
+from hybridgen.core.names import PRECISIONS
+from hybridgen.core.values import choice
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.sampling.prefix import Prefix, backbone
 
 Precision = Literal["model", "fp32", "bf16", "int8"]
-PRECISIONS: tuple[Precision, ...] = ("model", "fp32", "bf16", "int8")
 
 _FAMILY = (LlamaModel, MistralModel, Qwen2Model, Qwen3Model)
 _MOVING_ROPE = ("dynamic", "longrope")  # frequencies that depend on how long the text is
@@ -223,8 +224,7 @@ class Decoder:
     """
 
     def __init__(self, model: HybridGenForConditionalGeneration, precision: Precision = "model"):
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision is {precision!r}; choose one of {', '.join(PRECISIONS)}")
+        choice("precision", precision, PRECISIONS)
         self.model, self.precision = model, precision
         self.layers: list[_Layer] | None = None
         self._copied_from = self._weights()

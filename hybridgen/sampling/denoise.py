@@ -32,6 +32,7 @@ __all__ = ["Schedule", "check_scheduler", "commit_image", "denoise", "draw_laten
 
 Predict = Callable[[Tensor, int], Tensor]  # x_t (I, C, h, w) and the number of the step -> prediction of the same shape
 OnStep = Callable[[int, Tensor], Tensor]  # step and latents -> latents to go on with
+Stop = Callable[[], bool]  # asked after each step: whether the loop is to end there
 
 
 @torch.no_grad()
@@ -42,6 +43,7 @@ def denoise(
     prediction_type: str,
     generators: list[Generator] | None = None,
     on_step: OnStep | None = None,
+    stop: Stop | None = None,
 ) -> Tensor:
     """Standard normal noise (I, C, h, w) -> clean latents of the same shape.
 
@@ -50,10 +52,12 @@ def denoise(
         prediction_type: its kind.
         generators: one per image, for schedulers that draw noise at a step.
         on_step: called with the latents after each step; the loop goes on with those that it returns.
+        stop: ends the loop early, with the latents as they are then.
     """
     latents = noise
     for latents in denoise_steps(predict, noise, schedule, prediction_type, generators, on_step):  # noqa: B007
-        pass
+        if stop is not None and stop():
+            break
     return latents
 
 
@@ -175,6 +179,7 @@ def draw_latents(
     noise: Tensor | None = None,
     shift: float | None = None,
     decoder: Decoder | None = None,
+    stop: Stop | None = None,
 ) -> Tensor:
     """Clean latents (I, C, h, w) of the images that come next in the rows of a prefix.
 
@@ -184,13 +189,15 @@ def draw_latents(
         noise: to start from, of the latents' shape; None = drawn from the generators.
         shift: see `prepare`.
         decoder: the model's, in another precision; None = in its own.
+        stop: see `denoise`.
     """
     config, device = model.config.diffusion_config, prefix.positions.device
     schedule = prepare(scheduler, num_inference_steps, config, device, shift)
     if noise is None:
         noise = draw_noise(generators, (config.in_channels, *size), device)
     predict = image_predictor(model, prefix, len(generators), size, schedule.timesteps, guidance, decoder)
-    return denoise(predict, noise.to(device, torch.float32), schedule, config.prediction_type, generators, on_step)
+    noise = noise.to(device, torch.float32)
+    return denoise(predict, noise, schedule, config.prediction_type, generators, on_step, stop)
 
 
 def image_blocks(model: HybridGenForConditionalGeneration, tokens: int, device: torch.device) -> Tensor:

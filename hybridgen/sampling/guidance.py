@@ -24,6 +24,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hybridgen.core.names import check_scale
+from hybridgen.core.values import choice, number, whole_number
+
 Scale = float | Tensor | Callable[[int], float | Tensor]  # one, one per image (I,), or either as a function of the step
 
 METHODS = {
@@ -63,20 +66,21 @@ class Guidance:
     zero_init_steps: int = 0
 
     def __post_init__(self):
-        for name, scale in (("guidance_scale", self.scale), ("image_guidance_scale", self.image_scale)):
-            if not isinstance(scale, Tensor) and not callable(scale):
-                check_scale(scale, name)
-        if self.method not in METHODS.values():
-            raise ValueError(f"guidance method is {self.method!r}; it must be one of {', '.join(METHODS.values())}")
-        _check_number("guidance_rescale", self.guidance_rescale, 0, 1)
-        _check_number("guidance start", self.start, 0, 1)
-        _check_number("guidance stop", self.stop, self.start, 1)
-        _check_number("guidance eta", self.eta, 0, 1e6)
-        _check_number("guidance norm_threshold", self.norm_threshold, 0, 1e6)
-        _check_number("guidance momentum", self.momentum, -1, 1)
-        steps = self.zero_init_steps
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-            raise ValueError(f"zero_init_steps is {steps!r}; it must be a whole number, 0 for none")
+        choice("guidance method", self.method, tuple(METHODS.values()))
+        checked = {
+            "guidance_rescale": number("guidance_rescale", self.guidance_rescale, 0, 1),
+            "start": (start := number("guidance start", self.start, 0, 1)),
+            "stop": number("guidance stop", self.stop, start, 1),
+            "eta": number("guidance eta", self.eta, 0, 1e6),
+            "norm_threshold": number("guidance norm_threshold", self.norm_threshold, 0, 1e6),
+            "momentum": number("guidance momentum", self.momentum, -1, 1),
+            "zero_init_steps": whole_number("zero_init_steps", self.zero_init_steps, 0, meaning="0 for none"),
+        }
+        for name in ("scale", "image_scale"):
+            if not _is_scale_of_images(scale := getattr(self, name)):
+                checked[name] = check_scale(f"{'image_' * (name != 'scale')}guidance_scale", scale)
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)  # as plain Python, whatever spelling it came in
 
     @classmethod
     def of(cls, guider) -> "Guidance":
@@ -139,17 +143,9 @@ def is_guided(scale: Scale) -> bool:
     return scale != 1
 
 
-def check_scale(scale: float, name: str = "guidance_scale") -> None:
-    """Raises ValueError for a scale that means nothing."""
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale < float("inf"):
-        raise ValueError(
-            f"{name} is {scale!r}; it must be a number of at least 0 (1 = none, more = closer to the prompt)"
-        )
-
-
-def _check_number(name: str, value: float, least: float, most: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-        raise ValueError(f"{name} is {value!r}; it must be a number from {least:g} to {most:g}")
+def _is_scale_of_images(scale: Scale) -> bool:
+    """Whether it is one scale per image, or a function of the step."""
+    return callable(scale) or (isinstance(scale, Tensor) and scale.ndim > 0)
 
 
 class Guide:

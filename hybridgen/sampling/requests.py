@@ -11,8 +11,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from torch import Tensor
+
 from hybridgen.core.documents import Document
-from hybridgen.core.pictures import read_picture, read_pictures
+from hybridgen.core.pictures import read_pictures
+from hybridgen.core.values import listed, shown
 from hybridgen.sampling.prefix import PAD_MULTIPLE
 
 
@@ -86,14 +90,25 @@ def expand_requests(
     return requests
 
 
-def pair_questions(images, questions: str | list[str]) -> list[tuple]:
-    """Images and questions side by side; one of either stands beside all of the other.
+def pair_questions(images, questions: str | list[str]) -> list[tuple[list, str]]:
+    """The pictures of each question, and the question; one of either stands beside all of the other.
+
+    Args:
+        images: a picture, or a list of what belongs to one question each: a picture, or a list of several. An array or
+            tensor of four dimensions is a list of pictures.
 
     Raises:
         ValueError: there are none, or they do not pair.
     """
-    images = [read_picture(image) for image in images] if isinstance(images, list | tuple) else read_pictures(images)
-    questions = [questions] if isinstance(questions, str) else list(questions)
+    if images is None:
+        raise ValueError("images is None; give a picture, or a list with one or several for each question")
+    if isinstance(images, list | tuple):
+        images = [read_pictures(of_question) for of_question in images]
+    else:
+        images = [[image] for image in read_pictures(images)]
+    questions = [questions] if isinstance(questions, str) else listed(questions)
+    if questions is None or not all(isinstance(question, str) for question in questions):
+        raise ValueError(f"questions is {shown(questions)}; give a text or a list of texts")
     if not images or not questions:
         raise ValueError(
             f"{len(images)} images and {len(questions)} questions leave nothing to answer; give at least one of each"
@@ -102,7 +117,24 @@ def pair_questions(images, questions: str | list[str]) -> list[tuple]:
         raise ValueError(
             f"{len(images)} images and {len(questions)} questions do not pair; give equally many, or one of either"
         )
+    if [] in images:
+        raise ValueError(f"question {images.index([]) + 1} has no picture; give each at least one")
     count = max(len(images), len(questions))
     images = images * count if len(images) == 1 else images
     questions = questions * count if len(questions) == 1 else questions
     return list(zip(images, questions, strict=True))
+
+
+def _pictures(images) -> list:
+    """The items of a list, or of a batch as an array or tensor; a picture alone is a list of one."""
+    is_batch = isinstance(images, np.ndarray | Tensor) and images.ndim == 4
+    return list(images) if is_batch or isinstance(images, list | tuple) else [images]
+
+
+def by_padded_length(documents: Sequence[Document], multiple: int) -> list[list[int]]:
+    """Numbers of the documents that are equally long when padded to whole multiples: a row that is padded as it would
+    be alone is computed as it would be alone, whatever is beside it."""
+    alike: dict[int, list[int]] = {}
+    for number, document in enumerate(documents):
+        alike.setdefault(math.ceil(len(document) / multiple), []).append(number)
+    return list(alike.values())

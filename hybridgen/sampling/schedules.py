@@ -17,6 +17,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteSche
 from torch import Generator, Tensor
 
 from hybridgen.core.noise import NoiseProcess
+from hybridgen.core.values import number
 
 # what diffusers raises for a scheduler that is used in a way it was not written for
 LIBRARY_ERRORS = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, NotImplementedError)
@@ -105,8 +106,7 @@ def with_shift(scheduler, shift: float):
     Raises:
         ValueError: shift is not above 0, or the scheduler does not sample flow matching.
     """
-    if isinstance(shift, bool) or not isinstance(shift, int | float) or not 0 < shift < float("inf"):
-        raise ValueError(f"shift is {shift!r}; it must be a number above 0 (1 = none, more = more steps in the noise)")
+    shift = number("shift", shift, above=True, meaning="1 = none, more = more steps in the noise")
     config = scheduler.config
     name = next((name for name in ("shift", "flow_shift") if name in config), None)
     if name is None or not _is_flow(scheduler):

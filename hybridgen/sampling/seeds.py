@@ -8,10 +8,11 @@ Shapes: I images, V codes to choose from.
 """
 
 from collections.abc import Iterator, Sequence
-from numbers import Integral
 
 import torch
 from torch import Generator, Tensor
+
+from hybridgen.core.values import listed, shown, whole_number
 
 SEEDS = 1 << 64  # so many seeds there are, from 0
 _CHUNK = 1 << 18  # numbers drawn at once for an image; what is drawn does not depend on it
@@ -34,18 +35,18 @@ def image_generators(
     """
     if seed is not None and generator is not None:
         raise ValueError("give seed or generator, not both: each decides the noise of every image")
-    if isinstance(generator, list | tuple):
-        _check_length("generator", generator, count)
-        return [_check_generator(one) for one in generator]
+    if (generators := listed(generator)) is not None:
+        _check_length("generator", generators, count)
+        return [_check_generator(one) for one in generators]
     if generator is not None:
         _check_generator(generator)
         return [generator] if count == 1 else further_generators(count, generator)
     if seed is None:
         return [_fresh() for _ in range(count)]
-    if not isinstance(seed, list | tuple):
-        seed = [nth_seed(seed, i) for i in range(count)]
-    _check_length("seed", seed, count)
-    return [_seeded(check_seed(number)) for number in seed]
+    if (seeds := listed(seed)) is None:
+        seeds = [nth_seed(seed, i) for i in range(count)]
+    _check_length("seed", seeds, count)
+    return [_seeded(check_seed(number)) for number in seeds]
 
 
 def further_generators(count: int, generator: Generator) -> list[Generator]:
@@ -84,14 +85,12 @@ def _seeded(seed: int) -> Generator:
 
 def check_seed(seed: int) -> int:
     """A seed as Python's own number. Raises ValueError for what is none."""
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < SEEDS:
-        raise ValueError(f"seed is {seed!r}; it must be a whole number from 0 to {SEEDS - 1} (2^64 - 1)")
-    return int(seed)  # numpy's too
+    return whole_number("seed", seed, 0, SEEDS - 1, meaning="2^64 - 1")
 
 
 def _check_generator(generator: Generator) -> Generator:
     if not isinstance(generator, Generator):
-        raise ValueError(f"generator is {generator!r}; give a torch.Generator, or a list of one for each image")
+        raise ValueError(f"generator is {shown(generator)}; give a torch.Generator, or a list of one for each image")
     return generator
 
 

@@ -8,10 +8,11 @@ stated path by path: those for `vq` do not hold for `diffusion`.
 
 from dataclasses import dataclass
 
-from hybridgen.core.names import DEFAULTS, OF_PATH
-from hybridgen.sampling.codes import CodeSampling, check_window
+from hybridgen.core.names import DEFAULTS, KINDS, OF_PATH, check_scale, check_values
+from hybridgen.core.values import each, flag, shown
+from hybridgen.sampling.codes import GREEDY, CodeSampling, check_window
 from hybridgen.sampling.decoder import Decoder
-from hybridgen.sampling.guidance import Guidance, check_scale
+from hybridgen.sampling.guidance import Guidance
 
 
 @dataclass(frozen=True)
@@ -54,20 +55,26 @@ def check_defaults(defaults: dict[str, dict] | None) -> None:
     for path, settings in (defaults or {}).items():
         if path not in OF_PATH or not isinstance(settings, dict):
             raise ValueError(
-                f"sampling_defaults has {path!r}: {settings!r}; it must hold settings for {' or '.join(OF_PATH)}"
+                f"sampling_defaults has {path!r}: {shown(settings)}; it must hold settings for {' or '.join(OF_PATH)}"
             )
         if unknown := sorted(set(settings) - set(OF_PATH[path])):
             raise ValueError(f"sampling_defaults of {path} have {unknown[0]!r}; there are: {', '.join(OF_PATH[path])}")
+        for name, value in settings.items():
+            if value is not None:
+                KINDS[name](f"sampling_defaults of {path}: {name}", value)
 
 
 def settings_of(path: str, defaults: dict[str, dict] | None, overrides: dict) -> dict:
     """Every setting that matters to a path: of `overrides`, else as the folder says, else as the package does.
 
-    None = not given. A setting of another path is ignored, so that one set of arguments serves calls by any path; a
-    command, which has one path, refuses it (`check_belongs`).
+    None = not given. A setting of another path is ignored, if it is one at all, so that one set of arguments serves
+    calls by any path; a command, which has one path, refuses it (`check_belongs`).
+
+    Raises:
+        ValueError: a value means nothing.
     """
-    known = DEFAULTS | ((defaults or {}).get(path) or {})
-    return {name: known[name] if overrides.get(name) is None else overrides[name] for name in OF_PATH[path]}
+    known = DEFAULTS | ((defaults or {}).get(path) or {}) | check_values(overrides)
+    return {name: known[name] for name in OF_PATH[path]}
 
 
 def guidance_of(guider) -> Guidance:
@@ -76,7 +83,7 @@ def guidance_of(guider) -> Guidance:
         return Guidance()
     if not isinstance(guider, Guidance) and not hasattr(guider, "_input_predictions"):
         raise ValueError(
-            f"guider is {guider!r}; give one of diffusers.guiders, or a Guidance; scales are guidance_scale"
+            f"guider is {shown(guider)}; give one of diffusers.guiders, or a Guidance; scales are guidance_scale"
         )
     return Guidance.of(guider)
 
@@ -92,28 +99,30 @@ def with_scales_of(guider: Guidance, overrides: dict) -> dict:
     return overrides | filled
 
 
-def each(name: str, value, count: int) -> list:
-    """One value per prompt: a list as it is, else the same for all. Raises ValueError for a list of another length."""
-    if not isinstance(value, list | tuple):
-        return [value] * count
-    if len(value) != count:
-        raise ValueError(f"{name} is a list of {len(value)} for {count} prompts; give one for each, or one for all")
-    return list(value)
-
-
-def check_counts(**counts: int) -> None:
-    """Raises ValueError for what is no whole number of at least 1."""
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} is {value!r}; it must be a whole number of at least 1")
-
-
-def check_scales(name: str, scale, count: int) -> list[float]:
+def scales_of(name: str, scale, count: int) -> list[float]:
     """One scale per prompt. Raises ValueError for what is none."""
-    scales = each(name, scale, count)
-    for value in scales:
-        check_scale(value, name)
-    return scales
+    return [check_scale(name, value) for value in each(name, scale, count)]
+
+
+def text_sampling(do_sample=None, temperature=None, top_k=None, top_p=None) -> CodeSampling:
+    """How the words of a text are drawn; None = not given.
+
+    Args:
+        do_sample: False = the likeliest words, whatever else is given; True = drawn; None = drawn where one of the
+            others is given, and the temperature is not 0.
+
+    Raises:
+        ValueError: a value means nothing, or the temperature is 0 and they are to be drawn.
+    """
+    given = check_values({"temperature": temperature, "top_k": top_k, "top_p": top_p})
+    is_cold = given.get("temperature") == 0
+    sampled = bool(given) and not is_cold if do_sample is None else flag("do_sample", do_sample)
+    if sampled and is_cold:
+        raise ValueError(
+            "temperature is 0, which takes the likeliest word each time, but do_sample is True; give a temperature "
+            "above 0, or leave do_sample out"
+        )
+    return CodeSampling(**given) if sampled else GREEDY
 
 
 def code_sampling(settings: dict) -> CodeSampling:

@@ -76,7 +76,8 @@ def test_it_is_a_chat(talk, tiny_checkpoint, tmp_path, doll):
 )
 def test_a_mistake_is_one_sentence_and_ends_a_pipe(talk, tmp_path, doll, lines, arguments, sentence):
     places = {"tmp": str(tmp_path)}
-    arguments = [str(word).format(**places) for word in ("--out", tmp_path / "talk", *arguments)]
+    arguments = [str(word).format(**places) for word in arguments]
+    arguments += [] if "--out" in arguments else ["--out", str(tmp_path / "talk")]
     code, out, error = talk([line.format(**places) for line in lines], *arguments)
     assert (code, out) == (2, "")
     assert error.splitlines()[-1].startswith("hybridgen: ")

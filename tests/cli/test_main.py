@@ -63,7 +63,10 @@ BAD = {
     ),
     "no steps": (("sample", "{ck}", "--prompt", "a", "--steps", 0, "--out", "{tmp}"), "'0' is not a whole number"),
     "a size beyond the context": (("sample", "{ck}", *SAMPLE, "--height", 800, "--width", 800), "context is 512"),
-    "more steps than there are": (("sample", "{ck}", *SAMPLE, "--steps", 1001), "the process has 1000 timesteps"),
+    "more steps than there are": (
+        ("sample", "{ck}", "--prompt", "an orc", "--steps", 1001, "--out", "{tmp}/out"),
+        "the process has 1000 timesteps",
+    ),
     "a rescale beyond 1": (
         ("sample", "{ck}", *SAMPLE, "--guidance-rescale", 2),
         "--guidance-rescale: '2' is not a number from 0 to 1",

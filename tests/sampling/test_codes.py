@@ -179,11 +179,11 @@ def test_top_p_keeps_what_transformers_keeps(top_p):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"temperature": -1.0}, "temperature is -1.0; it must be at least 0"),
+        ({"temperature": -1.0}, "temperature is -1.0; it must be a number of at least 0"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"top_k": -1}, "top_k is -1; it must be a whole number"),
         ({"top_k": 2.5}, "top_k is 2.5; it must be a whole number"),
-        ({"top_p": 0.0}, "top_p is 0.0; it must be above 0 and at most 1"),
+        ({"top_p": 0.0}, "top_p is 0.0; it must be a number above 0 and at most 1"),
         ({"top_p": 1.5}, "top_p is 1.5"),
     ],
 )

@@ -1,5 +1,7 @@
 """Guidance: diffusers' guiders and transformers' processor as oracles, what a scale of 1 means, and what is refused."""
 
+from functools import partial
+
 import pytest
 import torch
 from diffusers.guiders import (
@@ -115,7 +117,7 @@ def test_rescaling_a_velocity_of_zero_stays_zero():
 
 @pytest.mark.parametrize("scale", [-0.1, float("nan"), float("inf"), None, "3", True])
 def test_a_scale_that_means_nothing_is_refused(scale):
-    for check in (check_scale, Guidance):
+    for check in (partial(check_scale, "guidance_scale"), Guidance):
         with pytest.raises(ValueError, match="guidance_scale is .*; it must be a number of at least 0"):
             check(scale)
 
@@ -126,7 +128,7 @@ def test_a_scale_that_means_nothing_is_refused(scale):
         ({"guidance_rescale": 1.5}, "guidance_rescale is 1.5; it must be a number from 0 to 1"),
         ({"start": 0.6, "stop": 0.5}, "guidance stop is 0.5; it must be a number from 0.6 to 1"),
         ({"start": -0.1}, "guidance start is -0.1"),
-        ({"method": "pag"}, "guidance method is 'pag'; it must be one of cfg, apg, zero_star"),
+        ({"method": "pag"}, "guidance method is 'pag'; it must be one of 'cfg', 'apg', 'zero_star'"),
         ({"momentum": float("nan")}, "guidance momentum is nan"),
         ({"zero_init_steps": -1}, "zero_init_steps is -1; it must be a whole number"),
         ({"image_scale": -1.0}, "image_guidance_scale is -1.0"),

@@ -6,10 +6,11 @@ from pathlib import Path
 from hybridgen.cli.arguments.types import (
     add_checkpoint,
     add_drawing_options,
+    add_text_options,
     check_drawing,
     check_out,
+    check_text_options,
     new_command,
-    nonnegative_number,
     path_name,
     path_to,
     picture_side,
@@ -52,13 +53,7 @@ def add_arguments(commands) -> None:
     talk.add_argument(
         "--max-new-tokens", type=whole_number(1), metavar="N", help="of one answer (default: 256, or what fits)"
     )
-    talk.add_argument(
-        "--text-temperature",
-        type=nonnegative_number,
-        default=0.0,
-        metavar="X",
-        help="temperature of words; 0 = the likeliest (default)",
-    )
+    add_text_options(talk, "text-")
     how = command.add_argument_group("how to draw")
     how.add_argument("--path", type=path_name, help="diffusion or vq (default: the first that the checkpoint has)")
     how.add_argument("--seed", type=seed_number, help="seed of the first turn, then + 1 each (default: random)")
@@ -70,6 +65,7 @@ def add_arguments(commands) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """Raises ValueError for what shows without opening the checkpoint."""
+    check_text_options(options, "text-")
     check_drawing(options, [options.path] if options.path in OF_PATH else None)
     check_out(options.out)
     require_checkpoint(options.checkpoint)

@@ -36,13 +36,23 @@ def add_arguments(commands) -> None:
     add_checkpoint(command)
     what = command.add_argument_group("what to draw")
     what.add_argument("--prompt", action="append", required=True, help="what to draw; give it again for more prompts")
-    what.add_argument("--negative-prompt", help="what guidance leads away from (default: the empty prompt)")
+    what.add_argument(
+        "--negative-prompt",
+        action="append",
+        help="what guidance leads away from, once or for each prompt (default: the empty prompt)",
+    )
     what.add_argument("--num-images", type=picture_count, default=1, help="pictures of each prompt (default: 1)")
     for side in ("--height", "--width"):
         what.add_argument(
             side, type=picture_side, action="append", help="in pixels, once or for each prompt (default: as trained)"
         )
-    what.add_argument("--image", type=path_to, metavar="FILE", help="a picture that stands before the prompt")
+    what.add_argument(
+        "--image",
+        type=path_to,
+        action="append",
+        metavar="FILE",
+        help="a picture that stands before the prompt, once or for each prompt",
+    )
     what.add_argument(
         "--read", type=path_name, metavar="PATH", help="path by which --image is read (default: the checkpoint's first)"
     )
@@ -89,12 +99,13 @@ def check(options: argparse.Namespace) -> None:
     check_drawing(options, [options.path] if options.path in OF_PATH else None)
     if options.read is not None and options.image is None:
         raise ValueError("--read says how to read --image, but none is given; leave it out")
-    for side, given in (("--height", options.height), ("--width", options.width)):
+    for name in ("--height", "--width", "--negative-prompt", "--image"):
+        given = getattr(options, name.removeprefix("--").replace("-", "_"))
         if given is not None and len(given) not in (1, len(options.prompt)):
             raise ValueError(
-                f"{side} is given {len(given)} times for {len(options.prompt)} prompts; give it once, or for each"
+                f"{name} is given {len(given)} times for {len(options.prompt)} prompts; give it once, or for each"
             )
-    if options.image is not None:
-        check_image("--image", options.image)
+    for image in options.image or ():
+        check_image("--image", image)
     check_out(options.out)
     require_checkpoint(options.checkpoint)

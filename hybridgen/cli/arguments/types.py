@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hybridgen.core import recognition
-from hybridgen.core.names import DEFAULTS, PATHS, check_belongs
+from hybridgen.core.names import DEFAULTS, PATHS, PRECISIONS, check_belongs, check_values
 
 RENAMED_OPTIONS = {"--world": "--dataset"}  # old -> new; an old one is refused with its new name
 OVERRIDES_HELP = "settings that replace those of the file, such as steps=100 or optimizer.lr=1e-3"
@@ -21,16 +21,54 @@ OVERRIDES_HELP = "settings that replace those of the file, such as steps=100 or 
 KeepLines = argparse.RawDescriptionHelpFormatter
 
 
+_GIVEN = "options that were given"  # where a namespace holds them while it is filled
+
+
+class _Once(argparse.Action):
+    """Refuses an option that is given again; where several values are meant, an option says action="append"."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        given = vars(namespace).setdefault(_GIVEN, set())
+        if option_string is not None and self.dest in given:
+            once = "give it once, with all its values" if self.nargs in ("+", "*") else "give it once"
+            parser.error(f"{self.option_strings[-1]} is given twice; {once}")
+        given.add(self.dest)
+        super().__call__(parser, namespace, values, option_string)
+
+
+class _StoreOnce(_Once, argparse._StoreAction):
+    """What `add_argument` makes unless told otherwise."""
+
+
+class _FlagOnce(_Once, argparse._StoreTrueAction):
+    """action="store_true"."""
+
+
 class CommandParser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, like every other error of ours; `overrides` may stand after options."""
+    """Says what is wrong in one sentence, like every other error of ours; an option is given once, or said to be one of
+    several; `overrides` may stand after options."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for action in (None, "store"):
+            self.register("action", action, _StoreOnce)
+        self.register("action", "store_true", _FlagOnce)
 
     def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
         options, unknown = self.parse_known_args(args, namespace)
-        if hasattr(options, "overrides") and not any(word.startswith("-") for word in unknown):
-            options.overrides, unknown = [*options.overrides, *unknown], []  # argparse reads none after an option
+        vars(options).pop(_GIVEN, None)
+        if hasattr(options, "overrides"):
+            if not any(word.startswith("-") for word in unknown):
+                options.overrides, unknown = [*options.overrides, *unknown], []  # argparse reads none after an option
+            self._check_keys(options.overrides)
         if unknown:
             self._refuse(unknown)
         return options
+
+    def _check_keys(self, overrides: list[str]) -> None:
+        keys = [word.partition("=")[0] for word in overrides if "=" in word]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            self.error(f"{twice[0]} is given twice; give it once")
 
     def _refuse(self, unknown: list[str]) -> None:
         for word in unknown:
@@ -160,9 +198,11 @@ def drawing_settings(options: argparse.Namespace) -> dict:
 
 
 def check_drawing(options: argparse.Namespace, paths: list[str] | None) -> None:
-    """Raises ValueError for a setting of drawing of another path than those that are drawn by; None = not known yet."""
+    """Raises ValueError for a setting of drawing that means nothing, or is of another path than those that are drawn
+    by; None = not known yet."""
+    check_values(settings := drawing_settings(options), DRAWING_OPTIONS)
     if paths is not None:
-        check_belongs(drawing_settings(options), paths, DRAWING_OPTIONS)
+        check_belongs(settings, paths, DRAWING_OPTIONS)
 
 
 def check_image(what: str, file: Path) -> None:
@@ -192,9 +232,35 @@ def add_drawing_options(group) -> None:
         group.add_argument(option, type=kind, help=f"{meaning} ({default_of(option)})")
     group.add_argument(
         "--precision",
-        choices=("model", "fp32", "bf16", "int8"),
+        choices=PRECISIONS,
         help=f"precision of the inner loop's weights; model = as saved ({default_of('--precision')})",
     )
+
+
+_TEXT_OPTIONS = ("temperature", "top-k", "top-p")
+
+
+def add_text_options(group, prefix: str) -> None:
+    """How words are drawn; `prefix`: of the options' names."""
+    likeliest = "the likeliest word each time"
+    for name, kind, meaning in zip(
+        _TEXT_OPTIONS,
+        (nonnegative_number, whole_number(0), nonnegative_number),
+        (
+            f"1 = words by their probability, 0 = {likeliest} (default, unless another is given)",
+            "draw among the k likeliest words; 0 = all",
+            "draw among the likeliest words that together have this probability",
+        ),
+        strict=True,
+    ):
+        group.add_argument(f"--{prefix}{name}", type=kind, metavar="K" if name == "top-k" else "X", help=meaning)
+
+
+def check_text_options(options: argparse.Namespace, prefix: str) -> None:
+    """Raises ValueError for one of `add_text_options` that means nothing."""
+    names = {name.replace("-", "_"): f"--{prefix}{name}" for name in _TEXT_OPTIONS}
+    attributes = {name: option.removeprefix("--").replace("-", "_") for name, option in names.items()}
+    check_values({name: getattr(options, attribute) for name, attribute in attributes.items()}, names)
 
 
 def default_of(option: str) -> str:

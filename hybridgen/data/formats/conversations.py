@@ -11,7 +11,7 @@ where would be a guess. Videos and sounds are refused, not left out.
 import json
 from typing import Any
 
-from hybridgen.core.messages import shown
+from hybridgen.core.values import shown
 from hybridgen.data.records import image_part, picture_value, text_part
 
 ROLES = {

@@ -25,7 +25,7 @@ from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
-from hybridgen.core.messages import shorten, shown
+from hybridgen.core.values import shorten, shown
 from hybridgen.data.bad_records import record_errors
 from hybridgen.data.formats.conversations import conversation
 from hybridgen.data.records import chat_record, check_record, image_part, load_images, picture_value, text_part
