@@ -38,7 +38,8 @@ RIGHT = {  # arguments -> the kinds above that are values of them
     "guidance_rescale": ("nothing", "one"),
     "image_guidance_scale": WHOLE,
     "shift": NUMBER,
-    "images": ("an empty list",),  # of a turn of a chat
+    "image": ("a matrix", "a matrix of torch"),  # gray ones
+    "images": ("a matrix", "a matrix of torch", "an empty list"),  # none, of a turn of a chat
     "callback_on_step_end": ("a class", "a function"),  # which are called
 }
 SAYS = {  # arguments whose errors name them otherwise
@@ -101,7 +102,7 @@ def test_drawing_refuses_what_is_no_value(pipe, path):
 
 
 def test_answering_refuses_what_is_no_value(pipe, monkeypatch):
-    monkeypatch.setitem(RIGHT, "images", ())
+    monkeypatch.setitem(RIGHT, "images", RIGHT["image"])
     settings = {"images": PICTURE, "questions": "a"}
     handle = without_work(pipe)
     faults = [
