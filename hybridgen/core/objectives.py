@@ -35,7 +35,8 @@ class ObjectiveConfig:
         loss_weighting: `none`, `velocity` (x0 or epsilon error weighted as if the velocity's), or `min_snr`
             (arXiv 2303.09556, with `min_snr_gamma`).
         max_weight: bound of the per-image loss weight.
-        image_first_max_timestep: cap on t for images that stand before their text (Transfusion: 500); 1000 = none.
+        image_first_max_timestep: cap on t for images that stand before their text (Transfusion: 500), in thousandths of
+            the noise process, whatever its num_train_timesteps; 1000 = none.
     """
 
     text_weight: float = 1.0
@@ -135,30 +136,34 @@ def corrupt(
         image_rows: (I,) index in the batch of the row each image stands in.
         row_numbers: (B,) the number of each row in the run, which seeds its random stream.
         image_first: (I,) whether it stands before its text, and so under `image_first_max_timestep`.
-        fixed_levels: noise levels to cycle through instead of drawing (validation).
-        max_timesteps: (I,) further caps on t, set by the images' sources; None = none.
+        fixed_levels: noise levels to go round instead of drawing (validation): the drawn images of a row take one after
+            the other, and each row begins one level later, so that rows of one image see all of them, too.
+        max_timesteps: (I,) further caps on t, set by the images' sources, likewise in thousandths; None = none.
 
     Returns:
         noisy latents in the form of `latents`, and their targets.
     """
     process = NoiseProcess.of(diffusion_config)
     noisy, values, levels = [], [], []
-    generators: dict[int, torch.Generator] = {}
+    # read from the device once, not for each image
+    rows, is_drawn, stands_first = row_numbers[image_rows].tolist(), noised.tolist(), image_first.tolist()
+    caps = [1000.0] * len(latents) if max_timesteps is None else max_timesteps.tolist()
+    generators = {row: row_generator(seed, row) for row in set(rows)}
+    drawn_in = dict.fromkeys(rows, 0)  # images of each row so far
     for i, clean in enumerate(latents):
-        row = int(row_numbers[image_rows[i]])
-        generator = generators.setdefault(row, row_generator(seed, row))
-        if not noised[i]:
+        if not is_drawn[i]:
             noisy.append(clean)
             values.append(torch.zeros_like(clean))
             levels.append(torch.zeros(()))
             continue
+        generator = generators[rows[i]]
         s = draw_noise_levels(1, config, generator)[0]  # drawn also where it is fixed: the noise below stays the same
         if fixed_levels is not None:
-            s = fixed_levels[i % len(fixed_levels)]
-        cap = 1000.0 if max_timesteps is None else float(max_timesteps[i])
-        cap = min(cap, config.image_first_max_timestep) if image_first[i] else cap
+            s = fixed_levels[(rows[i] + drawn_in[rows[i]]) % len(fixed_levels)]
+        drawn_in[rows[i]] += 1
+        cap = min(caps[i], config.image_first_max_timestep) if stands_first[i] else caps[i]
         # scale also when the cap is 1000: the rounding of s * 1000 / 1000 is part of what older runs computed
-        if image_first[i] or cap < 1000:
+        if stands_first[i] or cap < 1000:
             s = s * cap / 1000
         noise = torch.randn(clean.shape, generator=generator).to(clean)
         alpha, sigma = process.coefficients(process.timesteps(s[None]).to(clean.device))

@@ -87,6 +87,32 @@ def test_images_that_are_read_stay_clean_and_carry_no_loss():
     assert loss > 0
 
 
+LEVELS = (torch.arange(8) + 0.5) / 8
+
+
+@pytest.mark.parametrize("clean", [0, 1, 2])
+@pytest.mark.parametrize("rows", [1, 8])
+def test_a_fixed_grid_is_over_the_drawn_images_alone(clean, rows):
+    """Each level equally often, whatever number of clean images stands beside each that is drawn."""
+    noised = [place == 0 for _ in range(16) for place in range(1 + clean)]
+    images = torch.zeros(len(noised), 3, 4, 4)
+    in_rows = [place * rows // len(noised) for place in range(len(noised))]
+    _, targets = draw(images, in_rows, list(range(rows)), noised=noised, fixed_levels=LEVELS)
+    drawn = targets.timesteps[torch.tensor(noised)] / 1000
+    assert torch.equal(drawn.sort().values, LEVELS.repeat_interleave(2))
+    assert (targets.timesteps[~torch.tensor(noised)] == 0).all()
+
+
+def test_a_fixed_grid_does_not_depend_on_the_batch():
+    """Rows of one image, read one by one, see all levels: as they do together."""
+    images = torch.randn(16, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    together, targets = draw(images, list(range(16)), list(range(16)), fixed_levels=LEVELS)
+    alone = [draw(images[row : row + 1], [0], [row], fixed_levels=LEVELS) for row in range(16)]
+    assert torch.equal(torch.cat([noisy for noisy, _ in alone]), together)
+    assert torch.equal(torch.cat([target.timesteps for _, target in alone]), targets.timesteps)
+    assert torch.equal(targets.timesteps.sort().values, (LEVELS * 1000).repeat_interleave(2))
+
+
 @pytest.mark.parametrize("config", [FLOW, COSINE])
 def test_corruption_is_the_processes(config):
     """Noise recovered from (noisy, clean, target) is the same noise, of unit variance."""

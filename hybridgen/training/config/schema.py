@@ -114,7 +114,7 @@ class ValidationConfig:
     Args:
         sources: held-out data.
         batches: how many batches of `data.per_device_batch_size` rows.
-        levels: noise levels of the fixed grid that diffusion images cycle through.
+        levels: noise levels of the fixed grid that drawn diffusion images go round (`core.objectives.corrupt`).
     """
 
     every: int = 0
