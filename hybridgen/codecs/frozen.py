@@ -19,6 +19,7 @@ import copy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers import VQModel
@@ -53,10 +54,15 @@ class VAECodec:
     """
 
     def __init__(self, vae: nn.Module):
-        self.vae = _at_safe_precision(vae)
+        self._vae = vae
         self.downsample_factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self.scale = vae.config.get("scaling_factor") or 1.0
         self.shift = vae.config.get("shift_factor") or 0.0
+
+    @property
+    def vae(self) -> nn.Module:
+        """What is run (`_at_safe_precision`)."""
+        return _at_safe_precision(self._vae)
 
     @torch.no_grad()
     def encode(self, images: Images) -> Images:
@@ -64,8 +70,9 @@ class VAECodec:
         if not isinstance(images, Tensor):
             return [self.encode(image[None])[0] for image in images]
         check_size(*images.shape[-2:], self.downsample_factor)
+        vae = self.vae
         with _no_autocast(images):
-            encoded = self.vae.encode(images.to(self.vae.dtype))
+            encoded = vae.encode(images.to(vae.dtype))
         if hasattr(encoded, "latent_dist"):
             z = encoded.latent_dist.mode()
         else:
@@ -77,9 +84,9 @@ class VAECodec:
         """Latents (I, C, h, w) -> pixels (I, 3, H, W), float32; a list gives a list."""
         if not isinstance(latents, Tensor):
             return [self.decode(image[None])[0] for image in latents]
-        z = latents.float() / self.scale + self.shift
+        vae, z = self.vae, latents.float() / self.scale + self.shift
         with _no_autocast(z):
-            return self.vae.decode(z.to(self.vae.dtype)).sample.float()
+            return vae.decode(z.to(vae.dtype)).sample.float()
 
 
 def measure_latents(vae: nn.Module, pictures: Iterable[Tensor]) -> tuple[float, float]:
@@ -109,9 +116,14 @@ class VQCodec:
     """
 
     def __init__(self, model: nn.Module):
-        self.model = _at_safe_precision(model)
+        self._model = model
         self.directions = compares_directions(model)  # True exactly for Janus tokenizers, whose config is transformers'
         self.downsample_factor = vq_downsample_factor(model.config.to_dict() if self.directions else model.config)
+
+    @property
+    def model(self) -> nn.Module:
+        """What is run (`_at_safe_precision`)."""
+        return _at_safe_precision(self._model)
 
     @property
     def codebook(self) -> Tensor:
@@ -126,9 +138,10 @@ class VQCodec:
             codes = [self.encode(image[None]) for image in images]
             return torch.cat(codes) if codes else torch.zeros(0, dtype=torch.long, device=self.model.device)
         check_size(*images.shape[-2:], self.downsample_factor)
+        model = self.model
         with _no_autocast(images):
-            z = to_latents(self.model, images.to(self.model.dtype))  # I, D, h, w
-        return quantize(z.float(), self.model.quantize.embedding.weight.float(), self.directions).codes.flatten()
+            z = to_latents(model, images.to(model.dtype))  # I, D, h, w
+        return quantize(z.float(), model.quantize.embedding.weight.float(), self.directions).codes.flatten()
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
@@ -211,9 +224,22 @@ def quantize(z: Tensor, codebook: Tensor, directions: bool) -> Quantized:
     )
 
 
+_FLOAT32: WeakKeyDictionary[nn.Module, tuple[list, nn.Module]] = WeakKeyDictionary()  # the weights' state, and a copy
+
+
 def _at_safe_precision(model: nn.Module) -> nn.Module:
-    """The model itself, or a float32 copy of one in half precision, in which decoders overflow."""
-    return copy.deepcopy(model).float() if model.dtype == torch.float16 else model
+    """The model itself, or a float32 copy of one in half precision, in which decoders overflow. The copy is made once,
+    and again when the model's weights have been changed or moved."""
+    if model.dtype != torch.float16:
+        _FLOAT32.pop(model, None)
+        return model
+    weights = [*model.parameters(), *model.buffers()]
+    state = [(weight.data_ptr(), weight._version, weight.device) for weight in weights]
+    copied_from, copied = _FLOAT32.get(model, (None, None))
+    if copied_from != state:
+        copied = copy.deepcopy(model).float()
+        _FLOAT32[model] = state, copied
+    return copied
 
 
 def _no_autocast(like: Tensor) -> torch.autocast:

@@ -1,11 +1,14 @@
 """Codecs against the models they wrap: same pixels, same latents, DeepSeek's codes."""
 
+import copy
+
 import pytest
 import torch
 from diffusers import AutoencoderKL, VQModel
 from torch.nn import functional as F
 from transformers.models.janus import JanusVQVAE, JanusVQVAEConfig
 
+from hybridgen.codecs import frozen
 from hybridgen.codecs.frozen import PixelCodec, VAECodec, VQCodec, measure_latents, quantize
 
 
@@ -132,6 +135,33 @@ def test_half_precision_tokenizers_decode(janus_vq, dtype):
     assert half.dtype == dtype  # the caller's module is as it was
     tolerance = 5e-3 if dtype == torch.float16 else 1e-1  # weights were rounded; measured 1.3e-3 and 2e-2, of 0.7
     torch.testing.assert_close(pixels, expected, rtol=0, atol=tolerance)
+
+
+def test_a_half_precision_model_is_copied_once_and_again_when_it_changes(vae, janus_vq, monkeypatch):
+    """Every access of a pipeline's codec makes a new codec."""
+    copies, deepcopy = [], copy.deepcopy
+    monkeypatch.setattr(frozen.copy, "deepcopy", lambda *args: copies.append(args[0]) or deepcopy(*args))
+
+    def copied() -> int:
+        return sum(value is model for value in copies)
+
+    codes, latents = torch.randint(64, (1, 4, 4)), torch.randn(1, 4, 4, 4)
+    for model, made, coded in ((janus_vq, VQCodec, codes), (vae, VAECodec, latents)):
+        copies.clear()
+        model.half()
+        kept = made(model)
+        before = [kept.decode(coded), made(model).decode(coded)]
+        assert copied() == 1
+        assert torch.equal(*before)
+        changed = {name: weight * 2 for name, weight in model.state_dict().items()}
+        model.load_state_dict(changed)
+        assert not torch.equal(kept.decode(coded), before[0])
+        assert copied() == 2
+        assert torch.equal(kept.decode(coded), made(deepcopy(model)).decode(coded))
+        copies.clear()
+        model.float()
+        assert kept.decode(coded).isfinite().all()
+        assert copied() == 0
 
 
 def test_codecs_are_frozen_and_ignore_autocast(vae, janus_vq):
