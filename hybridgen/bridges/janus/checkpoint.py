@@ -18,7 +18,7 @@ from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 from hybridgen.bridges.janus.configs import config_from_official, janus_config
 from hybridgen.bridges.janus.prompts import find_style, open_image_processor, open_tokenizer, template_of
 from hybridgen.bridges.janus.tensor_names import VQ_PREFIX, from_official, is_dropped
-from hybridgen.bridges.weight_names import EMBEDDINGS, HEAD, PARTS_OF_PATH
+from hybridgen.bridges.weight_names import EMBEDDINGS, HEAD, is_of_diffusion
 from hybridgen.bridges.weights import StoredTensor, common_dtype, open_weights
 from hybridgen.checkpoints.loading import INDEX, PIPELINE, check_checkpoint
 from hybridgen.configuration_hybridgen import HybridGenConfig
@@ -138,7 +138,7 @@ def _open_hybridgen(folder: Path, style: str | None) -> JanusCheckpoint:
         vq = JanusVQVAEConfig.from_dict(read_json(vq_file)) if _is_janus_vq(vq_file) else None
         config = janus_config(hybrid, vq)
     tensors = open_weights(folder / "model")
-    dropped = {name: NO_PATH for name in tensors if name.startswith(PARTS_OF_PATH["diffusion"])}
+    dropped = {name: NO_PATH for name in tensors if is_of_diffusion(name)}
     tensors = {name: tensor for name, tensor in tensors.items() if name not in dropped}
     tensors |= {f"{VQ_PREFIX}{name}": tensor for name, tensor in open_weights(folder / "vq_model").items()}
     processor = folder / "processor"

@@ -1,5 +1,6 @@
 """What a conversion loses, it says: on the way and in the dry run."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from hybridgen.bridges.janus.checkpoint import open_janus
 from hybridgen.bridges.janus.conversion import convert
 from hybridgen.bridges.janus.report import lost
 from hybridgen.cli import main as cli
+from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
+from hybridgen.pipeline_hybridgen import load_pipeline
 from tests.bridges.janus.test_conversion import assert_same, change, tensors_of
 from tests.januses import VARIANTS, save_transformers, tiny_janus
 from tests.pipelines import tiny_vae
@@ -63,6 +66,26 @@ def test_a_diffusion_path_is_left_out_loudly(hybrid, plain, tmp_path, run):
     assert f"left out     {len(left)}" in out
     assert f"  {left[0]}  of a path that no Janus has" in out
     assert "lost         2\n  vae/, which belongs" in out
+
+
+def test_alignment_head_and_modality_experts_are_left_out_as_well(hybrid, plain, tmp_path, run):
+    pipeline = load_pipeline(hybrid)
+    config = copy.deepcopy(pipeline.model.config)
+    config.diffusion_config.alignment_layer, config.diffusion_config.modality_experts = 1, True
+    pipeline.register_modules(model=HybridGenForConditionalGeneration(config))
+    pipeline.model.load_state_dict(load_file(hybrid / "model" / "model.safetensors"), strict=False)
+    pipeline.save_pretrained(tmp_path / "more")
+    code, _, said = run(tmp_path / "more", tmp_path / "back", "--to", "janus-hf")
+    assert code == 0
+    left = [line.removeprefix("left out: ") for line in said if line.startswith("left out")]
+    names = set(load_file(tmp_path / "more" / "model" / "model.safetensors"))
+    new = names - set(load_file(hybrid / "model" / "model.safetensors"))
+    assert any("alignment_head" in name for name in new)
+    assert any(".own." in name for name in new)
+    assert new <= set(left)
+    back, before = tensors_of(tmp_path / "back"), load_file(plain / "model.safetensors")
+    assert back.keys() == before.keys()
+    assert all(torch.equal(back[name][: len(tensor)], tensor) for name, tensor in before.items())
 
 
 def test_a_hybrid_is_not_rewritten_in_its_own_layout(hybrid, tmp_path, run):
