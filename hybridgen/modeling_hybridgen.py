@@ -192,7 +192,10 @@ class HybridGenModel(HybridGenPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         input_ids = self.infer_input_ids(inputs_embeds) if input_ids is None else input_ids  # B, N
-        embeds, images = self._embed(input_ids, inputs_embeds, pixel_values, latents, timesteps, codes)  # B, N, H
+        is_step = past_key_values is not None and input_ids.shape[1] == 1  # of generation: no images can be missing
+        embeds, images = self._embed(
+            input_ids, inputs_embeds, pixel_values, latents, timesteps, codes, is_step
+        )  # B, N, H
         if attention_mask is None and document_ids is None and position_ids is not None and past_key_values is None:
             document_ids = layout.infer_document_ids(position_ids).expand_as(input_ids)  # B, N
         mask = self.render_mask(
@@ -227,15 +230,25 @@ class HybridGenModel(HybridGenPreTrainedModel):
 
     # ------------------------------------------------------------------------------------------------- 1. embedding
 
-    def _embed(self, input_ids, inputs_embeds, pixel_values, latents, timesteps, codes) -> tuple[Tensor, dict]:
+    def _embed(
+        self, input_ids, inputs_embeds, pixel_values, latents, timesteps, codes, is_step: bool = False
+    ) -> tuple[Tensor, dict]:
         """Embeddings (B, N, H), and what of `HybridGenModelOutput` is known before the backbone runs.
 
         In training, and with `run_absent_modalities`, an absent modality passes as zero images, so that its weights
         stay in the graph with zero gradient and no rank of DDP or FSDP waits for them.
+
+        Args:
+            is_step: the tokens are one that was just written, so that nothing is read back from the device.
         """
         run_absent = self.training or self.run_absent_modalities
-        self._check_paths({"understanding": pixel_values, "diffusion": latents, "vq": codes})
+        given = {"understanding": pixel_values, "diffusion": latents, "vq": codes}
+        self._check_paths(given)
         masks = {path: input_ids == placeholder for path, placeholder in self.placeholders().items()}  # B, N each
+        if not run_absent and not is_step and not torch.compiler.is_compiling():
+            absent = {path: mask for path, mask in masks.items() if given[path] is None}
+            for path, mask in absent.items():
+                _check_count(mask, 0, path)
         embeds = self._embed_text(input_ids, masks) if inputs_embeds is None else inputs_embeds  # B, N, H
         outputs = {}
         if "understanding" in masks and (pixel_values is not None or run_absent):
@@ -525,13 +538,15 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
 
     # --------------------------------------------------------------------------------------------------- generation
 
-    def generate(self, *args, **kwargs):
-        """As everywhere in transformers. Codes that are tokens of the vocabulary are no text, and are never written."""
-        vq = self.config.vq_config
+    def generate(self, inputs: Tensor | None = None, generation_config=None, logits_processor=None, **kwargs):
+        """As everywhere in transformers. Placeholders of images, and codes that are tokens of the vocabulary, are no
+        text, and are never written."""
+        vq, scored = self.config.vq_config, self.lm_head.out_features
+        ranges = [(token, token + 1) for token in self.model.placeholders().values() if token < scored]
         if vq is not None and (first := vq.first_token_id) is not None:
-            suppress = _SuppressRange(first, first + vq.num_embeddings)
-            kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or []), suppress])
-        return super().generate(*args, **kwargs)
+            ranges.append((first, first + vq.num_embeddings))
+        processors = LogitsProcessorList([*(logits_processor or []), _SuppressRanges(ranges)])
+        return super().generate(inputs, generation_config, processors, **kwargs)
 
     def prepare_inputs_for_generation(
         self,
@@ -552,9 +567,12 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
             is_first_iteration=is_first_iteration,
             **kwargs,
         )
-        if not is_first_iteration and kwargs.get("use_cache", True):
-            for name in IMAGE_INPUTS:
+        has_read = isinstance(past_key_values, Cache) and int(past_key_values.get_seq_length()) > 0
+        for name in IMAGE_INPUTS:
+            if has_read and not is_first_iteration:
                 inputs.pop(name, None)
+            elif kwargs.get(name) is not None:  # which transformers drops where an assistant reads the prompt
+                inputs[name] = kwargs[name]
         if isinstance(past_key_values, Cache) and past_key_values.is_compileable:
             ids = inputs["input_ids"]
             ids = self.model.infer_input_ids(inputs["inputs_embeds"]) if ids is None else ids
@@ -602,13 +620,17 @@ def scatter(embeds: Tensor, mask: Tensor, features: Tensor, path: str) -> Tensor
     Raises:
         ValueError: with both numbers, when they differ.
     """
-    expected = int(mask.sum())
-    if expected != len(features):
+    _check_count(mask, len(features), path)
+    return embeds.masked_scatter(mask[..., None], features.to(embeds.dtype))
+
+
+def _check_count(mask: Tensor, made: int, path: str) -> None:
+    """Raises ValueError, with both numbers, if `mask` is true on another number of tokens than images make."""
+    if (expected := int(mask.sum())) != made:
         raise ValueError(
-            f"{expected} {path} tokens stand in the text, but the images given make {len(features)}; "
+            f"{expected} {path} tokens stand in the text, but the images given make {made}; "
             "each image needs exactly as many placeholders as it has tokens"
         )
-    return embeds.masked_scatter(mask[..., None], features.to(embeds.dtype))
 
 
 def _count_positions(attention_mask, input_ids: Tensor, past: int) -> Tensor:
@@ -645,16 +667,17 @@ def _repeat_runs(value: Tensor | list, runs: list[range], times: int) -> Tensor 
     return value[torch.tensor(order, device=value.device)] if isinstance(value, Tensor) else [value[i] for i in order]
 
 
-class _SuppressRange(LogitsProcessor):
-    """No token from `start` to before `end` is written.
+class _SuppressRanges(LogitsProcessor):
+    """No token from a range's start to before its end is written.
 
     Not a `SuppressTokensLogitsProcessor`: of one class, `generate` keeps a single processor, ours or the caller's.
     """
 
-    def __init__(self, start: int, end: int):
-        self.start, self.end = start, end
+    def __init__(self, ranges: list[tuple[int, int]]):
+        self.ranges = ranges
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         scores = scores.clone()
-        scores[:, self.start : self.end] = -torch.inf
+        for start, end in self.ranges:
+            scores[:, start:end] = -torch.inf
         return scores

@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from hybridgen import HybridGenConfig, HybridGenForConditionalGeneration
 from hybridgen.core.layout import ImageSegment, TextSegment, lay_out
@@ -302,6 +309,32 @@ def test_counts_that_differ_are_named_with_both_numbers():
     ids = torch.tensor([[5, IMAGE, IMAGE, 6]])
     with pytest.raises(ValueError, match="2 understanding tokens stand in the text, but the images given make 4"):
         model(input_ids=ids, pixel_values=torch.zeros(1, 3, 16, 16))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(("path", "token"), [("understanding", IMAGE), ("diffusion", DIFFUSION), ("vq", 92)])
+def test_placeholders_without_any_image_are_refused(training, path, token):
+    """In training and out of it, by `forward` and by `generate`, as ids and as embeddings."""
+    model = tiny_model().train(training)
+    ids = torch.tensor([[5, *[token] * 3, 6], [5, 6, 7, 8, token]])
+    message = f"4 {path} tokens stand in the text, but the images given make 0"
+    with pytest.raises(ValueError, match=message):
+        model(input_ids=ids)
+    with pytest.raises(ValueError, match=message):
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), past_key_values=DynamicCache())
+    with pytest.raises(ValueError, match=message):
+        model(inputs_embeds=model.get_input_embeddings()(ids))
+    with pytest.raises(ValueError, match=message):
+        model.generate(input_ids=ids, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_placeholders_are_never_written_as_text(use_cache):
+    """Not by a model that scores nothing else."""
+    model = tiny_model()
+    model.lm_head.weight.data[[IMAGE, DIFFUSION, 92]] *= 100
+    written = model.generate(input_ids=torch.tensor([[5, 6, 7]]), max_new_tokens=6, use_cache=use_cache, do_sample=True)
+    assert not torch.isin(written, torch.tensor([IMAGE, DIFFUSION, 92])).any()
 
 
 def test_input_for_an_absent_path_is_refused():
