@@ -154,8 +154,8 @@ def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
 def _fill(image: Image.Image, height: int, width: int) -> Image.Image:
     """The middle of the picture that has the frame's shape, in the frame's size.
 
-    A thin picture that fills the frame would be huge before it is cropped: of those, the middle alone is resized. That
-    rounds otherwise by a bit, so it is not done to all.
+    A thin picture that fills the frame would be huge before it is cropped: of those, the middle alone is resized. Pillow
+    rounds otherwise there, so it is not done to all.
     """
     scale = max(height / image.height, width / image.width)
     wide, high = max(width, round(image.width * scale)), max(height, round(image.height * scale))

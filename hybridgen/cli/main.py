@@ -15,6 +15,7 @@ nobody foresaw keeps its traceback (`errors`). The script itself is `hybridgen_c
 import argparse
 import contextlib
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
@@ -57,7 +58,8 @@ def run(options: argparse.Namespace) -> int:
         library.utils.logging.disable_progress_bar()  # they load in seconds, and fill the screen with bars
     command, results = COMMANDS[options.command], sys.stdout
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # libraries print; results go to the real stdout
+        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():  # results go to the real stdout
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # damaged and huge pictures: our sentences name them
             return _print_all(command.run(options), results)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"stopped; {command.STOPPED}") from stop

@@ -26,8 +26,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, unquote_to_bytes, urlsplit
-from urllib.request import url2pathname
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -35,6 +34,7 @@ from torch import Tensor
 
 from hybridgen.core.files import stand_in
 from hybridgen.core.messages import parts
+from hybridgen.core.recognition import is_there, user_path
 from hybridgen.core.values import shorten
 
 # a path, file://, data: URL or base64; encoded bytes; {"bytes": ..., "path": ...} of the datasets library; pixels
@@ -68,8 +68,8 @@ def read_picture(source: Source, root: str | Path | None = None, where: str = ""
         source = source.get("path") if source.get("bytes") is None else source["bytes"]
     if isinstance(source, str):
         source = _from_text(source, where)
-    if isinstance(source, Path):
-        return _from_file(picture_file(source, root), where, relative="" if root is None else str(source))
+    if isinstance(source, str | Path):
+        return _from_file(source, root, where)
     if isinstance(source, bytes | bytearray | memoryview):
         what = f"{where}the image of {len(source)} bytes"
         with _one_sentence(what, bytes(source[:_HEAD])), Image.open(io.BytesIO(source)) as opened:
@@ -113,13 +113,10 @@ def with_pictures(messages: list[dict], root: str | Path | None = None, where: s
 
 def picture_file(source: str | Path, root: str | Path | None = None) -> Path:
     """The file that a path, with `~` or as a file:// URL, names; it need not be there."""
-    text = str(source)
-    if text.startswith("file:"):
-        return Path(url2pathname(unquote(urlsplit(text).path)))
-    path = Path(text).expanduser() if text.startswith("~") else Path(text)
+    path = user_path(source)
     path = path if root is None else Path(root) / path
-    if "\\" in text and os.sep != "\\" and not os.path.exists(path):  # written on Windows
-        return picture_file(text.replace("\\", "/"), root)
+    if "\\" in str(source) and os.sep != "\\" and not is_there(path):  # written on Windows
+        return picture_file(str(source).replace("\\", "/"), root)
     return path
 
 
@@ -132,7 +129,7 @@ def pixels_hash(picture: Image.Image) -> bytes:
 # --------------------------------------------------------------------------------------------------- texts and files
 
 
-def _from_text(text: str, where: str) -> bytes | Path:
+def _from_text(text: str, where: str) -> bytes | str:
     """The bytes that a text encodes, or the path that it is."""
     if text.startswith("data:"):
         head, comma, body = text.partition(",")
@@ -142,15 +139,13 @@ def _from_text(text: str, where: str) -> bytes | Path:
         except ValueError as error:  # binascii.Error is one
             shown = _short(text, 60)
             raise ValueError(f"{where}the data: URL {shown!r} is not base64 ({error}); encode it again") from None
-    if not text.strip():
-        raise ValueError(f"{where}the name of an image is empty; name a file")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text) and not text.startswith("file:"):
         raise ValueError(f"{where}the image {_short(text)!r} is an address; pictures are not downloaded, name a file")
     try:
-        content = base64.b64decode("".join(text.split()), validate=True)
+        content = base64.b64decode("".join(text.splitlines()), validate=True)
     except ValueError:
-        return Path(text)
-    return content if len(text) > _LONG_NAME or _looks_like_picture(content) else Path(text)
+        return text
+    return content if len(text) > _LONG_NAME or _looks_like_picture(content) else text
 
 
 def _looks_like_picture(content: bytes) -> bool:
@@ -161,7 +156,11 @@ def _looks_like_picture(content: bytes) -> bool:
     return True
 
 
-def _from_file(file: Path, where: str, relative: str) -> Image.Image:
+def _from_file(source: str | Path, root: str | Path | None, where: str) -> Image.Image:
+    try:
+        file = picture_file(source, root)
+    except ValueError as error:
+        raise ValueError(f"{where}{error}") from None
     what = f"{where}the image {_short(str(file))}"
     if "\0" in str(file):
         raise ValueError(f"{where}the image {_short(repr(str(file)))} has a zero character in its name; name a file")
@@ -174,11 +173,11 @@ def _from_file(file: Path, where: str, relative: str) -> Image.Image:
         with file.open("rb") as opened:
             head = opened.read(_HEAD)
     except (FileNotFoundError, NotADirectoryError):
-        if not relative:
+        if root is None:
             raise ValueError(f"{where}there is no image {_short(str(file))}") from None
+        looked_for = f"looked for {_short(str(file))}"
         raise ValueError(
-            f"{where}the image {_short(relative)!r} is not there (looked for {_short(str(file))}); paths are relative to "
-            "the file"
+            f"{where}the image {_short(str(source))!r} is not there ({looked_for}); paths are relative to the file"
         ) from None
     except OSError as error:
         raise ValueError(f"{what} cannot be read ({error.strerror or error})") from error

@@ -33,7 +33,7 @@ _MAGIC = (  # first bytes of a file -> what it is
 
 
 def user_path(text: str | os.PathLike) -> Path:
-    """A path as a user writes it: `~` and `~name` are home folders, as in a shell.
+    """A path as a user writes it: `~` and `~name` are home folders, as in a shell; file:// URLs are paths.
 
     Raises:
         ValueError: it is empty, or no name that a file can have.
@@ -41,6 +41,8 @@ def user_path(text: str | os.PathLike) -> Path:
     text = os.fspath(text)
     if not text or "\0" in text:
         raise ValueError(f"{text!r} is no path; give the name of a file or folder")
+    if text.startswith("file:"):
+        return Path(unquote(urlsplit(text).path))
     return Path(os.path.expanduser(text))
 
 
