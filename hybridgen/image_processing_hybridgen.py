@@ -154,7 +154,7 @@ def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
 def _fill(image: Image.Image, height: int, width: int) -> Image.Image:
     """The middle of the picture that has the frame's shape, in the frame's size.
 
-    A thin picture that fills the frame would be huge before it is cropped: of those, the middle alone is resized. Pillow
+    A thin picture that fills the frame would be huge before it is cropped; of those the middle alone is resized. Pillow
     rounds otherwise there, so it is not done to all.
     """
     scale = max(height / image.height, width / image.width)

@@ -11,6 +11,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
 
+from hybridgen.core.pictures import read_picture
+
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
@@ -50,6 +52,35 @@ def test_a_picture_is_drawn_again_to_the_bit(run, tiny_checkpoint, tmp_path, way
     again, before = Image.open(lines[0]), Image.open(files[1])
     assert again.tobytes() == before.tobytes()
     assert json.loads(again.text["manifest"]) == json.loads(before.text["manifest"])
+
+
+def test_the_picture_before_the_prompt_is_found_and_seen_as_it_was(run, tiny_checkpoint, tmp_path, monkeypatch):
+    """Transparent and turned, named from another folder; then moved beside the picture, as other bytes, and changed."""
+    (tmp_path / "a").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo = Image.new("RGBA", (40, 30), (200, 30, 60, 255))
+    photo.paste((0, 0, 0, 0), (0, 0, 40, 10))
+    photo.save(tmp_path / "a" / "photo.png", exif=exif)
+    monkeypatch.chdir(tmp_path / "a")
+    arguments = ("--prompt", "an elf", "--image", "photo.png", "--steps", 2, "--image-guidance", 3)
+    _, (file,), _ = run("sample", tiny_checkpoint, *arguments, "--out", "drawn")
+    origin = json.loads(Image.open(file).text["manifest"])["image"]
+    assert origin["file"] == str(tmp_path / "a" / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    drawn = Path("a") / file
+    assert run("replay", drawn, tiny_checkpoint)[0] == 0
+    named = changed(drawn, drawn.with_name("old.png"), image=origin | {"file": "photo.png", "pixels": None})
+    assert (
+        run("replay", named, tiny_checkpoint)[0] == 0
+    )  # old manifests: as seen from where `sample` ran, without pixels
+    read_picture(tmp_path / "a" / "photo.png").save(drawn.with_name("photo.png"), compress_level=1)
+    (tmp_path / "a" / "photo.png").unlink()
+    assert run("replay", drawn, tiny_checkpoint)[0] == 0
+    Image.new("RGB", (30, 40)).save(drawn.with_name("photo.png"))
+    code, _, error = run("replay", drawn, tiny_checkpoint)
+    assert code == 2
+    assert f"drawn from the image {tmp_path}/a/photo.png, which is no longer there or has changed; put it back" in error
 
 
 def test_the_scheduler_is_that_of_the_manifest(run, tiny_checkpoint, tmp_path):
