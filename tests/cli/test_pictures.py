@@ -62,11 +62,11 @@ def damaged_exif() -> bytes:
 
 
 PNG = io.BytesIO()
-Image.fromarray(np.zeros((40, 40), np.uint8)).save(PNG, "PNG")
+Image.fromarray(np.arange(1600).reshape(40, 40).astype(np.uint8)).save(PNG, "PNG")
 BAD = {
     "nothing": (b"", "is empty; copy or download it again"),
     "words": (b"no picture", "cannot be decoded: it is no picture in a format that Pillow knows"),
-    "half": (PNG.getvalue()[:60], "cannot be decoded"),
+    "half": (PNG.getvalue()[:90], "cannot be decoded"),
     "a HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0", "is a HEIC picture or a video"),
     "a PDF": (b"%PDF-1.7", "is a PDF document"),
     "a pointer": (b"version https://git-lfs.github.com/spec/v1\n", "pointer"),
