@@ -1,20 +1,40 @@
 """Train: `accelerate launch scripts/train.py CONFIG.yaml [key=value ...]`, on as many processes as accelerate starts.
 
-`python scripts/train.py` and `hybridgen train` do the same in one process.
+`python scripts/train.py` and `hybridgen train` do the same in one process. Of several, the first one alone speaks: the
+path of the checkpoint on stdout, all else on stderr. What one of them fails at also goes into the launcher's report.
 """
 
+import os
 import sys
 
 from hybridgen.cli.errors import is_for_the_user, one_line
 from hybridgen.training import load_config, train
+from hybridgen.training.distributed.launched import quiet_libraries, report_failure
 
-if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit("usage: train.py CONFIG.yaml [key=value ...]")
+IS_FIRST = os.environ.get("RANK", "0") == "0"
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit code: 0, 2 for what the user can mend, 130 after a Ctrl-C before training began."""
+    if not arguments:
+        print("usage: train.py CONFIG.yaml [key=value ...]", file=sys.stderr)
+        return 2
+    quiet_libraries(also_warnings=not IS_FIRST)
     try:
-        train(load_config(sys.argv[1], sys.argv[2:]))
+        checkpoint = train(load_config(arguments[0], arguments[1:]))
+    except KeyboardInterrupt:
+        return 130
     except (ValueError, OSError) as error:
         if not is_for_the_user(error):
             raise
-        print(f"train.py: {one_line(error)}", file=sys.stderr)
-        sys.exit(2)
+        sentence = f"train.py: {one_line(error)}"
+        if not report_failure(sentence) or IS_FIRST:
+            print(sentence, file=sys.stderr)
+        return 2
+    if IS_FIRST:
+        print(checkpoint)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -18,7 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from hybridgen.core.files import read_json, write_whole
+from hybridgen.core.files import put_in_place, read_json, write_whole
 from hybridgen.core.hub import INDEX
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 
@@ -97,7 +97,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     aside.mkdir(parents=True)
     try:
         yield aside
-        aside.rename(folder)
+        put_in_place(aside, folder)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         for parent in new_parents:

@@ -4,17 +4,17 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
-import torch
 from tqdm import tqdm
 
+from hybridgen.core import devices
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 
 TRUNCATED = "the answer was cut off where its tokens ran out; --max-new-tokens sets how many"
 
 
 def best_device(pipeline: HybridGenPipeline) -> HybridGenPipeline:
-    """On the GPU where there is one."""
-    return pipeline.to("cuda") if torch.cuda.is_available() else pipeline
+    """On the accelerator of this machine, where it has one."""
+    return pipeline.to(devices.best_device())
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
 from hybridgen.codecs.patch_vq import PatchVQ
+from hybridgen.core.devices import sum_dtype
 from hybridgen.core.files import read_json
 from hybridgen.paths.patches import check_size
 
@@ -101,7 +102,7 @@ def measure_latents(vae: nn.Module, pictures: Iterable[Tensor]) -> tuple[float, 
     codec = VAECodec(vae)
     sums = torch.zeros(3, dtype=torch.float64)  # components, their sum, the sum of their squares
     for batch in pictures:
-        z = codec.encode(batch).double() / codec.scale + codec.shift
+        z = codec.encode(batch).to(sum_dtype(batch.device)) / codec.scale + codec.shift
         sums += torch.stack([torch.tensor(float(z.numel())), z.sum().cpu(), z.pow(2).sum().cpu()])
     count, total, squares = sums.tolist()
     mean = total / count

@@ -3,9 +3,14 @@
 A rename replaces a file in one move only within a folder, so what is written aside lies beside the file it becomes.
 Folders are written by `checkpoints.loading.new_folder` (a checkpoint) and `training.state.checkpointing` (a state, by
 all processes together).
+
+A file system may bring a rename to the disk before the content, so a power cut would leave a file of the right name
+and length full of zeros. So content is flushed to the disk first (`flush`), then the name.
 """
 
+import errno
 import json
+import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,10 +33,43 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         mode = aside.stat().st_mode  # as the umask says
         yield aside
         aside.chmod(mode)  # libraries that put another file in its place (safetensors) keep it to its owner
-        aside.replace(path)
+        put_in_place(aside, path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def put_in_place(aside: Path, path: Path) -> None:
+    """Give a file or folder that was written aside its name, once all of it is on the disk."""
+    flush(aside)
+    aside.replace(path)
+    _flush_one(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or a folder with all that is in it, is on the disk.
+
+    Raises:
+        OSError: it did not fit, or the disk failed: some file systems tell only now.
+    """
+    inside = [each for each in path.rglob("*") if not each.is_symlink()] if path.is_dir() else []
+    for each in (*reversed(inside), path):  # what is in a folder before the folder
+        _flush_one(each)
+
+
+def _flush_one(path: Path) -> None:
+    """Windows opens no folders, and some file systems flush none: they keep names in order themselves."""
+    is_folder = path.is_dir()
+    if os.name == "nt" and is_folder:
+        return
+    opened = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    except OSError as error:
+        if not (is_folder and error.errno in (errno.EINVAL, errno.EBADF, errno.EACCES, errno.ENOTSUP)):
+            raise
+    finally:
+        os.close(opened)
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:

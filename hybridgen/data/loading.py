@@ -164,6 +164,10 @@ class RowLoader:
         self._batches, self._tokens = state["batches"], state["used"]
         self._state = self._snapshot()
 
+    def changes(self, state: dict) -> list[str]:
+        """What of the data is not as it was when this state was saved, in a few words each."""
+        return self.mixture.changes(state["mixture"])
+
     def where(self, record: tuple[str, int]) -> str:
         """What to call one of a batch's `records`, (source, cursor), in an error."""
         name, cursor = record

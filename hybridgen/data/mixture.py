@@ -183,7 +183,12 @@ class Mixture:
         # saved names, kept so that older states load
         numbers = {"cursors": dict(self.cursors), "tokens": dict(self.tokens), "owed": dict(self._due)}
         streams = {name: each.record_source.state_dict() for name, each in self.sources.items() if each.streaming}
-        return {**numbers, "broken": self.bad_records.state_dict(), "streams": streams}
+        records = {name: source.records for name, source in self.sources.items()}
+        return {**numbers, "broken": self.bad_records.state_dict(), "streams": streams, "records": records}
+
+    def changes(self, state: dict) -> list[str]:
+        """What of the sources is not as it was when a state was saved."""
+        return changed_records(list(self.sources.values()), state.get("records", {}))
 
     def load_state_dict(self, state: dict) -> None:
         """Raises ValueError if the state is that of a mixture of other sources."""
@@ -200,6 +205,15 @@ class Mixture:
         for name, chunk_beginnings in state.get("streams", {}).items():
             if self.sources[name].streaming:
                 self.sources[name].record_source.load_state_dict(chunk_beginnings)
+
+
+def changed_records(sources: list[DocumentSource], before: dict[str, int | None]) -> list[str]:
+    """Which sources have other numbers of records than `before`, by name; older states know none."""
+    return [
+        f"{source.name} has {source.records} records, {before[source.name]} before"
+        for source in sources
+        if before.get(source.name) is not None and source.records not in (None, before[source.name])
+    ]
 
 
 def by_step(weight: float | dict[int, float]) -> dict[int, float]:

@@ -29,6 +29,9 @@ class Loader(Protocol):
 
     def load_state_dict(self, state: dict) -> None: ...
 
+    def changes(self, state: dict) -> list[str]:
+        """What of the data is not as it was when this state was saved, in a few words each."""
+
     def where(self, record) -> str:
         """The source, file and line of a record, for messages."""
 

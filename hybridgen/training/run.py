@@ -20,7 +20,8 @@ from hybridgen.training.trainer import Trainer
 
 
 def train(config: TrainConfig) -> Path:
-    """Run a stage to its end and return `<output_dir>/checkpoint`; ends the process with 0 after SIGTERM.
+    """Run a stage to its end and return `<output_dir>/checkpoint`; ends the process with 0 after SIGTERM, with
+    130 after Ctrl-C, once the state is saved.
 
     Raises:
         ValueError, OSError: in one sentence, what the user can change.
@@ -36,6 +37,7 @@ def train(config: TrainConfig) -> Path:
     build = build_codec_stage if config.stage == "codec" else build_model_stage
     stage = build(config, accelerator)
     set_seed(config.seed, device_specific=True)  # for dropout: everything else has its own generators
-    if not Trainer(config, stage, accelerator).run():
-        raise SystemExit(0)
+    trainer = Trainer(config, stage, accelerator)
+    if not trainer.run():
+        raise SystemExit(130 if trainer.stopped_by == "Ctrl-C" else 0)
     return folder / "checkpoint"

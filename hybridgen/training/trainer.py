@@ -20,9 +20,10 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import gather_object, send_to_device
 from torch import Tensor
 
+from hybridgen.core.devices import sum_dtype
 from hybridgen.core.objectives import total
 from hybridgen.training.config.schema import TrainConfig
-from hybridgen.training.distributed.processes import peers_lost
+from hybridgen.training.distributed.processes import peers_lost, sum_over_ranks
 from hybridgen.training.distributed.sharding import DistributedModel, full
 from hybridgen.training.distributed.speed import eagerly
 from hybridgen.training.monitor.diagnostics import Diagnostics
@@ -33,8 +34,12 @@ from hybridgen.training.optim.ema import WeightAverage
 from hybridgen.training.optim.optimization import build_optimizer, freeze, lr_factor
 from hybridgen.training.protocols import Stage
 from hybridgen.training.state.checkpointing import whole_folder
-from hybridgen.training.state.saving import Saved, restore, save_state
+from hybridgen.training.state.saving import Saved, find_state, load_state, save_state
 from hybridgen.training.state.stopping import StopSignal
+
+PLACE_IN_DATA = (
+    "the run goes on at its place in them, but in this epoch some records may come twice and others not at all"
+)
 
 
 class Trainer:
@@ -60,23 +65,27 @@ class Trainer:
         self.step, self.elapsed = 0, 0.0
         self.meter = Meter(stage)
         self._stop, self._stopping = StopSignal(), False
+        self._missed: set[str] = set()  # what was due after this step, when the signal came
 
     # ------------------------------------------------------------------------------------------------------ the loop
 
     def run(self) -> bool:
-        """Train to the end, or until SIGTERM. Returns whether it reached the end.
+        """Train to the end, or until SIGTERM or Ctrl-C. Returns whether it reached the end.
 
         Raises:
             ValueError: too many steps were skipped.
             OSError: a disk is full, a file of the data is gone, or another process is.
         """
-        with peers_lost(self.accelerator, self.folder), self._stop.listening():
+        is_main = self.accelerator.is_main_process
+        with peers_lost(self.accelerator, self.folder), self._stop.listening(aloud=is_main):
             self._restore()
             self.model.train()
             try:
                 self._loop()
-                if self.progress < 1:
-                    self.say(f"stopped by SIGTERM after step {self.step}; the same command goes on from there")
+                if self.progress < 1 or self._missed:
+                    self.say(
+                        f"stopped by {self.stopped_by} after step {self.step}; the same command goes on from there"
+                    )
                     return False
                 self._save_result()
                 return True
@@ -86,9 +95,22 @@ class Trainer:
                 self.tracker.close()
 
     def _restore(self) -> None:
-        """Go on from a state, if there is one; then open what needs to know the step: the guard, and the logs."""
-        saved = restore(self.config, self.accelerator, self.weights, self.ema, self.say)
-        run = self._load_state(saved) if saved is not None else {}
+        """Go on from a state, if there is one; then open what needs to know the step: the guard, and the logs.
+
+        All that may refuse the state comes before anything is loaded or said of it.
+        """
+        found, run = find_state(self.config, self.accelerator, self.weights, self.say), {}
+        if found is not None:
+            position = found.saved.rank["loader"]
+            changes = self.stage.loader.changes(position)
+            self.stage.loader.load_state_dict(position)
+            notes = load_state(found, self.config, self.accelerator, self.weights, self.ema)
+            run = self._load_run(found.saved)
+            if changes:
+                shown = "; ".join(changes)
+                notes.append(f"the data are not those that {found.folder} was saved with ({shown}): {PLACE_IN_DATA}")
+            for note in (*notes, f"going on from {found.folder}, {self.step} of {self.config.steps} steps done"):
+                self.say(note)
         for group, settings in zip(self.optimizer.param_groups, self._group_settings, strict=True):
             group.update(settings)  # the config's, not those of the state
         is_main, logged = self.accelerator.is_main_process, asdict(self.config)
@@ -105,18 +127,37 @@ class Trainer:
         self.meter.since = self._started
 
     def _loop(self) -> None:
-        saved_step = self.step
+        saved_step = self._make_up_for_missed()
         while self.progress < 1 and not self._should_stop():
-            record = self._train_step() | self._validate()
-            self._sample()
-            if record:
-                self.tracker.log({"step": self.step, **record}, self.progress)
+            record = self._train_step()
+            record |= self._validate() if self._is_due(self.config.validation.every) else {}
+            if self._is_due(self.config.sampling.every):
+                self._sample()
+            self._log(record)
             self.tracker.advance(self.step)
             if self.step % self.config.save_every == 0:
                 self._save()
                 saved_step = self.step
         if saved_step != self.step:
             self._save()
+
+    def _make_up_for_missed(self) -> int | None:
+        """Validate and sample what a signal prevented. Returns the step whose state says so."""
+        if not self._missed:
+            return self.step
+        self._log(self._validate() if "validation" in self._missed else {})
+        if "sample" in self._missed:
+            self._sample()
+        return None
+
+    def _log(self, record: dict) -> None:
+        if record:
+            self.tracker.log({"step": self.step, **record}, self.progress)
+
+    @property
+    def stopped_by(self) -> str:
+        """What stopped the run: "SIGTERM" or "Ctrl-C", or that another process got it."""
+        return self._stop.cause or "a signal to another process"
 
     @property
     def progress(self) -> float:
@@ -125,7 +166,8 @@ class Trainer:
         return min(1.0, max(self.step / self.config.steps, by_time))
 
     def _should_stop(self) -> bool:
-        """Whether all ranks know of a SIGTERM: one process knows at once, several from the next step's all-reduce."""
+        """Whether all ranks know of a signal to stop: one process knows at once, several from the next step's
+        all-reduce."""
         alone = self.accelerator.num_processes == 1
         return self._stopping or (alone and self._stop.requested)
 
@@ -175,7 +217,7 @@ class Trainer:
 
     def _global_counts(self, batches: list[dict]) -> tuple[Tensor, Tensor]:
         """Each loss' count (kinds,) and (size, capacity) over all micro-batches of the step and all ranks. The same
-        all-reduce tells every rank whether any of them got a SIGTERM, and the main process' clock."""
+        all-reduce tells every rank whether any of them got a signal to stop, and the main process' clock."""
         rows = []
         for batch in batches:
             counts = self.stage.counts(batch)
@@ -190,7 +232,7 @@ class Trainer:
     def _forward_backward(self, batches: list[dict], counts: Tensor) -> Tensor:
         """Gradients of all micro-batches, synchronised once, with the last of them. Returns the sum of each loss
         (kinds,) on this rank."""
-        sums = torch.zeros(len(self.stage.kinds), dtype=torch.float64, device=self.device)
+        sums = torch.zeros(len(self.stage.kinds), dtype=sum_dtype(self.device), device=self.device)
         divisors = dict(zip(self.stage.kinds, counts.float().to(self.device), strict=True))
         # accelerate divides by the accumulation and data parallelism by the ranks, but the losses are divided already
         divided_by_libraries = self.config.accumulation * self.accelerator.num_processes
@@ -198,7 +240,7 @@ class Trainer:
             with self.accelerator.accumulate(self.model):
                 losses = self.stage.losses(self.model, send_to_device(batch, self.device))
                 self.accelerator.backward(total(losses, divisors, self.stage.weights) * divided_by_libraries)
-            sums += torch.stack([losses[kind][0].detach().double() for kind in self.stage.kinds])
+            sums += torch.stack([losses[kind][0].detach().to(sums.dtype) for kind in self.stage.kinds])
         return sums
 
     def _update(self, sums: Tensor, counts: Tensor, batches: list[dict]) -> tuple[float, bool]:
@@ -226,8 +268,7 @@ class Trainer:
         return list(dict.fromkeys(gather_object(local)))
 
     def _sum(self, values: Tensor) -> Tensor:
-        """Over all ranks, on the CPU."""
-        return self.accelerator.reduce(values.to(self.device), reduction="sum").cpu()
+        return sum_over_ranks(self.accelerator, values)
 
     # ------------------------------------------------------------------------------------ logs, validation, samples
 
@@ -247,23 +288,27 @@ class Trainer:
         return every > 0 and (self.step % every == 0 or self.progress >= 1)
 
     def _validate(self) -> dict:
-        """Losses of the averaged weights on the validation batches, over all ranks."""
-        if not self._is_due(self.config.validation.every):
-            return {}
-        summed = torch.zeros(2, len(self.stage.kinds), dtype=torch.float64, device=self.device)
+        """Losses of the averaged weights on the validation batches, over all ranks. Where a signal says to stop, it is
+        left to the run that goes on from here."""
+        summed = torch.zeros(2, len(self.stage.kinds), dtype=sum_dtype(self.device), device=self.device)
         with self.evaluating(), torch.no_grad():
             for batch in self.stage.validation_batches():
                 if self._should_stop():
+                    self._missed.add("validation")
                     return {}
                 losses = self.stage.losses(self.model, send_to_device(batch, self.device))
                 for part in (0, 1):  # sum, count
-                    summed[part] += torch.stack([losses[kind][part].double() for kind in self.stage.kinds])
+                    summed[part] += torch.stack([losses[kind][part].to(summed.dtype) for kind in self.stage.kinds])
+        self._missed.discard("validation")
         return self.meter.means(*self._sum(summed), prefix="validation/") | self.diagnostics.validation_numbers()
 
     def _sample(self) -> None:
-        """Save what the averaged weights draw as `samples/step_N.png`."""
-        if not self._is_due(self.config.sampling.every) or self._should_stop():
+        """Save what the averaged weights draw as `samples/step_N.png`; left to the run that goes on from here, where a
+        signal says to stop."""
+        if self._should_stop():
+            self._missed.add("sample")
             return
+        self._missed.discard("sample")
         with self.evaluating():
             model = self.weights.gather()
             image = None if model is None else self.stage.sample(model)
@@ -286,20 +331,20 @@ class Trainer:
 
     def _save(self) -> None:
         start = time.monotonic()
-        save_state(self.config, self.accelerator, self.ema, self.step, self._state())
+        save_state(self.config, self.accelerator, self.weights, self.ema, self.step, self._state())
         self.diagnostics.plot(at_end=self.progress >= 1)
         self.meter.pause(time.monotonic() - start)
 
     def _state(self) -> Saved:
         """What a state holds beside tensors; called by all processes together."""
         run = {"step": self.step, "elapsed": self.elapsed, "tally": self.meter.tally.tolist()}
-        run |= {"guard": self.guard.state_dict(), "wandb": self.tracker.run_id}
+        run |= {"guard": self.guard.state_dict(), "wandb": self.tracker.run_id, "missed": sorted(self._missed)}
         return Saved(run, {"loader": self.stage.loader.state_dict(), "diagnostics": self.diagnostics.state_dict()})
 
-    def _load_state(self, saved: Saved) -> dict:
+    def _load_run(self, saved: Saved) -> dict:
         """Returns the run's part: the guard and the tracker, which are made later, take theirs from it."""
         self.step, self.elapsed = saved.run["step"], saved.run["elapsed"]
-        self.stage.loader.load_state_dict(saved.rank["loader"])
+        self._missed = set(saved.run.get("missed", ()))
         self.diagnostics.load_state_dict(saved.rank.get("diagnostics"))
         if "tally" in saved.run:
             self.meter.tally = torch.tensor(saved.run["tally"], dtype=torch.float64)

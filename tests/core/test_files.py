@@ -1,11 +1,13 @@
 """Files that are there whole or not at all, and JSON that is read back as it was written."""
 
+import errno
 import os
 import stat
 
 import pytest
 
-from hybridgen.core.files import read_json, whole_file, write_json, write_whole
+from hybridgen.core.files import put_in_place, read_json, whole_file, write_json, write_whole
+from tests.core.disk_calls import assert_flushed_first, recorded
 
 
 @pytest.mark.parametrize("umask", [0o077, 0o022, 0o002])
@@ -39,6 +41,52 @@ def test_a_folder_in_its_place_stays(tmp_path):
     with pytest.raises(OSError):
         write_whole(tmp_path / "a.txt", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_content_is_on_the_disk_before_its_name_is(tmp_path):
+    """Else a power cut may leave a file of the right name and length full of zeros."""
+    with recorded() as calls:
+        write_whole(tmp_path / "a.json", "{}")
+    flushed = calls[0]
+    assert flushed[0] == "flush"
+    assert flushed[1].startswith(".a.")
+    assert calls[1:] == [("rename", "a.json"), ("flush", tmp_path.name)]
+
+
+def test_so_is_all_that_is_in_a_folder(tmp_path):
+    (tmp_path / "aside/inner").mkdir(parents=True)
+    (tmp_path / "aside/inner/a.bin").write_bytes(b"a")
+    (tmp_path / "aside/b.bin").write_bytes(b"b")
+    with recorded() as calls:
+        put_in_place(tmp_path / "aside", tmp_path / "whole")
+    assert_flushed_first(calls, {"a.bin", "b.bin", "inner", "aside"}, "whole", tmp_path.name)
+    assert calls.index(("flush", "a.bin")) < calls.index(("flush", "inner")) < calls.index(("flush", "aside"))
+
+
+def test_a_disk_that_turns_out_to_be_full_leaves_the_old_file(tmp_path, monkeypatch):
+    """Some file systems tell only when they are asked to write what they took."""
+    write_whole(tmp_path / "a.txt", "old")
+
+    def full(opened: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(tmp_path / "a.txt", "new")
+    assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a.txt", "old")]
+
+
+def test_a_file_system_that_flushes_no_folders(tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def files_only(opened: int) -> None:
+        if stat.S_ISDIR(os.fstat(opened).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(opened)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    write_whole(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "new"
 
 
 def test_the_file_aside_has_the_suffix_and_is_hidden(tmp_path):

@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -192,6 +193,45 @@ def test_sigterm_saves_and_ends_well(tmp_path, uninterrupted):
     assert_same(weights_of(folder), weights_of(uninterrupted))
 
 
+def test_a_first_ctrl_c_saves_and_a_second_ends_at_once(tmp_path, uninterrupted):
+    """The sentence on the way says so; what the second leaves is the state of before, and nothing half written."""
+    folder = tmp_path / "run"
+    group = ProcessGroup(tmp_path / "logs", stopped_in_step_6, folder=folder)
+    group.wait_for(folder / "ready")
+    group.kill(how=signal.SIGINT)
+    said = group.finish()
+    assert said.index("Ctrl-C once more ends at once") < said.index("stopped by Ctrl-C after step 6; the same command")
+    train(config_of(folder))
+    assert_same(weights_of(folder), weights_of(uninterrupted))
+
+    folder = tmp_path / "impatient"
+    group = ProcessGroup(tmp_path / "logs", waiting_in_step_6, folder=folder)
+    group.wait_for(folder / "ready")
+    group.kill(how=signal.SIGINT)
+    group.wait_for(folder / "interrupted")
+    group.kill(how=signal.SIGINT)
+    assert group.wait() == [-signal.SIGINT]
+    assert "Traceback" not in group.output()
+    assert [path.name for path in (folder / "state").iterdir()] == ["step_000004"]
+
+
+def waiting_in_step_6(folder: Path) -> None:
+    """It never sees the end of step 6."""
+
+    class Endless(ToyStage):
+        def begin_step(self, step, progress):
+            if step == 5:
+                (folder / "ready").touch()
+                while True:
+                    time.sleep(0.01)
+                    if trainer._stop.requested:
+                        (folder / "interrupted").touch()
+
+    config = config_of(folder)
+    trainer = Trainer(config, Endless(ToyLoader(4)), make_accelerator(config))
+    trainer.run()
+
+
 def stopped_in_step_6(folder: Path) -> None:
     torch.manual_seed(7)
     run_waiting(config_of(folder, save_every=1000), at=5)
@@ -255,7 +295,9 @@ def test_max_seconds_ends_a_run_with_its_schedule(tmp_path, monkeypatch):
     assert trainer.step == 5
     records = metrics_of(tmp_path)
     assert [record["seconds"] for record in records] == [0.0, 0.25, 0.5, 0.75, 1.0]
-    cosine = [(1 + math.cos(math.pi * progress)) / 2 for progress in (0.75, 1.0)]  # after the three of the warmup
+    cosine = [
+        (1 + math.cos(math.pi * done)) / 2 for done in (0.0, (1.0 - 0.75) / (1 - 0.75))
+    ]  # after the warmup's three
     assert [record["lr"] for record in records[3:]] == pytest.approx([0.01 * factor for factor in cosine], abs=1e-12)
     assert (tmp_path / "checkpoint" / "toy.safetensors").exists()
 

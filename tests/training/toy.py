@@ -89,6 +89,9 @@ class ToyLoader:
     def load_state_dict(self, state):
         self.number = state["number"]
 
+    def changes(self, state):
+        return []
+
     def shares(self):
         return {"toy": 1.0}
 

@@ -120,6 +120,13 @@ def _check_deepspeed(config: TrainConfig, accelerator: Accelerator) -> None:
     }
 
 
+def sum_over_ranks(accelerator: Accelerator, values: torch.Tensor) -> torch.Tensor:
+    """Summed over all processes, on the CPU in float64. What is alone meets no device, which may have no float64."""
+    if accelerator.num_processes > 1:
+        values = accelerator.reduce(values.to(accelerator.device), reduction="sum")
+    return values.cpu().double()
+
+
 # ------------------------------------------------------------------------------------------- processes that are left
 
 

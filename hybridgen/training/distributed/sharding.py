@@ -8,27 +8,15 @@ gather together: one that does not join leaves the others waiting for ever.
 import contextlib
 import copy
 from collections.abc import Iterator
-from pathlib import Path
 from types import MethodType
 
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import convert_outputs_to_fp32
-from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.distributed import checkpoint as sharded_files
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-    set_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
-
-SHARDED_FOLDER = "pytorch_model_fsdp_0"  # accelerate's folder of a sharded model
 
 
 class DistributedModel:
@@ -36,11 +24,12 @@ class DistributedModel:
 
     Args:
         model: as the stage made it.
-        optimizer: of its parameters.
+        optimizer: of its parameters, whose names in the optimizer's order are `parameter_names`.
     """
 
     def __init__(self, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer):
         self._accelerator, self._empty_model = accelerator, None
+        self.parameter_names = names_in_order(model, optimizer.param_groups)
         deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         self.sharded = accelerator.is_fsdp2 or (deepspeed and accelerator.state.deepspeed_plugin.zero_stage == 3)
         if self.sharded and accelerator.is_main_process:
@@ -71,27 +60,6 @@ class DistributedModel:
             model.tie_weights()
         return model.to(self._accelerator.device).eval()
 
-    def load(self, state: Path) -> None:
-        """Load weights and moments that were saved sharded while this run is not, or the reverse."""
-        if (state / SHARDED_FOLDER).exists():
-            weights, moments = get_state_dict(self.model, self.optimizer)
-            sharded_files.load({"model": weights}, checkpoint_id=state / SHARDED_FOLDER)
-            sharded_files.load({"optimizer": moments}, checkpoint_id=state / "optimizer_0")
-            set_state_dict(self.model, self.optimizer, model_state_dict=weights, optim_state_dict=moments)
-            return
-        options = StateDictOptions(full_state_dict=True, strict=False)  # the file has only one of two tied weights
-        set_model_state_dict(self.model, load_file(state / "model.safetensors"), options=options)
-        saved = torch.load(state / "optimizer.bin", map_location="cpu", weights_only=True)
-        names = {id(weight): name for name, weight in self.model.named_parameters()}
-        order = [names[id(weight)] for group in self.optimizer.param_groups for weight in group["params"]]
-        moments = {
-            "state": {order[number]: moment for number, moment in saved["state"].items()},
-            "param_groups": [
-                {**group, "params": [order[number] for number in group["params"]]} for group in saved["param_groups"]
-            ],
-        }
-        set_optimizer_state_dict(self.model, self.optimizer, moments, options=options)
-
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:
         """Eval mode inside; `resharded` at the end."""
@@ -117,6 +85,12 @@ def resharded(model: nn.Module) -> Iterator[None]:
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
+
+
+def names_in_order(model: nn.Module, groups: list[dict]) -> list[str]:
+    """The names of an optimizer's parameters, in the order in which its groups number them."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [names[id(parameter)] for group in groups for parameter in group["params"]]
 
 
 def _without_weights(model: nn.Module) -> nn.Module:

@@ -16,10 +16,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from hybridgen.core.devices import sum_dtype
 from hybridgen.core.objectives import DiffusionTargets, bits
 
 KINDS = ("text", "code", "diffusion")
-BINS, TIMESTEPS = 10, 1000  # equal bins of [0, TIMESTEPS)
+BINS = 10  # equal bins of the process' timesteps
 
 
 class Breakdown:
@@ -27,10 +28,11 @@ class Breakdown:
     Args:
         names: of the mixture's sources, in the order of the numbers in `source_ids`.
         weights: of the mean losses in the total.
+        timesteps: of the diffusion process (`num_train_timesteps`).
     """
 
-    def __init__(self, names: list[str], weights: dict[str, float]):
-        self.names, self.weights = names, weights
+    def __init__(self, names: list[str], weights: dict[str, float], timesteps: int = 1000):
+        self.names, self.weights, self.timesteps = names, weights, timesteps
         self._shapes = {"losses": (2, len(KINDS), len(names)), "bytes": (len(names),), "bins": (2, BINS)}
         self._sizes = [math.prod(shape) for shape in self._shapes.values()]
         self.sums = torch.zeros(sum(self._sizes), dtype=torch.float64)  # moved to the batches' device
@@ -55,7 +57,8 @@ class Breakdown:
         """
         if self._paused or "source_ids" not in batch:
             return
-        self._pending = self._pending.to(batch["source_ids"].device)
+        device = batch["source_ids"].device
+        self._pending = self._pending.to(device, sum_dtype(device))
         parts = self._parts(self._pending)
         for kind, (where, losses) in tokens.items():
             self._add(parts["losses"][:, KINDS.index(kind)], batch["source_ids"][where], losses)
@@ -64,25 +67,25 @@ class Breakdown:
             drawn = targets.weights > 0
             losses = images[drawn]
             self._add(parts["losses"][:, KINDS.index("diffusion")], batch["diffusion_sources"][drawn], losses)
-            bins = (targets.timesteps[drawn] * (BINS / TIMESTEPS)).long().clamp(0, BINS - 1)
+            bins = (targets.timesteps[drawn] * (BINS / self.timesteps)).long().clamp(0, BINS - 1)
             self._add(parts["bins"], bins, losses)
 
     @staticmethod
     def _add(sums: Tensor, columns: Tensor, losses: Tensor) -> None:
         """Add losses (n,) and their number to sums and counts (2, C), each in its column (n,)."""
-        losses = losses.detach().double()
+        losses = losses.detach().to(sums.dtype)
         sums[0].index_add_(0, columns, losses)
         sums[1].index_add_(0, columns, torch.ones_like(losses))
 
     def settle(self, taken: bool = True) -> None:
         """The step is over: count what waits, or drop it, where the step was skipped."""
         if taken:
-            self.sums = self.sums.to(self._pending.device) + self._pending
+            self.sums = self.sums.to(self._pending.device, self._pending.dtype) + self._pending
         self._pending.zero_()
 
     def pop(self) -> Tensor:
         """The sums, on the CPU; they begin at 0 again."""
-        sums = self.sums.cpu()
+        sums = self.sums.cpu().double()
         self.sums = torch.zeros_like(sums)
         return sums
 
@@ -109,7 +112,7 @@ class Breakdown:
         source/NAME/bits_per_byte            of the text it teaches; bits_per_code of its codes
         source/NAME/loss                     its kinds' weighted sum, which the progress bar shows
         bits_per_byte, bits_per_code         over all sources that have one
-        diffusion_at/300                     images whose timestep lies in [300, 400)
+        diffusion_at/300                     images whose timestep lies in [300, 400), where there are 1,000
         """
         parts = {name: part.tolist() for name, part in self._parts(flat_sums).items()}
         (text, code, _), (_, codes, _) = parts["losses"]
@@ -125,9 +128,9 @@ class Breakdown:
         # a source without text bytes has labels of text only where a picture begins
         taught = [nats for nats, size in zip(text, parts["bytes"], strict=True) if size]
         numbers |= in_bits(sum(taught), sum(parts["bytes"]), sum(code), sum(codes))
-        width = TIMESTEPS // BINS
         bins = zip(*parts["bins"], strict=True)
-        return numbers | {f"diffusion_at/{place * width:03d}": loss / n for place, (loss, n) in enumerate(bins) if n}
+        begins = [place * self.timesteps // BINS for place in range(BINS)]
+        return numbers | {f"diffusion_at/{t:03d}": loss / n for t, (loss, n) in zip(begins, bins, strict=True) if n}
 
 
 def in_bits(text: float, text_bytes: float, code: float, codes: float) -> dict[str, float]:

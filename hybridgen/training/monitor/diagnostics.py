@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from hybridgen.core.layout import PADDING_DOCUMENT
 from hybridgen.core.objectives import total
 from hybridgen.training.config.schema import TrainConfig
+from hybridgen.training.distributed.processes import sum_over_ranks
 from hybridgen.training.distributed.sharding import resharded
 from hybridgen.training.distributed.speed import eagerly
 from hybridgen.training.monitor import probes
@@ -210,8 +211,7 @@ class Diagnostics:
         return torch.cat([torch.tensor([self._flops], dtype=torch.float64), self.breakdown.sums.cpu()])
 
     def _sum(self, values: Tensor) -> Tensor:
-        """Over all ranks, on the CPU."""
-        return self.accelerator.reduce(values.to(self.accelerator.device), reduction="sum").cpu()
+        return sum_over_ranks(self.accelerator, values)
 
 
 def peak_memory(device: torch.device) -> float:

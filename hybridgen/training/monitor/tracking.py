@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 from PIL import Image
 from tqdm import tqdm
@@ -20,6 +21,7 @@ from hybridgen.core.files import write_whole
 from hybridgen.data.bad_records import BadRecord
 from hybridgen.training.config.schema import WandbConfig
 
+OLD_MODES = {"dryrun": "offline", "run": "online"}  # of WANDB_MODE
 WANDB_START_SECONDS, WANDB_FINISH_SECONDS = 20.0, 60.0  # how long wandb may take to connect, and to upload at the end
 
 
@@ -151,9 +153,10 @@ def summary(record: dict) -> str:
 
 def start_wandb(folder: Path, settings: WandbConfig, config: dict, run_id: str | None):
     """A wandb run, offline if it cannot be online, or None and a sentence: neither is a reason not to train."""
-    if settings.mode == "disabled":
+    mode = _mode(settings)
+    if mode == "disabled":
         return None
-    if settings.mode == "online" and not _has_key():
+    if mode == "online" and not _has_key():
         say("wandb.mode is 'online', but there is no API key (WANDB_API_KEY or `wandb login`): logging locally only")
         return None
     import wandb  # takes most of a second, so only where it is used
@@ -161,22 +164,34 @@ def start_wandb(folder: Path, settings: WandbConfig, config: dict, run_id: str |
     limits = {"init_timeout": WANDB_START_SECONDS}
     if "finish_timeout" in wandb.Settings.model_fields:  # versions that have it would else wait for ever at the end
         limits["finish_timeout"] = WANDB_FINISH_SECONDS
-    for mode in dict.fromkeys((settings.mode, "offline")):
+    for attempt in dict.fromkeys((mode, "offline")):
         try:
             return wandb.init(
-                mode=mode,
+                mode=attempt,
                 project=settings.project,
                 name=settings.name,
                 dir=str(folder),
                 config=config,
                 id=run_id,
-                resume="allow" if mode == "online" else None,
+                resume="allow" if attempt == "online" else None,
                 settings=wandb.Settings(silent=True, console="off", **limits),
             )
         except wandb.Error as error:
-            then = "logging offline, `wandb sync` sends it later" if mode == "online" else "logging locally only"
+            then = "logging offline, `wandb sync` sends it later" if attempt == "online" else "logging locally only"
             say(f"wandb does not answer ({' '.join(str(error).split())}): {then}")
     return None
+
+
+def _mode(settings: WandbConfig) -> str:
+    """The config's mode; where it asks for a run, WANDB_MODE and WANDB_DISABLED of the environment say how."""
+    if settings.mode == "disabled" or os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on"):
+        return "disabled"
+    asked = os.environ.get("WANDB_MODE", "").lower()
+    mode = OLD_MODES.get(asked, asked) or settings.mode
+    if mode not in get_args(get_type_hints(WandbConfig)["mode"]):
+        say(f"WANDB_MODE is {asked!r}, which is none of online, offline, disabled: wandb is left out")
+        return "disabled"
+    return mode
 
 
 def _has_key() -> bool:

@@ -60,12 +60,18 @@ class WeightAverage:
         """The average by name: DTensors, where the weights are sharded."""
         return {name: as_shard(average, w) for name, (w, average) in zip(self._names, self._pairs(), strict=True)}
 
-    def load_state_dict(self, averages: dict[str, Tensor], updates: int) -> None:
-        """Continue an average after `updates` steps; sharded as the weights are, or whole."""
+    @torch.no_grad()
+    def load_state_dict(self, averages: dict[str, Tensor], updates: int) -> list[str]:
+        """Continue an average after `updates` steps; sharded as the weights are, or whole.
+
+        Returns:
+            the names that `averages` lacks: their averages begin anew, at the weights as they are.
+        """
         for name, (weight, average) in zip(self._names, self._pairs(), strict=True):
-            saved = averages[name]
+            saved = averages.get(name, weight)
             average.copy_(local(saved) if isinstance(saved, DTensor) else local_part(saved, weight))
         self.updates = updates
+        return [name for name in self._names if name not in averages]
 
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(self._weights, self._averages, strict=True)

@@ -93,14 +93,25 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, groups: list[Grou
 
 
 def lr_factor(config: ScheduleConfig, step: int, progress: float) -> float:
-    """What the learning rates are multiplied by in step number `step` (from 0), `progress` of the run done (0 to 1)."""
+    """What the learning rates are multiplied by in step number `step` (from 0), `progress` of the run done (0 to 1).
+
+    The decay begins where the warmup ends, so nothing jumps there: as much of the run went to the warmup as
+    `warmup_steps` take at the pace so far, which is exact where progress counts steps. States of runs
+    whose schedule still jumped after its warmup (it decayed from step 0 on) go on by this one, from a slightly higher
+    rate.
+    """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.name == "constant":
         return 1.0
+    warmup = progress * config.warmup_steps / step if step else 0.0  # share of the run
+    rest = 1 - warmup
+    if rest <= 0:
+        return config.min_ratio
+    if config.name == "wsd":
+        left = min(1.0, (1 - progress) / min(config.decay_fraction, rest))
+        return config.min_ratio + (1 - config.min_ratio) * left
+    done = (progress - warmup) / rest  # of the decay
     if config.name == "cosine":
-        return config.min_ratio + (1 - config.min_ratio) * (1 + math.cos(math.pi * progress)) / 2
-    if config.name == "exponential":
-        return config.min_ratio**progress
-    left = min(1.0, (1 - progress) / config.decay_fraction)
-    return config.min_ratio + (1 - config.min_ratio) * left
+        return config.min_ratio + (1 - config.min_ratio) * (1 + math.cos(math.pi * done)) / 2
+    return config.min_ratio**done

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hybridgen.core.devices import sum_dtype
+from hybridgen.training.distributed.processes import sum_over_ranks
+
 PEAK = 2.0  # from -1 to 1
 WINDOW, SIGMA = 11, 1.5  # of SSIM's Gaussian, as published
 
@@ -30,8 +33,9 @@ def ssim(pictures: Tensor, others: Tensor) -> Tensor:
     """
     if min(pictures.shape[-2:]) < WINDOW:
         raise ValueError(f"SSIM needs pictures of at least {WINDOW}x{WINDOW} pixels, not {tuple(pictures.shape[-2:])}")
-    x, y = (each.clamp(-1, 1).double().flatten(0, 1)[:, None] for each in (pictures, others))  # I * C, 1, H, W
-    offsets = torch.arange(WINDOW, device=x.device, dtype=torch.float64) - WINDOW // 2
+    precise = sum_dtype(pictures.device)
+    x, y = (each.clamp(-1, 1).to(precise).flatten(0, 1)[:, None] for each in (pictures, others))  # I * C, 1, H, W
+    offsets = torch.arange(WINDOW, device=x.device, dtype=precise) - WINDOW // 2
     line = torch.exp(-offsets.pow(2) / (2 * SIGMA**2))
     line = line / line.sum()
 
@@ -49,20 +53,21 @@ def ssim(pictures: Tensor, others: Tensor) -> Tensor:
 
 def perplexity(usage: Tensor) -> float:
     """How often each code is chosen (V,) -> exp of the entropy: so many evenly used codes would carry as much."""
-    shares = usage.double() / usage.double().sum().clamp(min=1e-12)
+    usage = usage.cpu().double()
+    shares = usage / usage.sum().clamp(min=1e-12)
     return float(torch.exp(-torch.special.xlogy(shares, shares).sum()))
 
 
 class ReconstructionScores:
-    """Sums over the pictures of a validation: `add` batches, `reduce` over ranks, read `scores`.
+    """Sums over the pictures of a validation, on the CPU: `add` batches, `reduce` over ranks, read `scores`.
 
     Args:
         codes: size of the codebook; None = there is none.
     """
 
-    def __init__(self, device: torch.device, codes: int | None = None):
-        self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # pictures, psnr, ssim
-        self.usage = None if codes is None else torch.zeros(codes, dtype=torch.float64, device=device)
+    def __init__(self, codes: int | None = None):
+        self.sums = torch.zeros(3, dtype=torch.float64)  # pictures, psnr, ssim
+        self.usage = None if codes is None else torch.zeros(codes, dtype=torch.float64)
         self._has_ssim = True
 
     def add(self, pictures: Tensor, decoded: Tensor, codes: Tensor | None = None) -> None:
@@ -75,9 +80,9 @@ class ReconstructionScores:
 
     def reduce(self, accelerator) -> None:
         """Add the sums of all ranks; every rank has to call it."""
-        self.sums = accelerator.reduce(self.sums, reduction="sum")
+        self.sums = sum_over_ranks(accelerator, self.sums)
         if self.usage is not None:
-            self.usage = accelerator.reduce(self.usage, reduction="sum")
+            self.usage = sum_over_ranks(accelerator, self.usage)
 
     def scores(self) -> dict[str, float]:
         """Mean PSNR and SSIM (absent below 11 pixels), the share of codes that were chosen, and their perplexity."""

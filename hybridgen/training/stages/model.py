@@ -39,7 +39,7 @@ from hybridgen.paths.understanding import encode_pixels
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor
 from hybridgen.training.config.schema import TrainConfig
-from hybridgen.training.distributed.precision import choose_attention, set_attention
+from hybridgen.training.distributed.precision import choose_attention, choose_precision, set_attention
 from hybridgen.training.distributed.speed import compile_layers, compiler_found
 from hybridgen.training.monitor.breakdown import Breakdown
 from hybridgen.training.monitor.tracking import list_broken, say
@@ -83,7 +83,9 @@ class ModelStage:
         self.validation_breakdown: Breakdown | None = None
 
     def _breakdown(self, loader: RowLoader) -> Breakdown:
-        return Breakdown(list(loader.shares()), self.weights)
+        diffusion = self.model.config.diffusion_config
+        timesteps = {} if diffusion is None else {"timesteps": diffusion.num_train_timesteps}
+        return Breakdown(list(loader.shares()), self.weights, **timesteps)
 
     # ------------------------------------------------------------------------------------------------------- losses
 
@@ -132,7 +134,8 @@ class ModelStage:
         inputs = {name: batch[name] for name in FORWARD if name in batch}
         targets = DiffusionTargets([], torch.zeros(0, device=batch["input_ids"].device), torch.zeros(0))
         if "pixel_values" in batch and not self.model.model.run_absent_modalities:  # a sharded tower runs on all ranks
-            inputs["pixel_values"] = self.inputs.features(batch["pixel_values"], self._tower_features)
+            with self._autocast(batch["pixel_values"].device):  # as the forward, of which a tower is a part
+                inputs["pixel_values"] = self.inputs.features(batch["pixel_values"], self._tower_features)
         if "diffusion_images" in batch:
             inputs["latents"], targets = self._noised(batch, fixed_noise)
             inputs["timesteps"] = targets.timesteps
@@ -144,6 +147,11 @@ class ModelStage:
         if self.has_alignment:
             inputs["alignment_pixels"] = self._alignment_pixels(batch.get("diffusion_images", []))
         return inputs, targets, code_labels
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        """What the accelerator wraps the model's forward in."""
+        bf16 = choose_precision(self.config.precision, device) == "bf16"
+        return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
     def _noised(self, batch: dict, fixed: bool) -> tuple[Tensor | list[Tensor], DiffusionTargets]:
         return corrupt(

@@ -9,6 +9,7 @@ import torch
 
 from hybridgen.data.bad_records import BadRecord, BadRecordLog
 from hybridgen.data.document_source import DocumentSource
+from hybridgen.data.mixture import changed_records
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 
 WITHOUT_PICTURE = 1000  # records in a row without a picture
@@ -99,7 +100,12 @@ class PictureLoader:
     def state_dict(self) -> dict:
         streams = {source.name: source.record_source.state_dict() for source in self.sources if source.streaming}
         state = {name: list(values) for name, values in self._state.items()}
-        return state | {"broken": self.broken.state_dict(), "streams": streams}
+        records = {source.name: source.records for source in self.sources}
+        return state | {"broken": self.broken.state_dict(), "streams": streams, "records": records}
+
+    def changes(self, state: dict) -> list[str]:
+        """What of the data is not as it was when this state was saved, in a few words each."""
+        return changed_records(self.sources, state.get("records", {}))
 
     def load_state_dict(self, state: dict) -> None:
         """Raises ValueError if the state is of another number of sources."""

@@ -18,6 +18,7 @@ from accelerate.utils import send_to_device
 from PIL import Image
 from torch import Tensor, nn
 
+from hybridgen.core.devices import sum_dtype
 from hybridgen.core.figures import grid, side_by_side
 from hybridgen.core.files import write_json
 from hybridgen.core.objectives import Loss
@@ -155,7 +156,7 @@ class ReconstructionStage:
         for batch in itertools.islice(self._pictures(rows), batches):
             decoded, _, codes = self.reconstruct(model, batch)
             summed.add(batch["pictures"], decoded, codes)
-            error = (decoded - batch["pictures"]).double()
+            error = (decoded - batch["pictures"]).to(sum_dtype(decoded.device))
             errors += torch.stack([error.abs().mean(), error.pow(2).mean()]).cpu() * len(decoded)
         count = int(summed.sums[0])
         scores = {"pictures": count, "held_out": bool(self.config.validation.sources)}
@@ -164,7 +165,7 @@ class ReconstructionStage:
         return scores | summed.scores()
 
     def _new_scores(self) -> ReconstructionScores:
-        return ReconstructionScores(self._accelerator.device, self.codebook_size)
+        return ReconstructionScores(self.codebook_size)
 
     def _pictures(self, rows: int, training: bool = False) -> Iterable[dict]:
         """Batches of held-out pictures, or of training pictures if there are none, from the first, for this process."""

@@ -11,6 +11,7 @@ steps. Three things prevent it, each with a key of the config:
 Shapes: I pictures, H x W pixels, h x w codes of a picture, D width of the codebook, V codes, T latents of a batch.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -138,15 +139,25 @@ class VQStage(ReconstructionStage):
             return
         generator = row_generator(self.config.seed, step)
         if step == settings.continuous_steps:
-            latents = broadcast(model.recent[RECENT - int(model.num_recent) :])
-            centres, sizes = kmeans(latents, len(codebook), generator)
+            centres, sizes = self._chosen_once(len(codebook), lambda latents: kmeans(latents, len(codebook), generator))
             self._move_codes(torch.arange(len(codebook)), centres, sizes / sizes.mean())
         elif settings.restart_every and step % settings.restart_every == 0 and progress < settings.restart_until:
             fair_share = model.usage.mean()
             dead = (model.usage < settings.restart_below * fair_share).nonzero()[:, 0]
-            latents = broadcast(model.recent[RECENT - int(model.num_recent) :])
-            far = choose_far(latents, self._as_codes(codebook), len(dead), generator)
-            self._move_codes(dead, far, torch.ones(len(dead)))
+            ones, codes = codebook.new_ones(len(dead)), self._as_codes(codebook)
+            if len(dead):
+                far, shares = self._chosen_once(len(dead), lambda z: (choose_far(z, codes, len(dead), generator), ones))
+                self._move_codes(dead, far, shares)
+
+    def _chosen_once(self, count: int, choose: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """What the main process chooses among its recent latents, (count, D) and (count,), in all processes: sums and
+        distances on GPUs differ in their last bits from one to the next, and codebooks would stay apart."""
+        model = self.model
+        if self._accelerator.is_main_process:
+            codes, numbers = choose(model.recent[RECENT - int(model.num_recent) :])
+        else:
+            codes, numbers = model.recent.new_empty(count, model.recent.shape[1]), model.recent.new_empty(count)
+        return broadcast(codes), broadcast(numbers.to(codes))
 
     def _move_codes(self, numbers: Tensor, centres: Tensor, shares: Tensor) -> None:
         """Move codes to centres, as if each had been chosen `shares` times its fair share."""

@@ -8,7 +8,7 @@ else (a full quota, a broken copy) is recognised and passed over.
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
-from hybridgen.core.files import read_json, write_json
+from hybridgen.core.files import flush, put_in_place, read_json, write_json
 
 MANIFEST = "manifest.json"
 TORCH_SAVE_FAILED = ("PytorchStreamWriter", "inline_container")  # torch.save raises a RuntimeError on a full disk
@@ -59,10 +59,12 @@ def newest_intact(states: Path, say: Callable[[str], None]) -> Path | None:
 
 
 @contextlib.contextmanager
-def whole_folder(folder: Path, accelerator: Accelerator, manifest: bool = True) -> Iterator[Path]:
+def whole_folder(
+    folder: Path, accelerator: Accelerator, manifest: bool = True, inside: Sequence[str] = ()
+) -> Iterator[Path]:
     """A folder to write to, `FOLDER.tmp`, that is renamed once it is whole; all processes together.
 
-    1. The main process clears `FOLDER.tmp`; all write into it (the body).
+    1. The main process clears `FOLDER.tmp` and makes the folders `inside` it; all write into it (the body).
     2. The main process adds the manifest, if one is wanted.
     3. The main process renames; an older folder of that name makes way.
 
@@ -76,6 +78,8 @@ def whole_folder(folder: Path, accelerator: Accelerator, manifest: bool = True) 
         if accelerator.is_main_process:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
+            for name in inside:
+                (aside / name).mkdir()
     with _raise_everywhere(folder, accelerator):
         yield aside
     with _raise_everywhere(folder, accelerator):
@@ -124,14 +128,13 @@ def _raise_in_all(error: BaseException | None, folder: Path, accelerator: Accele
 
 def _replace(aside: Path, folder: Path) -> None:
     """Put a finished folder in its place; at every moment the old one or the new one is there under some name."""
+    flush(aside)
+    old = folder.with_name(folder.name + ".old")
     if folder.exists():
-        old = folder.with_name(folder.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)
-        os.replace(aside, folder)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.replace(aside, folder)
+    put_in_place(aside, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def prune(states: Path, keep_last: int, step: int) -> None:

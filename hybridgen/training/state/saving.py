@@ -6,6 +6,10 @@ Dropout's random streams are each process' own: with another number of processes
 the model stage, are the rows of a batch over all processes (`data.per_device_batch_size` times processes) and their
 length: a position in the data counts such batches. `accumulation` may change, and with it the rows of a step.
 
+Moments and averages are filed under the names of their parameters (`moments`), so that optimizer, groups and frozen
+parts may change between two runs: what has a like under its name is carried over, and the rest begins anew, and is
+said.
+
 `checkpointing` gets a folder to disk whole. What is no tensor the trainer hands over as JSON:
 
     state/step_N/trainer.json    the run's part, written by the main process
@@ -19,19 +23,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from accelerate import Accelerator
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.checkpointing import load_accelerator_state
 from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from torch.distributed import checkpoint as sharded_files
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
 from hybridgen.core.files import read_json, write_json
 from hybridgen.training.config.renamed import with_new_names
 from hybridgen.training.config.schema import TrainConfig
-from hybridgen.training.distributed.sharding import SHARDED_FOLDER, DistributedModel
+from hybridgen.training.distributed.sharding import DistributedModel
 from hybridgen.training.optim.ema import WeightAverage
+from hybridgen.training.state import moments
 from hybridgen.training.state.checkpointing import choose_state, prune, remove_all, step_folder, whole_folder
 
 SAME_ON_RESUME = ("stage", "model", "lora", "vq_model", "vae")  # settings with which alone a run is resumed
+SHARDED_FOLDER = "pytorch_model_fsdp_0"  # accelerate's folder of a sharded model
+AVERAGE, SHARDED_AVERAGE = "ema.safetensors", "ema"
 
 
 class Saved(NamedTuple):
@@ -41,84 +52,171 @@ class Saved(NamedTuple):
     rank: dict
 
 
+class FoundState(NamedTuple):
+    """A state that this run may go on from, of which no tensor was read yet.
+
+    `parameter_names` are its optimizer's in order; None where its shards are filed by name and the order is not known.
+    """
+
+    folder: Path
+    saved: Saved
+    parameter_names: list[str] | None
+    changed_settings: list[str]
+
+    @property
+    def sharded(self) -> bool:
+        return (self.folder / SHARDED_FOLDER).exists()
+
+
 def save_state(
-    config: TrainConfig, accelerator: Accelerator, ema: WeightAverage | None, step: int, content: Saved
+    config: TrainConfig,
+    accelerator: Accelerator,
+    weights: DistributedModel,
+    ema: WeightAverage | None,
+    step: int,
+    content: Saved,
 ) -> None:
     """Write `state/step_N`, all processes together."""
     folder = Path(config.output_dir) / "state"
-    with whole_folder(step_folder(folder, step), accelerator) as aside:
+    # made before all write together: a process that could not make one would leave the others waiting
+    shards = [SHARDED_FOLDER, moments.SHARDS, SHARDED_AVERAGE] if accelerator.is_fsdp2 else []
+    with whole_folder(step_folder(folder, step), accelerator, inside=shards) as aside:
         # what all write together comes first: a process whose own file fails leaves, and must leave none waiting
         _save_average(accelerator, ema, aside)
         accelerator.save_state(str(aside))  # weights, optimizer, then random streams
         write_json(aside / f"rank_{accelerator.process_index}.json", content.rank)
         if accelerator.is_main_process:
             run = {"step": step, "processes": accelerator.num_processes, "config": asdict(config)}
-            run |= {"averaged": 0 if ema is None else ema.updates}
+            run |= {"averaged": 0 if ema is None else ema.updates, "parameters": weights.parameter_names}
             write_json(aside / "trainer.json", run | content.run)
     if accelerator.is_main_process:
         prune(folder, config.keep_last, step)
 
 
-def restore(
+def find_state(
+    config: TrainConfig, accelerator: Accelerator, weights: DistributedModel, say: Callable[[str], None]
+) -> FoundState | None:
+    """The state that the config says to go on from, if there is one, and everything in it that is no tensor.
+
+    Raises:
+        ValueError: there is no state that can be trusted, it is of another model or form, or its moments cannot be
+            told apart.
+    """
+    states = Path(config.output_dir) / "state"
+    if config.resume == "never" and accelerator.is_main_process:
+        remove_all(states)
+    accelerator.wait_for_everyone()  # or one process could find states that the main one is removing
+    folder = choose_state(config.resume, states, say)
+    if folder is None:
+        return None
+    run = read_json(folder / "trainer.json")
+    before = with_new_names(run["config"])
+    changed_settings = changes_since(config, before, folder)
+    same_processes = run.get("processes", accelerator.num_processes) == accelerator.num_processes
+    rank = read_json(folder / f"rank_{accelerator.process_index if same_processes else 0}.json")
+    names = run.get("parameters")
+    if names is None and (folder / moments.WHOLE).exists():
+        model = accelerator.unwrap_model(weights.model)
+        names = moments.names_of_older_state(model, before, config.groups, folder)
+    return FoundState(folder, Saved(run, rank), names, changed_settings)
+
+
+def load_state(
+    found: FoundState,
     config: TrainConfig,
     accelerator: Accelerator,
     weights: DistributedModel,
     ema: WeightAverage | None,
-    say: Callable[[str], None],
-) -> Saved | None:
-    """Load weights, optimizer, random streams and average from where the config says.
-
-    Returns:
-        what the state holds beside tensors, or None where there is none to go on from.
-
-    Raises:
-        ValueError: there is no state that can be trusted, or it is of another model or form.
-    """
-    folder = Path(config.output_dir) / "state"
-    if config.resume == "never" and accelerator.is_main_process:
-        remove_all(folder)
-    accelerator.wait_for_everyone()  # or one process could find states that the main one is removing
-    state = choose_state(config.resume, folder, say)
-    if state is None:
-        return None
-    run = read_json(state / "trainer.json")
-    check_same_run(config, with_new_names(run["config"]), state, say)
+) -> list[str]:
+    """Load weights, moments, random streams and average. Returns sentences on what is not as it was."""
+    run, folder = found.saved.run, found.folder
+    notes = []
+    if found.changed_settings:
+        notes.append(f"this config is not the one that {folder} was saved with: {'; '.join(found.changed_settings)}")
+    anew = {"the moments": _load_weights_and_moments(found, accelerator, weights)}
+    accelerator.step = 0  # of the micro-batches: a state ends with a whole step, and `accumulation` may have changed
     before, now = run.get("processes", accelerator.num_processes), accelerator.num_processes
-    rank = read_json(state / f"rank_{accelerator.process_index if before == now else 0}.json")
-    if accelerator.is_fsdp2 == (state / SHARDED_FOLDER).exists():
-        accelerator.load_state(str(state))
-    else:
-        weights.load(state)
     if before != now:
         set_seed(config.seed + run["step"], device_specific=True)
-        say(f"{before} processes saved {state}, {now} go on: dropout is drawn anew")
-    if ema is not None and run["averaged"]:
-        _load_average(ema, state, run["averaged"])
-    say(f"going on from {state}, {run['step']} of {config.steps} steps done")
-    return Saved(run, rank)
+        notes.append(f"{before} processes saved {folder}, {now} go on: dropout is drawn anew")
+    if ema is not None:
+        new, dropped = _load_average(ema, folder, run["averaged"])
+        anew["the averages"] = new if run["averaged"] else []
+        if dropped:
+            names = moments.listed(dropped)
+            notes.append(f"the averages of {names} are dropped: frozen now, they stay as they were trained last")
+    if any(anew.values()):
+        shown = " and ".join(f"{what} of {moments.listed(names)}" for what, names in anew.items() if names)
+        notes.append(f"{shown} begin anew: {folder} has none that fit this config")
+    return notes
+
+
+def _load_weights_and_moments(found: FoundState, accelerator: Accelerator, weights: DistributedModel) -> list[str]:
+    """Also the random streams, where each process has one. Returns whose moments begin anew."""
+    folder, optimizer, names = found.folder, weights.optimizer, weights.parameter_names
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:  # which numbers flat pieces of its own
+        accelerator.load_state(str(folder))
+        return []
+    anew: list[str] = []
+    if not (found.sharded or accelerator.is_fsdp2):
+
+        def take(inner: torch.optim.Optimizer, whole: dict) -> dict:
+            read = moments.by_name(whole, found.parameter_names, folder)
+            fitting, anew[:] = moments.fit(inner, names, read, found.parameter_names)
+            return fitting
+
+        hook = optimizer.optimizer.register_load_state_dict_pre_hook(take)
+        accelerator.load_state(str(folder))
+        hook.remove()
+        return anew
+    _load_weights(found, weights.model)
+    if found.sharded:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        read = moments.read_shards(folder, dict(zip(names, parameters, strict=True)))
+    else:
+        read = moments.read_whole(folder, found.parameter_names)
+    fitting, anew = moments.fit(optimizer.optimizer, names, read, found.parameter_names or list(read))
+    optimizer.optimizer.load_state_dict(fitting)
+    load_accelerator_state(str(folder), [], [], [], [], accelerator.process_index)  # the random streams
+    return anew
+
+
+def _load_weights(found: FoundState, model) -> None:
+    """Into a model that is sharded while the state is not, or the reverse, or both are."""
+    if found.sharded:
+        content = get_model_state_dict(model)
+        sharded_files.load({"model": content}, checkpoint_id=found.folder / SHARDED_FOLDER)
+        set_model_state_dict(model, content)
+        return
+    options = StateDictOptions(full_state_dict=True, strict=False)  # the file has only one of two tied weights
+    set_model_state_dict(model, load_file(found.folder / "model.safetensors"), options=options)
 
 
 def _save_average(accelerator: Accelerator, ema: WeightAverage | None, folder: Path) -> None:
     if ema is None:
         return
     if accelerator.is_fsdp2:
-        sharded_files.save(ema.state_dict(), checkpoint_id=folder / "ema")
+        sharded_files.save(ema.state_dict(), checkpoint_id=folder / SHARDED_AVERAGE)
     elif accelerator.is_main_process:
         tensors = {name: average.contiguous() for name, average in ema.state_dict().items()}
-        save_file(tensors, folder / "ema.safetensors")
+        save_file(tensors, folder / AVERAGE)
 
 
-def _load_average(ema: WeightAverage, state: Path, updates: int) -> None:
-    averages = ema.state_dict()
-    if (state / "ema").exists():
-        sharded_files.load(averages, checkpoint_id=state / "ema")
-    else:
-        averages = load_file(state / "ema.safetensors")
-    ema.load_state_dict(averages, updates)
+def _load_average(ema: WeightAverage, state: Path, updates: int) -> tuple[list[str], list[str]]:
+    """Returns whose averages begin anew, and whose are dropped."""
+    now, saved, averages = ema.state_dict(), [], {}
+    if (state / AVERAGE).exists():
+        averages = load_file(state / AVERAGE)
+        saved = list(averages)
+    elif updates:
+        saved = list(FileSystemReader(state / SHARDED_AVERAGE).read_metadata().state_dict_metadata)
+        averages = {name: average for name, average in now.items() if name in saved}
+        sharded_files.load(averages, checkpoint_id=state / SHARDED_AVERAGE)
+    return ema.load_state_dict(averages, updates), [name for name in saved if name not in now]
 
 
-def check_same_run(config: TrainConfig, saved: dict, state: Path, say: Callable[[str], None]) -> None:
-    """Refuse a state of another model; say which other settings are not those it was saved with.
+def changes_since(config: TrainConfig, saved: dict, state: Path) -> list[str]:
+    """The settings that are not those a state was saved with, each as `key: before -> now`.
 
     Args:
         saved: the config that the state was saved with, under today's names.
@@ -135,8 +233,7 @@ def check_same_run(config: TrainConfig, saved: dict, state: Path, say: Callable[
                 "choose another output_dir, or set resume=never to start over"
             )
     changed = [_difference(saved.get(key), value, key) for key, value in now.items() if value != saved.get(key)]
-    if changed := [each for each in changed if not each.startswith(("resume:", "output_dir:"))]:
-        say(f"this config is not the one that {state} was saved with: {'; '.join(changed)}")
+    return [each for each in changed if not each.startswith(("resume:", "output_dir:"))]
 
 
 def _difference(saved, now, key: str) -> str:

@@ -40,6 +40,9 @@ class TwoBatches:
     def state_dict(self):
         return {}
 
+    def changes(self, state):
+        return []
+
     def shares(self):
         return {}
 

@@ -16,7 +16,7 @@ RECORD = {"step": 4, "loss": 1.25, "loss/text": 0.5, "loss/code": 0.75, "lr": 3e
 
 @pytest.fixture(autouse=True)
 def no_credentials(monkeypatch, tmp_path):
-    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE"):
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_MODE", "WANDB_DISABLED"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -88,6 +88,31 @@ def test_no_key_no_wandb(tmp_path, capfd):
     assert start_wandb(tmp_path, WandbConfig("disabled"), {}, None) is None
     assert start_wandb(tmp_path, WandbConfig("online"), {}, None) is None
     assert "there is no API key (WANDB_API_KEY or `wandb login`): logging locally only" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("configured", "variables", "mode"),
+    [
+        ("online", {"WANDB_MODE": "disabled"}, None),
+        ("offline", {"WANDB_MODE": "disabled"}, None),
+        ("online", {"WANDB_DISABLED": "true"}, None),
+        ("online", {"WANDB_MODE": "offline"}, "offline"),
+        ("online", {"WANDB_MODE": "dryrun"}, "offline"),
+        ("offline", {"WANDB_MODE": ""}, "offline"),
+        ("disabled", {"WANDB_MODE": "online"}, None),
+        ("online", {"WANDB_MODE": "never"}, None),
+    ],
+)
+def test_the_environment_says_how_wandb_runs(tmp_path, monkeypatch, capfd, configured, variables, mode):
+    """Without a network or a question: `disabled` asks for nothing at all, `offline` for no key."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    asked = []
+    monkeypatch.setattr(wandb, "init", lambda **settings: asked.append(settings["mode"]))
+    start_wandb(tmp_path, WandbConfig(configured), {}, None)
+    assert asked == ([] if mode is None else [mode])
+    said = capfd.readouterr().err
+    assert ("WANDB_MODE is 'never', which is none of" in said) == ("never" in variables.values())
 
 
 def test_wandb_offline(tmp_path):

@@ -154,3 +154,24 @@ def test_schedules():
     assert exponential[-1] == pytest.approx(0.01, rel=0.01)
     wsd = factors(ScheduleConfig("wsd", decay_fraction=0.4), 10)
     assert wsd == pytest.approx([1] * 7 + [0.75, 0.5, 0.25])
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine", "exponential", "wsd"])
+@pytest.mark.parametrize("pace", [0.5, 1.0])
+def test_a_schedule_goes_on_from_where_the_warmup_ends(name, pace):
+    """100 of 1,000 steps warm up: the step after them has the full rate, and no two neighbours are further apart than
+    the warmup's steps. Also where the clock ends the run after half as many steps (`max_seconds`)."""
+    config = ScheduleConfig(name, warmup_steps=100, min_ratio=0.01, decay_fraction=0.95)
+    steps = int(1000 * pace)
+    rates = [lr_factor(config, step, step / steps) for step in range(steps)]
+    assert rates[99] == 1.0
+    assert rates[100] == pytest.approx(1.0, abs=1e-12)
+    assert max(abs(later - earlier) for earlier, later in zip(rates, rates[1:], strict=False)) < 0.0125
+    assert rates[100:] == sorted(rates[100:], reverse=True)
+    assert lr_factor(config, steps, 1.0) == pytest.approx(1.0 if name == "constant" else 0.01)
+
+
+def test_a_warmup_as_long_as_the_run():
+    config = ScheduleConfig("cosine", warmup_steps=4)
+    assert factors(config, 4) == [0.25, 0.5, 0.75, 1.0]
+    assert lr_factor(config, 4, 1.0) == 0.0

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hybridgen.training.stages.caching import EncodingCache, picture_key, weights_key
+from tests.data.in_memory import questions, source_of
 from tests.training.stages.test_model import all_tasks, stage_of, sums_of
 
 
@@ -97,6 +98,34 @@ def test_a_stage_with_caches_has_the_losses_of_one_without(tmp_path):
     used.vq.encode = used._tower_features = None  # every entry is found
     used.inputs._vq = None
     assert sums_of(used, batch)["code"][0] == pytest.approx(expected["code"][0], rel=1e-5)
+
+
+def autocast_forward(stage, bf16: bool) -> None:
+    """Let the model run as the accelerator would have it: the forward alone in autocast."""
+    forward = stage.model.forward
+
+    def wrapped(**inputs):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            return forward(**inputs)
+
+    stage.model.forward = wrapped
+
+
+def test_features_have_the_precision_of_the_run(tmp_path):
+    """A bf16 run trains on what its tower says in bf16, with a cache and without. No difference was seen."""
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        for cache in (None, str(tmp_path)):
+            tasks = [source_of(questions(20), name="ask")]
+            stage = stage_of(tasks, precision=precision, data={"sources": [], "cache": cache})
+            stage.model.model.vision_model.requires_grad_(False)
+            autocast_forward(stage, precision == "bf16")
+            losses[precision, cache is not None] = float(sums_of(stage, next(stage.loader))["text"][0])
+            stage.inputs.flush()
+    assert sorted(folder.name for folder in tmp_path.glob("features*")) == ["features-bf16", "features-fp32"]
+    assert losses["fp32", True] == pytest.approx(losses["fp32", False], rel=1e-6)
+    assert losses["bf16", True] == pytest.approx(losses["bf16", False], rel=1e-6)
+    assert losses["bf16", True] != pytest.approx(losses["fp32", True], rel=1e-5)
 
 
 def test_features_are_not_kept_of_a_tower_that_learns(tmp_path):

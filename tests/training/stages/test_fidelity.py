@@ -81,13 +81,13 @@ def test_perplexity_counts_codes_that_are_used_evenly():
 def test_a_tally_is_the_same_in_one_batch_or_two(tmp_path):
     pictures, others = pair()
     codes = torch.tensor([[0, 1], [1, 1]])
-    whole, halves = ReconstructionScores(torch.device("cpu"), 4), ReconstructionScores(torch.device("cpu"), 4)
+    whole, halves = ReconstructionScores(4), ReconstructionScores(4)
     whole.add(pictures, others, codes)
     for number in (0, 1):
         halves.add(pictures[number : number + 1], others[number : number + 1], codes[number])
     halves.reduce(make_accelerator(config_of(tmp_path)))
     assert whole.scores() == pytest.approx(halves.scores(), rel=1e-6)
     assert whole.scores()["codebook_use"] == 0.5
-    small = ReconstructionScores(torch.device("cpu"))
+    small = ReconstructionScores()
     small.add(pictures[..., :8, :8], others[..., :8, :8])
     assert small.scores().keys() == {"psnr"}  # too small for SSIM

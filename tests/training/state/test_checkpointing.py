@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from hybridgen.core.files import read_json, write_json
 from hybridgen.training.state import checkpointing as states
+from tests.core.disk_calls import assert_flushed_first, recorded
 
 ROOT = Path(__file__).parents[3]
 
@@ -36,6 +37,15 @@ def test_a_state_appears_whole(tmp_path, accelerator):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000007"]
     assert read_json(state / "manifest.json") == {"weights": 10}
     assert states.find_damage(state) is None
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_state_is_on_the_disk_before_its_name_is(tmp_path, accelerator, again):
+    for _ in range(1 + again):
+        with recorded() as calls:
+            saved(tmp_path, 7, accelerator)
+    contents = {"model.safetensors", "trainer.json", "manifest.json", "step_000007.tmp"}
+    assert_flushed_first(calls, contents, "step_000007", tmp_path.name)
 
 
 def test_an_older_folder_makes_way(tmp_path, accelerator):
