@@ -11,10 +11,12 @@ the queries.
 Shapes: B rows, N new tokens, K = P + N keys, H width, V vocabulary, I images, T tokens of all images of a path.
 """
 
+import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel, Cache, GenerationMixin, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple
@@ -102,6 +104,17 @@ class HybridGenPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """As everywhere in transformers. Given a whole checkpoint (a saved pipeline), it loads the model in it."""
         return super().from_pretrained(part_of(pretrained_model_name_or_path, "model", **kwargs), *args, **kwargs)
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func=checkpoint, **kwargs
+    ) -> None:
+        """As everywhere in transformers; recomputed layers route tokens to modality experts as their forward did."""
+        routing = getattr(getattr(self, "model", self), "modality_routing", None)
+        keywords = getattr(gradient_checkpointing_func, "keywords", {})
+        if routing is not None and not keywords.get("use_reentrant", True) and "context_fn" not in keywords:
+            recompute = functools.partial(gradient_checkpointing_func, context_fn=routing.for_recomputation)
+            gradient_checkpointing_func = recompute
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

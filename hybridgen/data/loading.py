@@ -106,7 +106,8 @@ class RowLoader:
         self._shard = [rank, world_size] if shard_by_rank else None
         for source in mixture.sources.values() if shard_by_rank else ():
             source.use_shard(rank, world_size)
-        mixture.check(processor)
+        self._longest = min(length, mixture.max_positions or length)  # document
+        mixture.check(processor, self._longest)
         self.mixture, self.processor = mixture, processor
         self.rows, self.length, self.rank, self.world_size = rows, length, rank, world_size
         self.prefetch, self.batches_per_step = prefetch, batches_per_step
@@ -197,7 +198,7 @@ class RowLoader:
     def _build(self) -> tuple[Batch, dict]:
         """The next batch of this rank, and the state after it."""
         count, step = self.rows * self.world_size, self._batches // self.batches_per_step
-        draw = partial(self.mixture.draw, self.processor, step, self.length)
+        draw = partial(self.mixture.draw, self.processor, step, self._longest)
         packed = count if self._shard is None else self.rows
         rows, self._pending = pack_rows(draw, packed, self.length, self._pending)
         numbers = range(self._batches * count, (self._batches + 1) * count)

@@ -48,6 +48,8 @@ class Mixture:
         temperature: shares are weights to the power of 1 / temperature: above 1, small ones gain.
         max_broken: how many broken records are skipped before they stop the run (`BadRecordLog`).
         loader_threads: threads that build documents ahead; their number changes nothing but the time.
+        max_positions: of the model; a document of more tokens is a broken record, as each document's positions count
+            from 0.
 
     Raises:
         ValueError: there is no source, two have one name, or a weight is negative, or all are 0 at some step.
@@ -60,7 +62,9 @@ class Mixture:
         temperature: float = 1.0,
         max_broken: float = 0,
         loader_threads: int = 0,
+        max_positions: int | None = None,
     ):
+        self.max_positions = max_positions
         weights = [source.weight for source in sources] if weights is None else weights
         names = [source.name for source in sources]
         if not sources:
@@ -93,9 +97,9 @@ class Mixture:
             now = {name: (weight / sum(now.values())) ** (1 / self.temperature) for name, weight in now.items()}
         return {name: weight / sum(now.values()) for name, weight in now.items()}
 
-    def check(self, processor: HybridGenProcessor) -> None:
+    def check(self, processor: HybridGenProcessor, longest: int | None = None) -> None:
         """Count the records found broken when the sources were opened, and build the first good document of each
-        source.
+        source; one of more tokens than `longest` is none.
 
         Raises:
             ValueError: the processor cannot serve one of the sources, or too much is broken.
@@ -106,7 +110,7 @@ class Mixture:
             for bad in source.bad_records:
                 self._add_bad(source, bad, 0)
         for source in self.sources.values():
-            self._next_good(source, 0, processor, None)
+            self._next_good(source, 0, processor, longest)
 
     def draw(self, processor: HybridGenProcessor, step: int = 0, longest: int | None = None) -> DrawnDocument:
         """The next document, counted; one of more tokens than `longest` is a broken record.
@@ -136,16 +140,24 @@ class Mixture:
             try:
                 document = self._build(source, cursor, processor)
                 if longest is not None and len(document) > longest:
-                    size = len(document)
-                    raise ValueError(
-                        f"{source.where(cursor)}: the document has {size} tokens, but a row only {longest}; raise "
-                        f"sequence_length to at least {size}, or make the document shorter"
-                    )
+                    raise ValueError(f"{source.where(cursor)}: {self._too_long(len(document), longest)}")
                 return DrawnDocument(document, source, cursor)
             except ValueError as error:
                 last = BadRecord.of(source.where(cursor), error)
                 self._add_bad(source, last, cursor + 1)
         raise ValueError(f"source {source.name!r} is broken: {attempts} records in a row, the last of them {last}")
+
+    def _too_long(self, size: int, longest: int) -> str:
+        """Which of its two bounds a document of `size` tokens does not keep: the row's, or the model's."""
+        if self.max_positions is not None and size > self.max_positions:
+            return (
+                f"the document has {size} tokens, but the model only {self.max_positions} positions "
+                f"(text_config.max_position_embeddings); raise it to at least {size}, or make the document shorter"
+            )
+        return (
+            f"the document has {size} tokens, but a row only {longest}; raise sequence_length to at least {size}, or "
+            "make the document shorter"
+        )
 
     def _add_bad(self, source: DocumentSource, bad: BadRecord, records_seen: int) -> None:
         if source.records is None:

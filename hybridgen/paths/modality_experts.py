@@ -6,14 +6,17 @@ itself is shared: text and images see each other by the layout's one rule. The f
 alone runs through them as if nothing else were there, so that a frozen language model stays the same to the bit.
 
 Layers do not know which tokens are images; the model's forward tells them through a `ModalityRouting`, which all
-experts share. It is set before the backbone runs, and stays for layers that are recomputed in the backward pass.
+experts share. It is set before the backbone runs, and remembered for layers that are recomputed in the backward pass.
 
 Shapes: B rows, N new tokens, M = B * N of them flattened.
 """
 
+import contextlib
 import copy
 import functools
 import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -31,7 +34,9 @@ class TokenIndices(NamedTuple):
 class ModalityRouting:
     """The indices of the forward that runs, one value per thread, so that two threads may use one model.
 
-    A thread that never set any has those that were set last: on a GPU, autograd recomputes layers in its own threads.
+    A layer that is recomputed in the backward pass, which may run in any thread (on a GPU in autograd's own), gets the
+    indices of its forward: `for_recomputation` is the `context_fn` of torch's checkpoint. Where it was not handed over
+    (a checkpoint with `use_reentrant=True`), a thread that never set any has those that were set last.
     """
 
     def __init__(self):
@@ -48,6 +53,20 @@ class ModalityRouting:
     def get(self) -> TokenIndices | None:
         """None = all tokens are text."""
         return getattr(self._of_thread, "indices", self._latest)
+
+    def for_recomputation(self) -> tuple[AbstractContextManager, AbstractContextManager]:
+        """Contexts of a part of the forward that runs now, and of the same part where it is recomputed."""
+        return contextlib.nullcontext(), self._with(self.get())
+
+    @contextlib.contextmanager
+    def _with(self, indices: TokenIndices | None) -> Iterator[None]:
+        before = self._of_thread.__dict__.copy()
+        self._of_thread.indices = indices
+        try:
+            yield
+        finally:
+            self._of_thread.__dict__.clear()
+            self._of_thread.__dict__.update(before)
 
     def __reduce__(self):  # copied and pickled without what belongs to a call
         return ModalityRouting, ()

@@ -133,6 +133,39 @@ def test_recomputed_layers_are_those_that_were_computed():
     assert all(torch.equal(recomputed[name], value) for name, value in kept.items() if value is not None)
 
 
+@pytest.mark.parametrize("others", [False, True])
+def test_a_backward_pass_recomputes_what_its_own_forward_was(others):
+    """Between forward and backward another thread runs another batch on the model; the backward pass runs in a third
+    thread, as autograd's own on a GPU, or in the one that ran the other batch."""
+    _, inputs = mixed()
+
+    def gradients(interrupted: bool) -> dict[str, torch.Tensor]:
+        model = model_of().train()
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        loss = model(**inputs).prediction.square().sum()
+
+        def meet_another_batch() -> None:
+            with torch.no_grad():
+                model(torch.tensor([[5, 6, 7]]))
+
+        def meet_it_and_go_back() -> None:
+            meet_another_batch()
+            loss.backward()
+
+        if interrupted and others:
+            in_another_thread(meet_it_and_go_back)
+        elif interrupted:
+            in_another_thread(meet_another_batch)
+            in_another_thread(loss.backward)
+        else:
+            loss.backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    expected, got = gradients(False), gradients(True)
+    assert got.keys() == expected.keys()
+    assert all(torch.equal(got[name], value) for name, value in expected.items())
+
+
 def in_another_thread(function) -> None:
     thread = threading.Thread(target=function)
     thread.start()

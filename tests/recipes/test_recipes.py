@@ -1,6 +1,7 @@
 """Recipes at the size of a test: fine-tuning Janus-Pro as docs/janus.md says it, a text model that learns to see, and
 the paper's settings in the configs."""
 
+import itertools
 import json
 import os
 import re
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 from PIL import Image
 
 from hybridgen.bridges.adapters import open_pipeline
@@ -22,6 +25,7 @@ from hybridgen.data.formats.json_files import JsonlSource
 from hybridgen.data.synthetic import emoji
 from hybridgen.pipeline_hybridgen import load_pipeline
 from hybridgen.training import load_config
+from hybridgen.training.config import strict
 from tests.bridges.test_assemble import TOWER, save_backbone
 from tests.januses import save_transformers
 
@@ -261,3 +265,42 @@ def test_the_configs_of_smollm_are_read():
         "stage2": ["model.language_model.embed_tokens", tower],
         "photographs": ["model.language_model.embed_tokens"],
     }
+
+
+def header_of(config: Path) -> str:
+    """The comments at the head of a recipe, without their marks and continuation lines."""
+    lines = config.read_text(encoding="utf-8").splitlines()
+    comments = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    return re.sub(r"\\?\n\s+", " ", "\n".join(line[2:] for line in comments))
+
+
+LAUNCHED = [file for file in sorted((ROOT / "configs").glob("*.yaml")) if "accelerate launch" in header_of(file)]
+BATCH = (
+    r"batch +([\d,]+) (?:rows of ([\d,]+) tokens|pictures) a step: (\d+) of each process x accumulation (\d+) x (\d+)"
+)
+WHOLE, SHARDED = 16e9, 80e9  # bytes a parameter in fp32 with gradient and moments, times 1e9; bytes of a GPU
+BILLIONS = {  # that are trained, or of which a copy is held
+    "bagel_style": 15, "chameleon": 7, "lmfusion": 15, "llava_stage2": 7, "transfusion_7b": 7, "transfusion_1.4b": 1.4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("file", LAUNCHED, ids=lambda file: file.stem)
+def test_the_command_makes_the_batch_that_the_header_states(file):
+    """Rows x accumulation x processes, with the processes of the command as it stands there."""
+    header, content = header_of(file), strict.read(file)
+    total, tokens, rows, accumulation, processes = re.search(BATCH, header).groups()
+    command = re.search(r"accelerate launch.*?scripts/train\.py", header)[0]
+    options = launch_command_parser().parse_args(shlex.split(command)[2:])
+    assert options.num_processes == int(processes)
+    assert content["data"]["per_device_batch_size"] == int(rows)
+    assert content.get("accumulation", 1) == int(accumulation)
+    assert int(rows) * int(accumulation) * int(processes) == int(total.replace(",", ""))
+    assert tokens is None or content["data"]["sequence_length"] == int(tokens.replace(",", ""))
+    form = load_config_from_file(str(ROOT / options.config_file))
+    assert form.distributed_type != "NO"  # which starts one process, whatever --num_processes says
+    fits_whole = BILLIONS.get(file.stem, 1) * WHOLE <= SHARDED
+    assert fits_whole or form.distributed_type == "FSDP"
+
+
+def test_recipes_for_several_processes_are_known():
+    assert len(LAUNCHED) == 22

@@ -220,6 +220,12 @@ def _check_source(
     used = {path for path in (*source.reads, source.write) if path in hybrid.paths}
     for path in used:
         tokens = _image_tokens(key, path, source, hybrid, factors, sides)
+        positions = getattr(hybrid.text_config, "max_position_embeddings", None)
+        if positions is not None and tokens + 2 > positions:
+            raise ValueError(
+                f"{key}: an image of the {path} path has {tokens} tokens and its two frames, more than the "
+                f"{positions} positions of the model (model.text_config.max_position_embeddings); raise that"
+            )
         if tokens + 2 > sequence_length:
             raise ValueError(
                 f"{key}: an image of the {path} path has {tokens} tokens and its two frames, more than "

@@ -235,15 +235,17 @@ def build_model_stage(config: TrainConfig, accelerator: Accelerator) -> ModelSta
         ValueError: files are missing or of another kind.
     """
     parts = build_parts(config)
+    processor, text_config = parts.pipeline.processor, parts.pipeline.model.config.text_config
+    max_positions = getattr(text_config, "max_position_embeddings", None)
     _prepare_model(parts.pipeline.model, config, accelerator)
     for codec in (parts.pipeline.vae, parts.pipeline.vq_model):
         if codec is not None:
             codec.to(accelerator.device)
 
     def validation_loader() -> RowLoader:
-        return _row_loader(config, accelerator, parts.pipeline.processor, parts.validation, training=False)
+        return _row_loader(config, accelerator, processor, parts.validation, max_positions, training=False)
 
-    loader = _row_loader(config, accelerator, parts.pipeline.processor, parts.sources, training=True)
+    loader = _row_loader(config, accelerator, processor, parts.sources, max_positions, training=True)
     stage = ModelStage(config, parts.pipeline, loader, validation_loader if parts.validation else None)
     if parts.validation:
         next(iter(stage.validation_batches()))  # so that errors in these data are raised now, not hours later
@@ -260,7 +262,9 @@ def _prepare_model(model: nn.Module, config: TrainConfig, accelerator: Accelerat
     if config.dropout:
         add_dropout(model.model.language_model, config.dropout)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # the newer name of the same, since transformers 5.20 or so, where the older one warns
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False})
     if compiled:
         compile_layers(model.model.language_model)
     elif config.compile and accelerator.is_main_process:
@@ -272,6 +276,7 @@ def _row_loader(
     accelerator: Accelerator,
     processor: HybridGenProcessor,
     sources: list[DocumentSource],
+    max_positions: int | None,
     training: bool,
 ) -> RowLoader:
     """Rows of this process; in training made ahead by threads, and of records of its own if `data.shard_by_rank`.
@@ -280,7 +285,8 @@ def _row_loader(
     """
     data, rank = config.data, accelerator.process_index
     own_records = data.shard_by_rank and training
-    mixture = Mixture(sources, None, data.temperature, data.max_broken, data.loader_threads if training else 0)
+    threads = data.loader_threads if training else 0
+    mixture = Mixture(sources, None, data.temperature, data.max_broken, threads, max_positions)
     name = "broken" if training else "broken_validation"
     file = Path(config.output_dir) / (f"{name}_{rank}.jsonl" if own_records else f"{name}.jsonl")
     on_broken = partial(list_broken, file) if rank == 0 or own_records else None
