@@ -6,7 +6,10 @@ import pytest
 
 import hybridgen  # noqa: F401
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
+from tests.core.disk_calls import skip_flushing
 from tests.dolls import tiny_dolls_pipeline
+
+skip_flushing()
 
 
 @pytest.fixture(scope="session")

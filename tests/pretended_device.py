@@ -44,8 +44,18 @@ class PretendedTensor(torch.Tensor):
 
 
 class _Pretending(TorchDispatchMode):
+    """Args: float64: whether the device has the type. Apple's has not."""
+
+    def __init__(self, float64: bool):
+        super().__init__()
+        self.float64 = float64
+
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        return _run(function, args, kwargs or {})
+        made = _run(function, args, kwargs or {})
+        for tensor in tree_leaves(made) if not self.float64 else ():
+            if isinstance(tensor, PretendedTensor) and tensor.dtype == torch.float64:
+                raise TypeError(f"{function}: the pretended device has no float64")
+        return made
 
 
 def _run(function, args: tuple, kwargs: dict):
@@ -90,8 +100,12 @@ def _check_devices(function, args: tuple, plain: list[Tensor]) -> None:
 
 
 @contextlib.contextmanager
-def pretended_device() -> Iterator[None]:
-    """Inside, `to("meta")`, `device="meta"` and `put_on` mean the pretended device."""
+def pretended_device(float64: bool = True) -> Iterator[None]:
+    """Inside, `to("meta")`, `device="meta"` and `put_on` mean the pretended device.
+
+    Args:
+        float64: whether it has that type.
+    """
     tensor, new_tensor, autocast = torch.tensor, torch.Tensor.new_tensor, torch.autocast
 
     def pretended_tensor(*args, device=None, **kwargs):
@@ -107,7 +121,7 @@ def pretended_device() -> Iterator[None]:
 
     torch.tensor, torch.Tensor.new_tensor, torch.autocast = pretended_tensor, pretended_new_tensor, PretendedAutocast
     try:
-        with _Pretending():
+        with _Pretending(float64):
             yield
     finally:
         torch.tensor, torch.Tensor.new_tensor, torch.autocast = tensor, new_tensor, autocast

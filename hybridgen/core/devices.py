@@ -1,7 +1,5 @@
 """Which device computes here, and what it can add up in."""
 
-import functools
-
 import torch
 
 
@@ -10,7 +8,6 @@ def best_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
-@functools.cache
 def sum_dtype(device: torch.device) -> torch.dtype:
     """In what sums over many values are kept on a device: float64, or float32 where it has no such type (Apple's)."""
     try:

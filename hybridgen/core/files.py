@@ -43,7 +43,7 @@ def put_in_place(aside: Path, path: Path) -> None:
     """Give a file or folder that was written aside its name, once all of it is on the disk."""
     flush(aside)
     aside.replace(path)
-    _flush_one(path.parent)
+    flush_name(path)
 
 
 def flush(path: Path) -> None:
@@ -55,6 +55,11 @@ def flush(path: Path) -> None:
     inside = [each for each in path.rglob("*") if not each.is_symlink()] if path.is_dir() else []
     for each in (*reversed(inside), path):  # what is in a folder before the folder
         _flush_one(each)
+
+
+def flush_name(path: Path) -> None:
+    """Wait until the name of a file or folder is on the disk."""
+    _flush_one(path.parent)
 
 
 def _flush_one(path: Path) -> None:

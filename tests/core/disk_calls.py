@@ -1,4 +1,8 @@
-"""What reaches the disk, in order: a recorder of the calls of `os` that flush and rename. Not a test itself."""
+"""What reaches the disk, in order: a recorder of the calls of `os` that flush and rename. Not a test itself.
+
+A flush takes milliseconds, and the tests write thousands of files, so they do without (`skip_flushing`): what they ask
+is only that, and when, it is called for.
+"""
 
 import contextlib
 import os
@@ -6,6 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+
+def skip_flushing() -> None:
+    """From now on this process waits for no disk."""
+    os.fsync = lambda opened: None
 
 
 @contextlib.contextmanager

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from hybridgen.data.loading import RowLoader
 from hybridgen.data.mixture import Mixture
-from tests.data.in_memory import drawings, numbered, questions, source_of
-from tests.processors import tiny_processor
+from tests.data.in_memory import Listed, drawings, numbered, questions, source_of
+from tests.processors import assistant, tiny_processor, user
 
 WEIGHTS = [5.0, 3.0, 1.5, 0.5]
 
@@ -88,6 +89,23 @@ def test_a_weight_of_zero_is_never_drawn_and_ties_go_to_the_first():
 def test_mixtures_that_cannot_be_are_refused(names, weights, sentence):
     with pytest.raises(ValueError, match=sentence):
         Mixture([source_of(numbered(3), name=name) for name in names], weights)
+
+
+def test_a_document_longer_than_the_model_has_positions_is_broken():
+    """Positions count from 0 in each document, so rows may be longer. What a source begins with is known at the
+    start, before a batch is asked for."""
+    processor = tiny_processor()
+    records = Listed([[user("what?"), assistant(text)] for text in ("red " * 40, "red", "blue", "green")])
+    mixture = Mixture([source_of(records, name="text", shuffle=False)], max_broken=1, max_positions=24)
+    loader = RowLoader(mixture, processor, 1, 96, prefetch=0)
+    (bad,) = mixture.bad_records.entries()
+    assert "tokens, but the model only 24 positions (text_config.max_position_embeddings); raise it to at" in bad.reason
+    batch = next(loader)
+    assert int(batch["position_ids"].max()) < 24
+    assert len(batch["records"]) > 1
+    strict = Mixture([source_of(records, name="text", shuffle=False)], max_positions=24)
+    with pytest.raises(ValueError, match="but the model only 24 positions"):
+        RowLoader(strict, processor, 1, 96, prefetch=0)
 
 
 def test_a_state_of_other_sources_is_refused():

@@ -82,7 +82,7 @@ def _two_betas(value: list[float]) -> bool:
 
 
 RULES = (  # (keys, what holds of their values, the same in words)
-    (("steps", "accumulation", "log_every", "save_every", "keep_last", "sampling.steps"), _at_least_1, "at least 1"),
+    (("steps", "accumulation", "log_every", "save_every", "keep_last"), _at_least_1, "at least 1"),
     (("data.per_device_batch_size", "data.sequence_length"), _at_least_1, "at least 1"),
     (("spike.window", "spike.limit", "validation.batches", "validation.levels"), _at_least_1, "at least 1"),
     (("validation.every", "sampling.every", "diagnostics.every", "schedule.warmup_steps"), _not_negative, "0 or more"),
@@ -173,9 +173,8 @@ def _check_model_stage(config: TrainConfig) -> None:
     for path in config.sampling.paths:
         if path not in hybrid.paths or path not in WRITING:
             raise ValueError(f"sampling.paths has {path!r}; this model writes by: {', '.join(sides) or 'no path'}")
-    if hybrid.diffusion_config is not None:
-        most = hybrid.diffusion_config.num_train_timesteps
-        _require(config, "sampling.steps", lambda value: value <= most, f"from 1 to {most}, the process' timesteps")
+    most = 1000 if hybrid.diffusion_config is None else hybrid.diffusion_config.num_train_timesteps
+    _require(config, "sampling.steps", lambda value: 1 <= value <= most, f"from 1 to {most}, the process' timesteps")
     if config.sampling.every and not (config.sampling.prompts and sides):
         raise ValueError(
             f"sampling.every is {config.sampling.every}, but there is nothing to draw; give sampling.prompts and a "

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
-from hybridgen.core.files import flush, put_in_place, read_json, write_json
+from hybridgen.core.files import flush, flush_name, read_json, write_json
 
 MANIFEST = "manifest.json"
 TORCH_SAVE_FAILED = ("PytorchStreamWriter", "inline_container")  # torch.save raises a RuntimeError on a full disk
@@ -133,7 +133,8 @@ def _replace(aside: Path, folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         os.replace(folder, old)
-    put_in_place(aside, folder)
+    os.replace(aside, folder)
+    flush_name(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 

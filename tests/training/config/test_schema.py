@@ -141,6 +141,8 @@ def test_refused(load, model_content, word, message):
             ["data.sources.0.height=18", "data.sources.0.width=16"],
             r"data.sources.0 \(diffusion path\): size 18x16 is not divisible by the patch size 4; .*20x16|16x16",
         ),
+        (["model.text_config.max_position_embeddings=17"], "16 tokens and its two frames, more than the 17 pos"),
+        (["sampling.steps=300", "model.diffusion_config.num_train_timesteps=200"], "it must be from 1 to 200"),
         (["data.sequence_length=17"], "an image of the diffusion path has 16 tokens and its two frames, .* 17"),
         (["model.text_config=null"], "one of from_pretrained, language_model and text_config; none is given"),
         (["model.text_config.hiden_size=8"], "unknown key 'model.text_config.hiden_size' .*did you mean 'hidden_size'"),

@@ -1,6 +1,7 @@
 """The real model shared by two processes, whole or in pieces: batches that lack a modality, tied weights, no hang."""
 
 import errno
+import os
 from pathlib import Path
 
 import accelerate
@@ -149,6 +150,36 @@ def save_on_full_disk(folder: Path, full_for: int) -> None:
 
     accelerate.accelerator.save_accelerator_state = save_until_full
     Trainer(config, stage, accelerator).run()
+
+
+def save_where_one_makes_no_folders(folder: Path) -> None:
+    """Process 1 can write into folders that are there, but make none, as on a disk without free inodes."""
+    content = {"output_dir": str(folder), "steps": 2, "data": {"sources": []}, "ema": {"decay": 0.5}, "log_every": 99}
+    content |= {"precision": "fp32", "validation": {"every": 0}, "save_every": 1}
+    config = strict.build(TrainConfig, content | {"diagnostics": {"peak_tflops": 1.0}})
+    accelerator = make_accelerator(config)
+    batches = TwoBatches(accelerator.process_index)
+    stage = batches.stages[1]
+    stage.loader = batches
+    mkdir = os.mkdir
+
+    def no_new_folder(path, *arguments, **keywords):
+        if not os.path.exists(path):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return mkdir(path, *arguments, **keywords)
+
+    if accelerator.process_index == 1:
+        os.mkdir = no_new_folder
+    assert Trainer(config, stage, accelerator).run()
+
+
+def test_folders_of_shards_are_made_before_all_write_together(tmp_path):
+    """One that could not make them would leave the others waiting in the save's collectives."""
+    group = ProcessGroup(tmp_path / "logs", save_where_one_makes_no_folders, 2, "fsdp2", folder=tmp_path / "run")
+    assert group.wait(100) == [0, 0], group.output()
+    assert sorted(path.name for path in (tmp_path / "run/state").iterdir()) == ["step_000001", "step_000002"]
+    state = tmp_path / "run/state/step_000002"
+    assert all(list((state / name).glob("*.distcp")) for name in ("pytorch_model_fsdp_0", "optimizer_0", "ema"))
 
 
 @pytest.mark.parametrize(("form", "full_for"), [("ddp", 0), ("ddp", 1), ("fsdp2", 1)])

@@ -68,6 +68,24 @@ def test_bins_are_those_of_the_timesteps():
     assert sum(expected) == int(batch["diffusion_noised"].sum()) < len(latents)
 
 
+@pytest.mark.parametrize(
+    ("timesteps", "names"), [(1000, ["000", "900"]), (4000, ["000", "3600"]), (50, ["000", "045"])]
+)
+def test_the_bins_are_of_the_process_timesteps(timesteps, names):
+    """The first and the last tenth of them, whatever their number."""
+    breakdown = Breakdown(["draw"], {}, timesteps)
+    batch = {"source_ids": torch.tensor([[0]]), "text_bytes": torch.tensor([[0]])}
+    batch["diffusion_sources"] = torch.tensor([0, 0])
+    targets = DiffusionTargets([], torch.ones(2), torch.tensor([0.09, 0.91]) * timesteps)
+    breakdown.add(batch, {}, torch.tensor([2.0, 1.0]), targets)
+    breakdown.settle()
+    told = breakdown.describe(breakdown.pop())
+    assert {name: value for name, value in told.items() if "diffusion_at" in name} == {
+        f"diffusion_at/{names[0]}": 2.0,
+        f"diffusion_at/{names[1]}": 1.0,
+    }
+
+
 def test_what_is_told_is_means_and_bits():
     """By hand: two tokens of 3 and 5 nats spell 4 bytes; two codes of 1 and 2 nats; pictures at t = 50, 950, 999."""
     breakdown = Breakdown(["say", "draw", "idle"], {"diffusion": 5.0})
