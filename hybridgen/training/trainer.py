@@ -37,10 +37,6 @@ from hybridgen.training.state.checkpointing import whole_folder
 from hybridgen.training.state.saving import Saved, find_state, load_state, save_state
 from hybridgen.training.state.stopping import StopSignal
 
-PLACE_IN_DATA = (
-    "the run goes on at its place in them, but in this epoch some records may come twice and others not at all"
-)
-
 
 class Trainer:
     """
@@ -104,11 +100,8 @@ class Trainer:
             position = found.saved.rank["loader"]
             changes = self.stage.loader.changes(position)
             self.stage.loader.load_state_dict(position)
-            notes = load_state(found, self.config, self.accelerator, self.weights, self.ema)
+            notes = load_state(found, self.config, self.accelerator, self.weights, self.ema, changes)
             run = self._load_run(found.saved)
-            if changes:
-                shown = "; ".join(changes)
-                notes.append(f"the data are not those that {found.folder} was saved with ({shown}): {PLACE_IN_DATA}")
             for note in (*notes, f"going on from {found.folder}, {self.step} of {self.config.steps} steps done"):
                 self.say(note)
         for group, settings in zip(self.optimizer.param_groups, self._group_settings, strict=True):

@@ -53,6 +53,7 @@ def test_the_losses_of_all_paths_and_their_breakdown():
 def test_the_sums_of_a_step_and_of_a_validation(tmp_path):
     config = config_of(tmp_path, ema=None)
     trainer = Trainer(config, ToyStage(ToyLoader(4), dropout=0.0), make_accelerator(config))
+    trainer._restore()
     batches = trainer._fetch()
     counts, _ = trainer._global_counts(batches)
     expected = trainer._sum(trainer._forward_backward(batches, counts))

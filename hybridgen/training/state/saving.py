@@ -42,6 +42,7 @@ from hybridgen.training.state.checkpointing import choose_state, prune, remove_a
 
 SAME_ON_RESUME = ("stage", "model", "lora", "vq_model", "vae")  # settings with which alone a run is resumed
 SHARDED_FOLDER = "pytorch_model_fsdp_0"  # accelerate's folder of a sharded model
+PLACE_IN_DATA = "the run goes on at its place in them, but some records may come twice in this epoch and others not"
 AVERAGE, SHARDED_AVERAGE = "ema.safetensors", "ema"
 
 
@@ -127,12 +128,15 @@ def load_state(
     accelerator: Accelerator,
     weights: DistributedModel,
     ema: WeightAverage | None,
+    changed_data: list[str],
 ) -> list[str]:
-    """Load weights, moments, random streams and average. Returns sentences on what is not as it was."""
+    """Load weights, moments, random streams and average. Returns sentences on what is not as it was.
+
+    Args:
+        changed_data: what the loader says of the data (`Loader.changes`).
+    """
     run, folder = found.saved.run, found.folder
-    notes = []
-    if found.changed_settings:
-        notes.append(f"this config is not the one that {folder} was saved with: {'; '.join(found.changed_settings)}")
+    notes = _what_changed(folder, found.changed_settings, changed_data)
     anew = {"the moments": _load_weights_and_moments(found, accelerator, weights)}
     accelerator.step = 0  # of the micro-batches: a state ends with a whole step, and `accumulation` may have changed
     before, now = run.get("processes", accelerator.num_processes), accelerator.num_processes
@@ -149,6 +153,17 @@ def load_state(
         shown = " and ".join(f"{what} of {moments.listed(names)}" for what, names in anew.items() if names)
         notes.append(f"{shown} begin anew: {folder} has none that fit this config")
     return notes
+
+
+def _what_changed(folder: Path, settings: list[str], data: list[str]) -> list[str]:
+    """One sentence, if anything did."""
+    sentences = []
+    if settings:
+        sentences.append(f"this config is not the one that {folder} was saved with: {'; '.join(settings)}")
+    if data:
+        data_are = "the data are not the same either" if settings else f"the data are not those of {folder}"
+        sentences.append(f"{data_are}: {'; '.join(data)}; {PLACE_IN_DATA}")
+    return ["; ".join(sentences)] if sentences else []
 
 
 def _load_weights_and_moments(found: FoundState, accelerator: Accelerator, weights: DistributedModel) -> list[str]:
