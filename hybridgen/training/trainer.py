@@ -35,7 +35,7 @@ from hybridgen.training.optim.optimization import build_optimizer, freeze, lr_fa
 from hybridgen.training.protocols import Stage
 from hybridgen.training.state.checkpointing import whole_folder
 from hybridgen.training.state.saving import Saved, find_state, load_state, save_state
-from hybridgen.training.state.stopping import StopSignal
+from hybridgen.training.state.stopping import CAUSES, StopSignal
 
 
 class Trainer:
@@ -148,9 +148,9 @@ class Trainer:
             self.tracker.log({"step": self.step, **record}, self.progress)
 
     @property
-    def stopped_by(self) -> str:
-        """What stopped the run: "SIGTERM" or "Ctrl-C", or that another process got it."""
-        return self._stop.cause or "a signal to another process"
+    def stopped_by(self) -> str | None:
+        """What stopped the run: "SIGTERM" or "Ctrl-C", in this process or another."""
+        return self._stop.cause
 
     @property
     def progress(self) -> float:
@@ -216,10 +216,14 @@ class Trainer:
             counts = self.stage.counts(batch)
             rows.append([*(counts[kind] for kind in self.stage.kinds), *self.stage.size(batch)])
         clock = self._elapsed_before + time.monotonic() - self._started if self.accelerator.is_main_process else 0.0
-        signals = torch.tensor([self._stop.requested, clock], dtype=torch.float64)
+        signals = torch.tensor([*(self._stop.cause == cause for cause in CAUSES), clock], dtype=torch.float64)
         summed = self._sum(torch.cat([torch.tensor(rows, dtype=torch.float64).sum(0), signals]))
-        counts, size, (stop_requests, elapsed) = summed.split([len(self.stage.kinds), 2, 2])
-        self._stopping, self.elapsed = bool(stop_requests > 0), float(elapsed)
+        counts, size, requests, elapsed = summed.split([len(self.stage.kinds), 2, len(CAUSES), 1])
+        self.elapsed = float(elapsed)
+        for cause, requested in zip(CAUSES, requests.tolist(), strict=True):
+            if requested:
+                self._stop.request(cause)
+                self._stopping = True
         return counts, size
 
     def _forward_backward(self, batches: list[dict], counts: Tensor) -> Tensor:

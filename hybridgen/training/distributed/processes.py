@@ -10,6 +10,7 @@ import importlib.util
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -38,6 +39,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         ValueError: the config asks for what this engine cannot do.
     """
     AcceleratorState._reset_state()
+    # newer versions of torch have another name for it, which accelerate does not know yet
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
     if _launched_with("DEEPSPEED"):
         _require_deepspeed()
     cpu = not torch.accelerator.is_available()

@@ -11,11 +11,12 @@ import signal
 import threading
 from collections.abc import Iterator
 
+CAUSES = ("SIGTERM", "Ctrl-C")
 STOPPING = "\nhybridgen: stopping after this step and saving it; Ctrl-C once more ends at once\n"
 
 
 class StopSignal:
-    """Whether this process got a signal to stop, and which: `cause` is "SIGTERM", "Ctrl-C" or None."""
+    """Whether this process got a signal to stop, and which: `cause` is one of CAUSES or None."""
 
     def __init__(self):
         self.cause: str | None = None

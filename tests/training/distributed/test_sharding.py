@@ -56,7 +56,7 @@ class TwoBatches:
 
 def model_stage(tasks, tied: bool = False, aligned: bool = False, cache: str | None = None) -> ModelStage:
     data = {"sources": [], "cache": cache}
-    config = strict.build(TrainConfig, {"output_dir": "none", "steps": 1, "data": data})
+    config = strict.build(TrainConfig, {"output_dir": "none", "steps": 1, "data": data, "precision": "fp32"})
     diffusion = {"patch_size": 4, "sample_size": 16, "frequency_embedding_size": 32}
     diffusion |= {"alignment_layer": 1} if aligned else {}
     pipeline = tiny_pipeline(tie_word_embeddings=tied, diffusion_config=diffusion)
