@@ -112,13 +112,3 @@ def read_json(path: str | Path, where: str = "", missing: str = "") -> dict:
     if not isinstance(content, dict):
         raise ValueError(f"{where}{path} holds no JSON object; it was changed, copy it again")
     return content
-
-
-def stand_in(head: bytes) -> str | None:
-    """What stands in a file's place, told by its first bytes, and the way out: "a git-lfs pointer ...". None = nothing
-    that is known to stand for files."""
-    if head.startswith(b"version https://git-lfs.github.com/spec/"):
-        return "a git-lfs pointer, not the file itself; fetch that with `git lfs pull`"
-    if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html")):
-        return "a web page (HTML), not the file itself; download that again, signed in if need be"
-    return None

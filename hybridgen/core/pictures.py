@@ -32,9 +32,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from hybridgen.core.files import stand_in
 from hybridgen.core.messages import parts
-from hybridgen.core.recognition import is_there, user_path
+from hybridgen.core.recognition import is_there, user_path, what_bytes_are
 from hybridgen.core.values import shorten
 
 # a path, file://, data: URL or base64; encoded bytes; {"bytes": ..., "path": ...} of the datasets library; pixels
@@ -211,10 +210,6 @@ def _one_sentence(what: str, head: bytes | None = None) -> Iterator[None]:
 
 def _unknown(head: bytes) -> str:
     """What a file is in which Pillow knows no picture, and the way out."""
-    if not head:
-        return "is empty; copy or download it again"
-    if reason := stand_in(head):
-        return f"is {reason}"
     start, convert = head.lstrip(b"\xef\xbb\xbf \t\r\n"), "convert it to PNG first"
     if head[4:12] in (b"ftypavif", b"ftypavis"):
         return "is an AVIF picture, which this Pillow cannot read; pip install pillow-avif-plugin, or a newer pillow"
@@ -226,6 +221,9 @@ def _unknown(head: bytes) -> str:
         return f"is an SVG drawing, which has no pixels; {convert}, as rsvg-convert and inkscape do"
     if start.startswith(b"%PDF"):
         return f"is a PDF document; {convert}, as pdftoppm does"
+    kind = what_bytes_are(head)
+    if kind is not None and "picture" not in kind:
+        return kind
     return "cannot be decoded: it is no picture in a format that Pillow knows; save it as PNG or JPEG"
 
 

@@ -55,8 +55,6 @@ def dropped_path(text: str) -> Path:
     """
     if is_there(as_it_stands := user_path(text)):
         return as_it_stands
-    if text.startswith("file://"):
-        return Path(unquote(urlsplit(text).path))
     try:
         words = shlex.split(text)
     except ValueError:  # a quotation mark that belongs to the name
@@ -82,7 +80,11 @@ def what_it_is(file: Path) -> str | None:
         OSError: it cannot be read.
     """
     with open(file, "rb") as opened:
-        start = opened.read(1024)
+        return what_bytes_are(opened.read(1024))
+
+
+def what_bytes_are(start: bytes) -> str | None:
+    """`what_it_is` of a file that begins so, with at least 512 bytes where it has as many."""
     if not start:
         return "is empty; it was cut off when it was copied or the disk was full, copy it again"
     if _is_html(start):

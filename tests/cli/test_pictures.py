@@ -64,7 +64,7 @@ def damaged_exif() -> bytes:
 PNG = io.BytesIO()
 Image.fromarray(np.arange(1600).reshape(40, 40).astype(np.uint8)).save(PNG, "PNG")
 BAD = {
-    "nothing": (b"", "is empty; copy or download it again"),
+    "nothing": (b"", "is empty; it was cut off"),
     "words": (b"no picture", "cannot be decoded: it is no picture in a format that Pillow knows"),
     "half": (PNG.getvalue()[:90], "cannot be decoded"),
     "a HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0", "is a HEIC picture or a video"),

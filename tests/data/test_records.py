@@ -71,7 +71,7 @@ def test_a_missing_or_corrupt_image_is_named(tmp_path):
     picture(64, 64).save(tmp_path / "whole.jpg")
     jpeg = (tmp_path / "whole.jpg").read_bytes()
     (tmp_path / "empty.png").touch()
-    with pytest.raises(ValueError, match="a.jsonl:3: the image .*empty.png is empty; copy or download it again"):
+    with pytest.raises(ValueError, match="a.jsonl:3: the image .*empty.png is empty; it was cut off"):
         load_image("empty.png", tmp_path, "a.jsonl:3")
     damaged = {
         "words.png": b"no picture at all",
