@@ -113,7 +113,7 @@ class RowLoader:
         self.prefetch, self.batches_per_step = prefetch, batches_per_step
         self._pending: list[DrawnDocument] = []
         self._batches = self._tokens = 0  # made so far, and tokens of documents in them, over all ranks
-        self._thread: _PrefetchThread | None = None
+        self._thread: PrefetchThread | None = None
         self._on_bad_records, self._listed = on_bad_records, 0
         self._state = self._snapshot()
 
@@ -125,7 +125,7 @@ class RowLoader:
             batch, self._state = self._build()
         else:
             if self._thread is None:
-                self._thread = _PrefetchThread(self._build, self.prefetch)
+                self._thread = PrefetchThread(self._build, self.prefetch)
             batch, self._state = self._thread.get()
         if self._on_bad_records is not None and len(self.bad_records()) > self._listed:
             self._listed = len(self.bad_records())
@@ -228,7 +228,7 @@ def _shard_name(part: list[int] | None) -> str:
     return "all" if part is None else f"{part[0]} of {part[1]}"
 
 
-class _PrefetchThread:
+class PrefetchThread:
     """Calls a function again and again in a thread and keeps up to `count` results; its errors are raised by `get`."""
 
     def __init__(self, make: Callable, count: int):

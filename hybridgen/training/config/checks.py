@@ -19,7 +19,7 @@ from hybridgen.paths.understanding import tokens_per_image
 from hybridgen.training.config import strict
 from hybridgen.training.config.codec import AdversarialConfig, CodecTrainingConfig, PerceptualConfig
 from hybridgen.training.config.parts import NO_FOLDER, codec_factors, hybrid_config, vae_config, vq_config
-from hybridgen.training.config.schema import TrainConfig
+from hybridgen.training.config.schema import DataConfig, TrainConfig
 
 WRITING = ("diffusion", "vq")
 FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
@@ -266,7 +266,10 @@ def _check_codec_stage(config: TrainConfig) -> None:
     for key, sources in (("data", config.data.sources), ("validation", config.validation.sources)):
         if sources and not sum(source.weight for source in sources):
             raise ValueError(f"every weight of {key}.sources is 0; give at least one of them a share")
-    for key, absent in (("temperature", 1.0), ("shard_by_rank", False), ("cache", None)):
+    usual = DataConfig(sources=[])
+    for key, absent in (
+        ("temperature", 1.0), ("shard_by_rank", False), ("cache", None), ("sequence_length", usual.sequence_length),
+    ):  # fmt: skip
         if getattr(config.data, key) != absent:
             raise ValueError(
                 f"data.{key} is {getattr(config.data, key)!r}, but the codec stage has no such thing; leave it out"

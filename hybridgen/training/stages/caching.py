@@ -10,6 +10,7 @@ not in a batch, so that it depends on nothing else: a run that has half of its e
 
 import atexit
 import hashlib
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -43,15 +44,27 @@ class EncodingCache:
         self.folder = Path(folder) / kind
         self._check(kind, weights)
         self._segment_of: dict[str, Path] = {}
-        for segment in sorted(self.folder.glob("segment_*.safetensors")):
+        self._segments: set[Path] = set()  # whose entries are known
+        self._changed = -1  # when the folder was last, by the file system's clock
+        self._look_for_segments()
+        self._open: dict[Path, safe_open] = {}
+        self._unwritten: dict[str, Tensor] = {}
+        atexit.register(self.flush)
+
+    def _look_for_segments(self) -> None:
+        """Learn of the entries that were written since the last look, by whatever process."""
+        changed = self.folder.stat().st_mtime_ns
+        if changed == self._changed:
+            return
+        # file systems count in ticks: what changed just now may change again without another time
+        self._changed = changed if time.time_ns() - changed > 1_000_000_000 else -1
+        for segment in sorted(set(self.folder.glob("segment_*.safetensors")) - self._segments):
             try:
                 with safe_open(segment, "pt") as entries:
                     self._segment_of |= dict.fromkeys(entries.keys(), segment)
             except SafetensorError as error:
                 raise ValueError(f"data.cache: {segment} is no whole file of a cache ({error}); remove it") from error
-        self._open: dict[Path, safe_open] = {}
-        self._unwritten: dict[str, Tensor] = {}
-        atexit.register(self.flush)
+            self._segments.add(segment)
 
     def _check(self, kind: str, weights: str) -> None:
         file, expected = self.folder / DESCRIPTION, {"version": VERSION, "weights": weights}
@@ -84,6 +97,8 @@ class EncodingCache:
         key = picture_key(picture)
         if key in self._unwritten:
             return self._unwritten[key].to(picture.device)
+        if key not in self._segment_of:
+            self._look_for_segments()
         if key in self._segment_of:
             segment = self._segment_of[key]
             if segment not in self._open:
@@ -103,6 +118,7 @@ class EncodingCache:
         with whole_file(segment) as aside:
             save_file(self._unwritten, aside)
         self._segment_of |= dict.fromkeys(self._unwritten, segment)
+        self._segments.add(segment)
         self._unwritten = {}
 
 

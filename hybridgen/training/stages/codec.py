@@ -33,11 +33,11 @@ def build_codec_stage(config: TrainConfig, accelerator: Accelerator) -> Reconstr
     sources = [open_source(source, config.seed) for source in config.data.sources]
     held_out = [open_source(source, config.seed) for source in config.validation.sources]
 
-    def loader(sources: list[DocumentSource], broken_file: str) -> PictureLoader:
+    def loader(sources: list[DocumentSource], broken_file: str, **ahead: int) -> PictureLoader:
         rank, world_size = accelerator.process_index, accelerator.num_processes
         on_broken = partial(list_broken, Path(config.output_dir) / broken_file) if rank == 0 else None
         shape = (config.data.per_device_batch_size, settings.image_size, rank, world_size)
-        return PictureLoader(sources, *shape, config.data.max_broken, on_broken)
+        return PictureLoader(sources, *shape, config.data.max_broken, on_broken, **ahead)
 
     def validation_loader() -> PictureLoader:
         return loader(held_out, "broken_validation.jsonl")
@@ -48,7 +48,8 @@ def build_codec_stage(config: TrainConfig, accelerator: Accelerator) -> Reconstr
             model.vae.enable_gradient_checkpointing()
     else:
         kind, model = VQStage, VQTrainingModel(build_vq_model(config.vq_model, config.seed))
-    stage = kind(config, model, loader(sources, "broken.jsonl"), validation_loader, accelerator)
+    ahead = {"prefetch": config.data.prefetch, "loader_threads": config.data.loader_threads}
+    stage = kind(config, model, loader(sources, "broken.jsonl", **ahead), validation_loader, accelerator)
     if held_out:
         next(validation_loader())  # so that errors in these data are raised now, not hours later
     return stage

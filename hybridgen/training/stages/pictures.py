@@ -4,12 +4,14 @@ A source's weight is its share of pictures here, not of tokens; a record with th
 """
 
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
 from hybridgen.data.bad_records import BadRecord, BadRecordLog
 from hybridgen.data.document_source import DocumentSource
-from hybridgen.data.mixture import changed_records
+from hybridgen.data.loading import PrefetchThread
+from hybridgen.data.mixture import PREFETCH, changed_records
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 
 WITHOUT_PICTURE = 1000  # records in a row without a picture
@@ -22,8 +24,14 @@ class PictureLoader:
         numbers    (rows,) the number of each picture in the run
         records    (rows) the source's number and cursor of each picture's record
 
-    The next picture comes from the source that is furthest behind its share. Every rank draws the pictures of all ranks
-    and makes pixels of its own, so W ranks see what one process with W times the rows would.
+    The next picture comes from the source that is furthest behind its share. Every rank reads the pictures of all
+    ranks, as only then it shows which are broken and so which is next, and makes pixels of its own; so W ranks see what
+    one process with W times the rows would. The state is that of the last batch handed out.
+
+    Args:
+        rows, size: of a batch, and pixels along each side of a picture.
+        prefetch: batches made ahead by a thread.
+        loader_threads: threads that read records ahead; neither number changes anything but the time.
     """
 
     def __init__(
@@ -35,7 +43,13 @@ class PictureLoader:
         world_size: int = 1,
         max_broken: float = 0,
         on_broken: Callable[[list[BadRecord]], None] | None = None,
+        prefetch: int = 0,
+        loader_threads: int = 0,
     ):
+        self.prefetch, self._thread = prefetch, None
+        self._threads = ThreadPoolExecutor(loader_threads, "hybridgen-data") if loader_threads else None
+        self._ahead = PREFETCH * loader_threads
+        self._read: dict[tuple[int, int], Future[list]] = {}  # by number of the source and cursor
         self._on_broken = on_broken
         self.sources, self.rows, self.size, self.rank, self.world_size = sources, rows, size, rank, world_size
         self._processor = HybridGenImageProcessor()
@@ -46,17 +60,28 @@ class PictureLoader:
             for broken in source.bad_records:
                 self._list(source, broken)
         self._state = {"cursors": [0] * len(sources), "given": [0] * len(sources), "inside": [0] * len(sources)}
+        self._handed_out, self._told = self._snapshot(), 0
+        self._tell_of_broken()
 
     def __iter__(self) -> "PictureLoader":
         return self
 
     def __next__(self) -> dict[str, torch.Tensor]:
+        if self.prefetch and self._thread is None:
+            self._thread = PrefetchThread(self._build, self.prefetch)
+        batch, self._handed_out = self._thread.get() if self.prefetch else self._build()
+        self._tell_of_broken()
+        return batch
+
+    def _build(self) -> tuple[dict[str, torch.Tensor], dict]:
+        """The next batch, and the state after it."""
         first = sum(self._state["given"]) + self.rank * self.rows
         pictures = [self._draw() for _ in range(self.rows * self.world_size)]
         local = pictures[self.rank * self.rows : (self.rank + 1) * self.rows]
         pixels = [self._processor.generation(picture, self.size, self.size) for picture, _ in local]
         numbers = torch.arange(first, first + self.rows)
-        return {"pictures": torch.stack(pixels), "numbers": numbers, "records": [record for _, record in local]}
+        batch = {"pictures": torch.stack(pixels), "numbers": numbers, "records": [record for _, record in local]}
+        return batch, self._snapshot()
 
     def where(self, record: tuple[int, int]) -> str:
         """The source and place of one of a batch's `records`, (number of the source, cursor)."""
@@ -73,12 +98,14 @@ class PictureLoader:
         for _ in range(WITHOUT_PICTURE):
             source, cursor = self.sources[number], state["cursors"][number]
             try:
-                pictures = source.pictures(cursor)
+                pictures = self._pictures(number, cursor)
             except ValueError as error:
                 self._list(source, BadRecord.of(source.where(cursor), error))
                 pictures = []
             inside = state["inside"][number]
             last = inside + 1 >= len(pictures)
+            if last:
+                self._read.pop((number, cursor), None)
             state["cursors"][number] += int(last)
             state["inside"][number] = 0 if last else inside + 1
             if pictures:
@@ -89,15 +116,40 @@ class PictureLoader:
             "pictures alone, leave the source out"
         )
 
+    def _pictures(self, number: int, cursor: int) -> list:
+        """The pictures of a record, read once; with threads, those of the next records are on their way."""
+        for ahead in range(cursor, cursor + 1 + self._ahead):
+            if (number, ahead) not in self._read:
+                self._read[number, ahead] = self._start(self.sources[number], ahead)
+        return self._read[number, cursor].result()
+
+    def _start(self, source: DocumentSource, cursor: int) -> Future[list]:
+        if self._threads is not None:
+            return self._threads.submit(source.pictures, cursor)
+        done: Future[list] = Future()
+        try:
+            done.set_result(source.pictures(cursor))
+        except Exception as error:  # raised where the record's turn comes
+            done.set_exception(error)
+        return done
+
     def _list(self, source: DocumentSource, broken: BadRecord) -> None:
-        before = len(self.broken)
         self.broken.add(
             source.name, broken, WITHOUT_PICTURE if source.records is None else source.records + len(source.bad_records)
         )
-        if self._on_broken is not None and len(self.broken) > before:
-            self._on_broken(self.broken.entries())
+
+    def _tell_of_broken(self) -> None:
+        """Of the broken records up to the last batch handed out, where there are more of them."""
+        broken = [BadRecord(where, reason) for where, _, reason in self._handed_out["broken"]]
+        if self._on_broken is not None and len(broken) > self._told:
+            self._on_broken(broken)
+        self._told = len(broken)
 
     def state_dict(self) -> dict:
+        """The position after the last batch handed out."""
+        return self._handed_out
+
+    def _snapshot(self) -> dict:
         streams = {source.name: source.record_source.state_dict() for source in self.sources if source.streaming}
         state = {name: list(values) for name, values in self._state.items()}
         records = {source.name: source.records for source in self.sources}
@@ -116,13 +168,19 @@ class PictureLoader:
             )
         self._state = {name: list(state[name]) for name in self._state}
         self.broken.load_state_dict(state.get("broken", []))
+        self._read = {}
         for source in self.sources:
             if source.streaming:
                 source.record_source.load_state_dict(state.get("streams", {}).get(source.name, {}))
+        self._handed_out = self._snapshot()
 
     def shares(self) -> dict[str, float]:
-        total = max(1, sum(self._state["given"]))
-        return {source.name: given / total for source, given in zip(self.sources, self._state["given"], strict=True)}
+        counts = self._handed_out["given"]
+        return {source.name: given / max(1, sum(counts)) for source, given in zip(self.sources, counts, strict=True)}
 
     def close(self) -> None:
-        """No batch is prepared ahead, so there is nothing to stop."""
+        """Stop making batches. The next one asked for is again the one after the last handed out."""
+        if self._thread is not None:
+            self._thread.stop()
+            self._thread = None
+            self.load_state_dict(self._handed_out)

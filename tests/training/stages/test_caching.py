@@ -44,6 +44,29 @@ def test_entries_are_made_once_and_found_again(tmp_path):
     assert sorted(path.suffix for path in (tmp_path / "latents").iterdir()) == [".json", ".safetensors", ".safetensors"]
 
 
+def test_what_another_process_has_written_is_found(tmp_path):
+    """Also in the middle of a run: of two processes that meet the same pictures, one encodes them."""
+    encoded = []
+
+    def encode(pictures):
+        encoded.append(len(pictures))
+        return pictures.mean((1, 2, 3), keepdim=True)
+
+    first, second = (EncodingCache(tmp_path, "latents", "weights") for _ in range(2))
+    pictures = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    entries = first.entries(pictures[:4], encode)
+    assert sum(encoded) == 4
+    first.flush()
+    assert all(torch.equal(*pair) for pair in zip(second.entries(pictures[:4], encode), entries, strict=True))
+    assert sum(encoded) == 4
+    second.entries(pictures, encode)
+    second.flush()
+    first.entries(pictures, encode)
+    first.flush()
+    assert sum(encoded) == 6
+    assert len(list(tmp_path.rglob("segment_*"))) == 2
+
+
 def test_a_key_is_the_content():
     one = pictures(1)[0]
     assert picture_key(one) == picture_key(one.clone())

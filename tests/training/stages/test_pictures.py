@@ -1,10 +1,12 @@
 """Pictures for a codec: the broken ones are gone over, listed and counted; a position is exact."""
 
 import json
+import threading
 
 import pytest
 import torch
 
+from hybridgen.data.document_source import DocumentSource
 from hybridgen.data.source_config import SourceConfig
 from hybridgen.data.sources import open_source
 from hybridgen.training.stages.pictures import PictureLoader
@@ -43,8 +45,46 @@ def test_broken_pictures_are_gone_over_and_listed(folder):
         [next(each) for each in [loader(folder, max_broken=2)] for _ in range(12)]
 
 
-def test_it_goes_on_where_it_was(folder):
-    begun = loader(folder)
+AHEAD = [{}, {"prefetch": 2}, {"loader_threads": 3}, {"prefetch": 1, "loader_threads": 2}]
+
+
+@pytest.mark.parametrize("ahead", AHEAD)
+def test_what_is_read_ahead_changes_nothing(folder, ahead):
+    """Neither the pictures nor what is said of the broken ones, nor where a run goes on."""
+    told, expected_told = [], []
+    expected = loader(folder, on_broken=lambda broken: expected_told.append(list(broken)))
+    pictures = loader(folder, on_broken=lambda broken: told.append(list(broken)), **ahead)
+    for _ in range(9):
+        ours, theirs = next(pictures), next(expected)
+        assert torch.equal(ours["pictures"], theirs["pictures"])
+        assert ours["records"] == theirs["records"]
+        states = [each.state_dict() | {"streams": None} for each in (pictures, expected)]  # beginnings known so far
+        assert states[0] == states[1]
+        assert pictures.shares() == expected.shares()
+        assert told == expected_told
+    pictures.close()
+    assert torch.equal(next(pictures)["pictures"], next(expected)["pictures"])
+
+
+def test_records_are_read_ahead_by_threads_and_each_once(folder, monkeypatch):
+    read = []
+    original = DocumentSource.pictures
+
+    def recorded(source, cursor):
+        read.append((threading.current_thread().name.split("_")[0], source.name, cursor))
+        return original(source, cursor) * 2  # a record of two pictures
+
+    monkeypatch.setattr(DocumentSource, "pictures", recorded)
+    pictures = loader(folder, loader_threads=2)
+    for _ in range(6):
+        next(pictures)
+    assert {thread for thread, _, _ in read} == {"hybridgen-data"}
+    assert len({each[1:] for each in read}) == len(read)
+
+
+@pytest.mark.parametrize("ahead", AHEAD)
+def test_it_goes_on_where_it_was(folder, ahead):
+    begun = loader(folder, **ahead)
     for _ in range(5):
         next(begun)
     state = json.loads(json.dumps(begun.state_dict()))
