@@ -8,6 +8,8 @@ that was loaded without a checkpoint around it can only write text.
 Shapes: B prompts, N tokens, I = B * num_return_sequences images, T codes of an image, C x h x w a latent.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,7 +25,7 @@ from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.processing_hybridgen import check_unconditional
 from hybridgen.sampling.codes import GREEDY, CodeSampling, write_codes
 from hybridgen.sampling.denoise import draw_latents
-from hybridgen.sampling.guidance import Guidance, is_guided
+from hybridgen.sampling.guidance import is_guided
 from hybridgen.sampling.prefix import Prefix, begin_image, prefill
 from hybridgen.sampling.seeds import further_generators, image_generators
 
@@ -165,13 +167,11 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
         path = pipeline.writing_path(path)
         if config.output_logits and path != "vq":
             raise ValueError(f"output_logits is for codes, and the {path} path draws without any; leave it out")
-        settings = pipeline.sampling_settings(
+        setup = pipeline.drawing_setup(
             path, num_inference_steps=num_inference_steps, guidance_scale=config.guidance_scale
         )
-        scale, steps = settings["guidance_scale"], settings.get("num_inference_steps", 1)
-        sampling = _sampling_of(config, path, copies)
+        scale, sampling = setup.settings["guidance_scale"], _sampling_of(config, path, copies)
         size = pipeline.check_sizes([height], [width], path)[0]
-        pipeline.check_drawing(path, steps, scale, settings.get("shift"))
         count = len(input_ids) * copies
         if seed is None and generator is None:
             generators = further_generators(count, torch.default_generator)
@@ -186,16 +186,17 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
             negative = self._negative(prompts, negative_prompt_ids, negative_prompt_attention_mask)
         prefix = self._prefix(prompts, negative, images, copies)
 
-        guidance = Guidance(scale, guidance_rescale=settings["guidance_rescale"])
+        guidance, options = replace(setup.guidance, scale=scale), {"decoder": setup.decoder}
         logits: list[Tensor] = []
         if path == "vq":
             length = pipeline.processor.count_tokens(path, *size)
             keep_logits = (lambda step, scores: logits.append(scores)) if config.output_logits else None
-            drawn = write_codes(self, prefix, length, generators, sampling, guidance, on_logits=keep_logits)
+            options |= {"on_logits": keep_logits, "window": setup.window}
+            drawn = write_codes(self, prefix, length, generators, sampling, guidance, **options)
         else:
-            latent_size, shift = pipeline.latent_size(size), settings["shift"]
+            steps, latent_size = setup.num_inference_steps, pipeline.latent_size(size)
             drawn = draw_latents(
-                self, prefix, pipeline.scheduler, steps, latent_size, generators, guidance, shift=shift
+                self, prefix, pipeline.scheduler, steps, latent_size, generators, guidance, shift=setup.shift, **options
             )
         if config.return_dict_in_generate:
             return GenerateDecoderOnlyOutput(sequences=drawn, logits=tuple(logits) or None)

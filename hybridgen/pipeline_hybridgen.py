@@ -170,6 +170,11 @@ class HybridGenPipeline(DiffusionPipeline):
         """Between pixels and codes."""
         return VQCodec(self.vq_model)
 
+    def __getstate__(self) -> dict:
+        """To be copied or pickled: without weights that were copied for a precision, which can be neither and are made
+        again, and without the call that runs."""
+        return self.__dict__ | {"_copied_decoder": None, "_last_call": CallState()}
+
     def decoder(self, precision: str = "model") -> Decoder:
         """The model's decoder in a precision; weights that are copied for it are kept until the model's change.
 
@@ -489,9 +494,16 @@ class HybridGenPipeline(DiffusionPipeline):
         )  # fmt: skip
 
     def decode_images(self, latents: Tensor, path: str) -> Tensor:
-        """Latents (I, C, h, w) or codes (I, h, w) -> pixels (I, 3, H, W) in [-1, 1], on the CPU."""
+        """Latents (I, C, h, w) or codes (I, h, w) -> pixels (I, 3, H, W) in [-1, 1], on the CPU.
+
+        Raises:
+            ValueError: the codec made pixels that are not finite.
+        """
         codec = self.vq_codec if path == "vq" else self.latent_codec
-        return codec.decode(latents).float().cpu()
+        pixels = codec.decode(latents).float().cpu()
+        if not pixels.isfinite().all():
+            raise ValueError(f"a picture of the {path} path has pixels that are not finite; load its codec in float32")
+        return pixels
 
     def _as_output(self, drawn: list[Tensor], output_type: str):
         """One tensor, or a list of them where sizes differ."""

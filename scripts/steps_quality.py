@@ -8,6 +8,7 @@ steps_quality.png. Several schedulers (class names of diffusers) make several ta
 
 import argparse
 import inspect
+import itertools
 import sys
 from datetime import date
 from pathlib import Path
@@ -62,6 +63,13 @@ def measure(pipeline: HybridGenPipeline, options: argparse.Namespace, steps: int
     return line, list(zip(prompts.captions, images, strict=True))[:SHOWN]
 
 
+def short_names(names: list[str | None]) -> dict[str | None, str]:
+    """Names of schedulers for headings over small pictures: as few letters, but at least 9, as tell them apart."""
+    given = {name for name in names if name is not None}
+    letters = next(count for count in itertools.count(9) if len({name[:count] for name in given}) == len(given))
+    return {name: "" if name is None else name[:letters] for name in names}
+
+
 def in_table(lines: list[dict]) -> list[str]:
     names = list(lines[0]["scores"])
     rows = [["scheduler", "steps", "s/picture", *names]]
@@ -83,7 +91,7 @@ def main() -> int:
     parser.add_argument("--schedulers", nargs="+", default=[None], metavar="CLASS", help="default: the checkpoint's")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    lines, drawn, captions = [], {}, []
+    lines, drawn, captions, names = [], {}, [], short_names(options.schedulers)
     try:
         pipeline = best_device(open_pipeline(options.checkpoint))
         pipeline.set_progress_bar_config(disable=True)
@@ -95,7 +103,8 @@ def main() -> int:
                 line, shown = measure(pipeline, options, steps)
                 lines.append(line)
                 captions = [caption for caption, _ in shown]
-                drawn[f"{steps} steps" if name is None else f"{name[:9]} {steps}"] = [image for _, image in shown]
+                heading = f"{steps} steps" if name is None else f"{names[name]} {steps}"
+                drawn[heading] = [image for _, image in shown]
     except ValueError as error:
         print(f"steps_quality: {error}", file=sys.stderr)
         return 2

@@ -122,7 +122,7 @@ class TurnImages:
         guidance_of(request.guider)  # refused also where no picture is planned
         if request.plan is not None and not planned:
             return None
-        overrides = {name: getattr(request, name) for name in OF_PATH[path] if hasattr(request, name)}
+        overrides = {name: getattr(request, name, None) for name in OF_PATH[path]}
         setup = pipe.drawing_setup(path, request.guider, **overrides)
         settings = setup.settings
         scale = scales_of("guidance_scale", settings["guidance_scale"], 1)[0]

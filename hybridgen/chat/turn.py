@@ -216,8 +216,8 @@ class Turn:
         prefix, ids, sampling = self.cond.until(len(self.cond.tokens)), [], self.request.text_sampling
         text, token = StableText(self.tokenizer, first=not self.content), None
 
-        def choose(logits: Tensor) -> int:
-            return int(sampling.draw(logits.index_fill(-1, suppressed, -torch.inf), self._noise))
+        def choose(logits: Tensor) -> Tensor:
+            return sampling.draw(logits.index_fill(-1, suppressed, -torch.inf), self._noise)
 
         for token in token_steps(self.model, prefix, count, choose, {begin, end}):
             if token not in (begin, end):

@@ -17,18 +17,19 @@ from hybridgen.sampling.guidance import Guidance
 from hybridgen.sampling.seeds import nth_seed
 
 STOPPED = "the pictures whose paths were printed are written"  # after Ctrl-C
-_GUIDERS = {"apg": {"eta": 0.0, "momentum": -0.5}}  # the paper's: nothing along the prediction, against the last update
+_APG = {"eta": 0.0, "momentum": -0.5}  # the paper's: nothing along the prediction, against the last update
 
 
 def run(options: argparse.Namespace) -> Iterator[str]:
     """Yields the files."""
-    guidance, settings = _guidance(options), drawing_settings(options)
+    settings = drawing_settings(options)
     out = writable_folder(options.out)
     files, negatives = (_for_each(options, given) for given in (options.image, options.negative_prompt))
     opened = {file: open_picture(file) for file in options.image or ()}
     condition = {} if options.image is None else {"image": [opened[file] for file in files]}
     pipeline = best_device(open_pipeline(options.checkpoint))
     path = pipeline.writing_path(options.path)
+    guidance = _guidance(options, path)
     check_belongs(settings, [path], DRAWING_OPTIONS)
     settings = pipeline.sampling_settings(path, **settings)
     if options.image is not None:
@@ -64,11 +65,12 @@ def run(options: argparse.Namespace) -> Iterator[str]:
         yield str(save_png(image, out, f"{slug(prompt)}-{path}-seed{seed}", png_text(made_by)))
 
 
-def _guidance(options: argparse.Namespace) -> Guidance | None:
+def _guidance(options: argparse.Namespace, path: str) -> Guidance | None:
     if options.guider is None and options.guidance_interval is None:
         return None
     method, (start, stop) = options.guider or "cfg", options.guidance_interval or (0.0, 1.0)
-    return Guidance(method=method, start=start, stop=stop, **_GUIDERS.get(method, {}))
+    apg = {name: value for name, value in _APG.items() if method == "apg" and (path != "vq" or name != "momentum")}
+    return Guidance(method=method, start=start, stop=stop, **apg)
 
 
 def _for_each(options: argparse.Namespace, given: list | None) -> list:

@@ -180,6 +180,7 @@ class ChatTemplate:
         words: tuple[str, ...] = (),
     ):
         self.template, self.image_token = template, image_token
+        self._made_of = template, tokens, image_token, reserved, controls, words
         self._reserved = re.compile("|".join(map(re.escape, (image_token, *reserved))))
         # The public `render_jinja_template` takes ten times as long: it copies the conversation and collects the global
         # names on each call.
@@ -198,6 +199,9 @@ class ChatTemplate:
             )
         plain = self._rendered_turns()
         self.controls = ControlTokens((image_token, *reserved, *controls, *(word for word in words if word in plain)))
+
+    def __reduce__(self):  # a compiled template can be neither copied nor pickled
+        return ChatTemplate, self._made_of
 
     @property
     def for_parts(self) -> str:

@@ -19,6 +19,7 @@ from torch import Generator, Tensor
 from hybridgen.core.values import number, whole_number
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.sampling.decoder import Decoder
+from hybridgen.sampling.finite import FiniteSteps
 from hybridgen.sampling.guidance import Guidance, Guide, Scale
 from hybridgen.sampling.prefix import Prefix, extend
 from hybridgen.sampling.seeds import draw_gumbel
@@ -136,6 +137,7 @@ def code_steps(
     forward = decoder.continue_from(prefix, torch.arange(count, device=device), causal=window == 1)
     noise = _PositionNoise(draw_gumbel(generators, count, vocabulary, device))
     codes = torch.zeros(images, count, dtype=torch.long, device=device)
+    finite = FiniteSteps(device)
 
     def draw(states: Tensor, first: int) -> tuple[Tensor, Tensor]:
         """Output (R, n, H) -> guided logits (n, I, V) and codes (n, I) of position `first` and those after it."""
@@ -147,6 +149,7 @@ def code_steps(
         return torch.stack(guided), torch.stack(drawn)
 
     def finish(step: int, logits: Tensor, drawn: Tensor) -> None:
+        finite.add(logits)
         if on_logits is not None:
             on_logits(step, logits)
         codes[:, step] = drawn
@@ -173,6 +176,7 @@ def code_steps(
         guesses, codes_in_prefix = drawn[accepted:].T, last + accepted
         noise.drop_until(codes_in_prefix)
         yield codes[:, : codes_in_prefix + 1]
+    finite.check("the vq path", count)
     prefix.document_ids = torch.nn.functional.pad(prefix.document_ids, (0, count - 1))
     prefix.positions = prefix.positions + count - 1
     prefix.last_state = states[:, accepted - 1] if count > 1 else states[:, 0]

@@ -23,6 +23,7 @@ from torch import Generator, Tensor
 from hybridgen.core.noise import NoiseProcess, convert
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.sampling.decoder import Decoder
+from hybridgen.sampling.finite import FiniteSteps
 from hybridgen.sampling.guidance import Guidance, Guide, Scale
 from hybridgen.sampling.prefix import Prefix, extend
 from hybridgen.sampling.schedules import LIBRARY_ERRORS, Schedule, check_scheduler, in_a_line, prepare
@@ -135,6 +136,9 @@ def image_predictor(
         size: height and width of a latent.
         timesteps: (S,) as the model is given them, one per step.
         decoder: the model's, in another precision; None = in its own.
+
+    Raises:
+        ValueError: at the last step, if a prediction was not finite.
     """
     config, inner = model.config.diffusion_config, model.model
     decoder = Decoder(model) if decoder is None else decoder
@@ -148,9 +152,9 @@ def image_predictor(
     kind, in_velocity = config.prediction_type, guide.guidance.method == "zero_star" and config.noise_schedule == "flow"
     if in_velocity:
         alpha, sigma = NoiseProcess.of(config).coefficients(timesteps)  # S
+    finite = FiniteSteps(timesteps.device)
 
-    @torch.no_grad()
-    def predict(noisy: Tensor, step: int) -> Tensor:
+    def guided_prediction(noisy: Tensor, step: int) -> Tensor:
         copies, forward = guided if guide.is_on(step) else unguided
         vector = vectors[step][None]  # shared: a batch of I equal rows would round differently for each I
         embeds, skips = inner.patch_embed(noisy, vector)  # I, T, H
@@ -162,6 +166,14 @@ def image_predictor(
         at = alpha[step], sigma[step]
         prediction = convert(kind, "velocity", prediction, noisy.repeat(copies, 1, 1, 1), *at)
         return convert("velocity", kind, guide(prediction, step), noisy, *at)
+
+    @torch.no_grad()
+    def predict(noisy: Tensor, step: int) -> Tensor:
+        prediction = guided_prediction(noisy, step)
+        finite.add(prediction)
+        if step == len(timesteps) - 1:
+            finite.check("the diffusion path", len(timesteps))
+        return prediction
 
     return predict
 

@@ -49,7 +49,8 @@ class Guidance:
             row.
         method: `cfg`; `apg`, adaptive projected guidance (arXiv 2410.02416); `zero_star`, CFG-Zero* (arXiv 2503.18886).
         eta: apg: weight of the part of the update that is parallel to the conditional prediction.
-        norm_threshold: apg: bound of the update's norm; 0 = none.
+        norm_threshold: apg: bound of the update's norm; 0 = none. Of the diffusion path alone, as is the momentum: a
+            step of the vq path is another code, and logits of so many codes are far longer than a bound that is usual.
         momentum: apg: of the update over the steps; 0 = none.
         zero_init_steps: zero_star: first steps at which the velocity is taken to be zero.
     """
@@ -134,6 +135,16 @@ class Guidance:
                 f"zero_init_steps is {self.zero_init_steps}, a velocity of zero, which there is in flow matching only "
                 f"and not with {where}; set it to 0"
             )
+        if path != "vq":
+            return
+        for name, what, value in (
+            ("norm_threshold (adaptive_projected_guidance_rescale)", "bounds a picture's update", self.norm_threshold),
+            ("momentum (adaptive_projected_guidance_momentum)", "goes on over a picture's steps", self.momentum),
+        ):
+            if value:
+                raise ValueError(
+                    f"{name} is {value}, which {what}, but each step of the vq path is another code; set it to 0"
+                )
 
 
 def is_guided(scale: Scale) -> bool:

@@ -26,6 +26,7 @@ from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.sampling.codes import commit_codes
 from hybridgen.sampling.decoder import Decoder
 from hybridgen.sampling.denoise import denoise_steps, image_predictor, prepare
+from hybridgen.sampling.finite import read_tokens
 from hybridgen.sampling.guidance import Guidance
 from hybridgen.sampling.prefix import PAD_MULTIPLE, Prefix, extend, stack
 from hybridgen.sampling.seeds import draw_noise
@@ -156,19 +157,20 @@ def token_steps(
     model: HybridGenForConditionalGeneration,
     prefix: Prefix,
     count: int,
-    choose: Callable[[Tensor], int],
+    choose: Callable[[Tensor], Tensor],
     ends: set[int],
 ) -> Iterator[int]:
     """At most `count` tokens that follow a prefix of one row, which grows by them; it is complete once all have come.
 
     Args:
-        choose: logits (1, V), float32 -> a token.
+        choose: logits (1, V), float32 -> the token (1,).
         ends: tokens after which no more follow; they are not read.
     """
     states, written = prefix.last_state, 0
     forward = Decoder(model).continue_from(prefix, torch.arange(count, device=states.device), causal=True)
     while written < count:
-        token = choose(model.lm_head(states).float())
+        logits = model.lm_head(states).float()
+        token = read_tokens(choose(logits), logits, written + 1)[0]
         yield token
         if token in ends:
             break

@@ -15,6 +15,7 @@ from hybridgen.core.names import PATHS
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.sampling.codes import GREEDY, CodeSampling
 from hybridgen.sampling.decoder import Decoder
+from hybridgen.sampling.finite import read_tokens
 from hybridgen.sampling.prefix import Prefix, prefill
 from hybridgen.sampling.seeds import draw_gumbel
 
@@ -75,7 +76,7 @@ def write_text(
     while True:
         logits = model.lm_head(states).float().index_fill(-1, suppressed, -torch.inf)  # R, V
         chosen = sampling.draw(logits, _side_by_side(noise, rows))
-        for row, token in zip(rows, chosen.tolist(), strict=True):
+        for row, token in zip(rows, read_tokens(chosen, logits, len(written[rows[0]]) + 1), strict=True):
             written[row].append(token)
         left = [0 if _has_ended(written[row], tokenizer) else limits[row] - len(written[row]) for row in rows]
         if not any(left):
