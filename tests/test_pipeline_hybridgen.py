@@ -1,8 +1,10 @@
 """The pipeline: pictures against loops without a cache, answers against bare `generate`, and what must not matter."""
 
 import contextlib
+import copy
 import gc
 import itertools
+import pickle
 import subprocess
 import sys
 import threading
@@ -205,6 +207,20 @@ def test_guiders_of_diffusers_guide(pipe):
     codes = {**settings, "path": "vq", "num_inference_steps": None}
     apg = Guidance(4.0, method="apg", eta=0.0)
     assert not torch.equal(pipe(PROMPTS[:2], guider=apg, **codes).images, pipe(PROMPTS[:2], **codes).images)
+
+
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))])
+@pytest.mark.parametrize("path", ["diffusion", "vq"])
+def test_a_copy_draws_the_same(pipe, how, path):
+    """Also after weights were copied for a precision: those are in no form that can be copied."""
+    settings = {"path": path, "seed": 0, "precision": "fp32", "output_type": "latent", "num_inference_steps": 2}
+    expected = pipe(PROMPTS[0], **settings).images
+    copied = how(pipe)
+    copied.set_progress_bar_config(disable=True)
+    assert torch.equal(copied(PROMPTS[0], **settings).images, expected)
+    with torch.no_grad():
+        next(copied.model.lm_head.parameters()).add_(1)
+    assert torch.equal(pipe(PROMPTS[0], **settings).images, expected)
 
 
 @pytest.mark.parametrize("read", ["understanding", "diffusion", "vq"])
@@ -681,6 +697,8 @@ def test_answers_hold_no_token_of_images(pipe):
         ({"guidance_rescale": 2.0}, "guidance_rescale is 2.0; it must be a number from 0 to 1"),
         ({"guider": 3.0}, "guider is 3.0; give one of diffusers.guiders"),
         ({"guider": TangentialClassifierFreeGuidance()}, "TangentialClassifierFreeGuidance cannot guide here"),
+        ({"guider": AdaptiveProjectedGuidance(), "path": "vq"}, r"norm_threshold \(.*_rescale\) is 15"),
+        ({"guider": Guidance(2.0, method="apg", momentum=-0.5), "path": "vq"}, r"momentum \(.*\) is -0.5, .* set it to"),
         ({"guider": ClassifierFreeZeroStarGuidance(3.0), "path": "vq"}, "zero_init_steps is 1, .* set it to 0"),
         ({"image_guidance_scale": 2.0}, "image_guidance_scale leads to an image, but none is given"),
         (

@@ -28,6 +28,7 @@ from hybridgen import (
     HybridGenModel,
     HybridGenPipeline,
     HybridGenProcessor,
+    multimodal_hybridgen,
 )
 from hybridgen.core.layout import ImageSegment, TextSegment, lay_out
 from tests.models import TOKENS, tiny_model
@@ -238,6 +239,23 @@ def test_the_processor_pads_left_whatever_the_tokenizer_says(processor):
     assert other(text=texts)["input_ids"] == processor(text=texts)["input_ids"]
     assert processor(text=texts)["attention_mask"][0][0] == 0
     assert processor(text=texts, padding_side="right")["attention_mask"][0][0] == 1
+
+
+@pytest.mark.parametrize("path", ["diffusion", "vq"])
+def test_pictures_heed_the_checkpoints_precision_and_window(checkpoint, processor, path, monkeypatch):
+    defaults = {"vq": {"precision": "bf16", "window": 3}, "diffusion": {"precision": "bf16", "num_inference_steps": 2}}
+    model = AutoModelForMultimodalLM.from_pretrained(checkpoint)
+    model.pipeline.register_to_config(sampling_defaults=defaults)
+    name, heeded = ("write_codes" if path == "vq" else "draw_latents"), []
+    original = getattr(multimodal_hybridgen, name)
+
+    def watched(*args, **kwargs):
+        heeded.append((kwargs["decoder"].precision, kwargs.get("window")))
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(multimodal_hybridgen, name, watched)
+    model.generate(**inputs_for(processor, DRAW), generation_mode="image", path=path, seed=0)
+    assert heeded == [("bf16", 3 if path == "vq" else None)]
 
 
 # -------------------------------------------------------------------------------------------------------- bad input

@@ -8,8 +8,9 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from hybridgen.checkpoints.hashes import checkpoint_hashes, file_hash, weights_state
 from hybridgen.core.pictures import picture_file, pixels_hash
@@ -63,7 +64,7 @@ def make_manifest(
         "settings": settings,
         "guider": None if guidance is None else _without_scales(guidance),
         "image": image,
-        "scheduler": scheduler and {"class": type(scheduler).__name__, "config": dict(scheduler.config)},
+        "scheduler": scheduler and {"class": type(scheduler).__name__, "config": _in_order(scheduler.config)},
         **drawn_by,
         "dtype": str(pipe.model.dtype).removeprefix("torch."),
         "device": pipe.model.device.type,
@@ -83,6 +84,12 @@ def is_image_of(origin: dict, file: Path, picture: Image.Image) -> bool:
     return file_hash(file) == origin["sha256"] or pixels_hash(picture).hex() == origin.get("pixels")
 
 
+def _in_order(config: dict) -> dict:
+    """A scheduler's config. The names of the values that diffusers filled in come in another order in each process."""
+    name = "_use_default_values"
+    return dict(config) | ({name: sorted(config[name])} if name in config else {})
+
+
 def _without_scales(guidance: Guidance) -> dict:
     """The settings say what the scales are."""
     scales = ("scale", "image_scale", "guidance_rescale")
@@ -100,15 +107,29 @@ class Provenance:
     def __init__(self, folder: str | Path, components: list[nn.Module]):
         self._folder = Path(folder)
         self._files, self._weights = weights_state(folder), _weights_versions(components)
+        self._samples = [_sample_of(component) for component in components]
         self._origin: dict[str, str] | None = None  # hashed once
 
     def origin(self, components: list[nn.Module]) -> dict[str, str]:
-        """The folder and its hashes; empty where weights or files have changed since."""
+        """The folder and its hashes; empty where weights or files have changed since.
+
+        Another dtype is no change, as a manifest says which it is; a second one may be, since what was rounded stays so.
+        """
         if self._weights != _weights_versions(components):
             return {}
+        for component, loaded in zip(components, self._samples, strict=True):
+            sample = _sample_of(component)
+            if not torch.equal(loaded.to(sample.dtype), sample):
+                return {}
         if self._origin is None:
             self._origin = checkpoint_hashes(self._folder) if self._files == weights_state(self._folder) else {}
         return self._origin
+
+
+def _sample_of(component: nn.Module) -> Tensor:
+    """Some values of a module's largest weight, on the CPU."""
+    largest = max(component.parameters(), key=Tensor.numel, default=torch.zeros(0)).detach().flatten()
+    return largest[:: max(1, len(largest) // 64)].cpu().clone()
 
 
 def _weights_versions(components: list[nn.Module]) -> list[tuple[int, int, int]]:

@@ -14,6 +14,7 @@ from hybridgen.chat.turn import Turn
 from hybridgen.checkpoints.hashes import checkpoint_hashes
 from hybridgen.core.layout import ImageSegment, TextSegment, lay_out
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
+from hybridgen.sampling.guidance import Guidance
 from hybridgen.sampling.interleaved import read_document
 from hybridgen.sampling.text import write_text
 from tests.pipelines import tiny_pipeline, tiny_vae
@@ -37,6 +38,9 @@ def pipe() -> HybridGenPipeline:
 @pytest.fixture(scope="module")
 def with_vae() -> HybridGenPipeline:
     return tiny_pipeline(tiny_vae())
+
+
+NO_BOUND = {"adaptive_projected_guidance_rescale": 0.0}  # which there is none of on codes
 
 
 def said(text: str) -> list[dict]:
@@ -67,7 +71,7 @@ def drawn(chat: Chat, number: int = -1) -> torch.Tensor:
         {"guidance_scale": 1.0},
         {"guidance_scale": 3.0},
         {"guidance_scale": 2.0, "negative_prompt": f"{LONG} {LONG}", "guidance_rescale": 0.5},
-        {"guider": AdaptiveProjectedGuidance(3.0, eta=0.5, stop=0.7), "height": 16, "width": 24},
+        {"guider": AdaptiveProjectedGuidance(3.0, **NO_BOUND, eta=0.5, stop=0.7), "height": 16, "width": 24},
     ],
 )
 @pytest.mark.parametrize("path", DRAWING)
@@ -370,9 +374,33 @@ def test_the_manifest_names_the_weights_for_as_long_as_they_are_known(pipe, tmp_
     assert {name: facts().get(name) for name in expected} == expected
     assert HybridGenPipeline.from_pretrained(tmp_path / "tiny").origin == expected
     assert not {"weights", "config", "checkpoint"} & set(of(ImageDone, pipe.stream(said(SHORT), **quick))[0].manifest)
+    loaded.to(torch.float64)
+    assert loaded.origin == expected
+    loaded.to(torch.float32)
+    assert loaded.origin == expected  # nothing was rounded
+    loaded.to(torch.bfloat16)
+    assert loaded.origin == expected  # rounded as a replay in bfloat16 rounds it
+    loaded.to(torch.float32)
+    assert loaded.origin == {}
+    loaded = load_pipeline(tmp_path / "tiny")
     with torch.no_grad():
         next(loaded.model.parameters()).add_(1)
     assert "weights" not in facts()
+
+
+def test_an_image_scale_of_a_guider_is_refused(pipe):
+    """A conversation has no rows without its pictures."""
+    with pytest.raises(ValueError, match="image_guidance_scale leads to an image, but none is given"):
+        pipe.stream(said(SHORT), plan=["image"], guider=Guidance(3.0, image_scale=2.0))
+
+
+def test_a_schedulers_config_stands_in_the_same_order_in_each_process(pipe):
+    manifest = of(ImageDone, pipe.stream(said(SHORT), plan=["image"], path="diffusion", num_inference_steps=1))[
+        0
+    ].manifest
+    filled_in = manifest["scheduler"]["config"]["_use_default_values"]
+    assert len(filled_in) > 2
+    assert filled_in == sorted(filled_in)
 
 
 def test_a_folder_that_was_trained_on_is_not_what_drew(pipe, tmp_path):

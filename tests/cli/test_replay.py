@@ -36,6 +36,7 @@ WAYS = {
         "--negative-prompt", "a troll", "--height", 16, "--width", 40,
     ),
     "codes": ("--path", "vq", "--temperature", 0.7, "--top-k", 20, "--top-p", 0.9, "--guidance", 2, "--num-images", 3),
+    "codes, projected": ("--path", "vq", "--guider", "apg", "--guidance", 2),
     "from an image": ("--steps", 2, "--image", "{image}", "--image-guidance", 2, "--read", "vq"),
 }  # fmt: skip
 
