@@ -113,7 +113,7 @@ class Provenance:
     def origin(self, components: list[nn.Module]) -> dict[str, str]:
         """The folder and its hashes; empty where weights or files have changed since.
 
-        Another dtype is no change, as a manifest says which it is; a second one may be, since what was rounded stays so.
+        Another dtype is no change, as a manifest says which it is; a second one may be: what was rounded stays so.
         """
         if self._weights != _weights_versions(components):
             return {}
