@@ -24,7 +24,14 @@ from hybridgen.core.control_tokens import RenderedText, Spans
 from hybridgen.core.documents import Document, DocumentImage, left_pad
 from hybridgen.core.hub import part_of
 from hybridgen.core.layout import ImageSegment, TextSegment, lay_out
-from hybridgen.core.messages import DEFAULT_CHAT_TEMPLATE, ChatTemplate, Piece, check_messages
+from hybridgen.core.messages import (
+    DEFAULT_CHAT_TEMPLATE,
+    ChatTemplate,
+    Piece,
+    check_messages,
+    default_template,
+    named_templates,
+)
 from hybridgen.core.names import PATHS
 from hybridgen.core.pictures import read_picture
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor, fit_size
@@ -68,7 +75,8 @@ class HybridGenProcessor(ProcessorMixin):
     """
     Args:
         image_processor, tokenizer: its parts.
-        chat_template: None = the tokenizer's own, and hybridgen's default where it has none.
+        chat_template: None = the tokenizer's own, and hybridgen's default where it has none. Of several by name, the
+            one called `default` is used; the others are kept, for `apply_chat_template(..., chat_template="name")`.
         num_image_tokens: tokens of an image on the understanding path; None = no such path.
         diffusion_token_size: pixels along one side of a token on the diffusion path (patch size times the VAE's
             factor); None = no such path.
@@ -88,7 +96,7 @@ class HybridGenProcessor(ProcessorMixin):
         self,
         image_processor,
         tokenizer,
-        chat_template: str | None = None,
+        chat_template: str | dict[str, str] | None = None,
         num_image_tokens: int | None = None,
         diffusion_token_size: int | None = None,
         vq_token_size: int | None = None,
@@ -113,10 +121,11 @@ class HybridGenProcessor(ProcessorMixin):
             chat_template = tokenizer.chat_template or DEFAULT_CHAT_TEMPLATE.replace(
                 PLACEHOLDERS["understanding"], image_token
             )
-        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        super().__init__(image_processor, tokenizer, chat_template=named_templates(chat_template))
         placeholders = dict(zip(PATHS, (image_token, diffusion_token, vq_token), strict=True))
         placeholders = {path: placeholders[path] for path in self.paths}
         self.special_tokens = special_tokens(tokenizer, begin_image_token, end_image_token, placeholders)
+        self._template: ChatTemplate | None = None
         self._set_template()
 
     @classmethod
@@ -260,15 +269,18 @@ class HybridGenProcessor(ProcessorMixin):
     def _pieces(
         self, messages: list[dict], generation_prompt: bool = False, prompt_dropout: bool = False
     ) -> list[Piece]:
-        if self._template.template != self.chat_template:  # the user has set another
-            self._set_template()
+        self._set_template()
         return self._template.pieces(check_messages(messages), generation_prompt, prompt_dropout)
 
     def _set_template(self) -> None:
-        """The template, and what tokenises its pieces: which tokens are control tokens, a template decides with."""
+        """The template, and what tokenises its pieces: which tokens are control tokens, a template decides with. Done
+        anew where the user has set another."""
+        text = default_template(named_templates(self.chat_template))
+        if self._template is not None and self._template.template == text:
+            return
         reserved = (self.begin_image_token, self.end_image_token, self.diffusion_token, self.vq_token)
         names, tokens = control_names(self.tokenizer), self.tokenizer.special_tokens_map
-        self._template = ChatTemplate(self.chat_template, tokens, self.image_token, reserved, *names)
+        self._template = ChatTemplate(text, tokens, self.image_token, reserved, *names)
         self._encode = PieceTokenizer(self.tokenizer, self._template.controls)
 
     def _assemble(
@@ -429,13 +441,13 @@ class HybridGenProcessor(ProcessorMixin):
         """As everywhere in transformers. Control tokens in the conversation stay words, whatever is done with the text
         that is returned: it knows where the template's stand."""
         kwargs.pop("sanitize_control_tokens", None)  # of transformers from 5.20 on: it is always so here
-        if self._template.template != self.chat_template:
-            self._set_template()
+        self._set_template()
         given = {
             "conversation": _without_wrapper(conversation),
             **{key: kwargs.get(key) for key in ("tools", "documents")},
         }
-        chat_template = chat_template or self._template.for_parts
+        named = self.chat_template if isinstance(self.chat_template, dict) else {}
+        chat_template = named.get(chat_template, chat_template) or self._template.for_parts
         given, mark = self._template.controls.marked(given, beside=chat_template)
         if mark is not None and kwargs.get("return_assistant_tokens_mask"):
             raise ValueError(

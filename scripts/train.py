@@ -7,6 +7,7 @@ path of the checkpoint on stdout, all else on stderr. What one of them fails at 
 import os
 import sys
 
+from hybridgen.cli import console
 from hybridgen.cli.errors import is_for_the_user, one_line
 from hybridgen.training import load_config, train
 from hybridgen.training.distributed.launched import quiet_libraries, report_failure
@@ -19,6 +20,7 @@ def main(arguments: list[str]) -> int:
     if not arguments:
         print("usage: train.py CONFIG.yaml [key=value ...]", file=sys.stderr)
         return 2
+    console.settle()
     quiet_libraries(also_warnings=not IS_FIRST)
     try:
         checkpoint = train(load_config(arguments[0], arguments[1:]))

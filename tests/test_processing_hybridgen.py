@@ -2,14 +2,16 @@
 
 import copy
 import filecmp
+import json
 import os
+import re
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, models
-from transformers import AutoProcessor, PreTrainedTokenizerFast
+from transformers import AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast
 
 from hybridgen import HybridGenConfig
 from hybridgen.core.documents import left_pad
@@ -24,7 +26,18 @@ from hybridgen.processing_hybridgen import (
 )
 from hybridgen.tokenization_hybridgen import IMAGE_TOKENS, PieceTokenizer
 from tests.models import text_config, tiny_config, tiny_model
-from tests.processors import REWRITING, TEMPLATES, assistant, image, picture, tiny_processor, tiny_tokenizer, user
+from tests.processors import (
+    CHATML,
+    JANUS,
+    REWRITING,
+    TEMPLATES,
+    assistant,
+    image,
+    picture,
+    tiny_processor,
+    tiny_tokenizer,
+    user,
+)
 
 DRAW = [user("a red circle"), assistant(image())]
 ASK = [user(image(), "what colour is it?"), assistant("red"), user("is it blue?"), assistant("no")]
@@ -573,3 +586,54 @@ def test_a_path_to_read_by_is_known():
         ValueError, match="no path 'siglip' to read images by; the paths are understanding, diffusion, vq"
     ):
         tiny_processor().document([user(image(1)), assistant("red")], read=["diffusion", "siglip"])
+
+
+# ------------------------------------------------------------------------------------------ several chat templates
+
+NAMED = {"default": CHATML, "secondary": CHATML.replace("im_start", "im_begin"), "tool_use": JANUS}
+
+
+@pytest.mark.parametrize("form", ["dict", "list", "list in tokenizer_config.json"])
+def test_of_several_chat_templates_the_default_is_used_and_all_are_kept(tmp_path, form):
+    tokenizer = tiny_tokenizer()
+    listed = [{"name": name, "template": template} for name, template in NAMED.items()]
+    tokenizer.chat_template = NAMED if form == "dict" else listed
+    if form == "list in tokenizer_config.json":
+        tokenizer.chat_template = None
+        tokenizer.save_pretrained(tmp_path / "tokenizer")
+        file = tmp_path / "tokenizer" / "tokenizer_config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": listed}))
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    processor = tiny_processor(tokenizer=tokenizer)
+    ids = processor.prompt([user("red")]).layout.input_ids
+    assert ids == tiny_processor(chat_template=CHATML).prompt([user("red")]).layout.input_ids
+    processor.save_pretrained(tmp_path / "saved")
+    loaded = HybridGenProcessor.from_pretrained(tmp_path / "saved")
+    assert loaded.chat_template == processor.chat_template == NAMED
+    assert loaded.prompt([user("red")]).layout.input_ids == ids
+    loaded.save_pretrained(tmp_path / "again")
+    for file in ("chat_template.jinja", "additional_chat_templates/secondary.jinja", "tokenizer.json"):
+        assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "saved" / file).read_bytes()
+    text = {"role": "user", "content": "red"}
+    assert loaded.apply_chat_template([text], chat_template="secondary").startswith("<|im_begin|>")
+    assert loaded.apply_chat_template([text]).startswith("<|im_start|>")
+
+
+@pytest.mark.parametrize(
+    ("templates", "message"),
+    [
+        ({"other": CHATML, "rag": CHATML}, "several chat templates, 'other', 'rag', and none is called 'default'"),
+        ([{"name": "rag", "template": CHATML}], "several chat templates, 'rag', and none is called 'default'"),
+        ({"default": 3}, "chat_template is {'default': 3}"),
+        (7, "chat_template is 7"),
+    ],
+)
+def test_chat_templates_without_a_default_are_refused_by_name(templates, message):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = templates
+    with pytest.raises(ValueError, match=re.escape(message)):
+        tiny_processor(tokenizer=tokenizer)
+
+
+def test_one_template_of_several_names_is_that_template():
+    assert tiny_processor(chat_template={"default": CHATML}).chat_template == CHATML

@@ -153,6 +153,32 @@ def drop_user_texts(messages: list[dict]) -> list[dict]:
     return [images_only(message) if message["role"] == "user" else message for message in messages]
 
 
+def named_templates(templates: Any) -> str | dict[str, str] | None:
+    """The chat templates of a tokenizer or processor in one form: one template, or several by name with one that is
+    called `default`. Older files list them, `[{"name": ..., "template": ...}]`.
+
+    Raises:
+        ValueError: none of several is called `default`, or they are something else.
+    """
+    if templates is None or isinstance(templates, str):
+        return templates
+    if isinstance(templates, list | tuple) and all(isinstance(entry, dict) for entry in templates):
+        templates = {entry.get("name"): entry.get("template") for entry in templates}
+    if not isinstance(templates, dict) or not all(isinstance(text, str) for pair in templates.items() for text in pair):
+        raise ValueError(f"chat_template is {shown(templates)}; give a template, or templates by name")
+    if "default" not in templates:
+        names = ", ".join(map(repr, templates)) or "none"
+        raise ValueError(
+            f"there are several chat templates, {names}, and none is called 'default'; say which as chat_template=..."
+        )
+    return templates["default"] if len(templates) == 1 else templates
+
+
+def default_template(templates: str | dict[str, str]) -> str:
+    """The one of `named_templates` that conversations are rendered by."""
+    return templates if isinstance(templates, str) else templates["default"]
+
+
 class ChatTemplate:
     """A Jinja chat template, with the special tokens that it names and the token that stands for a picture.
 

@@ -120,6 +120,21 @@ def all_paths(parts, backbone: str = "llama", **changes):
 # ------------------------------------------------------------------------------------------------ what was there
 
 
+def test_a_backbone_with_several_chat_templates(parts, tmp_path):
+    """`default` is used, the others are kept and saved again."""
+    folder = tmp_path / "several"
+    shutil.copytree(parts / "llama", folder)
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "rag.jinja").write_text(CHATML.replace("user", "asker"))
+    all_paths(parts, backbone=folder).save_pretrained(tmp_path / "start")
+    processor = HybridGenProcessor.from_pretrained(tmp_path / "start")
+    assert processor.chat_template == {"default": CHATML, "rag": CHATML.replace("user", "asker")}
+    assert processor.prompt([{"role": "user", "content": "a"}])
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match="several chat templates, 'rag', and none is called 'default'"):
+        all_paths(parts, backbone=folder)
+
+
 @pytest.mark.parametrize("kind", BACKBONES)
 @torch.no_grad()
 def test_text_is_the_same_to_the_bit(parts, kind, tmp_path):

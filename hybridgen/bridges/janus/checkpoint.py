@@ -57,8 +57,19 @@ class JanusCheckpoint:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The model's dtype; single tensors may differ."""
+        """That of most numbers; single tensors may differ."""
         return common_dtype(self.tensors.values())
+
+    def said_dtype(self, part: str | None = None) -> torch.dtype:
+        """The dtype that the config says (of `vq_config`, or of the whole), by which libraries load a folder; where it
+        says none, that of the whole or of most numbers. Single tensors may differ."""
+        said = self.config.dtype if part is None else getattr(self.config, part).dtype
+        if said is None:
+            return self.dtype if part is None else self.said_dtype()
+        dtype = getattr(torch, said, None) if isinstance(said, str) else said
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"{self.folder}: config.json says dtype {said!r}, which is none; say bfloat16 or another")
+        return dtype
 
     @property
     def token_ids(self) -> dict[str, tuple[str, int]]:
@@ -137,6 +148,8 @@ def _open_hybridgen(folder: Path, style: str | None) -> JanusCheckpoint:
         vq_file = folder / "vq_model" / "config.json"
         vq = JanusVQVAEConfig.from_dict(read_json(vq_file)) if _is_janus_vq(vq_file) else None
         config = janus_config(hybrid, vq)
+        config.dtype = hybrid.dtype
+        config.vq_config.dtype = None if vq.dtype == hybrid.dtype else vq.dtype
     tensors = open_weights(folder / "model")
     dropped = {name: NO_PATH for name in tensors if is_of_diffusion(name)}
     tensors = {name: tensor for name, tensor in tensors.items() if name not in dropped}

@@ -132,7 +132,7 @@ def check_conversion(janus: JanusCheckpoint, to: str) -> None:
     check_weights(janus)
     hybrid_config(janus.config, {})  # raises for sizes that do not fit one another
     if to == "janus-official":
-        config_to_official(janus.config, janus.dtype)
+        config_to_official(janus.config, janus.said_dtype())
 
 
 def _write_hybridgen(janus: JanusCheckpoint, folder: Path, max_shard_size: int | str) -> None:
@@ -145,10 +145,11 @@ def _write_hybridgen(janus: JanusCheckpoint, folder: Path, max_shard_size: int |
     pipeline = HybridGenPipeline(model, processor, vq_model=vq_model, sampling_defaults=SAMPLING)
     pipeline.save_config(folder)
     processor.save_pretrained(folder / "processor")
-    tensors = zip(("model", "vq_model"), (model, vq_model), _split(janus.tensors), strict=True)
-    for name, part, weights in tensors:
+    dtypes = janus.said_dtype(), janus.said_dtype("vq_config")
+    tensors = zip(("model", "vq_model"), (model, vq_model), dtypes, _split(janus.tensors), strict=True)
+    for name, part, dtype, weights in tensors:
         (folder / name).mkdir()
-        part.config.dtype, part.config.architectures = janus.dtype, [type(part).__name__]
+        part.config.dtype, part.config.architectures = dtype, [type(part).__name__]
         part.config.save_pretrained(folder / name)
         part.generation_config.save_pretrained(folder / name) if part.can_generate() else None
         save_weights(folder / name, {n: weights[n] for n in part.state_dict() if n in weights}, max_shard_size)
@@ -158,7 +159,7 @@ def _write_hybridgen(janus: JanusCheckpoint, folder: Path, max_shard_size: int |
 def _write_transformers(janus: JanusCheckpoint, folder: Path, max_shard_size: int | str) -> None:
     """As `JanusForConditionalGeneration` and `JanusProcessor` save themselves."""
     config, vision, images = copy.deepcopy(janus.config), janus.config.vision_config, janus.image_processor
-    config.dtype, config.architectures = config.dtype or janus.dtype, ["JanusForConditionalGeneration"]
+    config.dtype, config.architectures = janus.said_dtype(), ["JanusForConditionalGeneration"]
     config.save_pretrained(folder)
     ids = {kind: token_id for kind, (_, token_id) in janus.token_ids.items()}
     generation = copy.deepcopy(janus.generation_config)
@@ -188,7 +189,7 @@ def _write_official(janus: JanusCheckpoint, folder: Path, max_shard_size: int | 
     if janus.config.tie_word_embeddings:
         embeddings = tensors[EMBEDDINGS]
         tensors[HEAD] = embeddings._replace(read=lambda: embeddings.read().clone())
-    _write_json(folder / "config.json", config_to_official(janus.config, janus.dtype))
+    _write_json(folder / "config.json", config_to_official(janus.config, janus.said_dtype()))
     settings = official_settings(janus.style, janus.tokenizer, janus.image_processor, vision.num_image_tokens)
     for name, content in settings.items():
         _write_json(folder / name, content)

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from hybridgen.core.files import read_json
+from hybridgen.core.messages import default_template, named_templates
 from hybridgen.core.utf8 import read_text
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 from hybridgen.tokenization_hybridgen import BEGIN_IMAGE, END_IMAGE, PLACEHOLDERS
@@ -131,7 +132,7 @@ def template_of(folder: Path) -> str | None:
         return read_text(file, "chat template")
     files = ("chat_template.json", "processor_config.json", "tokenizer_config.json")
     templates = [_read_if_there(folder / name).get("chat_template") for name in files]
-    return next((template for template in templates if isinstance(template, str)), None)
+    return next((default_template(named_templates(each)) for each in templates if each is not None), None)
 
 
 # --------------------------------------------------------------------------------------------------- tokenizers

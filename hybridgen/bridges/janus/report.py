@@ -93,6 +93,7 @@ def lost(janus: JanusCheckpoint, to: str) -> Iterator[str]:
     """Settings that the new layout cannot hold, and parts that the new model's library cannot open, one per line."""
     for name, (here, there) in lost_settings(janus.config, to, janus.tensors, janus.dtype).items():
         yield f"config.json cannot say {name} {here!r}: it will be read as {there!r}"
+    yield from _lost_dtypes(janus, to)
     if to == "janus-official":
         yield from (
             f"DeepSeek's own code cannot open {part}; hybridgen can" for part in unsupported_by_deepseek(janus.config)
@@ -108,6 +109,15 @@ def lost(janus: JanusCheckpoint, to: str) -> Iterator[str]:
         yield f"the chat template: that of {janus.style} takes its place, which may write prompts otherwise"
     if is_ours and to != "hybridgen":
         yield from _only_in_hybridgen(janus)
+
+
+def _lost_dtypes(janus: JanusCheckpoint, to: str) -> Iterator[str]:
+    """Parts whose config says another dtype than that of the whole; every tensor keeps its own."""
+    kept = {"janus-hf": ("text_config", "vision_config", "vq_config"), "hybridgen": ("vq_config",)}.get(to, ())
+    whole = janus.said_dtype()
+    for part in ("text_config", "vision_config", "vq_config"):
+        if part not in kept and (said := janus.said_dtype(part)) != whole:
+            yield f"config.json cannot say {part}.dtype {_short(said)!r}: it will be read as {_short(whole)!r}"
 
 
 def _lost_generation(janus: JanusCheckpoint, to: str) -> Iterator[str]:

@@ -16,6 +16,7 @@ from transformers import AutoModelForImageTextToText, JanusForConditionalGenerat
 
 from hybridgen.bridges.janus.conversion import convert, load_janus
 from hybridgen.bridges.janus.prompts import open_tokenizer
+from hybridgen.bridges.janus.report import lost
 from hybridgen.cli import main as cli
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.pipeline_hybridgen import load_pipeline
@@ -126,6 +127,44 @@ def test_dtypes_are_kept_tensor_by_tensor(plain, tmp_path):
     convert(tmp_path / "official", tmp_path / "back", "janus-hf")
     assert_same(tensors_of(tmp_path / "back"), mixed)
     assert load_janus(plain).model.dtype == torch.float32  # in memory it is one type, as in transformers
+
+
+def said_dtypes(folder: Path, *places: str) -> list:
+    """What the JSON files of a folder say at `file:key.key`."""
+    said = []
+    for place in places:
+        file, _, keys = place.partition(":")
+        value = json.loads((folder / file).read_text())
+        for key in keys.split("."):
+            value = value.get(key)
+        said.append(value)
+    return said
+
+
+def test_the_dtype_that_a_config_says_is_kept_whatever_most_tensors_have(plain, tmp_path):
+    """It is what libraries load a folder in; a part's own, where the new layout has a place for it, else it is said."""
+    change(plain / "config.json", dtype="float16")
+    vq = json.loads((plain / "config.json").read_text())["vq_config"]
+    change(plain / "config.json", vq_config={**vq, "dtype": "bfloat16"})
+    convert(plain, tmp_path / "ours")
+    assert said_dtypes(tmp_path / "ours", "model/config.json:dtype", "vq_model/config.json:dtype") == [
+        "float16",
+        "bfloat16",
+    ]
+    for source in (plain, tmp_path / "ours"):
+        official, back = tmp_path / f"official of {source.name}", tmp_path / f"back from {source.name}"
+        janus = convert(source, official, "janus-official")
+        places = ("config.json:torch_dtype", "config.json:language_config.torch_dtype")
+        assert said_dtypes(official, *places) == ["float16", "float16"]
+        lost_dtype = "config.json cannot say vq_config.dtype 'bfloat16': it will be read as 'float16'"
+        assert lost_dtype in list(lost(janus, "janus-official"))
+        convert(source, back, "janus-hf")
+        assert said_dtypes(back, "config.json:dtype", "config.json:vq_config.dtype") == ["float16", "bfloat16"]
+    convert(tmp_path / "official of ours", tmp_path / "again", "hybridgen")
+    assert said_dtypes(tmp_path / "again", "model/config.json:dtype", "vq_model/config.json:dtype") == ["float16"] * 2
+    change(plain / "config.json", dtype="float17")
+    with pytest.raises(ValueError, match="float17"):
+        convert(plain, tmp_path / "none")
 
 
 @pytest.mark.parametrize("kind", ["shards", "bin", "old bin", "bin shards"])
