@@ -90,7 +90,7 @@ def test_a_zero_character_is_a_character(monkeypatch, capsys, tiny_checkpoint, t
 
 def test_a_zero_character_in_a_name_of_a_file_is_one_sentence(monkeypatch, capsys, tiny_checkpoint, tmp_path):
     assert chat(monkeypatch, tiny_checkpoint, tmp_path, io.StringIO("/image a\0b.png\n")) == 2
-    assert "hybridgen: the image 'a\\x00b.png' has a zero character in its name" in capsys.readouterr().err
+    assert "hybridgen: 'a\\x00b.png' is no path" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------- few letters
