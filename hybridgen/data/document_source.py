@@ -5,11 +5,13 @@ Nothing here has a random stream. A `cursor` counts the documents of a source ov
 one integer per source.
 """
 
+from functools import cached_property
 from typing import Protocol
 
 from PIL import Image
 
 from hybridgen.core.documents import Document
+from hybridgen.core.files import fingerprint
 from hybridgen.core.messages import parts
 from hybridgen.data.bad_records import BadRecord, record_errors
 from hybridgen.data.formats.streaming import StreamSource
@@ -56,6 +58,11 @@ class DocumentSource:
     def streaming(self) -> bool:
         """Whether its records are read from front to end, so that their number is not known."""
         return isinstance(self.record_source, StreamSource)
+
+    @cached_property
+    def fingerprint(self) -> list | None:
+        """Of its files (`core.files.fingerprint`), as they were when it was first asked for."""
+        return fingerprint(getattr(self.record_source, "files", []))
 
     @property
     def records(self) -> int | None:

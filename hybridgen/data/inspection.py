@@ -19,6 +19,7 @@ from hybridgen.data.bad_records import BadRecord
 from hybridgen.data.document_source import DocumentSource
 from hybridgen.data.loading import RowLoader
 from hybridgen.data.mixture import Mixture
+from hybridgen.data.packing import check_length
 from hybridgen.processing_hybridgen import HybridGenProcessor
 
 SHOWN = 20  # broken records listed under the table
@@ -70,8 +71,8 @@ def inspect_source(
             _count_record(report, source.record(cursor)["messages"])
             if processor is not None:
                 document = source.document(cursor, processor)
-                if longest is not None and len(document) > longest:
-                    raise ValueError(f"{source.where(cursor)}: {len(document)} tokens are more than a row's {longest}")
+                if longest is not None:
+                    check_length(document, longest, source.where(cursor))
                 report.tokens.append(len(document))
                 ids = Counter(document.layout.input_ids)
                 for path in processor.paths:

@@ -68,8 +68,69 @@ def _stack(images: list[Tensor]) -> Tensor | list[Tensor]:
     return torch.stack(images) if len({image.shape for image in images}) == 1 else images
 
 
-class RowLoader:
-    """An endless iterator of batches.
+class PrefetchingLoader:
+    """An endless iterator of batches that a thread makes ahead; its state is that of the last batch handed out.
+
+    A subclass gives `_build`, `_snapshot`, `load_state_dict` and, of a state, `_bad_records_in`; it calls `_begin` last
+    in its constructor.
+    """
+
+    def _begin(self, prefetch: int, on_bad_records: Callable[[list[BadRecord]], None] | None) -> None:
+        self.prefetch = prefetch
+        self._thread: _PrefetchThread | None = None
+        self._on_bad_records, self._listed = on_bad_records, 0
+        self._state = self._snapshot()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if not self.prefetch:
+            batch, self._state = self._build()
+        else:
+            if self._thread is None:
+                self._thread = _PrefetchThread(self._build, self.prefetch)
+            batch, self._state = self._thread.get()
+        if self._on_bad_records is not None and len(self.bad_records()) > self._listed:
+            self._listed = len(self.bad_records())
+            self._on_bad_records(self.bad_records())
+        return batch
+
+    def bad_records(self) -> list[BadRecord]:
+        """The broken records met up to the last batch handed out."""
+        return [BadRecord(where, reason) for where, _, reason in self._bad_records_in(self._state)]
+
+    def state_dict(self) -> dict:
+        """The position after the last batch handed out; JSON-able."""
+        return self._state
+
+    def close(self) -> None:
+        """Stop preparing batches. The next one asked for is again the one after the last handed out."""
+        if self._thread is not None:
+            self.load_state_dict(self._state)
+
+    def _stop_thread(self) -> None:
+        """For `load_state_dict`, before the position is set."""
+        if self._thread is not None:
+            self._thread.stop()
+            self._thread = None
+
+    def load_state_dict(self, state: dict) -> None:
+        raise NotImplementedError
+
+    def _build(self) -> tuple[Batch, dict]:
+        """The next batch of this rank, and the state after it."""
+        raise NotImplementedError
+
+    def _snapshot(self) -> dict:
+        raise NotImplementedError
+
+    def _bad_records_in(self, state: dict) -> list[list[str]]:
+        raise NotImplementedError
+
+
+class RowLoader(PrefetchingLoader):
+    """An endless iterator of batches of packed rows.
 
     Args:
         rows: rows of a batch, on each rank.
@@ -110,35 +171,10 @@ class RowLoader:
         mixture.check(processor, self._longest)
         self.mixture, self.processor = mixture, processor
         self.rows, self.length, self.rank, self.world_size = rows, length, rank, world_size
-        self.prefetch, self.batches_per_step = prefetch, batches_per_step
+        self.batches_per_step = batches_per_step
         self._pending: list[DrawnDocument] = []
         self._batches = self._tokens = 0  # made so far, and tokens of documents in them, over all ranks
-        self._thread: PrefetchThread | None = None
-        self._on_bad_records, self._listed = on_bad_records, 0
-        self._state = self._snapshot()
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        if not self.prefetch:
-            batch, self._state = self._build()
-        else:
-            if self._thread is None:
-                self._thread = PrefetchThread(self._build, self.prefetch)
-            batch, self._state = self._thread.get()
-        if self._on_bad_records is not None and len(self.bad_records()) > self._listed:
-            self._listed = len(self.bad_records())
-            self._on_bad_records(self.bad_records())
-        return batch
-
-    def bad_records(self) -> list[BadRecord]:
-        """The broken records met up to the last batch handed out."""
-        return [BadRecord(where, reason) for where, _, reason in self._state["mixture"]["broken"]]
-
-    def state_dict(self) -> dict:
-        """The position after the last batch handed out; JSON-able, and the same on every rank."""
-        return self._state
+        self._begin(prefetch, on_bad_records)
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from there: the next batch is the one that followed.
@@ -153,13 +189,8 @@ class RowLoader:
                 f"the saved position is of batches of {saved['rows']} rows of {saved['length']} tokens, but now "
                 f"{shape['rows']} rows of {shape['length']} are asked for; keep both, or start anew"
             )
-        if state.get("part") != self._shard:
-            raise ValueError(
-                f"the saved position is of part {_shard_name(state.get('part'))} of the data, but this is "
-                f"{_shard_name(self._shard)}; go on with data.shard_by_rank and the number of processes as they were, "
-                "or start anew"
-            )
-        self.close()
+        check_shard(state.get("part"), self._shard)
+        self._stop_thread()
         self.mixture.load_state_dict(state["mixture"])
         self._pending = [self.mixture.rebuild(name, cursor, self.processor) for name, cursor in state["pending"]]
         self._batches, self._tokens = state["batches"], state["used"]
@@ -187,13 +218,12 @@ class RowLoader:
         return self._state["used"] / places if places else 0.0
 
     def close(self) -> None:
-        """Stop preparing batches. The next one asked for is again the one after the last handed out."""
+        """Stop preparing batches and documents, see `PrefetchingLoader.close`."""
         self.mixture.cancel_prefetch()
-        if self._thread is None:
-            return
-        self._thread.stop()
-        self._thread = None
-        self.load_state_dict(self._state)
+        super().close()
+
+    def _bad_records_in(self, state: dict) -> list[list[str]]:
+        return state["mixture"]["broken"]
 
     def _build(self) -> tuple[Batch, dict]:
         """The next batch of this rank, and the state after it."""
@@ -224,11 +254,20 @@ class RowLoader:
         }
 
 
+def check_shard(saved: list[int] | None, shard: list[int] | None) -> None:
+    """Raises ValueError if a state is of another part of the data, as [rank, world size]; None = of all."""
+    if saved != shard:
+        raise ValueError(
+            f"the saved position is of part {_shard_name(saved)} of the data, but this is {_shard_name(shard)}; go on "
+            "with data.shard_by_rank and the number of processes as they were, or start anew"
+        )
+
+
 def _shard_name(part: list[int] | None) -> str:
     return "all" if part is None else f"{part[0]} of {part[1]}"
 
 
-class PrefetchThread:
+class _PrefetchThread:
     """Calls a function again and again in a thread and keeps up to `count` results; its errors are raised by `get`."""
 
     def __init__(self, make: Callable, count: int):

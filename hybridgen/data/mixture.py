@@ -13,7 +13,9 @@ from dataclasses import dataclass
 
 from hybridgen.core.documents import Document
 from hybridgen.data.bad_records import BadRecord, BadRecordLog
+from hybridgen.data.changes import changes, describe
 from hybridgen.data.document_source import DocumentSource
+from hybridgen.data.packing import check_length
 from hybridgen.processing_hybridgen import HybridGenProcessor
 
 MAX_BAD_IN_A_ROW = 10_000  # broken records, after which the source as a whole counts as broken
@@ -139,25 +141,13 @@ class Mixture:
         for cursor in range(first, first + attempts):
             try:
                 document = self._build(source, cursor, processor)
-                if longest is not None and len(document) > longest:
-                    raise ValueError(f"{source.where(cursor)}: {self._too_long(len(document), longest)}")
+                if longest is not None:
+                    check_length(document, longest, source.where(cursor), self.max_positions)
                 return DrawnDocument(document, source, cursor)
             except ValueError as error:
                 last = BadRecord.of(source.where(cursor), error)
                 self._add_bad(source, last, cursor + 1)
         raise ValueError(f"source {source.name!r} is broken: {attempts} records in a row, the last of them {last}")
-
-    def _too_long(self, size: int, longest: int) -> str:
-        """Which of its two bounds a document of `size` tokens does not keep: the row's, or the model's."""
-        if self.max_positions is not None and size > self.max_positions:
-            return (
-                f"the document has {size} tokens, but the model only {self.max_positions} positions "
-                f"(text_config.max_position_embeddings); raise it to at least {size}, or make the document shorter"
-            )
-        return (
-            f"the document has {size} tokens, but a row only {longest}; raise sequence_length to at least {size}, or "
-            "make the document shorter"
-        )
 
     def _add_bad(self, source: DocumentSource, bad: BadRecord, records_seen: int) -> None:
         if source.records is None:
@@ -195,12 +185,12 @@ class Mixture:
         # saved names, kept so that older states load
         numbers = {"cursors": dict(self.cursors), "tokens": dict(self.tokens), "owed": dict(self._due)}
         streams = {name: each.record_source.state_dict() for name, each in self.sources.items() if each.streaming}
-        records = {name: source.records for name, source in self.sources.items()}
-        return {**numbers, "broken": self.bad_records.state_dict(), "streams": streams, "records": records}
+        data = describe(self.sources.values())
+        return {**numbers, "broken": self.bad_records.state_dict(), "streams": streams, "data": data}
 
     def changes(self, state: dict) -> list[str]:
         """What of the sources is not as it was when a state was saved."""
-        return changed_records(list(self.sources.values()), state.get("records", {}))
+        return changes(self.sources.values(), state.get("data", {}))
 
     def load_state_dict(self, state: dict) -> None:
         """Raises ValueError if the state is that of a mixture of other sources."""
@@ -217,15 +207,6 @@ class Mixture:
         for name, chunk_beginnings in state.get("streams", {}).items():
             if self.sources[name].streaming:
                 self.sources[name].record_source.load_state_dict(chunk_beginnings)
-
-
-def changed_records(sources: list[DocumentSource], before: dict[str, int | None]) -> list[str]:
-    """Which sources have other numbers of records than `before`, by name; older states know none."""
-    return [
-        f"{source.name} has {source.records} records, {before[source.name]} before"
-        for source in sources
-        if before.get(source.name) is not None and source.records not in (None, before[source.name])
-    ]
 
 
 def by_step(weight: float | dict[int, float]) -> dict[int, float]:

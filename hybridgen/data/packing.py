@@ -13,6 +13,21 @@ from typing import TypeVar
 D = TypeVar("D", bound=Sized)
 
 
+def check_length(document: Sized, length: int, where: str, max_positions: int | None = None) -> None:
+    """Raises ValueError for a document of more tokens than a row, or than the model has positions for."""
+    size = len(document)
+    if max_positions is not None and size > max_positions:
+        raise ValueError(
+            f"{where}: the document has {size} tokens, but the model only {max_positions} positions "
+            f"(text_config.max_position_embeddings); raise it to at least {size}, or make the document shorter"
+        )
+    if size > length:
+        raise ValueError(
+            f"{where}: the document has {size} tokens, but a row only {length}; raise sequence_length to at least "
+            f"{size}, or make the document shorter"
+        )
+
+
 def pack_rows(
     next_document: Callable[[], D], rows: int, length: int, pending: list[D], max_waiting: int = 8
 ) -> tuple[list[list[D]], list[D]]:
@@ -38,12 +53,8 @@ def pack_rows(
     waiting: list[D] = []
 
     def place(document: D) -> None:
+        check_length(document, length, document.where)
         size = len(document)
-        if size > length:
-            raise ValueError(
-                f"{document.where}: the document has {size} tokens, but a row only {length}; raise sequence_length to "
-                f"at least {size}, or make the document shorter"
-            )
         for row in range(rows):
             if size <= room[row]:
                 filled[row].append(document)

@@ -97,7 +97,9 @@ def open_records(config: SourceConfig, bad_records: list[BadRecord]) -> RowSourc
         return WebDatasetSource(expand(config.source), bad_records=bad_records, **rows)
     files = expand(config.source) if kind == "parquet" else []
     table = open_dataset(config.source, kind, files, config.split, config.subset)
-    return DatasetSource(table, config.source, images=config.images or _folder_of(config, files), **rows)
+    source = DatasetSource(table, config.source, images=config.images or _folder_of(config, files), **rows)
+    source.files = files
+    return source
 
 
 def open_stream(config: SourceConfig, seed: int) -> StreamSource:
@@ -117,6 +119,7 @@ def open_stream(config: SourceConfig, seed: int) -> StreamSource:
     open_table = partial(open_dataset, config.source, kind, split=config.split, subset=config.subset, streaming=True)
     images = config.images or _folder_of(config, files)
     stream = StreamSource(open_epoch, config.source, config.buffer, config.form, config.columns, images)
+    stream.files = files
     stream.where(0)  # reads the first block, so that missing files are reported now and not in the first step
     return stream
 

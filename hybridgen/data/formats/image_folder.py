@@ -92,6 +92,7 @@ class FolderSource(RowSource):
     def _found(self) -> Iterator[_Entry | BadRecord]:
         """Each picture with what is said of it, or what is wrong with that."""
         for file in walk(self.folder) if self.folder.is_dir() else ():
+            self.files += [str(file)] if file.is_file() else []
             if file.name in METADATA:
                 yield from self._from_metadata(file)
             else:

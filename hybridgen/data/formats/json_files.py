@@ -45,6 +45,7 @@ class CheckedSource(RowSource):
                 "folder, .json, .csv, .parquet or .tar files or the name of a data set"
             )
         super().__init__(str(self.path), form, columns, self.path.parent if images is None else images)
+        self.files = [str(self.path)]
         self._places = array("q")  # of each record: where `_row_at` finds it
         self._numbers = array("q")  # of each record: the number of its line, or its place in the list
         first: BadRecord | None = None

@@ -85,6 +85,7 @@ class RowSource:
         self, name: str, form: str | None = None, columns: dict[str, str] | None = None, images: str | Path = ""
     ):
         self.name, self.form, self.columns, self.images = name, form, columns or {}, Path(images)
+        self.files: list[str] = []  # what it is read from, where that is files
 
     def __len__(self) -> int:
         raise NotImplementedError

@@ -266,11 +266,8 @@ def _check_codec_stage(config: TrainConfig) -> None:
     for key, sources in (("data", config.data.sources), ("validation", config.validation.sources)):
         if sources and not sum(source.weight for source in sources):
             raise ValueError(f"every weight of {key}.sources is 0; give at least one of them a share")
-    usual = DataConfig(sources=[])
-    for key, absent in (
-        ("temperature", 1.0), ("shard_by_rank", False), ("cache", None), ("sequence_length", usual.sequence_length),
-    ):  # fmt: skip
-        if getattr(config.data, key) != absent:
+    for key in ("temperature", "cache", "sequence_length"):
+        if getattr(config.data, key) != getattr(DataConfig, key):
             raise ValueError(
                 f"data.{key} is {getattr(config.data, key)!r}, but the codec stage has no such thing; leave it out"
             )

@@ -33,14 +33,18 @@ def build_codec_stage(config: TrainConfig, accelerator: Accelerator) -> Reconstr
     sources = [open_source(source, config.seed) for source in config.data.sources]
     held_out = [open_source(source, config.seed) for source in config.validation.sources]
 
-    def loader(sources: list[DocumentSource], broken_file: str, **ahead: int) -> PictureLoader:
-        rank, world_size = accelerator.process_index, accelerator.num_processes
-        on_broken = partial(list_broken, Path(config.output_dir) / broken_file) if rank == 0 else None
-        shape = (config.data.per_device_batch_size, settings.image_size, rank, world_size)
-        return PictureLoader(sources, *shape, config.data.max_broken, on_broken, **ahead)
+    data, rank = config.data, accelerator.process_index
+
+    def loader(sources: list[DocumentSource], training: bool) -> PictureLoader:
+        own_records, name = data.shard_by_rank and training, "broken" if training else "broken_validation"
+        file = Path(config.output_dir) / (f"{name}_{rank}.jsonl" if own_records else f"{name}.jsonl")
+        on_bad_records = partial(list_broken, file) if rank == 0 or own_records else None
+        ahead = (data.prefetch, data.loader_threads) if training else (0, 0)
+        shape = (data.per_device_batch_size, settings.image_size, rank, accelerator.num_processes)
+        return PictureLoader(sources, *shape, data.max_broken, on_bad_records, *ahead, own_records)
 
     def validation_loader() -> PictureLoader:
-        return loader(held_out, "broken_validation.jsonl")
+        return loader(held_out, training=False)
 
     if config.vq_model is None:
         kind, model = VAEStage, VAETrainingModel(build_vae(config.vae, config.seed))
@@ -48,8 +52,7 @@ def build_codec_stage(config: TrainConfig, accelerator: Accelerator) -> Reconstr
             model.vae.enable_gradient_checkpointing()
     else:
         kind, model = VQStage, VQTrainingModel(build_vq_model(config.vq_model, config.seed))
-    ahead = {"prefetch": config.data.prefetch, "loader_threads": config.data.loader_threads}
-    stage = kind(config, model, loader(sources, "broken.jsonl", **ahead), validation_loader, accelerator)
+    stage = kind(config, model, loader(sources, training=True), validation_loader, accelerator)
     if held_out:
         next(validation_loader())  # so that errors in these data are raised now, not hours later
     return stage

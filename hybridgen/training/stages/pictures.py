@@ -9,15 +9,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 
 from hybridgen.data.bad_records import BadRecord, BadRecordLog
+from hybridgen.data.changes import changes, describe
 from hybridgen.data.document_source import DocumentSource
-from hybridgen.data.loading import PrefetchThread
-from hybridgen.data.mixture import PREFETCH, changed_records
+from hybridgen.data.loading import PrefetchingLoader, check_shard
+from hybridgen.data.mixture import PREFETCH
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 
 WITHOUT_PICTURE = 1000  # records in a row without a picture
 
 
-class PictureLoader:
+class PictureLoader(PrefetchingLoader):
     """An endless iterator of batches (`protocols.Loader`):
 
         pictures   (rows, 3, size, size) in [-1, 1]
@@ -26,12 +27,16 @@ class PictureLoader:
 
     The next picture comes from the source that is furthest behind its share. Every rank reads the pictures of all
     ranks, as only then it shows which are broken and so which is next, and makes pixels of its own; so W ranks see what
-    one process with W times the rows would. The state is that of the last batch handed out.
+    one process with W times the rows would.
 
     Args:
-        rows, size: of a batch, and pixels along each side of a picture.
-        prefetch: batches made ahead by a thread.
+        rows: pictures of a batch, on each rank.
+        size: pixels along one side of a picture.
+        max_broken: see `BadRecordLog`.
+        on_bad_records: called with all broken records so far whenever there are more of them.
+        prefetch: batches prepared ahead by a thread.
         loader_threads: threads that read records ahead; neither number changes anything but the time.
+        shard_by_rank: each rank reads and decodes its own part of the records alone, with a position of its own.
     """
 
     def __init__(
@@ -42,45 +47,40 @@ class PictureLoader:
         rank: int = 0,
         world_size: int = 1,
         max_broken: float = 0,
-        on_broken: Callable[[list[BadRecord]], None] | None = None,
+        on_bad_records: Callable[[list[BadRecord]], None] | None = None,
         prefetch: int = 0,
         loader_threads: int = 0,
+        shard_by_rank: bool = False,
     ):
-        self.prefetch, self._thread = prefetch, None
         self._threads = ThreadPoolExecutor(loader_threads, "hybridgen-data") if loader_threads else None
         self._ahead = PREFETCH * loader_threads
         self._read: dict[tuple[int, int], Future[list]] = {}  # by number of the source and cursor
-        self._on_broken = on_broken
         self.sources, self.rows, self.size, self.rank, self.world_size = sources, rows, size, rank, world_size
         self._processor = HybridGenImageProcessor()
+        self._shard = [rank, world_size] if shard_by_rank else None
+        for source in sources if shard_by_rank else ():
+            source.use_shard(rank, world_size)
         total = sum(source.weight for source in sources)
         self._weights = [source.weight / total for source in sources]
-        self.broken = BadRecordLog(max_broken)
+        self._bad_records = BadRecordLog(max_broken)
         for source in sources:
-            for broken in source.bad_records:
-                self._list(source, broken)
-        self._state = {"cursors": [0] * len(sources), "given": [0] * len(sources), "inside": [0] * len(sources)}
-        self._handed_out, self._told = self._snapshot(), 0
-        self._tell_of_broken()
-
-    def __iter__(self) -> "PictureLoader":
-        return self
-
-    def __next__(self) -> dict[str, torch.Tensor]:
-        if self.prefetch and self._thread is None:
-            self._thread = PrefetchThread(self._build, self.prefetch)
-        batch, self._handed_out = self._thread.get() if self.prefetch else self._build()
-        self._tell_of_broken()
-        return batch
+            for bad in source.bad_records:
+                self._list(source, bad)
+        self._position = {"cursors": [0] * len(sources), "given": [0] * len(sources), "inside": [0] * len(sources)}
+        self._begin(prefetch, on_bad_records)
 
     def _build(self) -> tuple[dict[str, torch.Tensor], dict]:
-        """The next batch, and the state after it."""
-        first = sum(self._state["given"]) + self.rank * self.rows
-        pictures = [self._draw() for _ in range(self.rows * self.world_size)]
-        local = pictures[self.rank * self.rows : (self.rank + 1) * self.rows]
-        pixels = [self._processor.generation(picture, self.size, self.size) for picture, _ in local]
+        """The next batch of this rank, and the state after it."""
+        given, ranks = sum(self._position["given"]), self.world_size if self._shard is None else 1
+        pictures = [self._draw() for _ in range(self.rows * ranks)]
+        if self._shard is None:
+            pictures = pictures[self.rank * self.rows : (self.rank + 1) * self.rows]
+            first = given + self.rank * self.rows
+        else:
+            first = given * self.world_size + self.rank * self.rows
+        pixels = [self._processor.generation(picture, self.size, self.size) for picture, _ in pictures]
         numbers = torch.arange(first, first + self.rows)
-        batch = {"pictures": torch.stack(pixels), "numbers": numbers, "records": [record for _, record in local]}
+        batch = {"pictures": torch.stack(pixels), "numbers": numbers, "records": [record for _, record in pictures]}
         return batch, self._snapshot()
 
     def where(self, record: tuple[int, int]) -> str:
@@ -89,9 +89,9 @@ class PictureLoader:
         return self.sources[number].where(cursor)
 
     def _draw(self):
-        """The next picture, and its record. The state's `cursors` and `inside` are each source's next record and the
+        """The next picture, and its record. The position's `cursors` and `inside` are each source's next record and the
         next picture inside it; `given` is how many pictures each source has given."""
-        state = self._state
+        state = self._position
         total = sum(state["given"])
         pictures_behind = [weight * total - given for weight, given in zip(self._weights, state["given"], strict=True)]
         number = pictures_behind.index(max(pictures_behind))
@@ -133,54 +133,52 @@ class PictureLoader:
             done.set_exception(error)
         return done
 
-    def _list(self, source: DocumentSource, broken: BadRecord) -> None:
-        self.broken.add(
-            source.name, broken, WITHOUT_PICTURE if source.records is None else source.records + len(source.bad_records)
-        )
-
-    def _tell_of_broken(self) -> None:
-        """Of the broken records up to the last batch handed out, where there are more of them."""
-        broken = [BadRecord(where, reason) for where, _, reason in self._handed_out["broken"]]
-        if self._on_broken is not None and len(broken) > self._told:
-            self._on_broken(broken)
-        self._told = len(broken)
-
-    def state_dict(self) -> dict:
-        """The position after the last batch handed out."""
-        return self._handed_out
+    def _list(self, source: DocumentSource, bad: BadRecord) -> None:
+        records = WITHOUT_PICTURE if source.records is None else source.records + len(source.bad_records)
+        self._bad_records.add(source.name, bad, records)
 
     def _snapshot(self) -> dict:
         streams = {source.name: source.record_source.state_dict() for source in self.sources if source.streaming}
-        state = {name: list(values) for name, values in self._state.items()}
-        records = {source.name: source.records for source in self.sources}
-        return state | {"broken": self.broken.state_dict(), "streams": streams, "records": records}
+        return {
+            **{name: list(values) for name, values in self._position.items()},
+            "sources": [source.name for source in self.sources],
+            "part": self._shard,
+            "broken": self._bad_records.state_dict(),
+            "streams": streams,
+            "data": describe(self.sources),
+        }
+
+    def _bad_records_in(self, state: dict) -> list[list[str]]:
+        return state["broken"]
 
     def changes(self, state: dict) -> list[str]:
         """What of the data is not as it was when this state was saved, in a few words each."""
-        return changed_records(self.sources, state.get("records", {}))
+        return changes(self.sources, state.get("data", {}))
 
     def load_state_dict(self, state: dict) -> None:
-        """Raises ValueError if the state is of another number of sources."""
-        if len(state["cursors"]) != len(self.sources):
+        """Go on from there: the next batch is the one that followed.
+
+        Raises:
+            ValueError: the state is that of other sources, or of another part of the data.
+        """
+        names = [source.name for source in self.sources]
+        saved = state.get("sources", names)  # older states have no names
+        if saved != names or len(state["cursors"]) != len(names):
             raise ValueError(
-                f"the saved position is of {len(state['cursors'])} sources, but the config names {len(self.sources)}; "
-                "go on with the same sources, or start anew"
+                f"the saved position is of {len(state['cursors'])} sources ({', '.join(saved)}), but the config names "
+                f"{', '.join(names)}; go on with the same sources, or start anew"
             )
-        self._state = {name: list(state[name]) for name in self._state}
-        self.broken.load_state_dict(state.get("broken", []))
+        check_shard(state.get("part"), self._shard)
+        self._stop_thread()
+        self._position = {name: list(state[name]) for name in self._position}
+        self._bad_records.load_state_dict(state.get("broken", []))
         self._read = {}
         for source in self.sources:
             if source.streaming:
                 source.record_source.load_state_dict(state.get("streams", {}).get(source.name, {}))
-        self._handed_out = self._snapshot()
+        self._state = self._snapshot()
 
     def shares(self) -> dict[str, float]:
-        counts = self._handed_out["given"]
-        return {source.name: given / max(1, sum(counts)) for source, given in zip(self.sources, counts, strict=True)}
-
-    def close(self) -> None:
-        """Stop making batches. The next one asked for is again the one after the last handed out."""
-        if self._thread is not None:
-            self._thread.stop()
-            self._thread = None
-            self.load_state_dict(self._handed_out)
+        """The realised share of the pictures of each source, up to the last batch handed out."""
+        given = self._state["given"]
+        return {source.name: count / max(1, sum(given)) for source, count in zip(self.sources, given, strict=True)}

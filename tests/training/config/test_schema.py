@@ -224,6 +224,7 @@ def vae_content(codec_content) -> dict:
         (["vae.adversarial={layers: 2, lr: 0}"], "vae.adversarial.lr is 0.0; it must be above 0, or null"),
         (["data.sources.0.weight={0: 1, 5: 2}"], "in the codec stage shares do not change over the run"),
         (["data.temperature=2"], "data.temperature is 2.0, but the codec stage has no such thing; leave it out"),
+        (["data.sequence_length=64"], "data.sequence_length is 64, but the codec stage has no such"),
         (["data.sources.0.weight=0"], "every weight of data.sources is 0; give at least one of them a share"),
     ],
 )  # fmt: skip

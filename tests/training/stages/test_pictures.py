@@ -33,10 +33,10 @@ def loader(folder, **how) -> PictureLoader:
 
 def test_broken_pictures_are_gone_over_and_listed(folder):
     told = []
-    pictures = loader(folder, on_broken=lambda broken: told.append(len(broken)))
+    pictures = loader(folder, on_bad_records=lambda broken: told.append(len(broken)))
     seen = torch.stack([next(pictures)["pictures"] for _ in range(12)]).flatten(0, 1)
     assert pictures.shares() == pytest.approx({"folder": 1 / 3, "a-understanding": 1 / 3, "task": 1 / 3}, abs=0.03)
-    found = [each.where.rpartition("/")[2] for each in pictures.broken.entries()]
+    found = [each.where.rpartition("/")[2] for each in pictures.bad_records()]
     assert found[0] == "3.png"  # found when the folder was opened
     assert sorted(found) == ["2.png", "3.png", "a.jsonl:3"]
     assert told == [1, 2, 3]
@@ -52,8 +52,8 @@ AHEAD = [{}, {"prefetch": 2}, {"loader_threads": 3}, {"prefetch": 1, "loader_thr
 def test_what_is_read_ahead_changes_nothing(folder, ahead):
     """Neither the pictures nor what is said of the broken ones, nor where a run goes on."""
     told, expected_told = [], []
-    expected = loader(folder, on_broken=lambda broken: expected_told.append(list(broken)))
-    pictures = loader(folder, on_broken=lambda broken: told.append(list(broken)), **ahead)
+    expected = loader(folder, on_bad_records=lambda broken: expected_told.append(list(broken)))
+    pictures = loader(folder, on_bad_records=lambda broken: told.append(list(broken)), **ahead)
     for _ in range(9):
         ours, theirs = next(pictures), next(expected)
         assert torch.equal(ours["pictures"], theirs["pictures"])
@@ -91,5 +91,40 @@ def test_it_goes_on_where_it_was(folder, ahead):
     resumed = loader(folder)
     resumed.load_state_dict(state)
     assert resumed.state_dict() == state
+    begun.close()  # what was prepared ahead is made again
     for _ in range(6):
         assert torch.equal(next(begun)["pictures"], next(resumed)["pictures"])
+    begun.close()
+    older = {name: state[name] for name in ("cursors", "given", "inside", "broken", "streams")}
+    resumed.load_state_dict(older)
+    assert resumed.state_dict() == state
+
+
+def test_a_position_is_of_the_sources_by_their_names(folder):
+    state = loader(folder).state_dict()
+    others = [source_of(drawings(2), name=name) for name in ("folder", "task", "a-understanding")]
+    with pytest.raises(
+        ValueError, match="position is of 3 sources .folder, a-understanding, task., but the config names f"
+    ):
+        PictureLoader(others, 4, 16).load_state_dict(state)
+    with pytest.raises(ValueError, match="is of part all of the data, but this is 1 of 2"):
+        loader(folder, rank=1, world_size=2, shard_by_rank=True).load_state_dict(state)
+
+
+def test_each_rank_decodes_its_own_part_alone(monkeypatch):
+    """With `shard_by_rank`; without it each rank reads all, and together they see what one process would."""
+    ranks = [PictureLoader([source_of(drawings(8))], 2, 16, rank, 2, shard_by_rank=True) for rank in range(2)]
+    read = []
+    monkeypatch.setattr(
+        DocumentSource,
+        "pictures",
+        lambda self, cursor, real=DocumentSource.pictures: read.append(self) or real(self, cursor),
+    )
+    batches = [[next(loader) for _ in range(2)] for loader in ranks]
+    assert len(read) == 8
+    assert len({picture.numpy().tobytes() for rank in batches for batch in rank for picture in batch["pictures"]}) == 8
+    assert [[batch["numbers"].tolist() for batch in rank] for rank in batches] == [[[0, 1], [4, 5]], [[2, 3], [6, 7]]]
+    whole = PictureLoader([source_of(drawings(8))], 4, 16)
+    shared = [PictureLoader([source_of(drawings(8))], 2, 16, rank, 2) for rank in range(2)]
+    for _ in range(3):
+        assert torch.equal(next(whole)["pictures"], torch.cat([next(loader)["pictures"] for loader in shared]))
