@@ -122,7 +122,7 @@ class HybridGenPipeline(DiffusionPipeline):
         vae: autoencoder under the diffusion path; None = it works on pixels.
         vq_model: tokenizer of the vq path; None = that path cannot be used.
         sampling_defaults: how it draws unless a call says otherwise, {path: {setting: value}}, such as {"vq":
-            {"guidance_scale": 5.0}}; saved with it.
+            {"guidance_scale": 5.0}}, and how chats read their own pictures, {"chat": {"reread": path}}; saved with it.
     """
 
     _optional_components = ["scheduler", "vae", "vq_model"]

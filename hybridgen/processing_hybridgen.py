@@ -223,8 +223,11 @@ class HybridGenProcessor(ProcessorMixin):
         self.check_settings(read, write, loss_on, clean_copy, height, width)
         pads = prompt_dropout and self.unconditional != "empty"
         pieces = self._pieces(messages, prompt_dropout=prompt_dropout and not pads)
-        if loss_on == "assistant" and not any(piece.assistant for piece in pieces):
-            raise ValueError("no message of the assistant, so nothing to learn; add one, or set loss_on='all'")
+        if loss_on == "assistant" and not any(piece.assistant and piece.learnt for piece in pieces):
+            raise ValueError(
+                "no message of the assistant, so nothing to learn (one of weight 0 is only read); add one, or set "
+                "loss_on='all'"
+            )
         return self._assemble(pieces, read, write, loss_on, clean_copy, height, width, pads, image_tokens)
 
     def prompt(
@@ -296,7 +299,7 @@ class HybridGenProcessor(ProcessorMixin):
         segments: list[TextSegment | ImageSegment] = []
         images: list[DocumentImage] = []
         for piece in pieces:
-            has_loss = loss_on == "all" or (loss_on == "assistant" and piece.assistant)
+            has_loss = piece.learnt and (loss_on == "all" or (loss_on == "assistant" and piece.assistant))
             if piece.text is not None:
                 ids = self._encode(piece.text, piece.controls)
                 if pads and not piece.assistant:

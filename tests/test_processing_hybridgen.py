@@ -149,6 +149,23 @@ def test_images_of_taught_turns_are_written_and_others_read():
     assert [(x.path, x.write) for x in read_only.images] == [("vq", False)] * 3
 
 
+def test_a_message_of_weight_0_is_read_and_not_learnt():
+    """Its pictures by the path of `read`, whatever `write` and `loss_on` say; its words have no labels."""
+    processor = tiny_processor()
+    plain = [user("red"), assistant(image(1)), user("and blue"), assistant("no"), user("do"), assistant(image(2))]
+    weighted = [message | {"weight": 0} if place in (1, 3) else message for place, message in enumerate(plain)]
+    for loss_on in ("assistant", "all"):
+        document = processor.document(weighted, read="understanding", write="vq", loss_on=loss_on)
+        assert [(x.path, x.write) for x in document.images] == [("understanding", False), ("vq", True)]
+        asked = {"read": "understanding", "write": "vq", "loss_on": loss_on}
+        without = processor.document([{**m, "weight": 1} if m["role"] == "assistant" else m for m in plain], **asked)
+        assert without.layout == processor.document(plain, **asked).layout
+        tokens = processor.tokenizer
+        labels = [label for label in document.layout.labels if label != IGNORE]
+        assert tokens.convert_tokens_to_ids("no") not in labels
+        assert ("red" in tokens.decode(labels)) == (loss_on == "all")
+
+
 def test_codes_are_labelled_where_they_are_written():
     processor = tiny_processor()
     layout = processor.document([user(image(1)), assistant(image(2))], read="vq", write="vq").layout
@@ -454,6 +471,10 @@ def test_settings_that_cannot_be_are_refused(how, sentence):
         ([user("a"), {**assistant("b"), "reasoning_content": "<vq_placeholder>"}], "'<vq_placeholder>', which stands"),
         ([user("a <vq_placeholder>"), assistant("b")], "a text contains '<vq_placeholder>', which stands for images"),
         ([user("hi")], "no message of the assistant, so nothing to learn"),
+        ([user("hi"), {**assistant("b"), "weight": 0}], "nothing to learn .one of weight 0 is only read."),
+        ([user("hi"), {**assistant("b"), "weight": 0.5}], "message 1 has weight 0.5; it must be 0 .not learnt. or 1"),
+        ([user("hi"), {**assistant("b"), "weight": None}], "message 1 has weight None; it must be 0"),
+        ([{**user("hi"), "weight": 0}, assistant("b")], "message 0 has a weight, but role user; only the assistant's"),
     ],
 )
 def test_messages_that_are_no_conversation_are_refused(messages, sentence):

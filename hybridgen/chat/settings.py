@@ -5,8 +5,8 @@ A setting that is None is not off: it is as the checkpoint's folder or the packa
 
 from dataclasses import dataclass, replace
 
-from hybridgen.core.names import WRITING_PATHS
-from hybridgen.core.values import listed, shown, text, whole_number
+from hybridgen.core.names import REREAD, WRITING_PATHS
+from hybridgen.core.values import choice, listed, shown, text, whole_number
 from hybridgen.sampling.codes import CodeSampling
 from hybridgen.sampling.seeds import check_seed
 from hybridgen.sampling.settings import (
@@ -30,8 +30,10 @@ class TurnSettings:
         plan: such as ["image", "text"], one picture and then a caption; None = the model decides: it writes until its
             end of text, and draws where it writes the token that begins an image. A text of a plan before a picture
             ends there too.
-        read: path by which the user's pictures are read; None = the first that the model has. The assistant's are read
-            by the path that draws.
+        read: path by which the user's pictures are read; None = the first that the model has.
+        reread: path by which the assistant's pictures are read in what follows, as Janus' understanding is apart from
+            its drawing; `drawn` = their tokens stay as they were drawn, so that nothing is computed again; None = as
+            the checkpoint's folder says (`sampling_defaults`, under `chat`), else `drawn`.
         path: by which pictures are drawn; None = the first that the model has.
         max_new_tokens: of text in the turn, or in each text of a plan; None = up to 256, as many as there is room for.
         max_images: where the model decides; None = up to 4, as many as there is room for.
@@ -43,6 +45,7 @@ class TurnSettings:
 
     plan: list[str] | tuple[str, ...] | None = None
     read: str | None = None
+    reread: str | None = None
     path: str | None = None
     max_new_tokens: int | None = None
     max_images: int | None = None
@@ -90,6 +93,8 @@ class TurnSettings:
                 checked[name] = whole_number(name, count)
         if self.seed is not None:
             checked["seed"] = check_seed(self.seed)
+        if self.reread is not None:
+            choice("reread", self.reread, REREAD)
         if self.negative_prompt is not None:
             text("negative_prompt", self.negative_prompt)
         for name, value in checked.items():

@@ -35,6 +35,7 @@ from hybridgen.sampling.interleaved import (
 )
 from hybridgen.sampling.prefix import Prefix
 from hybridgen.sampling.seeds import draw_gumbel, image_generators, new_seed, nth_seed
+from hybridgen.sampling.settings import reread_of
 from hybridgen.sampling.text import StableText, unwritable_tokens
 
 
@@ -70,6 +71,7 @@ class Turn:
     def __init__(self, pipe, conversation: Conversation, messages: list[dict], request: TurnSettings):
         self.pipe, self.model, self.request = pipe, pipe.model, request
         self.special, self.tokenizer = pipe.processor.special_tokens, pipe.processor.tokenizer
+        self.reread = reread_of(pipe.sampling_defaults, request.reread)
         self.seed = new_seed() if request.seed is None else request.seed
         self.drawing = TurnImages.of(pipe, request)
         messages = with_pictures(check_messages(messages))
@@ -101,8 +103,11 @@ class Turn:
         paths, request = self.model.config.paths, self.request
         if request.read is not None:
             require_path(paths, request.read)
+        if self.reread is not None:
+            require_path(paths, self.reread)
         user_path = next(iter(paths), "understanding") if request.read is None else request.read
-        assistant_path = next((path for path in (request.path, *WRITING_PATHS) if path in paths), user_path)
+        of_assistant = (self.reread, request.path, *WRITING_PATHS)
+        assistant_path = next((path for path in of_assistant if path in paths), user_path)
         blocks = []
         for message in messages:
             path = assistant_path if message["role"] == "assistant" else user_path
@@ -146,9 +151,18 @@ class Turn:
 
     # ------------------------------------------------------------------------------------------------ what has room
 
+    @property
+    def _image_room(self) -> int:
+        """Tokens that a picture needs with its frame, while it is drawn or once it is read again."""
+        if self.drawing is None:
+            return 0
+        size = self.drawing.size
+        read_again = 0 if self.reread is None else self.pipe.processor.count_tokens(self.reread, *size)
+        return max(self.drawing.tokens, read_again) + 2
+
     def _room_for_text(self) -> int:
         """How many tokens a text may have. Raises ValueError if the turn that is requested does not fit."""
-        request, framed = self.request, 0 if self.drawing is None else self.drawing.tokens + 2
+        request, framed = self.request, self._image_room
         plan = ["text"] + ["image"] * (request.max_images or 0) if request.plan is None else list(request.plan)
         images, texts = plan.count("image"), plan.count("text")
         prompt = max(len(self.prompt_tokens), len(self.uncond_tokens))
@@ -172,7 +186,7 @@ class Turn:
             return False
         written = len(self.cond.tokens) - len(self.prompt_tokens)
         longest = max(len(self.prompt_tokens), len(self.uncond_tokens)) + written
-        fits = longest + self.drawing.tokens + 2 + text_left <= self.pipe.context
+        fits = longest + self._image_room + text_left <= self.pipe.context
         most = DEFAULT_MAX_IMAGES if self.request.max_images is None else self.request.max_images
         return fits and self.drawn_images < most
 
@@ -239,7 +253,7 @@ class Turn:
         """
         1. Read what guidance leads away from, as far as the conversation has come.
         2. Draw against both rows, with previews.
-        3. Commit the picture to the conditional row, as it is read from now on.
+        3. Commit the picture to the conditional row, as it is read from now on: as drawn, or by the path `reread`.
         """
         drawing, index, every = self.drawing, self.drawn_images, self.request.preview_every
         yield ImageStarted(index, drawing.path, *drawing.size)
@@ -249,16 +263,21 @@ class Turn:
             self.steps += 1
             if every is not None and step % every == 0 and (shown := preview()) is not None:
                 yield ImagePreview(index, step, self._decoded(shown))
-        media = {"codes": drawn.flatten()}
-        if drawing.path == "diffusion":
-            media = {"latents": drawn, "timesteps": drawn.new_zeros(1)}
-        image, block = self._decoded(drawn), self._block(drawing.path, drawing.tokens, media)
-        exact = drawing.setup.decoder.precision == "model"
-        self.cond = commit_block(self.model, self.cond, prefix if exact else None, block)
+        image = self._decoded(drawn)
+        block = self._drawn_block(drawn) if self.reread is None else self._encoded(image, self.reread)
+        as_drawn = self.reread is None and drawing.setup.decoder.precision == "model"
+        self.cond = commit_block(self.model, self.cond, prefix if as_drawn else None, block)
         self.drawn_images += 1
         self.images = [*self.images, block]
         self.content.append({"type": "image", "image": image})
         yield ImageDone(index, image, self._manifest(nth_seed(self.seed, index)))
+
+    def _drawn_block(self, drawn: Tensor) -> ImageBlock:
+        """A picture of latents (1, C, h, w) or codes (1, h, w), as it was drawn."""
+        media = {"codes": drawn.flatten()}
+        if self.drawing.path == "diffusion":
+            media = {"latents": drawn, "timesteps": drawn.new_zeros(1)}
+        return self._block(self.drawing.path, self.drawing.tokens, media)
 
     def _drawing_prefix(self) -> Prefix:
         """The conversation as far as it has come and, guided, the unconditional row below it."""

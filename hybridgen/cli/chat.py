@@ -73,7 +73,8 @@ def _chat(pipeline: HybridGenPipeline, options: argparse.Namespace, settings: di
         drawing = [pipeline.writing_path(options.path)]
     check_belongs(settings, drawing, DRAWING_OPTIONS)
     opening = [] if options.system is None else [{"role": "system", "content": options.system}]
-    named = ("path", "read", "height", "width", "max_new_tokens", "text_temperature", "text_top_k", "text_top_p")
+    named = ("path", "read", "reread", "height", "width", "max_new_tokens")
+    named += ("text_temperature", "text_top_k", "text_top_p")
     chat = pipeline.chat(opening, **{name: getattr(options, name) for name in named}, **settings)
     chat.send()  # checks everything; it does nothing until its events are iterated
     return chat

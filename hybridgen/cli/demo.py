@@ -51,7 +51,7 @@ class DemoPlan:
         samples: pictures to draw and to ask about by each path.
         codec, model: configs of the two trainings.
         settings: how each path draws when it is scored.
-        draw_paths, answer_paths: what the model is trained for.
+        draw_paths, answer_paths, chat_paths: what the model is trained for.
     """
 
     dataset: str
@@ -63,6 +63,7 @@ class DemoPlan:
     settings: dict[str, DrawSettings]
     draw_paths: list[str]
     answer_paths: list[str]
+    chat_paths: list[str]
 
 
 def run_demo(
@@ -111,6 +112,7 @@ def _evaluate(
         seed=plan.seed,
         draw_paths=plan.draw_paths,
         answer_paths=plan.answer_paths,
+        chat_paths=plan.chat_paths,
         settings=plan.settings,
         progress=progress,
     )
@@ -149,7 +151,9 @@ def make_plan(dataset: str, out: Path, seed: int, samples: int, overrides: list[
     }
     draw = [source.write for source in model.data.sources if source.task == "draw" and source.write]
     answer = [source.read for source in model.data.sources if source.task == "answer"]
-    return DemoPlan(dataset, out, seed, samples, codec, model, settings, _unique(draw), _unique(answer))
+    chat = [source.write for source in model.data.sources if source.task == "chat" and source.write]
+    paths = map(_unique, (draw, answer, chat))
+    return DemoPlan(dataset, out, seed, samples, codec, model, settings, *paths)
 
 
 def _unique(paths: list[str]) -> list[str]:

@@ -31,6 +31,7 @@ def run(options: argparse.Namespace) -> Iterator[str]:
             seed=options.seed,
             draw_paths=draw_paths(options),
             answer_paths=options.paths if options.answer is None else options.answer,
+            chat_paths=options.chat or [],
             settings={path: _draw_settings(settings, pipeline, path) for path in WRITING_PATHS},
             progress=progress,
         ).scores

@@ -67,6 +67,7 @@ class Piece:
         controls: where the text holds control tokens of the template; any other that it spells are a user's words.
         picture: the value of the message's image part.
         image_first: for a picture, that no text stands before it.
+        learnt: its message has a loss; not so where its `weight` is 0.
     """
 
     text: str | None
@@ -74,6 +75,7 @@ class Piece:
     controls: Spans = ()
     picture: Any = None
     image_first: bool = False
+    learnt: bool = True
 
 
 def check_messages(messages: Any, where: str = "") -> list[dict]:
@@ -95,6 +97,7 @@ def check_messages(messages: Any, where: str = "") -> list[dict]:
         if message.get("role") not in ROLES:
             raise ValueError(f"{here} has role {shown(message.get('role'))}; use one of {', '.join(ROLES)}")
         _check_reasoning(message, here)
+        _check_weight(message, here)
         content = message.get("content")
         if isinstance(content, str):
             check_text(content, f"{here}'s text")
@@ -115,6 +118,16 @@ def _check_reasoning(message: dict, here: str) -> None:
     check_text(thought, f"{here}'s reasoning_content")
     if message["role"] != "assistant":
         raise ValueError(f"{here} has reasoning_content, but role {message['role']}; only the assistant reasons")
+
+
+def _check_weight(message: dict, here: str) -> None:
+    """`weight`, as in OpenAI's format for chats: 0 = the message is read only, 1 = it is learnt, as without one."""
+    if "weight" not in message:
+        return
+    if message["weight"] not in (0, 1) or isinstance(message["weight"], bool):
+        raise ValueError(f"{here} has weight {shown(message['weight'])}; it must be 0 (not learnt) or 1")
+    if message["role"] != "assistant":
+        raise ValueError(f"{here} has a weight, but role {message['role']}; only the assistant's messages have one")
 
 
 def _check_part(part: Any, here: str) -> None:
@@ -279,12 +292,13 @@ class ChatTemplate:
                     f"the chat template writes {texts[0]!r} between its generation prompt and an image, but an image "
                     "is drawn right after the prompt; write it only before texts"
                 )
+            learnt = not assistant or turns[0].get("weight") != 0
             for stretch, picture in zip(texts, [*pictures, None], strict=True):
                 if stretch:
                     words, controls = self.controls.found(stretch, mark)
-                    pieces.append(Piece(words, assistant, controls))
+                    pieces.append(Piece(words, assistant, controls, learnt=learnt))
                 if picture is not None:
-                    pieces.append(Piece(None, assistant, (), picture, next(image_first)))
+                    pieces.append(Piece(None, assistant, (), picture, next(image_first), learnt))
         return pieces
 
     def _spans(self, messages: list[dict], generation_prompt: bool) -> Iterator[tuple[str, list[dict], bool]]:

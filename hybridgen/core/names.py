@@ -46,6 +46,8 @@ KINDS: dict[str, Callable] = {  # (name, value) -> the value as plain Python; ra
     "window": partial(whole_number, meaning="1 = a code at a time"),
 }
 WRITING_PATHS = tuple(OF_PATH)  # in the order in which a default is looked for
+AS_DRAWN = "drawn"  # how a chat reads its own pictures, where no path is named for it
+REREAD = (AS_DRAWN, *PATHS)
 
 
 def check_belongs(settings: dict, paths: Sequence[str], names: dict[str, str] | None = None) -> None:

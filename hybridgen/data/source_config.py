@@ -30,6 +30,7 @@ FORMATS_OF_KEY = {  # keys that not every format has
     "yes_no_questions": ("synthetic",),
     "categories": ("synthetic",),
     "reasoning": ("synthetic",),
+    "open_captions": ("synthetic",),
     "oversampling": ("synthetic",),
     "seed": ("synthetic",),
     "split": ("synthetic", "dataset", "folder"),
@@ -50,7 +51,7 @@ class SourceConfig:
             .json, .csv, .parquet or .tar files (a pattern with * or {000..007} for many), or a data set's name or
             folder.
         name: what it is called in logs and checkpoints; None = made of source, task and path.
-        task: synthetic datasets only: `draw` or `answer`.
+        task: synthetic datasets only: `draw`, `answer` or `chat` (conversations of several turns).
         split: of a synthetic dataset or a data set (None = `train`), or a folder of this name inside the source.
         subset: of a data set: what the datasets library calls its configuration.
         format: one of `FORMATS`; None = found by the source's name.
@@ -70,12 +71,13 @@ class SourceConfig:
         order: `caption_first`, `image_first`, or the share of documents that are caption first (Transfusion: 0.8).
             Concerns records of a caption by the user and a picture by the assistant; `image_first` exchanges the two.
             With loss_on `all` the picture is still written (Transfusion), with `assistant` it is then only read.
-        questions_per_picture: synthetic datasets' `answer` only; None = all that apply.
-        yes_no_questions: synthetic datasets' `answer` only: how many of those that apply are yes/no questions;
-            None = 1.
-        categories: synthetic datasets' `answer` only: which of the dataset's CATEGORIES are asked about; None = all.
-        reasoning: synthetic datasets' `answer` only: the assistant first writes what a yes or no follows from, between
-            `<think>` and `</think>`; `HybridGenPipeline.answer` leaves that out.
+        questions_per_picture: synthetic datasets' `answer` and `chat` only, as the next three; None = all that apply.
+        yes_no_questions: how many of those that apply are yes/no questions; None = 1.
+        categories: which of the dataset's CATEGORIES are asked about; None = all.
+        reasoning: the assistant first writes what a yes or no follows from, between `<think>` and `</think>`;
+            `HybridGenPipeline.answer` leaves that out.
+        open_captions: dolls only: the share of captions that leave something open, by which several pictures are right;
+            None = 0.
         oversampling: synthetic datasets only: how much more often than others of their kind things are shown, as in
             {dwarf: 2.5, elf: 2}.
         shuffle: a new order in each epoch; False = as they stand.
@@ -108,6 +110,7 @@ class SourceConfig:
     yes_no_questions: int | None = None
     categories: list[str] | None = None
     reasoning: bool = False
+    open_captions: float | None = None
     oversampling: dict[str, float] = field(default_factory=dict)
     shuffle: bool = True
     seed: int = 0
@@ -134,6 +137,8 @@ class SourceConfig:
                 raise ValueError(f"{self.name}: {key} is {value!r}; it must be one of {', '.join(map(str, allowed))}")
         if not self.reads or len(set(self.reads)) < len(self.reads):
             raise ValueError(f"{self.name}: read is {self.read!r}; name each path by which images are read once")
+        if self.open_captions is not None and not 0 <= self.open_captions <= 1:
+            raise ValueError(f"{self.name}: open_captions is {self.open_captions}; it must lie between 0 and 1")
         self._check_images()
         self._check_format()
 
@@ -162,7 +167,7 @@ class SourceConfig:
         if kind == "synthetic" and self.task is None:
             raise ValueError(
                 f"{self.name}: task is missing; {self.source!r} is read as the name of a synthetic dataset, which "
-                f"needs 'draw' or 'answer' (a folder is written with a slash: {self.source + '/'!r})"
+                f"needs 'draw', 'answer' or 'chat' (a folder is written with a slash: {self.source + '/'!r})"
             )
         for key, kinds in FORMATS_OF_KEY.items():
             if getattr(self, key) not in (None, {}, False) and kind not in kinds:

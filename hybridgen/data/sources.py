@@ -81,6 +81,7 @@ def _open_synthetic(config: SourceConfig, seed: int) -> DocumentSource:
         categories=config.categories,
         reasoning=config.reasoning,
         oversampling=config.oversampling,
+        open_captions=config.open_captions or 0.0,
     )
     return DocumentSource(source, config, seed)
 

@@ -151,14 +151,15 @@ def reconstruct(pipeline: HybridGenPipeline, pictures: list[Image.Image]) -> lis
 
 def score(dataset: ModuleType, images: list[Image.Image], specs: list) -> dict[str, dict[str, float]]:
     """The dataset's tallies of pictures against what was asked for, with 95 % intervals."""
-    return {name: with_interval(tally) for name, tally in dataset.score_pictures(_stacked(images), specs).items()}
+    return {name: with_interval(tally) for name, tally in dataset.score_pictures(stacked(images), specs).items()}
 
 
 def wrong_categories(dataset: ModuleType, images: list[Image.Image], specs: list) -> list[list[str]]:
     """Picture by picture, the categories in which it is not what was asked for."""
-    verdicts = dataset.judge_pictures(_stacked(images), specs)
+    verdicts = dataset.judge_pictures(stacked(images), specs)
     return [[name for name, right in verdict.items() if not right] for verdict in verdicts]
 
 
-def _stacked(images: list[Image.Image]) -> np.ndarray:
-    return np.stack([np.asarray(image.convert("RGB")) for image in images])  # n, S, S, 3
+def stacked(images: list[Image.Image]) -> np.ndarray:
+    """Pictures as one array (n, S, S, 3), uint8."""
+    return np.stack([np.asarray(image.convert("RGB")) for image in images])

@@ -25,14 +25,14 @@ class Target:
     """A score to reach: `scores[task][path]["scores"][category]["share"]` at least `share`."""
 
     label: str
-    task: str  # "generation" or "understanding"
+    task: str  # "generation", "understanding" or "conversation"
     path: str
     category: str
     share: float
 
     def tally(self, scores: dict) -> dict | None:
         """The tally that it is about; None where that was not evaluated."""
-        return scores[self.task].get(self.path, {}).get("scores", {}).get(self.category)
+        return scores.get(self.task, {}).get(self.path, {}).get("scores", {}).get(self.category)
 
 
 @dataclass
@@ -140,12 +140,17 @@ class CategoryTable:
 _BASELINES = {  # what stands beside a score, and its heading
     "generation": {"majority": "constant picture", "true": "true pictures", "codec": "true, as codes"},
     "understanding": {"majority": "constant answer", "blank": "blank"},
+    "conversation": {},
 }
 
 
 def _tables(evaluation: Evaluation) -> list[CategoryTable]:
     tables = []
-    for task, title in (("generation", "Drawing"), ("understanding", "Answering")):
+    for task, title in (
+        ("generation", "Drawing"),
+        ("understanding", "Answering"),
+        ("conversation", "In conversations"),
+    ):
         results = {path: result["scores"] for path, result in evaluation.scores[task].items()}
         if results:
             tables.append(_table(evaluation, title, results, _BASELINES[task]))

@@ -16,13 +16,15 @@ BASELINES = ("majority", "blank", "true", "codec")  # shares that stand beside a
 def in_lines(scores: dict) -> Iterator[str]:
     """The scores of each path and category as lines to read, such as `drawing by vq, head: 97.3 % of 256 (...)`."""
     suite = SUITES[scores["suite"]]
-    for task, verb in (("generation", "drawing by"), ("understanding", "answering through")):
-        for path, result in scores[task].items():
+    verbs = {"generation": "drawing by", "understanding": "answering through", "conversation": "talking, drawing by"}
+    for task, verb in verbs.items():
+        for path, result in scores.get(task, {}).items():  # older files hold no conversations
             for category, tally in result["scores"].items():
                 interval = f"95 % interval {100 * tally['low']:.1f} to {100 * tally['high']:.1f}"
-                beside = ", ".join(f"{name} {100 * tally[name]:.1f}" for name in BASELINES if name in tally)
+                beside = [f"{name} {100 * tally[name]:.1f}" for name in BASELINES if name in tally]
                 share = f"{100 * tally['share']:.1f} % of {tally['n']}"
-                yield f"{verb} {path}, {suite.label(category)}: {share} ({interval}; {beside})"
+                told = "; ".join([interval, ", ".join(beside)] if beside else [interval])
+                yield f"{verb} {path}, {suite.label(category)}: {share} ({told})"
 
 
 def save_scores(scores: dict, folder: Path) -> Path:

@@ -1,8 +1,8 @@
 """Suites: a dataset, its held-out split, and everything a pipeline is asked about it, as one `scores.json`.
 
-The drawing and asking themselves are in `generation` and `understanding`. A suite does not know what a model was
-trained for: a path that never learned a task scores near its baseline, and can be left out with `draw_paths` and
-`answer_paths`.
+The drawing and asking themselves are in `generation`, `understanding` and `conversations`. A suite does not know what a
+model was trained for: a path that never learned a task scores near its baseline, and can be left out with `draw_paths`
+and `answer_paths`; conversations are held by `chat_paths` only.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from PIL import Image
 from hybridgen.configuration_hybridgen import require_path
 from hybridgen.core.names import WRITING_PATHS
 from hybridgen.data.synthetic import open_synthetic
-from hybridgen.evaluation import environment, generation, understanding
+from hybridgen.evaluation import conversations, environment, generation, understanding
 from hybridgen.evaluation.generation import DrawSettings, Progress, Prompts
 from hybridgen.evaluation.understanding import Quiz
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
@@ -37,7 +37,7 @@ class Suite:
     labels: dict[str, str] = field(default_factory=dict)
 
     def label(self, category: str) -> str:
-        return self.labels.get(category, category.replace("_", " "))
+        return self.labels.get(category) or conversations.LABELS.get(category, category.replace("_", " "))
 
 
 SUITES = {
@@ -71,10 +71,10 @@ class Evaluation:
     """What a pipeline drew and answered, and its scores.
 
     Args:
-        scores: what `scores.json` holds: {"generation" or "understanding": {path: {"seconds", "scores": {category:
-            tally}}}}, and how they came about. A tally has right, n, share and the interval's low and high. Beside
-            them stand shares to compare with: for drawing majority, true (what the scorer makes of the true pictures)
-            and, on the vq path, codec (of the `reconstructions`); for answering majority and blank.
+        scores: what `scores.json` holds: {"generation", "understanding" or "conversation": {path: {"seconds", "scores":
+            {category: tally}}}}, and how they came about. A tally has right, n, share and the interval's low and high.
+            Beside them stand shares to compare with: for drawing majority, true (what the scorer makes of the true
+            pictures) and, on the vq path, codec (of the `reconstructions`); for answering majority and blank.
         prompts, drawings: what was to be drawn, and the pictures by path, one per prompt.
         quiz, answers: what was asked, and the answers by path, one per question.
         reconstructions: the true pictures after the vq codec: the best that the vq path could draw.
@@ -101,6 +101,8 @@ def evaluate(
     seed: int = 0,
     draw_paths: list[str] | None = None,
     answer_paths: list[str] | None = None,
+    chat_paths: list[str] | tuple = (),
+    chats: int = 24,
     settings: dict[str, DrawSettings] | None = None,
     progress: TaskProgress = lambda what, done, of: None,
 ) -> Evaluation:
@@ -108,10 +110,14 @@ def evaluate(
     1. Take the first `samples` held-out pictures, their captions and their questions.
     2. Draw the captions by each of `draw_paths`, score them, and the true pictures beside.
     3. Ask the questions through each of `answer_paths`, score them, and the blind baselines beside.
+    4. Hold conversations that draw by each of `chat_paths` (`conversations`).
 
     Args:
         seed: of the samples, and of the drawing (picture i is drawn with seed + i).
         draw_paths, answer_paths: None = every path of the model that can.
+        chat_paths: by which conversations draw; none, unless they are named: only a model that was trained on
+            conversations can hold them.
+        chats: prompts that conversations are about, of the first `samples`; two chats each.
         settings: how to draw, by path.
 
     Raises:
@@ -119,7 +125,7 @@ def evaluate(
                 split holds.
     """
     chosen = open_suite(suite)
-    draw_paths, answer_paths = _paths(tuple(pipeline.model.config.paths), draw_paths, answer_paths)
+    draw_paths, answer_paths = _paths(tuple(pipeline.model.config.paths), draw_paths, answer_paths, chat_paths)
     dataset = open_synthetic(chosen.dataset)
     prompts = generation.held_out_prompts(dataset, chosen.split, samples, seed)
     quiz = understanding.held_out_quiz(dataset, chosen.split, samples, seed)
@@ -135,6 +141,7 @@ def evaluate(
         "seed": seed,
         "generation": {},
         "understanding": {},
+        "conversation": {},
         "versions": environment.versions(),
         "hardware": environment.hardware(),
     }
@@ -145,19 +152,27 @@ def evaluate(
         _draw(evaluation, pipeline, path, how, baselines, partial(progress, f"drawing by {path}"))
     for path in answer_paths:
         _answer(evaluation, pipeline, path, majority["answers"], partial(progress, f"answering through {path}"))
+    for path in chat_paths:
+        how = (settings or {}).get(path, DrawSettings())
+        some = Prompts(*(column[:chats] for column in (prompts.captions, prompts.specs, prompts.pictures)))
+        talk = partial(progress, f"talking, drawing by {path}")
+        tallies, seconds = conversations.converse(pipeline, dataset, some, path, how, seed, talk)
+        scores["conversation"][path] = {"seconds": round(seconds, 2), **how.of_path(path), "scores": tallies}
     return evaluation
 
 
-def _paths(of_model: tuple[str, ...], draw: list[str] | None, answer: list[str] | None) -> tuple[list[str], list[str]]:
+def _paths(
+    of_model: tuple[str, ...], draw: list[str] | None, answer: list[str] | None, chat: list[str] | tuple
+) -> tuple[list[str], list[str]]:
     """The paths to draw by and to answer through, checked."""
     draw = [path for path in of_model if path in WRITING_PATHS] if draw is None else list(draw)
     answer = list(of_model) if answer is None else list(answer)
-    for path in (*draw, *answer):
+    for path in (*draw, *answer, *chat):
         require_path(of_model, path)
-    for path in draw:
+    for path in (*draw, *chat):
         if path not in WRITING_PATHS:
             raise ValueError(f"the {path} path reads and cannot draw; draw by {' or '.join(WRITING_PATHS)}")
-    if not draw and not answer:
+    if not draw and not answer and not chat:
         raise ValueError("there is nothing to evaluate; name a path to draw by or to answer through")
     return draw, answer
 

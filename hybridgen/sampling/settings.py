@@ -3,12 +3,13 @@
 A model that was trained for guidance 5 says so in its folder (`sampling_defaults` in `model_index.json`), and every
 call of the pipeline, every conversation and every command that opens the folder draws it so. `evaluation.suites`
 alone, called from Python, knows only the settings that it is given and the package's (`DrawSettings`). Defaults are
-stated path by path: those for `vq` do not hold for `diffusion`.
+stated path by path: those for `vq` do not hold for `diffusion`. Beside the paths, `chat` says how conversations read
+what they have drawn.
 """
 
 from dataclasses import dataclass
 
-from hybridgen.core.names import DEFAULTS, KINDS, OF_PATH, check_scale, check_values
+from hybridgen.core.names import AS_DRAWN, DEFAULTS, KINDS, OF_PATH, REREAD, check_scale, check_values
 from hybridgen.core.values import each, flag, shown
 from hybridgen.sampling.codes import GREEDY, CodeSampling, check_window
 from hybridgen.sampling.decoder import Decoder
@@ -51,8 +52,16 @@ class DrawingSetup:
 
 
 def check_defaults(defaults: dict[str, dict] | None) -> None:
-    """Raises ValueError if a folder's `sampling_defaults` are not {path: {setting: value}} of known names."""
-    for path, settings in (defaults or {}).items():
+    """Raises ValueError if a folder's `sampling_defaults` are not {path: {setting: value}} of known names, beside
+    {"chat": {"reread": one of `REREAD`}}."""
+    defaults = dict(defaults or {})
+    if (chat := defaults.pop("chat", None)) is not None and (
+        not isinstance(chat, dict) or set(chat) != {"reread"} or chat["reread"] not in REREAD
+    ):
+        raise ValueError(
+            f"sampling_defaults has 'chat': {chat!r}; it must be {{'reread': one of {', '.join(map(repr, REREAD))}}}"
+        )
+    for path, settings in defaults.items():
         if path not in OF_PATH or not isinstance(settings, dict):
             raise ValueError(
                 f"sampling_defaults has {path!r}: {shown(settings)}; it must hold settings for {' or '.join(OF_PATH)}"
@@ -75,6 +84,13 @@ def settings_of(path: str, defaults: dict[str, dict] | None, overrides: dict) ->
     """
     known = DEFAULTS | ((defaults or {}).get(path) or {}) | check_values(overrides)
     return {name: known[name] for name in OF_PATH[path]}
+
+
+def reread_of(defaults: dict[str, dict] | None, reread: str | None) -> str | None:
+    """The path by which a chat reads what it has drawn: as the call says, else as the folder does; None = as drawn."""
+    if reread is None:
+        reread = ((defaults or {}).get("chat") or {}).get("reread", AS_DRAWN)
+    return None if reread == AS_DRAWN else reread
 
 
 def guidance_of(guider) -> Guidance:

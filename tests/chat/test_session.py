@@ -10,7 +10,7 @@ from diffusers.guiders import AdaptiveProjectedGuidance
 from hybridgen.chat.events import ImageDone, ImagePreview, ImageStarted, TextDelta, Usage
 from hybridgen.chat.session import Chat
 from hybridgen.chat.settings import TurnSettings
-from hybridgen.chat.turn import Turn
+from hybridgen.chat.turn import Conversation, Turn
 from hybridgen.checkpoints.hashes import checkpoint_hashes
 from hybridgen.core.layout import ImageSegment, TextSegment, lay_out
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
@@ -222,6 +222,53 @@ def test_what_was_read_and_drawn_piece_by_piece_is_one_forward(by, path, backbon
         for mine, reference in zip(now.prefix.cache.layers, expected.past_key_values.layers, strict=True):
             assert worst(mine.keys[:, :, front : mine.length], reference.keys) < 1e-5  # measured 1.4e-6
             assert worst(mine.values[:, :, front : mine.length], reference.values) < 1e-5  # measured 2e-7
+
+
+@pytest.mark.parametrize("reread", ["understanding", "diffusion", "vq"])
+@pytest.mark.parametrize("path", DRAWING)
+def test_what_is_read_again_is_the_conversation_read_by_that_path(path, reread):
+    """Every key and value after two drawings are those of the record read by `reread`, as the processor lays it, up to
+    the eight bits of its pictures; the pictures themselves are those of a chat that keeps them as drawn."""
+    pipe, settings = tiny_pipeline(), {"path": path, "seed": 0, "guidance_scale": 2.0, **QUICK}
+    chat, as_drawn = pipe.chat(reread=reread, **settings), pipe.chat(**settings)
+    assert chat.draw(SHORT).tobytes() == as_drawn.draw(SHORT).tobytes()
+    chat.draw("draw a blue square")
+    messages = [*chat.messages, *said("what color is it?")]
+    document = pipe.processor.prompt(messages, read=reread)
+    inputs = pipe.prompt_inputs([document])
+    with torch.no_grad():
+        whole = pipe.model.model(**inputs, use_cache=True)
+    turn = Turn(pipe, chat._conversation, said("what color is it?"), TurnSettings(reread=reread, path=path))
+    now = read_document(pipe.model, chat._conversation.cond, turn.prompt_tokens, pipe.processor.special_tokens.pad)
+    assert turn.cached > len(turn.prompt_tokens) / 2
+    assert len(turn.prompt_tokens) == len(document)
+    assert worst(now.prefix.last_state, whole.last_hidden_state[:, -1]) < 1e-4
+    assert [seen.path for seen in chat._conversation.images] == [reread, reread]
+
+
+def test_a_checkpoint_says_how_its_chats_read_what_they_drew(tmp_path):
+    pipe = tiny_pipeline()
+    pipe.register_to_config(sampling_defaults={"chat": {"reread": "understanding"}})
+    pipe.save_pretrained(tmp_path)
+    loaded = load_pipeline(tmp_path)
+    for settings, expected in (
+        ({}, "understanding"),
+        ({"reread": "drawn"}, "vq"),
+        ({"reread": "diffusion"}, "diffusion"),
+    ):
+        chat = loaded.chat(path="vq", seed=0, **QUICK, **settings)
+        chat.draw(SHORT)
+        assert chat._conversation.images[0].path == expected
+        again = Turn(loaded, Conversation(), [*chat.messages, *said("no")], TurnSettings(path="vq", **settings))
+        assert [seen.path for seen in again.images] == [expected]
+
+
+def test_room_is_kept_for_what_is_read_again():
+    """A picture of one patch is read again in the tower's 4 tokens, and two for its frame."""
+    chat = tiny_pipeline().chat(path="diffusion", height=4, width=4, num_inference_steps=2)
+    for reread, tokens in (("drawn", 3), ("understanding", 6)):
+        with pytest.raises(ValueError, match=f"200 images of {tokens} tokens, but the model's context is 512"):
+            chat.send(SHORT, plan=["image"] * 200, reread=reread)
 
 
 def test_a_turn_computes_only_what_is_new(pipe):
@@ -442,6 +489,7 @@ def test_words_by_chance_are_those_of_their_seed(pipe):
         ({"path": "pixels"}, "pixels"),
         ({"path": "pixels", "plan": ["text"]}, "pixels"),
         ({"read": "pixels"}, "pixels"),
+        ({"reread": "pixels"}, "reread is 'pixels'; it must be one of 'drawn', 'understanding', 'diffusion', 'vq'"),
         ({"height": 17, "width": 16}, "17"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"guidance_scale": -1}, "guidance_scale is -1"),

@@ -17,7 +17,7 @@ from hybridgen.cli.arguments.types import (
     seed_number,
     whole_number,
 )
-from hybridgen.core.names import OF_PATH
+from hybridgen.core.names import OF_PATH, REREAD
 from hybridgen.core.recognition import require_checkpoint
 
 SLASH_COMMANDS = """\
@@ -49,6 +49,11 @@ def add_arguments(commands) -> None:
     talk.add_argument("--system", metavar="TEXT", help="system message to begin with (default: none)")
     talk.add_argument(
         "--read", type=path_name, metavar="PATH", help="path by which pictures are read (default: the first)"
+    )
+    talk.add_argument(
+        "--reread",
+        choices=REREAD,
+        help="path by which the chat's own pictures are read; drawn = as they were drawn (default: the checkpoint's)",
     )
     talk.add_argument(
         "--max-new-tokens", type=whole_number(1), metavar="N", help="of one answer (default: 256, or what fits)"

@@ -38,6 +38,9 @@ def add_arguments(commands) -> None:
     what.add_argument("--draw", nargs="*", help="paths to draw by, if not --paths; none named = do not draw", **paths)
     what.add_argument("--answer", nargs="*", help="paths to answer through, likewise", **paths)
     what.add_argument(
+        "--chat", nargs="+", help="paths by which conversations draw, which are then held, too (default: none)", **paths
+    )
+    what.add_argument(
         "--samples", type=picture_count, default=256, help="pictures drawn and asked about (default: 256)"
     )
     what.add_argument("--seed", type=seed_number, default=0, help="seed of samples and drawing (default: 0)")

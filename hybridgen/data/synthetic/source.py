@@ -11,9 +11,10 @@ import numpy as np
 from PIL import Image
 
 from hybridgen.data.records import chat_record, image_part, text_part
+from hybridgen.data.synthetic.chats import Scene, chat_turns
 from hybridgen.data.synthetic.questions import Question
 
-TASKS = ("draw", "answer")
+TASKS = ("draw", "answer", "chat")
 LENGTH = 2**31  # records in a source: in effect endless, and an index fits every integer type
 
 
@@ -29,7 +30,13 @@ class SyntheticSource:
       are yes/no questions. Such an answer is one bit, so a model needs many of them to learn to compare.
       `categories` are those asked; a picture to which none of them applies is asked all that do. With `reasoning`
       the assistant first writes what a yes or no follows from (`reasoning_content`, as transformers calls
-      it): seeing and comparing are then learned one after the other instead of both from that one bit.
+      it): seeing and comparing are then learned one after the other instead of both from that one bit;
+    - task "chat": a conversation of several turns, in which the assistant draws and answers (`chats`); its questions
+      are chosen as those of "answer".
+
+    `open_captions` is the share of captions that leave something open ("an elf wearing a robe"), by which several
+    pictures are right: so prompts that say less are understood too, and questions about the rest are answered by
+    looking.
 
     `oversampling` shows some things more often than others of their kind, by the dataset's `names`: {"dwarf": 2.5}.
     Things that are easily confused are learned too slowly at their natural share of the pictures.
@@ -42,6 +49,7 @@ class SyntheticSource:
     splits: tuple[str, ...]
     question_categories: tuple[str, ...]
     names: Sequence[str] = ()  # the keys that `oversampling` may have
+    has_open_captions = False
 
     def __init__(
         self,
@@ -53,9 +61,10 @@ class SyntheticSource:
         categories: list[str] | None = None,
         oversampling: dict[str, float] | None = None,
         reasoning: bool = False,
+        open_captions: float = 0.0,
     ):
-        """Raises ValueError for an unknown split, task, category or name, a negative seed, or fewer than one question
-        per picture."""
+        """Raises ValueError for an unknown split, task, category or name, a negative seed, fewer than one question per
+        picture, or open captions of a dataset that has none."""
         if split not in self.splits:
             raise ValueError(f"unknown split {split!r} of {self.dataset}: it is one of {', '.join(self.splits)}")
         if task not in TASKS:
@@ -78,8 +87,10 @@ class SyntheticSource:
                 f"oversampling of {self.dataset} has {min(unknown)!r}: "
                 + (f"did you mean {', '.join(near)}?" if near else "this dataset has none, leave oversampling out")
             )
+        if open_captions and not self.has_open_captions:
+            raise ValueError(f"{self.dataset} has no captions that leave something open; leave open_captions out")
         self.split, self.task, self.seed, self.categories = split, task, seed, categories
-        self.oversampling, self.reasoning = oversampling or {}, reasoning
+        self.oversampling, self.reasoning, self.open_captions = oversampling or {}, reasoning, open_captions
         self.questions_per_picture, self.yes_no_questions = questions_per_picture, yes_no_questions
 
     def __len__(self) -> int:
@@ -90,7 +101,12 @@ class SyntheticSource:
         spec, rng = self._spec_and_rng(index)
         image, questions = self._render(spec), []
         if self.task == "draw":
-            record = chat_record(("user", [text_part(self._caption(spec, rng))]), ("assistant", [image_part(image)]))
+            words = self._some_caption(spec, rng)
+            record = chat_record(("user", [text_part(words)]), ("assistant", [image_part(image)]))
+        elif self.task == "chat":
+            another = lambda: self._scene(self.spec(int(rng.integers(len(self)))), rng)  # noqa: E731
+            messages, questions = chat_turns(rng, self._scene(spec, rng), another)
+            record = {"messages": messages}
         else:
             questions = self._choose_questions(spec, rng)
             record = conversation(image, questions)
@@ -100,6 +116,17 @@ class SyntheticSource:
                         message["reasoning_content"] = thought
         asked = [list(question) for question in questions]
         return {**record, "meta": {"dataset": self.dataset, "spec": spec._asdict(), "questions": asked}}
+
+    def _scene(self, spec, rng: np.random.Generator) -> Scene:
+        """A picture with what can be said of it in a conversation."""
+        questions = self._choose_questions(spec, rng)
+        thoughts = [self._reasoning(spec, question) if self.reasoning else "" for question in questions]
+        return Scene(self._render(spec), self._some_caption(spec, rng), list(zip(questions, thoughts, strict=True)))
+
+    def _some_caption(self, spec, rng: np.random.Generator) -> str:
+        if self.open_captions and rng.random() < self.open_captions:
+            return self._open_caption(spec, rng)
+        return self._caption(spec, rng)
 
     def _choose_questions(self, spec, rng: np.random.Generator) -> list[Question]:
         questions = self._questions(spec, rng)
@@ -132,6 +159,9 @@ class SyntheticSource:
         raise NotImplementedError
 
     def _caption(self, spec, rng: np.random.Generator) -> str:
+        raise NotImplementedError
+
+    def _open_caption(self, spec, rng: np.random.Generator) -> str:
         raise NotImplementedError
 
     def _questions(self, spec, rng: np.random.Generator) -> list[Question]:

@@ -13,6 +13,7 @@ from hybridgen.bridges.adapters import require_peft
 from hybridgen.codecs.frozen import vq_downsample_factor
 from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.core.files import read_json
+from hybridgen.core.names import AS_DRAWN
 from hybridgen.data.source_config import SourceConfig
 from hybridgen.paths.patches import check_size
 from hybridgen.paths.understanding import tokens_per_image
@@ -175,6 +176,11 @@ def _check_model_stage(config: TrainConfig) -> None:
             raise ValueError(f"sampling.paths has {path!r}; this model writes by: {', '.join(sides) or 'no path'}")
     most = 1000 if hybrid.diffusion_config is None else hybrid.diffusion_config.num_train_timesteps
     _require(config, "sampling.steps", lambda value: 1 <= value <= most, f"from 1 to {most}, the process' timesteps")
+    if config.sampling.reread not in (None, AS_DRAWN, *hybrid.paths):
+        raise ValueError(
+            f"sampling.reread is {config.sampling.reread!r}; choose {AS_DRAWN!r} or a path of this model: "
+            f"{', '.join(hybrid.paths)}"
+        )
     if config.sampling.every and not (config.sampling.prompts and sides):
         raise ValueError(
             f"sampling.every is {config.sampling.every}, but there is nothing to draw; give sampling.prompts and a "

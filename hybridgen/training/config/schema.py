@@ -132,6 +132,7 @@ class SamplingConfig:
         paths: by which paths; empty = all that write.
         steps, guidance: of the diffusion path.
         guidance_vq, temperature_vq: of the vq path.
+        reread: path by which chats read their own pictures; None = as they were drawn (`chat.settings.TurnSettings`).
     """
 
     every: int = 0
@@ -141,6 +142,7 @@ class SamplingConfig:
     guidance: float = 2.0
     guidance_vq: float = 1.0
     temperature_vq: float = 1.0
+    reread: str | None = None
 
     def of_path(self, path: str) -> dict[str, float]:
         """The settings of one path as the pipeline names them, which a checkpoint trained from scratch has as its

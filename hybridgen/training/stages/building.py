@@ -54,7 +54,8 @@ def build_parts(config: TrainConfig) -> Parts:
         start = load_pipeline(config.model.from_pretrained)
         start.model.float()  # half precision loses the small steps of an optimizer; autocast makes training fast
         vq, vae = start.vq_model if vq is None else vq, start.vae if vae is None else vae
-        pipeline = HybridGenPipeline(start.model, start.processor, start.scheduler, vae, vq, start.sampling_defaults)
+        defaults = _with_reread(start.sampling_defaults or {}, config.sampling.reread)
+        pipeline = HybridGenPipeline(start.model, start.processor, start.scheduler, vae, vq, defaults)
         return Parts(pipeline, sources, validation)
     tokenizer = build_or_load_tokenizer(config, sources)
     model = build_model(config.model, tokenizer, config.seed)
@@ -67,8 +68,14 @@ def build_parts(config: TrainConfig) -> Parts:
         vq_factor=None if vq is None else VQCodec(vq).downsample_factor,
     )
     defaults = {path: config.sampling.of_path(path) for path in WRITING_PATHS if path in model.config.paths}
-    pipeline = HybridGenPipeline(model, processor, vae=vae, vq_model=vq, sampling_defaults=defaults or None)
+    defaults = _with_reread(defaults, config.sampling.reread)
+    pipeline = HybridGenPipeline(model, processor, vae=vae, vq_model=vq, sampling_defaults=defaults)
     return Parts(pipeline, sources, validation)
+
+
+def _with_reread(defaults: dict[str, dict], reread: str | None) -> dict[str, dict] | None:
+    """A checkpoint's sampling defaults with what the config says of chats; None where nothing is said."""
+    return (defaults if reread is None else {**defaults, "chat": {"reread": reread}}) or None
 
 
 def build_processor(config: TrainConfig, sources: list[DocumentSource]) -> HybridGenProcessor:

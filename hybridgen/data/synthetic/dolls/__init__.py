@@ -7,7 +7,14 @@ split `held_out` holds out pairs of creature and clothing, not creatures: traini
 import numpy as np
 from PIL import Image
 
-from hybridgen.data.synthetic.dolls.language import CATEGORIES, caption, parse_caption, questions, reasoning
+from hybridgen.data.synthetic.dolls.language import (
+    CATEGORIES,
+    caption,
+    open_caption,
+    parse_caption,
+    questions,
+    reasoning,
+)
 from hybridgen.data.synthetic.dolls.pictures import (
     SIZE,
     SLOTS,
@@ -40,6 +47,7 @@ __all__ = [
     "judge_pictures",
     "majority_baselines",
     "nearest_specs",
+    "open_caption",
     "parse_caption",
     "questions",
     "render",
@@ -56,6 +64,7 @@ class Dolls(SyntheticSource):
     dataset = "dolls"
     splits = SPLITS
     question_categories = CATEGORIES
+    has_open_captions = True
 
     @property
     def names(self) -> list[str]:
@@ -69,6 +78,9 @@ class Dolls(SyntheticSource):
 
     def _caption(self, spec: DollSpec, rng: np.random.Generator) -> str:
         return caption(spec)
+
+    def _open_caption(self, spec: DollSpec, rng: np.random.Generator) -> str:
+        return open_caption(spec, rng)
 
     def _questions(self, spec: DollSpec, rng: np.random.Generator) -> list[Question]:
         return questions(spec, rng)

@@ -28,11 +28,33 @@ def caption(spec: DollSpec) -> str:
 
     "a minotaur wearing a gray robe and a white wizard hat, holding a gold tower shield, black background"
     """
-    worn, held = (
-        _join([_with_article(_phrase(spec, slot)) for slot in group if _phrase(spec, slot)]) for group in (_WORN, _HELD)
-    )
-    figure = _with_article(_phrase(spec, "base")) + (f" wearing {worn}" if worn else "")
-    return ", ".join([figure] + ([f"holding {held}"] if held else []) + [f"{spec.background} background"])
+    return _say({slot: _phrase(spec, slot) for slot in LAYER_SLOTS}, spec.background)
+
+
+def open_caption(spec: DollSpec, rng: np.random.Generator) -> str:
+    """As `caption`, but one thing or more is left open: the background is not named, a thing is named by its kind ("a
+    robe"), or the creature is "a figure". A part that is there is always named, as an unnamed one is not there.
+
+    "a figure wearing a gray robe and a wizard hat, holding a gold tower shield"
+    """
+    names = {slot: _phrase(spec, slot) for slot in LAYER_SLOTS}
+    by_kind = [slot for slot in LAYER_SLOTS if names[slot] != _kind(spec, slot)]
+    background = None if rng.random() < 0.7 else spec.background
+    if background is not None or rng.random() < 0.3:
+        if not by_kind or rng.random() < 0.3:
+            names["base"] = "figure"
+        for slot in by_kind:
+            if names["base"] != "figure" or rng.random() < 0.5:
+                names[slot] = _kind(spec, slot)
+    return _say(names, background)
+
+
+def _say(names: dict[str, str | None], background: str | None) -> str:
+    """A caption of what each slot holds and of the background, as far as it is named."""
+    worn, held = (_join([_with_article(names[slot]) for slot in group if names[slot]]) for group in (_WORN, _HELD))
+    figure = _with_article(names["base"]) + (f" wearing {worn}" if worn else "")
+    known = [f"{background} background"] if background else []
+    return ", ".join([figure] + ([f"holding {held}"] if held else []) + known)
 
 
 def parse_caption(text: str) -> DollSpec:
