@@ -89,6 +89,8 @@ def _data(folder: Path) -> None:
         ],
     }.items():
         _lines(folder / file, rows)
+    table = "".join(f"{name},{text}\n" for name, text in captions.items())
+    (folder / "pairs.csv").write_text(f"image,words\n{table}", encoding="utf-8")
     turn = [{"from": "human", "value": "<image>\nwhat is it?"}, {"from": "gpt", "value": "a circle"}]
     llava = [{"image": name, "conversations": turn} for name in images]
     (folder / "llava_v1_5_mix665k.json").write_text(json.dumps(llava))

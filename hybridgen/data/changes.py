@@ -23,10 +23,14 @@ def changes(sources: Iterable[DocumentSource], before: dict[str, dict]) -> list[
         if None not in (records, source.records) and records != source.records:
             found.append(f"{source.name} has {source.records} records, {records} before")
         elif None not in (files, source.fingerprint) and files != source.fingerprint:
-            found.append(f"the files of {source.name} are {_shown(source.fingerprint)}, {_shown(files)} before")
+            now, then = _shown(source.fingerprint), _shown(files)
+            if now == then:
+                found.append(f"the files of {source.name} have other names or sizes than before")
+            else:
+                found.append(f"{source.name} has {now}, {then} before")
     return found
 
 
 def _shown(files: list) -> str:
-    count, size, digest = files
-    return f"{count} of {size:,} bytes ({digest})"
+    count, size, _ = files
+    return f"{count} file{'' if count == 1 else 's'} of {size:,} bytes"

@@ -39,6 +39,7 @@ class SourceReport:
         image_tokens: of all documents, by path.
         record_hashes, picture_hashes: of the contents, to find what is repeated or shared.
         repeated: records whose content was met before.
+        without_picture: records of words alone.
     """
 
     name: str
@@ -51,6 +52,7 @@ class SourceReport:
     record_hashes: set[bytes] = field(default_factory=set)
     picture_hashes: set[bytes] = field(default_factory=set)
     repeated: int = 0
+    without_picture: int = 0
     bad_records: list[BadRecord] = field(default_factory=list)
 
 
@@ -98,6 +100,7 @@ def _count_record(report: SourceReport, messages: list[dict]) -> None:
             report.picture_hashes.add(picture)
             content.update(picture)
     report.words.append(words)
+    report.without_picture += not any(part["type"] == "image" for message in messages for part in parts(message))
     record = content.digest()
     report.repeated += record in report.record_hashes
     report.record_hashes.add(record)
@@ -172,6 +175,9 @@ def report_lines(
             ]
         )
     lines = _aligned(rows)
+    for report in (*training, *validation):
+        if report.sizes and report.without_picture:
+            lines.append(f"{report.name}: {report.without_picture:,} of its records hold no picture, words alone")
     if mix is not None:
         lines += ["", f"shares of the tokens in {mix.documents:,} documents, rows filled to {mix.fill:.1%}"]
         shares = [[name, f"{mix.expected[name]:.1%}", f"{mix.realised[name]:.1%}"] for name in mix.expected]

@@ -1,11 +1,14 @@
 """Broken records: skipped in the same order by everyone, listed once, counted up to a limit that holds the list."""
 
+import errno
 import itertools
 import json
 
 import pytest
 
+from hybridgen.data import records
 from hybridgen.data.bad_records import BadRecord, BadRecordLog
+from hybridgen.data.formats import rows
 from hybridgen.data.loading import RowLoader
 from hybridgen.data.mixture import Mixture
 from hybridgen.data.source_config import SourceConfig
@@ -148,3 +151,90 @@ def test_the_last_whole_record_is_found_however_the_epochs_meet():
     for batch in take(stream, 30):
         assert all("<whole>" in words for words in documents_of(batch, PROCESSOR.tokenizer))
     assert len(stream.bad_records()) == 2
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        AttributeError("'NoneType' object has no attribute 'x'"),
+        TypeError("an integer is required"),
+        KeyError("APP1"),
+        RecursionError("maximum recursion depth exceeded"),
+        OverflowError("Python int too large to convert to C long"),
+        MemoryError(),
+        ZeroDivisionError("division by zero"),
+        OSError(errno.ENAMETOOLONG, "File name too long"),
+        PermissionError(errno.EACCES, "Permission denied"),
+        UnicodeEncodeError("utf-8", "\ud800", 0, 1, "surrogates not allowed"),
+        NotImplementedError("\n two\nlines " + "x" * 5000),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("place", ["picture", "row", "document"])
+def test_whatever_one_record_raises_costs_that_record_alone(file, monkeypatch, error, place):
+    """Of the picture of record 13, the row in line 14, or the document made of it."""
+    real = {"picture": records.load_images, "row": rows.record_of, "document": PROCESSOR.document}[place]
+
+    def failing(*values, **settings):
+        if "<13>" in str(values[0]):
+            raise error
+        return real(*values, **settings)
+
+    if place == "picture":
+        monkeypatch.setattr(rows, "load_images", failing)
+    elif place == "row":
+        monkeypatch.setattr(rows, "record_of", failing)
+    else:
+        monkeypatch.setattr(PROCESSOR, "document", failing)
+    stream = loader(file, limit=12, prefetch=1)
+    take(stream, 12)
+    stream.close()
+    told = {each.where: each.reason for each in stream.bad_records()}
+    reason = next(reason for where, reason in told.items() if where.endswith("a.jsonl:14"))
+    assert isinstance(error, ValueError) or reason.startswith(f"it cannot be read ({type(error).__name__}")
+    assert len(reason) < 300
+    assert "\n" not in reason
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_no_broken_record(file, monkeypatch, code):
+    def full(*_):
+        raise OSError(code, "No space left on device")
+
+    monkeypatch.setattr(rows, "load_images", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        take(loader(file, limit=100, prefetch=0), 3)
+
+
+def test_a_stream_of_words_and_pictures_goes_on_with_the_same_batches(tmp_path):
+    """Which row a run (or a process) reads first is nothing that a later row depends on."""
+    lines = []
+    for number in range(60):
+        picture(seed=number).save(tmp_path / f"{number}.png")
+        lines.append(
+            {"text": f"<{number}> red"} if number % 3 == 0 else {"image": f"{number}.png", "text": f"<{number}>"}
+        )
+    lines += [{"image": None, "text": "lost"}]
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+    def stream(**how) -> RowLoader:
+        config = SourceConfig(f"{tmp_path}/a.jsonl", name="draw", write="diffusion", streaming=True, buffer=6)
+        return RowLoader(Mixture([open_source(config)], max_broken=3), PROCESSOR, 1, 96, prefetch=0, **how)
+
+    whole = stream()
+    states, batches = [], []
+    for _ in range(9):
+        states.append(json.loads(json.dumps(whole.state_dict())))
+        batches.append(next(whole))
+    for number, state in enumerate(states):
+        resumed = stream()
+        resumed.load_state_dict(state)
+        assert same(next(resumed), batches[number])
+    parts = [stream(rank=rank, world_size=2, shard_by_rank=True) for rank in range(2)]
+    words = [
+        document for part in parts for batch in take(part, 30) for document in documents_of(batch, PROCESSOR.tokenizer)
+    ]
+    for number in range(60):
+        mine = {document for document in words if f"<{number}>" in document}
+        assert mine, number
+        assert all(("image" in document) == (number % 3 != 0) for document in mine)

@@ -6,6 +6,8 @@ import pytest
 
 from hybridgen.data.loading import RowLoader
 from hybridgen.data.mixture import Mixture
+from hybridgen.data.source_config import SourceConfig
+from hybridgen.data.sources import open_source
 from tests.data.in_memory import Listed, drawings, numbered, questions, source_of
 from tests.processors import assistant, tiny_processor, user
 
@@ -112,3 +114,29 @@ def test_a_state_of_other_sources_is_refused():
     state = Mixture([source_of(numbered(3), name="a")]).state_dict()
     with pytest.raises(ValueError, match="the saved position is of the sources a, but the config names b"):
         Mixture([source_of(numbered(3), name="b")]).load_state_dict(state)
+
+
+def test_data_that_changed_since_a_state_was_saved_are_named(tmp_path):
+    """By the number of records, else by the names and sizes of files; that they lie elsewhere is no change."""
+    lines = [json.dumps({"text": f"line {number}"}) + "\n" for number in range(12)]
+
+    def mixture(folder: str, lines: list[str], **config) -> Mixture:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "a.jsonl").write_text("".join(lines))
+        return Mixture([open_source(SourceConfig(f"{tmp_path}/{folder}/a.jsonl", name="words", **config))])
+
+    state = json.loads(json.dumps(mixture("a", lines).state_dict()))
+    assert mixture("b", lines).changes(state) == []
+    assert mixture("a", lines[:5]).changes(state) == ["words has 5 records, 12 before"]
+    changed = mixture("a", [*lines[:-1], lines[-1].replace("line", "a line")]).changes(state)
+    assert changed == ["words has 1 file of 232 bytes, 1 file of 230 bytes before"]
+    streamed = {"streaming": True, "buffer": 4}
+    state = mixture("a", lines, **streamed).state_dict()
+    assert mixture("a", lines, **streamed).changes(state) == []
+    assert len(mixture("a", lines[1:], **streamed).changes(state)) == 1
+    (tmp_path / "a" / "a.jsonl").rename(tmp_path / "a" / "b.jsonl")
+    renamed = Mixture([open_source(SourceConfig(f"{tmp_path}/a/b.jsonl", name="words", **streamed))])
+    assert renamed.changes(mixture("a", lines[1:], **streamed).state_dict()) == [
+        "the files of words have other names or sizes than before"
+    ]
+    assert mixture("a", lines).changes({}) == []  # an older state
