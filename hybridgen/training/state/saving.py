@@ -17,11 +17,12 @@ said.
     state/step_N/...             weights, average, optimizer and random streams
 """
 
+import contextlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_type_hints
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -33,6 +34,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
 from hybridgen.core.files import read_json, write_json
+from hybridgen.training.config import strict
 from hybridgen.training.config.renamed import with_new_names
 from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.distributed.sharding import DistributedModel
@@ -239,22 +241,39 @@ def changes_since(config: TrainConfig, saved: dict, state: Path) -> list[str]:
     Raises:
         ValueError: the state is of another model.
     """
-    now = json.loads(json.dumps(asdict(config)))  # as it is saved, where keys are strings
+    now, before = _as_json(config), _with_defaults(saved)
     for key in SAME_ON_RESUME:
-        before = saved.get(key)  # older states know fewer settings
-        if now[key] != before:
+        if different := _differences(before.get(key), now[key], key):
             raise ValueError(
-                f"{state} is of a run whose {key} is not this config's ({_difference(before, now[key], key)}); "
-                "choose another output_dir, or set resume=never to start over"
+                f"{state} is of a run whose {key} is not this config's ({'; '.join(different)}); choose another "
+                "output_dir, or set resume=never to start over"
             )
-    changed = [_difference(saved.get(key), value, key) for key, value in now.items() if value != saved.get(key)]
+    changed = [each for key in now for each in _differences(before.get(key), now[key], key)]
     return [each for each in changed if not each.startswith(("resume:", "output_dir:"))]
 
 
-def _difference(saved, now, key: str) -> str:
-    """The first place where two settings differ, as `key: before -> now`."""
+def _as_json(value) -> dict:
+    """A config as it is saved: dataclasses are objects, keys strings."""
+    return json.loads(json.dumps(value, default=asdict))
+
+
+def _with_defaults(saved: dict) -> dict:
+    """A saved config with today's defaults where it is older than a setting, which meant the same then."""
+    hints, complete = get_type_hints(TrainConfig), dict(saved)
+    for field in fields(TrainConfig):
+        if field.name in saved:
+            with contextlib.suppress(ValueError, TypeError):  # settings that are gone: compared as they are
+                complete[field.name] = _as_json(strict.convert(saved[field.name], hints[field.name], field.name))
+        elif field.default is not MISSING:
+            complete[field.name] = field.default
+        elif field.default_factory is not MISSING:
+            complete[field.name] = _as_json(field.default_factory())
+    return complete
+
+
+def _differences(saved, now, key: str) -> list[str]:
+    """Where two settings differ, each as `key: before -> now`."""
     if isinstance(saved, dict) and isinstance(now, dict):
-        for name in {**saved, **now}:
-            if saved.get(name) != now.get(name):
-                return _difference(saved.get(name), now.get(name), f"{key}.{name}")
-    return f"{key}: {saved!r} -> {now!r}"
+        names = {**saved, **now}
+        return [each for name in names for each in _differences(saved.get(name), now.get(name), f"{key}.{name}")]
+    return [] if saved == now else [f"{key}: {saved!r} -> {now!r}"]

@@ -4,6 +4,7 @@ said, or refused before anything is loaded."""
 import json
 import math
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from hybridgen.core.files import read_json, write_json
 from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.distributed.processes import make_accelerator
 from hybridgen.training.distributed.sharding import full
+from hybridgen.training.state.saving import changes_since
 from hybridgen.training.trainer import Trainer
 from tests.training.processes import ProcessGroup, train_toy
 from tests.training.test_trainer import assert_same, metrics_of, weights_of
@@ -212,6 +214,21 @@ def test_refusals_come_before_anything_is_said_or_loaded(tmp_path, capfd):
         Trainer(config, stage, make_accelerator(config)).run()
     assert said_of(capfd) == ""
     assert_same(dict(stage.model.state_dict()), before)
+
+
+def test_every_setting_that_changed_is_said_and_none_that_is_new(tmp_path):
+    """A state that is older than a setting was made with its default; also where alone such a setting is refused."""
+    config = config_of(tmp_path, model={"text_config": {"hidden_size": 8}}, optimizer={"name": "adamw", "lr": 1e-2})
+    saved = json.loads(json.dumps(asdict(config)))
+    del saved["diagnostics"], saved["spike"]["factor"], saved["model"]["embedding_std"], saved["gradient_checkpointing"]
+    assert changes_since(config, saved, tmp_path) == []
+    model = {"text_config": {"hidden_size": 8}}
+    then = config_of(tmp_path, model=model, steps=13, optimizer={"name": "muon", "eps": 1e-5, "lr": 1e-2})
+    told = changes_since(then, saved, tmp_path)
+    assert told == ["steps: 12 -> 13", "optimizer.name: 'adamw' -> 'muon'", "optimizer.eps: 1e-08 -> 1e-05"]
+    wider = config_of(tmp_path, model={"text_config": {"hidden_size": 16}, "embedding_std": 1.0})
+    with pytest.raises(ValueError, match=r"hidden_size: 8 -> 16; model.embedding_std: None -> 1.0\); choose"):
+        changes_since(wider, saved, tmp_path)
 
 
 class MoreData(ToyLoader):
