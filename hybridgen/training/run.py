@@ -3,14 +3,11 @@
 The loop is in `trainer`, what is trained in `stages`; what a terminal shows of errors is in `cli`.
 """
 
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
-import yaml
 from accelerate.utils import set_seed
 
-from hybridgen.core.files import write_whole
 from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.distributed.processes import make_accelerator
 from hybridgen.training.distributed.speed import keep_freed_memory
@@ -30,10 +27,11 @@ def train(config: TrainConfig) -> Path:
         torch.set_num_threads(config.threads)
     keep_freed_memory()
     folder = Path(config.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"output_dir {str(folder)!r} cannot be made ({error.strerror}); name another folder") from error
     accelerator = make_accelerator(config)
-    if accelerator.is_main_process:
-        write_whole(folder / "config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
     build = build_codec_stage if config.stage == "codec" else build_model_stage
     stage = build(config, accelerator)
     set_seed(config.seed, device_specific=True)  # for dropout: everything else has its own generators

@@ -16,11 +16,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+import yaml
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import gather_object, send_to_device
 from torch import Tensor
 
 from hybridgen.core.devices import sum_dtype
+from hybridgen.core.files import write_whole
 from hybridgen.core.objectives import total
 from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.distributed.processes import peers_lost, sum_over_ranks
@@ -93,7 +95,8 @@ class Trainer:
     def _restore(self) -> None:
         """Go on from a state, if there is one; then open what needs to know the step: the guard, and the logs.
 
-        All that may refuse the state comes before anything is loaded or said of it.
+        All that may refuse the state comes before anything is loaded or said of it, and before `config.yaml` is that of
+        the run that goes on.
         """
         found, run = find_state(self.config, self.accelerator, self.weights, self.say), {}
         if found is not None:
@@ -107,6 +110,8 @@ class Trainer:
         for group, settings in zip(self.optimizer.param_groups, self._group_settings, strict=True):
             group.update(settings)  # the config's, not those of the state
         is_main, logged = self.accelerator.is_main_process, asdict(self.config)
+        if is_main:
+            write_whole(self.folder / "config.yaml", yaml.safe_dump(logged, sort_keys=False))
         spike = self.config.spike
         if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
             # DeepSpeed steps in the backward pass: a bad step cannot be skipped, so it ends the run

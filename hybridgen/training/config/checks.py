@@ -14,6 +14,7 @@ from hybridgen.codecs.frozen import vq_downsample_factor
 from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.core.files import read_json
 from hybridgen.core.names import AS_DRAWN
+from hybridgen.core.recognition import user_path
 from hybridgen.data.source_config import SourceConfig
 from hybridgen.paths.patches import check_size
 from hybridgen.paths.understanding import tokens_per_image
@@ -23,6 +24,10 @@ from hybridgen.training.config.parts import NO_FOLDER, codec_factors, hybrid_con
 from hybridgen.training.config.schema import DataConfig, TrainConfig
 
 WRITING = ("diffusion", "vq")
+PATH_KEYS = (
+    "output_dir", "resume", "data.cache", "codec.vq", "codec.vae", "model.from_pretrained", "model.language_model",
+    "model.vision_model", "model.tokenizer.path", "vq_model.perceptual.path", "vae.perceptual.path",
+)  # fmt: skip
 FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
 
 
@@ -36,8 +41,20 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     for word in overrides:
         strict.override(content, word)
     config = strict.build(TrainConfig, content)
+    _find_home(config)
     check(config)
     return config
+
+
+def _find_home(config: TrainConfig) -> None:
+    """`~` in a path is the home folder, as in a shell. All else stays as it is written: states are compared by it."""
+    for key in PATH_KEYS:
+        place, (*above, name) = config, key.split(".")
+        for part in above:
+            place = getattr(place, part, None)
+        value = getattr(place, name, None)
+        if isinstance(value, str) and value.startswith("~"):
+            setattr(place, name, str(user_path(value)))
 
 
 def check(config: TrainConfig) -> None:

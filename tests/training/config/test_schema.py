@@ -255,3 +255,14 @@ def test_the_transfusion_recipe(tmp_path):
     shape = config.model.text_config
     assert (shape["num_hidden_layers"], shape["hidden_size"], shape["num_attention_heads"]) == (16, 768, 12)
     assert config.data.sequence_length == 4096
+
+
+def test_home_is_found_in_paths(load, model_content, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    words = ["output_dir=~/run", "data.cache=~/cache", "data.sources=[{source: ~/a.jsonl, name: text}]"]
+    config = load(model_content | {"codec": {"vq": "~/vq_model"}}, *words)
+    assert config.output_dir == str(tmp_path / "run")
+    assert config.data.cache == str(tmp_path / "cache")
+    assert config.codec.vq == str(tmp_path / "vq_model")
+    assert config.data.sources[0].source == str(tmp_path / "a.jsonl")

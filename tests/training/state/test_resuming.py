@@ -213,6 +213,7 @@ def test_refusals_come_before_anything_is_said_or_loaded(tmp_path, capfd):
     with pytest.raises(ValueError, match="of other sources"):
         Trainer(config, stage, make_accelerator(config)).run()
     assert said_of(capfd) == ""
+    assert "steps: 4\n" in (tmp_path / "config.yaml").read_text()  # still that of the run that is there
     assert_same(dict(stage.model.state_dict()), before)
 
 
