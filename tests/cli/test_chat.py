@@ -85,6 +85,31 @@ def test_a_mistake_is_one_sentence_and_ends_a_pipe(talk, tmp_path, doll, lines, 
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize("spelling", ["{}", "'{}'", '"{}"', "{escaped}", "file://{quoted}"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_dropped_file_is_that_file(talk, tmp_path, doll, spelling, mark):
+    """As terminals paste it, and as the first line of a script that begins with a byte order mark."""
+    file = tmp_path / "my photo, it's one.png" if spelling in ("{}", '"{}"') else tmp_path / "my photo.png"
+    file.write_bytes(doll.read_bytes())
+    named = spelling.format(file, escaped=str(file).replace(" ", "\\ "), quoted=str(file).replace(" ", "%20"))
+    said = [f"{mark}/image {named}", "what creature is this?", "/save"]
+    code, out, error = talk(said, *QUICK, "--out", tmp_path / "talk")
+    assert (code, error.count("hybridgen:")) == (0, 0)
+    messages = json.loads(Path(out.splitlines()[-1]).read_text())["messages"]
+    assert messages[0]["content"][0] == {"type": "image", "image": str(file)}
+
+
+def test_words_of_a_chat_are_drawn_where_that_is_asked_for_and_a_cut_is_said(talk, tiny_checkpoint, tmp_path):
+    how = ("--text-temperature", 1.5, "--text-top-k", 20, "--text-top-p", 0.9, "--seed", 3, "--max-new-tokens", 4)
+    code, out, error = talk(["hello"], *how, "--out", tmp_path)
+    assert code == 0
+    chat = load_pipeline(tiny_checkpoint).chat(max_new_tokens=4)
+    settings = {"text_temperature": 1.5, "text_top_k": 20, "text_top_p": 0.9, "seed": 3}
+    events = list(chat.send("hello", **settings))
+    assert out.splitlines()[0] == "".join(getattr(event, "text", "") for event in events).splitlines()[0]
+    assert ("the answer was cut off where its tokens ran out" in error) == events[-1].truncated
+
+
 class Terminal(io.StringIO):
     """Somebody who types."""
 

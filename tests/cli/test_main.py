@@ -3,6 +3,8 @@
 Commands run in this process through `main`; a few start Python anew, for what only a process has.
 """
 
+import argparse
+import contextlib
 import inspect
 import shlex
 import subprocess
@@ -277,6 +279,47 @@ def test_what_is_no_option_is_refused(run, typed):
     code, _, error = run(*typed.split())
     assert code == 2
     assert error.startswith("hybridgen: unrecognized arguments: ")
+
+
+def options_of(name: str) -> list[argparse.Action]:
+    """What a command takes beside its words without a name, and help."""
+    commands = next(action for action in parser()._actions if action.dest == "command")
+    return [action for action in commands.choices[name]._actions if action.option_strings and action.dest != "help"]
+
+
+SEVERAL = {  # options that may be given again
+    "sample": {"prompt", "negative_prompt", "height", "width", "image"},
+    "ask": {"image", "question"},
+}
+
+
+def values_of(action: argparse.Action) -> list[str]:
+    """Words that an option takes."""
+    for word in action.choices or ("1", "vq", "5GB"):
+        with contextlib.suppress(argparse.ArgumentTypeError):
+            if action.type is not None:
+                action.type(word)
+            return [word] * (action.nargs if isinstance(action.nargs, int) else 1)
+    raise AssertionError(f"{action.option_strings} takes none of these words")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_option_given_twice_is_several_or_refused(run, name):
+    needed = {"ask": ["--image", "a", "--question", "?"], "sample": ["--prompt", "a", "--out", "o"]}.get(name, [])
+    for action in options_of(name):
+        option = [action.option_strings[-1], *values_of(action)]
+        code, lines, error = run(name, "inspect" if name == "data" else "x", *needed, *option, *option)
+        if action.dest in SEVERAL.get(name, ()):
+            assert "is given twice" not in error, option
+        else:
+            assert (code, lines) == (2, []), option
+            assert f"{option[0]} is given twice; give it once" in error, option
+
+
+def test_a_setting_of_a_config_given_twice_is_refused(run):
+    code, _, error = run("train", "c.yaml", "steps=3", "seed=1", "steps=5")
+    assert code == 2
+    assert error.startswith("hybridgen: steps is given twice; give it once")
 
 
 @pytest.mark.parametrize("old", RENAMED_OPTIONS)
