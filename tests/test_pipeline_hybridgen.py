@@ -28,6 +28,7 @@ from torch import Generator
 from hybridgen.core.documents import left_pad
 from hybridgen.core.layout import ImageSegment
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
+from hybridgen.sampling.decoder import Decoder
 from hybridgen.sampling.denoise import image_predictor
 from hybridgen.sampling.guidance import Guidance
 from hybridgen.sampling.prefix import begin_image, extend, prefill
@@ -563,6 +564,55 @@ def test_two_threads_may_use_one_pipeline_with_modality_experts():
     check_interleaved(tiny_pipeline(diffusion_config=experts), "changed by a callback", "codes")
 
 
+@pytest.mark.parametrize("path", ["diffusion", "vq"])
+def test_a_callback_may_interrupt(pipe, path):
+    """As in diffusers: the call ends after the step, with pictures of what there is."""
+    seen = []
+
+    def stop(pipeline, step, timestep, tensors):
+        seen.append(tensors["latents"].clone())
+        assert not pipeline.interrupt
+        if step == 1:
+            pipeline._interrupt = True
+        return tensors
+
+    settings = {"path": path, "seed": 0, "num_inference_steps": 8, "guidance_scale": 2.0}
+    made = pipe(PROMPTS[:2], callback_on_step_end=stop, output_type="latent", **settings).images
+    assert len(seen) == 2
+    if path == "diffusion":
+        assert torch.equal(made, seen[-1])
+    else:
+        assert torch.equal(made.flatten(1)[:, :2], seen[-1])
+        assert not made.flatten(1)[:, 2:].any()
+    assert pipe.interrupt
+    seen.clear()
+    pictures = pipe(PROMPTS[:3], callback_on_step_end=stop, max_batch=2, **settings).images
+    assert (len(pictures), pictures[0].size) == (1, (16, 16))  # those of batches that had not begun are left out
+    seen.clear()
+    whole = pipe(PROMPTS[:2], **settings, output_type="latent").images
+    assert not pipe.interrupt  # each call begins anew
+    assert not torch.equal(whole, made)
+
+
+def test_another_thread_may_interrupt_also_where_it_made_a_call_before(pipe):
+    pipe(PROMPTS[0], **FAST)  # in this thread
+    begun, told, steps = threading.Event(), threading.Event(), []
+
+    def wait(pipeline, step, timestep, tensors):
+        steps.append(step)
+        begun.set()
+        told.wait(60)
+        return tensors
+
+    with ThreadPoolExecutor(1) as threads:
+        call = threads.submit(pipe, PROMPTS[0], num_inference_steps=8, callback_on_step_end=wait)
+        begun.wait(60)
+        pipe._interrupt = True
+        told.set()
+        assert len(call.result().images) == 1
+    assert steps == [0]
+
+
 def test_a_callback_may_call_the_pipeline(pipe):
     """The inner call leaves the outer one's guidance alone, and the other way round."""
     inner = []  # what it draws
@@ -649,6 +699,102 @@ def test_one_image_or_one_question_stands_beside_all_of_the_other(pipe):
     assert pipe.answer(images[0], questions) == pipe.answer([images[0]] * 2, questions)
     assert pipe.answer(images, questions[0]) == pipe.answer(images, [questions[0]] * 2)
     assert len(pipe.answer(images[0], questions[0])) == 1
+
+
+def generated(pipe, pictures: list, question: str, count: int) -> str:
+    """The answer of bare `generate` to a question about several pictures, read by the vision tower."""
+    content = [*({"type": "image", "image": each} for each in pictures), {"type": "text", "text": question}]
+    document, tokens = pipe.processor.prompt([{"role": "user", "content": content}]), pipe.processor.special_tokens
+    banned = [tokens.begin_image, tokens.end_image, tokens.understanding, tokens.diffusion, tokens.vq]
+    ids = torch.tensor([document.layout.input_ids])
+    written = pipe.model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count, suppress_tokens=banned,
+        eos_token_id=pipe.processor.tokenizer.eos_token_id, pixel_values=torch.stack(document.pixels("understanding")),
+    )[0, ids.shape[1] :]  # fmt: skip
+    return pipe.processor.tokenizer.decode(written, skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize("path", ["understanding", "diffusion", "vq"])
+def test_a_question_may_have_several_pictures_whatever_stands_beside_it(pipe, path):
+    """Unlike numbers of pictures, and prompts of unlike length, in one call: each as if it were alone."""
+    images = [[picture(0), picture(1)], picture(2), [picture(1)], (picture(3), picture(0), picture(2))]
+    questions = ["what color is the circle?", "a", "is there a square? red or blue? say yes", "red or blue?"]
+    together = pipe.answer(images, questions, path=path, max_new_tokens=5)
+    alone = [
+        pipe.answer([of], asked, path=path, max_new_tokens=5)[0] for of, asked in zip(images, questions, strict=True)
+    ]
+    assert together == alone
+    if path == "understanding":
+        assert together[0] == generated(pipe, images[0], questions[0], 5)
+        assert together[3] == generated(pipe, images[3], questions[3], 5)
+    assert pipe.answer([images[0]], questions[:2], path=path, max_new_tokens=5)[0] == together[0]
+    batch = np.stack([np.asarray(each) for each in images[0]])  # an array of four axes: a picture for each question
+    assert pipe.answer(batch, questions[:2], path=path, max_new_tokens=5) == pipe.answer(
+        images[0], questions[:2], path=path, max_new_tokens=5
+    )
+
+
+def test_answers_have_all_the_room_there_is_and_say_when_they_were_cut(pipe, monkeypatch):
+    """And room is made as it is needed, not for thousands of tokens before the first."""
+    rooms, inner = [], Decoder.continue_from
+    monkeypatch.setattr(
+        Decoder, "continue_from", lambda *given, **named: rooms.append(len(given[2])) or inner(*given, **named)
+    )
+    context = pipe.model.config.text_config.max_position_embeddings
+    document = pipe.processor.prompt(
+        [{"role": "user", "content": [{"type": "image", "image": picture(0)}, {"type": "text", "text": "what color?"}]}]
+    )
+    (answer,) = pipe.answer(picture(0), "what color?")
+    assert answer.truncated
+    assert rooms[0] == 31
+    assert sum(rooms) == context - len(document) - 1  # the last token is written, but not read
+    assert answer.startswith(pipe.answer(picture(0), "what color?", max_new_tokens=40)[0])
+    assert pipe.answer(picture(0), "what color?", max_new_tokens=150)[0] == generated(
+        pipe, [picture(0)], "what color?", 150
+    )
+    together = pipe.answer([picture(0), picture(1)], ["what color?", "is there a square? yes or no?"])
+    assert together[0] == answer
+    again = pickle.loads(pickle.dumps(answer))
+    assert (again, again.truncated, isinstance(again, str)) == (answer, True, True)
+
+
+def test_an_answer_that_ends_by_itself_is_not_cut(pipe):
+    def ends(module, inputs, logits):
+        return torch.full_like(logits, -1.0).index_fill(-1, torch.tensor(pipe.processor.tokenizer.eos_token_id), 1.0)
+
+    handle = pipe.model.lm_head.register_forward_hook(ends)
+    answers = [pipe.answer(picture(0), "a", max_new_tokens=limit)[0] for limit in (None, 1)]
+    events = list(pipe.chat(plan=["text"]).send("a", max_new_tokens=1))
+    handle.remove()
+    assert [(answer, answer.truncated) for answer in answers] == [("", False)] * 2
+    assert not events[-1].truncated
+    assert list(pipe.chat(plan=["text"]).send("a", max_new_tokens=1))[-1].truncated
+    assert pipe.chat().ask("a", max_new_tokens=1).truncated
+
+
+def test_drawn_words_are_those_of_the_seed_whatever_is_asked_beside_it(pipe):
+    images, questions = [picture(i) for i in range(3)], ["what color?", "is there a square? yes or no? red?", "a"]
+    how = {"temperature": 1.5, "top_k": 40, "top_p": 0.95, "max_new_tokens": 8}
+    together = pipe.answer(images, questions, seed=2**64 - 2, **how)
+    assert together == pipe.answer(images, questions, seed=[2**64 - 2, 2**64 - 1, 0], max_batch=2, **how)
+    assert together[1] == pipe.answer(images[1], questions[1], seed=2**64 - 1, **how)[0]
+    assert together[0] == pipe.chat().ask(
+        questions[0],
+        [images[0]],
+        seed=2**64 - 2,
+        text_temperature=1.5,
+        text_top_k=40,
+        text_top_p=0.95,
+        max_new_tokens=8,
+    )
+    likeliest = pipe.answer(images, questions, max_new_tokens=8)
+    assert together != likeliest
+    assert pipe.answer(images, questions, seed=1, do_sample=False, **how) == likeliest
+    assert pipe.answer(images, questions, seed=1, **{**how, "temperature": 0}) == likeliest
+    hot = {"seed": 1, "max_new_tokens": 8}
+    assert pipe.answer(images, questions, do_sample=True, **hot) == pipe.answer(images, questions, temperature=1, **hot)
+    with pytest.raises(ValueError, match="temperature is 0, .* but do_sample is True; give a temperature above 0"):
+        pipe.answer(images, questions, do_sample=True, temperature=0)
 
 
 def test_answers_come_without_their_reasoning(pipe):
