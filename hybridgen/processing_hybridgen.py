@@ -12,6 +12,7 @@ vision tower's features).
 
 from contextvars import ContextVar
 from dataclasses import replace
+from threading import Lock
 
 from PIL import Image
 from torch import Tensor
@@ -62,6 +63,7 @@ __all__ = [
     "left_pad",
 ]
 
+_TOKENIZING = Lock()  # a fast tokenizer keeps padding and truncation as its state: one call of a processor at a time
 LOSS_ON = ("assistant", "all")
 # what `__call__` passes on to `tokenizer.pad`, and what only the tokenizer itself could make
 _PADDING = ("padding", "padding_side", "max_length", "pad_to_multiple_of", "return_tensors", "return_attention_mask")
@@ -438,7 +440,8 @@ class HybridGenProcessor(ProcessorMixin):
         if any(isinstance(each, RenderedText) and not self._encode.is_literal(each, each.controls) for each in texts):
             return self._call_with_words(pictures, texts, kwargs)
         texts = [str(each) if isinstance(each, str) else each for each in texts]
-        return super().__call__(images=pictures or None, text=texts or None, **kwargs)
+        with _TOKENIZING:
+            return super().__call__(images=pictures or None, text=texts or None, **kwargs)
 
     def apply_chat_template(self, conversation, chat_template: str | None = None, **kwargs):
         """As everywhere in transformers. Control tokens in the conversation stay words, whatever is done with the text
