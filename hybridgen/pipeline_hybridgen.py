@@ -666,7 +666,7 @@ class HybridGenPipeline(DiffusionPipeline):
             raise ValueError(f"callback_on_step_end is {shown(callback)}; give a function, or None")
         if tensor_inputs is not None and set(listed(tensor_inputs) or [""]) - set(self._callback_tensor_inputs):
             raise ValueError(
-                f"callback_on_step_end_tensor_inputs is {shown(tensor_inputs)}; only ['latents'] can be handed over"
+                f"callback_on_step_end_tensor_inputs is {shown(tensor_inputs)}; only 'latents' can be handed over"
             )
 
     def check_sizes(self, heights: list, widths: list, path: str) -> list[tuple[int, int]]:
