@@ -301,8 +301,8 @@ class HybridGenPipeline(DiffusionPipeline):
                 processor's default size, whatever the other is.
             generator: one per image; a single one seeds one for each of several images.
             seed: image i is drawn with `seed + i`, or with `seed[i]`, whatever is drawn beside it.
-            latents: (I, C, h, w), or a list of (C, h, w): standard normal noise to start from (diffusion); None = drawn
-                from the seeds.
+            latents: (I, C, h, w), or a list of (C, h, w): standard normal noise to start from; None = drawn from the
+                seeds. Of the diffusion path alone, and refused on the other.
             temperature, top_k, top_p: of the codes (vq); temperature 0 takes the likeliest code each time.
             max_batch: rows of the backbone at a time; a guided image takes two, or three.
             output_type: `pil`, `np` (I, H, W, 3) or `pt` (I, 3, H, W) in [0, 1], or `latent`: latents (I, C, h, w),

@@ -208,6 +208,20 @@ def test_guiders_of_diffusers_guide(pipe):
     assert not torch.equal(pipe(PROMPTS[:2], guider=apg, **codes).images, pipe(PROMPTS[:2], **codes).images)
 
 
+@pytest.mark.parametrize("settings", [{"path": "diffusion"}, {"path": "vq"}, {"path": "vq", "precision": "fp32"}])
+def test_a_pipeline_of_inference_mode_draws_as_any(pipe, settings, tmp_path):
+    """torch does not count how often its tensors were changed."""
+    pipe.save_pretrained(tmp_path / "tiny")
+    settings = {**settings, "seed": 0, "num_inference_steps": 2, "output_type": "latent"}
+    expected = pipe(PROMPTS[0], **settings).images
+    with torch.inference_mode():
+        loaded = load_pipeline(tmp_path / "tiny")
+        loaded.set_progress_bar_config(disable=True)
+        assert torch.equal(loaded(PROMPTS[0], **settings).images, expected)
+        assert loaded.origin
+    assert torch.equal(loaded(PROMPTS[0], **settings).images, expected)
+
+
 @pytest.mark.parametrize("how", [copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))])
 @pytest.mark.parametrize("path", ["diffusion", "vq"])
 def test_a_copy_draws_the_same(pipe, how, path):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hybridgen.checkpoints.hashes import checkpoint_hashes, file_hash, weights_state
 from hybridgen.core.pictures import picture_file, pixels_hash
+from hybridgen.core.versions import version_of
 from hybridgen.sampling.guidance import Guidance
 from hybridgen.version import __version__
 
@@ -134,5 +135,5 @@ def _sample_of(component: nn.Module) -> Tensor:
 
 def _weights_versions(components: list[nn.Module]) -> list[tuple[int, int, int]]:
     """The identity of each module, its number of weights, and how often they were changed in place."""
-    counted = [[parameter._version for parameter in component.parameters()] for component in components]
+    counted = [[version_of(parameter) for parameter in component.parameters()] for component in components]
     return [(id(part), len(versions), sum(versions)) for part, versions in zip(components, counted, strict=True)]

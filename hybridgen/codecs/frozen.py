@@ -30,6 +30,7 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 from hybridgen.codecs.patch_vq import PatchVQ
 from hybridgen.core.devices import sum_dtype
 from hybridgen.core.files import read_json
+from hybridgen.core.versions import version_of
 from hybridgen.paths.patches import check_size
 
 Images = Tensor | list[Tensor]  # (I, C, H, W), or I of (C, H, W) where sizes differ
@@ -235,7 +236,7 @@ def _at_safe_precision(model: nn.Module) -> nn.Module:
         _FLOAT32.pop(model, None)
         return model
     weights = [*model.parameters(), *model.buffers()]
-    state = [(weight.data_ptr(), weight._version, weight.device) for weight in weights]
+    state = [(weight.data_ptr(), version_of(weight), weight.device) for weight in weights]
     copied_from, copied = _FLOAT32.get(model, (None, None))
     if copied_from != state:
         copied = copy.deepcopy(model).float()

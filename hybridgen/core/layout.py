@@ -52,9 +52,10 @@ def number_noised_images(noised_mask: Tensor | None, like: Tensor) -> Tensor:
     tokens is an image, as its frame and its clean copy are not noised. None = none are, in the shape of `like`."""
     if noised_mask is None:
         return torch.zeros_like(like)
-    begins = noised_mask.clone()
-    begins[:, 1:] &= ~noised_mask[:, :-1]
-    return begins.cumsum(1) * noised_mask
+    is_noised = noised_mask.bool()
+    begins = is_noised.clone()
+    begins[:, 1:] &= ~is_noised[:, :-1]
+    return begins.cumsum(1) * is_noised
 
 
 def dense_mask(

@@ -56,7 +56,7 @@ class CodeSampling:
 
     def filter(self, logits: Tensor) -> Tensor:
         """Logits (I, V) over the temperature, -inf where a code cannot be drawn."""
-        logits = logits / self.temperature
+        logits = logits / max(self.temperature, 1e-30)  # below, all logits would be infinite, and none the largest
         if 0 < self.top_k < logits.shape[-1]:
             logits = logits.masked_fill(logits < logits.topk(self.top_k).values[:, -1:], -torch.inf)
         if self.top_p < 1:

@@ -27,6 +27,7 @@ from transformers import LlamaModel, MistralModel, Qwen2Model, Qwen3Model
 
 from hybridgen.core.names import PRECISIONS
 from hybridgen.core.values import choice
+from hybridgen.core.versions import version_of
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.sampling.prefix import Prefix, backbone
 
@@ -250,7 +251,7 @@ class Decoder:
 
     def _weights(self) -> list[tuple[int, int]]:
         """The address and version of each of the model's weights: what changes when they do."""
-        return [(parameter.data_ptr(), parameter._version) for parameter in self.model.parameters()]
+        return [(parameter.data_ptr(), version_of(parameter)) for parameter in self.model.parameters()]
 
     def is_current(self) -> bool:
         """Whether the model's weights are still those that were copied."""

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hybridgen.core.devices import sum_dtype
 from hybridgen.core.names import check_scale
 from hybridgen.core.values import choice, number, whole_number
 
@@ -210,8 +211,9 @@ class Guide:
         if self.guidance.norm_threshold:
             norm = torch.linalg.vector_norm(update, dim=dims, keepdim=True)
             update = update * (self.guidance.norm_threshold / norm).clamp(max=1)
-        along = torch.nn.functional.normalize(cond.double(), dim=dims)
-        parallel = ((update.double() * along).sum(dims, keepdim=True) * along).to(update.dtype)
+        wide = sum_dtype(cond.device)
+        along = torch.nn.functional.normalize(cond.to(wide), dim=dims)
+        parallel = ((update.to(wide) * along).sum(dims, keepdim=True) * along).to(update.dtype)
         return uncond + scale * (update - parallel + self.guidance.eta * parallel)
 
     def _zero_star(self, cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:

@@ -161,6 +161,14 @@ def test_guidance_of_codes_does_not_depend_on_a_constant_in_the_logits(model, me
     assert not torch.equal(before, draw(model, PROMPTS[:2], 0, 3.0))
 
 
+@pytest.mark.parametrize("temperature", [1e-44, 1e-38, 1e-20])
+def test_the_lower_the_temperature_the_likelier_the_code(temperature):
+    """As at 0, in the end: no logit over it is infinite."""
+    logits = torch.tensor([[1.0, 3.0, 2.0], [-1.0, -3.0, -2.0]])
+    drawn = CodeSampling(temperature=temperature, top_p=0.9).draw(logits, iter([torch.zeros(2, 3)]))
+    assert drawn.tolist() == [1, 0]
+
+
 @pytest.mark.parametrize("top_k", [1, 5, 50, 0, 1000])
 def test_top_k_keeps_what_transformers_keeps(top_k):
     logits = torch.randn(3, 50)
