@@ -231,7 +231,7 @@ def test_int8_is_the_nearest_of_255_steps():
 
 
 def test_precisions_that_are_none_are_refused():
-    with pytest.raises(ValueError, match="precision is 'fp4'; choose one of model, fp32, bf16, int8"):
+    with pytest.raises(ValueError, match="precision is 'fp4'; it must be one of 'model', 'fp32', 'bf16', 'int8'"):
         Decoder(tiny_model(), "fp4")
     assert PRECISIONS == ("model", "fp32", "bf16", "int8")
 
