@@ -29,6 +29,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
 from hybridgen.cli import main as cli
+from hybridgen.cli.arguments.parser import parse
 from hybridgen.data.formats.rows import find_form, record_of
 from hybridgen.data.records import check_record
 from hybridgen.data.source_config import SourceConfig
@@ -239,7 +240,7 @@ def demo_plan(arguments: list[str]) -> None:
     """`hybridgen demo` with these arguments, up to its first step of training."""
     from hybridgen.cli import demo
 
-    options: Namespace = cli.parser().parse_args(["demo", *arguments])
+    options: Namespace = parse(["demo", *arguments])
     demo.make_plan(options.dataset, Path("runs/plan"), options.seed, options.samples, options.overrides)
 
 
