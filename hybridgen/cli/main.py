@@ -14,6 +14,7 @@ nobody foresaw keeps its traceback (`errors`). The script itself is `hybridgen_c
 
 import argparse
 import contextlib
+import logging
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -59,7 +60,9 @@ def run(options: argparse.Namespace) -> int:
     command, results = COMMANDS[options.command], sys.stdout
     try:
         with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():  # results go to the real stdout
-            warnings.filterwarnings("ignore", module=r"PIL\.")  # damaged and huge pictures: our sentences name them
+            # of damaged and huge pictures our own sentences tell
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            logging.getLogger("PIL").setLevel(logging.CRITICAL)
             return _print_all(command.run(options), results)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"stopped; {command.STOPPED}") from stop

@@ -61,6 +61,13 @@ def damaged_exif() -> bytes:
     return file.getvalue()
 
 
+def tiff_of_many_samples() -> bytes:
+    """A TIFF that makes Pillow log an error."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "TIFF")
+    return file.getvalue().replace(struct.pack("<HHIH", 277, 3, 1, 3), struct.pack("<HHIH", 277, 3, 1, 999))
+
+
 PNG = io.BytesIO()
 Image.fromarray(np.arange(1600).reshape(40, 40).astype(np.uint8)).save(PNG, "PNG")
 BAD = {
@@ -71,6 +78,7 @@ BAD = {
     "a PDF": (b"%PDF-1.7", "is a PDF document"),
     "a pointer": (b"version https://git-lfs.github.com/spec/v1\n", "pointer"),
     "a page": (b"<html><body>404</body></html>", "HTML"),
+    "a TIFF of 999 colours": (tiff_of_many_samples(), "cannot be decoded"),
     "a bomb that Pillow warns of": (PNG.getvalue(), "has 40x40 pixels, more than the"),
 }
 
