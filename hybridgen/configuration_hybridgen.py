@@ -7,12 +7,21 @@ codecs are components of the pipeline.
 """
 
 import math
+from collections.abc import Mapping
+from numbers import Real
 from typing import ClassVar
 
+import psutil
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
 
 PREDICTION_TYPES = ("velocity", "epsilon", "sample", "v_prediction")
 NOISE_SCHEDULES = ("flow", "cosine", "linear")
+SIZES = (  # of backbones and towers: numbers of at least 1, or None
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "vocab_size", "max_position_embeddings", "image_size", "patch_size", "num_channels",
+)  # fmt: skip
+MOST_LAYERS = 10_000  # some configs make a list with an entry a layer
 
 
 def _one_of(name: str, value, allowed: tuple) -> None:
@@ -25,6 +34,63 @@ def _positive(config, *names: str) -> None:
         value = getattr(config, name)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{type(config).__name__}.{name} is {value!r}; it must be an integer of at least 1")
+
+
+def check_sizes(settings: Mapping, where: str) -> None:
+    """Raises ValueError for sizes of a backbone or tower that nothing can have, before its config class sees them."""
+    for name in SIZES:
+        value = settings.get(name)
+        if isinstance(value, Real) and not isinstance(value, bool) and not value >= 1:
+            raise ValueError(f"{where}.{name} is {value!r}; it must be at least 1")
+    layers = settings.get("num_hidden_layers")
+    if isinstance(layers, Real) and layers > MOST_LAYERS:
+        raise ValueError(f"{where}.num_hidden_layers is {layers!r}; it must be at most {MOST_LAYERS}")
+
+
+def _check_activation(value, where: str) -> None:
+    if isinstance(value, str) and value not in ACT2FN:
+        raise ValueError(f"{where} is {value!r}; it must be one that transformers has, such as 'silu' or 'gelu'")
+
+
+def check_memory(config: "HybridGenConfig", what: str, bytes_per_weight: int) -> None:
+    """Raises ValueError for a model whose weights this machine's memory can never hold, before any is made.
+
+    Args:
+        what: the model, as its user knows it.
+    """
+    weights, memory = weights_at_least(config), psutil.virtual_memory().total + psutil.swap_memory().total
+    if (needed := weights * bytes_per_weight) <= memory:
+        return
+    text = config.text_config
+    raise ValueError(
+        f"{what} has at least {weights:,} weights, which are {needed / 1e9:,.0f} GB in memory, but this machine has "
+        f"{memory / 1e9:,.0f} GB; make it smaller (text_config.hidden_size is {text.hidden_size}, num_hidden_layers "
+        f"{text.num_hidden_layers}, vocab_size {text.vocab_size}), or take a larger machine"
+    )
+
+
+def weights_at_least(config: "HybridGenConfig") -> int:
+    """How many weights a model has, at least: embeddings, attention, and feed-forward layers where all are alike."""
+    text, vision, vq = config.text_config, config.vision_config, config.vq_config
+
+    def size(of: PreTrainedConfig, name: str) -> int:
+        value = getattr(of, name, None)
+        return value if isinstance(value, int) else 0
+
+    width, heads = size(text, "hidden_size"), size(text, "num_attention_heads")
+    head = size(text, "head_dim") or width // max(heads, 1)
+    attention = 2 * width * head * (heads + (size(text, "num_key_value_heads") or 1))
+    experts = any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+    feed_forward = 0 if experts else 2 * width * size(text, "intermediate_size")
+    embeddings = width * size(text, "vocab_size") * (1 if config.tie_word_embeddings else 2)
+    weights = embeddings + size(text, "num_hidden_layers") * (attention + feed_forward)
+    if vision is not None:
+        side = size(vision, "hidden_size")
+        layer = 4 * side * side + 2 * side * size(vision, "intermediate_size")
+        weights += size(vision, "num_hidden_layers") * layer
+    if vq is not None and vq.first_token_id is None:
+        weights += vq.num_embeddings * (vq.embed_dim + width)
+    return weights
 
 
 class HybridGenDiffusionConfig(PreTrainedConfig):
@@ -230,6 +296,13 @@ class HybridGenConfig(PreTrainedConfig):
 
     def _check(self) -> None:
         _positive(self, "aligner_depth")
+        if not 0 < self.initializer_range < math.inf:
+            raise ValueError(f"initializer_range is {self.initializer_range!r}; it must be above 0")
+        for part in ("text_config", "vision_config"):
+            if (config := getattr(self, part)) is not None:
+                check_sizes(vars(config), part)
+                _check_activation(getattr(config, "hidden_act", None), f"{part}.hidden_act")
+        _check_activation(self.aligner_hidden_act, "aligner_hidden_act")
         width = self.text_config.hidden_size
         if self.vq_config is not None and self.vq_config.image_token_embed_dim != width:
             raise ValueError(
@@ -261,6 +334,12 @@ class HybridGenConfig(PreTrainedConfig):
                 f"text_config.num_attention_heads {heads} is not divisible by num_key_value_heads {groups}; make it a "
                 "multiple"
             )
+        head = getattr(self.text_config, "head_dim", None)
+        if isinstance(head, int) and head % 2 and getattr(self.text_config, "rope_parameters", None):
+            raise ValueError(f"text_config.head_dim is {head}; it must be even, as rotary positions turn pairs")
+        side, patch = (getattr(self.vision_config, name, None) for name in ("image_size", "patch_size"))
+        if isinstance(side, int) and isinstance(patch, int) and patch > side:
+            raise ValueError(f"vision_config.patch_size {patch} is more than its image_size {side}; make it smaller")
         heads, width = (getattr(self.vision_config, name, None) for name in ("num_attention_heads", "hidden_size"))
         if heads and width and width % heads:
             raise ValueError(
@@ -308,6 +387,7 @@ def _sub_config(config: dict | PreTrainedConfig | None, default_type: str) -> Pr
     if config is None or isinstance(config, PreTrainedConfig):
         return config
     config = dict(config)
+    check_sizes(config, "vision_config" if default_type == "siglip_vision_model" else "text_config")
     return AutoConfig.for_model(config.pop("model_type", default_type), **config)
 
 

@@ -30,6 +30,7 @@ from hybridgen.checkpoints.loading import (
     forget_origin,
     friendly_errors,
     load_model,
+    quiet,
 )
 from hybridgen.checkpoints.manifest import Provenance
 from hybridgen.checkpoints.model_card import model_card
@@ -42,6 +43,7 @@ from hybridgen.core.messages import strip_reasoning
 from hybridgen.core.names import WRITING_PATHS
 from hybridgen.core.noise import NoiseProcess
 from hybridgen.core.pictures import read_picture, read_pictures
+from hybridgen.core.recognition import looks_like_folder, require_checkpoint, user_path
 from hybridgen.core.values import choice, each, flag, listed, shown, texts, whole_number
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.processing_hybridgen import HybridGenProcessor
@@ -379,6 +381,16 @@ class HybridGenPipeline(DiffusionPipeline):
                     drawn[number] = image
         images = self._as_output([image for image in drawn if image is not None], output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def check_call(
+        self, prompt: list[str], path: str, height, width, negative_prompt=None, guider=None, image=None, read=None,
+        **settings,
+    ) -> None:  # fmt: skip
+        """Raises ValueError for what a call with these arguments refuses before its first forward."""
+        path, prompts = self.writing_path(path), prompt
+        setup = self.drawing_setup(path, guider, **settings)
+        sizes = self.check_sizes(each("height", height, len(prompts)), each("width", width, len(prompts)), path)
+        self._requests(setup, prompts, negative_prompt, sizes, image, read)
 
     def drawing_setup(self, path: str, guider=None, **overrides) -> DrawingSetup:
         """How images are drawn by a path, everything filled in and checked that does not depend on prompt and size.
@@ -778,11 +790,16 @@ class HybridGenPipeline(DiffusionPipeline):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs):
         """As everywhere in diffusers; a local folder is checked first, so that an error names what is missing."""
-        if Path(pretrained_model_name_or_path).is_dir():
-            check_checkpoint(pretrained_model_name_or_path, components=tuple(kwargs))
-        pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        if Path(pretrained_model_name_or_path).is_dir() and not {*WEIGHTS, "processor"} & set(kwargs):
-            pipeline.record_origin(pretrained_model_name_or_path)
+        folder = user_path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            if folder.is_absolute() or looks_like_folder(pretrained_model_name_or_path):
+                require_checkpoint(folder)
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        check_checkpoint(folder, components=tuple(kwargs))
+        with quiet():
+            pipeline = super().from_pretrained(folder, **kwargs)
+        if not {*WEIGHTS, "processor"} & set(kwargs):
+            pipeline.record_origin(folder)
         return pipeline
 
     def save_pretrained(
@@ -796,7 +813,7 @@ class HybridGenPipeline(DiffusionPipeline):
         """
         if not safe_serialization:
             raise ValueError("safe_serialization=False would write pickles; hybridgen saves safetensors only")
-        folder = Path(save_directory)
+        folder = user_path(save_directory)
         hub = {name: kwargs.pop(name) for name in (*_HUB_SETTINGS, "repo_id") if name in kwargs}
         super().save_pretrained(folder, **kwargs)
         self.save_index_files(folder)
@@ -825,7 +842,7 @@ def load_pipeline(checkpoint: str | Path) -> HybridGenPipeline:
     Raises:
         ValueError: in one sentence, what the folder is or lacks.
     """
-    folder = Path(checkpoint)
+    folder = user_path(checkpoint)
     check_checkpoint(folder)
     with friendly_errors(folder):
         pipeline = HybridGenPipeline.from_pretrained(folder, model=load_model(folder / "model"))

@@ -13,9 +13,8 @@ from torch import nn
 from transformers.utils import is_peft_available
 
 from hybridgen.bridges.lora_config import PARTS, LoraConfig
-from hybridgen.bridges.pretrained_parts import quiet
-from hybridgen.checkpoints.loading import ADAPTER, friendly_errors, is_adapter
-from hybridgen.core.files import read_json
+from hybridgen.checkpoints.loading import adapter_base, friendly_errors, is_adapter, quiet
+from hybridgen.core.recognition import check_files, require_folder, user_path
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 
@@ -67,15 +66,11 @@ def open_pipeline(folder: str | Path) -> HybridGenPipeline:
     Raises:
         ValueError: in one sentence, what the folder is or lacks.
     """
+    folder = user_path(folder)
     if not is_adapter(folder):
         return load_pipeline(folder)
-    file = Path(folder) / ADAPTER
-    base = read_json(file).get("base_model_name_or_path")
-    if not isinstance(base, str) or not base:
-        raise ValueError(f"{file} names no base_model_name_or_path; say there which model it belongs to")
-    if not Path(base).is_dir():
-        raise ValueError(f"adapter {folder} belongs to the model {base}, which is not there; say where in {file}")
-    pipeline = load_adapter(load_pipeline(Path(base).parent), folder)  # the name is of our folder's model/
+    check_files(folder)
+    pipeline = load_adapter(load_pipeline(adapter_base(folder)), folder)
     pipeline.record_origin(folder)
     return pipeline
 
@@ -87,7 +82,9 @@ def load_adapter(pipeline: HybridGenPipeline, folder: str | Path) -> HybridGenPi
         ValueError: peft is missing, or it is another model's.
     """
     require_peft()
-    folder, model = Path(folder), pipeline.model
+    folder, model = user_path(folder), pipeline.model
+    require_folder("adapter", folder, "give the checkpoint/ of a run with lora")
+    check_files(folder)
     conversions = getattr(model, "_weight_conversions", None)
     with friendly_errors(folder), quiet():
         model.load_adapter(str(folder))

@@ -21,8 +21,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hybridgen.bridges.collect import PartFolders, PretrainedParts, check_request, collect
-from hybridgen.bridges.pretrained_parts import quiet
 from hybridgen.bridges.weight_names import EMBEDDINGS, HEAD, PARTS_OF_PATH
+from hybridgen.checkpoints.loading import quiet
 from hybridgen.codecs.frozen import VAECodec, VQCodec
 from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration

@@ -15,10 +15,22 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hybridgen.bridges.janus import load_janus
-from hybridgen.bridges.pretrained_parts import image_settings, open_backbone, open_tower, open_vae, open_vq
+from hybridgen.bridges.pretrained_parts import (
+    check_backbone,
+    check_vae,
+    image_settings,
+    open_backbone,
+    open_tower,
+    open_vae,
+    open_vq,
+    tower_config,
+    vq_kind,
+)
 from hybridgen.bridges.weight_names import BACKBONE, HEAD, PARTS_OF_PATH, TOWER
 from hybridgen.configuration_hybridgen import HybridGenConfig
+from hybridgen.core.hub import is_whole
 from hybridgen.core.names import PATHS
+from hybridgen.core.recognition import user_path
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 
@@ -85,7 +97,8 @@ def check_request(paths: Sequence[str], folders: PartFolders) -> tuple[str, ...]
 
 
 def collect(paths: tuple[str, ...], folders: PartFolders) -> PretrainedParts:
-    """Open the folders of a request that `check_request` let pass."""
+    """Open the folders of a request that `check_request` let pass; all configs first, then weights."""
+    _check_kinds(folders)
     janus = None if folders.from_janus is None else load_janus(folders.from_janus)
     janus_weights = {} if janus is None else janus.model.float().state_dict()
     janus_backbone = folders.backbone is None  # only with it do the Janus' aligners and heads fit
@@ -118,6 +131,18 @@ def collect(paths: tuple[str, ...], folders: PartFolders) -> PretrainedParts:
             parts.weights |= _with_prefix(janus_weights, *PARTS_OF_PATH["vq"])
             parts.configs |= _settings(janus, "vq_config")
     return parts
+
+
+def _check_kinds(folders: PartFolders) -> None:
+    """Raises ValueError for a folder that holds another kind of model; no weight is read."""
+    if folders.backbone is not None:
+        check_backbone(user_path(folders.backbone), folders.gguf_file)
+    if folders.vision is not None and not is_whole(user_path(folders.vision)):
+        tower_config(folders.vision)
+    if folders.vae is not None:
+        check_vae(user_path(folders.vae))
+    if folders.vq is not None:
+        vq_kind(user_path(folders.vq))
 
 
 def _parts_of_backbone(reference: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PretrainedParts:

@@ -6,8 +6,6 @@ place and a warning, and a folder of another kind as if it were the right one. H
 kind is read from the config first.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import diffusers
@@ -25,12 +23,13 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.models.janus import JanusVQVAE
-from transformers.utils import is_gguf_available, logging
+from transformers.utils import is_gguf_available
 
 from hybridgen.checkpoints.loading import check_checkpoint, friendly_errors, load_model
 from hybridgen.codecs.patch_vq import PatchVQ
 from hybridgen.core.files import read_json
 from hybridgen.core.hub import INDEX
+from hybridgen.core.recognition import check_files, refuse_impostor, user_path
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 from hybridgen.paths.understanding import build_vision_tower
 from hybridgen.processing_hybridgen import HybridGenProcessor
@@ -55,17 +54,9 @@ def open_backbone(folder: str | Path, gguf_file: str | None = None) -> tuple[Pre
     Raises:
         ValueError: it is no decoder of text, lacks weights, or its tokenizer is missing or another model's.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     gguf = {} if gguf_file is None else {"gguf_file": gguf_file}
-    if gguf_file is None:
-        config = _read_config(folder, "backbone")
-        kind = config.get("model_type")
-        if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-            raise ValueError(f"backbone {folder} is a {kind!r}, no decoder of text such as llama or qwen3{_hint(kind)}")
-        if config.get("quantization_config") is not None:
-            raise ValueError(f"backbone {folder} is quantized, and would learn nothing; give the one it was made from")
-    else:
-        _check_gguf(folder, gguf_file)
+    check_backbone(folder, gguf_file)
     with friendly_errors(folder):
         model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **_REPORT_ALL, **gguf)
     _check_complete(report, folder, "backbone")
@@ -77,9 +68,26 @@ def open_backbone(folder: str | Path, gguf_file: str | None = None) -> tuple[Pre
     return model.eval(), _open_tokenizer(folder, model.get_input_embeddings().num_embeddings, gguf)
 
 
+def check_backbone(folder: Path, gguf_file: str | None = None) -> None:
+    """Raises ValueError for a folder that holds no decoder, from its config.json and the first bytes of its files."""
+    if gguf_file is not None:
+        _check_gguf(folder, gguf_file)
+        return
+    config = _read_config(folder, "backbone")
+    kind = config.get("model_type")
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ValueError(f"backbone {folder} is a {kind!r}, no decoder of text such as llama or qwen3{_hint(kind)}")
+    if config.get("quantization_config") is not None:
+        raise ValueError(f"backbone {folder} is quantized, and would learn nothing; give the one it was made from")
+
+
 def _check_gguf(folder: Path, gguf_file: str) -> None:
     if not (folder / gguf_file).is_file():
         raise ValueError(f"backbone {folder} has no file {gguf_file}; name one that is there")
+    refuse_impostor(folder / gguf_file, ("GGUF",))
+    with open(folder / gguf_file, "rb") as opened:
+        if opened.read(4) != b"GGUF":
+            raise ValueError(f"{folder / gguf_file} is no GGUF file; name one that is")
     if not is_gguf_available():
         raise ValueError(f"{gguf_file} is GGUF, which needs the package gguf: pip install 'hybridgen[gguf]'")
 
@@ -113,7 +121,7 @@ def open_tower(source: str | Path) -> nn.Module:
     Raises:
         ValueError: it is another model, or lacks weights.
     """
-    source = Path(source)
+    source = user_path(source)
     if _is_hybridgen(source):
         return _tower_of_hybridgen(source)
     config = tower_config(source)
@@ -142,7 +150,7 @@ def _tower_of_hybridgen(folder: Path) -> nn.Module:
 
 def tower_config(source: str | Path) -> PreTrainedConfig:
     """The config of `open_tower`'s tower. Raises ValueError when it is another model's."""
-    source = Path(source)
+    source = user_path(source)
     content = _read_config(source, "vision tower")
     kind = content.get("model_type")
     if kind not in TOWERS:
@@ -157,9 +165,10 @@ def tower_config(source: str | Path) -> PreTrainedConfig:
 
 def image_settings(source: str | Path, image_size: int) -> HybridGenImageProcessor:
     """The image processor for a tower: mean and deviation as saved beside its weights, 0.5 where nothing is."""
-    if _is_hybridgen(Path(source)):
-        return HybridGenProcessor.from_pretrained(Path(source) / "processor").image_processor
-    file = Path(source) / "preprocessor_config.json"
+    source = user_path(source)
+    if _is_hybridgen(source):
+        return HybridGenProcessor.from_pretrained(source / "processor").image_processor
+    file = source / "preprocessor_config.json"
     content = _read_config(file, "vision tower") if file.is_file() else {}
     return HybridGenImageProcessor(image_size, image_mean=content.get("image_mean"), image_std=content.get("image_std"))
 
@@ -170,10 +179,8 @@ def open_vae(folder: str | Path) -> nn.Module:
     Raises:
         ValueError: it is another model, or lacks weights.
     """
-    folder = Path(folder)
-    kind = _read_config(folder, "VAE").get("_class_name")
-    if kind != "AutoencoderKL":
-        raise ValueError(f"VAE {folder} is a {kind!r}, not an AutoencoderKL; name the folder vae/ of a diffusers model")
+    folder = user_path(folder)
+    check_vae(folder)
     with friendly_errors(folder):
         vae, report = diffusers.AutoencoderKL.from_pretrained(
             folder, torch_dtype=torch.float32, output_loading_info=True
@@ -182,46 +189,50 @@ def open_vae(folder: str | Path) -> nn.Module:
     return vae.eval().requires_grad_(False)
 
 
+def check_vae(folder: Path) -> None:
+    """Raises ValueError where a folder holds another model, as its config.json says."""
+    kind = _read_config(folder, "VAE").get("_class_name")
+    if kind != "AutoencoderKL":
+        raise ValueError(f"VAE {folder} is a {kind!r}, not an AutoencoderKL; name the folder vae/ of a diffusers model")
+
+
 def open_vq(folder: str | Path) -> nn.Module:
     """A frozen VQ tokenizer: `JanusVQVAE`, `VQModel`, or one that hybridgen's codec stage wrote.
 
     Raises:
         ValueError: it is another model, or lacks weights.
     """
-    folder = Path(folder)
-    content = _read_config(folder, "VQ tokenizer")
-    kind = content.get("_class_name") or {"janus_vqgan": "JanusVQVAE"}.get(content.get("model_type"))
-    if kind not in VQ_KINDS:
-        kind = kind or content.get("model_type")
-        raise ValueError(f"VQ tokenizer {folder} is a {kind!r}, not one of {', '.join(VQ_KINDS)}{_hint(kind)}")
+    folder = user_path(folder)
+    kind = vq_kind(folder)
     with friendly_errors(folder):
         vq, report = VQ_KINDS[kind].from_pretrained(folder, output_loading_info=True)
     _check_complete(report, folder, "VQ tokenizer")
     return vq.float().eval().requires_grad_(False)
 
 
+def vq_kind(folder: Path) -> str:
+    """The class of a VQ tokenizer, as its config.json says. Raises ValueError where it is another model."""
+    content = _read_config(folder, "VQ tokenizer")
+    kind = content.get("_class_name") or {"janus_vqgan": "JanusVQVAE"}.get(content.get("model_type"))
+    if kind not in VQ_KINDS:
+        kind = kind or content.get("model_type")
+        raise ValueError(f"VQ tokenizer {folder} is a {kind!r}, not one of {', '.join(VQ_KINDS)}{_hint(kind)}")
+    return kind
+
+
 # ---------------------------------------------------------------------------------------------------------- checks
 
 
 def _read_config(source: Path, what: str) -> dict:
-    """config.json of a folder, or a JSON file itself."""
+    """config.json of a folder whose files are what their names say, or a JSON file itself."""
     file = source if source.suffix == ".json" else source / "config.json"
-    return read_json(file, what, "; give a folder that save_pretrained wrote")
+    content = read_json(file, what, "; give a folder that save_pretrained wrote")
+    check_files(source)
+    return content
 
 
 def _hint(kind: str | None) -> str:
     return "; a Janus is given as --from-janus" if kind in ("janus", "multi_modality") else ""
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Inside, transformers prints no table of new and unused weights: here they are checked, not shown."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 def _check_complete(report: dict, folder: Path, what: str) -> None:

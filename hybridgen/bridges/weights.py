@@ -6,6 +6,7 @@ is a pickle, and a pickle can run code: it is read with `weights_only=True` or n
 
 import math
 import pickle
+import pickletools
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from hybridgen.bridges.layouts import SHARD_SIZE
 from hybridgen.core.files import read_json, write_json
+from hybridgen.core.recognition import check_safetensors, refuse_impostor
 
 INDEX = "model.safetensors.index.json"
 # files of weights in the order of preference, as in transformers: pickles last
@@ -78,10 +80,12 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _open_file(file: Path) -> dict[str, StoredTensor]:
+    refuse_impostor(file, ("zip archive",) if file.suffix != ".safetensors" else ())
     return _open_safetensors(file) if file.suffix == ".safetensors" else _open_pickle(file)
 
 
 def _open_safetensors(file: Path) -> dict[str, StoredTensor]:
+    check_safetensors(file)
     try:
         handle = safe_open(file, "pt")
     except SafetensorError as error:
@@ -108,15 +112,30 @@ def _open_pickle(file: Path) -> dict[str, StoredTensor]:
     try:
         tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
+        if not _is_pickle(file):
+            raise ValueError(f"{file} is no file of torch.save; it was cut off or changed, copy it again") from error
         raise ValueError(
             f"{file} is a pickle that holds more than tensors, so it could run code and is not read; ask for "
             "safetensors instead"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise ValueError(f"{file} cannot be read; it was cut off or changed, copy it again") from error
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise ValueError(f"{file} is no file of torch.save; it was cut off or changed, copy it again") from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise ValueError(f"{file} holds no table of tensors by name; save the model's state_dict, and nothing else")
     return {name: in_memory(tensor.detach()) for name, tensor in tensors.items()}
+
+
+def _is_pickle(file: Path) -> bool:
+    """Whether a file is a pickle from its first byte to its last instruction, or a zip archive that holds one."""
+    if zipfile.is_zipfile(file):
+        return True
+    try:
+        with open(file, "rb") as opened:
+            return sum(1 for _ in pickletools.genops(opened)) > 0
+    except (ValueError, EOFError, OSError):
+        return False
 
 
 def save_weights(folder: Path, tensors: dict[str, StoredTensor], max_shard_size: int | str = SHARD_SIZE) -> list[Path]:

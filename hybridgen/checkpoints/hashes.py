@@ -10,9 +10,9 @@ import json
 import os
 from pathlib import Path
 
-from hybridgen.checkpoints.loading import ADAPTER, is_adapter
+from hybridgen.checkpoints.loading import adapter_base, is_adapter
 from hybridgen.core.files import read_json, write_json
-from hybridgen.core.hub import INDEX
+from hybridgen.core.recognition import ADAPTER, INDEX, user_path
 
 _VOLATILE = ("_diffusers_version", "transformers_version", "_name_or_path", "base_model_name_or_path")
 _SETTINGS = (  # as transformers, diffusers and peft call them; other files in a folder are the user's
@@ -25,7 +25,7 @@ _SETTINGS = (  # as transformers, diffusers and peft call them; other files in a
 def checkpoint_hashes(checkpoint: str | Path) -> dict[str, str]:
     """What pictures were drawn by: the folder, and the hashes of what is in it."""
     hashes = {"weights": weights_hash(checkpoint), "config": config_hash(checkpoint)}
-    return {"checkpoint": str(checkpoint), **hashes}
+    return {"checkpoint": str(user_path(checkpoint).absolute()), **hashes}
 
 
 def weights_hash(checkpoint: str | Path) -> str:
@@ -51,11 +51,8 @@ def config_hash(checkpoint: str | Path) -> str:
 
 
 def _folders(checkpoint: str | Path) -> list[Path]:
-    folder = Path(checkpoint)
-    if not is_adapter(folder):
-        return [folder]
-    base = read_json(folder / ADAPTER)["base_model_name_or_path"]
-    return [folder, Path(base).parent]
+    folder = user_path(checkpoint)
+    return [folder, adapter_base(folder)] if is_adapter(folder) else [folder]
 
 
 def _weights(folder: Path) -> list[Path]:

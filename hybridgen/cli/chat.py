@@ -19,7 +19,7 @@ from hybridgen.chat.session import Chat
 from hybridgen.cli.arguments.chat import SLASH_COMMANDS
 from hybridgen.cli.arguments.types import DRAWING_OPTIONS, drawing_settings
 from hybridgen.cli.errors import is_for_the_user, one_line
-from hybridgen.cli.pictures import new_file, open_picture, png_text, save_png, slug, writable_folder
+from hybridgen.cli.pictures import open_picture, png_text, save_png, slug, write_new
 from hybridgen.cli.running import TRUNCATED, best_device
 from hybridgen.core.messages import parts
 from hybridgen.core.names import WRITING_PATHS, check_belongs
@@ -40,9 +40,8 @@ def run(options: argparse.Namespace) -> Iterator[str]:
     2. Line by line: a command, or the user's words. Yields the answer as it comes, and files of pictures.
     """
     settings = drawing_settings(options)
-    out = writable_folder(options.out)
     pipeline = best_device(open_pipeline(options.checkpoint))
-    terminal = ChatTerminal(_chat(pipeline, options, settings), out, options.seed)
+    terminal = ChatTerminal(_chat(pipeline, options, settings), options.out, options.seed)
     at_terminal, begun = sys.stdin.isatty(), False
     if at_terminal:
         print(SLASH_COMMANDS, file=sys.stderr)
@@ -50,8 +49,7 @@ def run(options: argparse.Namespace) -> Iterator[str]:
         if at_terminal:
             print("> ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
-        if not begun:  # with a byte order mark, as PowerShell begins a pipe
-            line, begun = line.removeprefix("\ufeff"), True
+        line, begun = line if begun else line.removeprefix("\ufeff"), True  # PowerShell's pipes begin with this mark
         if not line or line.strip() == "/quit":
             return
         try:
@@ -101,10 +99,14 @@ class ChatTerminal:
         if not command.startswith("/"):
             yield from self._answer(line)
         elif command == "/image":
+            if not rest.strip():
+                raise ValueError("/image needs the name of a file, as in /image photo.png")
             image = open_picture(file := dropped_path(rest.strip()))
             self.pending_images.append(image)
             self.files.append((image, file.resolve()))
         elif command == "/draw":
+            if not rest.strip():
+                raise ValueError("/draw needs words to draw, as in /draw an elf")
             yield from self._answer(rest, plan=["image"])
         elif command == "/undo":
             self._undo(rest)
@@ -157,10 +159,8 @@ class ChatTerminal:
             {**message, "content": [self._with_file_name(part) for part in parts(message)]}
             for message in self.chat.messages
         ]
-        with new_file(self.out, "conversation", ".jsonl") as opened:
-            text = json.dumps({"messages": messages}, ensure_ascii=False) + "\n"
-            opened.write(text.encode(errors="backslashreplace"))  # a file's name may be no UTF-8
-        return Path(opened.name)
+        line = json.dumps({"messages": messages}, ensure_ascii=False) + "\n"
+        return write_new(self.out, "conversation", ".jsonl", line.encode(errors="backslashreplace"))
 
     def _with_file_name(self, part: dict) -> dict:
         if part["type"] != "image":

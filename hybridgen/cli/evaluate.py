@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from hybridgen.bridges.adapters import open_pipeline
 from hybridgen.cli.arguments.evaluate import draw_paths
 from hybridgen.cli.arguments.types import DRAWING_OPTIONS, drawing_settings
-from hybridgen.cli.pictures import writable_folder
 from hybridgen.cli.running import best_device, progress_bars
 from hybridgen.core.names import OF_PATH, WRITING_PATHS, check_belongs
 from hybridgen.evaluation import suites
@@ -20,7 +19,6 @@ STOPPED = "nothing was written, and an older scores.json is as it was"  # after 
 def run(options: argparse.Namespace) -> Iterator[str]:
     """Yields the scores, then the file they were written to."""
     settings = drawing_settings(options)
-    out = writable_folder(options.out)
     pipeline = best_device(open_pipeline(options.checkpoint))
     check_belongs(settings, [path for path in WRITING_PATHS if path in pipeline.model.config.paths], DRAWING_OPTIONS)
     with progress_bars() as progress:
@@ -37,7 +35,7 @@ def run(options: argparse.Namespace) -> Iterator[str]:
         ).scores
     scores["checkpoint"] = str(options.checkpoint)
     yield from in_lines(scores)
-    yield str(save_scores(scores, out))
+    yield str(save_scores(scores, options.out))
 
 
 def _draw_settings(settings: dict, pipeline: HybridGenPipeline, path: str) -> DrawSettings:

@@ -15,6 +15,7 @@ nobody foresaw keeps its traceback (`errors`). The script itself is `hybridgen_c
 import argparse
 import contextlib
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -75,4 +76,10 @@ def _print_all(lines: Iterator[str], results: TextIO) -> int:
             line = next(lines)
         except StopIteration as done:
             return done.value or 0
-        print(line, file=results, flush=True, end="" if isinstance(line, chat.StreamedText) else "\n")
+        try:
+            print(line, file=results, flush=True, end="" if isinstance(line, chat.StreamedText) else "\n")
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # results go into a file on a full disk; the interpreter would flush them once more
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+            raise OSError(error.errno, error.strerror, "standard output") from error

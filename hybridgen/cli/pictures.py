@@ -4,16 +4,17 @@ No file is ever written over: a name that is taken gets a number.
 """
 
 import contextlib
+import io
+import itertools
 import json
-import os
 import re
 from pathlib import Path
-from typing import BinaryIO
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from hybridgen.checkpoints.manifest import KEY
+from hybridgen.core.files import write_whole
 from hybridgen.core.pictures import read_picture
 from hybridgen.evaluation.generation import DrawSettings
 from hybridgen.version import __version__
@@ -57,26 +58,26 @@ def save_png(image: Image.Image, folder: Path, name: str, text: dict) -> Path:
     for key, value in {**text, "hybridgen": __version__}.items():
         if value is not None:
             info.add_itxt(key, str(value))
-    with new_file(folder, name, ".png") as opened:
-        image.save(opened, "PNG", pnginfo=info)
-    return Path(opened.name)
+    encoded = io.BytesIO()
+    image.save(encoded, "PNG", pnginfo=info)
+    return write_new(folder, name, ".png", encoded.getvalue())
 
 
-def new_file(folder: Path, name: str, suffix: str) -> BinaryIO:
-    """A file to write that was not there before: `name`, `name-2`, `name-3` and so on."""
-    number = 1
-    while True:
-        with contextlib.suppress(FileExistsError):  # x: never over another file, also when two commands run at once
-            return open(folder / f"{name}{'' if number == 1 else f'-{number}'}{suffix}", "xb")
-        number += 1
+def write_new(folder: Path, name: str, suffix: str, content: bytes) -> Path:
+    """Write a file that was not there before: `name`, `name-2`, `name-3` and so on; there whole, or not at all.
 
-
-def writable_folder(folder: Path) -> Path:
-    """The folder, made if need be, before anything long begins. Raises ValueError when it cannot be written to."""
+    Raises:
+        OSError: with the file's name, that it cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        file = folder / f"{name}{'' if number == 1 else f'-{number}'}{suffix}"
+        with contextlib.suppress(FileExistsError):
+            file.touch(exist_ok=False)  # the name is ours, also when two commands run at once
+            break
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(f"{folder} cannot be a folder for results: a file is in its place") from error
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"{folder} cannot be written to; choose another --out")
-    return folder
+        write_whole(file, content)
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
+    return file

@@ -9,9 +9,10 @@ other weights, and is refused before anything is drawn.
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -22,10 +23,12 @@ from PIL import Image
 from hybridgen.bridges.adapters import open_pipeline
 from hybridgen.checkpoints.hashes import checkpoint_hashes
 from hybridgen.checkpoints.manifest import FORMAT, KEY, is_image_of, versions
-from hybridgen.cli.pictures import open_picture, png_text, png_texts, save_png, writable_folder
+from hybridgen.cli.arguments.types import shortened
+from hybridgen.cli.pictures import open_picture, png_text, png_texts, save_png
 from hybridgen.cli.running import best_device
 from hybridgen.core.names import OF_PATH
 from hybridgen.core.pictures import read_picture
+from hybridgen.core.recognition import require_checkpoint, user_path
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.sampling.guidance import Guidance
 
@@ -37,10 +40,9 @@ _REQUIRED = ("prompt", "path", "seed", "height", "width", "settings", "scheduler
 def run(options: argparse.Namespace) -> Iterator[str]:
     """Yields the new file, where a folder is given for it, and the verdict; returns 1 if the pictures differ."""
     picture = open_picture(options.picture)
-    out = None if options.out is None else writable_folder(options.out)
     replayed = replay(options.picture, picture, options.checkpoint)
-    if out is not None:
-        yield str(save_png(replayed.image, out, options.picture.stem, png_text(replayed.manifest)))
+    if options.out is not None:
+        yield str(save_png(replayed.image, options.out, options.picture.stem, png_text(replayed.manifest)))
     yield replayed.verdict
     return 0 if replayed.identical else 1
 
@@ -72,12 +74,11 @@ def replay(file: Path, picture: Image.Image, checkpoint: Path | None = None) -> 
         ValueError: there is no manifest, or it is of other weights; before anything is drawn.
     """
     manifest = read_manifest(file)
-    folder = Path(manifest["checkpoint"]) if checkpoint is None else Path(checkpoint)
-    if not folder.is_dir():
-        raise ValueError(f"checkpoint {folder} does not exist; name the one that drew {file} after it")
+    folder = _find_checkpoint(manifest["checkpoint"], file) if checkpoint is None else user_path(checkpoint)
+    require_checkpoint(folder, f"name the one that drew {file} after it")
     check_weights(manifest, folder)
     pipeline = best_device(open_pipeline(folder))
-    if hasattr(torch, manifest.get("dtype", "")) and manifest["dtype"] != "float32":
+    if manifest.get("dtype", "float32") != "float32":
         pipeline.to(getattr(torch, manifest["dtype"]))
     _set_scheduler(pipeline, manifest["scheduler"], file)
     condition = manifest.get("image")
@@ -105,42 +106,87 @@ def read_manifest(file: Path) -> dict:
         )
     try:
         manifest = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} carries a manifest that is not valid JSON ({error}); it was changed") from error
-    missing = sorted({*_REQUIRED, *_ORIGIN} - set(manifest)) if isinstance(manifest, dict) else ["everything"]
+    if not isinstance(manifest, dict):
+        raise ValueError(f"{file} carries a manifest that is no JSON object; it was changed")
+    version = manifest.get("format", 0)
+    if isinstance(version, int) and version > FORMAT:
+        raise ValueError(f"{file} carries a manifest of a later hybridgen (format {version}); update hybridgen")
+    missing = sorted({*_REQUIRED, *_ORIGIN} - set(manifest))
     if missing == list(_ORIGIN):
         raise ValueError(
             f"{file} was drawn by weights that no checkpoint was known to have, so nothing can draw it again"
         )
     if missing:
         raise ValueError(f"{file} carries a manifest without {', '.join(missing)}; it was changed")
-    _check_values(file, manifest)
+    for what in _wrong_values(manifest):
+        raise ValueError(f"{file} carries a manifest whose {what} is none that can be drawn by; it was changed")
     before = manifest.get("prior_messages") or manifest.get("said_before")  # the older name
     if before:
         raise ValueError(
             f"{file} was drawn in a conversation, after {before} messages and parts of messages that its "
             "manifest does not hold, so its prompt alone would draw another picture"
         )
-    if (version := manifest.get("format", 0)) > FORMAT:
-        raise ValueError(f"{file} carries a manifest of a later hybridgen (format {version}); update hybridgen")
     return manifest
 
 
-def _check_values(file: Path, manifest: dict) -> None:
-    """Raises ValueError for a path, or names of settings, that nothing can be drawn by."""
-    path, settings, scheduler = manifest["path"], manifest["settings"], manifest["scheduler"]
-    if path not in OF_PATH:
-        unknown = [f"path {path!r}"]
-    else:
-        guider_fields = {field.name for field in fields(Guidance)}
-        unknown = [
-            *(["'settings'"] if not isinstance(settings, dict) else []),
-            *(repr(name) for name in settings or () if name not in OF_PATH[path]),
-            *(repr(name) for name in manifest.get("guider") or () if name not in guider_fields),
-            *(repr(name) for name in ("class", "config") if scheduler is not None and name not in scheduler),
-        ]
-    if unknown:
-        raise ValueError(f"{file} carries a manifest whose {unknown[0]} is none that can be drawn by; it was changed")
+def _whole(lowest: int, highest: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and lowest <= value <= highest
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_image(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("file", "sha256", "read"))
+
+
+def _is_scheduler(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("class"), str) and isinstance(value.get("config"), dict)
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {  # what must hold of a field of a manifest, where it is there
+    "format": _whole(0, FORMAT),
+    "prompt": _is_text,
+    "negative_prompt": _is_text,
+    "prior_messages": _whole(0, 1_000_000),
+    "said_before": _whole(0, 1_000_000),
+    "path": lambda value: _is_text(value) and value in OF_PATH,
+    "seed": _whole(0, 2**64 - 1),
+    "height": _whole(1, 65_536),
+    "width": _whole(1, 65_536),
+    "settings": lambda value: isinstance(value, dict),
+    "guider": lambda value: isinstance(value, dict),
+    "image": _is_image,
+    "scheduler": _is_scheduler,
+    "checkpoint": lambda value: _is_text(value) and value != "",
+    "weights": _is_text,
+    "config": _is_text,
+    "dtype": lambda value: value in ("float32", "float16", "bfloat16"),
+    "device": _is_text,
+    "versions": lambda value: isinstance(value, dict),
+}
+_MAY_BE_NULL = ("negative_prompt", "guider", "image", "scheduler")
+
+
+def _wrong_values(manifest: dict) -> Iterator[str]:
+    """The fields of a manifest, and names in its settings, that nothing can be drawn by."""
+    for name, holds in _FIELDS.items():
+        value = manifest.get(name)
+        if name in manifest and not (holds(value) or (value is None and name in _MAY_BE_NULL)):
+            yield f"{name} {shortened(value)}"
+    guider_fields = {field.name for field in fields(Guidance)}
+    yield from (repr(name) for name in manifest["settings"] if name not in OF_PATH[manifest["path"]])
+    yield from (repr(name) for name in manifest.get("guider") or () if name not in guider_fields)
+
+
+def _find_checkpoint(named: str, drawn: Path) -> Path:
+    """The folder that a manifest names; old ones name it as seen from a folder around the picture that was drawn."""
+    folder = user_path(named)
+    places = [folder, *(parent / folder for parent in drawn.absolute().parents)]
+    return next((place for place in places if place.is_dir()), folder)
 
 
 def check_weights(manifest: dict, checkpoint: Path) -> None:
@@ -167,7 +213,13 @@ def _set_scheduler(pipeline: HybridGenPipeline, saved: dict | None, file: Path) 
     scheduler = getattr(diffusers, saved["class"], None)
     if not (isinstance(scheduler, type) and issubclass(scheduler, SchedulerMixin)):
         raise ValueError(f"{file} was drawn by {saved['class']}, which this diffusers does not have; update diffusers")
-    pipeline.scheduler = scheduler.from_config(saved["config"])
+    try:
+        pipeline.scheduler = scheduler.from_config(saved["config"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{file} carries settings that no {saved['class']} takes ({reason}); it was changed"
+        ) from error
 
 
 def _open_condition(saved: dict, drawn: Path) -> Image.Image:

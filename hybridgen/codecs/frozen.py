@@ -30,6 +30,7 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 from hybridgen.codecs.patch_vq import PatchVQ
 from hybridgen.core.devices import sum_dtype
 from hybridgen.core.files import read_json
+from hybridgen.core.recognition import user_path
 from hybridgen.core.versions import version_of
 from hybridgen.paths.patches import check_size
 
@@ -155,7 +156,8 @@ class VQCodec:
 
 def load_vq(folder: str | Path) -> nn.Module:
     """A VQ tokenizer of any of these kinds, as its config.json says; frozen."""
-    name = read_json(Path(folder) / "config.json").get("_class_name")
+    folder = user_path(folder)
+    name = read_json(folder / "config.json").get("_class_name")
     kind = {"VQModel": VQModel, "PatchVQ": PatchVQ}.get(name, JanusVQVAE)
     return kind.from_pretrained(folder).eval().requires_grad_(False)
 

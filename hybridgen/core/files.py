@@ -14,9 +14,11 @@ import json
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from hybridgen.core.recognition import what_bytes_are
 
 
 @contextmanager
@@ -35,8 +37,11 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         yield aside
         aside.chmod(mode)  # libraries that put another file in its place (safetensors) keep it to its owner
         put_in_place(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(aside)):
+            raise type(error)(error.errno, error.strerror, str(path)) from error  # a full disk names no file
         raise
 
 
@@ -104,9 +109,12 @@ def read_json(path: str | Path, where: str = "", missing: str = "") -> dict:
     path, where = Path(path), f"{where}: " if where else ""
     if not path.is_file():
         raise ValueError(f"{where}{path.parent} has no {path.name}{missing}")
+    raw = path.read_bytes()
+    if (words := what_bytes_are(raw[:1024])) is not None:
+        raise ValueError(f"{where}{path} {words}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # UnicodeDecodeError is one, too
+        content = json.loads(raw.decode())
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise ValueError(
             f"{where}{path} is not valid JSON ({error}); it was cut off or changed, copy it again"
         ) from None

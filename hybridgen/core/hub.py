@@ -12,15 +12,15 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
 from transformers.utils import cached_file
 
-INDEX = "model_index.json"
+from hybridgen.core.recognition import INDEX, user_path
 
 
 def is_whole(name: str | PathLike | None, **kwargs) -> bool:
     """Whether a folder or hub repository is a whole checkpoint. `kwargs` are those of `from_pretrained`."""
     if name is None:
         return False
-    if Path(name).is_dir():
-        return (Path(name) / INDEX).is_file()
+    if (folder := user_path(name)).is_dir():
+        return (folder / INDEX).is_file()
     quiet = dict.fromkeys(("gated_repo", "missing_entries", "connection_errors"), False)
     quiet = {f"_raise_exceptions_for_{kind}": value for kind, value in quiet.items()}
     return cached_file(str(name), INDEX, **_for_hub(kwargs), **quiet) is not None
@@ -28,10 +28,13 @@ def is_whole(name: str | PathLike | None, **kwargs) -> bool:
 
 def part_of(name: str | PathLike | None, part: str, **kwargs) -> str | PathLike | None:
     """The folder of a component in a whole checkpoint, downloaded as far as needed; or `name` itself."""
+    folder = None if name is None else user_path(name)
+    if folder is not None and folder.is_dir():
+        name = folder
     if kwargs.get("subfolder") or not is_whole(name, **kwargs):
         return name
-    if Path(name).is_dir():
-        return Path(name) / part
+    if folder.is_dir():
+        return folder / part
     return Path(snapshot_download(str(name), allow_patterns=f"{part}/*", **_for_hub(kwargs))) / part
 
 
@@ -44,8 +47,8 @@ def whole_around(name: str | PathLike | None, **kwargs) -> str | PathLike | None
     """The whole checkpoint that a name belongs to: itself, or the folder around a model's folder; None = neither."""
     if is_whole(name, **kwargs):
         return name
-    if name is not None and Path(name).is_dir() and (Path(name).resolve().parent / INDEX).is_file():
-        return Path(name).resolve().parent
+    if name is not None and (folder := user_path(name)).is_dir() and (folder.resolve().parent / INDEX).is_file():
+        return folder.resolve().parent
     return None
 
 

@@ -10,13 +10,16 @@ import json
 import os
 import shlex
 from pathlib import Path
+from typing import NewType
 from urllib.parse import unquote, urlsplit
 
+FilePath = NewType("FilePath", str)  # the type of a config's key that names a file or folder
 INDEX, ADAPTER = "model_index.json", "adapter_config.json"
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _RECORDS = (".jsonl", ".json", ".parquet", ".arrow", ".tar", ".csv", ".txt")
+_EXPECTED = dict.fromkeys((".bin", ".pt", ".pth", ".ckpt"), ("zip archive",)) | {".gguf": ("GGUF",)}
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _MAGIC = (  # first bytes of a file -> what it is
     (LFS_POINTER, "is a pointer of git lfs, not the file itself; run `git lfs pull` where it was cloned"),
     (b"\x89PNG", "is a PNG picture"),
@@ -32,18 +35,27 @@ _MAGIC = (  # first bytes of a file -> what it is
 )
 
 
-def user_path(text: str | os.PathLike) -> Path:
-    """A path as a user writes it: `~` and `~name` are home folders, as in a shell; file:// URLs are paths.
+def expand(text: str) -> str:
+    """A path, or a pattern of paths, as a user writes it: `~` and `~name` are home folders, as in a shell; file:// URLs
+    are paths.
 
     Raises:
         ValueError: it is empty, or no name that a file can have.
     """
-    text = os.fspath(text)
     if not text or "\0" in text:
         raise ValueError(f"{text!r} is no path; give the name of a file or folder")
-    if text.startswith("file:"):
-        return Path(unquote(urlsplit(text).path))
-    return Path(os.path.expanduser(text))
+    return unquote(urlsplit(text).path) if text.startswith("file:") else os.path.expanduser(text)
+
+
+def user_path(path: str | os.PathLike) -> Path:
+    """`expand` for one path. Raises ValueError."""
+    return Path(expand(os.fspath(path)))
+
+
+def looks_like_folder(name: str | os.PathLike) -> bool:
+    """Whether a name that leads nowhere was meant as a folder, and not as `owner/name` on the hub."""
+    text = os.fspath(name)
+    return text.startswith((".", "~", os.sep)) or text.count("/") > 1 or text.endswith("/") or os.sep != "/" in text
 
 
 def dropped_path(text: str) -> Path:
@@ -99,24 +111,35 @@ def _is_html(start: bytes) -> bool:
     return start.startswith((b"<!doctype html", b"<html", b"<head"))
 
 
-def refuse_impostor(file: Path, expected: tuple[str, ...] = ()) -> None:
+def refuse_impostor(file: Path, expected: tuple[str, ...] = (), what: str = "") -> None:
     """Raises ValueError, with its path, for a file that is known to be something else than its name says.
 
     Args:
         expected: words of `what_it_is` that are right here, such as "zip archive" for a `.bin` of PyTorch.
+        what: said in front of the path, such as "config ".
     """
     words = what_it_is(file)
     if words is not None and not any(kind in words for kind in expected):
-        raise ValueError(f"{file} {words}")
+        raise ValueError(f"{what}{file} {words}" + ("" if ";" in words else "; give another file"))
 
 
-def check_weights_are_weights(folder: Path) -> None:
+def check_files(folder: Path) -> None:
     """Raises ValueError, with its path, for a file of weights or settings in a folder that is something else."""
     for file in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if file.suffix in (".safetensors", ".json", ".bin") and file.is_file():
-            refuse_impostor(file, ("zip archive",) if file.suffix == ".bin" else ())
+        if file.suffix in (*_WEIGHTS, ".json", ".jinja", ".model") and file.is_file():
+            refuse_impostor(file, _EXPECTED.get(file.suffix, ()))
             if file.suffix == ".safetensors":
                 check_safetensors(file)
+            if file.suffix == ".json":
+                check_json(file)
+
+
+def check_json(file: Path) -> None:
+    """Raises ValueError, with its path, for a file that is no JSON."""
+    try:
+        json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise ValueError(f"{file} is not valid JSON ({error}); it was cut off or changed, copy it again") from None
 
 
 def check_safetensors(file: Path) -> None:

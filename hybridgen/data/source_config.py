@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hybridgen.core.names import PATHS
+from hybridgen.core.recognition import FilePath
 from hybridgen.data.formats.image_folder import METADATA, PICTURES, is_litter
 from hybridgen.data.formats.rows import FORMS, USUAL_COLUMNS
+from hybridgen.data.synthetic import DATASETS
 from hybridgen.processing_hybridgen import LOSS_ON
 
 ORDERS = {"caption_first": 1.0, "image_first": 0.0}
@@ -84,7 +86,7 @@ class SourceConfig:
         seed: synthetic datasets only: added to the run's, for pictures other than another source's.
     """
 
-    source: str
+    source: FilePath
     name: str | None = None
     task: str | None = None
     split: str | None = None
@@ -92,7 +94,7 @@ class SourceConfig:
     format: str | None = None
     form: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
-    images: str | None = None
+    images: FilePath | None = None
     streaming: bool = False
     buffer: int = 1000
     weight: float | dict = 1.0
@@ -168,6 +170,11 @@ class SourceConfig:
             raise ValueError(
                 f"{self.name}: task is missing; {self.source!r} is read as the name of a synthetic dataset, which "
                 f"needs 'draw', 'answer' or 'chat' (a folder is written with a slash: {self.source + '/'!r})"
+            )
+        if kind == "synthetic" and self.source not in DATASETS:
+            raise ValueError(
+                f"{self.name}: there is no synthetic dataset {self.source!r}, only {' and '.join(DATASETS)}; a folder "
+                f"is written with a slash ({self.source + '/'!r}), a file with its suffix"
             )
         for key, kinds in FORMATS_OF_KEY.items():
             if getattr(self, key) not in (None, {}, False) and kind not in kinds:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from hybridgen.core.messages import parts
+from hybridgen.core.recognition import refuse_impostor
 from hybridgen.data.bad_records import BadRecord
 from hybridgen.data.document_source import DocumentSource
 from hybridgen.data.formats.csv_files import CsvSource
@@ -24,6 +25,8 @@ from hybridgen.data.keyed_random import feistel_permutation
 from hybridgen.data.source_config import SourceConfig
 from hybridgen.data.synthetic import open_synthetic
 
+OF_RECORDS = ("gzip", "zstd", "parquet")  # kinds of bytes that files of records may begin with
+FIRST_FILES = 100  # whose first bytes are looked at before a source is opened
 STREAM_LOOK = 10_000  # records of a stream that are read in search of a picture
 
 
@@ -37,11 +40,21 @@ def open_source(config: SourceConfig, seed: int = 0) -> DocumentSource:
     if config.kind == "synthetic":
         return _open_synthetic(config, seed)
     bad: list[BadRecord] = []
+    _refuse_impostors(config)
     source = open_stream(config, seed) if config.streaming else open_records(config, bad)
     if config.write is not None:
         _require_picture(source, config, bad)
     bad = [BadRecord(f"source {config.name!r}, {each.where}", each.reason) for each in bad]
     return DocumentSource(source, config, seed, bad)
+
+
+def _refuse_impostors(config: SourceConfig) -> None:
+    """Raises ValueError for files of records that are a git-lfs pointer, a web page or empty. Of many, the first ones
+    are looked at: a clone without git-lfs has none that is whole."""
+    if config.kind in ("folder", "dataset"):
+        return
+    for file in [file for file in expand(config.source) if "://" not in file][:FIRST_FILES]:
+        refuse_impostor(Path(file), OF_RECORDS, f"{config.name}: ")
 
 
 def _require_picture(source: RowSource, config: SourceConfig, bad: list[BadRecord]) -> None:

@@ -7,6 +7,7 @@ stated path by path: those for `vq` do not hold for `diffusion`. Beside the path
 what they have drawn.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hybridgen.core.names import AS_DRAWN, DEFAULTS, KINDS, OF_PATH, REREAD, check_scale, check_values
@@ -54,6 +55,8 @@ class DrawingSetup:
 def check_defaults(defaults: dict[str, dict] | None) -> None:
     """Raises ValueError if a folder's `sampling_defaults` are not {path: {setting: value}} of known names, beside
     {"chat": {"reread": one of `REREAD`}}."""
+    if defaults is not None and not isinstance(defaults, Mapping):
+        raise ValueError(f"sampling_defaults are {shown(defaults)}; they must be settings for {' or '.join(OF_PATH)}")
     defaults = dict(defaults or {})
     if (chat := defaults.pop("chat", None)) is not None and (
         not isinstance(chat, dict) or set(chat) != {"reread"} or chat["reread"] not in REREAD

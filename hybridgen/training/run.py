@@ -11,6 +11,7 @@ from accelerate.utils import set_seed
 from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.distributed.processes import make_accelerator
 from hybridgen.training.distributed.speed import keep_freed_memory
+from hybridgen.training.stages.building import check_fits
 from hybridgen.training.stages.codec import build_codec_stage
 from hybridgen.training.stages.model import build_model_stage
 from hybridgen.training.trainer import Trainer
@@ -23,6 +24,8 @@ def train(config: TrainConfig) -> Path:
     Raises:
         ValueError, OSError: in one sentence, what the user can change.
     """
+    if config.stage == "model":
+        check_fits(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     keep_freed_memory()

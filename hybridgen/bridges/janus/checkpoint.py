@@ -23,6 +23,7 @@ from hybridgen.bridges.weights import StoredTensor, common_dtype, open_weights
 from hybridgen.checkpoints.loading import INDEX, PIPELINE, check_checkpoint
 from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.core.files import read_json
+from hybridgen.core.recognition import check_files, require_folder, user_path
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 
 # why a tensor is left out
@@ -86,8 +87,8 @@ class JanusCheckpoint:
 
 def find_layout(folder: Path) -> str:
     """Which layout a folder has. Raises ValueError when it holds no Janus."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder} does not exist; give the folder of a checkpoint")
+    require_folder("checkpoint", folder, "give the folder of a checkpoint")
+    check_files(folder)
     if (folder / INDEX).is_file():
         kind = read_json(folder / INDEX).get("_class_name")
         if kind != PIPELINE:
@@ -114,7 +115,7 @@ def open_janus(folder: str | Path, style: str | None = None) -> JanusCheckpoint:
     Raises:
         ValueError: in one sentence, what the folder is or lacks. Shapes of weights are compared in `report`.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     layout = find_layout(folder)
     if layout == "hybridgen":
         return _open_hybridgen(folder, style)

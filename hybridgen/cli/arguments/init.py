@@ -6,6 +6,7 @@ from hybridgen.cli.arguments.types import channel_counts, new_command, path_name
 from hybridgen.core.names import PATHS
 from hybridgen.core.recognition import check_absent, does_not_exist, is_there, require_file, require_folder
 
+PREDICTIONS = ("velocity", "sample", "epsilon")
 ABOUT = """\
 Add paths to a decoder: its text stays as it was to the bit, what is new starts silent. Nothing is trained;
 the folder that is written is one to train from, as model.from_pretrained. A Janus gives every part that no
@@ -50,7 +51,7 @@ def _add_shape(group) -> None:
     group.add_argument(
         "--unet-channels", type=channel_counts, metavar="N,", help="diffusion: of a U-Net, instead of linear patches"
     )
-    group.add_argument("--prediction", default="velocity", metavar="KIND", help="velocity (default), sample or epsilon")
+    group.add_argument("--prediction", default="velocity", choices=PREDICTIONS, help="(default: velocity)")
     group.add_argument("--bidirectional", action="store_true", help="tokens of a picture that is read see each other")
     group.add_argument("--chat-template", type=path_to, metavar="FILE", help="Jinja, instead of the tokenizer's own")
     group.add_argument("--seed", type=seed_number, default=0, help="of what starts random (default: 0)")
@@ -59,6 +60,11 @@ def _add_shape(group) -> None:
 def check(options: argparse.Namespace) -> None:
     """Raises ValueError for what shows without opening a part."""
     check_absent(options.folder)
+    if options.backbone is None and options.from_janus is None:
+        given = "--gguf-file names a file in --backbone, but" if options.gguf_file else "a hybrid needs a backbone, but"
+        raise ValueError(
+            f"{given} neither --backbone nor --from-janus is given; give the folder of a decoder or a Janus"
+        )
     for what, folder in (("backbone", options.backbone), ("VAE", options.vae), ("VQ tokenizer", options.vq)):
         if folder is not None:
             require_folder(what, folder, "give a folder that save_pretrained wrote")

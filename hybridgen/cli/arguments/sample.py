@@ -99,6 +99,11 @@ def check(options: argparse.Namespace) -> None:
     check_drawing(options, [options.path] if options.path in OF_PATH else None)
     if options.read is not None and options.image is None:
         raise ValueError("--read says how to read --image, but none is given; leave it out")
+    if options.image_guidance not in (None, 1) and options.image is None:
+        raise ValueError("--image-guidance says how closely to follow --image, but none is given; leave it out")
+    if options.guidance_interval is not None and options.guidance_interval[0] > options.guidance_interval[1]:
+        start, stop = options.guidance_interval
+        raise ValueError(f"--guidance-interval {start:g} {stop:g} ends before it begins; give the smaller one first")
     for name in ("--height", "--width", "--negative-prompt", "--image"):
         given = getattr(options, name.removeprefix("--").replace("-", "_"))
         if given is not None and len(given) not in (1, len(options.prompt)):

@@ -11,6 +11,7 @@ import argparse
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from hybridgen.core import recognition
 from hybridgen.core.names import DEFAULTS, PATHS, PRECISIONS, check_belongs, check_values
@@ -112,9 +113,12 @@ def whole_number(lowest: int, highest: int | None = None) -> Callable[[str], int
     return convert
 
 
-def shortened(text: str) -> str:
-    """A text in quotes, cut where it is long."""
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+def shortened(value: Any) -> str:
+    """A value as an error shows it (a text in quotes), cut where it is long."""
+    if isinstance(value, str):
+        return repr(value if len(value) <= 60 else f"{value[:57]}...")
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
 # one side of a picture in pixels; what the checkpoint can draw is known once it is open
@@ -137,6 +141,13 @@ def share(text: str) -> float:
     """A number from 0 to 1."""
     if (number := nonnegative_number(text)) > 1:
         raise argparse.ArgumentTypeError(f"{shortened(text)} is not a number from 0 to 1")
+    return number
+
+
+def share_above_0(text: str) -> float:
+    """A number above 0 and at most 1."""
+    if not 0 < (number := nonnegative_number(text)) <= 1:
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a number above 0 and at most 1")
     return number
 
 
@@ -226,7 +237,7 @@ def add_drawing_options(group) -> None:
         ("--guidance", nonnegative_number, "1 = none, more = closer to the prompt"),
         ("--temperature", nonnegative_number, "vq path: 0 = the likeliest code, 1 = by its probability"),
         ("--top-k", whole_number(0), "vq path: keep the k likeliest codes; 0 = all"),
-        ("--top-p", nonnegative_number, "vq path: keep the likeliest codes that together have this probability"),
+        ("--top-p", share_above_0, "vq path: keep the likeliest codes that together have this probability"),
         ("--window", whole_number(1), "vq path: codes read at once, guessing ahead"),
     ):
         group.add_argument(option, type=kind, help=f"{meaning} ({default_of(option)})")

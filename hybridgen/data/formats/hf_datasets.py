@@ -8,6 +8,7 @@ data set to its cache on disk when it is first opened; what is too large for tha
 import contextlib
 import ssl
 from collections.abc import Iterator
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -59,6 +60,8 @@ def open_dataset(
     """
     import datasets  # takes a second to import, and most runs do not need it
 
+    level = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(CRITICAL)  # it logs what it raises, which is said here in one sentence
     try:
         if kind == "parquet":
             table = datasets.load_dataset("parquet", data_files=files, split="train", streaming=streaming)
@@ -73,6 +76,8 @@ def open_dataset(
             table = splits[_split_of(splits, split, source)]
     except (*_LIBRARY_ERRORS, datasets.exceptions.DatasetsError) as error:
         raise ValueError(_cannot_open(source, error)) from error
+    finally:
+        datasets.logging.set_verbosity(level)
     return _undecoded(table, datasets)
 
 

@@ -7,6 +7,7 @@ loaded: the stage asks that when it is made, still before the first step.
 """
 
 import re
+from math import inf
 from pathlib import Path
 
 from hybridgen.bridges.adapters import require_peft
@@ -14,20 +15,17 @@ from hybridgen.codecs.frozen import vq_downsample_factor
 from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.core.files import read_json
 from hybridgen.core.names import AS_DRAWN
-from hybridgen.core.recognition import user_path
+from hybridgen.core.recognition import check_files, check_parents, require_folder, what_folder_it_is
 from hybridgen.data.source_config import SourceConfig
 from hybridgen.paths.patches import check_size
 from hybridgen.paths.understanding import tokens_per_image
 from hybridgen.training.config import strict
 from hybridgen.training.config.codec import AdversarialConfig, CodecTrainingConfig, PerceptualConfig
-from hybridgen.training.config.parts import NO_FOLDER, codec_factors, hybrid_config, vae_config, vq_config
+from hybridgen.training.config.parts import NO_FOLDER, codec_factors, hybrid_config, said_of, vae_config, vq_config
 from hybridgen.training.config.schema import DataConfig, TrainConfig
 
 WRITING = ("diffusion", "vq")
-PATH_KEYS = (
-    "output_dir", "resume", "data.cache", "codec.vq", "codec.vae", "model.from_pretrained", "model.language_model",
-    "model.vision_model", "model.tokenizer.path", "vq_model.perceptual.path", "vae.perceptual.path",
-)  # fmt: skip
+ATTENTION = ("sdpa", "eager", "flex_attention")  # beside "auto"
 FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
 
 
@@ -41,20 +39,8 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     for word in overrides:
         strict.override(content, word)
     config = strict.build(TrainConfig, content)
-    _find_home(config)
     check(config)
     return config
-
-
-def _find_home(config: TrainConfig) -> None:
-    """`~` in a path is the home folder, as in a shell. All else stays as it is written: states are compared by it."""
-    for key in PATH_KEYS:
-        place, (*above, name) = config, key.split(".")
-        for part in above:
-            place = getattr(place, part, None)
-        value = getattr(place, name, None)
-        if isinstance(value, str) and value.startswith("~"):
-            setattr(place, name, str(user_path(value)))
 
 
 def check(config: TrainConfig) -> None:
@@ -66,6 +52,13 @@ def check(config: TrainConfig) -> None:
     _check_relations(config)
     if not config.data.sources:
         raise ValueError("data.sources is empty; name at least one source to train on")
+    for key, sources in (("data", config.data.sources), ("validation", config.validation.sources)):
+        if sources and not any(_has_weight(source.weight) for source in sources):
+            raise ValueError(f"every weight of {key}.sources is 0; give at least one of them a share")
+    _check_places(config)
+    if config.attention not in ("auto", *ATTENTION, *FLASH):
+        known = ", ".join(map(repr, ("auto", *ATTENTION)))
+        raise ValueError(f"attention is {config.attention!r}; it must be one of {known}")
     if config.attention in FLASH:
         raise ValueError(
             f"attention {config.attention!r} cannot express a mask that is causal over text and bidirectional inside "
@@ -76,12 +69,36 @@ def check(config: TrainConfig) -> None:
             re.compile(group.match)
         except re.error as error:
             raise ValueError(f"groups.{number}.match {group.match!r} is not a regular expression: {error}") from None
-    if config.resume not in ("auto", "never") and not Path(config.resume).is_dir():
-        raise ValueError(f"resume is {config.resume!r}; it must be 'auto', 'never' or the folder of a saved state")
+        for name in ("lr_scale", "weight_decay"):
+            value = getattr(group, name)
+            if value is not None and not 0 <= value < inf:
+                raise ValueError(f"groups.{number}.{name} is {value!r}; it must be 0 or more")
     if config.stage == "codec":
         _check_codec_stage(config)
     else:
         _check_model_stage(config)
+
+
+def _has_weight(weight: float | dict) -> bool:
+    return any(weight.values()) if isinstance(weight, dict) else bool(weight)
+
+
+def _check_places(config: TrainConfig) -> None:
+    """Raises ValueError for folders that cannot be written to, and a state that is none. Nothing is made."""
+    for key, folder in (("output_dir", config.output_dir), ("data.cache", config.data.cache)):
+        if folder is not None:
+            with said_of(key):
+                check_parents(Path(folder))
+    if config.resume in ("auto", "never"):
+        return
+    state = Path(config.resume)
+    if not state.is_dir():
+        raise ValueError(f"resume is {config.resume!r}; it must be 'auto', 'never' or the folder of a saved state")
+    if not (state / "manifest.json").is_file():
+        raise ValueError(
+            f"resume is {config.resume!r}, which is {what_folder_it_is(state)}, not a saved state; name a folder "
+            "state/step_N of a run, or say 'auto'"
+        )
 
 
 # -------------------------------------------------------------------------------------------------------- numbers
@@ -104,12 +121,19 @@ RULES = (  # (keys, what holds of their values, the same in words)
     (("data.per_device_batch_size", "data.sequence_length"), _at_least_1, "at least 1"),
     (("spike.window", "spike.limit", "validation.batches", "validation.levels"), _at_least_1, "at least 1"),
     (("validation.every", "sampling.every", "diagnostics.every", "schedule.warmup_steps"), _not_negative, "0 or more"),
-    (("optimizer.weight_decay", "data.prefetch", "data.loader_threads"), _not_negative, "0 or more"),
+    (("data.prefetch", "data.loader_threads"), _not_negative, "0 or more"),
+    (("optimizer.weight_decay",), lambda value: 0 <= value < inf, "0 or more"),
     (("data.max_broken",), _not_negative, "0 or more"),
-    (("optimizer.lr", "optimizer.eps", "data.temperature"), lambda value: value > 0, "above 0"),
+    (("seed",), lambda value: 0 <= value < 2**64, "from 0 to 2^64 - 1"),
+    (("data.loader_threads", "data.prefetch"), lambda value: value <= 1024, "at most 1024"),
+    (("model.tokenizer.vocab_size", "model.tokenizer.samples"), _at_least_1, "at least 1"),
+    (("optimizer.muon_steps",), _at_least_1, "at least 1"),
+    (("optimizer.muon_momentum",), lambda value: 0 <= value < 1, "from 0 to below 1"),
+    (("optimizer.muon_weight_decay",), lambda value: value is None or 0 <= value < inf, "0 or more, or null"),
+    (("optimizer.lr", "optimizer.eps", "data.temperature"), lambda value: 0 < value < inf, "above 0, and finite"),
     (
         ("sampling.guidance", "sampling.guidance_vq", "sampling.temperature_vq"),
-        lambda value: 0 <= value < float("inf"),
+        lambda value: 0 <= value < inf,
         "0 or more",
     ),
     (("dropout",), lambda value: 0 <= value < 1, "from 0 to below 1"),
@@ -158,6 +182,8 @@ def _require(config: TrainConfig, key: str, holds, rule: str) -> None:
     value = config
     for part in key.split("."):
         value = getattr(value, part)
+        if value is None and part != key.rpartition(".")[2]:
+            return  # a section that is not given
     if not holds(value):
         raise ValueError(f"{key} is {value!r}; it must be {rule}")
 
@@ -175,6 +201,10 @@ def _check_model_stage(config: TrainConfig) -> None:
         if config.model.from_pretrained is None:
             raise ValueError("lora adapts a pretrained pipeline, but model.from_pretrained is missing; give it")
         require_peft()
+    if config.model.tokenizer.path is not None:
+        with said_of("model.tokenizer.path"):
+            require_folder("tokenizer", Path(config.model.tokenizer.path), "give a folder that save_pretrained wrote")
+            check_files(Path(config.model.tokenizer.path))
     hybrid = hybrid_config(config.model)
     _check_starting_weights(config, hybrid)
     factors = codec_factors(hybrid, config.codec, config.model.from_pretrained)
@@ -207,7 +237,7 @@ def _check_model_stage(config: TrainConfig) -> None:
 
 def _check_starting_weights(config: TrainConfig, hybrid: HybridGenConfig) -> None:
     if config.model.embedding_std is not None:
-        _require(config, "model.embedding_std", lambda value: 0 < value < float("inf"), "above 0")
+        _require(config, "model.embedding_std", lambda value: 0 < value < inf, "above 0")
         if config.model.language_model is not None:
             raise ValueError(
                 f"model.embedding_std is {config.model.embedding_std}, but the embeddings come trained with "
@@ -286,9 +316,6 @@ def _check_codec_stage(config: TrainConfig) -> None:
                 f"{source.name}: weight is {source.weight}, but in the codec stage shares do not change over the run; "
                 "give one number"
             )
-    for key, sources in (("data", config.data.sources), ("validation", config.validation.sources)):
-        if sources and not sum(source.weight for source in sources):
-            raise ValueError(f"every weight of {key}.sources is 0; give at least one of them a share")
     for key in ("temperature", "cache", "sequence_length"):
         if getattr(config.data, key) != getattr(DataConfig, key):
             raise ValueError(

@@ -7,6 +7,8 @@ picture's values (the KL's sum is divided by their number), so no weight depends
 from dataclasses import dataclass, field
 from typing import Literal
 
+from hybridgen.core.recognition import FilePath
+
 
 @dataclass
 class PerceptualConfig:
@@ -21,7 +23,7 @@ class PerceptualConfig:
         size: side that pictures are resized to first; null = as they are.
     """
 
-    path: str
+    path: FilePath
     weight: float = 1.0
     layers: list[int] | None = None
     size: int | None = None

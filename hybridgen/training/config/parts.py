@@ -5,9 +5,12 @@ can work is checked by `HybridGenConfig` itself, which is made here.
 """
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
+import diffusers
 import torch
 from diffusers import AutoencoderKL
 from huggingface_hub.errors import StrictDataclassError
@@ -15,10 +18,17 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 
+from hybridgen.checkpoints.loading import check_checkpoint, friendly_errors, model_settings
 from hybridgen.codecs.frozen import vq_downsample_factor
 from hybridgen.codecs.patch_vq import PatchVQ
-from hybridgen.configuration_hybridgen import HybridGenConfig, HybridGenDiffusionConfig, HybridGenVQConfig
+from hybridgen.configuration_hybridgen import (
+    HybridGenConfig,
+    HybridGenDiffusionConfig,
+    HybridGenVQConfig,
+    check_sizes,
+)
 from hybridgen.core.files import read_json
+from hybridgen.core.recognition import check_files, require_folder, user_path
 from hybridgen.training.config.codec import VAETrainingConfig, VQTrainingConfig
 from hybridgen.training.config.renamed import new_name
 from hybridgen.training.config.schema import CodecPaths, ModelConfig
@@ -159,6 +169,7 @@ def sub_config(content: dict, kind: type[PreTrainedConfig], where: str) -> PreTr
     for key, value in content.items():
         if key not in known or new_name(f"{where}.{key}") is not None:  # an old name that checkpoints may still have
             raise unknown_key(f"{where}.{key}", value, sorted(known))
+    check_sizes(content, where)
     try:
         return kind(**{key: value for key, value in content.items() if key != "model_type"})
     except (StrictDataclassError, TypeError) as error:
@@ -191,26 +202,47 @@ def _pretrained_config(model: ModelConfig) -> HybridGenConfig:
         raise ValueError(
             f"model.from_pretrained is given and so is model.{others[0]}, which the pretrained model brings; keep one"
         )
-    folder = Path(model.from_pretrained) / "model"
-    content = read_json(folder / "config.json", "model.from_pretrained", NO_FOLDER)
-    if content.get("model_type") != HybridGenConfig.model_type:
-        raise ValueError(
-            f"model.from_pretrained {model.from_pretrained!r} holds a {content.get('model_type')!r}, not a hybridgen "
-            "pipeline; its parts go into model.language_model and model.vision_model"
-        )
-    return HybridGenConfig.from_pretrained(folder)
+    with said_of("model.from_pretrained"):
+        check_checkpoint(model.from_pretrained)
+        return HybridGenConfig.from_dict(model_settings(user_path(model.from_pretrained) / "model"))
 
 
 def _part_config(folder: str, part: str) -> PreTrainedConfig:
     key = "model.language_model" if part == "text_config" else "model.vision_model"
-    read_json(Path(folder) / "config.json", key, NO_FOLDER)
-    config = AutoConfig.from_pretrained(folder)
-    if part == "text_config":
-        return config.get_text_config()
-    config = getattr(config, "vision_config", config)
+    with said_of(key):
+        kind = open_folder(folder).get("model_type")
+        with friendly_errors(user_path(folder)):
+            config = AutoConfig.from_pretrained(user_path(folder))
+        if part == "text_config":
+            return config.get_text_config()
+        config = getattr(config, "vision_config", config)
+        if not any(hasattr(config, name) for name in ("image_size", "num_patches")):
+            raise ValueError(f"{folder} is a {kind!r}, which has no vision tower; give the folder of one")
     if getattr(config, "vision_use_head", False):
         config.vision_use_head = False  # nothing reads it, and weights without a gradient make ranks wait for them
     return config
+
+
+@contextmanager
+def said_of(key: str) -> Iterator[None]:
+    """Inside, errors of ours begin with the key of the config that they are about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+
+
+def open_folder(folder: str | Path) -> dict:
+    """The config.json of a folder that a config names, once every file in it is known to be what its name says.
+
+    Raises:
+        ValueError: there is no such folder, or a file of it is something else.
+    """
+    folder = user_path(folder)
+    require_folder("folder", folder, NO_FOLDER.removeprefix("; "))
+    content = read_json(folder / "config.json", missing=NO_FOLDER)
+    check_files(folder)
+    return content
 
 
 # -------------------------------------------------------------------------------------------------------- codecs
@@ -227,7 +259,9 @@ def codec_factors(hybrid: HybridGenConfig, codec: CodecPaths, from_pretrained: s
     if hybrid.diffusion_config is not None:
         factors["diffusion"], channels = 1, 3
         if folders["vae"] is not None:
-            vae = read_json(folders["vae"] / "config.json", "codec.vae", NO_FOLDER)
+            with said_of("codec.vae"):
+                vae = open_folder(folders["vae"])
+                _check_autoencoder(folders["vae"], vae.get("_class_name"))
             channels = vae.get("latent_channels", 4)
             factors["diffusion"] = 2 ** (len(vae.get("block_out_channels", [0])) - 1)
         if hybrid.diffusion_config.in_channels != channels:
@@ -241,7 +275,8 @@ def codec_factors(hybrid: HybridGenConfig, codec: CodecPaths, from_pretrained: s
                 "model.vq_config is given, but codec.vq is not; name the folder of a VQ tokenizer (the codec stage "
                 "makes one), or remove model.vq_config"
             )
-        vq = read_json(folders["vq"] / "config.json", "codec.vq", NO_FOLDER)
+        with said_of("codec.vq"):
+            vq = open_folder(folders["vq"])
         codes = vq.get("num_embeddings", vq.get("num_vq_embeddings"))
         if codes is None:
             raise ValueError(f"codec.vq {folders['vq']} holds no VQ tokenizer (JanusVQVAE, VQModel or PatchVQ)")
@@ -254,12 +289,19 @@ def codec_factors(hybrid: HybridGenConfig, codec: CodecPaths, from_pretrained: s
     return factors
 
 
+def _check_autoencoder(folder: Path, kind: str | None) -> None:
+    """Raises ValueError for a model of diffusers that encodes no picture."""
+    if kind is not None and not all(hasattr(getattr(diffusers, kind, None), name) for name in ("encode", "decode")):
+        raise ValueError(f"{folder} is a {kind!r}, not an autoencoder; name the folder vae/ of a diffusers model")
+
+
 def codec_folders(codec: CodecPaths, from_pretrained: str | None) -> dict[str, Path | None]:
     """Where the codecs are: as the config says, or in the pipeline folder that training goes on from."""
+    start = None if from_pretrained is None else user_path(from_pretrained)
     folders = {}
     for name, component in (("vq", "vq_model"), ("vae", "vae")):
         folder = getattr(codec, name)
-        if folder is None and from_pretrained is not None and (Path(from_pretrained) / component).is_dir():
-            folder = Path(from_pretrained) / component
-        folders[name] = None if folder is None else Path(folder)
+        if folder is None and start is not None and (start / component).is_dir():
+            folder = start / component
+        folders[name] = None if folder is None else user_path(folder)
     return folders

@@ -12,6 +12,7 @@ from typing import Literal
 
 from hybridgen.bridges.lora_config import LoraConfig
 from hybridgen.core.objectives import ObjectiveConfig
+from hybridgen.core.recognition import FilePath
 from hybridgen.data.source_config import SourceConfig
 from hybridgen.training.config.codec import VAETrainingConfig, VQTrainingConfig
 
@@ -28,7 +29,7 @@ class TokenizerConfig:
 
     vocab_size: int = 4096
     samples: int = 4000
-    path: str | None = None
+    path: FilePath | None = None
 
 
 @dataclass
@@ -48,9 +49,9 @@ class ModelConfig:
             `vq_config` only `num_embeddings` and `sample_size` count then.
     """
 
-    from_pretrained: str | None = None
-    language_model: str | None = None
-    vision_model: str | None = None
+    from_pretrained: FilePath | None = None
+    language_model: FilePath | None = None
+    vision_model: FilePath | None = None
     text_config: dict | None = None
     vision_config: dict | None = None
     diffusion_config: dict | None = None
@@ -73,8 +74,8 @@ class CodecPaths:
     A pipeline folder's `vq_model` or `vae`, or one that the codec stage wrote. No VAE: the diffusion path sees pixels.
     """
 
-    vq: str | None = None
-    vae: str | None = None
+    vq: FilePath | None = None
+    vae: FilePath | None = None
 
 
 @dataclass
@@ -104,7 +105,7 @@ class DataConfig:
     max_broken: float = 100
     loader_threads: int = 0
     shard_by_rank: bool = False
-    cache: str | None = None
+    cache: FilePath | None = None
 
 
 @dataclass
@@ -284,7 +285,7 @@ class TrainConfig:
         log_every, save_every: steps. `keep_last` states are kept.
     """
 
-    output_dir: str
+    output_dir: FilePath
     steps: int
     data: DataConfig
     stage: Literal["model", "codec"] = "model"
@@ -305,7 +306,7 @@ class TrainConfig:
     diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
     seed: int = 0
     max_seconds: float | None = None
-    resume: str = "auto"
+    resume: FilePath = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     attention: str = "auto"
     compile: bool = False

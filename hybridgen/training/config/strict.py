@@ -20,20 +20,28 @@ from typing import Any, Literal, TypeVar, Union
 
 import yaml
 
+from hybridgen.core.recognition import FilePath, expand, refuse_impostor, require_file, user_path
 from hybridgen.core.utf8 import read_text
 from hybridgen.training.config.renamed import new_name
 
 T = TypeVar("T")
+MOST_VALUES = 100_000  # of a config, every anchor written out
 
 
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's numbers and booleans; a key given twice in one mapping is an error."""
 
     def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ValueError(f"key {key!r} is given twice{node.start_mark}; keep one of them")
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge" or not isinstance(key_node, yaml.ScalarNode):
+                continue
+            key, line = self.construct_object(key_node), key_node.start_mark.line + 1
+            if key in lines:
+                raise ValueError(
+                    f"key {key!r} is given twice, in line {lines[key]} and in line {line}; keep one of them"
+                )
+            lines[key] = line
         return super().construct_mapping(node, deep)
 
 
@@ -50,28 +58,58 @@ _Loader.add_implicit_resolver(
 
 
 def parse(text: str, where: str) -> Any:
-    """One YAML document. Raises ValueError, with the place, for what is not YAML."""
+    """One YAML document. Raises ValueError, with the place, for what is not YAML, or is too much of it."""
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_size(node, {})
+        return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise ValueError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ValueError(f"{where} is nested too deeply; a config has a few levels") from None
+    except ValueError as error:  # of ours, above and below
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _check_size(node: yaml.Node, sizes: dict[int, int | None]) -> int:
+    """The number of values in a node once every alias is written out. Raises ValueError where that explodes."""
+    if id(node) in sizes:
+        if (size := sizes[id(node)]) is None:
+            raise ValueError(f"the anchor in line {node.start_mark.line + 1} contains itself; write its values out")
+        return size
+    sizes[id(node)] = None  # while its own values are counted
+    children = [] if isinstance(node, yaml.ScalarNode) else node.value
+    flat = [child for pair in children for child in pair] if isinstance(node, yaml.MappingNode) else children
+    size = 1 + sum(_check_size(child, sizes) for child in flat)
+    if size > MOST_VALUES:
+        raise ValueError(f"its anchors, written out, are more than {MOST_VALUES} values; that is no config")
+    sizes[id(node)] = size
+    return size
+
+
+def _text_of(path: Path) -> str:
+    refuse_impostor(path, what="config ")
+    return read_text(path, "config")
 
 
 def read(path: str | Path) -> dict:
     """A YAML file that holds a mapping. With `base: OTHER.yaml`, a file beside it, it holds only what is different:
     mappings are merged into the base's mappings, and everything else, lists as well, replaces the base's value."""
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"config {path} does not exist; give the path of a YAML file")
-    content = parse(read_text(path, "config"), str(path))
+    path = user_path(path)
+    require_file("config", path, "give the path of a YAML file")
+    content = parse(_text_of(path), str(path))
     if not isinstance(content, dict):
         raise ValueError(f"config {path} holds {_type_of(content)}; it must hold `key: value` lines")
     if "base" not in content:
         return content
     base = content.pop("base")
-    if not isinstance(base, str) or not (path.parent / base).is_file():
+    if not isinstance(base, str) or not base or not (path.parent / user_path(base)).is_file():
         raise ValueError(f"base of {path} is {base!r}; it must name a YAML file beside it")
-    base_content = parse(read_text(path.parent / base, "config"), base)
+    base_file = path.parent / user_path(base)
+    base_content = parse(_text_of(base_file), str(base_file))
     if not isinstance(base_content, dict) or "base" in base_content:
         raise ValueError(
             f"base of {path} is {base!r}, which is no mapping or has a base itself; name one without a base"
@@ -106,7 +144,7 @@ def _step(place: Any, part: str, so_far: str, word: str) -> str | int:
     if isinstance(place, dict):
         return part
     if not isinstance(place, list):
-        raise ValueError(f"override {word!r}: {so_far!r} is {place!r}, which has nothing inside to set")
+        raise ValueError(f"override {word!r}: {so_far!r} is {shown(place)}, which has nothing inside to set")
     if not part.isdigit() or int(part) >= len(place):
         raise ValueError(f"override {word!r}: {so_far!r} is a list of {len(place)}; use an index from 0 below that")
     return int(part)
@@ -122,7 +160,7 @@ def build(kind: type[T], content: Mapping, where: str = "") -> T:
         ValueError: one sentence with the key's full name, its value, and what it must be.
     """
     if not isinstance(content, Mapping):
-        raise ValueError(f"{where or 'the config'} is {content!r}; it must be `key: value` lines")
+        raise ValueError(f"{where or 'the config'} is {shown(content)}; it must be `key: value` lines")
     hints = typing.get_type_hints(kind)
     known = {field.name: field for field in fields(kind) if field.init}
     for key, value in content.items():
@@ -144,9 +182,11 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     if origin is Literal:
         if value in arguments and not isinstance(value, bool):
             return value
-        raise ValueError(f"{where} is {value!r}; it must be {_in_words(hint)}")
+        raise ValueError(f"{where} is {shown(value)}; it must be {_in_words(hint)}")
     if is_dataclass(hint):
         return build(hint, value, where)
+    if hint is FilePath:
+        return _convert_path(value, where)
     if origin is list and isinstance(value, list | tuple):
         return [convert(item, arguments[0], f"{where}.{number}") for number, item in enumerate(value)]
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -156,8 +196,18 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     else:
         matches = isinstance(value, hint if origin is None else origin)
     if not matches or (isinstance(value, bool) and hint is not bool):
-        raise ValueError(f"{where} is {value!r}; it must be {_in_words(hint)}")
+        raise ValueError(f"{where} is {shown(value)}; it must be {_in_words(hint)}")
     return value
+
+
+def _convert_path(value: Any, where: str) -> str:
+    """A path as the config says it, `~` resolved."""
+    if not isinstance(value, str):
+        raise ValueError(f"{where} is {shown(value)}; it must be {_in_words(FilePath)}")
+    try:
+        return expand(value)
+    except ValueError:
+        raise ValueError(f"{where} is {value!r}; it must be {_in_words(FilePath)}") from None
 
 
 def _convert_union(value: Any, hints: tuple, where: str) -> Any:
@@ -172,14 +222,14 @@ def _convert_union(value: Any, hints: tuple, where: str) -> Any:
     for hint in hints:
         if hint is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
-    raise ValueError(f"{where} is {value!r}; it must be {' or '.join(_in_words(hint) for hint in hints)}")
+    raise ValueError(f"{where} is {shown(value)}; it must be {' or '.join(_in_words(hint) for hint in hints)}")
 
 
 def unknown_key(key: str, value: Any, known: Iterable[str]) -> ValueError:
     """The error of a full key that is none of the `known` names: what it is called now, or the nearest of them."""
     if (now := new_name(key)) is not None:
-        return ValueError(f"{key} is called {now} now (value {value!r}); rename it")
-    return ValueError(f"unknown key {key!r} (value {value!r}); {suggest(key.rpartition('.')[2], known)}")
+        return ValueError(f"{key} is called {now} now (value {shown(value)}); rename it")
+    return ValueError(f"unknown key {key!r} (value {shown(value)}); {suggest(key.rpartition('.')[2], known)}")
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -188,7 +238,14 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
 
 
-_NAMES = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", dict: "a mapping"}
+_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    FilePath: "the name of a file or folder",
+    bool: "true or false",
+    dict: "a mapping",
+}
 
 
 def _in_words(hint: Any) -> str:
@@ -203,7 +260,14 @@ def _in_words(hint: Any) -> str:
 
 
 def _type_of(content: Any) -> str:
-    return "nothing" if content is None else f"a {type(content).__name__}"
+    kinds = {type(None): "nothing", list: "a list", str: "a text", bool: "true or false", int: "a number"}
+    return kinds.get(type(content), "a number" if isinstance(content, float) else f"a {type(content).__name__}")
+
+
+def shown(value: Any) -> str:
+    """A value as an error shows it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:190]}..."
 
 
 def _join(where: str, key: Any) -> str:

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
+import psutil
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from hybridgen.checkpoints.loading import require_weights
 from hybridgen.codecs.frozen import VAECodec, VQCodec, load_vq
+from hybridgen.configuration_hybridgen import check_memory
 from hybridgen.core.messages import parts
 from hybridgen.core.names import WRITING_PATHS
 from hybridgen.data.document_source import DocumentSource
@@ -23,7 +26,7 @@ from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.paths.modality_experts import copy_into_experts
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor, add_image_tokens, build_tokenizer, image_token_ids
-from hybridgen.training.config.parts import codec_factors, hybrid_config
+from hybridgen.training.config.parts import codec_factors, hybrid_config, said_of
 from hybridgen.training.config.schema import ModelConfig, TrainConfig
 from hybridgen.training.state.checkpointing import saved_steps
 
@@ -76,6 +79,32 @@ def build_parts(config: TrainConfig) -> Parts:
 def _with_reread(defaults: dict[str, dict], reread: str | None) -> dict[str, dict] | None:
     """A checkpoint's sampling defaults with what the config says of chats; None where nothing is said."""
     return (defaults if reread is None else {**defaults, "chat": {"reread": reread}}) or None
+
+
+def check_fits(config: TrainConfig) -> None:
+    """Raises ValueError for folders without weights, and for a model or a batch that no memory of this machine holds,
+    before anything is opened."""
+    for key, folder in (
+        ("codec.vq", config.codec.vq),
+        ("codec.vae", config.codec.vae),
+        ("model.language_model", config.model.language_model),
+        ("model.vision_model", config.model.vision_model),
+    ):
+        if folder is not None:
+            with said_of(key):
+                require_weights(Path(folder))
+    hybrid = hybrid_config(config.model)
+    if config.model.from_pretrained is None:  # else its weights are there already
+        check_memory(hybrid, "model", bytes_per_weight=4)
+    rows, length, width = config.data.per_device_batch_size, config.data.sequence_length, hybrid.text_config.hidden_size
+    memory = psutil.virtual_memory().total + psutil.swap_memory().total
+    memory += sum(torch.cuda.mem_get_info(device)[1] for device in range(torch.cuda.device_count()))
+    if (needed := rows * length * width * 4) > memory:
+        raise ValueError(
+            f"data.per_device_batch_size {rows} rows of data.sequence_length {length} tokens need at least "
+            f"{needed / 1e9:,.0f} GB for each layer's output alone, but this machine has {memory / 1e9:,.0f} GB; make "
+            "one of them smaller"
+        )
 
 
 def build_processor(config: TrainConfig, sources: list[DocumentSource]) -> HybridGenProcessor:
