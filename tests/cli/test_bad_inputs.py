@@ -103,6 +103,9 @@ ARGUMENTS = {
     "steps where codes are scored": Bad(
         "evaluate {ck} --suite dolls --out {tmp}/out --draw vq --steps 2", "--steps is for the diffusion path"
     ),
+    "a window where nothing is drawn": Bad(
+        "evaluate {ck} --suite dolls --draw --window 2 --out {tmp}/out", "--window is for the vq path, but no picture is drawn"
+    ),
     "nothing to evaluate": Bad("evaluate {ck} --suite dolls --out {tmp}/out --draw --answer", "nothing .* --draw"),
     "max-new-tokens 0": Bad("ask {ck} --image {doll} --question x --max-new-tokens 0", "--max-new-tokens: '0' is not"),
     "a text temperature below 0": Bad("chat {ck} --out {tmp}/out --text-temperature=-1", "--text-temperature: '-1' is"),
@@ -446,8 +449,8 @@ def bomb(tmp: Path) -> None:
 
 
 CONFIGS = {
-    "a picture": Bad("train {tmp}/c.yaml", "config {tmp}/c.yaml is a PNG picture", config(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")),
-    "a pointer of git lfs": Bad(TRAIN, "c.yaml is a pointer of git lfs", config(LFS)),
+    "a picture": Bad("train {tmp}/c.yaml", "config {tmp}/c.yaml is a PNG picture; give another file", config(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")),
+    "a git-lfs pointer": Bad(TRAIN, "c.yaml is a git-lfs pointer", config(LFS)),
     "a web page": Bad(TRAIN, "c.yaml is an HTML page", config(HTML)),
     "bytes that are no UTF-8": Bad(TRAIN, "config {tmp}/c.yaml is not UTF-8 text: line 2 holds the byte 0xe9; save it as UTF-8", config(b"steps: 3\nname: caf\xe9\n")),
     "UTF-16": Bad(TRAIN, "c.yaml is not UTF-8", config("steps: 3\n".encode("utf-16"))),
@@ -732,6 +735,7 @@ PROMPTS = {
         ["ask", "{ck}", "--image", "{doll}", "--question", "orc " * 600], "context", loads=True
     ),
     "a size that no patch divides": Bad("sample {ck} {sample} --height 30 --width 30", "size 30x30 is not divisible", loads=True),
+    "a lone height that no patch divides": Bad("sample {ck} {sample} --height 30", "size 30x32 is not divisible", loads=True),
     "a size beyond the context": Bad("sample {ck} {sample} --height 800 --width 800", "context is 512", loads=True),
     "a size of 65536": Bad("sample {ck} {sample} --height 65536 --width 65536", "context is 512", loads=True),
     "more steps than there are": Bad("sample {ck} --prompt elf --out {tmp}/out --steps 1001", "the process has 1000 timesteps", loads=True),

@@ -131,8 +131,8 @@ def test_refused(load, model_content, word, message):
         (["data.sources.2.read=[understanding, understanding]"], "read is .*; name each path by which images are read"),
         (["data.sources.2.read=[diffusion, siglip]"], "read is .siglip.; it must be one of understanding"),
         (["codec.vq=null"], "model.vq_config is given, but codec.vq is not; name the folder of a VQ tokenizer"),
-        (["codec.vq=nowhere"], "codec.vq: nowhere has no config.json"),
-        (["codec.vae=nowhere"], "codec.vae: nowhere has no config.json"),
+        (["codec.vq=nowhere"], "codec.vq: folder nowhere does not exist"),
+        (["codec.vae=nowhere"], "codec.vae: folder nowhere does not exist"),
         (["model.vq_config.num_embeddings=64"], "num_embeddings is 64, but codec.vq has 50 codes; make them equal"),
         (["model.diffusion_config.in_channels=8"], r"in_channels is 8, but pixels \(no codec.vae\) have 3 channels"),
         (["model.diffusion_config.sample_size=18"], "sample_size 18 is not divisible by patch_size 4"),
@@ -154,7 +154,7 @@ def test_refused(load, model_content, word, message):
         (["model.diffusion_config.prediction_type=x1"], "prediction_type is 'x1'; it must be one of 'velocity'"),
         (["model.vision_model=x"], "model.vision_config is given and so is a pretrained part 'x'"),
         (["model.from_pretrained=x"], "model.from_pretrained is given and so is model.text_config"),
-        (["model={from_pretrained: x}"], "model.from_pretrained: x/model has no config.json"),
+        (["model={from_pretrained: x}"], "model.from_pretrained: checkpoint x does not exist"),
     ],
 )  # fmt: skip
 def test_impossible_models_are_refused(load, model_content, words, message):

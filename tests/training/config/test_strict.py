@@ -117,7 +117,7 @@ def test_files_refused(tmp_path):
         strict.read(tmp_path / "absent.yaml")
     empty = tmp_path / "empty.yaml"
     empty.write_text("")
-    with pytest.raises(ValueError, match="holds nothing; it must hold `key: value` lines"):
+    with pytest.raises(ValueError, match="empty.yaml is empty; it was cut off"):
         strict.read(empty)
 
 
