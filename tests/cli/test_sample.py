@@ -105,7 +105,7 @@ def broken(checkpoint: Path, tmp_path: Path, *, lacks: str = "", holds: tuple[st
         ({"lacks": "vq_model/model.safetensors"}, "missing the weights vq_model/"),
         ({"holds": ("model/config.json", "{")}, "not valid JSON"),
         ({"holds": ("model_index.json", '{"_class_name": "StableDiffusionPipeline"}')}, "is a StableDiffusionPipeline"),
-        ({"holds": ("model/model.safetensors", "cut off")}, "cannot be loaded"),
+        ({"holds": ("model/model.safetensors", "cut off")}, "is no safetensors file, or was cut off"),
     ],
 )
 def test_a_broken_checkpoint_is_named(run, tiny_checkpoint, tmp_path, damage, expected):
