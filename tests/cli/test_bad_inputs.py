@@ -450,7 +450,7 @@ def bomb(tmp: Path) -> None:
 
 CONFIGS = {
     "a picture": Bad("train {tmp}/c.yaml", "config {tmp}/c.yaml is a PNG picture; give another file", config(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR")),
-    "a git-lfs pointer": Bad(TRAIN, "c.yaml is a git-lfs pointer", config(LFS)),
+    "a git-lfs pointer": Bad(TRAIN, "c.yaml is a pointer of git lfs", config(LFS)),
     "a web page": Bad(TRAIN, "c.yaml is an HTML page", config(HTML)),
     "bytes that are no UTF-8": Bad(TRAIN, "config {tmp}/c.yaml is not UTF-8 text: line 2 holds the byte 0xe9; save it as UTF-8", config(b"steps: 3\nname: caf\xe9\n")),
     "UTF-16": Bad(TRAIN, "c.yaml is not UTF-8", config("steps: 3\n".encode("utf-16"))),
