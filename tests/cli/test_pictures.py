@@ -84,7 +84,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_pictures_are_one_line(run, tiny_checkpoint, tmp_path, monkeypatch, name):
+def test_bad_pictures_are_one_line(run, tiny_checkpoint, tmp_path, monkeypatch, caplog, name):
     content, message = BAD[name]
     (tmp_path / "x.png").write_bytes(content)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000 if "bomb" in name else 2000)
@@ -95,6 +95,7 @@ def test_bad_pictures_are_one_line(run, tiny_checkpoint, tmp_path, monkeypatch, 
     assert (code, lines, error.count("\n")) == (2, [], 1)
     assert message in error
     assert "x.png" in error
+    assert not [record for record in caplog.records if record.name.startswith("PIL")]  # which would be printed, too
 
 
 def test_what_pillow_warns_of_is_not_printed(run, tiny_checkpoint, tmp_path):
