@@ -87,8 +87,10 @@ class ObjectiveConfig:
 
 
 def row_generator(seed: int, row: int) -> torch.Generator:
-    """The random stream of one row: a function of (seed, row) alone."""
-    return torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + row * 0xBF58476D1CE4E5B9 + 1) % (1 << 63))
+    """The random stream of one row: a function of (seed, row) alone. torch takes but the low 32 bits of a seed, so the
+    high ones are put into these."""
+    mixed = seed * 0x9E3779B97F4A7C15 + row * 0xBF58476D1CE4E5B9 + (seed >> 32) * 0x94D049BB133111EB + 1
+    return torch.Generator().manual_seed(mixed % (1 << 63))
 
 
 def draw_noise_levels(count: int, config: ObjectiveConfig, generator: torch.Generator) -> Tensor:

@@ -6,10 +6,9 @@ The loop is in `trainer`, what is trained in `stages`; what a terminal shows of 
 from pathlib import Path
 
 import torch
-from accelerate.utils import set_seed
 
 from hybridgen.training.config.schema import TrainConfig
-from hybridgen.training.distributed.processes import make_accelerator
+from hybridgen.training.distributed.processes import make_accelerator, seed_dropout
 from hybridgen.training.distributed.speed import keep_freed_memory
 from hybridgen.training.stages.building import check_fits
 from hybridgen.training.stages.codec import build_codec_stage
@@ -37,7 +36,7 @@ def train(config: TrainConfig) -> Path:
     accelerator = make_accelerator(config)
     build = build_codec_stage if config.stage == "codec" else build_model_stage
     stage = build(config, accelerator)
-    set_seed(config.seed, device_specific=True)  # for dropout: everything else has its own generators
+    seed_dropout(config.seed)
     trainer = Trainer(config, stage, accelerator)
     if not trainer.run():
         raise SystemExit(130 if trainer.stopped_by == "Ctrl-C" else 0)

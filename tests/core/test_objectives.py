@@ -16,6 +16,7 @@ from hybridgen.core.objectives import (
     image_losses,
     loss_weights,
     place_codes,
+    row_generator,
     shift_labels,
     sum_images,
     sum_tokens,
@@ -74,6 +75,13 @@ def test_noise_depends_on_seed_and_row_alone():
     assert torch.equal(targets.timesteps[1:], alone_targets.timesteps)
     elsewhere, _ = draw(images[1:], [0, 0], [42])
     assert not torch.equal(alone, elsewhere)
+
+
+def test_all_bits_of_a_seed_count():
+    """torch's CPU streams are made of 32 bits."""
+    seeds = [5, 5 + 2**32, 5 + 2**33, 2**63 - 1, 2**64 - 1, 2**32 - 1]
+    drawn = {tuple(torch.randn(4, generator=row_generator(seed, 7)).tolist()) for seed in seeds}
+    assert len(drawn) == len(seeds)
 
 
 def test_images_that_are_read_stay_clean_and_carry_no_loss():

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataParallelPlugin, set_seed
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from hybridgen.training.config.schema import TrainConfig
@@ -59,6 +59,14 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         accelerator.state.fsdp_plugin = plugin
     check_engine(config, accelerator)
     return accelerator
+
+
+def seed_dropout(seed: int) -> None:
+    """Seed the global streams of this process, which dropout alone draws from: all else has generators of its own.
+
+    A large seed is made smaller, since numpy takes 32 bits of it, with the process' number added.
+    """
+    set_seed(seed % ((1 << 32) - (1 << 16)), device_specific=True)
 
 
 def check_engine(config: TrainConfig, accelerator: Accelerator) -> None:

@@ -27,7 +27,6 @@ from typing import NamedTuple, get_type_hints
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.checkpointing import load_accelerator_state
-from accelerate.utils import set_seed
 from safetensors.torch import load_file, save_file
 from torch.distributed import checkpoint as sharded_files
 from torch.distributed.checkpoint import FileSystemReader
@@ -37,6 +36,7 @@ from hybridgen.core.files import read_json, write_json
 from hybridgen.training.config import strict
 from hybridgen.training.config.renamed import with_new_names
 from hybridgen.training.config.schema import TrainConfig
+from hybridgen.training.distributed.processes import seed_dropout
 from hybridgen.training.distributed.sharding import DistributedModel
 from hybridgen.training.optim.ema import WeightAverage
 from hybridgen.training.state import moments
@@ -143,7 +143,7 @@ def load_state(
     accelerator.step = 0  # of the micro-batches: a state ends with a whole step, and `accumulation` may have changed
     before, now = run.get("processes", accelerator.num_processes), accelerator.num_processes
     if before != now:
-        set_seed(config.seed + run["step"], device_specific=True)
+        seed_dropout(config.seed + run["step"])
         notes.append(f"{before} processes saved {folder}, {now} go on: dropout is drawn anew")
     if ema is not None:
         new, dropped = _load_average(ema, folder, run["averaged"])

@@ -8,13 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from safetensors.torch import load_file
 
-from hybridgen.training.distributed.processes import make_accelerator
+from hybridgen.training.distributed.processes import make_accelerator, seed_dropout
 from hybridgen.training.state import checkpointing as states
 from hybridgen.training.trainer import Trainer
 from tests.training.processes import ROOT, ProcessGroup, launched_with, train_toy
@@ -27,6 +29,18 @@ SHARED = {
     **ALONE,
     "data": {"sources": [], "per_device_batch_size": 1},
 }  # of each of two: rows without a, and without b, meet
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**31, 2**32, 2**64 - 1])
+def test_any_seed_seeds_dropout(seed):
+    """numpy takes 32 bits; a seed of so many is accelerate's own."""
+    Accelerator()
+    seed_dropout(seed)
+    drawn = torch.rand(3), np.random.rand()
+    if seed < 2**32 - 2**16:
+        set_seed(seed, device_specific=True)
+        assert torch.equal(torch.rand(3), drawn[0])
+        assert np.random.rand() == drawn[1]
 
 
 def metrics_of(folder: Path) -> list[dict]:
