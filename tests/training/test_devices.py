@@ -6,6 +6,7 @@ import torch
 from hybridgen.codecs.frozen import measure_latents
 from hybridgen.core import devices
 from hybridgen.core.objectives import total
+from hybridgen.sampling.guidance import Guidance, Guide
 from hybridgen.training.distributed.processes import make_accelerator
 from hybridgen.training.stages.fidelity import ReconstructionScores, ssim
 from hybridgen.training.trainer import Trainer
@@ -93,3 +94,12 @@ def test_one_best_device(monkeypatch):
     for accelerator in (None, torch.device("mps"), torch.device("cuda")):
         monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: accelerator)  # noqa: B023
         assert devices.best_device() == (accelerator or torch.device("cpu"))
+
+
+def test_guidance_that_looks_along_the_prediction():
+    """APG's projection, which a CPU computes in float64."""
+    rows = torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    expected = Guide(Guidance(scale=3.0, method="apg", eta=0.5), images=2)(rows, step=0)
+    with pretended_device(float64=False):
+        guided = Guide(Guidance(scale=3.0, method="apg", eta=0.5), images=2)(rows.to(DEVICE), step=0).cpu()
+    torch.testing.assert_close(guided, expected, rtol=1e-5, atol=1e-5)
