@@ -255,6 +255,8 @@ class HybridGenModel(HybridGenPreTrainedModel):
             is_step: the tokens are one that was just written, so that nothing is read back from the device.
         """
         run_absent = self.training or self.run_absent_modalities
+        if timesteps is not None and latents is None:
+            raise ValueError("timesteps are given without the latents that they are of")
         given = {"understanding": pixel_values, "diffusion": latents, "vq": codes}
         self._check_paths(given)
         masks = {path: input_ids == placeholder for path, placeholder in self.placeholders().items()}  # B, N each
@@ -323,7 +325,12 @@ class HybridGenModel(HybridGenPreTrainedModel):
 
     def embed_latents(self, latents: Latents, timesteps: Tensor) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
         """diffusion: I images, timesteps (I,) -> embeddings (T, H) in reading order, conditioning (I, H), and the skips
-        of each group of `by_size`."""
+        of each group of `by_size`.
+
+        Raises:
+            ValueError: there are not as many timesteps as images, or an image has other channels than the model's.
+        """
+        _check_latents(latents, timesteps, self.config.diffusion_config.in_channels)
         conditioning = self.timestep_embedder(timesteps)  # I, H
         if not len(latents):  # nothing to embed, but the weights stay in the graph
             config = self.config.diffusion_config
@@ -370,6 +377,7 @@ class HybridGenModel(HybridGenPreTrainedModel):
             past = int(cache.get_seq_length())
             empty_slots = max(0, cache.get_mask_sizes(new, 0)[0] - past - new)
         keys = past + new
+        documents = "document_ids" if document_ids is not None else "attention_mask"  # what says where they end
         if document_ids is None:
             if attention_mask is None:
                 document_ids = torch.zeros(rows, keys, dtype=torch.long, device=input_ids.device)
@@ -378,7 +386,8 @@ class HybridGenModel(HybridGenPreTrainedModel):
         if block_ids is None:
             block_ids = layout.infer_block_ids(input_ids, self.bidirectional_ids())
             block_ids = nn.functional.pad(block_ids, (past, 0), value=-1)  # the cache lies before all that is new
-        for name, vector in (("document_ids", document_ids), ("block_ids", block_ids), ("noised_mask", noised_mask)):
+        vectors = {documents: document_ids, "block_ids": block_ids, "noised_mask": noised_mask}
+        for name, vector in vectors.items():
             if vector is not None and vector.shape != (rows, keys):
                 raise ValueError(
                     f"{name} has shape {tuple(vector.shape)}, but {past} cached and {new} new tokens in {rows} rows "
@@ -644,6 +653,18 @@ def _check_count(mask: Tensor, made: int, path: str) -> None:
             f"{expected} {path} tokens stand in the text, but the images given make {made}; "
             "each image needs exactly as many placeholders as it has tokens"
         )
+
+
+def _check_latents(latents: Latents, timesteps: Tensor, channels: int) -> None:
+    if tuple(timesteps.shape) != (len(latents),):
+        raise ValueError(
+            f"timesteps have shape {tuple(timesteps.shape)} for {len(latents)} latents; give one for each, (I,)"
+        )
+    for image in latents[:1] if isinstance(latents, Tensor) else latents:
+        if image.ndim != 3 or image.shape[0] != channels:
+            raise ValueError(
+                f"latents have an image of shape {tuple(image.shape)}; the model's have {channels} channels"
+            )
 
 
 def _count_positions(attention_mask, input_ids: Tensor, past: int) -> Tensor:

@@ -337,6 +337,25 @@ def test_placeholders_are_never_written_as_text(use_cache):
     assert not torch.isin(written, torch.tensor([IMAGE, DIFFUSION, 92])).any()
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"timesteps": torch.zeros(2)}, r"timesteps have shape \(2,\) for 1 latents; give one for each"),
+        ({"timesteps": torch.tensor(5.0)}, r"timesteps have shape \(\) for 1 latents"),
+        ({"latents": torch.zeros(1, 4, 16, 16)}, r"shape \(4, 16, 16\); the model's have 3 channels"),
+        ({"latents": [torch.zeros(1, 3, 16, 16)]}, r"shape \(1, 3, 16, 16\); the model's have 3 channels"),
+        ({"latents": None, "timesteps": torch.zeros(1)}, "timesteps are given without the latents"),
+        ({"attention_mask": torch.ones(1, 3, dtype=torch.long)}, r"attention_mask has shape \(1, 3\)"),
+    ],
+)
+def test_images_and_masks_of_other_shapes_are_refused(training, inputs, message):
+    ids = torch.tensor([[5, *[DIFFUSION] * 16, 6]])
+    given = {"latents": torch.zeros(1, 3, 16, 16), "timesteps": torch.zeros(1)} | inputs
+    with pytest.raises(ValueError, match=message):
+        tiny_model().train(training)(input_ids=ids, **given)
+
+
 def test_input_for_an_absent_path_is_refused():
     model = tiny_model(tiny_config(diffusion_config=None))
     with pytest.raises(ValueError, match="input for the diffusion path, but this model has: understanding, vq"):

@@ -137,6 +137,10 @@ def _only_in_hybridgen(janus: JanusCheckpoint) -> Iterator[str]:
     for part in ("vae", "scheduler"):
         if isinstance(index.get(part), list) and index[part][0] is not None:
             yield f"{part}/, which belongs to the diffusion path"
+    for path, settings in (index.get("sampling_defaults") or {}).items():
+        for name, value in settings.items():
+            if (path, name, value) != ("vq", "guidance_scale", GUIDANCE):
+                yield f"model_index.json: {name} {value} as the default of the {path} path"
 
 
 def _parts(janus: JanusCheckpoint) -> Iterator[str]:
