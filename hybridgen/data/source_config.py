@@ -119,6 +119,7 @@ class SourceConfig:
 
     def __post_init__(self):
         self.source = os.path.expanduser(self.source)
+        self.images = None if self.images is None else os.path.expanduser(self.images)
         if self.name is None:
             read = self.read if isinstance(self.read, str) else "+".join(map(str, self.read))
             words = (_name_of_files(self.source) if self.is_file else self.source, self.task, self.write or read)

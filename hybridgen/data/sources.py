@@ -25,7 +25,6 @@ from hybridgen.data.keyed_random import feistel_permutation
 from hybridgen.data.source_config import SourceConfig
 from hybridgen.data.synthetic import open_synthetic
 
-OF_RECORDS = ("gzip", "zstd", "parquet")  # kinds of bytes that files of records may begin with
 FIRST_FILES = 100  # whose first bytes are looked at before a source is opened
 STREAM_LOOK = 10_000  # records of a stream that are read in search of a picture
 
@@ -51,10 +50,13 @@ def open_source(config: SourceConfig, seed: int = 0) -> DocumentSource:
 def _refuse_impostors(config: SourceConfig) -> None:
     """Raises ValueError for files of records that are a git-lfs pointer, a web page or empty. Of many, the first ones
     are looked at: a clone without git-lfs has none that is whole."""
-    if config.kind in ("folder", "dataset"):
+    kind = config.kind
+    if kind in ("folder", "dataset"):
         return
+    compressed = ("gzip", "zstd") if config.streaming or kind == "webdataset" else ()
+    expected = ("parquet", *compressed) if kind == "parquet" else compressed
     for file in [file for file in expand(config.source) if "://" not in file][:FIRST_FILES]:
-        refuse_impostor(Path(file), OF_RECORDS, f"{config.name}: ")
+        refuse_impostor(Path(file), expected, f"{config.name}: ")
 
 
 def _require_picture(source: RowSource, config: SourceConfig, bad: list[BadRecord]) -> None:

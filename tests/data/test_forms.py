@@ -544,7 +544,7 @@ def test_files_that_are_no_utf8_are_said_to_be_none(tmp_path):
         ('{"images": [{"id": 1}], "annotations": [{"id": 2}]}', "holds a dict with the keys images, annotations"),
         ("3", "holds a int"),
         ("{", "rows.json:1: not JSON"),
-        ("", "rows.json:1: not JSON"),
+        ("", "rows.json is empty"),
         ("[" * 100_000, "nested too deeply"),
     ],
 )
@@ -651,3 +651,30 @@ def test_litter_in_a_tar_is_no_sample(tmp_path):
             tar.addfile(info, io.BytesIO(content))
     assert records(opened(f"{tmp_path}/a.tar", ""), 1) == [[("user", "a 1"), ("assistant", 1)]]
     assert opened(f"{tmp_path}/a.tar", "").records == 1
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.tar"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "is a pointer of git lfs"),
+        (b"<!DOCTYPE html><html><body>log in</body></html>", "is an HTML page"),
+        (b"PK\3\4" + bytes(200), "is a zip archive"),
+    ],
+)
+def test_a_file_that_is_another_is_called_what_it_is(tmp_path, capfd, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    for streaming in (False, True) if name not in ("a.json", "a.csv") else (False,):
+        with pytest.raises(ValueError, match=f"{name} {words}.*; "):
+            open_source(SourceConfig(f"{tmp_path}/{name}", streaming=streaming))
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_of_a_broken_table_our_sentence_is_all_that_is_said(tmp_path, capfd, streaming):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1" + bytes(50))
+    with pytest.raises(
+        (ValueError, OSError), match="a.parquet' cannot be opened as a data set|a.parquet cannot be read"
+    ):
+        open_source(SourceConfig(f"{tmp_path}/a.parquet", streaming=streaming))
+    assert "Failed to read" not in capfd.readouterr().err

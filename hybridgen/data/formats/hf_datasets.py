@@ -6,9 +6,9 @@ data set to its cache on disk when it is first opened; what is too large for tha
 """
 
 import contextlib
+import logging
 import ssl
 from collections.abc import Iterator
-from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -60,8 +60,25 @@ def open_dataset(
     """
     import datasets  # takes a second to import, and most runs do not need it
 
-    level = datasets.logging.get_verbosity()
-    datasets.logging.set_verbosity(CRITICAL)  # it logs what it raises, which is said here in one sentence
+    with said_by_us():
+        return _undecoded(_open(source, kind, files, split, subset, streaming, datasets), datasets)
+
+
+@contextlib.contextmanager
+def said_by_us() -> Iterator[None]:
+    """Inside, the library logs nothing of what it raises."""
+    logger = logging.getLogger("datasets")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _open(
+    source: str, kind: str, files: list[str], split: str | None, subset: str | None, streaming: bool, datasets: Any
+):
     try:
         if kind == "parquet":
             table = datasets.load_dataset("parquet", data_files=files, split="train", streaming=streaming)
@@ -76,9 +93,7 @@ def open_dataset(
             table = splits[_split_of(splits, split, source)]
     except (*_LIBRARY_ERRORS, datasets.exceptions.DatasetsError) as error:
         raise ValueError(_cannot_open(source, error)) from error
-    finally:
-        datasets.logging.set_verbosity(level)
-    return _undecoded(table, datasets)
+    return table
 
 
 _LIBRARY_ERRORS = (OSError, ValueError, ImportError)

@@ -21,7 +21,7 @@ import base64
 import binascii
 import json
 import math
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from hybridgen.data.records import chat_record, check_record, image_part, load_i
 USUAL_COLUMNS = {
     "image": ("image", "jpg", "jpeg", "png", "webp", "img", "file_name", "image_path"),
     "images": ("images",),
-    "text": ("text", "txt", "caption", "captions", "json.caption"),
+    "text": ("text", "txt", "caption", "captions"),
     "question": ("question", "query"),
     "answer": ("answer", "answers", "response"),
     "messages": ("messages",),
@@ -52,6 +52,7 @@ USUAL_COLUMNS = {
     "system": ("system", "system_prompt"),
     "video": ("videos", "video", "mp4", "webm", "audios", "audio", "mp3", "wav", "flac"),  # not read yet
 }
+_COLUMNS_INSIDE = {**USUAL_COLUMNS, "text": ("caption", *USUAL_COLUMNS["text"])}  # of img2dataset: the caption first
 # fields that a form needs; `picture` is `image` or `images`
 _FIELDS_OF_FORM = {
     "messages": ("messages",),
@@ -144,7 +145,10 @@ def find_form(row: dict, columns: dict[str, str], where: str) -> str:
     Raises:
         ValueError: it holds what no form needs; the way out is `columns`.
     """
-    fields = _Fields(row, columns, where)
+    return _form_of(_Fields(row, columns, where))
+
+
+def _form_of(fields: "_Fields") -> str:
     for test in (fields.holds, fields.has):
         for form, names in _FIELDS_OF_FORM.items():
             if not all(map(test, names)) or (form == "text" and fields.has("picture")):
@@ -152,8 +156,8 @@ def find_form(row: dict, columns: dict[str, str], where: str) -> str:
             if form != "cauldron" or _holds_objects(fields["texts"]):
                 return form
     raise ValueError(
-        f"{where}: its columns are {fields.columns}, and none of the forms {', '.join(FORMS)} is made of them; say "
-        "which column is which, as in columns: {image: picture, text: caption}"
+        f"{fields.where}: its columns are {fields.columns}, and none of the forms {', '.join(FORMS)} is made of them; "
+        "say which column is which, as in columns: {image: picture, text: caption}"
     )
 
 
@@ -169,11 +173,11 @@ def record_of(row: Any, form: str | None, columns: dict[str, str], where: str, v
     """
     if not isinstance(row, dict):
         raise ValueError(f"{where}: a record must be an object with named parts, not {type(row).__name__}")
-    form = form or find_form(row, columns, where)
     fields = _Fields(row, columns, where, form)
-    if fields.holds("video") and form != "captions":
+    fields.form = form or _form_of(fields)
+    if fields.form != "captions" and fields.holds("video"):
         raise ValueError(f"{where}: it holds a video or a sound, and those are not read; leave the record out")
-    return _BUILDERS[form](fields, variant)
+    return _BUILDERS[fields.form](fields, variant)
 
 
 def captioned(caption: str, image: Any) -> dict:
@@ -259,7 +263,7 @@ def _obelics(fields: "_Fields", variant: int) -> dict:
         if text and image is not None:
             raise ValueError(f"{where}: both a text and an image stand at place {place}; one of them must be null")
         if image is not None:
-            content.append(image_part(image))
+            content.append(image_part(picture_value(image)))
         elif text:
             content.append(text_part(_text_of(text, f"texts.{place}", where)))
     return _interleaved(content, where)
@@ -349,18 +353,31 @@ class _Fields:
     """
 
     def __init__(self, row: dict, columns: dict[str, str], where: str, form: str | None = None):
-        self.row, self.where, self._named, self._form = row, where, columns, form
+        self.row, self.where, self.form, self._named = row, where, form, columns
+        self._inside = row["json"] if isinstance(row.get("json"), dict) else {}
+        self._found: dict[str, Any] = {}
         for column in columns.values():
             if _look_up(row, column) is _ABSENT:
                 raise ValueError(f"{where}: there is no column {column!r}; its columns are {self.columns}")
 
     def __getitem__(self, name: str) -> Any:
         """The first column of a field that holds something, else None (a null), else _ABSENT. NaN is a null, too."""
-        usual = USUAL_COLUMNS[name]
-        columns = (self._named[name],) if name in self._named else (*usual, *(f"json.{column}" for column in usual))
-        values = [value for column in columns if (value := _look_up(self.row, column)) is not _ABSENT]
-        values = [None if isinstance(value, float) and math.isnan(value) else value for value in values]
-        return next((value for value in values if value is not None), None if values else _ABSENT)
+        if name not in self._found:
+            self._found[name] = _ABSENT
+            for value in self._values(name):
+                self._found[name] = None if isinstance(value, float) and math.isnan(value) else value
+                if self._found[name] is not None:
+                    break
+        return self._found[name]
+
+    def _values(self, name: str) -> Iterator[Any]:
+        if name in self._named:
+            yield _look_up(self.row, self._named[name])
+            return
+        for place, columns in ((self.row, USUAL_COLUMNS[name]), (self._inside, _COLUMNS_INSIDE[name])):
+            for column in columns if place else ():
+                if column in place:
+                    yield place[column]
 
     def has(self, name: str) -> bool:
         """Whether there is a column for it, though perhaps an empty one."""
@@ -384,7 +401,7 @@ class _Fields:
         if (name == "picture" and self.holds(name)) or (name != "picture" and self[name] not in (None, _ABSENT)):
             return None if name == "picture" else self[name]
         column = self._named.get("image", "image") if name == "picture" else self._named.get(name, name)
-        raise ValueError(f"{self.where}: {column!r} is missing; records of the form {self._form!r} need it")
+        raise ValueError(f"{self.where}: {column!r} is missing; records of the form {self.form!r} need it")
 
     def pictures(self) -> list:
         """The row's pictures, from one column or a list.

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from hybridgen.data.formats.hf_datasets import said_by_us
 from hybridgen.data.formats.rows import RowSource
 from hybridgen.data.formats.text_files import check_utf8_file, parse_json
 from hybridgen.data.formats.webdataset import BROKEN, WHERE, tar_rows
@@ -142,7 +143,8 @@ class StreamSource(RowSource):
                 if not count % self.buffer:  # before the first row the state is the one we resumed with
                     resume_point = {"epoch": epoch, "state": dataset.state_dict() if started else state}
                 try:
-                    row = next(rows)
+                    with said_by_us():
+                        row = next(rows)
                 except StopIteration:
                     break
                 except (OSError, ValueError) as error:  # errors of pyarrow and datasets derive from these

@@ -55,11 +55,12 @@ def parse_json(line: bytes, where: str) -> Any:
     Raises:
         ValueError: it is not JSON or not UTF-8; the sentence begins with `where`.
     """
-    text = decode(line, where)
+    text = decode(line, where).rstrip()
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
-        raise ValueError(f"{where}: not a JSON object ({error.msg} at {place})") from error
+        hint = "; a list over several lines is read without streaming" if text in ("[", "[{") else ""
+        raise ValueError(f"{where}: not a JSON object ({error.msg} at {place}){hint}") from error
     except RecursionError:
         raise ValueError(f"{where}: its JSON is nested too deeply to be read") from None
