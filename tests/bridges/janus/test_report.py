@@ -88,6 +88,16 @@ def test_alignment_head_and_modality_experts_are_left_out_as_well(hybrid, plain,
     assert all(torch.equal(back[name][: len(tensor)], tensor) for name, tensor in before.items())
 
 
+def test_sampling_defaults_that_no_janus_knows_are_listed(hybrid, tmp_path, run):
+    defaults = {"vq": {"guidance_scale": 5.0, "temperature": 0.9}, "diffusion": {"num_inference_steps": 9}}
+    change(hybrid / "model_index.json", sampling_defaults=defaults)
+    _, _, said = run(hybrid, tmp_path / "back", "--to", "janus-hf")
+    assert [line for line in said if "model_index.json" in line] == [
+        "lost: model_index.json: temperature 0.9 as the default of the vq path",
+        "lost: model_index.json: num_inference_steps 9 as the default of the diffusion path",
+    ]
+
+
 def test_a_hybrid_is_not_rewritten_in_its_own_layout(hybrid, tmp_path, run):
     code, _, said = run(hybrid, tmp_path / "out")
     assert code == 2
