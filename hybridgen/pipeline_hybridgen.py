@@ -10,6 +10,7 @@ component; do not remove those seemingly unused imports there.
 """
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -806,13 +807,11 @@ class HybridGenPipeline(DiffusionPipeline):
         self, save_directory: str | Path, safe_serialization: bool = True, push_to_hub: bool = False, **kwargs
     ) -> None:
         """As everywhere in diffusers, with a model card and what the Auto classes of transformers know the folder by.
-        To save what was loaded changes no byte.
-
-        Raises:
-            ValueError: weights were to be written as pickles.
+        To save what was loaded changes no byte. Weights are safetensors always, also with `safe_serialization=False`,
+        which says so in a warning: a pickle can run code where it is loaded.
         """
         if not safe_serialization:
-            raise ValueError("safe_serialization=False would write pickles; hybridgen saves safetensors only")
+            warnings.warn("safe_serialization=False asks for pickles; safetensors are written instead", stacklevel=2)
         folder = user_path(save_directory)
         hub = {name: kwargs.pop(name) for name in (*_HUB_SETTINGS, "repo_id") if name in kwargs}
         super().save_pretrained(folder, **kwargs)

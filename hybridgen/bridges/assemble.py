@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedModel
 
+from hybridgen.bridges.backbones import check_attention, check_text
 from hybridgen.bridges.collect import PartFolders, PretrainedParts, check_request, collect
 from hybridgen.bridges.weight_names import EMBEDDINGS, HEAD, PARTS_OF_PATH
 from hybridgen.checkpoints.loading import quiet
@@ -95,7 +95,8 @@ def assemble(
         model = _build_model(config, parts)
     processor = _processor(config, parts, options)
     if parts.reference is not None:
-        _check_text(model, parts.reference)
+        check_text(model, parts.reference)
+    check_attention(model)
     _check_template(processor)
     return HybridGenPipeline(model, processor, vae=parts.vae, vq_model=parts.vq)
 
@@ -253,23 +254,6 @@ def _processor(config: HybridGenConfig, parts: PretrainedParts, options: Assembl
     return HybridGenProcessor(
         **{name: getattr(processor if name in built else parts.janus.processor, name) for name in names}
     )
-
-
-@torch.no_grad()
-def _check_text(model: HybridGenForConditionalGeneration, reference: PreTrainedModel) -> None:
-    """Raises ValueError if the model's text logits are not the backbone's: some decoders scale or cap their logits
-    after the head (Granite and Cohere scale, Gemma 2 caps)."""
-    # the rows of these two tokens may have been unused before
-    begin_and_end = (model.config.begin_image_token_id, model.config.end_image_token_id)
-    old = torch.tensor([i for i in range(reference.get_input_embeddings().num_embeddings) if i not in begin_and_end])
-    ids = old[:: max(1, len(old) // 12)][None, :12]
-    expected = reference(ids).logits[..., old]
-    difference = (model(ids).logits[..., old] - expected).abs().max() / expected.abs().max()
-    if not difference < 1e-4:
-        raise ValueError(
-            f"the backbone is a {reference.config.model_type!r}, which does more to its logits than a plain head: ours "
-            f"differ by {difference:.1%}; give a decoder of Llama's or Qwen's form"
-        )
 
 
 def _check_template(processor: HybridGenProcessor) -> None:

@@ -25,6 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.models.janus import JanusVQVAE
 from transformers.utils import is_gguf_available
 
+from hybridgen.bridges.backbones import check_config
 from hybridgen.checkpoints.loading import check_checkpoint, friendly_errors, load_model
 from hybridgen.codecs.patch_vq import PatchVQ
 from hybridgen.core.files import read_json
@@ -60,6 +61,7 @@ def open_backbone(folder: str | Path, gguf_file: str | None = None) -> tuple[Pre
     with friendly_errors(folder):
         model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **_REPORT_ALL, **gguf)
     _check_complete(report, folder, "backbone")
+    check_config(model.config, f"backbone {folder}")
     head = model.get_output_embeddings()
     if head is None or getattr(head, "bias", None) is not None or model.config.is_encoder_decoder:
         raise ValueError(

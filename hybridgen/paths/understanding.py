@@ -16,9 +16,36 @@ from transformers.models.janus.modeling_janus import JanusVisionModel
 
 from hybridgen.paths.patches import patchify
 
+_WITHOUT_CLASS_TOKEN = ("siglip_vision_model", "siglip2_vision_model", "janus_vision_model")
+
+
+def check_tower(config: PreTrainedConfig) -> None:
+    """Raises ValueError for a tower that has not one feature for each patch: CLIP's and DINO's put one before them that
+    stands for the whole picture. A tower that is not known is tried without weights."""
+    if config.model_type in _WITHOUT_CLASS_TOKEN:
+        return
+    what = f"the vision tower is a {config.model_type!r}"
+    try:
+        with torch.device("meta"), torch.no_grad():
+            pixels = torch.empty(1, 3, config.image_size, config.image_size)
+            count, patches = AutoModel.from_config(config)(pixels).last_hidden_state.shape[1], tokens_per_image(config)
+    except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{what}, which makes no row of features of a picture ({reason}); give a SigLIP") from error
+    if count != patches:
+        raise ValueError(
+            f"{what}, which makes {count} features of the {patches} patches of a picture (a class token?), but one for "
+            "each is needed; give a SigLIP"
+        )
+
 
 def build_vision_tower(config: PreTrainedConfig) -> nn.Module:
-    """The tower of a vision config. Janus' is the one that AutoModel does not know."""
+    """The tower of a vision config. Janus' is the one that AutoModel does not know.
+
+    Raises:
+        ValueError: it has not one feature for each patch.
+    """
+    check_tower(config)
     if config.model_type == "janus_vision_model":
         return JanusVisionModel._from_config(config)
     return AutoModel.from_config(config)

@@ -1,6 +1,7 @@
-"""transformers' ModelTesterMixin, GenerationTesterMixin and ConfigTester, against tiny models of two kinds: as Janus is
-(Llama, causal images) and as Transfusion is (Qwen3, images whose tokens see each other, here read on the understanding
-path too). See ../run_common_tests.py, which runs this file with transformers' own `tests` package on the path."""
+"""transformers' ModelTesterMixin, GenerationTesterMixin, ConfigTester and TrainingTesterMixin, against tiny models of
+two kinds: as Janus is (Llama, causal images) and as Transfusion is (Qwen3, images whose tokens see each other, here
+read on the understanding path too). See ../run_common_tests.py, which runs this file with transformers' own `tests`
+package on the path."""
 
 import unittest
 
@@ -8,6 +9,7 @@ import torch
 from tests.generation.test_utils import GenerationTesterMixin
 from tests.test_configuration_common import ConfigTester
 from tests.test_modeling_common import ModelTesterMixin, floats_tensor, ids_tensor
+from tests.test_training_mixin import TrainingTesterMixin
 
 from hybridgen import HybridGenConfig, HybridGenForConditionalGeneration, HybridGenForMultimodalLM, HybridGenModel
 
@@ -65,7 +67,6 @@ class Tester:
 class Common(ModelTesterMixin, GenerationTesterMixin):
     all_model_classes = (HybridGenModel, HybridGenForConditionalGeneration, HybridGenForMultimodalLM)
     _is_composite = True
-    test_torch_exportable = False  # a prompt with images is counted against them, which an exported graph cannot do
     backbone, bidirectional = "llama", False
 
     def setUp(self):
@@ -81,4 +82,30 @@ class JanusLike(Common, unittest.TestCase):
 
 
 class TransfusionLike(Common, unittest.TestCase):
+    backbone, bidirectional = "qwen3", True
+
+
+class TextTester(Tester):
+    """As above, with the placeholders at the end of the vocabulary: the training test's texts are the ids 1 to 19."""
+
+    causal_lm_class = HybridGenForConditionalGeneration
+
+    def get_config(self) -> HybridGenConfig:
+        config = super().get_config()
+        names = ("image", "diffusion", "vq", "begin_image", "end_image")
+        for number, name in enumerate(names, start=self.vocab_size - len(names)):
+            setattr(config, f"{name}_token_id", number)
+        return config
+
+
+class JanusLikeLearns(TrainingTesterMixin, unittest.TestCase):
+    backbone, bidirectional = "llama", False
+    all_model_classes = (HybridGenForConditionalGeneration,)
+
+    @property
+    def model_tester(self) -> Tester:
+        return TextTester(self, self.backbone, self.bidirectional)
+
+
+class TransfusionLikeLearns(JanusLikeLearns):
     backbone, bidirectional = "qwen3", True

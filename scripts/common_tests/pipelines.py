@@ -1,4 +1,7 @@
-"""diffusers' PipelineTesterMixin, against `HybridGenPipeline` by either path that draws. See ../run_common_tests.py."""
+"""diffusers' PipelineTesterMixin, against `HybridGenPipeline` by either path that draws. See ../run_common_tests.py.
+
+diffusers has two of that name: the older in `test_pipelines_common`, and since 0.40 another in `testing_utils`.
+"""
 
 import unittest
 
@@ -6,20 +9,14 @@ import torch
 from diffusers import AutoencoderKL
 from tests.pipelines.pipeline_params import TEXT_TO_IMAGE_BATCH_PARAMS
 from tests.pipelines.test_pipelines_common import PipelineTesterMixin
+from tests.pipelines.testing_utils import BasePipelineTesterConfig
+from tests.pipelines.testing_utils import PipelineTesterMixin as NewPipelineTesterMixin
 from transformers.models.janus import JanusVQVAE, JanusVQVAEConfig
 
-import hybridgen
-from hybridgen import HybridGenConfig, HybridGenForConditionalGeneration, HybridGenProcessor
+from hybridgen import HybridGenConfig, HybridGenForConditionalGeneration, HybridGenPipeline, HybridGenProcessor
 from hybridgen.processing_hybridgen import build_tokenizer, image_token_ids
 
 TEXTS = ["A painting of a squirrel eating a burger", "a red circle", "very long"]
-
-
-class HybridGenPipeline(hybridgen.HybridGenPipeline):
-    """Ours, deaf to the mixin's safe_serialization=False: it is refused, and the tests go on with safetensors."""
-
-    def save_pretrained(self, save_directory, safe_serialization=True, **kwargs):
-        super().save_pretrained(save_directory, **kwargs)
 
 
 def components() -> dict:
@@ -90,3 +87,24 @@ class Pixels(Diffusion):
         model = HybridGenForConditionalGeneration(HybridGenConfig(**config)).eval()
         processor = HybridGenProcessor.for_config(model.config, tiny["processor"].tokenizer)
         return tiny | {"model": model, "processor": processor, "vae": None, "vq_model": None}
+
+
+class TestDiffusion(BasePipelineTesterConfig, NewPipelineTesterMixin):
+    pipeline_class = HybridGenPipeline
+    required_input_params_in_call_signature = Diffusion.params
+    batch_input_params = TEXT_TO_IMAGE_BATCH_PARAMS
+    output_shape = (3, 16, 16)
+    path = "diffusion"
+    get_dummy_components = Diffusion.get_dummy_components
+
+    def get_dummy_inputs(self):
+        inputs = {"prompt": TEXTS[0], "generator": self.get_generator(0), "num_inference_steps": 2}
+        return {**inputs, "guidance_scale": 6.0, "output_type": "pt", "path": self.path}
+
+
+class TestVQ(TestDiffusion):
+    path = "vq"
+
+
+class TestPixels(TestDiffusion):
+    get_dummy_components = Pixels.get_dummy_components

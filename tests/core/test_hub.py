@@ -145,7 +145,14 @@ def test_the_card_names_the_task(absent, tag):
     assert yaml.safe_load(model_card(config, 10).split("---\n")[1])["pipeline_tag"] == tag
 
 
-def test_pickles_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="would write pickles"):
-        tiny_pipeline().save_pretrained(tmp_path / "made", safe_serialization=False)
-    assert not (tmp_path / "made").exists()
+def test_pickles_are_never_written_and_that_is_said(tmp_path):
+    pipeline = tiny_pipeline()
+    with pytest.warns(UserWarning, match="asks for pickles; safetensors are written instead"):
+        pipeline.save_pretrained(tmp_path / "asked", safe_serialization=False)
+    pipeline.save_pretrained(tmp_path / "made")
+    asked, files = (
+        sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+        for folder in (tmp_path / "asked", tmp_path / "made")
+    )
+    assert asked == files
+    assert not [file for file in files if file.endswith((".bin", ".pt"))]

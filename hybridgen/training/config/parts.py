@@ -18,6 +18,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 
+from hybridgen.bridges.backbones import check_config
 from hybridgen.checkpoints.loading import check_checkpoint, friendly_errors, model_settings
 from hybridgen.codecs.frozen import vq_downsample_factor
 from hybridgen.codecs.patch_vq import PatchVQ
@@ -29,6 +30,7 @@ from hybridgen.configuration_hybridgen import (
 )
 from hybridgen.core.files import read_json
 from hybridgen.core.recognition import check_files, require_folder, user_path
+from hybridgen.paths.understanding import check_tower
 from hybridgen.training.config.codec import VAETrainingConfig, VQTrainingConfig
 from hybridgen.training.config.renamed import new_name
 from hybridgen.training.config.schema import CodecPaths, ModelConfig
@@ -62,6 +64,10 @@ def hybrid_config(model: ModelConfig, vocab_size: int | None = None, **token_ids
     for part, default in (("text_config", "qwen3"), ("vision_config", "siglip_vision_model")):
         if isinstance(parts[part], dict):
             parts[part] = _typed_config(parts[part], default, f"model.{part}")
+    name = "text_config" if model.language_model is None else f"language_model {model.language_model}"
+    check_config(parts["text_config"], f"model.{name}")
+    if parts["vision_config"] is not None:
+        check_tower(parts["vision_config"])
     own = (("diffusion_config", HybridGenDiffusionConfig), ("vq_config", HybridGenVQConfig))
     for part, kind in own:
         if parts[part] is not None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from hybridgen.bridges.backbones import check_attention, check_text
 from hybridgen.checkpoints.loading import require_weights
 from hybridgen.codecs.frozen import VAECodec, VQCodec, load_vq
 from hybridgen.configuration_hybridgen import check_memory
@@ -142,6 +143,8 @@ def build_model(
             backbone = model.model.language_model
             backbone.load_state_dict(copy_into_experts(backbone, language_model.base_model.state_dict()))
             model.lm_head.load_state_dict(language_model.get_output_embeddings().state_dict())
+            check_text(model, language_model)
+    check_attention(model)
     if config.vision_model is not None:
         tower = AutoModel.from_pretrained(config.vision_model, dtype=torch.float32)
         tower = getattr(tower, "vision_model", tower)  # a SigLIP may hold a text tower as well
