@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -17,6 +18,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     AutoProcessor,
+    GenerationConfig,
     TextIteratorStreamer,
     pipeline,
 )
@@ -195,6 +197,27 @@ def test_the_any_to_any_pipeline_draws_what_our_pipeline_draws(checkpoint, multi
     assert image.size == (16, 16)
     difference = torch.tensor(list(image.getdata())) - torch.tensor(list(shown.getdata()))
     assert difference.abs().max() <= 1  # the last digit
+
+
+def test_several_pictures_of_a_prompt_need_no_sampling_where_they_start_from_noise(multimodal, processor):
+    pipe = pipeline("any-to-any", model=multimodal, processor=processor)
+    conversation = [{"role": "user", "content": [{"type": "text", "text": "a red circle"}]}]
+    draw = {"num_inference_steps": 2, "path": "diffusion", "seed": 3}
+    results = pipe(conversation, generation_mode="image", generate_kwargs={**draw, "num_return_sequences": 2})
+    assert len(results) == 2
+    inputs = inputs_for(processor, [conversation])
+    several = {"num_return_sequences": np.int64(2)}
+    made = multimodal.generate(**inputs, generation_mode="image", **draw, **several)
+    assert made.shape[0] == 2
+    assert not torch.equal(made[0], made[1])
+    config = GenerationConfig(do_sample=True, num_return_sequences=2)
+    assert torch.equal(multimodal.generate(**inputs, generation_mode="image", generation_config=config, **draw), made)
+    with pytest.raises(ValueError, match="num_return_sequences is 2, but the likeliest codes make the same picture"):
+        multimodal.generate(**inputs, generation_mode="image", path="vq", **several)
+    with pytest.raises(ValueError, match=r"prompt 'input_ids' has \d+ tokens and the picture needs 10001 more"):
+        multimodal.generate(**inputs, generation_mode="image", height=400, width=400)
+    with pytest.raises(ValueError, match="negative_prompt_ids has 2 rows for 1 prompts; give one for each, or one for"):
+        multimodal.generate(**inputs, generation_mode="image", negative_prompt_ids=torch.zeros(2, 3, dtype=torch.long))
 
 
 def test_an_image_in_the_prompt_is_read_before_the_picture_is_drawn(multimodal, processor):
