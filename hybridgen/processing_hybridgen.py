@@ -19,6 +19,8 @@ from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessorMixin
+from transformers.tokenization_utils_base import TruncationStrategy
+from transformers.utils import PaddingStrategy, TensorType
 
 from hybridgen.configuration_hybridgen import HybridGenConfig, require_path
 from hybridgen.core.control_tokens import RenderedText, Spans
@@ -35,6 +37,7 @@ from hybridgen.core.messages import (
 )
 from hybridgen.core.names import PATHS
 from hybridgen.core.pictures import read_picture
+from hybridgen.core.values import choice, flag, listed, shown, whole_number
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor, fit_size
 from hybridgen.paths.patches import aspect_buckets, check_size
 from hybridgen.paths.understanding import tokens_per_image
@@ -251,6 +254,7 @@ class HybridGenProcessor(ProcessorMixin):
             ValueError: in one sentence, what is wrong with the messages or the path.
         """
         self.check_settings(read, height=height, width=width)
+        flag("unconditional", unconditional)
         pads = unconditional and self.unconditional != "empty"
         pieces = self._pieces(messages, generation_prompt=True, prompt_dropout=unconditional and not pads)
         return self._assemble(pieces, read, None, None, False, height, width, pads)
@@ -351,6 +355,9 @@ class HybridGenProcessor(ProcessorMixin):
         `read` may name a path that this processor lacks as long as no image is read: a text-to-image model reads none.
         """
         check_read(read)
+        for name, side in (("height", height), ("width", width)):
+            if side is not None:
+                whole_number(name, side)
         if write is not None:
             require_path(self.paths, write)
             if write == "understanding":
@@ -419,7 +426,8 @@ class HybridGenProcessor(ProcessorMixin):
                 tokens, and it is not known whether they are meant.
         """
         split = kwargs.pop("split_special_tokens", kwargs.get("text_kwargs", {}).get("split_special_tokens"))
-        texts = [self._known_controls(each, split) for each in ([text] if isinstance(text, str) else list(text or []))]
+        texts = [self._known_controls(each, split) for each in _texts(text)]
+        _check_tokenizing(kwargs | kwargs.get("text_kwargs", {}))
         images = None if images is None else self.image_processor.fetch_images(images)
         pictures = _flatten(images)
         placeholders, counts = [self._count_placeholders(each) for each in texts], _images_per_text(images)
@@ -593,13 +601,35 @@ def _flatten(images) -> list:
     return [images]
 
 
+def _texts(text) -> list:
+    """The texts of a call: strings, or lists of words. Raises ValueError for what is neither."""
+    texts = [] if text is None else [text] if isinstance(text, str) else listed(text)
+    words = [word for each in texts or [] for word in (each if isinstance(each, list) else [each])]
+    if texts is None or not all(isinstance(word, str) for word in words):
+        raise ValueError(f"text is {shown(text)}; give a text or a list of texts")
+    return texts
+
+
+def _check_tokenizing(settings: dict) -> None:
+    """Raises ValueError for values of the tokenizer's settings that it does not know, and its own error hides."""
+    for name, kinds in (("padding", PaddingStrategy), ("truncation", TruncationStrategy)):
+        if (value := settings.get(name)) is not None and not isinstance(value, bool):
+            choice(name, value, [kind.value for kind in kinds])
+    if (longest := settings.get("max_length")) is not None:
+        whole_number("max_length", longest)
+    if (kind := settings.get("return_tensors")) is not None:
+        choice("return_tensors", kind, [known.value for known in TensorType])
+
+
 def check_read(read: str | list[str]) -> None:
     """Raises ValueError unless images can be read by this path, or by all of these, each named once."""
-    paths = [read] if isinstance(read, str) else list(read)
-    if unknown := [path for path in paths if path not in PATHS]:
-        raise ValueError(f"no path {unknown[0]!r} to read images by; the paths are {', '.join(PATHS)}")
+    paths = [read] if isinstance(read, str) else listed(read)
+    if paths is None:
+        raise ValueError(f"read is {shown(read)}; give the path by which images are read, or a list of several")
+    if unknown := [path for path in paths if not isinstance(path, str) or path not in PATHS]:
+        raise ValueError(f"no path {shown(unknown[0])} to read images by; the paths are {', '.join(PATHS)}")
     if not paths or len(set(paths)) < len(paths):
-        raise ValueError(f"read is {read!r}; name each path by which images are read once")
+        raise ValueError(f"read is {shown(read)}; name each path by which images are read once")
 
 
 def _passes(read: str | list[str], write: str | None, clean_copy: bool) -> list[str]:

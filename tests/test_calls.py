@@ -13,6 +13,9 @@ from torch import Generator
 from hybridgen.chat.settings import TurnSettings
 from hybridgen.multimodal_hybridgen import HybridGenForMultimodalLM
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
+from hybridgen.sampling.codes import CodeSampling
+from hybridgen.sampling.guidance import Guidance
+from hybridgen.sampling.schedules import prepare
 from tests.pipelines import tiny_pipeline
 
 PICTURE = Image.new("RGB", (16, 16), "red")
@@ -141,6 +144,42 @@ def test_generate_refuses_what_is_no_value(model, path):
     handle = without_work(model.pipeline)
     faults = [fault for name in names for fault in refuses(generate, name)]
     handle.remove()
+    assert not faults, "\n".join(faults)
+
+
+def test_the_processor_refuses_what_is_no_value(pipe, monkeypatch):
+    """Those of the tokenizer too, whose own errors do not name them."""
+    processor, messages = pipe.processor, [{"role": "user", "content": "a"}]
+    for name, kinds in (("padding", ("true",)), ("truncation", ("true",)), ("max_length", ("one",))):
+        monkeypatch.setitem(RIGHT, name, kinds)
+    monkeypatch.setitem(SAYS, "text", "text|at least one input")
+    names = ("text", "padding", "truncation", "max_length", "return_tensors")
+    faults = [fault for name in names for fault in refuses(lambda **w: processor(**{"text": "a"} | w), name)]
+    monkeypatch.setitem(RIGHT, "unconditional", ("true",))
+    prompt = lambda **w: processor.prompt(w.pop("messages", messages), **w)  # noqa: E731
+    faults += [fault for name in ("messages", "read", "unconditional") for fault in refuses(prompt, name)]
+    for name in ("height", "width"):
+        monkeypatch.setitem(RIGHT, name, ("one",))
+        faults += refuses(prompt, name)
+    assert not faults, "\n".join(faults)
+
+
+def test_what_a_call_is_made_of_refuses_what_is_no_value(pipe, monkeypatch):
+    """Guidance, the sampling of codes and the steps of a schedule, made by hand."""
+    for name, kinds in {
+        "scale": ("nothing", *NUMBER, "a class", "a function", "a matrix of torch"), "start": ("nothing", "one"),
+        "stop": ("nothing", "one"), "eta": ("nothing", *NUMBER), "norm_threshold": ("nothing", *NUMBER),
+        "momentum": ("less than nothing", "nothing", "one"), "zero_init_steps": ("nothing", "one"), "turns": (),
+        "image_scale": ("nothing", *NUMBER, "a class", "a function", "a matrix of torch"),
+    }.items():  # fmt: skip
+        monkeypatch.setitem(RIGHT, name, kinds)
+        monkeypatch.setitem(SAYS, name, "guidance" if "scale" in name else name)
+    faults = [fault for field in fields(Guidance) for fault in refuses(Guidance, field.name)]
+    faults += [fault for field in fields(CodeSampling) for fault in refuses(CodeSampling, field.name)]
+    steps = lambda **w: prepare(pipe.scheduler, diffusion_config=diffusion, **{"num_inference_steps": 2} | w)  # noqa: E731
+    diffusion = pipe.model.config.diffusion_config
+    faults += [fault for name in ("num_inference_steps", "shift") for fault in refuses(steps, name)]
+    faults += refuses(pipe.chat().rollback, "turns")
     assert not faults, "\n".join(faults)
 
 

@@ -17,7 +17,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteSche
 from torch import Generator, Tensor
 
 from hybridgen.core.noise import NoiseProcess
-from hybridgen.core.values import number
+from hybridgen.core.values import number, whole_number
 
 # what diffusers raises for a scheduler that is used in a way it was not written for
 LIBRARY_ERRORS = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, NotImplementedError)
@@ -138,6 +138,7 @@ def prepare(
     scheduler = copy.deepcopy(scheduler) if shift is None else with_shift(scheduler, shift)
     check_scheduler(scheduler, diffusion_config)
     is_flow, max_timesteps = _is_flow(scheduler), diffusion_config.num_train_timesteps
+    num_inference_steps = whole_number("num_inference_steps", num_inference_steps)
     if num_inference_steps > max_timesteps:
         raise ValueError(
             f"num_inference_steps is {num_inference_steps}; the process has {max_timesteps} timesteps, take fewer"
