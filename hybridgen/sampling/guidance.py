@@ -224,5 +224,6 @@ class Guide:
 
     def _rescaled(self, guided: Tensor, cond: Tensor) -> Tensor:
         dims, share = tuple(range(1, cond.ndim)), self.guidance.guidance_rescale
-        ratio = cond.std(dims, keepdim=True) / guided.std(dims, keepdim=True)
+        deviation = guided.std(dims, keepdim=True)
+        ratio = cond.std(dims, keepdim=True) / deviation.clamp(min=torch.finfo(deviation.dtype).tiny)  # 0 / 0 is 0
         return share * (guided * ratio) + (1 - share) * guided

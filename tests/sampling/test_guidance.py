@@ -115,6 +115,12 @@ def test_rescaling_a_velocity_of_zero_stays_zero():
     assert made(rows_of_steps()[0], 0).abs().max() == 0
 
 
+def test_rescaling_predictions_without_deviation_is_finite():
+    """As a model predicts whose last layer is still zero."""
+    made = Guide(Guidance(3.0, guidance_rescale=0.5), IMAGES)(torch.zeros_like(rows_of_steps()[0]), 0)
+    assert made.abs().max() == 0
+
+
 @pytest.mark.parametrize("scale", [-0.1, float("nan"), float("inf"), None, "3", True])
 def test_a_scale_that_means_nothing_is_refused(scale):
     for check in (partial(check_scale, "guidance_scale"), Guidance):
