@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hybridgen.cli import console
 
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # what torch's RuntimeErrors say, on GPUs and CPUs
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -26,8 +27,13 @@ def exit_code(run: Callable[[], int]) -> int:
     except BrokenPipeError:  # whoever read our results went away, as `head` does
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (the interpreter flushes stdout once more at its end)
         return 0
-    except MemoryError as error:
-        print(f"hybridgen: not enough memory{f' ({one_line(error)})' if str(error) else ''}", file=sys.stderr)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in OUT_OF_MEMORY):
+            raise
+        reason = f" ({one_line(error)[:200]})" if str(error) else ""
+        print(
+            f"hybridgen: not enough memory{reason}; ask for less at a time, or take a larger machine", file=sys.stderr
+        )
         return 2
     except (ValueError, OSError) as error:
         if not is_for_the_user(error):

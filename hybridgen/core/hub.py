@@ -12,7 +12,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
 from transformers.utils import cached_file
 
-from hybridgen.core.recognition import INDEX, user_path
+from hybridgen.core.recognition import INDEX, does_not_exist, looks_like_folder, user_path
 
 
 def is_whole(name: str | PathLike | None, **kwargs) -> bool:
@@ -31,6 +31,8 @@ def part_of(name: str | PathLike | None, part: str, **kwargs) -> str | PathLike 
     folder = None if name is None else user_path(name)
     if folder is not None and folder.is_dir():
         name = folder
+    elif folder is not None and not folder.exists() and (folder.is_absolute() or looks_like_folder(name)):
+        raise does_not_exist("checkpoint", folder, "give a folder that training or save_pretrained wrote")
     if kwargs.get("subfolder") or not is_whole(name, **kwargs):
         return name
     if folder.is_dir():

@@ -234,6 +234,13 @@ def test_a_pointer_is_named_by_every_way_in(load, tiny_checkpoint, tmp_path):
         load(folder)
 
 
+@pytest.mark.parametrize("kind", [HybridGenForConditionalGeneration, HybridGenProcessor])
+def test_parts_of_a_mistyped_folder_do_not_exist(kind, tiny_checkpoint, tmp_path):
+    shutil.copytree(tiny_checkpoint, tmp_path / "demo" / "checkpoint")
+    with pytest.raises(ValueError, match=r"does not exist; did you mean .*demo/checkpoint\?"):
+        kind.from_pretrained(tmp_path / "demmo" / "checkpoint")
+
+
 @pytest.mark.parametrize("load", [HybridGenPipeline.from_pretrained, load_pipeline, open_pipeline])
 def test_a_mistyped_folder_is_guessed_by_every_way_in(load, tiny_checkpoint, tmp_path):
     shutil.copytree(tiny_checkpoint, tmp_path / "runs" / "demo" / "checkpoint")

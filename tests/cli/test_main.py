@@ -60,6 +60,15 @@ def test_a_full_disk_is_said(run, monkeypatch, doll, tiny_checkpoint):
     assert (code, error) == (2, "hybridgen: runs/x.png: No space left on device\n")
 
 
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 4 TB")])
+def test_too_little_memory_is_said(run, monkeypatch, doll, tiny_checkpoint, error):
+    monkeypatch.setattr(ask, "run", raising(error))
+    code, _, said = run("ask", tiny_checkpoint, "--image", doll, "--question", "?")
+    assert (code, len(said.splitlines())) == (2, 1)
+    assert said.startswith("hybridgen: not enough memory")
+    assert "ask for less at a time" in said
+
+
 def test_what_libraries_print_goes_to_stderr(run, monkeypatch, doll, tiny_checkpoint):
     def command(options):
         print("a library says hello")
