@@ -4,15 +4,19 @@
 """
 
 import base64
+import io
+import json
+import tarfile
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoProcessor
 
-from hybridgen.core.pictures import read_picture
+from hybridgen.core.pictures import pixels_hash, read_picture
 from hybridgen.data.source_config import SourceConfig
 from hybridgen.data.sources import open_source
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
@@ -80,14 +84,50 @@ def test_every_call_sees_the_same_pixels(pipe, seen, photo):
         seen.clear()
 
 
-def test_training_sees_the_same_pixels(pipe, photo):
-    (photo.parent / "a.jsonl").write_text(
-        '{"messages": [{"role": "user", "content": [{"type": "image", "image": "photo.png"}]}, '
-        '{"role": "assistant", "content": "red"}]}'
-    )
-    source = open_source(SourceConfig(str(photo.parent / "a.jsonl")))
-    pixels = source.document(0, pipe.processor).images[0].pixels
-    assert torch.equal(pixels, pipe.processor.prompt(message(photo)).images[0].pixels)
+def sources_of(photo: Path) -> dict[str, SourceConfig]:
+    """The picture as every format of data holds it."""
+    folder, content = photo.parent, photo.read_bytes()
+    encoded = base64.b64encode(content).decode()
+    url = f"data:image/png;base64,{encoded}"
+    for name, image in (("path", photo.name), ("uri", photo.as_uri()), ("url", url), ("base64", encoded)):
+        (folder / f"{name}.jsonl").write_text(json.dumps({"image": image, "text": "red"}) + "\n")
+    (folder / "list.json").write_text(json.dumps([{"image": photo.name, "text": "red"}]))
+    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "red"}]
+    turns = [{"role": "user", "content": parts}, {"role": "assistant", "content": "red"}]
+    (folder / "openai.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    table = datasets.Dataset.from_list([{"image": content, "text": "red"}])
+    table.to_parquet(folder / "bytes.parquet")
+    table = datasets.Dataset.from_list([{"image": {"bytes": content, "path": None}, "text": "red"}])
+    table.cast_column("image", datasets.Image()).to_parquet(folder / "images.parquet")
+    table.cast_column("image", datasets.Image()).save_to_disk(folder / "saved")
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        for name, member in (("1.png", content), ("1.txt", b"red")):
+            info = tarfile.TarInfo(name)
+            info.size = len(member)
+            tar.addfile(info, io.BytesIO(member))
+    for name, texts in (("captioned", {"photo.txt": "red"}), ("listed", {"metadata.jsonl": LISTED})):
+        (folder / name).mkdir()
+        (folder / name / photo.name).write_bytes(content)
+        for text, words in texts.items():
+            (folder / name / text).write_text(words)
+    files = ["path.jsonl", "uri.jsonl", "url.jsonl", "base64.jsonl", "list.json", "openai.jsonl", "bytes.parquet"]
+    files += ["images.parquet", "saved/", "a.tar", "captioned/", "listed/"]
+    streamed = ("path.jsonl", "bytes.parquet", "images.parquet", "a.tar")
+    return {name: SourceConfig(f"{folder}/{name}") for name in files} | {
+        f"{name}, streamed": SourceConfig(f"{folder}/{name}", streaming=True, buffer=1) for name in streamed
+    }
+
+
+LISTED = json.dumps({"file_name": "photo.png", "text": "red"})
+
+
+def test_training_sees_the_same_pixels_by_every_format(pipe, photo):
+    truth = pipe.processor.prompt(message(photo)).images[0].pixels
+    whole = pixels_hash(read_picture(photo))
+    for name, config in sources_of(photo).items():
+        source = open_source(config)
+        assert torch.equal(source.document(0, pipe.processor).images[0].pixels, truth), name
+        assert [pixels_hash(image) for image in source.pictures(0)] == [whole], name
 
 
 @pytest.mark.parametrize("output_type", ["np", "pt", "pil"])
