@@ -6,6 +6,7 @@ import stat
 
 import pytest
 
+from hybridgen.checkpoints.loading import new_folder
 from hybridgen.core.files import put_in_place, read_json, whole_file, write_json, write_whole
 from tests.core.disk_calls import assert_flushed_first, recorded
 
@@ -61,6 +62,13 @@ def test_so_is_all_that_is_in_a_folder(tmp_path):
         put_in_place(tmp_path / "aside", tmp_path / "whole")
     assert_flushed_first(calls, {"a.bin", "b.bin", "inner", "aside"}, "whole", tmp_path.name)
     assert calls.index(("flush", "a.bin")) < calls.index(("flush", "inner")) < calls.index(("flush", "aside"))
+
+
+def test_so_is_a_checkpoint(tmp_path):
+    with recorded() as calls, new_folder(tmp_path / "checkpoint") as aside:
+        (aside / "model").mkdir()
+        (aside / "model/model.safetensors").write_bytes(b"a")
+    assert_flushed_first(calls, {"model.safetensors", "model"}, "checkpoint", tmp_path.name)
 
 
 def test_a_disk_that_turns_out_to_be_full_leaves_the_old_file(tmp_path, monkeypatch):

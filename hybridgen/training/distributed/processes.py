@@ -47,6 +47,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     sharded = _launched_with("FSDP")
     precision = choose_precision(config.precision, PartialState(cpu=cpu, timeout=COLLECTIVE_TIMEOUT).device)
     plugin = _fsdp_plugin() if sharded else None
+    # it warns of operations in place on a module's output, of which there are none
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision="bf16" if precision == "bf16" else "no",
