@@ -87,6 +87,29 @@ def test_sample_takes_sizes_one_a_prompt(run, tiny_checkpoint, tmp_path):
     assert [Image.open(file).size for file in lines] == [(24, 16), (24, 32)]
 
 
+def test_pictures_and_negative_prompts_stand_beside_their_prompts(run, tiny_checkpoint, tmp_path, doll):
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    prompts = ("--prompt", "an orc", "--prompt", "an elf")
+    code, lines, error = run(
+        "sample", tiny_checkpoint, *prompts, "--image", doll, "--image", tmp_path / "red.png", "--negative-prompt", "a",
+        "--negative-prompt", "b", "--guidance", 2, "--steps", 1, "--seed", 4, "--out", tmp_path / "both",
+    )  # fmt: skip
+    assert code == 0, error
+    manifests = [json.loads(Image.open(file).text["manifest"]) for file in lines]
+    assert [made["negative_prompt"] for made in manifests] == ["a", "b"]
+    assert [Path(made["image"]["file"]).name for made in manifests] == ["doll.png", "red.png"]
+    _, alone, _ = run(
+        "sample", tiny_checkpoint, *prompts[2:], "--image", tmp_path / "red.png", "--negative-prompt", "b",
+        "--guidance", 2, "--steps", 1, "--seed", 5, "--out", tmp_path / "alone",
+    )  # fmt: skip
+    assert np.abs(pixels(lines[1]).astype(int) - pixels(alone[0])).max() <= 1
+    for option in ("--image", "--negative-prompt"):
+        words = [option, doll] * 3
+        code, _, error = run("sample", tiny_checkpoint, *prompts, *words, "--out", tmp_path)
+        assert code == 2
+        assert f"{option} is given 3 times for 2 prompts; give it once, or for each" in error
+
+
 def broken(checkpoint: Path, tmp_path: Path, *, lacks: str = "", holds: tuple[str, str] | None = None) -> Path:
     """A copy of a checkpoint without a file, or with another content of one."""
     copy = tmp_path / "broken"
