@@ -19,7 +19,7 @@ def is_whole(name: str | PathLike | None, **kwargs) -> bool:
     """Whether a folder or hub repository is a whole checkpoint. `kwargs` are those of `from_pretrained`."""
     if name is None:
         return False
-    if (folder := user_path(name)).is_dir():
+    if (folder := user_path(name)).exists():  # a file is none, and no name on the hub either
         return (folder / INDEX).is_file()
     quiet = dict.fromkeys(("gated_repo", "missing_entries", "connection_errors"), False)
     quiet = {f"_raise_exceptions_for_{kind}": value for kind, value in quiet.items()}

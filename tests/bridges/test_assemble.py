@@ -449,7 +449,7 @@ def lacking(parts, tmp_path):
         (lambda parts, _: parts / "janus", "is a 'janus', no decoder of text .*; a Janus is given as --from-janus"),
         (bert, "bert lacks 6 of its weights"),
         (granite, "is a 'granite', which does more"),
-        (break_shard, "cut cannot be loaded"),
+        (break_shard, "cut/model.safetensors was cut off or changed"),
         (lacking, "lacks 1 of its weights, such as model.layers.1.mlp.up_proj.weight"),
         (without_tokenizer, "the tokenizer of backbone .*mute"),
         (of_a_larger_tokenizer, "the tokenizer of backbone .*larger has ids up to .* another model's"),

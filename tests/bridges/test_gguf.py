@@ -105,4 +105,4 @@ def test_gguf_files_that_cannot_be_read(folder, tmp_path, capsys):
     Path(cut).write_bytes(Path(cut).read_bytes()[:2000])
     assert "gguf cannot be loaded" in said("cut.gguf")
     (folder / "not.gguf").write_text("nothing of the kind")
-    assert "gguf cannot be loaded" in said("not.gguf")
+    assert "not.gguf is no GGUF file" in said("not.gguf")
