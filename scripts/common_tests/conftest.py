@@ -23,6 +23,7 @@ REASONS: dict[str, dict[str, str]] = {
     "Diffusion": {"test_save_load_optional_components": CODECS},
     "VQ": {"test_save_load_optional_components": CODECS},
     "Pixels": {"test_save_load_optional_components": CODECS},
+    **{f"Test{kind}": {"test_save_load_optional_components": CODECS} for kind in ("Diffusion", "VQ", "Pixels")},
 }
 
 

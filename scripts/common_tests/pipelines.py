@@ -107,4 +107,5 @@ class TestVQ(TestDiffusion):
 
 
 class TestPixels(TestDiffusion):
+    output_shape = (3, 8, 8)
     get_dummy_components = Pixels.get_dummy_components
