@@ -19,40 +19,16 @@ all of it carries a loss; an image of MMC4 stands before the sentence that it wa
 
 import base64
 import binascii
-import json
-import math
-from collections.abc import Iterator, Sized
+from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
-from hybridgen.core.values import shorten, shown
+from hybridgen.core.values import shown
 from hybridgen.data.bad_records import record_errors
 from hybridgen.data.formats.conversations import conversation
+from hybridgen.data.formats.fields import Fields, exchange, holds_objects, text_of
 from hybridgen.data.records import chat_record, check_record, image_part, load_images, picture_value, text_part
 
-# the columns in which each field of a row is looked for, in this order, unless `columns` names one; then the same in
-# the column `json`, as samples of webdataset have it
-USUAL_COLUMNS = {
-    "image": ("image", "jpg", "jpeg", "png", "webp", "img", "file_name", "image_path"),
-    "images": ("images",),
-    "text": ("text", "txt", "caption", "captions"),
-    "question": ("question", "query"),
-    "answer": ("answer", "answers", "response"),
-    "messages": ("messages",),
-    "conversations": ("conversations",),
-    "texts": ("texts",),
-    "text_list": ("text_list",),
-    "image_info": ("image_info",),
-    "instruction": ("instruction",),
-    "input": ("input", "context"),
-    "output": ("output", "response"),
-    "prompt": ("prompt",),
-    "completion": ("completion", "response"),
-    "history": ("history",),
-    "system": ("system", "system_prompt"),
-    "video": ("videos", "video", "mp4", "webm", "audios", "audio", "mp3", "wav", "flac"),  # not read yet
-}
-_COLUMNS_INSIDE = {**USUAL_COLUMNS, "text": ("caption", *USUAL_COLUMNS["text"])}  # of img2dataset: the caption first
 # fields that a form needs; `picture` is `image` or `images`
 _FIELDS_OF_FORM = {
     "messages": ("messages",),
@@ -67,8 +43,6 @@ _FIELDS_OF_FORM = {
     "text": ("text",),
 }
 FORMS = tuple(_FIELDS_OF_FORM)
-SHOWN_COLUMNS = 20  # columns that a sentence names
-_ABSENT = object()
 
 
 class RowSource:
@@ -78,7 +52,7 @@ class RowSource:
 
     Args:
         name: of the file or data set, said in errors.
-        form, columns: see the head of this file and `USUAL_COLUMNS`; a form of None is told by each row.
+        form, columns: see the head of this file and `fields.USUAL_COLUMNS`; a form of None is told by each row.
         images: the folder that paths of images are relative to.
     """
 
@@ -145,15 +119,15 @@ def find_form(row: dict, columns: dict[str, str], where: str) -> str:
     Raises:
         ValueError: it holds what no form needs; the way out is `columns`.
     """
-    return _form_of(_Fields(row, columns, where))
+    return _form_of(Fields(row, columns, where))
 
 
-def _form_of(fields: "_Fields") -> str:
+def _form_of(fields: Fields) -> str:
     for test in (fields.holds, fields.has):
         for form, names in _FIELDS_OF_FORM.items():
             if not all(map(test, names)) or (form == "text" and fields.has("picture")):
                 continue
-            if form != "cauldron" or _holds_objects(fields["texts"]):
+            if form != "cauldron" or holds_objects(fields["texts"]):
                 return form
     raise ValueError(
         f"{fields.where}: its columns are {fields.columns}, and none of the forms {', '.join(FORMS)} is made of them; "
@@ -173,7 +147,7 @@ def record_of(row: Any, form: str | None, columns: dict[str, str], where: str, v
     """
     if not isinstance(row, dict):
         raise ValueError(f"{where}: a record must be an object with named parts, not {type(row).__name__}")
-    fields = _Fields(row, columns, where, form)
+    fields = Fields(row, columns, where, form)
     fields.form = form or _form_of(fields)
     if fields.form != "captions" and fields.holds("video"):
         raise ValueError(f"{where}: it holds a video or a sound, and those are not read; leave the record out")
@@ -188,11 +162,11 @@ def captioned(caption: str, image: Any) -> dict:
 # --------------------------------------------------------------------------------------------------------------- forms
 
 
-def _messages(fields: "_Fields", variant: int) -> dict:
+def _messages(fields: Fields, variant: int) -> dict:
     return {**fields.row, **_asked(fields, fields.need("messages"), fields.pictures())}
 
 
-def _llava(fields: "_Fields", variant: int) -> dict:
+def _llava(fields: Fields, variant: int) -> dict:
     record = _asked(fields, fields.need("conversations"), fields.pictures())
     messages = []
     for number, message in enumerate(record["messages"]):
@@ -204,45 +178,45 @@ def _llava(fields: "_Fields", variant: int) -> dict:
     return {"messages": messages}
 
 
-def _cauldron(fields: "_Fields", variant: int) -> dict:
+def _cauldron(fields: Fields, variant: int) -> dict:
     turns = []
     for number, pair in enumerate(fields.need("texts")):
         here = f"{fields.where}: texts.{number}"
         for role in ("user", "assistant"):
             words = pair.get(role) if isinstance(pair, dict) else None
-            turns.append({"role": role, "content": [text_part(_text_of(words, role, here))]})
+            turns.append({"role": role, "content": [text_part(text_of(words, role, here))]})
     return _asked(fields, turns, fields.pictures(), lead=True)
 
 
-def _questions(fields: "_Fields", variant: int) -> dict:
-    words = [_text_of(fields.need(name), name, fields.where, variant) for name in ("question", "answer")]
+def _questions(fields: Fields, variant: int) -> dict:
+    words = [text_of(fields.need(name), name, fields.where, variant) for name in ("question", "answer")]
     pictures = fields.pictures()
     if fields.has("picture") and not pictures and fields["images"] != []:
         fields.need("picture")  # a question about a picture that is not there teaches to make things up
-    return _asked(fields, [*fields.history(), *_exchange(*words)], pictures, lead=True)
+    return _asked(fields, [*fields.history(), *exchange(*words)], pictures, lead=True)
 
 
-def _alpaca(fields: "_Fields", variant: int) -> dict:
-    words = _text_of(fields.need("instruction"), "instruction", fields.where, variant)
+def _alpaca(fields: Fields, variant: int) -> dict:
+    words = text_of(fields.need("instruction"), "instruction", fields.where, variant)
     if fields.holds("input"):
-        words += "\n" + _text_of(fields["input"], "input", fields.where, variant)
-    answer = _text_of(fields.need("output"), "output", fields.where, variant)
-    return _asked(fields, [*fields.history(), *_exchange(words, answer)], fields.pictures(), lead=True)
+        words += "\n" + text_of(fields["input"], "input", fields.where, variant)
+    answer = text_of(fields.need("output"), "output", fields.where, variant)
+    return _asked(fields, [*fields.history(), *exchange(words, answer)], fields.pictures(), lead=True)
 
 
-def _prompts(fields: "_Fields", variant: int) -> dict:
+def _prompts(fields: Fields, variant: int) -> dict:
     turns = []
     for name, role in (("prompt", "user"), ("completion", "assistant")):
         value = fields.need(name)
         if isinstance(value, list) and all(isinstance(turn, dict) for turn in value):  # TRL's conversations
             turns += value
         else:
-            turns.append({"role": role, "content": [text_part(_text_of(value, name, fields.where, variant))]})
+            turns.append({"role": role, "content": [text_part(text_of(value, name, fields.where, variant))]})
     return _asked(fields, turns, fields.pictures(), lead=True)
 
 
-def _captions(fields: "_Fields", variant: int) -> dict:
-    caption = _text_of(fields.need("text"), "text", fields.where, variant)
+def _captions(fields: Fields, variant: int) -> dict:
+    caption = text_of(fields.need("text"), "text", fields.where, variant)
     fields.need("picture")
     pictures = fields.pictures()
     if len(pictures) != 1:
@@ -250,11 +224,11 @@ def _captions(fields: "_Fields", variant: int) -> dict:
     return captioned(caption, pictures[0])
 
 
-def _text(fields: "_Fields", variant: int) -> dict:
-    return chat_record(("assistant", [text_part(_text_of(fields.need("text"), "text", fields.where, variant))]))
+def _text(fields: Fields, variant: int) -> dict:
+    return chat_record(("assistant", [text_part(text_of(fields.need("text"), "text", fields.where, variant))]))
 
 
-def _obelics(fields: "_Fields", variant: int) -> dict:
+def _obelics(fields: Fields, variant: int) -> dict:
     texts, images, where = fields.need("texts"), fields.need("images"), fields.where
     if not isinstance(texts, list) or not isinstance(images, list) or len(texts) != len(images):
         raise ValueError(f"{where}: texts and images must be lists of one length, a null where the other has something")
@@ -265,11 +239,11 @@ def _obelics(fields: "_Fields", variant: int) -> dict:
         if image is not None:
             content.append(image_part(picture_value(image)))
         elif text:
-            content.append(text_part(_text_of(text, f"texts.{place}", where)))
+            content.append(text_part(text_of(text, f"texts.{place}", where)))
     return _interleaved(content, where)
 
 
-def _mmc4(fields: "_Fields", variant: int) -> dict:
+def _mmc4(fields: Fields, variant: int) -> dict:
     texts, infos, where = fields.need("text_list"), fields.need("image_info"), fields.where
     if not isinstance(texts, list) or not isinstance(infos, list):
         raise ValueError(f"{where}: text_list and image_info must be lists")
@@ -286,7 +260,7 @@ def _mmc4(fields: "_Fields", variant: int) -> dict:
     for place, text in enumerate(texts):
         content += before.get(place, [])
         if text:
-            content.append(text_part(_text_of(text, f"text_list.{place}", where)))
+            content.append(text_part(text_of(text, f"text_list.{place}", where)))
     return _interleaved(content, where)
 
 
@@ -315,11 +289,7 @@ def _interleaved(content: list[dict], where: str) -> dict:
     return chat_record(("assistant", joined))
 
 
-def _exchange(question: str, answer: str) -> list[dict]:
-    return chat_record(("user", [text_part(question)]), ("assistant", [text_part(answer)]))["messages"]
-
-
-def _asked(fields: "_Fields", turns: Any, pictures: list, lead: bool = False) -> dict:
+def _asked(fields: Fields, turns: Any, pictures: list, lead: bool = False) -> dict:
     """The record of a conversation and the pictures beside it; `lead` as of `conversation`."""
     system = fields["system"] if fields.holds("system") else None
     return {"messages": conversation(turns, pictures, fields.where, system=system, lead=lead)}
@@ -337,133 +307,3 @@ _BUILDERS = {
     "captions": _captions,
     "text": _text,
 }
-
-
-# -------------------------------------------------------------------------------------------------------------- fields
-
-
-class _Fields:
-    """A row by the names that forms give to its columns. A column with a dot lies inside of another: `json.caption`.
-
-    Args:
-        form: said in errors.
-
-    Raises:
-        ValueError: a column that `columns` names is not there.
-    """
-
-    def __init__(self, row: dict, columns: dict[str, str], where: str, form: str | None = None):
-        self.row, self.where, self.form, self._named = row, where, form, columns
-        self._inside = row["json"] if isinstance(row.get("json"), dict) else {}
-        self._found: dict[str, Any] = {}
-        for column in columns.values():
-            if _look_up(row, column) is _ABSENT:
-                raise ValueError(f"{where}: there is no column {column!r}; its columns are {self.columns}")
-
-    def __getitem__(self, name: str) -> Any:
-        """The first column of a field that holds something, else None (a null), else _ABSENT. NaN is a null, too."""
-        if name not in self._found:
-            self._found[name] = _ABSENT
-            for value in self._values(name):
-                self._found[name] = None if isinstance(value, float) and math.isnan(value) else value
-                if self._found[name] is not None:
-                    break
-        return self._found[name]
-
-    def _values(self, name: str) -> Iterator[Any]:
-        if name in self._named:
-            yield _look_up(self.row, self._named[name])
-            return
-        for place, columns in ((self.row, USUAL_COLUMNS[name]), (self._inside, _COLUMNS_INSIDE[name])):
-            for column in columns if place else ():
-                if column in place:
-                    yield place[column]
-
-    def has(self, name: str) -> bool:
-        """Whether there is a column for it, though perhaps an empty one."""
-        if name == "picture":
-            return self.has("image") or self.has("images")
-        return self[name] is not _ABSENT
-
-    def holds(self, name: str) -> bool:
-        """Whether its column holds something."""
-        if name == "picture":
-            return self.holds("image") or self.holds("images")
-        value = self[name]
-        return value is not _ABSENT and value not in (None, "", b"", [], {})
-
-    def need(self, name: str) -> Any:
-        """A field that the form cannot do without.
-
-        Raises:
-            ValueError: it is missing or null.
-        """
-        if (name == "picture" and self.holds(name)) or (name != "picture" and self[name] not in (None, _ABSENT)):
-            return None if name == "picture" else self[name]
-        column = self._named.get("image", "image") if name == "picture" else self._named.get(name, name)
-        raise ValueError(f"{self.where}: {column!r} is missing; records of the form {self.form!r} need it")
-
-    def pictures(self) -> list:
-        """The row's pictures, from one column or a list.
-
-        Raises:
-            ValueError: one of several is null, or both columns hold something and differ.
-        """
-        image, images = (self[name] if self.holds(name) else [] for name in ("image", "images"))
-        image, images = (value if isinstance(value, list) else [value] for value in (image, images))
-        if image and images and image != images:
-            raise ValueError(f"{self.where}: both image and images hold pictures, and not the same; keep one of them")
-        pictures = [*map(picture_value, images or image)]
-        for number, picture in enumerate(pictures):
-            if picture is None or picture in ("", b"", []):
-                raise ValueError(f"{self.where}: picture {number} of its {len(pictures)} is missing")
-        return pictures
-
-    def history(self) -> list[dict]:
-        """Earlier questions and answers, as pairs of texts."""
-        turns = []
-        for number, pair in enumerate(self["history"] if self.holds("history") else ()):
-            if not isinstance(pair, list | tuple) or len(pair) != 2:
-                raise ValueError(f"{self.where}: history has {shown(pair)} at place {number}; give [question, answer]")
-            turns += _exchange(*(_text_of(words, "history", self.where) for words in pair))
-        return turns
-
-    @property
-    def columns(self) -> str:
-        """The names of its columns, for a sentence."""
-        names = [str(name) for name in self.row if not str(name).startswith("__")]
-        more = [f"and {len(names) - SHOWN_COLUMNS} more"] if len(names) > SHOWN_COLUMNS else []
-        return ", ".join([*(shorten(name, 60) for name in names[:SHOWN_COLUMNS]), *more]) or "none"
-
-
-def _look_up(row: Any, path: str) -> Any:
-    if isinstance(row, dict) and path in row:
-        return row[path]
-    first, dot, rest = path.partition(".")
-    return _look_up(row[first], rest) if dot and isinstance(row, dict) and first in row else _ABSENT
-
-
-def _holds_objects(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
-
-
-def _text_of(value: Any, name: str, where: str, variant: int = 0) -> str:
-    """A text. Of several, as data sets with many captions per picture have them, the one that `variant` counts to,
-    nulls left out; numbers and truth values as JSON writes them."""
-    if isinstance(value, list):
-        several = [each for each in value if each is not None and each == each and each != ""]  # NaN is not itself
-        if several:
-            return _text_of(several[variant % len(several)], name, where, variant)
-    if isinstance(value, dict):  # one of several with notes, as VQAv2's answers
-        value = next((value[key] for key in ("answer", "caption", "text") if key in value), value)
-    if isinstance(value, bytes):
-        try:
-            value = value.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{where}: {name} is not UTF-8 text (byte {error.start})") from error
-    if isinstance(value, bool | int | float) and math.isfinite(value):
-        value = json.dumps(value)
-    if not isinstance(value, str) or not value.strip():
-        kind = "empty" if value in ("", []) or isinstance(value, str) else f"of type {type(value).__name__}"
-        raise ValueError(f"{where}: {name} is {kind}; it must be a text")
-    return value.strip()
