@@ -28,8 +28,8 @@ TARGETS = {
         Target("Drawing by vq, parts right", "generation", "vq", "slots", 0.95),
         Target("Answers through understanding", "understanding", "understanding", "all", 0.98),
         Target("Answers through diffusion", "understanding", "diffusion", "all", 0.96),
-        Target("In a chat: answers after drawing by diffusion", "conversation", "diffusion", "after_drawing", 0.96),
-        Target("In a chat: answers after drawing by vq", "conversation", "vq", "after_drawing", 0.96),
+        Target("In a chat: answers after drawing by diffusion", "conversation", "diffusion", "after_drawing", 0.95),
+        Target("In a chat: answers after drawing by vq", "conversation", "vq", "after_drawing", 0.90),
     ],
     "emoji": [],
 }
