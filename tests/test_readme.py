@@ -17,7 +17,7 @@ from tests.test_imports import ROOMS
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-MADE = ("runs", "pictures", "processor", "checkpoint", "samples", "state")  # folders that commands make
+MADE = ("runs", "pictures", "processor", "checkpoint", "samples", "state", "train")  # folders of users and of commands
 LINES, PICTURE = 200, 150_000  # the README's lines, and the bytes of its picture, at most
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
@@ -104,14 +104,7 @@ def test_every_page_is_linked_from_the_readme():
 def test_files_that_are_named_exist(page):
     """Such as `core/layout.py`, below the package or the repository."""
     for name in re.findall(r"`((?:[\w.]+/)+(?:\w+\.(?:py|sh|yaml))?)`", page.read_text(encoding="utf-8")):
-        if "/" in name and name.split("/")[0] not in (
-            "runs",
-            "pictures",
-            "processor",
-            "checkpoint",
-            "samples",
-            "state",
-        ):
+        if "/" in name and name.split("/")[0] not in MADE:
             assert (ROOT / name).exists() or (ROOT / "hybridgen" / name).exists(), f"{page.name} names {name}"
 
 
