@@ -53,7 +53,7 @@ def check(options: argparse.Namespace) -> None:
     if options.suite not in DATASETS:
         raise ValueError(f"there is no suite {options.suite!r}; choose {' or '.join(DATASETS)}")
     check_drawing(options, draw_paths(options))
-    if options.draw == [] and options.answer == []:
+    if options.draw == [] and options.answer == [] and not options.chat:
         raise ValueError("nothing is to be evaluated: --draw and --answer name no path; name one, or leave one out")
     check_out(options.out)
     require_checkpoint(options.checkpoint)
