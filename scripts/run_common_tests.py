@@ -6,8 +6,8 @@ SOURCE is a checkout (or an unpacked source distribution) of the version that is
 the wheels have none, and hybridgen copies none. Needs pytest, parameterized and requests_mock besides. Takes three
 minutes on two idle cores. What is run stands in `common_tests/`, a file a kind:
 
-    modeling.py     transformers: ModelTesterMixin, GenerationTesterMixin, ConfigTester, TrainingTesterMixin; two kinds of
-                    tiny model
+    modeling.py     transformers: ModelTesterMixin, GenerationTesterMixin, ConfigTester and TrainingTesterMixin; two
+                    kinds of tiny model
     processing.py   transformers: ProcessorTesterMixin, ImageProcessingTestMixin
     pipelines.py    diffusers: both classes called PipelineTesterMixin; by either path, with a VAE and without
 
