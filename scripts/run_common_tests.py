@@ -13,11 +13,10 @@ minutes on two idle cores. What is run stands in `common_tests/`, a file a kind:
 
 A failure is a bug of ours, unless `common_tests/conftest.py` says why not; its table is printed as skips with reasons.
 
-On a CPU with torch 2.13.0, none fails. Of transformers 5.23.0, 354 pass (and 5,520 subtests) and 216 are skipped: 212
-by the library (82 do not apply, 67 want flash attention or another package, 41 are slow, 22 want an accelerator) and 4
-by our table. RUN_SLOW=1 runs the slow ones that need no exporter: 2 more pass. Of diffusers 0.42.1 (with
-the tests of 0.40.0), 63 pass and 36 are skipped of the older mixin, 48 pass and 18 are skipped of the newer: 48 by the
-library (an accelerator, xformers) and 6 by our table.
+On a CPU with torch 2.13.0, none fails. Of transformers 5.23.0, 282 pass (and 5,520 subtests) and 150 are skipped: 146
+by the library (they do not apply, are slow, or want flash attention, an accelerator or another package) and 4 by our
+table. Of diffusers 0.42.1 (with the tests of 0.40.0), 63 pass and 36 are skipped of the older mixin, 48 pass and 18 are
+skipped of the newer: 48 by the library (an accelerator, xformers) and 6 by our table.
 """
 
 import argparse
