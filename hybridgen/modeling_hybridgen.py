@@ -205,7 +205,7 @@ class HybridGenModel(HybridGenPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         input_ids = self.infer_input_ids(inputs_embeds) if input_ids is None else input_ids  # B, N
-        is_step = past_key_values is not None and input_ids.shape[1] == 1  # of generation: no images can be missing
+        is_step = past_key_values is not None and (input_ids.shape[1] == 1 or int(past_key_values.get_seq_length()) > 0)
         embeds, images = self._embed(
             input_ids, inputs_embeds, pixel_values, latents, timesteps, codes, is_step
         )  # B, N, H
@@ -252,7 +252,8 @@ class HybridGenModel(HybridGenPreTrainedModel):
         stay in the graph with zero gradient and no rank of DDP or FSDP waits for them.
 
         Args:
-            is_step: the tokens are one that was just written, so that nothing is read back from the device.
+            is_step: the tokens follow what was read. A placeholder among them is one that a model wrote as text, as
+                an untrained one does; it stands for no image, and is no error.
         """
         run_absent = self.training or self.run_absent_modalities
         if timesteps is not None and latents is None:
@@ -261,9 +262,7 @@ class HybridGenModel(HybridGenPreTrainedModel):
         self._check_paths(given)
         masks = {path: input_ids == placeholder for path, placeholder in self.placeholders().items()}  # B, N each
         if not run_absent and not is_step and not torch.compiler.is_compiling():
-            absent = {path: mask for path, mask in masks.items() if given[path] is None}
-            for path, mask in absent.items():
-                _check_count(mask, 0, path)
+            self.check_images_given(input_ids, given)
         embeds = self._embed_text(input_ids, masks) if inputs_embeds is None else inputs_embeds  # B, N, H
         outputs = {}
         if "understanding" in masks and (pixel_values is not None or run_absent):
@@ -285,6 +284,12 @@ class HybridGenModel(HybridGenPreTrainedModel):
             outputs |= {"conditioning": conditioning, "skips": skips, "diffusion_mask": masks["diffusion"]}
             embeds = scatter(embeds, masks["diffusion"], tokens, "diffusion")
         return embeds, outputs
+
+    def check_images_given(self, input_ids: Tensor, given: dict[str, Latents | None]) -> None:
+        """Raises ValueError if placeholders of a path stand in the ids, and there is no image of that path."""
+        for path, placeholder in self.placeholders().items():
+            if given[path] is None:
+                _check_count(input_ids == placeholder, 0, path)
 
     def _check_paths(self, inputs: dict[str, Latents | None]) -> None:
         for path, value in inputs.items():
@@ -560,15 +565,13 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
 
     # --------------------------------------------------------------------------------------------------- generation
 
-    def generate(self, inputs: Tensor | None = None, generation_config=None, logits_processor=None, **kwargs):
-        """As everywhere in transformers. Placeholders of images, and codes that are tokens of the vocabulary, are no
-        text, and are never written."""
-        vq, scored = self.config.vq_config, self.lm_head.out_features
-        ranges = [(token, token + 1) for token in self.model.placeholders().values() if token < scored]
+    def generate(self, *args, **kwargs):
+        """As everywhere in transformers. Codes that are tokens of the vocabulary are no text, and are never written."""
+        vq = self.config.vq_config
         if vq is not None and (first := vq.first_token_id) is not None:
-            ranges.append((first, first + vq.num_embeddings))
-        processors = LogitsProcessorList([*(logits_processor or []), _SuppressRanges(ranges)])
-        return super().generate(inputs, generation_config, processors, **kwargs)
+            suppress = _SuppressRange(first, first + vq.num_embeddings)
+            kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or []), suppress])
+        return super().generate(*args, **kwargs)
 
     def prepare_inputs_for_generation(
         self,
@@ -590,6 +593,9 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
             **kwargs,
         )
         has_read = isinstance(past_key_values, Cache) and int(past_key_values.get_seq_length()) > 0
+        if has_read and is_first_iteration and inputs.get("input_ids") is not None:  # a later turn of the user's
+            given = {"understanding": "pixel_values", "diffusion": "latents", "vq": "codes"}
+            self.model.check_images_given(inputs["input_ids"], {path: kwargs.get(name) for path, name in given.items()})
         for name in IMAGE_INPUTS:
             if has_read and not is_first_iteration:
                 inputs.pop(name, None)
@@ -701,17 +707,16 @@ def _repeat_runs(value: Tensor | list, runs: list[range], times: int) -> Tensor 
     return value[torch.tensor(order, device=value.device)] if isinstance(value, Tensor) else [value[i] for i in order]
 
 
-class _SuppressRanges(LogitsProcessor):
-    """No token from a range's start to before its end is written.
+class _SuppressRange(LogitsProcessor):
+    """No token from `start` to before `end` is written.
 
     Not a `SuppressTokensLogitsProcessor`: of one class, `generate` keeps a single processor, ours or the caller's.
     """
 
-    def __init__(self, ranges: list[tuple[int, int]]):
-        self.ranges = ranges
+    def __init__(self, start: int, end: int):
+        self.start, self.end = start, end
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         scores = scores.clone()
-        for start, end in self.ranges:
-            scores[:, start:end] = -torch.inf
+        scores[:, self.start : self.end] = -torch.inf
         return scores
