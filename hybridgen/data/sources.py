@@ -7,7 +7,6 @@ Opening checks all that can be checked without decoding a picture. A broken reco
 import glob
 import re
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 from hybridgen.core.messages import parts
@@ -123,18 +122,19 @@ def open_stream(config: SourceConfig, seed: int) -> StreamSource:
     kind = config.kind
     files = [] if kind == "dataset" else expand(config.source)
 
-    def open_epoch(epoch: int):
-        shards = files
-        if config.shuffle:
-            key = f"{seed}/{config.name}/{epoch}/files"
-            shards = [files[feistel_permutation(place, len(files), key)] for place in range(len(files))]
-        if kind in ("jsonl", "webdataset"):
-            return stream_files(shards, kind)
-        return open_table(files=shards)
+    def files_of(epoch: int) -> tuple[str, ...]:
+        if not config.shuffle:
+            return tuple(files)
+        key = f"{seed}/{config.name}/{epoch}/files"
+        return tuple(files[feistel_permutation(place, len(files), key)] for place in range(len(files)))
 
-    open_table = partial(open_dataset, config.source, kind, split=config.split, subset=config.subset, streaming=True)
+    def open_files(files: tuple[str, ...]):
+        if kind in ("jsonl", "webdataset"):
+            return stream_files(list(files), kind)
+        return open_dataset(config.source, kind, list(files), config.split, config.subset, streaming=True)
+
     images = config.images or _folder_of(config, files)
-    stream = StreamSource(open_epoch, config.source, config.buffer, config.form, config.columns, images)
+    stream = StreamSource(open_files, files_of, config.source, config.buffer, config.form, config.columns, images)
     stream.files = files
     stream.where(0)  # reads the first block, so that missing files are reported now and not in the first step
     return stream

@@ -22,6 +22,7 @@ from hybridgen.data.formats.webdataset import BROKEN, WHERE, tar_rows
 # chunks kept in memory, and resume points that are saved; twice as many points, and that of chunk 0, stay in memory.
 # Documents that wait to be packed come from the last chunks
 KEPT_CHUNKS = 4
+ROW = "row"  # key of a state within a short epoch: the number of its next row
 LINE = "__line__"  # key of a row that is a line of JSON, not parsed yet
 
 
@@ -29,7 +30,8 @@ class StreamSource(RowSource):
     """Records of a stream without end: after the last one the first follows.
 
     Args:
-        open_epoch: epoch -> its `datasets.IterableDataset`.
+        open_files: files in their order -> their `datasets.IterableDataset`.
+        files_of: epoch -> its files in their order; the same order gives the same rows.
         name: what to call it in errors.
         buffer: records of a chunk.
         form, columns: see `rows`; a form of None is told by each row.
@@ -38,7 +40,8 @@ class StreamSource(RowSource):
 
     def __init__(
         self,
-        open_epoch: Callable[[int], Any],
+        open_files: Callable[[tuple[str, ...]], Any],
+        files_of: Callable[[int], tuple[str, ...]],
         name: str,
         buffer: int,
         form: str | None = None,
@@ -46,7 +49,7 @@ class StreamSource(RowSource):
         images: str | Path = "",
     ):
         super().__init__(name, form, columns, images)
-        self._open, self.buffer = open_epoch, buffer
+        self._open, self._files_of, self.buffer = open_files, files_of, buffer
         self._shard = (0, 1)  # which part of how many this process reads
         self._lock = threading.Lock()
         self._restart()
@@ -54,6 +57,7 @@ class StreamSource(RowSource):
     def _restart(self) -> None:
         self._chunks: OrderedDict[int, list[Any]] = OrderedDict()
         self._resume_points: dict[int, dict] = {0: {"epoch": 0, "state": None}}
+        self._short_epochs: dict[tuple[str, ...], list[Any]] = {}  # all rows of epochs that end within a chunk
         self._rows: Iterator[Any] | None = None
         self._next = 0  # the chunk that `_rows` goes on with
 
@@ -67,7 +71,7 @@ class StreamSource(RowSource):
 
     def first_records(self, count: int) -> Iterator[dict]:
         """Up to `count` records of the first epoch that are whole, with their pictures as the rows hold them."""
-        for number, row in enumerate(itertools.islice(iter(self._dataset(0)), count)):
+        for number, row in enumerate(itertools.islice(iter(self._dataset(0, None)), count)):
             try:
                 yield self.record_of(row, self._where_row(row, number))
             except ValueError:
@@ -119,11 +123,12 @@ class StreamSource(RowSource):
     def _read(self) -> None:
         """Read the next chunk, and keep where it begins."""
         rows = []
-        for position in range(self.buffer):
-            row, resume_point = next(self._rows)
-            if not position:
-                self._resume_points[self._next] = resume_point
-            rows.append(row)
+        with said_by_us():
+            for position in range(self.buffer):
+                row, resume_point = next(self._rows)
+                if not position:
+                    self._resume_points[self._next] = resume_point
+                rows.append(row)
         self._chunks[self._next] = rows
         self._next += 1
         while len(self._chunks) > KEPT_CHUNKS:
@@ -135,34 +140,66 @@ class StreamSource(RowSource):
         """Rows, each with the resume point of its chunk. `state_dict()` is slow, so it is called once per chunk."""
         count, resume_point = 0, {}
         while True:
-            dataset = self._dataset(epoch)
-            if state is not None:
-                dataset.load_state_dict(state)
-            rows, started = iter(dataset), False
+            dataset = self._dataset(epoch, state)
+            rows, started, kept = iter(dataset), False, []
             while True:
                 if not count % self.buffer:  # before the first row the state is the one we resumed with
                     resume_point = {"epoch": epoch, "state": dataset.state_dict() if started else state}
                 try:
-                    with said_by_us():
-                        row = next(rows)
+                    row = next(rows)
                 except StopIteration:
                     break
                 except (OSError, ValueError) as error:  # errors of pyarrow and datasets derive from these
                     raise OSError(f"{self.name} cannot be read on: {' '.join(str(error).split())}") from error
                 yield row, resume_point
                 count, started = count + 1, True
+                if len(kept) <= self.buffer:
+                    kept.append(row)
             if not started and state is None:
                 raise ValueError(f"{self.name} holds no record")
+            if state is None and sum(map(len, [kept, *self._short_epochs.values()])) <= self.buffer:
+                self._short_epochs.setdefault(self._files_of(epoch), kept)
             epoch, state = epoch + 1, None
 
-    def _dataset(self, epoch: int) -> Any:
-        dataset = self._open(epoch)
+    def _dataset(self, epoch: int, state: dict | None) -> Any:
+        """Rows of an epoch, from a state on. A short one is read from its files once and repeated from memory: to fill
+        a chunk with a data set of few rows, its files would be opened again and again."""
+        files = self._files_of(epoch)
+        place = state.get(ROW) if state else 0  # None = of a state of the library
+        if place and files not in self._short_epochs:
+            rows = list(itertools.islice(self._opened(files), self.buffer + 1))
+            if len(rows) <= self.buffer:  # else the data have grown, and the epoch is read anew
+                self._short_epochs[files] = rows
+        if place is not None and files in self._short_epochs:
+            return _ShortEpoch(self._short_epochs[files], place)
+        dataset = self._opened(files)
+        if place is None:
+            dataset.load_state_dict(state)
+        return dataset
+
+    def _opened(self, files: tuple[str, ...]) -> Any:
+        dataset = self._open(files)
         rank, world_size = self._shard
         if world_size == 1:
             return dataset
         from datasets.distributed import split_dataset_by_node  # slow to import, as in `hf_datasets.open_dataset`
 
         return split_dataset_by_node(dataset, rank=rank, world_size=world_size)
+
+
+class _ShortEpoch:
+    """Rows in memory, with what `StreamSource` uses of an `IterableDataset`."""
+
+    def __init__(self, rows: list[Any], first: int):
+        self._rows, self._next = rows, first
+
+    def __iter__(self) -> Iterator[Any]:
+        while self._next < len(self._rows):
+            self._next += 1
+            yield self._rows[self._next - 1]
+
+    def state_dict(self) -> dict:
+        return {ROW: self._next}
 
 
 def stream_files(files: list[str], kind: str) -> Any:

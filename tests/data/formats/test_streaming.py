@@ -95,6 +95,33 @@ def test_an_interrupted_stream_goes_on_exactly(files, suffix, after):
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("pattern", ["0", "[12]"])
+def test_a_short_epoch_is_read_from_its_files_once(files, suffix, pattern):
+    """Chunks take in several epochs; positions within them are exact, and states of the library go on."""
+    name = f"{files}/{pattern}.{suffix}"
+    config = SourceConfig(name, name="s", streaming=True, buffer=60, format=FORMATS[suffix])
+    begun, plain = open_source(config, seed=3), open_source(config, seed=3)
+    plain.record_source._short_epochs = _Forgetful()  # as if each epoch were longer than a chunk
+    opened, open_files = [], begun.record_source._open
+    begun.record_source._open = lambda shards: opened.append(shards) or open_files(shards)
+    texts = [begun[index] for index in range(200)]
+    assert texts == [plain[index] for index in range(200)]
+    assert len(opened) == len(set(opened))  # each order of the files at most once
+    for state in (begun.record_source.state_dict(), plain.record_source.state_dict()):
+        resumed = open_source(config, seed=3)
+        resumed.record_source.load_state_dict(json.loads(json.dumps(state)))
+        assert [resumed[index] for index in range(120, 200)] == texts[120:]
+
+
+class _Forgetful(dict):
+    def __setitem__(self, *_):
+        pass
+
+    def setdefault(self, *_):
+        pass
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
 def test_to_go_on_nothing_before_is_read_again(files, suffix):
     begun = stream(files, suffix, buffer=4)
     for cursor in range(45):
