@@ -11,8 +11,8 @@ from pathlib import Path
 
 from hybridgen.core.names import PATHS
 from hybridgen.core.recognition import FilePath
-from hybridgen.data.formats.fields import USUAL_COLUMNS
-from hybridgen.data.formats.image_folder import METADATA, PICTURES, is_litter
+from hybridgen.data.formats.fields import PICTURES, USUAL_COLUMNS
+from hybridgen.data.formats.image_folder import METADATA, is_litter
 from hybridgen.data.formats.rows import FORMS
 from hybridgen.data.synthetic import DATASETS
 from hybridgen.processing_hybridgen import LOSS_ON

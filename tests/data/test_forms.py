@@ -13,11 +13,14 @@ import tarfile
 
 import datasets
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
 from hybridgen.core.messages import parts
 from hybridgen.data.formats.image_folder import FolderSource
+from hybridgen.data.formats.rows import record_of
 from hybridgen.data.source_config import SourceConfig
 from hybridgen.data.sources import open_source
 
@@ -565,7 +568,110 @@ def test_a_table_as_text_is_read_with_its_lines(tmp_path):
     assert source.where(1).endswith("a.tsv:6")
 
 
+def test_a_quote_that_is_not_closed_costs_its_own_row(tmp_path):
+    """It would make all that follows one cell."""
+    rows = ["text,n", 'one,"1', '"a ""b"" c",2', '"d" e,3', '"two', 'lines",4', '"cut']
+    (tmp_path / "a.csv").write_text("\n".join(rows))
+    source = opened(f"{tmp_path}/a.csv", "csv")
+    assert [words for [(_, words)] in records(source, len(source))] == ['a "b" c', "d e", "two\nlines"]
+    assert [bad.where.rpartition("/")[2] for bad in source.bad_records] == ["a.csv:2", "a.csv:7"]
+    assert "a quote opens and is not closed well" in source.bad_records[0].reason
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
+def test_the_first_line_tells_what_separates_columns(tmp_path, mark):
+    (tmp_path / "a.csv").write_text(f"n{mark}text\n1{mark}a red\n\n2{mark}a blue\n")
+    source = opened(f"{tmp_path}/a.csv", "csv")
+    assert [words for [(_, words)] in records(source, len(source))] == ["a red", "a blue"]
+
+
+# ---------------------------------------------------------------------------------------------------- pictures unread
+
+
+WORDS = {
+    "text": {"text": "a"},
+    "questions": {"question": "q", "answer": "a"},
+    "alpaca": {"instruction": "q", "output": "a"},
+}
+
+
+@pytest.mark.parametrize("words", WORDS.values())
+@pytest.mark.parametrize(
+    "picture",
+    ["1.png", "a/B.JPEG", "https://x.y/1.jpg?w=3", "data:image/png;base64,iVBO", ["1.webp"], {"bytes": png(1)}, png(1)],
+)
+def test_words_whose_picture_no_form_reads_are_broken(words, picture):
+    row = {**words, "snapshot": picture, "page": "https://x.y/a.html", "n": 3}
+    with pytest.raises(
+        ValueError, match="s:1: the column 'snapshot' holds a picture, and no form reads it; say columns"
+    ):
+        record_of(row, None, {}, "s:1")
+    form = next(form for form, each in WORDS.items() if each == words)
+    assert record_of(row, form, {}, "s:1") == record_of(words, None, {}, "s:1")  # the way out
+    record = record_of(row, None, {"image": "snapshot"}, "s:1")  # the other way out
+    assert sum(part["type"] == "image" for message in record["messages"] for part in parts(message)) == 1
+
+
+def tar_of(path, *members: tuple) -> str:
+    """(name, bytes) is a file, (name, None) a link."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            if content is None:
+                info.type, info.linkname = tarfile.LNKTYPE, members[0][0]
+            else:
+                info.size = len(content)
+            tar.addfile(info, io.BytesIO(content or b""))
+    return str(path)
+
+
+@pytest.mark.parametrize("format", ["tar", "tar stream"])
+def test_a_sample_of_a_tar_never_loses_its_picture(tmp_path, format):
+    members = [("0.png", png(0)), ("0.txt", b"a"), ("1.png", None), ("1.txt", b"b"), ("2.BMP", png(2)), ("2.txt", b"c")]
+    members += [("3.seg.png", png(3)), ("3.txt", b"\xef\xbb\xbfd")]
+    path = tar_of(tmp_path / "a.tar", *members)
+    found = records(opened(path, format, write="vq"), 4)
+    assert "its part 'png' is a link, and the tar holds no file there" in found[1]
+    assert "the column 'seg.png' holds a picture, and no form reads it; say columns: {image: seg.png}" in found[3]
+    assert [each for each in (found[0], found[2]) if isinstance(each, str)] == []
+    named = opened(tar_of(tmp_path / "b.tar", *members[-2:]), format, columns={"image": "seg.png"})
+    assert records(named, 1)[0][0] == ("user", "d")
+
+
+@pytest.mark.parametrize("format", ["tar", "tar stream"])
+def test_parts_of_a_sample_that_stand_apart_are_said(tmp_path, format):
+    path = tar_of(tmp_path / "a.tar", ("9.txt", b"z"), ("0.txt", b"a"), ("9.json", b"{}"), ("8.txt", b"y"))
+    source = opened(path, format)
+    found = [*map(str, source.bad_records), *records(source, 4 if "stream" in format else 2)]
+    said = [each for each in found if "do not follow one another in the tar; make it with tar --sort=name" in each]
+    assert len(said) == 1
+    assert "key '9': its parts (txt, json)" in said[0]
+
+
+@pytest.mark.parametrize("format", ["parquet", "parquet stream"])
+def test_a_table_without_rows_is_named(tmp_path, format):
+    schema = pyarrow.schema([("text", pyarrow.string())])
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"]}, schema), tmp_path / "0.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"text": []}, schema), tmp_path / "1.parquet")
+    with pytest.raises((ValueError, OSError), match="1.parquet holds no row; remove it, or leave it out of the source"):
+        opened(f"{tmp_path}/*.parquet", format)
+
+
 # ------------------------------------------------------------------------------------------------------------- folders
+
+
+def test_paths_of_windows_in_metadata(tmp_path):
+    captioned(tmp_path / "sub", 1, suffix=".ignored")
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "sub\\1.png", "text": "a 1"}))
+    assert numbers_in(tmp_path) == [1]
+
+
+@pytest.mark.parametrize("content", ["", "file_name,text\n", "\n"])
+def test_metadata_without_a_line_is_named(tmp_path, content):
+    captioned(tmp_path, 1)
+    (tmp_path / "metadata.csv").write_text(content)
+    with pytest.raises(ValueError, match="metadata.csv: it names no picture; fill it, or remove it where .txt files"):
+        FolderSource(tmp_path)
 
 
 def captioned(folder, *numbers, suffix=".txt"):

@@ -6,12 +6,26 @@ from collections.abc import Iterator
 from typing import Any
 
 from hybridgen.core.values import shorten, shown
+from hybridgen.data.formats.text_files import UTF8_MARK
 from hybridgen.data.records import chat_record, picture_value, text_part
 
+PICTURES = (
+    ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl",
+)  # fmt: skip
 # the columns in which each field of a row is looked for, in this order, unless `columns` names one; then the same in
 # the column `json`, as samples of webdataset have it
 USUAL_COLUMNS = {
-    "image": ("image", "jpg", "jpeg", "png", "webp", "img", "file_name", "image_path"),
+    "image": (
+        "image",
+        "jpg",
+        "jpeg",
+        "png",
+        "webp",
+        "img",
+        "file_name",
+        "image_path",
+        *(each[1:] for each in PICTURES),
+    ),
     "images": ("images",),
     "text": ("text", "txt", "caption", "captions"),
     "question": ("question", "query"),
@@ -112,6 +126,19 @@ class Fields:
                 raise ValueError(f"{self.where}: picture {number} of its {len(pictures)} is missing")
         return pictures
 
+    def refuse_unread_picture(self) -> None:
+        """Raises ValueError for a row of words in which a column that no form reads evidently holds a picture."""
+        for place in (self.row, self._inside):
+            for column in place:
+                if column in _READ_COLUMNS or column in self._named.values():
+                    continue
+                if _is_picture(place[column]) or str(column).lower().endswith(PICTURES):
+                    name = column if place is self.row else f"json.{column}"
+                    raise ValueError(
+                        f"{self.where}: the column {name!r} holds a picture, and no form reads it; say columns: "
+                        f"{{image: {name}}}, or, where only the words are meant, form: {self.form}"
+                    )
+
     def history(self) -> list[dict]:
         """Earlier questions and answers, as pairs of texts."""
         turns = []
@@ -136,6 +163,27 @@ def _look_up(row: Any, path: str) -> Any:
     return _look_up(row[first], rest) if dot and isinstance(row, dict) and first in row else _ABSENT
 
 
+def _is_picture(value: Any) -> bool:
+    """Whether a value can be nothing but a picture: bytes of one, or the name or address of its file."""
+    if isinstance(value, list) and value:
+        return _is_picture(value[0])
+    if isinstance(value, dict):
+        return _is_picture(value.get("bytes")) or _is_picture(value.get("path")) or _is_picture(value.get("url"))
+    if isinstance(value, bytes):
+        return value.startswith(_PICTURE_BYTES)
+    if not isinstance(value, str) or len(value) < 5:
+        return False
+    name = value[:LONGEST_NAME].partition("?")[0]
+    is_name = len(value) < LONGEST_NAME and "\n" not in value and name.lower().endswith(PICTURES)
+    return is_name or value.startswith(("data:image/", *_PICTURE_BASE64))
+
+
+_PICTURE_BYTES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
+_PICTURE_BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD")
+LONGEST_NAME = 1000  # characters
+_READ_COLUMNS = {"json", *(column for columns in USUAL_COLUMNS.values() for column in columns)}
+
+
 def holds_objects(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
@@ -151,7 +199,7 @@ def text_of(value: Any, name: str, where: str, variant: int = 0) -> str:
         value = next((value[key] for key in ("answer", "caption", "text") if key in value), value)
     if isinstance(value, bytes):
         try:
-            value = value.decode("utf-8")
+            value = value.removeprefix(UTF8_MARK).decode("utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(f"{where}: {name} is not UTF-8 text (byte {error.start})") from error
     if isinstance(value, bool | int | float) and math.isfinite(value):

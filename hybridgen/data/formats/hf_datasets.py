@@ -8,7 +8,7 @@ data set to its cache on disk when it is first opened; what is too large for tha
 import contextlib
 import logging
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -92,7 +92,7 @@ def _open(
                 splits = datasets.load_dataset(source, subset, streaming=streaming)
             table = splits[_split_of(splits, split, source)]
     except (*_LIBRARY_ERRORS, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(_cannot_open(source, error)) from error
+        raise ValueError(_cannot_open(source, error, files)) from error
     return table
 
 
@@ -127,12 +127,22 @@ def _is_reachable(endpoint: str) -> bool:
     return True
 
 
-def _cannot_open(source: str, error: Exception) -> str:
+def _cannot_open(source: str, error: Exception, files: Sequence[str] = ()) -> str:
     error = error.__cause__ or error
     if str(error).startswith(f"source {source!r}"):
         return str(error)
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return f"source {source!r} cannot be opened as a data set: {reason[:400]}"
+    return f"source {source!r} cannot be opened as a data set: {reason_of(error, files)}"
+
+
+def reason_of(error: Exception, files: Sequence[str]) -> str:
+    """What the library could not read, in one line. Of a parquet file without rows it names neither file nor fault."""
+    if "BatchSize" in str(error):
+        from pyarrow.parquet import read_metadata  # slow to import, as in `open_dataset`
+
+        for file in files:
+            if Path(file).is_file() and not read_metadata(file).num_rows:
+                return f"{file} holds no row; remove it, or leave it out of the source"
+    return (" ".join(str(error).split()) or type(error).__name__)[:400]
 
 
 def _split_of(splits: Any, split: str | None, source: str) -> str:

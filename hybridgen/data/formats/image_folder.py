@@ -17,14 +17,12 @@ from typing import Any, NamedTuple
 
 from hybridgen.data.bad_records import BadRecord, record_errors
 from hybridgen.data.formats.csv_files import check_cells, read_table
+from hybridgen.data.formats.fields import PICTURES
 from hybridgen.data.formats.rows import RowSource, record_of
 from hybridgen.data.formats.text_files import decode, parse_json, read_lines
 from hybridgen.data.records import check_record
 
 METADATA = ("metadata.jsonl", "metadata.csv")
-PICTURES = (
-    ".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl",
-)  # fmt: skip
 CAPTIONS = (".txt", ".caption")
 SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation", "held_out")
 _LITTER = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")  # of macOS, Synology, Windows
@@ -100,6 +98,7 @@ class FolderSource(RowSource):
 
     def _from_metadata(self, metadata: Path) -> Iterator[_Entry | BadRecord]:
         rows = read_table(metadata) if metadata.suffix == ".csv" else _json_rows(metadata)
+        number = 0
         for number, row in rows:
             where = f"{metadata}:{number}"
             try:
@@ -110,11 +109,18 @@ class FolderSource(RowSource):
                     yield entry
             except ValueError as error:
                 yield BadRecord.of(where, error)
+        if not number:
+            yield BadRecord(
+                str(metadata), "it names no picture; fill it, or remove it where .txt files hold the captions"
+            )
 
     def _entry(self, row: Any, folder: Path) -> _Entry:
         name = row.get(self.columns["image"]) if isinstance(row, dict) else None
         if not isinstance(name, str) or not name:
-            raise ValueError(f'a line must be {{"{self.columns["image"]}": a picture, "text": its caption}}')
+            names = f", but its columns are {', '.join(map(str, row))[:200]}" if isinstance(row, dict) else ""
+            raise ValueError(f'a line must be {{"{self.columns["image"]}": a picture, "text": its caption}}{names}')
+        if not (folder / name).is_file() and (folder / name.replace("\\", "/")).is_file():
+            name = name.replace("\\", "/")  # written on Windows
         if not (folder / name).is_file():
             raise ValueError(f"the image {name!r} is not there; paths are relative to the file")
         file = os.path.relpath(folder / name, self.folder) if folder != self.folder else name

@@ -43,6 +43,7 @@ _FIELDS_OF_FORM = {
     "text": ("text",),
 }
 FORMS = tuple(_FIELDS_OF_FORM)
+_OF_WORDS = ("text", "questions", "alpaca", "prompts")  # forms in which words alone are enough
 
 
 class RowSource:
@@ -151,6 +152,8 @@ def record_of(row: Any, form: str | None, columns: dict[str, str], where: str, v
     fields.form = form or _form_of(fields)
     if fields.form != "captions" and fields.holds("video"):
         raise ValueError(f"{where}: it holds a video or a sound, and those are not read; leave the record out")
+    if form is None and fields.form in _OF_WORDS and not fields.has("picture"):
+        fields.refuse_unread_picture()
     return _BUILDERS[fields.form](fields, variant)
 
 

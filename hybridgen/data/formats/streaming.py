@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hybridgen.data.formats.hf_datasets import said_by_us
+from hybridgen.data.formats.hf_datasets import reason_of, said_by_us
 from hybridgen.data.formats.rows import RowSource
 from hybridgen.data.formats.text_files import check_utf8_file, parse_json
 from hybridgen.data.formats.webdataset import BROKEN, WHERE, tar_rows
@@ -150,7 +150,7 @@ class StreamSource(RowSource):
                 except StopIteration:
                     break
                 except (OSError, ValueError) as error:  # errors of pyarrow and datasets derive from these
-                    raise OSError(f"{self.name} cannot be read on: {' '.join(str(error).split())}") from error
+                    raise OSError(f"{self.name} cannot be read on: {reason_of(error, self.files)}") from error
                 yield row, resume_point
                 count, started = count + 1, True
                 if len(kept) <= self.buffer:

@@ -9,6 +9,7 @@ import gzip
 import lzma
 import tarfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -19,6 +20,11 @@ from hybridgen.data.formats.rows import RowSource
 from hybridgen.data.formats.text_files import parse_json
 
 WHERE, BROKEN = "__where__", "__broken__"  # keys of a streamed row: its place, and why it cannot be read
+
+
+_IS_APART = "its parts ({}) do not follow one another in the tar; make it with tar --sort=name"
+LINK = -1  # offset of a part that is a link
+_IS_LINK = "its part {!r} is a link, and the tar holds no file there; make it with tar --dereference --hard-dereference"
 
 
 class _Sample(NamedTuple):
@@ -52,8 +58,10 @@ class WebDatasetSource(RowSource):
         self.files = files
         self._samples: list[_Sample] = []
         for number, file in enumerate(files):
+            first = len(self._samples)
             try:
                 self._index(number, file)
+                self._samples[first:] = self._whole(self._samples[first:], bad_records)
             except tarfile.TarError as error:
                 cut = BadRecord(str(file), f"the tar cannot be read to its end ({error})")
                 if bad_records is None:
@@ -79,16 +87,30 @@ class WebDatasetSource(RowSource):
             try:
                 with tarfile.open(fileobj=opened, mode="r:", tarinfo=_Member) as tar:
                     for member in tar:
-                        if not member.isfile() or (name := _split(member.name)) is None:
+                        if member.isdir() or (name := _split(member.name)) is None:
                             continue
                         if name[0] != key and parts:
                             self._samples.append(_Sample(number, key, tuple(parts)))
                             parts = []
                         key = name[0]
-                        parts.append((name[1], member.offset_data, member.size))
+                        parts.append((name[1], member.offset_data if member.isfile() else LINK, member.size))
             finally:
                 if parts:  # if the tar was cut, this sample may be cut too: then reading it fails, and lists it
                     self._samples.append(_Sample(number, key, tuple(parts)))
+
+    def _whole(self, samples: list[_Sample], bad_records: list[BadRecord] | None) -> list[_Sample]:
+        """The samples of a shard but those whose parts stand apart: its words alone would be another record."""
+        parts: dict[str, list[str]] = {}
+        for sample in samples:
+            parts.setdefault(sample.key, []).extend(name for name, _, _ in sample.files)
+        counts = Counter(sample.key for sample in samples)
+        apart = {key for key in parts if counts[key] > 1 and len(set(parts[key])) == len(parts[key])}
+        for key in sorted(apart):
+            bad = BadRecord(f"{self.files[samples[0].shard]}, key {key!r}", _IS_APART.format(", ".join(parts[key])))
+            if bad_records is None:
+                raise ValueError(str(bad))
+            bad_records.append(bad)
+        return [sample for sample in samples if sample.key not in apart]
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -102,28 +124,40 @@ class WebDatasetSource(RowSource):
         sample, row = self._samples[index], {}
         with Path(self.files[sample.shard]).open("rb") as file:
             for name, offset, size in sample.files:
+                if offset == LINK:
+                    raise ValueError(f"{self.where(index)}: {_IS_LINK.format(name)}")
                 file.seek(offset)
                 row[name] = _content(name, file.read(size), self.where(index))
         return row
+
+
+def _streamed(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> bytes:
+    """The bytes of a member that is being passed. Raises ValueError for a link."""
+    if not member.isfile():
+        raise ValueError(_IS_LINK.format(name))
+    return tar.extractfile(member).read()
 
 
 def tar_rows(file: str, opened: BinaryIO) -> Iterator[dict[str, Any]]:
     """The samples of one shard read from front to end, compressed or not. Each carries its place (`WHERE`), and one
     that cannot be read the reason (`BROKEN`)."""
     row: dict[str, Any] = {}
-    key = None
+    key, met = None, {}  # met: of each key, the parts so far
     try:
         with tarfile.open(fileobj=opened, mode="r|*", tarinfo=_Member) as tar:
             for member in tar:
-                if not member.isfile() or (name := _split(member.name)) is None:
+                if member.isdir() or (name := _split(member.name)) is None:
                     continue
                 if name[0] != key and row:
                     yield row
                     row = {}
+                if name[0] != key and name[1] not in met.get(name[0], name[1]):
+                    row[BROKEN] = _IS_APART.format(", ".join([*met[name[0]], name[1]]))
                 key = name[0]
+                met.setdefault(key, []).append(name[1])
                 row[WHERE] = f"{file}, key {key!r}"
                 try:
-                    row[name[1]] = _content(name[1], tar.extractfile(member).read(), row[WHERE])
+                    row[name[1]] = _content(name[1], _streamed(tar, member, name[1]), row[WHERE])
                 except ValueError as error:
                     row[BROKEN] = BadRecord.of(row[WHERE], error).reason
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
