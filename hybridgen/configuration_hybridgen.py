@@ -14,6 +14,7 @@ from typing import ClassVar
 import psutil
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 PREDICTION_TYPES = ("velocity", "epsilon", "sample", "v_prediction")
 NOISE_SCHEDULES = ("flow", "cosine", "linear")
@@ -387,8 +388,14 @@ def _sub_config(config: dict | PreTrainedConfig | None, default_type: str) -> Pr
     if config is None or isinstance(config, PreTrainedConfig):
         return config
     config = dict(config)
-    check_sizes(config, "vision_config" if default_type == "siglip_vision_model" else "text_config")
-    return AutoConfig.for_model(config.pop("model_type", default_type), **config)
+    where = "vision_config" if default_type == "siglip_vision_model" else "text_config"
+    check_sizes(config, where)
+    kind = config.pop("model_type", default_type)
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        raise ValueError(
+            f"{where}.model_type is {kind!r}, which this transformers does not know; update it, or mend it"
+        )
+    return AutoConfig.for_model(kind, **config)
 
 
 def _with_image_size(config: PreTrainedConfig | None) -> PreTrainedConfig | None:

@@ -18,7 +18,7 @@ from transformers.generation import GenerateDecoderOnlyOutput
 
 from hybridgen.core import layout
 from hybridgen.core.hub import whole_around
-from hybridgen.core.names import check_values
+from hybridgen.core.names import MOST_IMAGES, check_values
 from hybridgen.core.values import choice, flag, shown, whole_number
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
@@ -161,7 +161,8 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
         pipeline = self._require_pipeline()
         copies = kwargs.pop("num_return_sequences", None)  # transformers' own check knows texts alone
         config, rest = self._prepare_generation_config(generation_config, **kwargs)
-        copies = whole_number("num_return_sequences", config.num_return_sequences or 1 if copies is None else copies)
+        copies = config.num_return_sequences or 1 if copies is None else copies
+        copies = whole_number("num_return_sequences", copies, most=MOST_IMAGES)
         images = {name: rest.pop(name) for name in _PROMPT_IMAGES if rest.get(name) is not None}
         _check_arguments(config, kwargs, rest)
         path = pipeline.writing_path(path)
@@ -181,7 +182,8 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
         negative = None
         prompts = self._prompts(input_ids, attention_mask)
         length = int(prompts[1].sum(-1).max())
-        pipeline.check_length("input_ids", length, 1 + pipeline.processor.count_tokens(path, *size), "the picture")
+        needed = 1 + pipeline.processor.count_tokens(path, *size)
+        pipeline.check_length("input_ids", length, needed, "the picture", "draw a smaller picture")
         if is_guided(scale):
             negative = self._negative(prompts, negative_prompt_ids, negative_prompt_attention_mask)
         prefix = self._prefix(prompts, negative, images, copies)

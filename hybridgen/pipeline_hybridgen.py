@@ -41,7 +41,7 @@ from hybridgen.core.documents import Document, left_pad
 from hybridgen.core.files import write_whole
 from hybridgen.core.hub import upload
 from hybridgen.core.messages import strip_reasoning
-from hybridgen.core.names import WRITING_PATHS
+from hybridgen.core.names import MOST_IMAGES, WRITING_PATHS
 from hybridgen.core.noise import NoiseProcess
 from hybridgen.core.pictures import read_picture, read_pictures
 from hybridgen.core.recognition import looks_like_folder, require_checkpoint, user_path
@@ -334,7 +334,7 @@ class HybridGenPipeline(DiffusionPipeline):
         """
         path = self.writing_path(path)
         prompts = texts("prompt", prompt)
-        num_images_per_prompt = whole_number("num_images_per_prompt", num_images_per_prompt)
+        num_images_per_prompt = whole_number("num_images_per_prompt", num_images_per_prompt, most=MOST_IMAGES)
         max_batch = whole_number("max_batch", max_batch)
         choice("output_type", output_type, OUTPUT_TYPES)
         return_dict = flag("return_dict", return_dict)
@@ -434,7 +434,7 @@ class HybridGenPipeline(DiffusionPipeline):
             messages = [{"role": "user", "content": content}]
             document = self.processor.prompt(messages, unconditional=unconditional, **options)
             needed = 1 + self.processor.count_tokens(setup.path, *size)
-            self.check_length(text, len(document), needed, "the picture")
+            self.check_length(text, len(document), needed, "the picture", "draw a smaller picture")
             return document
 
         requests = expand_requests(prompts, negatives, images, sizes, scales, image_scales, prompt_document)
@@ -570,6 +570,8 @@ class HybridGenPipeline(DiffusionPipeline):
             ValueError: in one sentence, what is wrong.
         """
         path = path if isinstance(path, str) or listed(path) is None else listed(path)
+        if path == []:
+            raise ValueError("path is []; name a path by which images are read, or several")
         for one in path if isinstance(path, list) else [path]:
             require_path(self.model.config.paths, one)
             self.check_codec(one)
@@ -578,7 +580,7 @@ class HybridGenPipeline(DiffusionPipeline):
         max_batch = whole_number("max_batch", max_batch)
         sampling = text_sampling(do_sample, temperature, top_k, top_p)
         pairs = pair_questions(images, questions)
-        generators = image_generators(len(pairs), seed)
+        generators = image_generators(len(pairs), seed, of="questions are asked: give one per question")
         answers: list[Answer] = []
         for start in range(0, len(pairs), max_batch):
             chunk = slice(start, start + max_batch)
@@ -597,7 +599,9 @@ class HybridGenPipeline(DiffusionPipeline):
                 {"type": "text", "text": question},
             ]
             documents.append(self.processor.prompt([{"role": "user", "content": content}], read=path))
-            self.check_length(question, len(documents[-1]), max_new_tokens or 1, "the answer")
+            fewer = "ask for fewer new tokens" if (max_new_tokens or 1) > 1 else None
+            fewer = "show fewer pictures" if fewer is None and len(pictures) > 1 else fewer
+            self.check_length(question, len(documents[-1]), max_new_tokens or 1, "the answer", fewer)
             limits.append(max_new_tokens or int(min(self.context - len(documents[-1]), MOST_TOKENS)))
         answers: list[Answer | None] = [None] * len(pairs)
         for group in by_padded_length(documents, _ANSWER_PAD_MULTIPLE):
@@ -752,6 +756,8 @@ class HybridGenPipeline(DiffusionPipeline):
             has = tuple(latents.shape) if isinstance(latents, Tensor) else [tuple(noise.shape) for noise in latents]
             wanted = (images, *shapes[0]) if len(set(shapes)) == 1 else shapes
             raise ValueError(f"latents have shape {has}, but {images} images need noise of {wanted}")
+        if not all(noise.isfinite().all() for noise in latents):
+            raise ValueError("latents hold values that are NaN or infinite; give standard normal noise")
         return latents
 
     def writing_path(self, path: str | None) -> str:
@@ -777,13 +783,19 @@ class HybridGenPipeline(DiffusionPipeline):
                 f"the diffusion path works on {channels} channels, but this pipeline has no vae; load one with vae=..."
             )
 
-    def check_length(self, text: str, length: int, more: int, what: str) -> None:
-        """Raises ValueError if a prompt of `length` tokens leaves no room in the context for `more` of them."""
-        if length + more > self.context:
+    def check_length(self, text: str, length: int, more: int, what: str, otherwise: str | None = None) -> None:
+        """Raises ValueError if a prompt of `length` tokens leaves no room in the context for `more` of them.
+
+        Args:
+            otherwise: another way out than a shorter prompt, and the only one where no prompt is short enough.
+        """
+        if (over := length + more - self.context) > 0:
             beginning = text if len(text) <= 40 else text[:37] + "..."
+            ways = [f"shorten it by {over} tokens"] if over < length or otherwise is None else []
+            ways += [] if otherwise is None else [otherwise]
             raise ValueError(
                 f"prompt {beginning!r} has {length} tokens and {what} needs {more} more, but the model's context is "
-                f"{self.context} (max_position_embeddings); shorten it by {length + more - self.context} tokens"
+                f"{self.context} (max_position_embeddings); {', or '.join(ways)}"
             )
 
     # ------------------------------------------------------------------------------------------------ saved, loaded

@@ -798,7 +798,10 @@ def test_answers_hold_no_token_of_images(pipe):
         ({"height": [16, 8], "width": 16}, "height is a list of 2 for 1 prompts"),
         ({"height": 0, "width": 16}, "height is 0; it must be a whole number of at least 1"),
         ({"height": 16.0, "width": 16}, "height is 16.0; it must be a whole number"),
-        ({"height": 400, "width": 400}, "the picture needs 10001 more, but the model's context is 512"),
+        ({"height": 400, "width": 400}, r"picture needs 10001 more, .* context is 512 \(\w+\); draw a smaller picture$"),
+        ({"num_images_per_prompt": 10**9}, "num_images_per_prompt is 1000000000; it must be .* from 1 to 1000000"),
+        ({"latents": torch.full((1, 3, 16, 16), float("nan"))}, "latents hold values that are NaN or infinite; give"),
+        ({"image": {"url": "x.png"}}, "an image as a dict holds 'bytes' or 'path', but this one holds 'url'"),
         ({"shift": -1.0}, "shift is -1.0; it must be a number above 0"),
         ({"num_inference_steps": 1001}, "num_inference_steps is 1001; the process has 1000 timesteps, take fewer"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0; it must be a whole number of at least 1"),
@@ -857,12 +860,31 @@ def test_paths_that_lack_something_say_so(pipe):
         (1, 0, {}, "1 images and 0 questions leave nothing to answer"),
         (1, 1, {"path": "seeing"}, "no path 'seeing' here; this model has: understanding, diffusion, vq"),
         (1, 1, {"max_new_tokens": 0}, "max_new_tokens is 0"),
-        (1, 1, {"max_new_tokens": 1000}, "the answer needs 1000 more, but the model's context is 512"),
+        (
+            1,
+            1,
+            {"max_new_tokens": 1000},
+            r"the answer needs 1000 more, .* context is 512 \(\w+\); ask for fewer new tokens$",
+        ),
+        (1, 1, {"path": []}, r"path is \[\]; name a path"),
+        (1, 1, {"seed": [1, 2]}, "seed is a list of 2, but 1 questions are asked: give one per question"),
     ],
 )
 def test_what_cannot_be_answered_is_refused(pipe, images, questions, settings, message):
     with pytest.raises(ValueError, match=message):
         pipe.answer([picture(i) for i in range(images)], ["what color?"] * questions, **settings)
+
+
+def test_the_way_out_of_too_long_a_question_is_one_that_works(pipe):
+    """What is too much is said: words that can be taken off, pictures, or new tokens; nothing shorter than nothing."""
+    with pytest.raises(ValueError, match=r"\); shorten it by \d+ tokens$"):
+        pipe.answer(picture(0), "what color? " * 300)
+    with pytest.raises(ValueError, match=r"\); shorten it by \d+ tokens, or show fewer pictures$"):
+        pipe.answer([[picture(0)] * 200], "what color?")
+    with pytest.raises(ValueError, match=r"\); shorten it by \d+ tokens, or ask for fewer new tokens$"):
+        pipe.answer(picture(0), "what color?", max_new_tokens=511)
+    with pytest.raises(ValueError, match="questions is 3; give a text"):
+        pipe.answer(picture(0), 3)
 
 
 # ----------------------------------------------------------------------------------------------------- saved and loaded

@@ -214,6 +214,10 @@ def test_several_pictures_of_a_prompt_need_no_sampling_where_they_start_from_noi
     assert torch.equal(multimodal.generate(**inputs, generation_mode="image", generation_config=config, **draw), made)
     with pytest.raises(ValueError, match="num_return_sequences is 2, but the likeliest codes make the same picture"):
         multimodal.generate(**inputs, generation_mode="image", path="vq", **several)
+    with pytest.raises(
+        ValueError, match="num_return_sequences is 1000000000; it must be a whole number from 1 to 1000000"
+    ):
+        multimodal.generate(**inputs, generation_mode="image", **draw, num_return_sequences=10**9)
     with pytest.raises(ValueError, match=r"prompt 'input_ids' has \d+ tokens and the picture needs 10001 more"):
         multimodal.generate(**inputs, generation_mode="image", height=400, width=400)
     with pytest.raises(ValueError, match="negative_prompt_ids has 2 rows for 1 prompts; give one for each, or one for"):

@@ -24,11 +24,17 @@ from hybridgen.configuration_hybridgen import HybridGenConfig, check_memory
 from hybridgen.core.files import put_in_place, read_json, write_whole
 from hybridgen.core.hub import INDEX
 from hybridgen.core.recognition import ADAPTER, check_absent, check_files, require_checkpoint, user_path
+from hybridgen.core.values import shorten
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 
 PIPELINE = "HybridGenPipeline"
 COMPONENTS = ("model", "processor", "scheduler", "vae", "vq_model")
 WEIGHTS = ("model", "vae", "vq_model")  # components that have weights, not only settings
+_PROCESSOR = (  # files of a processor, each under any of its names
+    ("processor_config.json", "preprocessor_config.json"),
+    ("tokenizer_config.json",),
+    ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"),
+)
 
 
 def check_checkpoint(folder: str | Path, components: tuple[str, ...] = ()) -> None:
@@ -62,6 +68,10 @@ def _check_component(folder: Path, has_weights: bool) -> None:
             f"checkpoint {folder.parent} is missing its folder {folder.name}/, which {INDEX} names; copy it again"
         )
     check_files(folder)
+    if folder.name == "processor":
+        for names in _PROCESSOR:
+            if not any((folder / name).is_file() for name in names):
+                raise ValueError(f"checkpoint {folder.parent} is missing processor/{names[0]}; copy it again")
     if folder.name == "scheduler":
         read_json(folder / "scheduler_config.json", missing=", so nobody knows how it denoises")
     if not has_weights:
@@ -154,7 +164,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 
 
 _UNREADABLE = (
-    OSError, ValueError, RuntimeError, KeyError, IndexError, TypeError, struct.error, SafetensorError,
+    OSError, ValueError, RuntimeError, KeyError, IndexError, TypeError, AttributeError, struct.error, SafetensorError,
     StrictDataclassError,
 )  # fmt: skip
 
@@ -239,4 +249,5 @@ def friendly_errors(folder: Path) -> Iterator[None]:
     except ZeroDivisionError as error:
         raise ValueError(f"checkpoint {folder} cannot be loaded: a size in its config.json is 0") from error
     except _UNREADABLE as error:
-        raise ValueError(f"checkpoint {folder} cannot be loaded: {' '.join(str(error).split())}") from error
+        reason = f"one of its files lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise ValueError(f"checkpoint {folder} cannot be loaded: {shorten(reason, 600)}") from error

@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> Iterator[str]:
             print("> ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.readline()
         line, begun = line if begun else line.removeprefix("\ufeff"), True  # PowerShell's pipes begin with this mark
-        if not line or line.strip() == "/quit":
+        if not line or line.split()[:1] == ["/quit"]:
             return
         try:
             yield from terminal.read_line(line.strip())

@@ -168,6 +168,10 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {  # what must hold of a field of a 
     "device": _is_text,
     "versions": lambda value: isinstance(value, dict),
 }
+_DECIDING = {  # settings that every manifest of a path holds; the checkpoint's own may be others by now
+    "diffusion": ("num_inference_steps", "guidance_scale"),
+    "vq": ("guidance_scale", "temperature"),
+}
 _MAY_BE_NULL = ("negative_prompt", "guider", "image", "scheduler")
 
 
@@ -178,7 +182,9 @@ def _wrong_values(manifest: dict) -> Iterator[str]:
         if name in manifest and not (holds(value) or (value is None and name in _MAY_BE_NULL)):
             yield f"{name} {shortened(value)}"
     guider_fields = {field.name for field in fields(Guidance)}
-    yield from (repr(name) for name in manifest["settings"] if name not in OF_PATH[manifest["path"]])
+    settings, path = manifest["settings"], manifest["path"]
+    yield from (repr(name) for name in settings if name not in OF_PATH[path])
+    yield from (f"{name} None" for name in _DECIDING[path] if settings.get(name) is None)
     yield from (repr(name) for name in manifest.get("guider") or () if name not in guider_fields)
 
 
@@ -215,7 +221,7 @@ def _set_scheduler(pipeline: HybridGenPipeline, saved: dict | None, file: Path) 
         raise ValueError(f"{file} was drawn by {saved['class']}, which this diffusers does not have; update diffusers")
     try:
         pipeline.scheduler = scheduler.from_config(saved["config"])
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"{file} carries settings that no {saved['class']} takes ({reason}); it was changed"

@@ -111,7 +111,7 @@ def read_json(path: str | Path, where: str = "", missing: str = "") -> dict:
         raise ValueError(f"{where}{path.parent} has no {path.name}{missing}")
     raw = path.read_bytes()
     if (words := what_bytes_are(raw[:1024])) is not None:
-        raise ValueError(f"{where}{path} {words}")
+        raise ValueError(f"{where}{path} {words}" + ("" if ";" in words else "; give another file"))
     try:
         content = json.loads(raw.decode())
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError

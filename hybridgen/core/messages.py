@@ -356,6 +356,9 @@ def _image_first(messages: list[dict], reserved: re.Pattern) -> list[bool]:
                 flags.append(not spoken)
                 continue
             if inside := reserved.search(part["text"]):
-                raise ValueError(f"a text contains {inside[0]!r}, which stands for images; use a part of type 'image'")
+                raise ValueError(
+                    f"a text contains {inside[0]!r}, which stands for images; leave it out (pictures are parts of type "
+                    "'image')"
+                )
             spoken = spoken or bool(part["text"].strip())
     return flags

@@ -23,6 +23,7 @@ DEFAULTS = {  # settings of drawing, where neither a call nor the checkpoint's f
     "precision": "model",
     "window": 1,
 }
+MOST_IMAGES = 1_000_000  # of one call; more are drawn by several calls with other seeds
 OF_PATH = {  # those that matter to a path
     "diffusion": (
         "num_inference_steps", "guidance_scale", "guidance_rescale", "image_guidance_scale", "shift", "precision",

@@ -64,7 +64,11 @@ def read_picture(source: Source, root: str | Path | None = None, where: str = ""
     """
     where = f"{where}: " if where else ""
     if isinstance(source, dict):
-        source = source.get("path") if source.get("bytes") is None else source["bytes"]
+        held = source.get("path") if source.get("bytes") is None else source["bytes"]
+        if held is None:
+            keys = ", ".join(map(repr, source)) or "nothing"
+            raise ValueError(f"{where}an image as a dict holds 'bytes' or 'path', but this one holds {_short(keys)}")
+        source = held
     if isinstance(source, str):
         source = _from_text(source, where)
     if isinstance(source, str | Path):
@@ -213,8 +217,10 @@ def _unknown(head: bytes) -> str:
     start, convert = head.lstrip(b"\xef\xbb\xbf \t\r\n"), "convert it to PNG first"
     if head[4:12] in (b"ftypavif", b"ftypavis"):
         return "is an AVIF picture, which this Pillow cannot read; pip install pillow-avif-plugin, or a newer pillow"
+    if head[4:8] == b"ftyp" and head[8:11] in (b"hei", b"hev", b"mif", b"msf"):
+        return "is a HEIC picture, which Pillow cannot read; pip install pillow-heif, or save it as JPEG"
     if head[4:8] == b"ftyp":
-        return "is a HEIC picture or a video, which Pillow cannot read; pip install pillow-heif, or save it as JPEG"
+        return "is a video; save one of its frames as PNG or JPEG, as ffmpeg does"
     if head.startswith((b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")):
         return "is a JPEG XL picture, which Pillow cannot read; pip install pillow-jxl-plugin, or save it as PNG"
     if start.startswith((b"<svg", b"<?xml", b"<!--", b"<!DOCTYPE svg")) and b"<svg" in head:

@@ -8,6 +8,7 @@ library. Only the standard library is imported: the command line asks before any
 import difflib
 import json
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import NewType
@@ -29,7 +30,7 @@ _MAGIC = (  # first bytes of a file -> what it is
     (b"%PDF", "is a PDF"),
     (b"\x1f\x8b", "is compressed with gzip; unpack it"),
     (b"(\xb5/\xfd", "is compressed with zstd; unpack it"),
-    (b"\x93NUMPY", "is an array of numpy"),
+    (b"\x93NUMPY", "is an array of numpy; save what is in it in the format that is read here"),
     (b"PAR1", "is a parquet file"),
     (b"PK\x03\x04", "is a zip archive"),
 )
@@ -48,8 +49,11 @@ def expand(text: str) -> str:
 
 
 def user_path(path: str | os.PathLike) -> Path:
-    """`expand` for one path. Raises ValueError."""
-    return Path(expand(os.fspath(path)))
+    """`expand` for one path. Raises ValueError, also for an address of the net, whose two slashes a path would lose."""
+    text = os.fspath(path)
+    if re.match("[A-Za-z][A-Za-z0-9+.-]+://", text) and not text.startswith("file:"):
+        raise ValueError(f"{text!r} is an address, not a path; nothing is downloaded here, name a file or folder")
+    return Path(expand(text))
 
 
 def looks_like_folder(name: str | os.PathLike) -> bool:
@@ -135,11 +139,13 @@ def check_files(folder: Path) -> None:
 
 
 def check_json(file: Path) -> None:
-    """Raises ValueError, with its path, for a file that is no JSON."""
+    """Raises ValueError, with its path, for a file that is no JSON, or settings that are no JSON object."""
     try:
-        json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise ValueError(f"{file} is not valid JSON ({error}); it was cut off or changed, copy it again") from None
+    if file.name.endswith(("config.json", "tokenizer.json", "index.json")) and not isinstance(content, dict):
+        raise ValueError(f"{file} holds no JSON object; it was changed, copy it again")
 
 
 def check_safetensors(file: Path) -> None:
@@ -210,6 +216,13 @@ def _is_checkpoint(folder: Path) -> bool:
     return (folder / INDEX).is_file() or (folder / ADAPTER).is_file()
 
 
+def nowhere(path: Path) -> str | None:
+    """What a link that leads nowhere is, as a predicate; None = no link."""
+    return (
+        f"is a link to {os.readlink(path)}, which is not there" if os.path.islink(path) and not is_there(path) else None
+    )
+
+
 def nearest(path: Path) -> Path | None:
     """What a path that leads nowhere probably meant: the name nearest to the first part that is not there."""
     parts = path.absolute().parts
@@ -236,6 +249,8 @@ def does_not_exist(what: str, path: Path, otherwise: str) -> ValueError:
         what: names the thing in front of its path, such as "checkpoint".
         otherwise: the way out where nothing near is found.
     """
+    if (link := nowhere(path)) is not None:
+        return ValueError(f"{what} {path} {link}; {otherwise}")
     found = nearest(path)
     if found is not None and what == "checkpoint" and not _is_checkpoint(found):
         found = likely_checkpoint(found)

@@ -32,7 +32,7 @@ class FiniteSteps:
             ValueError: one of those that were added was not finite.
         """
         if (finite := int(self._steps)) < self._added:
-            raise ValueError(_sentence(what, finite + 1, steps))
+            raise ValueError(_sentence(what, f"step {finite + 1} of {steps}", "guide less if guidance_scale is huge, "))
 
 
 def read_tokens(chosen: Tensor, logits: Tensor, number: int) -> list[int]:
@@ -46,13 +46,12 @@ def read_tokens(chosen: Tensor, logits: Tensor, number: int) -> list[int]:
     """
     tokens = torch.where(logits.amax(-1).isfinite(), chosen, -1).tolist()
     if -1 in tokens:
-        raise ValueError(_sentence("the text", number))
+        raise ValueError(_sentence("the text", f"token {number}"))
     return tokens
 
 
-def _sentence(what: str, step: int, steps: int | None = None) -> str:
-    which = f"token {step}" if steps is None else f"step {step} of {steps}"
+def _sentence(what: str, which: str, other_cause: str = "") -> str:
     return (
         f"{what} came to numbers that are not finite at {which}; load the model in float32 or bfloat16 if it is in "
-        "float16, else its weights are broken: take a checkpoint from before"
+        f"float16, {other_cause}else its weights are broken: take a checkpoint from before"
     )

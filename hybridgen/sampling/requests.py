@@ -106,9 +106,10 @@ def pair_questions(images, questions: str | list[str]) -> list[tuple[list, str]]
         images = [read_pictures(of_question) for of_question in images]
     else:
         images = [[image] for image in read_pictures(images)]
-    questions = [questions] if isinstance(questions, str) else listed(questions)
+    given = questions
+    questions = [given] if isinstance(given, str) else listed(given)
     if questions is None or not all(isinstance(question, str) for question in questions):
-        raise ValueError(f"questions is {shown(questions)}; give a text or a list of texts")
+        raise ValueError(f"questions is {shown(given)}; give a text or a list of texts")
     if not images or not questions:
         raise ValueError(
             f"{len(images)} images and {len(questions)} questions leave nothing to answer; give at least one of each"

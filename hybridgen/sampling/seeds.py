@@ -19,7 +19,10 @@ _CHUNK = 1 << 18  # numbers drawn at once for an image; what is drawn does not d
 
 
 def image_generators(
-    count: int, seed: int | Sequence[int] | None = None, generator: Generator | Sequence[Generator] | None = None
+    count: int,
+    seed: int | Sequence[int] | None = None,
+    generator: Generator | Sequence[Generator] | None = None,
+    of: str = "images are to be drawn: give one per image",
 ) -> list[Generator]:
     """One generator per image.
 
@@ -28,6 +31,7 @@ def image_generators(
         seed: image i is seeded with `nth_seed(seed, i)`, or with `seed[i]`.
         generator: one per image; a single one serves a single image as it is, and seeds a stream for each of several.
             With neither, every call draws something new.
+        of: what an error says of the things that are counted.
 
     Raises:
         ValueError: both are given, a list has not one entry per image, a seed is not a whole number from 0 to 2^64 - 1,
@@ -36,7 +40,7 @@ def image_generators(
     if seed is not None and generator is not None:
         raise ValueError("give seed or generator, not both: each decides the noise of every image")
     if (generators := listed(generator)) is not None:
-        _check_length("generator", generators, count)
+        _check_length("generator", generators, count, of)
         return [_check_generator(one) for one in generators]
     if generator is not None:
         _check_generator(generator)
@@ -45,7 +49,7 @@ def image_generators(
         return [_fresh() for _ in range(count)]
     if (seeds := listed(seed)) is None:
         seeds = [nth_seed(seed, i) for i in range(count)]
-    _check_length("seed", seeds, count)
+    _check_length("seed", seeds, count, of)
     return [_seeded(check_seed(number)) for number in seeds]
 
 
@@ -94,9 +98,9 @@ def _check_generator(generator: Generator) -> Generator:
     return generator
 
 
-def _check_length(name: str, values: Sequence, count: int) -> None:
+def _check_length(name: str, values: Sequence, count: int, of: str) -> None:
     if len(values) != count:
-        raise ValueError(f"{name} is a list of {len(values)}, but {count} images are to be drawn: give one per image")
+        raise ValueError(f"{name} is a list of {len(values)}, but {count} {of}")
 
 
 def draw_noise(generators: list[Generator], shape: tuple[int, ...], device: torch.device) -> Tensor:

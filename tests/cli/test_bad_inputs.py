@@ -195,6 +195,12 @@ PLACES = {
         "ask {ck} --image {tmp}/dol.png --question x", r"there is no image {tmp}/dol.png; did you mean {tmp}/doll.png\?", _touch("doll.png")
     ),
     "a folder for an image": Bad("ask {ck} --image {tmp} --question x", "--image {tmp} is a folder, not a picture"),
+    "an address for a picture": Bad("ask {ck} --image https://example.com/x.png --question x", "'https://example.com/x.png' is an address, not a path"),
+    "an address for a checkpoint": Bad(["ask", "https://example.com/ck", "--image", "{doll}", "--question", "x"], "'https://example.com/ck' is an address"),
+    "a link to no picture": Bad(
+        "ask {ck} --image {tmp}/dangling.png --question x", "{tmp}/dangling.png is a link to gone.png, which is not there",
+        lambda tmp: (tmp / "dangling.png").symlink_to("gone.png"),
+    ),
     "no image to draw from": Bad("sample {ck} {sample} --image {tmp}/none.png", "there is no image {tmp}/none.png"),
     "no picture to replay": Bad("replay {tmp}/none.png", "there is no image {tmp}/none.png"),
     "no config": Bad("train {tmp}/none.yaml", "config {tmp}/none.yaml does not exist; give the path of a YAML file"),
@@ -314,8 +320,21 @@ CHECKPOINTS = {
     "a web page for the tokenizer": Bad(ASK, "tokenizer.json is an HTML page", spoil("processor/tokenizer.json", HTML)),
     "an empty tokenizer": Bad(ASK, "tokenizer.json is empty", spoil("processor/tokenizer.json", "")),
     "a cut tokenizer": Bad(ASK, "tokenizer.json is not valid JSON", cut("processor/tokenizer.json", 0.5)),
-    "a tokenizer of another kind": Bad(ASK, "checkpoint {tmp}/ck cannot be loaded", spoil("processor/tokenizer.json", "{}"), loads=True),
-    "no tokenizer": Bad(ASK, "checkpoint {tmp}/ck cannot be loaded|lacks", spoil("processor/tokenizer.json", None), loads=True),
+    "a tokenizer of another kind": Bad(ASK, "checkpoint {tmp}/ck cannot be loaded: one of its files lacks '", spoil("processor/tokenizer.json", "{}"), loads=True),
+    "no tokenizer": Bad(ASK, "checkpoint {tmp}/ck is missing processor/tokenizer.json; copy it again", spoil("processor/tokenizer.json", None)),
+    "no settings of the tokenizer": Bad(ASK, "is missing processor/tokenizer_config.json", spoil("processor/tokenizer_config.json", None)),
+    "no settings of the processor": Bad(ASK, "is missing processor/processor_config.json", spoil("processor/processor_config.json", None)),
+    **{
+        f"{name} that is {content}": Bad(ASK, f"ck/{name} holds no JSON object", spoil(name, content))
+        for content in ("null", "[]")
+        for name in (
+            "processor/tokenizer.json", "processor/tokenizer_config.json", "processor/processor_config.json", "model/generation_config.json",
+            "vq_model/config.json",
+        )
+    },
+    "a backbone that nobody knows": Bad(
+        ASK, "text_config.model_type is 'gpt9', which this transformers does not know", change("model/config.json", text_config__model_type="gpt9")
+    ),
     "a scheduler that is a list": Bad(ASK, "scheduler_config.json holds no JSON object", spoil("scheduler/scheduler_config.json", "[1]")),
     "an unknown scheduler": Bad(
         ASK, "Nothing|scheduler", change("model_index.json", scheduler=["diffusers", "NothingScheduler"]), loads=True
@@ -598,6 +617,8 @@ PICTURES = {
     "a picture that is a bomb": Bad(
         LOOK, "p.png.*(pixels|cannot be decoded)", picture("p.png", PNG[:16] + struct.pack(">II", 100_000, 100_000) + PNG[24:])
     ),
+    "a video for a picture": Bad(LOOK, "p.png is a video; save one of its frames", picture("p.png", b"\0\0\0\x18ftypisom\0\0\0\0mp42isom")),
+    "an array for a picture": Bad(LOOK, "p.png is an array of numpy; save what is in it", picture("p.png", b"\x93NUMPY\1\0")),
     "a zip for a picture": Bad(LOOK, "p.png", picture("p.png", b"PK\x03\x04" + b"0" * 40)),
     "a pointer to draw from": Bad("sample {ck} {sample} --image {tmp}/p.png", "p.png.*pointer of git lfs", picture("p.png", LFS.encode())),
     "a pointer to replay": Bad("replay {tmp}/p.png", "p.png.*pointer of git lfs", picture("p.png", LFS.encode())),

@@ -85,6 +85,10 @@ def test_a_mistake_is_one_sentence_and_ends_a_pipe(talk, tmp_path, doll, lines, 
     assert "Traceback" not in error
 
 
+def test_quit_ends_whatever_stands_behind_it(talk, tmp_path):
+    assert talk(["/quit now", "/paint"], "--out", str(tmp_path / "talk"))[:2] == (0, "")
+
+
 @pytest.mark.parametrize("spelling", ["{}", "'{}'", '"{}"', "{escaped}", "file://{quoted}"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_a_dropped_file_is_that_file(talk, tmp_path, doll, spelling, mark):

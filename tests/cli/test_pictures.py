@@ -74,7 +74,7 @@ BAD = {
     "nothing": (b"", "is empty; it was cut off"),
     "words": (b"no picture", "cannot be decoded: it is no picture in a format that Pillow knows"),
     "half": (PNG.getvalue()[:90], "cannot be decoded"),
-    "a HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0", "is a HEIC picture or a video"),
+    "a HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0", "is a HEIC picture, "),
     "a PDF": (b"%PDF-1.7", "is a PDF document"),
     "a pointer": (b"version https://git-lfs.github.com/spec/v1\n", "pointer"),
     "a page": (b"<html><body>404</body></html>", "HTML"),

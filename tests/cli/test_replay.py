@@ -148,6 +148,8 @@ def test_a_manifest_that_was_changed_is_refused(run, tmp_path, text, message):
     ("facts", "message"),
     [
         ({"path": "sound"}, "whose path 'sound' is none that can be drawn by"),
+        ({"settings": {}}, "whose num_inference_steps None is none"),
+        ({"scheduler": {"class": "DDIMScheduler", "config": {"num_train_timesteps": -5}}}, "no DDIMScheduler takes"),
         ({"settings": {"steps": 3}}, "whose 'steps' is none"),
         ({"guider": {"strength": 3}}, "whose 'strength' is none"),
         ({"scheduler": {"class": "DDIMScheduler"}}, "whose scheduler {"),

@@ -342,7 +342,7 @@ REFUSED = {
     "half a WebP": (saved(Image.fromarray(RGB), "WEBP")[:-60], "cannot be decoded"),
     "half a TIFF": (saved(Image.fromarray(RGB), "TIFF")[:-500], "cannot be decoded"),
     "half a BMP": (saved(Image.fromarray(RGB), "BMP")[:-500], "cannot be decoded"),
-    "HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC picture or a video.*pip install pillow-heif"),
+    "HEIC": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC picture, .*pip install pillow-heif"),
     "JPEG XL": (b"\xff\x0a" + bytes(40), "a JPEG XL picture.*pip install pillow-jxl-plugin"),
     "SVG": (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "an SVG drawing.*rsvg-convert"),
     "PDF": (b"%PDF-1.7\n", "a PDF document.*pdftoppm"),

@@ -54,6 +54,12 @@ def test_a_text_of_broken_weights_is_refused():
         list(pipe.stream([{"role": "user", "content": "hello"}], plan=["text"], max_new_tokens=3))
 
 
+@pytest.mark.parametrize(("path", "scale"), [("diffusion", 1e300), ("vq", 1e39)])
+def test_guidance_that_no_number_holds_is_named_as_a_cause(path, scale):
+    with pytest.raises(ValueError, match="not finite at step 1 of .*, guide less if guidance_scale is huge, else"):
+        tiny_pipeline()("an orc", path=path, guidance_scale=scale, seed=0)
+
+
 def test_the_step_is_the_first_that_is_not_finite():
     pipe = tiny_pipeline()
     pipe.set_progress_bar_config(disable=True)

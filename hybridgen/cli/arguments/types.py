@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridgen.core import recognition
-from hybridgen.core.names import DEFAULTS, PATHS, PRECISIONS, check_belongs, check_values
+from hybridgen.core.names import DEFAULTS, MOST_IMAGES, PATHS, PRECISIONS, check_belongs, check_values
 
 RENAMED_OPTIONS = {"--world": "--dataset"}  # old -> new; an old one is refused with its new name
 OVERRIDES_HELP = "settings that replace those of the file, such as steps=100 or optimizer.lr=1e-3"
@@ -123,7 +123,7 @@ def shortened(value: Any) -> str:
 
 # one side of a picture in pixels; what the checkpoint can draw is known once it is open
 picture_side = whole_number(1, 65_536)
-picture_count = whole_number(1, 1_000_000)  # of one call; more are drawn by several calls with other seeds
+picture_count = whole_number(1, MOST_IMAGES)
 seed_number = whole_number(0, 2**64 - 1)
 
 
@@ -218,6 +218,8 @@ def check_drawing(options: argparse.Namespace, paths: list[str] | None) -> None:
 
 def check_image(what: str, file: Path) -> None:
     """Raises ValueError where a picture is not there."""
+    if (link := recognition.nowhere(file)) is not None:
+        raise ValueError(f"{what} {file} {link}; name the picture itself")
     if not recognition.is_there(file):
         near = recognition.nearest(file)
         raise ValueError(f"there is no image {file}" + ("" if near is None else f"; did you mean {near}?"))
