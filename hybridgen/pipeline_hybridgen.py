@@ -41,7 +41,7 @@ from hybridgen.core.documents import Document, left_pad
 from hybridgen.core.files import write_whole
 from hybridgen.core.hub import upload
 from hybridgen.core.messages import strip_reasoning
-from hybridgen.core.names import MOST_IMAGES, WRITING_PATHS
+from hybridgen.core.names import MOST_IMAGES, WRITING_PATHS, check_values
 from hybridgen.core.noise import NoiseProcess
 from hybridgen.core.pictures import read_picture, read_pictures
 from hybridgen.core.recognition import looks_like_folder, require_checkpoint, user_path
@@ -229,7 +229,7 @@ class HybridGenPipeline(DiffusionPipeline):
 
     @_guidance_scale.setter
     def _guidance_scale(self, scale: float | list[float]) -> None:
-        self._call.guidance_scale = scale
+        self._call.guidance_scale = check_values({"guidance_scale": scale}).get("guidance_scale")
 
     @property
     def interrupt(self) -> bool:
@@ -467,7 +467,7 @@ class HybridGenPipeline(DiffusionPipeline):
                     raise ValueError(
                         f"callback_on_step_end returned {shown(returned)}; return the dict that it was given, or None"
                     )
-                latents = (returned or {}).get("latents", latents)
+                latents = _returned_latents((returned or {}).get("latents", latents), latents)
             progress.update()
             return latents
 
@@ -570,7 +570,7 @@ class HybridGenPipeline(DiffusionPipeline):
             ValueError: in one sentence, what is wrong.
         """
         path = path if isinstance(path, str) or listed(path) is None else listed(path)
-        if path == []:
+        if isinstance(path, list) and not path:
             raise ValueError("path is []; name a path by which images are read, or several")
         for one in path if isinstance(path, list) else [path]:
             require_path(self.model.config.paths, one)
@@ -845,6 +845,18 @@ class HybridGenPipeline(DiffusionPipeline):
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, **kwargs)
             return upload(Path(folder), repo_id, **hub)
+
+
+def _returned_latents(returned, given: Tensor) -> Tensor:
+    """What a callback returned in place of latents or codes. Raises ValueError where a loop cannot go on with it."""
+    fits = isinstance(returned, Tensor) and returned.shape == given.shape
+    if not fits or returned.is_floating_point() != given.is_floating_point():
+        kind = "floats" if given.is_floating_point() else "whole numbers"
+        has = f"shape {tuple(returned.shape)} and {returned.dtype}" if isinstance(returned, Tensor) else shown(returned)
+        raise ValueError(
+            f"callback_on_step_end returned latents of {has}; return {kind} of shape {tuple(given.shape)}, as given"
+        )
+    return returned
 
 
 def load_pipeline(checkpoint: str | Path) -> HybridGenPipeline:

@@ -31,12 +31,14 @@ from hybridgen.core.messages import (
     DEFAULT_CHAT_TEMPLATE,
     ChatTemplate,
     Piece,
+    check_conversation,
     check_messages,
     default_template,
     named_templates,
 )
 from hybridgen.core.names import PATHS
 from hybridgen.core.pictures import read_picture
+from hybridgen.core.utf8 import check_text
 from hybridgen.core.values import choice, flag, listed, shown, whole_number
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor, fit_size
 from hybridgen.paths.patches import aspect_buckets, check_size
@@ -460,6 +462,8 @@ class HybridGenProcessor(ProcessorMixin):
             "conversation": _without_wrapper(conversation),
             **{key: kwargs.get(key) for key in ("tools", "documents")},
         }
+        for each in _conversations(given["conversation"]):
+            check_conversation(each)
         named = self.chat_template if isinstance(self.chat_template, dict) else {}
         chat_template = named.get(chat_template, chat_template) or self._template.for_parts
         given, mark = self._template.controls.marked(given, beside=chat_template)
@@ -586,6 +590,12 @@ def _without_wrapper(conversation):
     return getattr(conversation, "messages", conversation)
 
 
+def _conversations(given) -> list:
+    """One conversation, or a batch of them -> a list."""
+    is_batch = isinstance(given, list | tuple) and bool(given) and isinstance(given[0], list | tuple)
+    return list(given) if is_batch else [given]
+
+
 def _images_per_text(images) -> list[int]:
     """How many images each text has, where they come as one list a text; empty otherwise."""
     nested = isinstance(images, list | tuple) and all(isinstance(each, list | tuple) for each in images)
@@ -607,6 +617,8 @@ def _texts(text) -> list:
     words = [word for each in texts or [] for word in (each if isinstance(each, list) else [each])]
     if texts is None or not all(isinstance(word, str) for word in words):
         raise ValueError(f"text is {shown(text)}; give a text or a list of texts")
+    for word in words:
+        check_text(word, "the text")
     return texts
 
 

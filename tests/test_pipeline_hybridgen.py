@@ -798,7 +798,7 @@ def test_answers_hold_no_token_of_images(pipe):
         ({"height": [16, 8], "width": 16}, "height is a list of 2 for 1 prompts"),
         ({"height": 0, "width": 16}, "height is 0; it must be a whole number of at least 1"),
         ({"height": 16.0, "width": 16}, "height is 16.0; it must be a whole number"),
-        ({"height": 400, "width": 400}, r"picture needs 10001 more, .* context is 512 \(\w+\); draw a smaller picture$"),
+        ({"height": 400, "width": 400}, r"needs 10001 more, .* context is 512 \(\w+\); draw a smaller picture$"),
         ({"num_images_per_prompt": 10**9}, "num_images_per_prompt is 1000000000; it must be .* from 1 to 1000000"),
         ({"latents": torch.full((1, 3, 16, 16), float("nan"))}, "latents hold values that are NaN or infinite; give"),
         ({"image": {"url": "x.png"}}, "an image as a dict holds 'bytes' or 'path', but this one holds 'url'"),
@@ -873,6 +873,25 @@ def test_paths_that_lack_something_say_so(pipe):
 def test_what_cannot_be_answered_is_refused(pipe, images, questions, settings, message):
     with pytest.raises(ValueError, match=message):
         pipe.answer([picture(i) for i in range(images)], ["what color?"] * questions, **settings)
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "sentence"),
+    [
+        ("diffusion", lambda latents: None, "returned latents of None; return floats of shape"),
+        ("diffusion", lambda latents: latents[..., :3], "returned latents of shape .* as given$"),
+        ("diffusion", lambda latents: latents.long(), "torch.int64; return floats of shape"),
+        ("vq", lambda codes: codes * 1.5, "torch.float32; return whole numbers of shape"),
+    ],
+)
+def test_a_callback_returns_what_the_loop_can_go_on_with(pipe, path, change, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        pipe("a", path=path, seed=0, callback_on_step_end=lambda *given: {"latents": change(given[3]["latents"])})
+
+
+def test_a_callback_sets_guidance_that_means_something(pipe):
+    with pytest.raises(ValueError, match="guidance_scale is 'x'; it must be a number"):
+        pipe("a", callback_on_step_end=lambda pipe, *given: setattr(pipe, "_guidance_scale", "x"))
 
 
 def test_the_way_out_of_too_long_a_question_is_one_that_works(pipe):

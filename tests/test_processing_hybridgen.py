@@ -658,3 +658,27 @@ def test_chat_templates_without_a_default_are_refused_by_name(templates, message
 
 def test_one_template_of_several_names_is_that_template():
     assert tiny_processor(chat_template={"default": CHATML}).chat_template == CHATML
+
+
+@pytest.mark.parametrize(
+    ("conversation", "sentence"),
+    [
+        ([{"role": "user", "content": [{"type": "video", "video": "a.mp4"}]}], "message 0 has a part {'type': 'video'"),
+        ([{"role": "user", "content": ["x"]}], "message 0 has a part 'x'; only texts and images are read"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "message 0 has a text part without its text"),
+        ([{"role": "user"}], "message 0 has content None; use a text or a list of parts"),
+        ([{"role": "bot", "content": "x"}], "message 0 has role 'bot'; use one of system, user, assistant"),
+        ([{"role": "user", "content": "caf\udce9"}], "message 0's text is not UTF-8 text"),
+        ([[{"role": "user", "content": "x"}], [{"content": "x"}]], "message 0 has role None"),
+        ([], r"must be a list of at least one message, not \[\]"),
+        ("hello", "must be a list of at least one message, not 'hello'"),
+    ],
+)
+def test_what_a_template_would_leave_out_is_refused(conversation, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        tiny_processor().apply_chat_template(conversation, tokenize=False)
+
+
+def test_text_of_a_call_is_utf8():
+    with pytest.raises(ValueError, match="the text is not UTF-8 text: character 4"):
+        tiny_processor()(text="caf\udce9")

@@ -109,6 +109,32 @@ def check_messages(messages: Any, where: str = "") -> list[dict]:
     return messages
 
 
+def check_conversation(messages: Any) -> None:
+    """What `apply_chat_template` takes, which is more than `check_messages` does (tools, pictures under other keys,
+    pictures that are given later); what a template would leave out without a word is refused.
+
+    Raises:
+        ValueError: in one sentence, what is wrong with which message.
+    """
+    if not isinstance(messages, list | tuple) or not messages or not all(isinstance(each, dict) for each in messages):
+        raise ValueError(f"a conversation must be a list of at least one message, not {shown(messages)}")
+    for number, message in enumerate(messages):
+        here, content = f"message {number}", message.get("content")
+        if message.get("role") not in (*ROLES, "tool", "developer"):
+            raise ValueError(f"{here} has role {shown(message.get('role'))}; use one of {', '.join(ROLES)}")
+        if isinstance(content, str):
+            check_text(content, f"{here}'s text")
+        elif isinstance(content, list | tuple):
+            for part in content:
+                kind = part.get("type") if isinstance(part, dict) else None
+                if kind not in ("text", "image", "image_url"):
+                    raise ValueError(f"{here} has a part {shown(part)}; only texts and images are read")
+                if kind == "text":
+                    _check_part(part, here)
+        elif "tool_calls" not in message:
+            raise ValueError(f"{here} has content {shown(content)}; use a text or a list of parts")
+
+
 def _check_reasoning(message: dict, here: str) -> None:
     thought = message.get("reasoning_content")
     if thought is None:
