@@ -20,6 +20,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ImagesKwargs
 
 from hybridgen.core.pictures import Source, read_picture, read_pictures
+from hybridgen.core.values import whole_number
 
 MOST_FRAMES = 16  # a picture is made at most so many times as large as the frame that is cut out of it
 SECONDS = 30  # to wait for a picture that is downloaded
@@ -59,9 +60,7 @@ class HybridGenImageProcessor(BaseImageProcessor):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if not isinstance(image_size, int) or image_size < 1:
-            raise ValueError(f"image_size is {image_size!r}; it must be an integer of at least 1")
-        self.image_size = image_size
+        self.image_size = whole_number("image_size", image_size)
         self.image_mean = [0.5] * 3 if image_mean is None else list(image_mean)
         self.image_std = [0.5] * 3 if image_std is None else list(image_std)
         self.pad_value = pad_value

@@ -45,7 +45,7 @@ from hybridgen.core.names import MOST_IMAGES, WRITING_PATHS, check_values
 from hybridgen.core.noise import NoiseProcess
 from hybridgen.core.pictures import read_picture, read_pictures
 from hybridgen.core.recognition import looks_like_folder, require_checkpoint, user_path
-from hybridgen.core.values import choice, each, flag, listed, shown, texts, whole_number
+from hybridgen.core.values import choice, each, flag, listed, shorten, shown, texts, whole_number
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.processing_hybridgen import HybridGenProcessor
 from hybridgen.sampling.codes import CodeSampling, write_codes
@@ -790,12 +790,11 @@ class HybridGenPipeline(DiffusionPipeline):
             otherwise: another way out than a shorter prompt, and the only one where no prompt is short enough.
         """
         if (over := length + more - self.context) > 0:
-            beginning = text if len(text) <= 40 else text[:37] + "..."
             ways = [f"shorten it by {over} tokens"] if over < length or otherwise is None else []
             ways += [] if otherwise is None else [otherwise]
             raise ValueError(
-                f"prompt {beginning!r} has {length} tokens and {what} needs {more} more, but the model's context is "
-                f"{self.context} (max_position_embeddings); {', or '.join(ways)}"
+                f"prompt {shorten(text, 40)!r} has {length} tokens and {what} needs {more} more, but the model's "
+                f"context is {self.context} (max_position_embeddings); {', or '.join(ways)}"
             )
 
     # ------------------------------------------------------------------------------------------------ saved, loaded

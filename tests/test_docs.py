@@ -30,7 +30,7 @@ from accelerate.commands.launch import launch_command_parser
 
 from hybridgen.cli import main as cli
 from hybridgen.cli.arguments.parser import parse
-from hybridgen.data.formats.rows import find_form, record_of
+from hybridgen.data.formats.rows import record_of
 from hybridgen.data.records import check_record
 from hybridgen.data.source_config import SourceConfig
 from hybridgen.data.sources import open_source
@@ -325,4 +325,4 @@ def read_json(block: Block) -> None:
         if "sampling_defaults" in entry:
             check_defaults(entry["sampling_defaults"])
             continue
-        check_record(record_of(entry, find_form(entry, {}, block.where), {}, block.where), block.where)
+        check_record(record_of(entry, None, {}, block.where), block.where)

@@ -23,12 +23,12 @@ from PIL import Image
 from hybridgen.bridges.adapters import open_pipeline
 from hybridgen.checkpoints.hashes import checkpoint_hashes
 from hybridgen.checkpoints.manifest import FORMAT, KEY, is_image_of, versions
-from hybridgen.cli.arguments.types import shortened
 from hybridgen.cli.pictures import open_picture, png_text, png_texts, save_png
 from hybridgen.cli.running import best_device
 from hybridgen.core.names import OF_PATH
 from hybridgen.core.pictures import read_picture
 from hybridgen.core.recognition import require_checkpoint, user_path
+from hybridgen.core.values import shown
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.sampling.guidance import Guidance
 
@@ -120,7 +120,7 @@ def read_manifest(file: Path) -> dict:
         )
     if missing:
         raise ValueError(f"{file} carries a manifest without {', '.join(missing)}; it was changed")
-    for what in _wrong_values(manifest):
+    if (what := next(_wrong_values(manifest), None)) is not None:
         raise ValueError(f"{file} carries a manifest whose {what} is none that can be drawn by; it was changed")
     before = manifest.get("prior_messages") or manifest.get("said_before")  # the older name
     if before:
@@ -180,7 +180,7 @@ def _wrong_values(manifest: dict) -> Iterator[str]:
     for name, holds in _FIELDS.items():
         value = manifest.get(name)
         if name in manifest and not (holds(value) or (value is None and name in _MAY_BE_NULL)):
-            yield f"{name} {shortened(value)}"
+            yield f"{name} {shown(value)}"
     guider_fields = {field.name for field in fields(Guidance)}
     settings, path = manifest["settings"], manifest["path"]
     yield from (repr(name) for name in settings if name not in OF_PATH[path])

@@ -1,5 +1,7 @@
 """Which device computes here, and what it can add up in."""
 
+from functools import cache
+
 import torch
 
 
@@ -8,6 +10,7 @@ def best_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
+@cache
 def sum_dtype(device: torch.device) -> torch.dtype:
     """In what sums over many values are kept on a device: float64, or float32 where it has no such type (Apple's)."""
     try:

@@ -13,13 +13,15 @@ from collections.abc import Callable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-_BASE64 = re.compile("[A-Za-z0-9+/]{80,}={0,2}")  # encoded bytes inside a text
+_BASE64 = re.compile("(?=[0-9+/]*[A-Za-z])[A-Za-z0-9+/]{80,}={0,2}")  # encoded bytes, not a long number
 
 
 def shown(value: Any, length: int = 60) -> str:
     """A value as errors show it: on one line, and short."""
     if isinstance(value, bytes) and len(value) > length:
         return f"{len(value)} bytes"
+    if isinstance(value, str):
+        return repr(shorten(value, length - 2))
     return shorten(" ".join(repr(value).split()), length)
 
 

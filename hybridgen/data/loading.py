@@ -91,8 +91,8 @@ class PrefetchingLoader:
             if self._thread is None:
                 self._thread = _PrefetchThread(self._build, self.prefetch)
             batch, self._state = self._thread.get()
-        if self._on_bad_records is not None and len(self.bad_records()) > self._listed:
-            self._listed = len(self.bad_records())
+        if self._on_bad_records is not None and (count := len(self._bad_records_in(self._state))) > self._listed:
+            self._listed = count
             self._on_bad_records(self.bad_records())
         return batch
 

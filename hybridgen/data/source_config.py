@@ -4,13 +4,12 @@ Nothing is opened here (`sources.open_source`). Without a `format`, the name alo
 is a synthetic dataset, a known suffix a file, and `owner/name` that is no folder here the name of a data set.
 """
 
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hybridgen.core.names import PATHS
-from hybridgen.core.recognition import FilePath
+from hybridgen.core.recognition import FilePath, expand
 from hybridgen.data.formats.fields import PICTURES, USUAL_COLUMNS
 from hybridgen.data.formats.image_folder import METADATA, is_litter
 from hybridgen.data.formats.rows import FORMS
@@ -119,8 +118,8 @@ class SourceConfig:
     seed: int = 0
 
     def __post_init__(self):
-        self.source = os.path.expanduser(self.source)
-        self.images = None if self.images is None else os.path.expanduser(self.images)
+        self.source = expand(self.source)
+        self.images = None if self.images is None else expand(self.images)
         if self.name is None:
             read = self.read if isinstance(self.read, str) else "+".join(map(str, self.read))
             words = (_name_of_files(self.source) if self.is_file else self.source, self.task, self.write or read)

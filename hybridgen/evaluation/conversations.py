@@ -13,7 +13,8 @@ for another picture. And one for each greeting.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from types import ModuleType
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from hybridgen.evaluation.generation import DrawSettings, Progress, Prompts, no_
 from hybridgen.evaluation.intervals import with_interval
 from hybridgen.evaluation.understanding import MAX_NEW_TOKENS
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
+from hybridgen.sampling.seeds import nth_seed
 
 GREETINGS = ("hello", "Hello!", "hi", "good morning", "thank you", "who are you?", "what can you do?", "bye")
 QUESTIONS = 4  # about a drawn picture; two about one that is shown
@@ -71,8 +73,12 @@ def converse(
     """
     started, transcripts = time.perf_counter(), []
     for number in range(len(prompts)):
-        new_chat = lambda number=number: pipeline.chat(  # noqa: E731
-            path=path, seed=seed + number, max_new_tokens=MAX_NEW_TOKENS, **settings.arguments(path)
+        new_chat = partial(
+            pipeline.chat,
+            path=path,
+            seed=nth_seed(seed, number),
+            max_new_tokens=MAX_NEW_TOKENS,
+            **settings.arguments(path),
         )
         transcripts += _chats_about(new_chat, dataset, prompts, number, seed)
         progress(number + 1, len(prompts))
@@ -91,7 +97,9 @@ def reply(chat: Chat, text: str, images: tuple = ()) -> Reply:
     return Reply(strip_reasoning(written), drawn)
 
 
-def _chats_about(new_chat, dataset: ModuleType, prompts: Prompts, number: int, seed: int) -> Iterator[Transcript]:
+def _chats_about(
+    new_chat: Callable[[], Chat], dataset: ModuleType, prompts: Prompts, number: int, seed: int
+) -> Iterator[Transcript]:
     """The two chats of prompt `number`."""
     rng = np.random.default_rng((seed, number))
     caption, spec = prompts.captions[number], prompts.specs[number]

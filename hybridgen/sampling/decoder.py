@@ -38,11 +38,6 @@ _MOVING_ROPE = ("dynamic", "longrope")  # frequencies that depend on how long th
 _INT8_TOKENS = 8  # below which a product waits for weights, so that int8 pays (measured on AVX512: 2 to 6 times fp32)
 
 
-def can_be_fused(model: HybridGenForConditionalGeneration) -> bool:
-    """Whether the backbone's layers are the operations that this file knows, and nothing else."""
-    return why_not_fused(model) is None
-
-
 def why_not_fused(model: HybridGenForConditionalGeneration) -> str | None:
     """What of the backbone is none of the operations that this file knows, to go on "it ..."; None = all is."""
     backbone, config = model.model.language_model, model.config

@@ -60,8 +60,8 @@ def prompts():
     return generation.held_out_prompts(dolls, "held_out", CHATS, seed=4)
 
 
-def talk(partner, prompts) -> dict:
-    return conversations.converse(partner, dolls, prompts, "vq", DrawSettings(guidance=1.5), seed=4)[0]
+def talk(partner, prompts, seed: int = 4) -> dict:
+    return conversations.converse(partner, dolls, prompts, "vq", DrawSettings(guidance=1.5), seed=seed)[0]
 
 
 def test_who_is_always_right_scores_all(prompts):
@@ -79,6 +79,12 @@ def test_who_is_always_right_scores_all(prompts):
     assert all(tally["low"] < tally["share"] == 1 == tally["high"] for tally in scores.values())
     assert {settings["guidance_scale"] for settings in partner.settings if "guidance_scale" in settings} == {1.5}
     assert len(partner.settings) == 2 * CHATS + len(conversations.GREETINGS)
+
+
+def test_after_the_last_seed_comes_the_first(prompts):
+    partner = Partner()
+    talk(partner, prompts, seed=2**64 - 1)
+    assert [settings["seed"] for settings in partner.settings[: 2 * CHATS : 2]] == [2**64 - 1, 0, 1]
 
 
 def test_wrong_pictures_and_answers_are_wrong(prompts):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hybridgen.sampling import decoder
-from hybridgen.sampling.decoder import PRECISIONS, Decoder, _Product, can_be_fused
+from hybridgen.sampling.decoder import PRECISIONS, Decoder, _Product, why_not_fused
 from hybridgen.sampling.prefix import backbone, prefill
 from tests.models import text_config, tiny_config, tiny_model
 from tests.pretended_device import DEVICE, pretended_device, put_on
@@ -46,7 +46,7 @@ def test_a_token_at_a_time_is_as_transformers_reads_it(name):
     for key, parameter in model.model.language_model.named_parameters():
         if "norm" in key or "bias" in key:
             torch.nn.init.normal_(parameter, mean=0.5, std=0.2)
-    assert can_be_fused(model)
+    assert why_not_fused(model) is None
     ours, theirs = prefix_of(model, PROMPTS), prefix_of(model, PROMPTS)
     blocks = torch.arange(6)
     read = Decoder(model).continue_from(ours, blocks, causal=True)
@@ -78,7 +78,7 @@ def test_an_image_at_once_is_as_transformers_reads_it_and_not_kept(prompts, atte
 def test_other_backbones_are_run_as_transformers_runs_them():
     for name in ("qwen3_moe", "llama4_text"):
         model = tiny_model(tiny_config(name))
-        assert not can_be_fused(model)
+        assert why_not_fused(model) is not None
         kind = type(model.model.language_model).__name__
         with pytest.raises(ValueError, match=f"Llama family .*, but this one is {kind}; use precision 'model'"):
             Decoder(model, "int8")
@@ -98,17 +98,17 @@ def test_changed_layers_are_run_as_they_were_changed():
     model = tiny_model()
     layer = model.model.language_model.layers[1].self_attn
     handle = layer.register_forward_hook(lambda module, args, output: output)
-    assert not can_be_fused(model)
+    assert why_not_fused(model) is not None
     with pytest.raises(ValueError, match=r"but this one has hooks on its layers\.1\.self_attn"):
         Decoder(model, "bf16")
     handle.remove()
-    assert can_be_fused(model)
+    assert why_not_fused(model) is None
 
     class Adapted(torch.nn.Linear):
         pass
 
     layer.q_proj.__class__ = Adapted
-    assert not can_be_fused(model)
+    assert why_not_fused(model) is not None
     with pytest.raises(ValueError, match="but this one has Adapted where layer 1 has a linear"):
         Decoder(model, "bf16")
 

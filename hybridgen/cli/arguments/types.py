@@ -11,10 +11,10 @@ import argparse
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from hybridgen.core import recognition
 from hybridgen.core.names import DEFAULTS, MOST_IMAGES, PATHS, PRECISIONS, check_belongs, check_values
+from hybridgen.core.values import shown
 
 RENAMED_OPTIONS = {"--world": "--dataset"}  # old -> new; an old one is refused with its new name
 OVERRIDES_HELP = "settings that replace those of the file, such as steps=100 or optimizer.lr=1e-3"
@@ -105,20 +105,12 @@ def whole_number(lowest: int, highest: int | None = None) -> Callable[[str], int
 
     def convert(text: str) -> int:
         if not text.isascii() or not text.isdigit() or len(text) > 20 or int(text) < lowest:
-            raise argparse.ArgumentTypeError(f"{shortened(text)} is not a whole number {rule}")
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number {rule}")
         if highest is not None and int(text) > highest:
-            raise argparse.ArgumentTypeError(f"{shortened(text)} is not a whole number {rule}")
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not a whole number {rule}")
         return int(text)
 
     return convert
-
-
-def shortened(value: Any) -> str:
-    """A value as an error shows it (a text in quotes), cut where it is long."""
-    if isinstance(value, str):
-        return repr(value if len(value) <= 60 else f"{value[:57]}...")
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."
 
 
 # one side of a picture in pixels; what the checkpoint can draw is known once it is open
@@ -133,21 +125,21 @@ def nonnegative_number(text: str) -> float:
     except ValueError:
         number = -1.0
     if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a number of at least 0")
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a number of at least 0")
     return number
 
 
 def share(text: str) -> float:
     """A number from 0 to 1."""
     if (number := nonnegative_number(text)) > 1:
-        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a number from 0 to 1")
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a number from 0 to 1")
     return number
 
 
 def share_above_0(text: str) -> float:
     """A number above 0 and at most 1."""
     if not 0 < (number := nonnegative_number(text)) <= 1:
-        raise argparse.ArgumentTypeError(f"{shortened(text)} is not a number above 0 and at most 1")
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a number above 0 and at most 1")
     return number
 
 
@@ -162,7 +154,7 @@ def path_to(text: str) -> Path:
 def path_name(text: str) -> str:
     """The name of a path through the backbone."""
     if text not in PATHS:
-        raise argparse.ArgumentTypeError(f"there is no path {shortened(text)}; choose among {', '.join(PATHS)}")
+        raise argparse.ArgumentTypeError(f"there is no path {shown(text)}; choose among {', '.join(PATHS)}")
     return text
 
 
@@ -178,7 +170,7 @@ def channel_counts(text: str) -> list[int]:
 
 def file_size(text: str) -> str:
     if not re.fullmatch(r"[1-9]\d*(\.\d+)?[KMGT]B", text):
-        raise argparse.ArgumentTypeError(f"{shortened(text)} is no size such as 500MB or 5GB")
+        raise argparse.ArgumentTypeError(f"{shown(text)} is no size such as 500MB or 5GB")
     return text
 
 

@@ -20,16 +20,8 @@ ROLES = {
 IMAGE_TAG = "<image>"
 OTHER_MEDIA = {"<video>": "video", "<audio>": "audio"}  # tags of what is not read
 _IMAGE_TYPES = ("image", "image_url", "input_image")
-_FILE_KEYS = (
-    "image",
-    "image_url",
-    "url",
-    "path",
-    "base64",
-    "bytes",
-    "source",
-    "file",
-)  # where an image part may name its picture
+# where an image part may name its picture
+_FILE_KEYS = ("image", "image_url", "url", "path", "base64", "bytes", "source", "file")
 
 
 def conversation(turns: Any, pictures: list, where: str, *, system: Any = None, lead: bool = False) -> list[dict]:

@@ -114,16 +114,12 @@ def check_index(source: Sized, index: int, name: str | Path) -> None:
         raise IndexError(f"{name} has records 0 to {len(source) - 1}, not {index}")
 
 
-def find_form(row: dict, columns: dict[str, str], where: str) -> str:
+def find_form(fields: Fields) -> str:
     """The form of a row: the first whose fields all hold something, else the first whose columns are all there.
 
     Raises:
         ValueError: it holds what no form needs; the way out is `columns`.
     """
-    return _form_of(Fields(row, columns, where))
-
-
-def _form_of(fields: Fields) -> str:
     for test in (fields.holds, fields.has):
         for form, names in _FIELDS_OF_FORM.items():
             if not all(map(test, names)) or (form == "text" and fields.has("picture")):
@@ -149,7 +145,7 @@ def record_of(row: Any, form: str | None, columns: dict[str, str], where: str, v
     if not isinstance(row, dict):
         raise ValueError(f"{where}: a record must be an object with named parts, not {type(row).__name__}")
     fields = Fields(row, columns, where, form)
-    fields.form = form or _form_of(fields)
+    fields.form = form or find_form(fields)
     if fields.form != "captions" and fields.holds("video"):
         raise ValueError(f"{where}: it holds a video or a sound, and those are not read; leave the record out")
     if form is None and fields.form in _OF_WORDS and not fields.has("picture"):

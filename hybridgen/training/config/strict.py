@@ -22,6 +22,7 @@ import yaml
 
 from hybridgen.core.recognition import FilePath, expand, refuse_impostor, require_file, user_path
 from hybridgen.core.utf8 import read_text
+from hybridgen.core.values import shown
 from hybridgen.training.config.renamed import new_name
 
 T = TypeVar("T")
@@ -144,7 +145,7 @@ def _step(place: Any, part: str, so_far: str, word: str) -> str | int:
     if isinstance(place, dict):
         return part
     if not isinstance(place, list):
-        raise ValueError(f"override {word!r}: {so_far!r} is {shown(place)}, which has nothing inside to set")
+        raise ValueError(f"override {word!r}: {so_far!r} is {shown(place, 200)}, which has nothing inside to set")
     if not part.isdigit() or int(part) >= len(place):
         raise ValueError(f"override {word!r}: {so_far!r} is a list of {len(place)}; use an index from 0 below that")
     return int(part)
@@ -160,7 +161,7 @@ def build(kind: type[T], content: Mapping, where: str = "") -> T:
         ValueError: one sentence with the key's full name, its value, and what it must be.
     """
     if not isinstance(content, Mapping):
-        raise ValueError(f"{where or 'the config'} is {shown(content)}; it must be `key: value` lines")
+        raise ValueError(f"{where or 'the config'} is {shown(content, 200)}; it must be `key: value` lines")
     hints = typing.get_type_hints(kind)
     known = {field.name: field for field in fields(kind) if field.init}
     for key, value in content.items():
@@ -182,7 +183,7 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     if origin is Literal:
         if value in arguments and not isinstance(value, bool):
             return value
-        raise ValueError(f"{where} is {shown(value)}; it must be {_in_words(hint)}")
+        raise ValueError(f"{where} is {shown(value, 200)}; it must be {_in_words(hint)}")
     if is_dataclass(hint):
         return build(hint, value, where)
     if hint is FilePath:
@@ -196,14 +197,14 @@ def convert(value: Any, hint: Any, where: str) -> Any:
     else:
         matches = isinstance(value, hint if origin is None else origin)
     if not matches or (isinstance(value, bool) and hint is not bool):
-        raise ValueError(f"{where} is {shown(value)}; it must be {_in_words(hint)}")
+        raise ValueError(f"{where} is {shown(value, 200)}; it must be {_in_words(hint)}")
     return value
 
 
 def _convert_path(value: Any, where: str) -> str:
     """A path as the config says it, `~` resolved."""
     if not isinstance(value, str):
-        raise ValueError(f"{where} is {shown(value)}; it must be {_in_words(FilePath)}")
+        raise ValueError(f"{where} is {shown(value, 200)}; it must be {_in_words(FilePath)}")
     try:
         return expand(value)
     except ValueError:
@@ -222,14 +223,14 @@ def _convert_union(value: Any, hints: tuple, where: str) -> Any:
     for hint in hints:
         if hint is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
-    raise ValueError(f"{where} is {shown(value)}; it must be {' or '.join(_in_words(hint) for hint in hints)}")
+    raise ValueError(f"{where} is {shown(value, 200)}; it must be {' or '.join(_in_words(hint) for hint in hints)}")
 
 
 def unknown_key(key: str, value: Any, known: Iterable[str]) -> ValueError:
     """The error of a full key that is none of the `known` names: what it is called now, or the nearest of them."""
     if (now := new_name(key)) is not None:
-        return ValueError(f"{key} is called {now} now (value {shown(value)}); rename it")
-    return ValueError(f"unknown key {key!r} (value {shown(value)}); {suggest(key.rpartition('.')[2], known)}")
+        return ValueError(f"{key} is called {now} now (value {shown(value, 200)}); rename it")
+    return ValueError(f"unknown key {key!r} (value {shown(value, 200)}); {suggest(key.rpartition('.')[2], known)}")
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -262,12 +263,6 @@ def _in_words(hint: Any) -> str:
 def _type_of(content: Any) -> str:
     kinds = {type(None): "nothing", list: "a list", str: "a text", bool: "true or false", int: "a number"}
     return kinds.get(type(content), "a number" if isinstance(content, float) else f"a {type(content).__name__}")
-
-
-def shown(value: Any) -> str:
-    """A value as an error shows it, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:190]}..."
 
 
 def _join(where: str, key: Any) -> str:

@@ -42,8 +42,8 @@ def names_of_older_state(model: nn.Module, saved: dict, now: list[GroupConfig], 
         changed = sorted(frozen[0] ^ frozen[1])
         raise ValueError(
             f"{state} numbers its moments, as states of older versions do, and groups freeze other parts now "
-            f"({listed(changed)}), so whose they are cannot be told; go on with the groups it was saved with until its "
-            "next state, which has names, or set resume=never to start over"
+            f"({first_few(changed)}), so whose they are cannot be told; go on with the groups it was saved with until "
+            "its next state, which has names, or set resume=never to start over"
         )
     return names_in_order(model, parameter_groups(model, optimizer, groups))
 
@@ -118,7 +118,7 @@ def _placed(key: str, value: Tensor, parameter: Tensor) -> Tensor:
     return as_shard(local_part(value, parameter), parameter)
 
 
-def listed(names: list[str], most: int = 3) -> str:
+def first_few(names: list[str], most: int = 3) -> str:
     """Names for a sentence: the first few, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -149,10 +149,10 @@ def load_state(
         new, dropped = _load_average(ema, folder, run["averaged"])
         anew["the averages"] = new if run["averaged"] else []
         if dropped:
-            names = moments.listed(dropped)
+            names = moments.first_few(dropped)
             notes.append(f"the averages of {names} are dropped: frozen now, they stay as they were trained last")
     if any(anew.values()):
-        shown = " and ".join(f"{what} of {moments.listed(names)}" for what, names in anew.items() if names)
+        shown = " and ".join(f"{what} of {moments.first_few(names)}" for what, names in anew.items() if names)
         notes.append(f"{shown} begin anew: {folder} has none that fit this config")
     return notes
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from hybridgen.data.formats.fields import Fields
 from hybridgen.data.formats.rows import find_form, record_of
 
 
@@ -71,7 +72,7 @@ MMC4 = {
     ],
 )
 def test_rows_of_each_form_become_chat_records(row, form, messages):
-    assert find_form(row, {}, "here") == form
+    assert find_form(Fields(row, {}, "here")) == form
     assert record_of(row, form, {}, "here") == {"messages": messages}
 
 
@@ -116,5 +117,5 @@ def test_what_is_wrong_with_a_row_is_said(row, form, sentence):
 
 def test_columns_that_no_form_is_made_of_are_named():
     with pytest.raises(ValueError, match="here: its columns are picture, words, and none of the forms messages"):
-        find_form({"picture": 1, "words": 2}, {}, "here")
-    assert find_form({"picture": 1, "words": 2}, {"image": "picture", "text": "words"}, "here") == "captions"
+        find_form(Fields({"picture": 1, "words": 2}, {}, "here"))
+    assert find_form(Fields({"picture": 1, "words": 2}, {"image": "picture", "text": "words"}, "here")) == "captions"
