@@ -54,7 +54,7 @@ def _refuse_impostors(config: SourceConfig) -> None:
         return
     compressed = ("gzip", "zstd") if config.streaming or kind == "webdataset" else ()
     expected = ("parquet", *compressed) if kind == "parquet" else compressed
-    for file in [file for file in files_of(config.source) if "://" not in file][:FIRST_FILES]:
+    for file in [file for file in files_named(config.source) if "://" not in file][:FIRST_FILES]:
         refuse_impostor(Path(file), expected, f"{config.name}: ")
 
 
@@ -109,8 +109,8 @@ def open_records(config: SourceConfig, bad_records: list[BadRecord]) -> RowSourc
         open_file = CsvSource if kind == "csv" else json_source
         return open_file(config.source, images=config.images, bad_records=bad_records, **rows)
     if kind == "webdataset":
-        return WebDatasetSource(files_of(config.source), bad_records=bad_records, **rows)
-    files = files_of(config.source) if kind == "parquet" else []
+        return WebDatasetSource(files_named(config.source), bad_records=bad_records, **rows)
+    files = files_named(config.source) if kind == "parquet" else []
     table = open_dataset(config.source, kind, files, config.split, config.subset)
     source = DatasetSource(table, config.source, images=config.images or _folder_of(config, files), **rows)
     source.files = files
@@ -120,7 +120,7 @@ def open_records(config: SourceConfig, bad_records: list[BadRecord]) -> RowSourc
 def open_stream(config: SourceConfig, seed: int) -> StreamSource:
     """The records of a source that is read from front to end; its files in another order each epoch if it shuffles."""
     kind = config.kind
-    files = [] if kind == "dataset" else files_of(config.source)
+    files = [] if kind == "dataset" else files_named(config.source)
 
     def files_of(epoch: int) -> tuple[str, ...]:
         if not config.shuffle:
@@ -145,7 +145,7 @@ def _folder_of(config: SourceConfig, files: list[str]) -> Path:
     return Path(files[0]).parent if files else Path(config.source)
 
 
-def files_of(source: str) -> list[str]:
+def files_named(source: str) -> list[str]:
     """The files that a pattern stands for, in order: {000..007} is a range of numbers, * and ? match names.
 
     Raises:
