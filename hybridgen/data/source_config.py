@@ -16,6 +16,7 @@ from hybridgen.data.formats.rows import FORMS
 from hybridgen.data.synthetic import DATASETS
 from hybridgen.processing_hybridgen import LOSS_ON
 
+LARGEST_BUFFER = 1_000_000
 ORDERS = {"caption_first": 1.0, "image_first": 0.0}
 RENAMED_FORMATS = {"world": "synthetic"}  # old value of `format` -> what it is called now
 FORMATS = ("synthetic", "jsonl", "json", "csv", "folder", "webdataset", "parquet", "dataset")
@@ -189,6 +190,11 @@ class SourceConfig:
                 raise ValueError(f"{self.name}: oversampling has {factor!r} for {thing!r}; it must be a number above 0")
         if self.buffer < 1:
             raise ValueError(f"{self.name}: buffer is {self.buffer}; it must be at least 1")
+        if self.buffer > LARGEST_BUFFER:
+            raise ValueError(
+                f"{self.name}: buffer is {self.buffer}; it must be at most {LARGEST_BUFFER:,}, as a few times as many "
+                "records are kept in memory"
+            )
         if unknown := sorted(map(str, set(self.columns) - set(USUAL_COLUMNS))):
             known = ", ".join(USUAL_COLUMNS)
             raise ValueError(f"{self.name}: columns says what {unknown[0]!r} is, but the parts of a row are {known}")

@@ -522,6 +522,7 @@ CONFIGS = {
     "rows of 1e12 tokens": Bad("train {good} data.sequence_length=1000000000000", "data.sequence_length .*GB"),
     "a batch of 1e12 rows": Bad("train {good} data.per_device_batch_size=1000000000000", "per_device_batch_size .*GB"),
     "a billion threads": Bad("train {good} data.loader_threads=1000000000", "data.loader_threads is 1000000000"),
+    "threads of torch": Bad("train {good} threads=100000000", "threads is 100000000; it must be at most 1024, or null"),
     "an unknown attention": Bad("train {good} attention=fast", "attention is 'fast'; it must be one of"),
     "a text config that is a list": Bad("train {good} model.text_config=[1]", "model.text_config is .*; it must be"),
     "hidden_size 1e9": Bad("train {good} model.text_config.hidden_size=1000000000", r"model has at least [0-9,]+ weights, which are [0-9,]+ GB in memory, but this machine has"),

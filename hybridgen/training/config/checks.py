@@ -126,6 +126,7 @@ RULES = (  # (keys, what holds of their values, the same in words)
     (("data.max_broken",), _not_negative, "0 or more"),
     (("seed",), lambda value: 0 <= value < 2**64, "from 0 to 2^64 - 1"),
     (("data.loader_threads", "data.prefetch"), lambda value: value <= 1024, "at most 1024"),
+    (("threads",), lambda value: value is None or value <= 1024, "at most 1024, or null"),  # torch dies of too many
     (("model.tokenizer.vocab_size", "model.tokenizer.samples"), _at_least_1, "at least 1"),
     (("optimizer.muon_steps",), _at_least_1, "at least 1"),
     (("optimizer.muon_momentum",), lambda value: 0 <= value < 1, "from 0 to below 1"),

@@ -196,3 +196,8 @@ def test_a_stream_without_records_is_refused(tmp_path):
     write_tar(tmp_path / "a.tar", [sample(0)])
     with pytest.raises(ValueError, match="there is no column 'cap'; its columns are png, txt"):
         open_source(SourceConfig(f"{tmp_path}/a.tar", columns={"text": "cap"}, streaming=True))[0]
+
+
+def test_a_buffer_that_no_memory_holds_is_refused(files):
+    with pytest.raises(ValueError, match="s: buffer is 1000000000000; it must be at most 1,000,000, as a few times"):
+        stream(files, "jsonl", buffer=10**12)
