@@ -41,7 +41,8 @@ def quiet(pipeline: HybridGenPipeline) -> HybridGenPipeline:
 def behaviour(pipeline: HybridGenPipeline) -> dict[str, torch.Tensor]:
     """Logits of text, of text after a picture read by each path, and pictures drawn by each path."""
     model, tokens = pipeline.model.eval(), pipeline.processor.special_tokens
-    found = {"text": model(torch.arange(3, 40)[None]).logits}
+    ids = torch.tensor([[token for token in range(3, 40) if token not in model.model.placeholders().values()]])
+    found = {"text": model(ids).logits}
     for path in ("understanding", "diffusion", "vq"):
         content = [{"type": "image", "image": picture()}, {"type": "text", "text": "what color?"}]
         document = pipeline.processor.prompt([{"role": "user", "content": content}], read=path)
