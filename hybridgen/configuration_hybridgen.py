@@ -387,8 +387,10 @@ def require_path(paths: tuple[str, ...], path: str) -> None:
 def _sub_config(config: dict | PreTrainedConfig | None, default_type: str) -> PreTrainedConfig | None:
     if config is None or isinstance(config, PreTrainedConfig):
         return config
-    config = dict(config)
     where = "vision_config" if default_type == "siglip_vision_model" else "text_config"
+    if not isinstance(config, dict):
+        raise ValueError(f"{where} is {' '.join(repr(config).split())[:60]}; it must be an object of settings")
+    config = dict(config)
     check_sizes(config, where)
     kind = config.pop("model_type", default_type)
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:

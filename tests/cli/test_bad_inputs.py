@@ -332,6 +332,7 @@ CHECKPOINTS = {
             "vq_model/config.json",
         )
     },
+    "a backbone that is a list": Bad(ASK, r"text_config is \[1\]; it must be an object of settings", change("model/config.json", text_config=[1])),
     "a backbone that nobody knows": Bad(
         ASK, "text_config.model_type is 'gpt9', which this transformers does not know", change("model/config.json", text_config__model_type="gpt9")
     ),
