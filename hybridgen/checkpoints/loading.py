@@ -45,7 +45,8 @@ def check_checkpoint(folder: str | Path, components: tuple[str, ...] = ()) -> No
     """
     folder = user_path(folder)
     require_checkpoint(folder)
-    index = read_json(folder / INDEX, missing=", so it is not a checkpoint of hybridgen: it is an adapter")
+    is_adapter = ", so it is not a checkpoint of hybridgen: it is an adapter; make one of it with hybridgen merge first"
+    index = read_json(folder / INDEX, missing=is_adapter)
     if (kind := index.get("_class_name")) != PIPELINE:
         raise ValueError(
             f"checkpoint {folder} is a {kind or 'folder of another kind'}, not a {PIPELINE}: {INDEX} says so"

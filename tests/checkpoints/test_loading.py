@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from hybridgen.checkpoints.loading import check_checkpoint
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 from tests.pipelines import tiny_pipeline, tiny_vae
 
@@ -129,3 +130,9 @@ def test_a_missing_shard_is_named(folder, tmp_path):
     shard = sorted((folder / "model").glob("*.safetensors"))[1]
     shard.unlink()
     assert f"is missing model/{shard.name}" in refused(folder)
+
+
+def test_an_adapter_is_no_checkpoint_and_the_way_out_is_said(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="it is an adapter; make one of it with hybridgen merge first"):
+        check_checkpoint(tmp_path)
