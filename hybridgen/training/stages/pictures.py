@@ -164,8 +164,9 @@ class PictureLoader(PrefetchingLoader):
         names = [source.name for source in self.sources]
         saved = state.get("sources", names)  # older states have no names
         if saved != names or len(state["cursors"]) != len(names):
+            named = f" ({', '.join(saved)})" if "sources" in state else ""
             raise ValueError(
-                f"the saved position is of {len(state['cursors'])} sources ({', '.join(saved)}), but the config names "
+                f"the saved position is of {len(state['cursors'])} sources{named}, but the config names "
                 f"{', '.join(names)}; go on with the same sources, or start anew"
             )
         check_shard(state.get("part"), self._shard)

@@ -57,7 +57,7 @@ def test_a_mistake_ends_in_its_sentence(tmp_path):
     """In the launcher's report, which is the last thing it prints, and once above it."""
     process = launched(config_in(tmp_path), "optimizer.lr=-1")
     out, err = process.communicate(timeout=300)
-    sentence = "train.py: optimizer.lr is -1.0; it must be above 0"
+    sentence = "train.py: optimizer.lr is -1.0; it must be above 0, and finite"
     assert process.returncode != 0
     assert out == ""
     assert err.startswith(sentence), err  # nothing of a library before it

@@ -297,7 +297,7 @@ def test_a_source_without_pictures_is_named():
     loader = PictureLoader([source_of(numbered(3), name="words")], rows=1, size=16)
     with pytest.raises(ValueError, match="source 'words' has no picture in 1000 records; a codec learns from pictures"):
         next(loader)
-    with pytest.raises(ValueError, match="is of 2 sources, but the config names 1"):
+    with pytest.raises(ValueError, match="is of 2 sources, but the config names words"):
         loader.load_state_dict({"cursors": [0, 0], "given": [0, 0], "inside": [0, 0]})
 
 
