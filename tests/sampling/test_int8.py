@@ -27,7 +27,8 @@ PACKAGES = Path(sys.prefix) / "int8"  # the Makefile's
 def check_pipeline(int8: HybridGenPipeline, folder: Path, layer: torch.nn.Module) -> None:
     """Worst difference of a logit seen, of a largest logit of 0.41: 0.0026 (torchao), 0.0044 (bitsandbytes)."""
     assert layer.weight.element_size() == 1 or "Int8" in type(layer.weight).__name__
-    ids = torch.arange(3, 40)[None]
+    placeholders = int8.model.model.placeholders().values()
+    ids = torch.tensor([[token for token in range(3, 40) if token not in placeholders]])
     expected, seen = load_pipeline(folder).model(ids).logits, int8.model(ids).logits.float()
     assert 0 < (seen - expected).abs().max() < 0.05 * expected.abs().max()
     int8.set_progress_bar_config(disable=True)
