@@ -342,7 +342,8 @@ class HybridGenModel(HybridGenPreTrainedModel):
             latents = conditioning.new_zeros(0, config.in_channels, config.sample_size, config.sample_size)
         tokens, all_skips = {}, []
         for indices, images in by_size(latents):
-            embedded, skips = self.patch_embed(images, conditioning[indices])  # images of this size, tokens, H
+            at = torch.tensor(indices, dtype=torch.long, device=conditioning.device)
+            embedded, skips = self.patch_embed(images, conditioning[at])  # images of this size, tokens, H
             tokens |= dict(zip(indices, embedded, strict=True)) if len(indices) else {0: embedded.flatten(0, 1)}
             all_skips.append(skips)
         return torch.cat([tokens[i] for i in sorted(tokens)]), conditioning, all_skips
