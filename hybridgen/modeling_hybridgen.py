@@ -524,7 +524,8 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
         predicted: list = [None] * len(latents)
         for (indices, _), skips in zip(by_size(latents), outputs.skips, strict=True):
             group = torch.stack([parts[i] for i in indices])  # images of one size, tokens, H
-            images = head(group, conditioning[indices], skips, sizes[indices[0]])  # images of one size, C, h, w
+            at = torch.tensor(indices, device=conditioning.device)
+            images = head(group, conditioning[at], skips, sizes[indices[0]])  # images of one size, C, h, w
             for i, image in zip(indices, images, strict=True):
                 predicted[i] = image
         return torch.stack(predicted) if isinstance(latents, Tensor) else predicted

@@ -120,11 +120,14 @@ def pretended_device(float64: bool = True) -> Iterator[None]:
             super().__init__("cpu" if device_type == DEVICE.type else device_type, *args, **kwargs)
 
     torch.tensor, torch.Tensor.new_tensor, torch.autocast = pretended_tensor, pretended_new_tensor, PretendedAutocast
+    was = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)  # fills unwritten memory with NaN: reading it fails always
     try:
         with _Pretending(float64):
             yield
     finally:
         torch.tensor, torch.Tensor.new_tensor, torch.autocast = tensor, new_tensor, autocast
+        torch.use_deterministic_algorithms(was[0], warn_only=was[1])
 
 
 def put_on(module: nn.Module) -> nn.Module:

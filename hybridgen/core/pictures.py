@@ -154,7 +154,7 @@ def _from_text(text: str, where: str) -> bytes | str:
 def _looks_like_picture(content: bytes) -> bool:
     try:
         Image.open(io.BytesIO(content)).close()
-    except Exception:
+    except Exception:  # Pillow's plugins raise anything, and then it is the text that it was
         return False
     return True
 
