@@ -141,6 +141,8 @@ class RowLoader(PrefetchingLoader):
         shard_by_rank: each rank reads its own part of the records, with a mixture and a position of its own. What the
             ranks see together is then no longer what one process would.
         on_bad_records: called with all broken records so far whenever there are more of them.
+        prepare: makes the batch that is handed out of a finished one, where batches are made: in the prefetching
+            thread, if there is one. A function of the batch alone, as batches are made again after an interruption.
 
     Raises:
         ValueError: the processor cannot serve a source of the mixture, or a number makes no sense.
@@ -158,6 +160,7 @@ class RowLoader(PrefetchingLoader):
         batches_per_step: int = 1,
         shard_by_rank: bool = False,
         on_bad_records: Callable[[list[BadRecord]], None] | None = None,
+        prepare: Callable[[Batch], Batch] | None = None,
     ):
         for name, value, least in (("rows", rows, 1), ("length", length, 1), ("prefetch", prefetch, 0)):
             if value < least:
@@ -171,7 +174,7 @@ class RowLoader(PrefetchingLoader):
         mixture.check(processor, self._longest)
         self.mixture, self.processor = mixture, processor
         self.rows, self.length, self.rank, self.world_size = rows, length, rank, world_size
-        self.batches_per_step = batches_per_step
+        self.batches_per_step, self._prepare = batches_per_step, prepare
         self._pending: list[DrawnDocument] = []
         self._batches = self._tokens = 0  # made so far, and tokens of documents in them, over all ranks
         self._begin(prefetch, on_bad_records)
@@ -240,7 +243,7 @@ class RowLoader(PrefetchingLoader):
         batch = collate(documents, self.length, self.processor.special_tokens.pad, list(numbers[mine]))
         batch |= attribute(local_rows, list(self.mixture.sources), self.processor, self.length)
         batch["records"] = [(drawn.source.name, drawn.cursor) for row in local_rows for drawn in row]
-        return batch, self._snapshot()
+        return batch if self._prepare is None else self._prepare(batch), self._snapshot()
 
     def _snapshot(self) -> dict:
         return {

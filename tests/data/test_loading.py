@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import threading
 
 import pytest
 import torch
@@ -119,6 +120,22 @@ def test_an_interrupted_stream_goes_on_exactly(prefetch, after):
     assert all(map(same, take(resumed, 4), whole[after:]))
     interrupted.close()  # what the thread had prepared ahead is made again
     assert all(map(same, take(interrupted, 4), whole[after:]))
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_each_batch_is_prepared_once_where_it_is_made(prefetch):
+    threads = []
+
+    def prepare(batch: dict) -> dict:
+        threads.append(threading.current_thread().name)
+        return batch | {"added": batch["row_numbers"] * 2}
+
+    stream = loader(prefetch=prefetch, prepare=prepare)
+    for plain, prepared in zip(take(loader(prefetch=0), 3), take(stream, 3), strict=True):
+        assert torch.equal(prepared.pop("added"), 2 * plain["row_numbers"])
+        assert same(plain, prepared)
+    stream.close()
+    assert set(threads) == {"hybridgen-loader" if prefetch else "MainThread"}
 
 
 def test_two_ranks_see_what_one_with_twice_the_rows_sees():
