@@ -18,11 +18,18 @@ arXiv 2505.14683); `noised` numbers these images, and is 0 on all other tokens. 
 sees what the blocks let it see: all of a bidirectional image, and of a causal one what stands before it. Dense and flex
 masks are two renderings of the same `attend`.
 
+Some layers of some decoders see a part of what stands before them (`Window`): the last tokens only, or those of their
+chunk. They are counted as transformers counts them, in tokens of the document, a picture's noised tokens not twice. For
+them alone the rule has one more comparison, place[k] >= earliest[q]. Windows cut text, pictures are whole: all tokens
+of an image stand at the place of its last one where others look for them, and look back from that of its first one.
+So an image sees all of itself, and is seen as long as its last token is.
+
 Shapes: B rows, N tokens of a row, K keys (N plus the cached ones), Q queries (the last of the K keys).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,10 +48,19 @@ SDPA = ("sdpa", "sdpa_fp32")  # the second is SDPA outside of autocast (training
 
 
 def attend(
-    document_q: Tensor, document_k: Tensor, block_q: Tensor, block_k: Tensor, noised_q: Tensor, noised_k: Tensor
+    document_q: Tensor,
+    document_k: Tensor,
+    block_q: Tensor,
+    block_k: Tensor,
+    noised_q: Tensor,
+    noised_k: Tensor,
+    earliest_q: Tensor | None = None,
+    place_k: Tensor | None = None,
 ) -> Tensor:
-    """The one predicate (module docstring), on broadcastable integer tensors."""
-    return (document_q == document_k) & (block_k <= block_q) & ((noised_k == 0) | (noised_k == noised_q))
+    """The one predicate (module docstring), on broadcastable integer tensors; the last two are of layers with a
+    window."""
+    allowed = (document_q == document_k) & (block_k <= block_q) & ((noised_k == 0) | (noised_k == noised_q))
+    return allowed if place_k is None else allowed & (place_k >= earliest_q)
 
 
 def number_noised_images(noised_mask: Tensor | None, like: Tensor) -> Tensor:
@@ -53,25 +69,122 @@ def number_noised_images(noised_mask: Tensor | None, like: Tensor) -> Tensor:
     if noised_mask is None:
         return torch.zeros_like(like)
     is_noised = noised_mask.bool()
-    begins = is_noised.clone()
-    begins[:, 1:] &= ~is_noised[:, :-1]
-    return begins.cumsum(1) * is_noised
+    return _begins(is_noised).cumsum(1) * is_noised
+
+
+@dataclass(frozen=True)
+class Window:
+    """How far a layer of the backbone sees back (module docstring).
+
+    Args:
+        size: in tokens, at least 1.
+        chunked: what is seen ends where the token's chunk of `size` tokens begins (Llama 4), not `size` tokens back
+            (Mistral, Gemma).
+    """
+
+    size: int
+    chunked: bool = False
+
+    def earliest(self, places: Tensor) -> Tensor:
+        """The first place that tokens at these places see."""
+        return places // self.size * self.size if self.chunked else places - (self.size - 1)
+
+
+class Reach(NamedTuple):
+    """What `attend` compares in layers with a window: two integer vectors (B, K)."""
+
+    earliest: Tensor
+    place: Tensor
+
+
+def find_reach(
+    window: Window, document_ids: Tensor, image_ids: Tensor | None = None, noised_mask: Tensor | None = None
+) -> Reach:
+    """Vectors (B, K) -> the `Reach` of a layer with this window; for `image_ids` see `infer_image_ids`."""
+    places = count_places(document_ids, noised_mask)
+    if image_ids is None:
+        return Reach(window.earliest(places), places)
+    goes_on = torch.zeros_like(document_ids, dtype=torch.bool)  # the token is of the image of the one before it
+    goes_on[:, 1:] = (image_ids[:, 1:] == image_ids[:, :-1]) & (image_ids[:, 1:] > 0)
+    indices = torch.arange(places.shape[1], device=places.device).expand_as(places)
+    first = indices.masked_fill(goes_on, 0).cummax(1).values
+    ends_here = ~torch.nn.functional.pad(goes_on[:, 1:], (0, 1))
+    last = indices.masked_fill(~ends_here, places.shape[1] - 1).flip(1).cummin(1).values.flip(1)
+    return Reach(window.earliest(places.gather(1, first)), places.gather(1, last))
+
+
+def count_places(document_ids: Tensor, noised_mask: Tensor | None = None) -> Tensor:
+    """(B, K) how many tokens of its document stand before each. Those of a noised image count where they are, but not
+    for what follows, as its clean copy takes their places: so these are the positions that `lay_out` gives."""
+    is_noised = torch.zeros_like(document_ids, dtype=torch.bool) if noised_mask is None else noised_mask.bool()
+    order = document_ids.argsort(dim=1, stable=True)  # documents one after the other, wherever their tokens stand
+    documents, counted = document_ids.gather(1, order), (~is_noised).long().gather(1, order)
+    before = counted.cumsum(1) - counted
+    goes_on = torch.zeros_like(is_noised)
+    goes_on[:, 1:] = documents[:, 1:] == documents[:, :-1]
+    places = torch.empty_like(before).scatter(1, order, before - before.masked_fill(goes_on, 0).cummax(1).values)
+    if noised_mask is None:
+        return places
+    run = is_noised.long().cumsum(1)  # noised tokens so far; less those before the image, the place in it
+    return places + (run - 1 - (run - 1).masked_fill(~_begins(is_noised), 0).cummax(1).values) * is_noised
+
+
+def _begins(is_noised: Tensor) -> Tensor:
+    """(B, K) true on the first token of each run of true ones."""
+    return is_noised & ~torch.nn.functional.pad(is_noised[:, :-1], (1, 0))
+
+
+def infer_image_ids(
+    block_ids: Tensor,
+    input_ids: Tensor | None = None,
+    placeholders: Iterable[int] = (),
+    noised_mask: Tensor | None = None,
+) -> Tensor:
+    """(B, K) the number of each token's image in its row, 0 on text: runs of one block, or of one placeholder.
+
+    Args:
+        input_ids: (B, N) of the last N tokens; images of those before them are known by their blocks alone.
+    """
+    goes_on = torch.zeros_like(block_ids, dtype=torch.bool)
+    goes_on[:, 1:] = (block_ids[:, 1:] == block_ids[:, :-1]) & (block_ids[:, 1:] >= 0)  # -1 is all that was read before
+    if input_ids is not None:
+        same_kind = torch.zeros_like(goes_on[:, 1:])
+        start = block_ids.shape[1] - input_ids.shape[1]
+        for placeholder in placeholders:
+            is_image = torch.nn.functional.pad(input_ids == placeholder, (start, 0))
+            same_kind |= is_image[:, 1:] & is_image[:, :-1]
+        if noised_mask is not None:  # an image and its clean copy are two
+            same_kind &= noised_mask[:, 1:] == noised_mask[:, :-1]
+        goes_on[:, 1:] |= same_kind
+    is_image = goes_on | torch.nn.functional.pad(goes_on[:, 1:], (0, 1))
+    return (~goes_on).cumsum(1) * is_image
 
 
 def dense_mask(
-    document_ids: Tensor, block_ids: Tensor, noised_mask: Tensor | None = None, queries: int | None = None
+    document_ids: Tensor,
+    block_ids: Tensor,
+    noised_mask: Tensor | None = None,
+    queries: int | None = None,
+    reach: Reach | None = None,
 ) -> Tensor:
     """Boolean mask (B, 1, Q, K), true where attention is allowed; vectors (B, K), `queries` of which are the last."""
     start = 0 if queries is None else document_ids.shape[1] - queries
     noised = number_noised_images(noised_mask, document_ids)
+    reaches = () if reach is None else (reach.earliest[:, start:, None], reach.place[:, None, :])
     allowed = attend(
         document_ids[:, start:, None], document_ids[:, None, :], block_ids[:, start:, None], block_ids[:, None, :],
-        noised[:, start:, None], noised[:, None, :],
+        noised[:, start:, None], noised[:, None, :], *reaches,
     )  # fmt: skip
     return allowed[:, None]
 
 
-def flex_mask(document_ids: Tensor, block_ids: Tensor, noised_mask: Tensor | None = None, queries: int | None = None):
+def flex_mask(
+    document_ids: Tensor,
+    block_ids: Tensor,
+    noised_mask: Tensor | None = None,
+    queries: int | None = None,
+    reach: Reach | None = None,
+):
     """The same mask as a `BlockMask` of `torch.nn.attention.flex_attention`, which skips blocks that are empty."""
     from torch.nn.attention.flex_attention import create_block_mask
 
@@ -81,9 +194,11 @@ def flex_mask(document_ids: Tensor, block_ids: Tensor, noised_mask: Tensor | Non
 
     def rule(b, h, q, k):
         q = q + start
+        reaches = () if reach is None else (reach.earliest[b, q], reach.place[b, k])
         return attend(
-            document_ids[b, q], document_ids[b, k], block_ids[b, q], block_ids[b, k], noised[b, q], noised[b, k]
-        )
+            document_ids[b, q], document_ids[b, k], block_ids[b, q], block_ids[b, k], noised[b, q], noised[b, k],
+            *reaches,
+        )  # fmt: skip
 
     return create_block_mask(rule, rows, None, keys - start, keys, device=document_ids.device)
 
@@ -96,11 +211,13 @@ def attention_mask(
     noised_mask: Tensor | None = None,
     queries: int | None = None,
     empty_slots: int = 0,
+    reach: Reach | None = None,
 ):
     """The mask in the form that an attention implementation of transformers takes.
 
     Args:
         empty_slots: keys behind those of the vectors that hold nothing yet (a static cache's), seen by no token.
+        reach: of a layer with a window (`find_reach`); None = it sees all that stands before.
 
     Raises:
         ValueError: the implementation cannot express the rule (flash attention knows causal and full, nothing between).
@@ -108,13 +225,14 @@ def attention_mask(
     if implementation == "flex_attention":
         if empty_slots:
             raise ValueError("flex_attention with a static cache is not supported; use 'sdpa', or a dynamic cache")
-        return flex_mask(document_ids, block_ids, noised_mask, queries)
+        return flex_mask(document_ids, block_ids, noised_mask, queries, reach)
     if implementation not in (*SDPA, "eager"):
         raise ValueError(
             f"attention implementation {implementation!r} cannot express a mask that is causal over text and "
             "bidirectional inside images; use 'sdpa', 'eager' or 'flex_attention'"
         )
-    allowed = torch.nn.functional.pad(dense_mask(document_ids, block_ids, noised_mask, queries), (0, empty_slots))
+    allowed = dense_mask(document_ids, block_ids, noised_mask, queries, reach)
+    allowed = torch.nn.functional.pad(allowed, (0, empty_slots))
     if implementation in SDPA:
         return allowed
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
