@@ -28,6 +28,8 @@ class ObjectiveConfig:
 
     Args:
         text_weight, code_weight, diffusion_weight: lambda of each mean loss (Transfusion: 1 and 5).
+        token_mean: `separate`, a mean over text and one over codes; or `joint`, one mean over both, so that a loss is
+            weighed by its tokens (Chameleon, Janus), which `text_weight` and `code_weight` then weigh alike.
         alignment_weight: lambda of the alignment loss, where the model has an `alignment_layer` (JanusFlow: 1).
         z_loss: weight of log^2 Z on text and code logits (Chameleon: 1e-5).
         timestep_sampling: `uniform`, or `logit_normal` with `logit_mean` and `logit_std` (SD3, arXiv 2403.03206).
@@ -41,6 +43,7 @@ class ObjectiveConfig:
 
     text_weight: float = 1.0
     code_weight: float = 1.0
+    token_mean: str = "separate"
     diffusion_weight: float = 1.0
     alignment_weight: float = 1.0
     z_loss: float = 0.0
@@ -57,6 +60,13 @@ class ObjectiveConfig:
         for name in ("text_weight", "code_weight", "diffusion_weight", "alignment_weight", "z_loss"):
             if getattr(self, name) < 0:
                 raise ValueError(f"objective.{name} is {getattr(self, name)}; a weight cannot be negative")
+        if self.token_mean not in ("separate", "joint"):
+            raise ValueError(f"objective.token_mean is {self.token_mean!r}; use 'separate' or 'joint'")
+        if self.token_mean == "joint" and self.text_weight != self.code_weight:
+            raise ValueError(
+                f"objective.token_mean is 'joint', one mean over text and codes, but text_weight {self.text_weight} "
+                f"and code_weight {self.code_weight} differ; make them equal, or say 'separate'"
+            )
         if self.timestep_sampling not in ("uniform", "logit_normal"):
             raise ValueError(
                 f"objective.timestep_sampling is {self.timestep_sampling!r}; use 'uniform' or 'logit_normal'"
@@ -73,10 +83,17 @@ class ObjectiveConfig:
             )
 
     @property
+    def has_joint_mean(self) -> bool:
+        return self.token_mean == "joint"
+
+    @property
     def weights(self) -> dict[str, float]:
+        """Of each kind's mean. Under a joint mean, text and codes count as `token`, and are but logged themselves."""
+        joint = self.has_joint_mean
         return {
-            "text": self.text_weight,
-            "code": self.code_weight,
+            "text": 0.0 if joint else self.text_weight,
+            "code": 0.0 if joint else self.code_weight,
+            "token": self.text_weight if joint else 0.0,
             "diffusion": self.diffusion_weight,
             "alignment": self.alignment_weight,
             "z": self.z_loss,

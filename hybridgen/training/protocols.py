@@ -47,7 +47,8 @@ class Stage(Protocol):
 
     A stage that knows where its losses come from also has a `breakdown` (and, once it has validated, a
     `validation_breakdown`), which its `losses` fill, and `gradient_groups`: name -> the kinds of losses whose gradients
-    `monitor.diagnostics` compares.
+    `monitor.diagnostics` compares. Where kinds are summed into another one that alone is minimised (text and codes into
+    `token`), `part_of` says so: part -> whole.
 
     Attributes:
         model: whose trainable parameters are optimised.

@@ -348,8 +348,9 @@ class Trainer:
         self.step, self.elapsed = saved.run["step"], saved.run["elapsed"]
         self._missed = set(saved.run.get("missed", ()))
         self.diagnostics.load_state_dict(saved.rank.get("diagnostics"))
-        if "tally" in saved.run:
-            self.meter.tally = torch.tensor(saved.run["tally"], dtype=torch.float64)
+        tally = torch.tensor(saved.run.get("tally", []), dtype=torch.float64)
+        if tally.shape == self.meter.tally.shape:  # else the objective has other kinds of losses now
+            self.meter.tally = tally
         return saved.run
 
     def _save_result(self) -> None:

@@ -61,7 +61,7 @@ LOSSES = {
     "transfusion": {"text", "diffusion"},
     "janus": {"text", "code"},
     "janusflow": {"text", "diffusion", "alignment"},
-    "chameleon": {"text", "code", "z"},
+    "chameleon": {"text", "code", "token", "z"},
     "lmfusion": {"text", "diffusion"},
     "llava": {"text"},
     "bagel": {"text", "diffusion"},

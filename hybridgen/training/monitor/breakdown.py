@@ -29,10 +29,11 @@ class Breakdown:
         names: of the mixture's sources, in the order of the numbers in `source_ids`.
         weights: of the mean losses in the total.
         timesteps: of the diffusion process (`num_train_timesteps`).
+        joint: text and codes have one mean, of the kind `token`.
     """
 
-    def __init__(self, names: list[str], weights: dict[str, float], timesteps: int = 1000):
-        self.names, self.weights, self.timesteps = names, weights, timesteps
+    def __init__(self, names: list[str], weights: dict[str, float], timesteps: int = 1000, joint: bool = False):
+        self.names, self.weights, self.timesteps, self.joint = names, weights, timesteps, joint
         self._shapes = {"losses": (2, len(KINDS), len(names)), "bytes": (len(names),), "bins": (2, BINS)}
         self._sizes = [math.prod(shape) for shape in self._shapes.values()]
         self.sums = torch.zeros(sum(self._sizes), dtype=torch.float64)  # moved to the batches' device
@@ -122,7 +123,10 @@ class Breakdown:
             means = {kind: loss / n for kind, loss, n in zip(KINDS, sums, counts, strict=True) if n}
             if not means:
                 continue
-            numbers[f"source/{name}/loss"] = sum(self.weights.get(kind, 1.0) * mean for kind, mean in means.items())
+            counted = means
+            if self.joint and (tokens := counts[0] + counts[1]):
+                counted = means | {"token": (sums[0] + sums[1]) / tokens}
+            numbers[f"source/{name}/loss"] = sum(self.weights.get(kind, 1.0) * mean for kind, mean in counted.items())
             of_source = means | in_bits(text[number], parts["bytes"][number], code[number], codes[number])
             numbers |= {f"source/{name}/{key}": value for key, value in of_source.items()}
         # a source without text bytes has labels of text only where a picture begins

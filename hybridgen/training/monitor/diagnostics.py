@@ -105,8 +105,10 @@ class Diagnostics:
     ) -> dict[str, float]:
         """The gradients of the step's text losses alone and of its image losses alone, compared.
 
-        The other losses stay in the graph with weight 0, so that no rank waits for a parameter that is not reached.
+        The other losses stay in the graph with weight 0, so that no rank waits for a parameter that is not reached. A
+        kind that is part of another one (`Stage.part_of`) is weighed and divided as that one is.
         """
+        whole = {kind: getattr(self.stage, "part_of", {}).get(kind, kind) for kind in self.stage.kinds}
         groups = {
             name: [kind for kind in kinds if counts.get(kind, 0) > 0]
             for name, kinds in self.stage.gradient_groups.items()
@@ -116,12 +118,12 @@ class Diagnostics:
         # accelerate divides by accumulation, DDP by ranks; our losses are already divided by global counts, so
         # undo both
         divided_by_libraries = self.config.accumulation * self.accelerator.num_processes
-        gradients = []
+        gradients, divisors = [], {kind: counts[whole[kind]] for kind in self.stage.kinds}
         for kinds in groups.values():
-            weights = {kind: self.stage.weights.get(kind, 1.0) * (kind in kinds) for kind in self.stage.kinds}
+            weights = {kind: self.stage.weights.get(whole[kind], 1.0) * (kind in kinds) for kind in self.stage.kinds}
             for batch in batches:
                 losses = self.stage.losses(wrapped, send_to_device(batch, self.accelerator.device))
-                self.accelerator.backward(total(losses, counts, weights) * divided_by_libraries)
+                self.accelerator.backward(total(losses, divisors, weights) * divided_by_libraries)
             gradients.append(probes.gradients(wrapped))
             probes.drop_grads(wrapped)
         return probes.compare(*gradients, names=tuple(groups))

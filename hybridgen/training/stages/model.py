@@ -76,6 +76,8 @@ class ModelStage:
         self.first_code = None if vq is None else vq.first_token_id
         present = {"text": True, "code": vq is not None, "diffusion": diffusion is not None}
         present |= {"alignment": self.has_alignment, "z": config.objective.z_loss > 0}
+        present["token"] = config.objective.has_joint_mean
+        self.part_of = {kind: "token" for kind in ("text", "code") if present["token"] and present[kind]}
         self.kinds = tuple(kind for kind, is_present in present.items() if is_present)
         levels = config.validation.levels
         self._levels = (torch.arange(levels) + 0.5) / levels  # the middle of each of `levels` equal bins
@@ -85,7 +87,7 @@ class ModelStage:
     def _breakdown(self, loader: RowLoader) -> Breakdown:
         diffusion = self.model.config.diffusion_config
         timesteps = {} if diffusion is None else {"timesteps": diffusion.num_train_timesteps}
-        return Breakdown(list(loader.shares()), self.weights, **timesteps)
+        return Breakdown(list(loader.shares()), self.weights, joint=self.config.objective.has_joint_mean, **timesteps)
 
     # ------------------------------------------------------------------------------------------------------- losses
 
@@ -121,6 +123,8 @@ class ModelStage:
             losses["alignment"] = alignment_loss(outputs.alignment, targets)
         if "z" in self.kinds:
             losses["z"] = tuple(map(sum, zip(*(z_loss(scores) for scores, _ in logits.values()), strict=True)))
+        if "token" in self.kinds:
+            losses["token"] = tuple(map(sum, zip(*(losses[kind] for kind in self.part_of), strict=True)))
 
         predicted_at = {"text": text_at, "code": code_at}
         breakdown = self.breakdown if model.training else self.validation_breakdown
@@ -186,7 +190,8 @@ class ModelStage:
         """The counts of `losses`, from the labels alone."""
         text, code = (int((batch[name][:, 1:] != IGNORE).sum()) for name in ("labels", "code_labels"))
         noised = int(batch["diffusion_noised"].sum()) if "diffusion_noised" in batch else 0
-        return {"text": text, "code": code, "diffusion": noised, "alignment": noised, "z": text + code}
+        both = {"token": text + code, "z": text + code}
+        return {"text": text, "code": code, "diffusion": noised, "alignment": noised, **both}
 
     # -------------------------------------------------------------------------------- validation, samples, the result
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hybridgen.core.objectives import DiffusionTargets
+from hybridgen.core.objectives import DiffusionTargets, ObjectiveConfig
 from hybridgen.training.monitor.breakdown import BINS, KINDS, Breakdown
 from tests.data.in_memory import numbered, source_of
 from tests.training.stages.test_model import all_tasks, stage_of
@@ -31,6 +31,18 @@ def test_sums_of_entries_are_the_losses():
     loss, count = parts["bins"].sum(-1).tolist()
     assert loss == pytest.approx(sums["diffusion"][0], rel=1e-6)
     assert count == sums["diffusion"][1]
+
+
+def test_the_loss_of_an_entry_under_a_joint_mean():
+    """600 nats in 300 tokens and 600 in 100 codes are 3 nats each; weights as `ObjectiveConfig` gives them."""
+    sums = dict.fromkeys(("joint", "separate"))
+    for way in sums:
+        breakdown = Breakdown(["all"], ObjectiveConfig(token_mean=way).weights, joint=way == "joint")
+        losses = breakdown._parts(breakdown.sums)["losses"]
+        losses[:, KINDS.index("text"), 0] = torch.tensor([600.0, 300.0])
+        losses[:, KINDS.index("code"), 0] = torch.tensor([600.0, 100.0])
+        sums[way] = breakdown.describe(breakdown.sums)["source/all/loss"]
+    assert sums == {"joint": 3.0, "separate": 8.0}
 
 
 @torch.no_grad()

@@ -116,11 +116,15 @@ def test_what_a_run_tells(run):
         assert image.width > 500
 
 
-def test_gradients_are_autograds(tmp_path):
+@pytest.mark.parametrize("token_mean", ["separate", "joint"])
+def test_gradients_are_autograds(tmp_path, token_mean):
     """Two batches, each side's gradient by hand, and the training gradient, which stays as it was. Worst relative
     difference of a norm seen: 3e-7."""
     content = {"output_dir": str(tmp_path), "accumulation": 2, "precision": "fp32", "threads": 1}
-    content |= {"diagnostics": {"every": 1, "peak_tflops": 1.0}, "objective": {"diffusion_weight": 5.0}}
+    content |= {
+        "diagnostics": {"every": 1, "peak_tflops": 1.0},
+        "objective": {"diffusion_weight": 5.0, "token_mean": token_mean},
+    }
     stage = stage_of(all_tasks(), **content)
     accelerator = make_accelerator(stage.config)
     diagnostics = Diagnostics(stage.config, stage, accelerator)
@@ -129,8 +133,10 @@ def test_gradients_are_autograds(tmp_path):
     parameters = list(stage.model.parameters())
 
     def gradient(kinds) -> torch.Tensor:
-        weights = {kind: weight * (kind in kinds) for kind, weight in stage.weights.items()}
-        losses = [total(stage.losses(stage.model, send_to_device(batch, "cpu")), counts, weights) for batch in window]
+        weights = {"text": 1.0, "code": 1.0, "diffusion": 5.0, "token": 0.0}
+        weights = {kind: weight * (kind in kinds) for kind, weight in weights.items()}
+        divisors = counts | (dict.fromkeys(("text", "code"), counts["token"]) if token_mean == "joint" else {})
+        losses = [total(stage.losses(stage.model, send_to_device(batch, "cpu")), divisors, weights) for batch in window]
         return parameters_to_vector(torch.autograd.grad(sum(losses), parameters))
 
     whole, text, image = gradient(stage.kinds), gradient(["text"]), gradient(["code", "diffusion"])
