@@ -301,11 +301,13 @@ class HybridGenProcessor(ProcessorMixin):
         """Pieces -> segments and pixels -> a laid-out document.
 
         1. A text becomes a segment of token ids; `pads` takes the place of all texts but the assistant's.
-        2. An image becomes a segment and its pixels for each path by which it passes (`_passes`).
+        2. An image becomes a segment and its pixels for each path by which it passes (`_passes`); the tokens of all of
+           them are the span that is never cut.
         3. An image with a clean copy has its pixels twice: once written and once read.
         """
         segments: list[TextSegment | ImageSegment] = []
         images: list[DocumentImage] = []
+        tokens = 0
         for piece in pieces:
             has_loss = piece.learnt and (loss_on == "all" or (loss_on == "assistant" and piece.assistant))
             if piece.text is not None:
@@ -313,19 +315,26 @@ class HybridGenProcessor(ProcessorMixin):
                 if pads and not piece.assistant:
                     ids = self._replace_by_pads(ids, first=not segments)
                 segments.append(TextSegment(ids, loss=has_loss))
+                tokens += len(ids)
                 continue
             picture = read_picture(piece.picture)  # once, for all paths
-            is_written = has_loss and write is not None
-            for path in _passes(read, write if is_written else None, clean_copy):
-                writes, size = is_written and path == write, (height, width)
+            path_written = write if has_loss else None
+            passes: list[tuple[ImageSegment, tuple[int | None, int | None]]] = []
+            for path in _passes(read, path_written, clean_copy):
+                size = (height, width)
                 if image_tokens is not None and path in self._pixels_per_token:
                     size = fit_size(picture, image_tokens, self._pixels_per_token[path])
-                length = self.count_tokens(path, *size)
-                bidirectional, with_copy = path in self.bidirectional_paths, clean_copy and writes
-                segments.append(ImageSegment(path, length, bidirectional, write=writes, clean_copy=with_copy))
-                images.append(DocumentImage(path, self._pixels(picture, path, *size), writes, piece.image_first))
-                if with_copy:
+                writes, bidirectional = path == path_written, path in self.bidirectional_paths
+                length, with_copy = self.count_tokens(path, *size), clean_copy and writes
+                passes.append((ImageSegment(path, length, bidirectional, writes, with_copy), size))
+            span = tokens, tokens + sum(segment.size for segment, _ in passes)
+            for segment, size in passes:
+                pixels = self._pixels(picture, segment.path, *size)
+                images.append(DocumentImage(segment.path, pixels, span, segment.write, piece.image_first))
+                if segment.clean_copy:
                     images.append(replace(images[-1], write=False))
+            segments += [segment for segment, _ in passes]
+            tokens = span[1]
         return Document(lay_out(segments, self.special_tokens), images)
 
     def _replace_by_pads(self, ids: list[int], first: bool) -> list[int]:

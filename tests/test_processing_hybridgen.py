@@ -682,3 +682,27 @@ def test_what_a_template_would_leave_out_is_refused(conversation, sentence):
 def test_text_of_a_call_is_utf8():
     with pytest.raises(ValueError, match="the text is not UTF-8 text: character 4"):
         tiny_processor()(text="caf\udce9")
+
+
+@pytest.mark.parametrize("clean_copy", [False, True])
+@pytest.mark.parametrize("read", ["understanding", ["diffusion", "understanding", "vq"]])
+def test_a_long_conversation_is_cut_between_its_pictures(read, clean_copy):
+    processor = tiny_processor()
+    turns = [user("a red circle"), assistant(image()), user(image(), "what colour is it?"), assistant("red", image())]
+    whole = processor.document(turns * 3, read=read, write="diffusion", clean_copy=clean_copy)
+    longest = max(image.span[1] - image.span[0] for image in whole.images)
+    pieces = list(whole.pieces(longest + 3))
+    assert len(pieces) > 3
+    assert [i for piece in pieces for i in piece.layout.input_ids] == whole.layout.input_ids
+    assert [image.pixels.data_ptr() for piece in pieces for image in piece.images] == [
+        image.pixels.data_ptr() for image in whole.images
+    ]
+    begin, end = processor.special_tokens.begin_image, processor.special_tokens.end_image
+    for piece in pieces:
+        ids = piece.layout.input_ids
+        assert ids.count(begin) == ids.count(end) == len({(i.span, i.path) for i in piece.images})
+        for each in piece.images:
+            assert ids[each.span[0]] == begin
+            assert ids[each.span[1] - 1] == end
+    with pytest.raises(ValueError, match=f"picture of {longest} tokens.* a row of {longest - 1}"):
+        list(whole.pieces(longest - 1))

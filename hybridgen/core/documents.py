@@ -2,17 +2,18 @@
 
 The processor makes them; packing, sampling and evaluation take them. Training rows are made in `data.loading`; this
 file knows neither templates nor files. `images` follows the placeholders, not the messages, so an image with a clean
-copy is there twice, once written and once read.
+copy is there twice, once written and once read. A document longer than a row is cut into pieces, which are documents.
 
 Shapes: B documents, N tokens of the longest, I images, 3 x H x W pixels in [-1, 1].
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from hybridgen.core.layout import PADDING_DOCUMENT, SequenceLayout
+from hybridgen.core.layout import IGNORE, PADDING_DOCUMENT, SequenceLayout, cuts, piece_of
 
 
 @dataclass
@@ -22,6 +23,8 @@ class DocumentImage:
     Args:
         path: its path, and so its placeholder.
         pixels: (3, H, W) as that path wants them.
+        span: (begin, end) of all tokens of its picture in the document, its frame, its clean copy and the other paths
+            by which it stands there counted: what is never cut. All images made of one picture have the same.
         write: the model learns to draw it; otherwise it is read.
         image_first: true if no text of the conversation precedes it (role tokens are no text), dropped text included:
             unconditional pictures need all noise levels, which an objective may cap for images that come first.
@@ -30,6 +33,7 @@ class DocumentImage:
 
     path: str
     pixels: Tensor
+    span: tuple[int, int]
     write: bool = False
     image_first: bool = False
     max_timestep: float | None = None
@@ -37,10 +41,15 @@ class DocumentImage:
 
 @dataclass
 class Document:
-    """One conversation as tokens, and its images."""
+    """One conversation or one text as tokens, and its images.
+
+    Args:
+        plain: it is made without a chat template.
+    """
 
     layout: SequenceLayout
     images: list[DocumentImage] = field(default_factory=list)
+    plain: bool = False
 
     def __len__(self) -> int:
         return len(self.layout)
@@ -48,6 +57,34 @@ class Document:
     def pixels(self, path: str) -> list[Tensor]:
         """The images of one path, in reading order."""
         return [image.pixels for image in self.images if image.path == path]
+
+    @property
+    def learns(self) -> bool:
+        """Whether anything of it has a loss: a token, or an image that is drawn."""
+        return any(label != IGNORE for label in self.layout.labels) or any(image.write for image in self.images)
+
+    def pieces(self, length: int) -> Iterator["Document"]:
+        """The document cut into pieces of at most `length` tokens (`layout.cuts`); one that is not longer is its only
+        piece. A cut costs the label of the token after it, and what stands behind it no longer sees what stands before.
+
+        Raises:
+            ValueError: a picture does not fit a row; the pieces before it come first.
+        """
+        if len(self) <= length:
+            yield self
+            return
+        for begin, end in cuts(len(self), length, sorted({image.span for image in self.images})):
+            inside = [image for image in self.images if begin <= image.span[0] < end]
+            yield Document(
+                piece_of(self.layout, begin, end), [self._moved(image, begin) for image in inside], self.plain
+            )
+
+    def _moved(self, image: DocumentImage, begin: int) -> DocumentImage:
+        """An image in the piece from token `begin` on; one before which only images stand there comes first."""
+        first, last = image.span
+        before = sum(span[1] - span[0] for span in {each.span for each in self.images} if begin <= span[0] < first)
+        opens = begin > 0 and before == first - begin
+        return replace(image, span=(first - begin, last - begin), image_first=image.image_first or opens)
 
 
 def left_pad(documents: list[Document], pad_id: int, multiple: int = 1) -> dict[str, Tensor | list[Tensor] | None]:

@@ -27,7 +27,7 @@ So an image sees all of itself, and is seen as long as its last token is.
 Shapes: B rows, N tokens of a row, K keys (N plus the cached ones), Q queries (the last of the K keys).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import Literal, NamedTuple
 
@@ -266,6 +266,11 @@ class TextSegment:
     ids: list[int]
     loss: bool = True
 
+    @property
+    def size(self) -> int:
+        """Tokens that it takes in a row."""
+        return len(self.ids)
+
 
 @dataclass(frozen=True)
 class ImageSegment:
@@ -284,6 +289,11 @@ class ImageSegment:
     bidirectional: bool
     write: bool = False
     clean_copy: bool = False
+
+    @property
+    def size(self) -> int:
+        """Tokens that it takes in a row: its own, those of its clean copy, and the two that frame them."""
+        return self.length * (2 if self.clean_copy else 1) + 2
 
 
 @dataclass(frozen=True)
@@ -371,6 +381,46 @@ def lay_out(segments: list[TextSegment | ImageSegment], tokens: SpecialTokens) -
     if layout.labels:
         layout.labels[0] = IGNORE
     return layout
+
+
+def cuts(size: int, length: int, whole: Iterable[tuple[int, int]] = ()) -> Iterator[tuple[int, int]]:
+    """Where a document longer than a row is cut: (begin, end) of pieces of at most `length` tokens, in order, that
+    together are all of it. Each is as long as can be.
+
+    Args:
+        size: tokens of the document.
+        whole: (begin, end) of stretches that are never cut, in order and apart: pictures, each with its frame, its
+            clean copy and the other paths by which it is read.
+
+    Raises:
+        ValueError: a stretch is longer than a row; raised when it is met, so that what stands before it can be had.
+    """
+    begin, stretches = 0, iter(whole)
+    stretch = next(stretches, None)
+    while begin < size:
+        end = min(begin + length, size)
+        while stretch is not None and stretch[1] <= end:
+            stretch = next(stretches, None)
+        if stretch is not None and stretch[0] < end:
+            if stretch[0] == begin:
+                raise ValueError(
+                    f"a picture of {stretch[1] - stretch[0]} tokens, all its paths and copies counted, does not fit a "
+                    f"row of {length}, and no picture is cut; raise sequence_length, or make the picture smaller"
+                )
+            end = stretch[0]
+        yield begin, end
+        begin = end
+
+
+def piece_of(document: SequenceLayout, begin: int, end: int) -> SequenceLayout:
+    """Tokens `begin` to `end` as a document of their own: positions and blocks count from 0, and the first token has no
+    label, as nothing precedes it."""
+    piece = SequenceLayout(**{each.name: getattr(document, each.name)[begin:end] for each in fields(SequenceLayout)})
+    if len(piece):
+        piece.block_ids = [block - piece.block_ids[0] for block in piece.block_ids]
+        piece.position_ids = [position - piece.position_ids[0] for position in piece.position_ids]
+        piece.labels[0] = IGNORE
+    return piece
 
 
 def pack(documents: list[SequenceLayout], length: int, pad_token_id: int) -> SequenceLayout:

@@ -7,8 +7,10 @@ it waits, and is the first to be placed in the next rows.
                     | 4 4 2 | 7 3   |      next: 2, 3 fill the holes
 """
 
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator, Sized
 from typing import TypeVar
+
+from hybridgen.core.documents import Document
 
 D = TypeVar("D", bound=Sized)
 
@@ -19,13 +21,43 @@ def check_length(document: Sized, length: int, where: str, max_positions: int | 
     if max_positions is not None and size > max_positions:
         raise ValueError(
             f"{where}: the document has {size} tokens, but the model only {max_positions} positions "
-            f"(text_config.max_position_embeddings); raise it to at least {size}, or make the document shorter"
+            f"(text_config.max_position_embeddings); raise it to at least {size}, make the document shorter, "
+            "or say long: split, or truncate, of its source"
         )
     if size > length:
         raise ValueError(
             f"{where}: the document has {size} tokens, but a row only {length}; raise sequence_length to at least "
-            f"{size}, or make the document shorter"
+            f"{size}, make the document shorter, or say long: split, or truncate, of its source"
         )
+
+
+def fit_rows(
+    document: Document, length: int, long: str, where: str, max_positions: int | None = None
+) -> Iterator[Document]:
+    """A document as what goes into rows: itself, or, where it is longer than one, its pieces.
+
+    Args:
+        long: `split` = all pieces, `truncate` = the first, `refuse` = none (`SourceConfig.long`).
+
+    Raises:
+        ValueError: it is too long and `long` is `refuse`, or a picture in it is longer than a row (the pieces before it
+            come first), or nothing would be learnt from what `truncate` leaves.
+    """
+    longest = length if max_positions is None else min(length, max_positions)
+    if len(document) <= longest:
+        yield document
+    elif long == "split":
+        yield from document.pieces(longest)
+    elif long == "truncate":
+        first = next(document.pieces(longest))
+        if not first.learns:
+            raise ValueError(
+                f"{where}: the first {longest} of its {len(document)} tokens have no loss, so nothing would be learnt; "
+                "raise sequence_length, or say long: split"
+            )
+        yield first
+    else:
+        check_length(document, length, where, max_positions)
 
 
 def pack_rows(

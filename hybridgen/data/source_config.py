@@ -17,6 +17,7 @@ from hybridgen.data.synthetic import DATASETS
 from hybridgen.processing_hybridgen import LOSS_ON
 
 LARGEST_BUFFER = 1_000_000
+LONG = ("split", "truncate", "refuse")
 ORDERS = {"caption_first": 1.0, "image_first": 0.0}
 RENAMED_FORMATS = {"world": "synthetic"}  # old value of `format` -> what it is called now
 FORMATS = ("synthetic", "jsonl", "json", "csv", "folder", "webdataset", "parquet", "dataset")
@@ -71,6 +72,9 @@ class SourceConfig:
         image_tokens: images are drawn (or read by a path that draws) at their own aspect ratio, in the size that is
             nearest to it and has at most so many tokens; instead of height and width.
         max_timestep: cap on the noise of pictures that are drawn, of 1000; None = no other than the objective's.
+        long: what becomes of a document of more tokens than a row: `split` cuts it into pieces that follow one another,
+            `truncate` keeps the first of them, `refuse` makes it a broken record; None = `split` for what has no chat
+            template, `refuse` for conversations.
         order: `caption_first`, `image_first`, or the share of documents that are caption first (Transfusion: 0.8).
             Concerns records of a caption by the user and a picture by the assistant; `image_first` exchanges the two.
             With loss_on `all` the picture is still written (Transfusion), with `assistant` it is then only read.
@@ -109,6 +113,7 @@ class SourceConfig:
     width: int | None = None
     image_tokens: int | None = None
     max_timestep: float | None = None
+    long: str | None = None
     questions_per_picture: int | None = None
     yes_no_questions: int | None = None
     categories: list[str] | None = None
@@ -136,9 +141,11 @@ class SourceConfig:
             *(("read", path, PATHS) for path in self.reads),
             ("write", self.write, (None, *PATHS)),
             ("loss_on", self.loss_on, LOSS_ON),
+            ("long", self.long, (None, *LONG)),
         ):
             if value not in allowed:
-                raise ValueError(f"{self.name}: {key} is {value!r}; it must be one of {', '.join(map(str, allowed))}")
+                known = ", ".join(str(each) for each in allowed if each is not None or key == "write")
+                raise ValueError(f"{self.name}: {key} is {value!r}; it must be one of {known}")
         if not self.reads or len(set(self.reads)) < len(self.reads):
             raise ValueError(f"{self.name}: read is {self.read!r}; name each path by which images are read once")
         if self.open_captions is not None and not 0 <= self.open_captions <= 1:
@@ -231,6 +238,10 @@ class SourceConfig:
         if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.source) and not path.suffix:
             return "dataset"  # owner/name
         return "jsonl" if path.suffix or "/" in self.source else "synthetic"
+
+    def long_for(self, plain: bool) -> str:
+        """What becomes of a document longer than a row; `plain`: it has no chat template."""
+        return self.long or ("split" if plain else "refuse")
 
     @property
     def reads(self) -> list[str]:

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from hybridgen.data.packing import pack_rows
+from hybridgen.core.documents import Document
+from hybridgen.core.layout import SpecialTokens, TextSegment, lay_out
+from hybridgen.data.packing import fit_rows, pack_rows
 
 
 @dataclass(frozen=True)
@@ -67,3 +69,30 @@ def test_a_document_longer_than_a_row_is_refused_by_name():
     )
     with pytest.raises(ValueError, match=sentence):
         pack_rows(stream([3, 11]), 2, 10, [])
+
+
+def document(tokens: int, loss_from: int = 0) -> Document:
+    segments = [TextSegment([7] * loss_from, loss=False), TextSegment([8] * (tokens - loss_from))]
+    return Document(lay_out(segments, SpecialTokens(begin_image=1, end_image=2, pad=0)))
+
+
+@pytest.mark.parametrize(("long", "expected"), [("split", [10, 10, 3]), ("truncate", [10])])
+def test_a_document_longer_than_a_row_is_cut_as_its_source_says(long, expected):
+    assert [len(piece) for piece in fit_rows(document(23), 10, long, "record 7")] == expected
+    assert [len(piece) for piece in fit_rows(document(23), 40, long, "record 7", max_positions=10)] == expected
+    assert [len(piece) for piece in fit_rows(document(10), 10, long, "record 7")] == [10]
+
+
+def test_a_document_longer_than_a_row_is_refused_with_the_ways_out():
+    with pytest.raises(
+        ValueError, match=r"record 7: .* 23 tokens, but a row only 10; raise .* to at least 23, .*long: split"
+    ):
+        list(fit_rows(document(23), 10, "refuse", "record 7"))
+    with pytest.raises(ValueError, match=r"record 7: .* 23 tokens, but the model only 12 positions.*long: split"):
+        list(fit_rows(document(23), 40, "refuse", "record 7", max_positions=12))
+
+
+def test_what_truncation_leaves_must_be_learnt():
+    with pytest.raises(ValueError, match="record 7: the first 10 of its 23 tokens have no loss.*long: split"):
+        list(fit_rows(document(23, loss_from=12), 10, "truncate", "record 7"))
+    assert [len(piece) for piece in fit_rows(document(23, loss_from=12), 10, "split", "record 7")] == [10, 10, 3]
