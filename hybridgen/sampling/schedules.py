@@ -12,6 +12,7 @@ import copy
 import inspect
 from dataclasses import dataclass
 
+import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler
 from torch import Generator, Tensor
@@ -85,6 +86,27 @@ def check_scheduler(scheduler, diffusion_config) -> None:
     alpha, _ = process.coefficients(torch.arange(process.num_train_timesteps))
     if (scheduler.alphas_cumprod.sqrt() - alpha).abs().max() > 1e-3:
         raise ValueError(f"{name} has other betas than training had: {trained}; {way_out}")
+
+
+def scheduler_named(name: str, diffusion_config):
+    """The scheduler of diffusers whose class has this name, for a model's noise process.
+
+    Raises:
+        ValueError: diffusers has none of this name, or it cannot sample that process.
+    """
+    kind = getattr(diffusers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
+        raise ValueError(
+            f"diffusers has no scheduler {name!r}; name a class such as DDPMScheduler, DDIMScheduler or "
+            "FlowMatchEulerDiscreteScheduler"
+        )
+    process = NoiseProcess.of(diffusion_config)
+    usual = process.default_scheduler(diffusion_config.prediction_type)
+    known = inspect.signature(kind.__init__).parameters
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"} if process.schedule == "flow" else {}
+    scheduler = kind.from_config(usual.config, **{key: value for key, value in flow.items() if key in known})
+    prepare(scheduler, min(10, process.num_train_timesteps), diffusion_config)
+    return scheduler
 
 
 def _is_flow(scheduler) -> bool:

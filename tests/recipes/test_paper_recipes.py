@@ -184,6 +184,51 @@ def test_each_config_trains_draws_and_answers(recipes, name):
         assert isinstance(pipeline.answer(picture(SIDE, SIDE), "what is it?", path=path, max_new_tokens=3)[0], str)
 
 
+DRAWN = {  # recipe: how the paper draws (and where it says so), and by which scheduler of diffusers
+    "transfusion": (  # arXiv 2408.11039, 4.1: 250 steps, guidance 5 in the controlled comparison
+        {"diffusion": {"num_inference_steps": 250, "guidance_scale": 5.0}}, "DDPMScheduler",
+    ),
+    "lmfusion": (  # arXiv 2412.15188, table 2: FID 8.75 with 1.55; steps as Transfusion's
+        {"diffusion": {"num_inference_steps": 250, "guidance_scale": 1.55}}, "DDPMScheduler",
+    ),
+    "janusflow": (  # deepseek-ai/Janus, demo/app_janusflow.py: `generate`'s 30 Euler steps, cfg_weight 2
+        {"diffusion": {"num_inference_steps": 30, "guidance_scale": 2.0}}, "FlowMatchEulerDiscreteScheduler",
+    ),
+    "bagel": (  # ByteDance-Seed/Bagel, inference.ipynb: 50 steps, timestep_shift 3, cfg_text_scale 4
+        {"diffusion": {"num_inference_steps": 50, "guidance_scale": 4.0, "shift": 3.0}},
+        "FlowMatchEulerDiscreteScheduler",
+    ),
+    # arXiv 2410.13848, 3.4, and deepseek-ai/Janus, generation_inference.py: guidance 5, temperature 1
+    "janus": ({"vq": {"guidance_scale": 5.0, "temperature": 1.0}}, None),
+    # facebookresearch/chameleon, chameleon/inference/chameleon.py: Options.Image; the paper gives none
+    "chameleon": ({"vq": {"guidance_scale": 3.0, "temperature": 0.7, "top_p": 0.9}}, None),
+    "llava": (None, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_checkpoint_draws_as_its_paper_does(recipes, name):
+    """Without a setting in the call; also a stage that goes on from another checkpoint."""
+    defaults, scheduler = DRAWN[name.split("_")[0]]
+    index = json.loads((recipes.run(name) / "checkpoint" / "model_index.json").read_text())
+    assert index.get("sampling_defaults") == defaults
+    assert index["scheduler"][1] == scheduler
+    pipeline = load_pipeline(recipes.run(name) / "checkpoint")
+    for path, settings in (defaults or {}).items():
+        assert pipeline.sampling_settings(path).items() >= settings.items()
+
+
+def test_what_a_later_stage_says_of_drawing_holds(recipes):
+    """Over what it goes on from; what it does not say stays."""
+    words = [*recipes.words("janusflow_stage2"), "sampling.steps=null", "sampling.guidance=3.5", "resume=never"]
+    words += ["sampling.diffusion.shift=2", "sampling.scheduler=UniPCMultistepScheduler"]
+    pipeline = build_parts(load_config(CONFIGS / "janusflow_stage2.yaml", words)).pipeline
+    assert pipeline.sampling_defaults == {"diffusion": {"num_inference_steps": 30, "guidance_scale": 3.5, "shift": 2}}
+    assert type(pipeline.scheduler).__name__ == "UniPCMultistepScheduler"
+    assert pipeline.scheduler.config.use_flow_sigmas
+    assert pipeline.scheduler.config.prediction_type == "flow_prediction"
+
+
 def test_every_paper_config_is_run_here():
     known = {"demo", "demo_codec", "emoji", "emoji_codec", "smollm_stage1", "smollm_stage2"}
     papers = {"transfusion", "janus", "janusflow", "chameleon", "lmfusion", "llava", "bagel"}

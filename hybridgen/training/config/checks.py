@@ -14,17 +14,24 @@ from hybridgen.bridges.adapters import require_peft
 from hybridgen.codecs.frozen import vq_downsample_factor
 from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.core.files import read_json
-from hybridgen.core.names import AS_DRAWN
+from hybridgen.core.names import AS_DRAWN, KINDS, OF_PATH
+from hybridgen.core.noise import NoiseProcess
 from hybridgen.core.recognition import check_files, check_parents, require_folder, what_folder_it_is
 from hybridgen.data.source_config import SourceConfig
 from hybridgen.paths.patches import check_size
 from hybridgen.paths.understanding import tokens_per_image
+from hybridgen.sampling.schedules import scheduler_named, with_shift
 from hybridgen.training.config import strict
 from hybridgen.training.config.codec import AdversarialConfig, CodecTrainingConfig, PerceptualConfig
 from hybridgen.training.config.parts import NO_FOLDER, codec_factors, hybrid_config, said_of, vae_config, vq_config
-from hybridgen.training.config.schema import DataConfig, TrainConfig
+from hybridgen.training.config.schema import DataConfig, SamplingConfig, TrainConfig
+from hybridgen.training.config.strict import unknown_key
 
 WRITING = ("diffusion", "vq")
+SHORT_NAMES = {  # settings of `SamplingConfig` that have a name of their own there
+    "diffusion": {"num_inference_steps": "steps", "guidance_scale": "guidance"},
+    "vq": {"guidance_scale": "guidance_vq", "temperature": "temperature_vq"},
+}
 ATTENTION = ("sdpa", "eager", "flex_attention")  # beside "auto"
 FLASH = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
 
@@ -134,8 +141,8 @@ RULES = (  # (keys, what holds of their values, the same in words)
     (("optimizer.lr", "optimizer.eps", "data.temperature"), lambda value: 0 < value < inf, "above 0, and finite"),
     (
         ("sampling.guidance", "sampling.guidance_vq", "sampling.temperature_vq"),
-        lambda value: 0 <= value < inf,
-        "0 or more",
+        lambda value: value is None or 0 <= value < inf,
+        "0 or more, or null",
     ),
     (("dropout",), lambda value: 0 <= value < 1, "from 0 to below 1"),
     (
@@ -219,21 +226,58 @@ def _check_model_stage(config: TrainConfig) -> None:
     for section, sources in (("data", config.data.sources), ("validation", config.validation.sources)):
         for number, source in enumerate(sources):
             _check_source(f"{section}.sources.{number}", source, hybrid, factors, sides, config.data.sequence_length)
-    for path in config.sampling.paths:
-        if path not in hybrid.paths or path not in WRITING:
-            raise ValueError(f"sampling.paths has {path!r}; this model writes by: {', '.join(sides) or 'no path'}")
+    _check_sampling(config, hybrid, list(sides))
+
+
+def _check_sampling(config: TrainConfig, hybrid: HybridGenConfig, writing: list[str]) -> None:
+    """Raises ValueError for settings of drawing that this model cannot have.
+
+    Args:
+        writing: the paths by which it draws.
+    """
+    sampling = config.sampling
+    for path in sampling.paths:
+        if path not in writing:
+            raise ValueError(f"sampling.paths has {path!r}; this model writes by: {', '.join(writing) or 'no path'}")
     most = 1000 if hybrid.diffusion_config is None else hybrid.diffusion_config.num_train_timesteps
-    _require(config, "sampling.steps", lambda value: 1 <= value <= most, f"from 1 to {most}, the process' timesteps")
-    if config.sampling.reread not in (None, AS_DRAWN, *hybrid.paths):
+    steps_fit = lambda value: value is None or 1 <= value <= most  # noqa: E731
+    _require(config, "sampling.steps", steps_fit, f"from 1 to {most}, the process' timesteps")
+    for path in WRITING:
+        _check_sampling_of(path, sampling, hybrid, writing)
+    if sampling.scheduler is not None:
+        if hybrid.diffusion_config is None:
+            raise ValueError(f"sampling.scheduler is {sampling.scheduler!r}, but the model has no diffusion_config")
+        with said_of("sampling.scheduler"):
+            scheduler_named(sampling.scheduler, hybrid.diffusion_config)
+    if sampling.reread not in (None, AS_DRAWN, *hybrid.paths):
         raise ValueError(
-            f"sampling.reread is {config.sampling.reread!r}; choose {AS_DRAWN!r} or a path of this model: "
+            f"sampling.reread is {sampling.reread!r}; choose {AS_DRAWN!r} or a path of this model: "
             f"{', '.join(hybrid.paths)}"
         )
-    if config.sampling.every and not (config.sampling.prompts and sides):
+    if sampling.every and not (sampling.prompts and writing):
         raise ValueError(
-            f"sampling.every is {config.sampling.every}, but there is nothing to draw; give sampling.prompts and a "
+            f"sampling.every is {sampling.every}, but there is nothing to draw; give sampling.prompts and a "
             "path that writes, or set sampling.every=0"
         )
+
+
+def _check_sampling_of(path: str, sampling: SamplingConfig, hybrid: HybridGenConfig, writing: list[str]) -> None:
+    """Raises ValueError for settings of one path: of a path that is not there, unknown, or given twice."""
+    settings = getattr(sampling, path)
+    if settings and path not in writing:
+        raise ValueError(f"sampling.{path} is given, but this model writes by: {', '.join(writing) or 'no path'}")
+    for name, value in settings.items():
+        key = f"sampling.{path}.{name}"
+        if name not in OF_PATH[path]:
+            raise unknown_key(key, value, list(OF_PATH[path]))
+        KINDS[name](key, value)
+        other = SHORT_NAMES[path].get(name)
+        if other is not None and getattr(sampling, other) is not None:
+            raise ValueError(f"{key} is given and so is sampling.{other}, which is the same; keep one")
+    if (shift := settings.get("shift")) is not None and hybrid.diffusion_config is not None:
+        diffusion = hybrid.diffusion_config
+        with said_of(f"sampling.{path}"):
+            with_shift(NoiseProcess.of(diffusion).default_scheduler(diffusion.prediction_type), shift)
 
 
 def _check_starting_weights(config: TrainConfig, hybrid: HybridGenConfig) -> None:

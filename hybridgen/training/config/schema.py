@@ -126,31 +126,51 @@ class ValidationConfig:
 
 @dataclass
 class SamplingConfig:
-    """Pictures drawn from fixed prompts with fixed seeds every `every` steps (0 = never), beside their prompts.
+    """How the checkpoint draws by default; and pictures drawn so, from fixed prompts with fixed seeds, every `every`
+    steps (0 = never).
+
+    A setting that is not given is that of the checkpoint that training goes on from; from scratch, `FROM_SCRATCH`'s.
 
     Args:
         prompts: what to draw.
         paths: by which paths; empty = all that write.
         steps, guidance: of the diffusion path.
         guidance_vq, temperature_vq: of the vq path.
+        diffusion, vq: further settings of a path, named as a call of the pipeline names them: {shift: 3.0}.
+        scheduler: the class of diffusers that denoises, such as DDIMScheduler; None = the checkpoint's, from scratch
+            the noise process' own (DDPM, and Euler for flow matching).
         reread: path by which chats read their own pictures; None = as they were drawn (`chat.settings.TurnSettings`).
     """
 
     every: int = 0
     prompts: list[str] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
-    steps: int = 20
-    guidance: float = 2.0
-    guidance_vq: float = 1.0
-    temperature_vq: float = 1.0
+    steps: int | None = None
+    guidance: float | None = None
+    guidance_vq: float | None = None
+    temperature_vq: float | None = None
+    diffusion: dict = field(default_factory=dict)
+    vq: dict = field(default_factory=dict)
+    scheduler: str | None = None
     reread: str | None = None
 
-    def of_path(self, path: str) -> dict[str, float]:
-        """The settings of one path as the pipeline names them, which a checkpoint trained from scratch has as its
-        sampling defaults."""
+    def given(self, path: str) -> dict:
+        """The settings of one path that are given, as the pipeline names them."""
         if path == "vq":
-            return {"guidance_scale": self.guidance_vq, "temperature": self.temperature_vq}
-        return {"guidance_scale": self.guidance, "num_inference_steps": self.steps}
+            named = {"guidance_scale": self.guidance_vq, "temperature": self.temperature_vq}
+        else:
+            named = {"guidance_scale": self.guidance, "num_inference_steps": self.steps}
+        return {name: value for name, value in named.items() if value is not None} | getattr(self, path)
+
+    def of_path(self, path: str) -> dict:
+        """The settings of one path in a checkpoint that is trained from scratch."""
+        return FROM_SCRATCH[path] | self.given(path)
+
+
+FROM_SCRATCH = {
+    "diffusion": {"guidance_scale": 2.0, "num_inference_steps": 20},
+    "vq": {"guidance_scale": 1.0, "temperature": 1.0},
+}
 
 
 @dataclass

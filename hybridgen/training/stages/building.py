@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrai
 from hybridgen.bridges.backbones import check_attention, check_text
 from hybridgen.checkpoints.loading import require_weights
 from hybridgen.codecs.frozen import VAECodec, VQCodec, load_vq
-from hybridgen.configuration_hybridgen import check_memory
+from hybridgen.configuration_hybridgen import HybridGenConfig, check_memory
 from hybridgen.core.messages import parts
 from hybridgen.core.names import WRITING_PATHS
 from hybridgen.data.document_source import DocumentSource
@@ -27,8 +27,9 @@ from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.paths.modality_experts import copy_into_experts
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor, add_image_tokens, build_tokenizer, image_token_ids
+from hybridgen.sampling.schedules import scheduler_named
 from hybridgen.training.config.parts import codec_factors, hybrid_config, said_of
-from hybridgen.training.config.schema import ModelConfig, TrainConfig
+from hybridgen.training.config.schema import FROM_SCRATCH, ModelConfig, SamplingConfig, TrainConfig
 from hybridgen.training.state.checkpointing import saved_steps
 
 
@@ -58,8 +59,9 @@ def build_parts(config: TrainConfig) -> Parts:
         start = load_pipeline(config.model.from_pretrained)
         start.model.float()  # half precision loses the small steps of an optimizer; autocast makes training fast
         vq, vae = start.vq_model if vq is None else vq, start.vae if vae is None else vae
-        defaults = _with_reread(start.sampling_defaults or {}, config.sampling.reread)
-        pipeline = HybridGenPipeline(start.model, start.processor, start.scheduler, vae, vq, defaults)
+        defaults = _sampling_defaults(config.sampling, start.model.config, start.sampling_defaults or {})
+        scheduler = _scheduler(config.sampling, start.model.config, start.scheduler)
+        pipeline = HybridGenPipeline(start.model, start.processor, scheduler, vae, vq, defaults)
         return Parts(pipeline, sources, validation)
     tokenizer = build_or_load_tokenizer(config, sources)
     model = build_model(config.model, tokenizer, config.seed)
@@ -71,15 +73,23 @@ def build_parts(config: TrainConfig) -> Parts:
         vae_factor=1 if vae is None else VAECodec(vae).downsample_factor,
         vq_factor=None if vq is None else VQCodec(vq).downsample_factor,
     )
-    defaults = {path: config.sampling.of_path(path) for path in WRITING_PATHS if path in model.config.paths}
-    defaults = _with_reread(defaults, config.sampling.reread)
-    pipeline = HybridGenPipeline(model, processor, vae=vae, vq_model=vq, sampling_defaults=defaults)
+    defaults = _sampling_defaults(config.sampling, model.config, FROM_SCRATCH)
+    pipeline = HybridGenPipeline(model, processor, _scheduler(config.sampling, model.config), vae, vq, defaults)
     return Parts(pipeline, sources, validation)
 
 
-def _with_reread(defaults: dict[str, dict], reread: str | None) -> dict[str, dict] | None:
-    """A checkpoint's sampling defaults with what the config says of chats; None where nothing is said."""
-    return (defaults if reread is None else {**defaults, "chat": {"reread": reread}}) or None
+def _sampling_defaults(sampling: SamplingConfig, model: HybridGenConfig, before: dict[str, dict]) -> dict | None:
+    """How the checkpoint draws: as the config says, else as `before`; None where neither says anything."""
+    defaults = {name: settings for name, settings in before.items() if name in model.paths or name == "chat"}
+    for path in WRITING_PATHS:
+        if path in model.paths and (settings := {**defaults.get(path, {}), **sampling.given(path)}):
+            defaults[path] = settings
+    return (defaults if sampling.reread is None else {**defaults, "chat": {"reread": sampling.reread}}) or None
+
+
+def _scheduler(sampling: SamplingConfig, model: HybridGenConfig, before=None):
+    """The scheduler that the config names, else `before`; None = the noise process' own."""
+    return before if sampling.scheduler is None else scheduler_named(sampling.scheduler, model.diffusion_config)
 
 
 def check_fits(config: TrainConfig) -> None:

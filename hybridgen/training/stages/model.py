@@ -217,7 +217,7 @@ class ModelStage:
         pipeline.set_progress_bar_config(disable=True)
         drawn = {}
         for path in settings.paths or [path for path in self.paths if path != "understanding"]:
-            drawn[path] = pipeline(settings.prompts, path=path, seed=0, **settings.of_path(path)).images
+            drawn[path] = pipeline(settings.prompts, path=path, seed=0).images  # by the sampling defaults
         return grid(side_by_side(settings.prompts, drawn), columns=2)
 
     def save(self, model: nn.Module, folder: Path) -> None:
