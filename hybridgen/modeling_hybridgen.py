@@ -23,8 +23,12 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.core import layout
+from hybridgen.core.cross_entropy import head_losses
 from hybridgen.core.hub import part_of
+from hybridgen.core.layout import IGNORE
 from hybridgen.core.names import PATHS
+from hybridgen.core.objectives import predict_at, shift_labels
+from hybridgen.core.text_head import build_text_head, scaled_as
 from hybridgen.paths.alignment import AlignmentHead, similarities
 from hybridgen.paths.connectors import Aligner
 from hybridgen.paths.diffusion import FinalLayer, PatchEmbed, TimestepEmbedder
@@ -66,7 +70,10 @@ class HybridGenOutput(ModelOutput):
     """
     Args:
         loss: mean next-token cross-entropy, when `labels` were given.
-        logits: (B, kept, V) text logits; (kept, V) when `logits_to_keep` is a boolean mask.
+        logits: (B, kept, V) text logits; (kept, V) when `logits_to_keep` is a boolean mask. None with `text_labels`,
+            unless `logits_to_keep` asks for some.
+        text_losses, code_losses: (kept,) negative log-likelihoods of the `text_labels` and `code_labels`, in nats.
+        text_log_z, code_log_z: (kept,) log of the sum of exponentials of the logits behind each of them.
         code_logits: (kept, num_embeddings) at the positions of `codes_to_keep`.
         prediction: the diffusion head's output for every image of `latents`, in the same form as `latents`.
         alignment: (I,) cosine between the states of each image of `latents` and the vision tower's features (-1 to 1).
@@ -75,6 +82,10 @@ class HybridGenOutput(ModelOutput):
 
     loss: Tensor | None = None
     logits: Tensor | None = None
+    text_losses: Tensor | None = None
+    code_losses: Tensor | None = None
+    text_log_z: Tensor | None = None
+    code_log_z: Tensor | None = None
     code_logits: Tensor | None = None
     prediction: Latents | None = None
     alignment: Tensor | None = None
@@ -418,7 +429,7 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
     def __init__(self, config: HybridGenConfig):
         super().__init__(config)
         self.model = HybridGenModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.lm_head = build_text_head(config.text_config)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -426,6 +437,9 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.set_input_embeddings(value)
+
+    def _get_resized_lm_head(self, old_lm_head: nn.Linear, *args, **kwargs) -> nn.Linear:
+        return scaled_as(old_lm_head, super()._get_resized_lm_head(old_lm_head, *args, **kwargs))
 
     def get_image_features(self, pixel_values: Tensor, **kwargs) -> BaseModelOutputWithPooling | tuple:
         """See `HybridGenModel.get_image_features`."""
@@ -441,8 +455,11 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
+        logits_to_keep: int | Tensor | None = None,
         codes_to_keep: Tensor | None = None,
+        text_labels: Tensor | None = None,
+        code_labels: Tensor | None = None,
+        with_log_z: bool = False,
         alignment_pixels: Tensor | None = None,
         pixel_values: Tensor | None = None,
         latents: Latents | None = None,
@@ -456,12 +473,16 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
         """
         1. Embed, mask, and run the backbone: see `HybridGenModel.forward`, also for the inputs not listed here.
         2. Text logits, code logits, and a prediction and an alignment for each image of the diffusion path.
-        3. The loss of text, where there are labels. (Training sums all losses itself: `core.objectives`.)
+        3. The loss of text, where there are labels. (Training sums all losses itself, of single tokens, whose logits
+           are never held whole: `core.cross_entropy`, `core.objectives`.)
 
         Args:
             labels: (B, N) text targets, unshifted, IGNORE where there is none; fills `loss`.
-            logits_to_keep: the last n positions (0 = all), or positions (n,), or a boolean mask (B, N).
+            logits_to_keep: the last n positions (0 = all), or positions (n,), or a boolean mask (B, N); None = all, or
+                none where there are `text_labels`.
             codes_to_keep: boolean mask (B, N) of the positions whose code logits are wanted; None = none.
+            text_labels, code_labels: (B, N) targets as `labels`; fill `text_losses` and `code_losses`.
+            with_log_z: whether `text_log_z` and `code_log_z` are wanted with them.
             alignment_pixels: (I, 3, h, w) the clean pictures of `latents` as the tower takes them; fills `alignment`.
         """
         if alignment_pixels is not None:
@@ -483,7 +504,9 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
             **kwargs,
         )
         states = outputs.last_hidden_state  # B, N, H
-        logits = self.lm_head(_select(states, logits_to_keep))  # B, kept, V
+        wanted = logits_to_keep is not None or text_labels is None or labels is not None
+        logits = self.lm_head(_select(states, logits_to_keep)) if wanted else None  # B, kept, V
+        losses = self._token_losses(states, text_labels, code_labels, with_log_z)  # kept, each
         code_logits = None if codes_to_keep is None else self.code_logits(states[codes_to_keep])  # kept, codes
         prediction = None if outputs.conditioning is None else self._predict(states, outputs, latents)  # as latents
         alignment = None if alignment_pixels is None else self._align(outputs, latents, alignment_pixels)  # I
@@ -491,6 +514,7 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
         return HybridGenOutput(
             loss=loss,
             logits=logits,
+            **losses,
             code_logits=code_logits,
             prediction=prediction,
             alignment=alignment,
@@ -510,6 +534,32 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
         if (first := self.config.vq_config.first_token_id) is not None:
             return self.lm_head(hidden_states)[..., first : first + self.config.vq_config.num_embeddings]
         return self.model.generation_head(hidden_states)
+
+    def _token_losses(
+        self, states: Tensor, text_labels: Tensor | None, code_labels: Tensor | None, with_log_z: bool
+    ) -> dict[str, Tensor | None]:
+        """The losses (kept,) of the labels (B, N) that there are, and log Z. Codes that are tokens are predicted from
+        the whole vocabulary, as text is, and by one call of the head."""
+        losses: dict[str, Tensor | None] = {}
+        first = None if code_labels is None else self.config.vq_config.first_token_id
+        if first is not None:
+            words = code_labels.new_tensor(IGNORE) if text_labels is None else text_labels
+            labels = torch.where(code_labels == IGNORE, words, code_labels + first)
+            keep, targets = shift_labels(labels)
+            of_code = predict_at(code_labels)[keep]
+            both = head_losses(self.lm_head, states[keep], targets, with_log_z)
+            for kind, where in (("text", ~of_code), ("code", of_code)):
+                losses[f"{kind}_losses"], losses[f"{kind}_log_z"] = (x if x is None else x[where] for x in both)
+            return losses
+        if text_labels is not None:
+            keep, targets = shift_labels(text_labels)
+            losses["text_losses"], losses["text_log_z"] = head_losses(self.lm_head, states[keep], targets, with_log_z)
+        if code_labels is not None:
+            keep, targets = shift_labels(code_labels)
+            head = self.model.generation_head
+            features = head.features(states[keep])  # kept, projection_dim
+            losses["code_losses"], losses["code_log_z"] = head_losses(head.vision_head, features, targets, with_log_z)
+        return losses
 
     def _predict(self, states: Tensor, outputs: HybridGenModelOutput, latents: Latents | None) -> Latents:
         """The diffusion head's output in the form of `latents`; without images, an empty tensor."""
@@ -683,8 +733,9 @@ def _count_positions(attention_mask, input_ids: Tensor, past: int) -> Tensor:
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -new:]
 
 
-def _select(states: Tensor, keep: int | Tensor) -> Tensor:
-    """The positions whose logits are wanted: the last `keep` (0 = all), the listed ones, or those of a boolean mask."""
+def _select(states: Tensor, keep: int | Tensor | None) -> Tensor:
+    """The positions whose logits are wanted: the last `keep` (0 or None = all), the listed ones, or those of a boolean
+    mask."""
     if isinstance(keep, Tensor):
         return states[keep] if keep.dtype == torch.bool else states[:, keep]
     return states[:, -keep:] if keep else states

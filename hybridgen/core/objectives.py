@@ -234,25 +234,23 @@ def place_codes(code_labels: Tensor, codes: Tensor, is_code: Tensor) -> Tensor:
 
 def shift_labels(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Unshifted labels (B, N) -> mask (B, N) of the positions that predict, and their targets (kept,)."""
-    following = F.pad(labels[:, 1:], (0, 1), value=IGNORE)
-    keep = following != IGNORE
-    return keep, following[keep]
+    keep = predict_at(labels)
+    return keep, labels.roll(-1, dims=1)[keep]
 
 
-def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """(kept, V) logits and (kept,) targets -> (kept,) negative log-likelihoods in nats."""
-    return F.cross_entropy(logits.float(), targets, reduction="none")
+def predict_at(labels: Tensor) -> Tensor:
+    """Unshifted labels (B, N) -> mask (B, N) of the positions that predict: each stands before its target."""
+    return F.pad(labels[:, 1:] != IGNORE, (0, 1))
 
 
 def sum_tokens(losses: Tensor) -> Loss:
-    """(kept,) `token_losses` -> their sum, and their number."""
+    """(kept,) losses of tokens (`cross_entropy.head_losses`) -> their sum, and their number."""
     return losses.sum(), torch.tensor(float(len(losses)), device=losses.device)
 
 
-def z_loss(logits: Tensor) -> Loss:
-    """(kept, V) logits -> summed log^2 Z, which keeps logits from drifting (PaLM, Chameleon), and their number."""
-    count = torch.tensor(float(len(logits)), device=logits.device)
-    return torch.logsumexp(logits.float(), dim=-1).square().sum(), count
+def z_loss(log_z: Tensor) -> Loss:
+    """(kept,) log Z -> summed log^2 Z, which keeps logits from drifting (PaLM, Chameleon), and their number."""
+    return sum_tokens(log_z.square())
 
 
 def image_losses(prediction: Tensor | list[Tensor], targets: DiffusionTargets) -> Tensor:

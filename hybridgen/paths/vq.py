@@ -20,5 +20,8 @@ class GenerationHead(nn.Module):
         self.vision_head = nn.Linear(config.projection_dim, config.num_embeddings)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        hidden_states = self.activation_fn(self.proj_out(hidden_states))  # ..., projection_dim
-        return self.vision_head(hidden_states)  # ..., num_embeddings
+        return self.vision_head(self.features(hidden_states))  # ..., num_embeddings
+
+    def features(self, hidden_states: Tensor) -> Tensor:
+        """(..., H) -> what the last layer reads, (..., projection_dim)."""
+        return self.activation_fn(self.proj_out(hidden_states))

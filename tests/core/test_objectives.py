@@ -16,11 +16,11 @@ from hybridgen.core.objectives import (
     image_losses,
     loss_weights,
     place_codes,
+    predict_at,
     row_generator,
     shift_labels,
     sum_images,
     sum_tokens,
-    token_losses,
     total,
     z_loss,
 )
@@ -46,18 +46,22 @@ def draw(latents, rows, numbers, noised=None, image_first=None, config=FLOW, obj
     )
 
 
-def test_cross_entropy_equals_torch_with_shifted_labels():
+def test_labels_shift_by_one():
+    """Against `F.cross_entropy` of shifted logits and labels, as every language model has it."""
     logits = torch.randn(2, 9, 13, generator=torch.Generator().manual_seed(0))
     labels = torch.randint(0, 13, (2, 9), generator=torch.Generator().manual_seed(1))
     labels[0, 3:6] = IGNORE
     keep, targets = shift_labels(labels)
-    loss, count = sum_tokens(token_losses(logits[keep], targets))
+    loss, count = sum_tokens(F.cross_entropy(logits[keep], targets, reduction="none"))
     flat = F.cross_entropy(
         logits[:, :-1].reshape(-1, 13), labels[:, 1:].reshape(-1), reduction="sum", ignore_index=IGNORE
     )
     assert (loss - flat).abs() < 1e-4
     assert count == (labels[:, 1:] != IGNORE).sum()
-    assert (z_loss(logits[keep])[0] - torch.logsumexp(logits[keep], -1).square().sum()).abs() < 1e-3
+    assert torch.equal(keep, predict_at(labels))
+    log_z = torch.logsumexp(logits[keep], -1)
+    assert z_loss(log_z)[0] == log_z.square().sum()
+    assert z_loss(log_z)[1] == count
 
 
 def test_codes_are_placed_only_where_a_loss_is_wanted():

@@ -98,7 +98,7 @@ def stage_of(tasks: list, length: int = 200) -> ModelStage:
 def test_losses_are_a_text_models_split_by_what_is_said():
     stage = stage_of([source_of(drawings(9), write="vq", read="vq"), source_of(questions(9), name="ask", read="vq")])
     batch = next(stage.loader)
-    model, first = stage.model, stage.first_code
+    model, first = stage.model, stage.model.config.vq_config.first_token_id
     losses = stage.losses(model, batch)
     assert set(losses) == {"text", "code", "z"}
 

@@ -134,7 +134,7 @@ class Diagnostics:
         model = self.accelerator.unwrap_model(wrapped)
         heads = {"text": model.lm_head}
         if hasattr(model.model, "generation_head"):
-            heads["code"] = model.model.generation_head
+            heads["code"] = model.model.generation_head.vision_head
         real = batch["document_ids"] != PADDING_DOCUMENT
         with probes.ActivationProbe(model.model.language_model, heads, real) as probe:
             self.stage.losses(wrapped, batch)

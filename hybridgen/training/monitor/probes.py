@@ -174,7 +174,8 @@ class ActivationProbe:
 
     def _logits(self, name: str) -> Callable:
         def hook(module, inputs, output):
-            if output.numel():
-                self._numbers[f"max_logit/{name}"] = output.detach().float().abs().max()
+            if output.numel():  # many logits come in several calls
+                largest, key = output.detach().float().abs().max(), f"max_logit/{name}"
+                self._numbers[key] = torch.maximum(self._numbers.get(key, largest), largest)
 
         return hook

@@ -25,10 +25,9 @@ from hybridgen.core.objectives import (
     corrupt,
     image_losses,
     place_codes,
-    shift_labels,
+    predict_at,
     sum_images,
     sum_tokens,
-    token_losses,
     z_loss,
 )
 from hybridgen.data.document_source import DocumentSource
@@ -73,7 +72,6 @@ class ModelStage:
         self.weights = config.objective.weights
         diffusion, vq = self.model.config.diffusion_config, self.model.config.vq_config
         self.has_alignment = diffusion is not None and diffusion.alignment_layer is not None
-        self.first_code = None if vq is None else vq.first_token_id
         present = {"text": True, "code": vq is not None, "diffusion": diffusion is not None}
         present |= {"alignment": self.has_alignment, "z": config.objective.z_loss > 0}
         present["token"] = config.objective.has_joint_mean
@@ -94,42 +92,32 @@ class ModelStage:
     def losses(self, model: nn.Module, batch: dict) -> dict[str, Loss]:
         """
         1. Pictures become inputs of the model: features, noised latents, codes (which are labels as well).
-        2. One forward, with logits only where there is a label.
+        2. One forward, which gives the loss of each token that has a label: logits stay inside.
         3. Each head's loss as (sum, count).
         4. The losses of single tokens and images go to the breakdown.
         """
         inputs, targets, code_labels = self._inputs(batch, fixed_noise=not model.training)
-        text_at, text_targets = shift_labels(batch["labels"])
-        code_at, code_targets = shift_labels(code_labels)
-        codes_are_tokens = self.first_code is not None
-        logits_to_keep = text_at | code_at if codes_are_tokens else text_at
-        codes_to_keep = code_at if "vq" in self.paths and not codes_are_tokens else None
-        outputs = model(**inputs, logits_to_keep=logits_to_keep, codes_to_keep=codes_to_keep, use_cache=False)
+        labels = {"text": batch["labels"]} | ({"code": code_labels} if "code" in self.kinds else {})
+        inputs |= {f"{kind}_labels": values for kind, values in labels.items()}
+        outputs = model(**inputs, with_log_z="z" in self.kinds, use_cache=False)
 
-        logits = {"text": (outputs.logits, text_targets)}
-        if codes_are_tokens:  # predicted from the whole vocabulary, as text is
-            is_code = code_at[logits_to_keep]
-            logits["text"] = (outputs.logits[~is_code], text_targets)
-            logits["code"] = (outputs.logits[is_code], code_targets + self.first_code)
-        elif "code" in self.kinds:
-            logits["code"] = (outputs.code_logits, code_targets)
-        of_tokens = {kind: token_losses(*pair) for kind, pair in logits.items()}
+        of_tokens = {kind: outputs[f"{kind}_losses"] for kind in labels}
         losses, of_images = {kind: sum_tokens(values) for kind, values in of_tokens.items()}, None
         if "diffusion" in self.kinds:
-            prediction = outputs.logits.new_zeros(0) if outputs.prediction is None else outputs.prediction
+            prediction = outputs.text_losses.new_zeros(0) if outputs.prediction is None else outputs.prediction
             of_images = image_losses(prediction, targets)
             losses["diffusion"] = sum_images(of_images, targets)
         if self.has_alignment:
             losses["alignment"] = alignment_loss(outputs.alignment, targets)
         if "z" in self.kinds:
-            losses["z"] = tuple(map(sum, zip(*(z_loss(scores) for scores, _ in logits.values()), strict=True)))
+            of_kinds = [z_loss(outputs[f"{kind}_log_z"]) for kind in labels]
+            losses["z"] = tuple(map(sum, zip(*of_kinds, strict=True)))
         if "token" in self.kinds:
             losses["token"] = tuple(map(sum, zip(*(losses[kind] for kind in self.part_of), strict=True)))
 
-        predicted_at = {"text": text_at, "code": code_at}
         breakdown = self.breakdown if model.training else self.validation_breakdown
         if breakdown is not None:
-            tokens = {kind: (predicted_at[kind], values) for kind, values in of_tokens.items()}
+            tokens = {kind: (predict_at(labels[kind]), values) for kind, values in of_tokens.items()}
             breakdown.add(batch, tokens, of_images, targets)
         return losses
 
