@@ -858,8 +858,11 @@ def _returned_latents(returned, given: Tensor) -> Tensor:
     return returned
 
 
-def load_pipeline(checkpoint: str | Path) -> HybridGenPipeline:
+def load_pipeline(checkpoint: str | Path, model: HybridGenForConditionalGeneration | None = None) -> HybridGenPipeline:
     """A pipeline from a folder on disk, every weight accounted for.
+
+    Args:
+        model: instead of the folder's, whose weights then stay unread.
 
     Raises:
         ValueError: in one sentence, what the folder is or lacks.
@@ -867,7 +870,7 @@ def load_pipeline(checkpoint: str | Path) -> HybridGenPipeline:
     folder = user_path(checkpoint)
     check_checkpoint(folder)
     with friendly_errors(folder):
-        pipeline = HybridGenPipeline.from_pretrained(folder, model=load_model(folder / "model"))
+        pipeline = HybridGenPipeline.from_pretrained(folder, model=model or load_model(folder / "model"))
         for name in ("vae", "vq_model"):
             if (codec := getattr(pipeline, name)) is not None:
                 check_codec_weights(folder / name, codec)

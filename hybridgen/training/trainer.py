@@ -38,6 +38,7 @@ from hybridgen.training.protocols import Stage
 from hybridgen.training.state.checkpointing import whole_folder
 from hybridgen.training.state.saving import Saved, find_state, load_state, save_state
 from hybridgen.training.state.stopping import CAUSES, StopSignal
+from hybridgen.training.state.writing import BackgroundWriter, saves_in_background
 
 
 class Trainer:
@@ -52,9 +53,7 @@ class Trainer:
         self.folder, self.device = Path(config.output_dir), accelerator.device
         freeze(stage.model, config.groups)
         self.diagnostics = Diagnostics(config, stage, accelerator)
-        optimizer = build_optimizer(stage.model, config.optimizer, config.groups)
-        self._group_settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-        self.weights = DistributedModel(accelerator, stage.model, optimizer)
+        self.weights = DistributedModel(accelerator, stage.model, self._make_optimizer, config.sharding)
         self.model, self.optimizer = self.weights.model, self.weights.optimizer
         self.trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.ema = None
@@ -62,8 +61,14 @@ class Trainer:
             self.ema = WeightAverage(accelerator.unwrap_model(self.model), config.ema.decay, config.ema.on_cpu)
         self.step, self.elapsed = 0, 0.0
         self.meter = Meter(stage)
+        self.background = BackgroundWriter(accelerator) if saves_in_background(config, accelerator) else None
         self._stop, self._stopping = StopSignal(), False
         self._missed: set[str] = set()  # what was due after this step, when the signal came
+
+    def _make_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
+        optimizer = build_optimizer(model, self.config.optimizer, self.config.groups)
+        self._group_settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        return optimizer
 
     # ------------------------------------------------------------------------------------------------------ the loop
 
@@ -138,6 +143,8 @@ class Trainer:
                 saved_step = self.step
         if saved_step != self.step:
             self._save()
+        if self.background is not None:
+            self.background.wait()
 
     def _make_up_for_missed(self) -> int | None:
         """Validate and sample what a signal prevented. Returns the step whose state says so."""
@@ -215,16 +222,21 @@ class Trainer:
 
     def _global_counts(self, batches: list[dict]) -> tuple[Tensor, Tensor]:
         """Each loss' count (kinds,) and (size, capacity) over all micro-batches of the step and all ranks. The same
-        all-reduce tells every rank whether any of them got a signal to stop, and the main process' clock."""
+        all-reduce tells every rank whether any of them got a signal to stop, the main process' clock, and whether the
+        state that is written in the background failed."""
         rows = []
         for batch in batches:
             counts = self.stage.counts(batch)
             rows.append([*(counts[kind] for kind in self.stage.kinds), *self.stage.size(batch)])
         clock = self._elapsed_before + time.monotonic() - self._started if self.accelerator.is_main_process else 0.0
-        signals = torch.tensor([*(self._stop.cause == cause for cause in CAUSES), clock], dtype=torch.float64)
+        failed = self.background is not None and self.background.failed
+        signals = [*(self._stop.cause == cause for cause in CAUSES), clock, failed]
+        signals = torch.tensor(signals, dtype=torch.float64)
         summed = self._sum(torch.cat([torch.tensor(rows, dtype=torch.float64).sum(0), signals]))
-        counts, size, requests, elapsed = summed.split([len(self.stage.kinds), 2, len(CAUSES), 1])
+        counts, size, requests, elapsed, failures = summed.split([len(self.stage.kinds), 2, len(CAUSES), 1, 1])
         self.elapsed = float(elapsed)
+        if failures > 0:
+            self.background.wait()  # raises
         for cause, requested in zip(CAUSES, requests.tolist(), strict=True):
             if requested:
                 self._stop.request(cause)
@@ -232,14 +244,13 @@ class Trainer:
         return counts, size
 
     def _forward_backward(self, batches: list[dict], counts: Tensor) -> Tensor:
-        """Gradients of all micro-batches, synchronised once, with the last of them. Returns the sum of each loss
-        (kinds,) on this rank."""
+        """Gradients of all micro-batches, over all ranks. Returns the sum of each loss (kinds,) on this rank."""
         sums = torch.zeros(len(self.stage.kinds), dtype=sum_dtype(self.device), device=self.device)
         divisors = dict(zip(self.stage.kinds, counts.float().to(self.device), strict=True))
         # accelerate divides by the accumulation and data parallelism by the ranks, but the losses are divided already
         divided_by_libraries = self.config.accumulation * self.accelerator.num_processes
-        for batch in batches:
-            with self.accelerator.accumulate(self.model):
+        for number, batch in enumerate(batches, start=1):
+            with self.weights.accumulating(last=number == len(batches)):
                 losses = self.stage.losses(self.model, send_to_device(batch, self.device))
                 self.accelerator.backward(total(losses, divisors, self.stage.weights) * divided_by_libraries)
             sums += torch.stack([losses[kind][0].detach().to(sums.dtype) for kind in self.stage.kinds])
@@ -333,7 +344,8 @@ class Trainer:
 
     def _save(self) -> None:
         start = time.monotonic()
-        save_state(self.config, self.accelerator, self.weights, self.ema, self.step, self._state())
+        arguments = (self.config, self.accelerator, self.weights, self.ema, self.step, self._state())
+        save_state(*arguments, self.background)
         self.diagnostics.plot(at_end=self.progress >= 1)
         self.meter.pause(time.monotonic() - start)
 

@@ -179,6 +179,10 @@ def _check_relations(config: TrainConfig) -> None:
             f"schedule.warmup_steps {config.schedule.warmup_steps} is more than the run's steps {config.steps}; "
             "shorten the warmup"
         )
+    if config.async_save and config.stage == "codec":
+        raise ValueError(
+            "async_save is true, but a codec's state is written at once, with what its stage adds; remove async_save"
+        )
     if config.validation.every and not config.validation.sources:
         raise ValueError(
             f"validation.every is {config.validation.every}, but validation.sources is empty; name held-out data, "

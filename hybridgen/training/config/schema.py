@@ -273,6 +273,23 @@ class DiagnosticsConfig:
 
 
 @dataclass
+class ShardingConfig:
+    """What FSDP2 sends, and what it holds (configs/accelerate/fsdp2*.yaml, hsdp*.yaml; other launchers ignore it).
+
+    Args:
+        param_dtype: in which the weights of layers, embedding and head are gathered: the run's precision, or `fp32`.
+            The rows that a process keeps are fp32 in any case.
+        reduce_dtype: in which their gradients are summed over processes: the run's precision, or `fp32`.
+        gradients: with several micro-batches a step (`accumulation`), `sharded` sends gradients with each of them and
+            keeps this process' rows, `whole` sends them once a step and keeps all (4 bytes a parameter) until then.
+    """
+
+    param_dtype: Literal["auto", "fp32"] = "auto"
+    reduce_dtype: Literal["auto", "fp32"] = "auto"
+    gradients: Literal["sharded", "whole"] = "sharded"
+
+
+@dataclass
 class WandbConfig:
     """Weights & Biases. It never stops a run: without a key or a network, metrics.jsonl alone is written."""
 
@@ -303,6 +320,8 @@ class TrainConfig:
         clip: bound of the gradient's norm; null = none.
         dropout: share of what each layer's attention and feed-forward add that is dropped (Chameleon-7B: 0.1).
         log_every, save_every: steps. `keep_last` states are kept.
+        async_save: write states in the background, from a copy in main memory (12 bytes a parameter, ema: 16, divided
+            by the processes that share the model), while training goes on; null = where it runs on an accelerator.
     """
 
     output_dir: FilePath
@@ -324,6 +343,7 @@ class TrainConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
     diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
+    sharding: ShardingConfig = field(default_factory=ShardingConfig)
     seed: int = 0
     max_seconds: float | None = None
     resume: FilePath = "auto"
@@ -338,3 +358,4 @@ class TrainConfig:
     log_every: int = 10
     save_every: int = 500
     keep_last: int = 2
+    async_save: bool | None = None

@@ -18,7 +18,12 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataParallelPlugin, set_seed
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    FullyShardedDataParallelPlugin,
+    GradientAccumulationPlugin,
+    set_seed,
+)
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from hybridgen.training.config.schema import TrainConfig
@@ -47,12 +52,20 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     sharded = _launched_with("FSDP")
     precision = choose_precision(config.precision, PartialState(cpu=cpu, timeout=COLLECTIVE_TIMEOUT).device)
     plugin = _fsdp_plugin() if sharded else None
+    for told in (
+        "`_get_pg_default_device` will be deprecated",
+        "Multiple backends are registered",
+        "torch.distributed is",
+    ):
+        warnings.filterwarnings("ignore", message=told, category=UserWarning)  # of what it does rightly
     # it warns of operations in place on a module's output, of which there are none
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision="bf16" if precision == "bf16" else "no",
-        gradient_accumulation_steps=config.accumulation,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=config.accumulation, sync_each_batch=sharded and config.sharding.gradients == "sharded"
+        ),
         fsdp_plugin=plugin,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # stages reduce theirs themselves
     )
@@ -97,7 +110,7 @@ def _launched_with(engine: str) -> bool:
 
 
 def _fsdp_plugin() -> FullyShardedDataParallelPlugin:
-    """FSDP2 with weights and reductions in fp32; precision is left to autocast, as in every other engine."""
+    """Of FSDP2. Its precision is not accelerate's, which is the same for all groups (`fsdp`)."""
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise ValueError("accelerate is told to use FSDP 1; set fsdp_version: 2, as in configs/accelerate/fsdp2.yaml")
     return FullyShardedDataParallelPlugin(mixed_precision_policy=MixedPrecisionPolicy())
@@ -123,6 +136,8 @@ def _check_deepspeed(config: TrainConfig, accelerator: Accelerator) -> None:
         reason = "ema averages parameters, which ZeRO 3 keeps elsewhere"
     elif config.stage == "codec":
         reason = "stage 'codec' moves the rows of its codebook itself"
+    elif config.async_save:
+        reason = "async_save is true, and DeepSpeed writes its states by itself"
     if reason is not None:
         raise ValueError(f"{reason}; use configs/accelerate/fsdp2.yaml, which shards as much, or change the config")
     plugin.deepspeed_config |= {

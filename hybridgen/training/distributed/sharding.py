@@ -7,7 +7,7 @@ gather together: one that does not join leaves the others waiting for ever.
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import MethodType
 
 import torch
@@ -18,20 +18,31 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from hybridgen.training.config.schema import ShardingConfig
+from hybridgen.training.distributed.fsdp import drop_weights, mesh_of, shard
+
 
 class DistributedModel:
     """The model and optimizer as accelerate prepares them, and the way back to a model that one process can use.
 
     Args:
-        model: as the stage made it.
-        optimizer: of its parameters, whose names in the optimizer's order are `parameter_names`.
+        model: as the stage made it; where FSDP2 shards it, only the main process' weights count (`fsdp.makes_weights`).
+        make_optimizer: of its parameters, whose names in the optimizer's order are `parameter_names`. Called when they
+            are sharded, so that no process needs whole ones.
+        settings: of FSDP2.
     """
 
-    def __init__(self, accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer):
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        settings: ShardingConfig,
+    ):
         self._accelerator, self._empty_model = accelerator, None
-        self.parameter_names = names_in_order(model, optimizer.param_groups)
         deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         self.sharded = accelerator.is_fsdp2 or (deepspeed and accelerator.state.deepspeed_plugin.zero_stage == 3)
+        self._hybrid = accelerator.is_fsdp2 and (mesh := mesh_of(accelerator)) is not None and mesh.ndim == 2
         if self.sharded and accelerator.is_main_process:
             self._empty_model = _without_weights(model)
         if self.sharded:
@@ -39,9 +50,26 @@ class DistributedModel:
                 if hasattr(module, "run_absent_modalities"):
                     module.run_absent_modalities = True
         if accelerator.is_fsdp2:
-            _choose_layers(accelerator, model)
             _autocast(accelerator, model)
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+            shard(accelerator, model, settings)
+        optimizer = make_optimizer(model)
+        self.parameter_names = names_in_order(model, optimizer.param_groups)
+        if accelerator.is_fsdp2:  # not by `prepare`, which shards by itself and then looks for the optimizer's weights
+            self.model, self.optimizer = model, accelerator.prepare_optimizer(optimizer)
+        else:
+            self.model, self.optimizer = accelerator.prepare(model, optimizer)
+
+    @contextlib.contextmanager
+    def accumulating(self, last: bool) -> Iterator[None]:
+        """Around forward and backward of a micro-batch: `last` of the step, or another.
+
+        DDP sends gradients with the last one. FSDP2 scatters them with each, or it would hold them whole meanwhile
+        (`sharding.gradients`); between nodes they go with the last.
+        """
+        if self._hybrid:
+            self.model.set_requires_all_reduce(last)
+        with self._accelerator.accumulate(self.model):
+            yield
 
     def gather(self) -> nn.Module | None:
         """The model with all its weights on the main process, None on the others; called by all together."""
@@ -95,17 +123,10 @@ def names_in_order(model: nn.Module, groups: list[dict]) -> list[str]:
 
 def _without_weights(model: nn.Module) -> nn.Module:
     """A copy whose parameters are on the meta device."""
-    empty = {
-        id(weight): nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=weight.requires_grad)
-        for weight in model.parameters()
-    }
-    return copy.deepcopy(model, memo=empty)
-
-
-def _choose_layers(accelerator: Accelerator, model: nn.Module) -> None:
-    """Shard by transformer layer: the classes that the model's parts name as such, as far as they occur in it."""
-    present = {type(module).__name__ for module in model.modules()}
-    accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = sorted(present & set(model._no_split_modules or ()))
+    weights = {id(weight): weight for weight in model.parameters()}
+    copied = copy.deepcopy(model, memo=dict(weights))
+    drop_weights(copied)
+    return copied
 
 
 def _autocast(accelerator: Accelerator, model: nn.Module) -> None:

@@ -1,8 +1,10 @@
 """The parts of a model stage, from its config: sources, tokenizer, codecs, model, processor.
 
 The cheapest comes first: sources are opened and checked before a weight is made. Only the model's initial weights are
-random; `seed` decides them. The tokenizer of a model from scratch is trained once per run and saved in its folder, so a
-run that goes on does not depend on its sources being the same.
+random; `seed` decides them. No weight is in memory twice: a pretrained part takes the place of random weights that are
+gone by then, and of several processes that share a model (FSDP2) one makes the weights, the others only shapes. The
+tokenizer of a model from scratch is trained once per run and saved in its folder, so a run that goes on does not depend
+on its sources being the same.
 """
 
 from collections.abc import Iterator
@@ -12,11 +14,12 @@ from pathlib import Path
 import diffusers
 import psutil
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from hybridgen.bridges.backbones import check_attention, check_text
-from hybridgen.checkpoints.loading import require_weights
+from hybridgen.checkpoints.loading import model_settings, require_weights
 from hybridgen.codecs.frozen import VAECodec, VQCodec, load_vq
 from hybridgen.configuration_hybridgen import HybridGenConfig, check_memory
 from hybridgen.core.messages import parts
@@ -24,12 +27,13 @@ from hybridgen.core.names import WRITING_PATHS
 from hybridgen.data.document_source import DocumentSource
 from hybridgen.data.sources import open_source
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
-from hybridgen.paths.modality_experts import copy_into_experts
+from hybridgen.paths.modality_experts import EXPERT, copy_into_experts
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor, add_image_tokens, build_tokenizer, image_token_ids
 from hybridgen.sampling.schedules import scheduler_named
 from hybridgen.training.config.parts import codec_factors, hybrid_config, said_of
 from hybridgen.training.config.schema import FROM_SCRATCH, ModelConfig, SamplingConfig, TrainConfig
+from hybridgen.training.distributed.fsdp import drop_weights
 from hybridgen.training.state.checkpointing import saved_steps
 
 
@@ -42,11 +46,14 @@ class Parts:
     validation: list[DocumentSource]
 
 
-def build_parts(config: TrainConfig) -> Parts:
+def build_parts(config: TrainConfig, weights: bool = True) -> Parts:
     """
     1. Open the sources.
     2. Load or train the tokenizer, load the codecs.
     3. Make the model and the processor that fits it.
+
+    Args:
+        weights: of the model; without them it is on the meta device, to be filled by another process.
 
     Raises:
         ValueError: a file is missing or of another kind; in one sentence.
@@ -56,7 +63,8 @@ def build_parts(config: TrainConfig) -> Parts:
     vq = None if config.codec.vq is None else load_vq(config.codec.vq)
     vae = None if config.codec.vae is None else load_vae(config.codec.vae)
     if config.model.from_pretrained is not None:
-        start = load_pipeline(config.model.from_pretrained)
+        folder = config.model.from_pretrained
+        start = load_pipeline(folder) if weights else load_pipeline(folder, empty_model(saved_config(folder)))
         start.model.float()  # half precision loses the small steps of an optimizer; autocast makes training fast
         vq, vae = start.vq_model if vq is None else vq, start.vae if vae is None else vae
         defaults = _sampling_defaults(config.sampling, start.model.config, start.sampling_defaults or {})
@@ -64,8 +72,8 @@ def build_parts(config: TrainConfig) -> Parts:
         pipeline = HybridGenPipeline(start.model, start.processor, scheduler, vae, vq, defaults)
         return Parts(pipeline, sources, validation)
     tokenizer = build_or_load_tokenizer(config, sources)
-    model = build_model(config.model, tokenizer, config.seed)
-    if config.model.codes_from_codebook:
+    model = build_model(config.model, tokenizer, config.seed, weights)
+    if config.model.codes_from_codebook and weights:
         start_from_codebook(model, VQCodec(vq).codebook, config.seed)
     processor = HybridGenProcessor.for_config(
         model.config,
@@ -135,12 +143,15 @@ def build_processor(config: TrainConfig, sources: list[DocumentSource]) -> Hybri
 
 
 def build_model(
-    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int
+    config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int, weights: bool = True
 ) -> HybridGenForConditionalGeneration:
-    """Random weights of this seed, and pretrained ones of the parts that the config names."""
+    """Random weights of this seed, and pretrained ones of the parts that the config names; or no `weights`, only their
+    shapes."""
     hybrid = hybrid_config(config, vocab_size=len(tokenizer), **image_token_ids(tokenizer))
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(hybrid.text_config, name, getattr(tokenizer, name))
+    if not weights:
+        return empty_model(hybrid)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = HybridGenForConditionalGeneration(hybrid)
@@ -148,21 +159,46 @@ def build_model(
             embeddings = model.model.language_model.embed_tokens.weight
             embeddings.data *= config.embedding_std / embeddings.std()
         if config.language_model is not None:
-            language_model = AutoModelForCausalLM.from_pretrained(config.language_model, dtype=torch.float32)
-            language_model.resize_token_embeddings(hybrid.vocab_size)
-            backbone = model.model.language_model
-            backbone.load_state_dict(copy_into_experts(backbone, language_model.base_model.state_dict()))
-            model.lm_head.load_state_dict(language_model.get_output_embeddings().state_dict())
-            check_text(model, language_model)
+            take_language_model(model, config.language_model)
     check_attention(model)
     if config.vision_model is not None:
-        tower = AutoModel.from_pretrained(config.vision_model, dtype=torch.float32)
-        tower = getattr(tower, "vision_model", tower)  # a SigLIP may hold a text tower as well
-        ours = model.model.vision_model.state_dict().keys()  # all but a pooling head
-        model.model.vision_model.load_state_dict(
-            {name: value for name, value in tower.state_dict().items() if name in ours}
-        )
+        take_vision_model(model, config.vision_model)
     return model
+
+
+def empty_model(config: HybridGenConfig) -> HybridGenForConditionalGeneration:
+    """A model whose parameters are on the meta device: shapes without memory. Its buffers are real."""
+    with init_empty_weights(include_buffers=False):
+        model = HybridGenForConditionalGeneration(config)
+    model.tie_weights()
+    return model
+
+
+def saved_config(checkpoint: str) -> HybridGenConfig:
+    """The config of the model in a pipeline's folder."""
+    return HybridGenConfig.from_dict(model_settings(Path(checkpoint) / "model"))
+
+
+def take_language_model(model: HybridGenForConditionalGeneration, folder: str) -> None:
+    """Let a pretrained decoder be the backbone, in place of the random one, which goes before the other is read."""
+    backbone = model.model.language_model
+    drop_weights(backbone)
+    pretrained = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    pretrained.resize_token_embeddings(model.config.vocab_size)
+    weights = copy_into_experts(backbone, pretrained.base_model.state_dict())
+    backbone.load_state_dict({k: v.clone() if EXPERT in k else v for k, v in weights.items()}, assign=True)
+    model.lm_head.load_state_dict(pretrained.get_output_embeddings().state_dict())
+    model.tie_weights()
+    check_text(model, pretrained)
+
+
+def take_vision_model(model: HybridGenForConditionalGeneration, folder: str) -> None:
+    """Let a pretrained tower, or that of a SigLIP with a text tower as well, be the model's own."""
+    ours = model.model.vision_model
+    drop_weights(ours)
+    tower = AutoModel.from_pretrained(folder, dtype=torch.float32)
+    weights = getattr(tower, "vision_model", tower).state_dict()
+    ours.load_state_dict({name: weights[name] for name in ours.state_dict() if name in weights}, assign=True)
 
 
 @torch.no_grad()

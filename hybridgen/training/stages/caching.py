@@ -157,7 +157,9 @@ class CachedInputs:
         self._folder = folder
         if folder is None:
             return
-        self._tower_key = None if tower is None else weights_key(tower)  # now, before its weights are sharded
+        # now, before its weights are sharded; where they are, and here are only their shapes, it is not asked for
+        empty = tower is None or any(weight.is_meta for weight in tower.parameters())
+        self._tower_key = None if empty else weights_key(tower)
         if isinstance(latent_codec, VAECodec):  # pixels need no cache
             self._caches["latents"] = EncodingCache(folder, "latents", weights_key(latent_codec.vae))
         if vq is not None:

@@ -38,6 +38,7 @@ from hybridgen.paths.understanding import encode_pixels
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor
 from hybridgen.training.config.schema import TrainConfig
+from hybridgen.training.distributed.fsdp import makes_weights
 from hybridgen.training.distributed.precision import choose_attention, choose_precision, set_attention
 from hybridgen.training.distributed.speed import compile_layers, compiler_found
 from hybridgen.training.monitor.breakdown import Breakdown
@@ -227,7 +228,7 @@ def build_model_stage(config: TrainConfig, accelerator: Accelerator) -> ModelSta
     Raises:
         ValueError: files are missing or of another kind.
     """
-    parts = build_parts(config)
+    parts = build_parts(config, weights=makes_weights(accelerator))
     processor, text_config = parts.pipeline.processor, parts.pipeline.model.config.text_config
     max_positions = getattr(text_config, "max_position_embeddings", None)
     _prepare_model(parts.pipeline.model, config, accelerator)

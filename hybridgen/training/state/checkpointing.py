@@ -73,26 +73,36 @@ def whole_folder(
     Raises:
         OSError: in one sentence, what could not be written, and that what was saved before is intact.
     """
+    aside = begin_folder(folder, accelerator, inside)
+    with raise_everywhere(folder, accelerator):
+        yield aside
+    with raise_everywhere(folder, accelerator):
+        if accelerator.is_main_process:
+            finish_folder(aside, folder, manifest)
+
+
+def begin_folder(folder: Path, accelerator: Accelerator, inside: Sequence[str] = ()) -> Path:
+    """Step 1 of `whole_folder`; returns `FOLDER.tmp`."""
     aside = folder.with_name(folder.name + ".tmp")
-    with _raise_everywhere(folder, accelerator):
+    with raise_everywhere(folder, accelerator):
         if accelerator.is_main_process:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
             for name in inside:
                 (aside / name).mkdir()
-    with _raise_everywhere(folder, accelerator):
-        yield aside
-    with _raise_everywhere(folder, accelerator):
-        if manifest and accelerator.is_main_process:
-            sizes = {str(path.relative_to(aside)): path.stat().st_size for path in aside.rglob("*") if path.is_file()}
-            write_json(aside / MANIFEST, sizes)
-    with _raise_everywhere(folder, accelerator):
-        if accelerator.is_main_process:
-            _replace(aside, folder)
+    return aside
+
+
+def finish_folder(aside: Path, folder: Path, manifest: bool = True) -> None:
+    """Steps 2 and 3 of `whole_folder`, by the main process, once all have written."""
+    if manifest:
+        sizes = {str(path.relative_to(aside)): path.stat().st_size for path in aside.rglob("*") if path.is_file()}
+        write_json(aside / MANIFEST, sizes)
+    _replace(aside, folder)
 
 
 @contextlib.contextmanager
-def _raise_everywhere(folder: Path, accelerator: Accelerator) -> Iterator[None]:
+def raise_everywhere(folder: Path, accelerator: Accelerator) -> Iterator[None]:
     """When the body cannot write in one process, all raise OSError at its end; any other error passes at once."""
     error = None
     try:

@@ -10,22 +10,26 @@ Moments and averages are filed under the names of their parameters (`moments`), 
 parts may change between two runs: what has a like under its name is carried over, and the rest begins anew, and is
 said.
 
-`checkpointing` gets a folder to disk whole. What is no tensor the trainer hands over as JSON:
+`checkpointing` gets a folder to disk whole, `writing` in the background. What is no tensor the trainer hands over as
+JSON:
 
     state/step_N/trainer.json    the run's part, written by the main process
     state/step_N/rank_R.json     each process' part
-    state/step_N/...             weights, average, optimizer and random streams
+    state/step_N/...             weights, average, optimizer and random streams: in shards (FSDP2, and whatever is
+                                 written in the background), else whole; any run reads both
 """
 
 import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import MISSING, asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, get_type_hints
 
 import torch
 from accelerate import Accelerator, DistributedType
+from accelerate import accelerator as of_accelerate
 from accelerate.checkpointing import load_accelerator_state
 from safetensors.torch import load_file, save_file
 from torch.distributed import checkpoint as sharded_files
@@ -41,6 +45,7 @@ from hybridgen.training.distributed.sharding import DistributedModel
 from hybridgen.training.optim.ema import WeightAverage
 from hybridgen.training.state import moments
 from hybridgen.training.state.checkpointing import choose_state, prune, remove_all, step_folder, whole_folder
+from hybridgen.training.state.writing import BackgroundWriter, Shards, write_shards
 
 SAME_ON_RESUME = ("stage", "model", "lora", "vq_model", "vae")  # settings with which alone a run is resumed
 SHARDED_FOLDER = "pytorch_model_fsdp_0"  # accelerate's folder of a sharded model
@@ -78,22 +83,51 @@ def save_state(
     ema: WeightAverage | None,
     step: int,
     content: Saved,
+    background: BackgroundWriter | None = None,
 ) -> None:
-    """Write `state/step_N`, all processes together."""
-    folder = Path(config.output_dir) / "state"
-    # made before all write together: a process that could not make one would leave the others waiting
-    shards = [SHARDED_FOLDER, moments.SHARDS, SHARDED_AVERAGE] if accelerator.is_fsdp2 else []
-    with whole_folder(step_folder(folder, step), accelerator, inside=shards) as aside:
-        # what all write together comes first: a process whose own file fails leaves, and must leave none waiting
-        _save_average(accelerator, ema, aside)
-        accelerator.save_state(str(aside))  # weights, optimizer, then random streams
+    """Write `state/step_N`, all processes together; with a `background`, begin to."""
+    states = Path(config.output_dir) / "state"
+    folder = step_folder(states, step)
+
+    def write_own(aside: Path) -> None:
         write_json(aside / f"rank_{accelerator.process_index}.json", content.rank)
         if accelerator.is_main_process:
             run = {"step": step, "processes": accelerator.num_processes, "config": asdict(config)}
             run |= {"averaged": 0 if ema is None else ema.updates, "parameters": weights.parameter_names}
             write_json(aside / "trainer.json", run | content.run)
+
+    def write_own_and_random_streams(aside: Path) -> None:
+        of_accelerate.save_accelerator_state(str(aside), [], [], [], [], accelerator.process_index, accelerator.step)
+        write_own(aside)
+
+    remove_old = partial(prune, states, config.keep_last, step)
+    shards = _shards(weights, ema) if background is not None or accelerator.is_fsdp2 else {}
+    if background is not None:
+        background.write(folder, shards, write_own_and_random_streams, then=remove_old)
+        return
+    # made before all write together: a process that could not make one would leave the others waiting
+    with whole_folder(folder, accelerator, inside=list(shards)) as aside:
+        # what all write together comes first: a process whose own file fails leaves, and must leave none waiting
+        if accelerator.is_fsdp2:
+            write_shards(shards, aside)
+            write_own_and_random_streams(aside)
+        else:
+            _save_average(accelerator, ema, aside)
+            accelerator.save_state(str(aside))  # weights, optimizer, what a stage registered, then random streams
+            write_own(aside)
     if accelerator.is_main_process:
-        prune(folder, config.keep_last, step)
+        remove_old()
+
+
+def _shards(weights: DistributedModel, ema: WeightAverage | None) -> Shards:
+    """Weights, moments and average as they are written in shards."""
+    parameters = [parameter for group in weights.optimizer.param_groups for parameter in group["params"]]
+    named = zip(weights.parameter_names, (weights.optimizer.state.get(each) for each in parameters), strict=True)
+    shards = {
+        SHARDED_FOLDER: {"model": get_model_state_dict(weights.model)},
+        moments.SHARDS: {"optimizer": {"state": {name: dict(state) for name, state in named if state}}},
+    }
+    return shards if ema is None else shards | {SHARDED_AVERAGE: ema.state_dict()}
 
 
 def find_state(
@@ -210,11 +244,8 @@ def _load_weights(found: FoundState, model) -> None:
 
 
 def _save_average(accelerator: Accelerator, ema: WeightAverage | None, folder: Path) -> None:
-    if ema is None:
-        return
-    if accelerator.is_fsdp2:
-        sharded_files.save(ema.state_dict(), checkpoint_id=folder / SHARDED_AVERAGE)
-    elif accelerator.is_main_process:
+    """Whole, in one file."""
+    if ema is not None and accelerator.is_main_process:
         tensors = {name: average.contiguous() for name, average in ema.state_dict().items()}
         save_file(tensors, folder / AVERAGE)
 

@@ -142,21 +142,26 @@ def train_until(folder: Path, changes: dict, until: int) -> None:
     assert trainer.run() == (until == 8)
 
 
-def test_gradients_travel_once_a_step(tmp_path):
-    """With two batches a step, DDP reduces its one bucket once, and FSDP2 scatters each group's gradients once."""
-    for form in FORMS:
-        ProcessGroup(tmp_path / form, count_reductions, 2, form, folder=tmp_path / form / "run").finish()
-        counted = json.loads((tmp_path / form / "run" / "counted.json").read_text())
-        groups = 1 if form == "ddp" else 4  # two blocks, the norm, and the rest
-        assert counted == [groups, groups, groups], form
+@pytest.mark.parametrize(
+    ("form", "gradients", "times"), [("ddp", "sharded", 1), ("fsdp2", "sharded", 2), ("fsdp2", "whole", 1)]
+)
+def test_how_often_gradients_travel(tmp_path, alone, form, gradients, times):
+    """With two batches a step, DDP reduces its one bucket once; FSDP2 scatters each group's gradients with every batch,
+    so that none is held whole between two, or once a step, as the config says. The run is the same."""
+    ProcessGroup(tmp_path / form, count_reductions, 2, form, folder=tmp_path / "run", gradients=gradients).finish()
+    counted = json.loads((tmp_path / "run" / "counted.json").read_text())
+    groups = 1 if form == "ddp" else 3  # two blocks, and the rest
+    assert counted == [times * groups] * 3
+    losses = [line["loss"] for line in metrics_of(tmp_path / "run")]
+    assert losses == pytest.approx([line["loss"] for line in metrics_of(alone)][:3], abs=1e-5)
 
 
-def count_reductions(folder: Path) -> None:
+def count_reductions(folder: Path, gradients: str) -> None:
     """How often gradients are reduced in each of three steps of two batches."""
-    never = {"validation": {"every": 0}, "sampling": {"every": 0}, "ema": None}
+    never = {"validation": {"every": 0}, "sampling": {"every": 0}, "ema": None, "sharding": {"gradients": gradients}}
     config = config_of(folder, **{**SHARED, **never, "steps": 3})
     accelerator = make_accelerator(config)
-    trainer = Trainer(config, ToyStage(ToyLoader(1, accelerator.process_index, 2)), accelerator)
+    trainer = Trainer(config, ToyStage(ToyLoader(1, accelerator.process_index, 2), dropout=0.0), accelerator)
     counted, step = [], trainer._forward_backward
     reduction = "FSDP::post_backward_reduce" if accelerator.is_fsdp2 else "gloo:all_reduce"
 
