@@ -223,7 +223,7 @@ class HybridGenModel(HybridGenPreTrainedModel):
         if attention_mask is None and document_ids is None and position_ids is not None and past_key_values is None:
             document_ids = layout.infer_document_ids(position_ids).expand_as(input_ids)  # B, N
         mask = self.render_mask(
-            input_ids, attention_mask, document_ids, block_ids, noised_mask, past_key_values
+            input_ids, attention_mask, document_ids, block_ids, noised_mask, past_key_values, embeds
         )  # B, 1, N, K
         if position_ids is None:
             past = 0 if past_key_values is None else past_key_values.get_seq_length()
@@ -381,10 +381,23 @@ class HybridGenModel(HybridGenPreTrainedModel):
 
     # ------------------------------------------------------------------------------------------------------ 2. mask
 
-    def render_mask(self, input_ids, attention_mask, document_ids=None, block_ids=None, noised_mask=None, cache=None):
-        """The mask in the form that the backbone's attention takes. A 4-D mask, or a dict of them, passes as it is.
+    def render_mask(
+        self,
+        input_ids: Tensor,
+        attention_mask,
+        document_ids: Tensor | None = None,
+        block_ids: Tensor | None = None,
+        noised_mask: Tensor | None = None,
+        cache: Cache | None = None,
+        embeds: Tensor | None = None,
+    ):
+        """The mask in the form that the backbone's attention takes: made once, for all layers and their recomputation.
+        A 4-D mask, or a dict of them, passes as it is.
 
         A static cache is longer than what it holds: its empty slots are keys that no token sees.
+
+        Args:
+            embeds: (B, N, H) of the new tokens, whose dtype a mask of numbers takes; None = the weights'.
         """
         if isinstance(attention_mask, dict) or (attention_mask is not None and attention_mask.ndim == 4):
             return attention_mask
@@ -411,8 +424,9 @@ class HybridGenModel(HybridGenPreTrainedModel):
                     f"need {(rows, keys)}"
                 )
         implementation = self.language_model.config._attn_implementation
+        dtype = self.dtype if embeds is None else _dtype_of_scores(embeds)
         return layout.attention_mask(
-            implementation, self.dtype, document_ids, block_ids, noised_mask, new, empty_slots
+            implementation, dtype, document_ids, block_ids, noised_mask, new, empty_slots
         )  # B, 1, N, K
 
 
@@ -723,6 +737,13 @@ def _check_latents(latents: Latents, timesteps: Tensor, channels: int) -> None:
             raise ValueError(
                 f"latents have an image of shape {tuple(image.shape)}; the model's have {channels} channels"
             )
+
+
+def _dtype_of_scores(states: Tensor) -> torch.dtype:
+    """In which attention's products of these states come out: autocast's, or their own."""
+    device = states.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if autocast else states.dtype
 
 
 def _count_positions(attention_mask, input_ids: Tensor, past: int) -> Tensor:

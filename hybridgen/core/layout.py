@@ -15,8 +15,8 @@ plus an image mask", but one comparison of one integer per token, its *block*:
 
 `noised_mask` marks the tokens of a noised image that later tokens must not see, since they read its clean copy (BAGEL,
 arXiv 2505.14683); `noised` numbers these images, and is 0 on all other tokens. Inside of its own image a noised token
-sees what the blocks let it see: all of a bidirectional image, and of a causal one what stands before it. Dense and flex
-masks are two renderings of the same `attend`.
+sees what the blocks let it see: all of a bidirectional image, and of a causal one what stands before it. Dense,
+additive and flex masks are three renderings of the same `attend`.
 
 Some layers of some decoders see a part of what stands before them (`Window`): the last tokens only, or those of their
 chunk. They are counted as transformers counts them, in tokens of the document, a picture's noised tokens not twice. For
@@ -27,12 +27,14 @@ So an image sees all of itself, and is seen as long as its last token is.
 Shapes: B rows, N tokens of a row, K keys (N plus the cached ones), Q queries (the last of the K keys).
 """
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 from hybridgen.core.names import PATHS
 
@@ -41,7 +43,13 @@ PADDING_DOCUMENT = -1
 
 Path = Literal["understanding", "diffusion", "vq"]
 
-SDPA = ("sdpa", "sdpa_fp32")  # the second is SDPA outside of autocast (training.distributed.precision)
+FP32_ATTENTION = "sdpa_fp32"  # SDPA outside of autocast (training.distributed.precision)
+SDPA = ("sdpa", FP32_ATTENTION)
+
+FLEX_TILE = 128  # queries, and keys, of a tile of flex attention
+PAIRS_AT_ONCE = 1 << 22  # of queries and keys, whose rule is asked at once
+
+Vectors = tuple[Tensor, ...]  # document, block, number of the noised image, and with a window its reach
 
 
 # ---------------------------------------------------------------------------------------------------- the rule
@@ -168,14 +176,51 @@ def dense_mask(
     reach: Reach | None = None,
 ) -> Tensor:
     """Boolean mask (B, 1, Q, K), true where attention is allowed; vectors (B, K), `queries` of which are the last."""
+    return _allowed(*_sides(document_ids, block_ids, noised_mask, queries, reach))[:, None]
+
+
+def _sides(
+    document_ids: Tensor, block_ids: Tensor, noised_mask: Tensor | None, queries: int | None, reach: Reach | None
+) -> tuple[Vectors, Vectors]:
+    """What `attend` compares: vectors (B, Q) of the queries, which are the last tokens, and (B, K) of the keys."""
+    shared = document_ids, block_ids, number_noised_images(noised_mask, document_ids)
+    earliest, place = ((), ()) if reach is None else ((reach.earliest,), (reach.place,))
     start = 0 if queries is None else document_ids.shape[1] - queries
-    noised = number_noised_images(noised_mask, document_ids)
-    reaches = () if reach is None else (reach.earliest[:, start:, None], reach.place[:, None, :])
-    allowed = attend(
-        document_ids[:, start:, None], document_ids[:, None, :], block_ids[:, start:, None], block_ids[:, None, :],
-        noised[:, start:, None], noised[:, None, :], *reaches,
-    )  # fmt: skip
-    return allowed[:, None]
+    return tuple(vector[:, start:] for vector in (*shared, *earliest)), (*shared, *place)
+
+
+def _allowed(queries: Vectors, keys: Vectors) -> Tensor:
+    """(B, Q, K) of vectors (B, Q) and (B, K): all pairs, so for few queries at a time where there are many keys."""
+    pairs = ((q[:, :, None], k[:, None, :]) for q, k in zip(queries, keys, strict=True))
+    return attend(*itertools.chain.from_iterable(pairs))
+
+
+def additive_mask(
+    dtype: torch.dtype,
+    document_ids: Tensor,
+    block_ids: Tensor,
+    noised_mask: Tensor | None = None,
+    queries: int | None = None,
+    empty_slots: int = 0,
+    reach: Reach | None = None,
+) -> Tensor:
+    """The same mask as numbers (B, 1, Q, K + empty_slots) to add to scores: 0 where attention is allowed, else the
+    lowest of `dtype`.
+
+    SDPA adds what it is given, but makes such a mask of a boolean one anew in each layer, and keeps each for the
+    backward pass. Beside the mask itself, its making holds a few booleans for each of `PAIRS_AT_ONCE` pairs.
+    """
+    vectors, keys = _sides(document_ids, block_ids, noised_mask, queries, reach)
+    (rows, count), width = vectors[0].shape, document_ids.shape[1]
+    lowest = torch.finfo(dtype).min
+    mask = torch.zeros(rows, 1, count, width + empty_slots, dtype=dtype, device=document_ids.device)
+    mask[..., width:] = lowest
+    at_once = max(1, PAIRS_AT_ONCE // max(1, rows * width))
+    for first in range(0, count, at_once):
+        some = slice(first, first + at_once)
+        allowed = _allowed(tuple(vector[:, some] for vector in vectors), keys)
+        mask[:, 0, some, :width].masked_fill_(allowed.logical_not_(), lowest)
+    return mask
 
 
 def flex_mask(
@@ -184,13 +229,19 @@ def flex_mask(
     noised_mask: Tensor | None = None,
     queries: int | None = None,
     reach: Reach | None = None,
-):
-    """The same mask as a `BlockMask` of `torch.nn.attention.flex_attention`, which skips blocks that are empty."""
-    from torch.nn.attention.flex_attention import create_block_mask
+) -> BlockMask:
+    """The same mask as a `BlockMask` of `torch.nn.attention.flex_attention`, which skips what is not in its table.
 
+    1. A tile of FLEX_TILE x FLEX_TILE pairs is full if the rule holds for all of them, and computed with the rule if it
+       may hold for one: both are read off the smallest and largest values of its queries and of its keys, so that no
+       tensor is larger than the vectors or the table, (K / 128)^2. (`create_block_mask` of torch asks all K^2 pairs.)
+    2. Where documents and blocks are in order, as in packed rows, this is the same table; of other vectors, and at the
+       ends of windows, more tiles may be computed, with the same result.
+    """
+    possible, certain = _tiles(*_sides(document_ids, block_ids, noised_mask, queries, reach))  # B, Q / 128, K / 128
     noised = number_noised_images(noised_mask, document_ids)
-    rows, keys = document_ids.shape
-    start = 0 if queries is None else keys - queries
+    count = document_ids.shape[1] if queries is None else queries
+    start = document_ids.shape[1] - count
 
     def rule(b, h, q, k):
         q = q + start
@@ -200,7 +251,64 @@ def flex_mask(
             *reaches,
         )  # fmt: skip
 
-    return create_block_mask(rule, rows, None, keys - start, keys, device=document_ids.device)
+    return BlockMask.from_kv_blocks(
+        *_listed(possible & ~certain),
+        *_listed(certain),
+        BLOCK_SIZE=FLEX_TILE,
+        mask_mod=rule,
+        seq_lengths=(count, document_ids.shape[1]),
+    )
+
+
+def _listed(tiles: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, Q / 128, K / 128) booleans -> of each row of tiles how many there are, and the columns of these first."""
+    columns = tiles.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+    return tiles.sum(-1, dtype=torch.int32)[:, None], columns.to(torch.int32)[:, None]
+
+
+class _Range(NamedTuple):
+    """The values of a vector in each tile (B, tiles): the smallest, the largest, and the smallest of those that are at
+    least some bound (more than any other where there is none)."""
+
+    low: Tensor
+    high: Tensor
+    least: Tensor
+
+
+def _range(vector: Tensor, bound: int) -> _Range:
+    beyond = torch.iinfo(vector.dtype).max
+    fill = -vector.shape[1] % FLEX_TILE
+    tiles = torch.cat([vector, vector[:, -1:].expand(-1, fill)], dim=1).unflatten(1, (-1, FLEX_TILE))
+    return _Range(tiles.amin(2), tiles.amax(2), tiles.masked_fill(tiles < bound, beyond).amin(2))
+
+
+def _tiles(queries: Vectors, keys: Vectors) -> tuple[Tensor, Tensor]:
+    """(B, Q / 128, K / 128) whether `attend` may hold for a pair of each tile, and whether it holds for every one: each
+    of its terms by what the tile's values lie between.
+
+    The last tiles of lengths that are no multiple of FLEX_TILE are never full.
+    """
+    bounds = PADDING_DOCUMENT + 1, 0, 1, 0  # of real documents and noised images; no other term asks for a bound
+    ranges_q = [_Range(*(of[:, :, None] for of in _range(*pair))) for pair in zip(queries, bounds, strict=False)]
+    ranges_k = [_Range(*(of[:, None, :] for of in _range(*pair))) for pair in zip(keys, bounds, strict=False)]
+    (document_q, block_q, noised_q), (document_k, block_k, noised_k) = ranges_q[:3], ranges_k[:3]
+    both_padding = (document_q.low < 0) & (document_k.low < 0)
+    possible = (_overlap(document_q, document_k) | both_padding) & (block_k.low <= block_q.high)
+    possible &= (noised_k.low == 0) | _overlap(noised_q, noised_k)
+    # two such equations, since no low is above its high, say that all four are one value
+    certain = (document_q.low == document_k.high) & (document_q.high == document_k.low)
+    certain &= block_k.high <= block_q.low
+    certain &= (noised_k.high == 0) | ((noised_q.low == noised_k.high) & (noised_q.high == noised_k.least))
+    for earliest, place in zip(ranges_q[3:], ranges_k[3:], strict=True):
+        possible &= place.high >= earliest.low
+        certain &= place.low >= earliest.high
+    whole_q, whole_k = (vectors[0].shape[1] // FLEX_TILE for vectors in (queries, keys))
+    certain[:, whole_q:], certain[:, :, whole_k:] = False, False
+    return possible, certain
+
+
+def _overlap(q: _Range, k: _Range) -> Tensor:
+    return (q.least <= k.high) & (k.least <= q.high)
 
 
 def attention_mask(
@@ -212,10 +320,11 @@ def attention_mask(
     queries: int | None = None,
     empty_slots: int = 0,
     reach: Reach | None = None,
-):
+) -> Tensor | BlockMask:
     """The mask in the form that an attention implementation of transformers takes.
 
     Args:
+        dtype: in which scores are computed: that of the states, or autocast's.
         empty_slots: keys behind those of the vectors that hold nothing yet (a static cache's), seen by no token.
         reach: of a layer with a window (`find_reach`); None = it sees all that stands before.
 
@@ -231,11 +340,8 @@ def attention_mask(
             f"attention implementation {implementation!r} cannot express a mask that is causal over text and "
             "bidirectional inside images; use 'sdpa', 'eager' or 'flex_attention'"
         )
-    allowed = dense_mask(document_ids, block_ids, noised_mask, queries, reach)
-    allowed = torch.nn.functional.pad(allowed, (0, empty_slots))
-    if implementation in SDPA:
-        return allowed
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
+    dtype = torch.float32 if implementation == FP32_ATTENTION else dtype
+    return additive_mask(dtype, document_ids, block_ids, noised_mask, queries, empty_slots, reach)
 
 
 def infer_block_ids(input_ids: Tensor, bidirectional_ids: tuple[int, ...]) -> Tensor:

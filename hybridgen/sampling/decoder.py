@@ -282,14 +282,12 @@ class IncrementalForward:
         self.prefix_length = len(prefix)
         self.position_ids = prefix.positions_of(count)  # R, T
         prefix.cache.reserve(count)
-        self.mask = prefix.mask_with(model, blocks, queries=1 if causal else count)  # R, 1, 1 or T, P + T
-        self.fused = decoder.layers is not None and isinstance(self.mask, Tensor)
+        self.fused = decoder.layers is not None
+        # tokens of one block see the same keys, and so does one token that comes alone: one row is the mask of all
+        self.one_row = causal or (diffusion and model.config.is_bidirectional("diffusion"))
+        self.mask = prefix.mask_with(model, blocks, 1 if self.one_row else count, "sdpa" if self.fused else None)
+        self._mask_at = 0, count  # whose mask it is, where masks cannot be sliced
         if self.fused:
-            if self.mask.dtype == torch.bool:  # attention adds masks; converted once, not at each step
-                lowest = torch.finfo(model.dtype).min
-                self.mask = torch.zeros(self.mask.shape, dtype=model.dtype, device=self.mask.device).masked_fill_(
-                    ~self.mask, lowest
-                )
             like = prefix.last_state[:1].to(model.dtype)
             cos, sin = model.model.language_model.rotary_emb(like, self.position_ids)  # R, T, d
             half = sin.shape[-1] // 2
@@ -315,7 +313,10 @@ class IncrementalForward:
 
     def _mask_of(self, first: int, last: int):
         """The mask (R, 1, n, K) of tokens `first` to `last`: a slice of one mask, where masks can be sliced."""
-        if not isinstance(self.mask, Tensor):
-            return self.prefix.mask_with(self.decoder.model, self.blocks[:last], queries=last - first)
-        rows = self.mask if self.causal else self.mask[:, :, first:last]
-        return rows[..., : self.prefix_length + last]
+        if isinstance(self.mask, Tensor):
+            rows = self.mask if self.one_row else self.mask[:, :, first:last]  # R, 1, 1 or T, P + T
+            return rows[..., : self.prefix_length + last]
+        if self._mask_at != (first, last):
+            self.mask = self.prefix.mask_with(self.decoder.model, self.blocks[:last], last - first)
+            self._mask_at = first, last
+        return self.mask

@@ -161,9 +161,19 @@ class Prefix:
         before = blocks.new_full((self.document_ids.shape[1],), -1)  # the prefix lies before all that is new
         return document_ids, torch.cat([before, blocks]).expand_as(document_ids)
 
-    def mask_with(self, model: HybridGenForConditionalGeneration, blocks: Tensor, queries: int | None = None):
-        """The backbone's mask (R, 1, n, P + n) for new tokens of `blocks` (n,), or of the last `queries` of them."""
-        implementation = model.model.language_model.config._attn_implementation
+    def mask_with(
+        self,
+        model: HybridGenForConditionalGeneration,
+        blocks: Tensor,
+        queries: int | None = None,
+        implementation: str | None = None,
+    ):
+        """The backbone's mask (R, 1, n, P + n) for new tokens of `blocks` (n,), or of the last `queries` of them.
+
+        Args:
+            implementation: of attention; None = the backbone's.
+        """
+        implementation = implementation or model.model.language_model.config._attn_implementation
         queries = len(blocks) if queries is None else queries
         return layout.attention_mask(implementation, model.dtype, *self.keys_with(blocks), queries=queries)
 

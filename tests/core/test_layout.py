@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import Qwen3Config
 from transformers.masking_utils import create_causal_mask
@@ -13,17 +13,24 @@ from transformers.masking_utils import create_causal_mask
 from hybridgen.core.layout import (
     IGNORE,
     PADDING_DOCUMENT,
+    PAIRS_AT_ONCE,
     ImageSegment,
     SpecialTokens,
     TextSegment,
+    Window,
+    additive_mask,
+    attend,
     attention_mask,
     dense_mask,
+    find_reach,
     flex_mask,
     infer_block_ids,
     lay_out,
+    number_noised_images,
     pack,
 )
 from hybridgen.training.distributed.speed import compiler_found
+from tests.live_bytes import LiveBytes
 
 TOKENS = SpecialTokens(begin_image=93, end_image=94, pad=0, understanding=90, diffusion=91, vq=92)
 
@@ -195,6 +202,111 @@ def test_the_block_table_is_the_dense_mask(length, queries):
     assert queries or kinds == {"full", "partial", "empty"}
 
 
+def tables_of(mask: BlockMask) -> list[torch.Tensor]:
+    """(B, Q / 128, K / 128) which tiles are computed with the rule, and which without."""
+    tables = []
+    for counts, indices in ((mask.kv_num_blocks, mask.kv_indices), (mask.full_kv_num_blocks, mask.full_kv_indices)):
+        is_listed = torch.arange(indices.shape[-1]) < counts[..., None]
+        tables.append(torch.zeros_like(is_listed).scatter(-1, indices.long(), is_listed)[:, 0])
+    return tables
+
+
+def torch_table(mask: BlockMask, rows: int) -> BlockMask:
+    """The table that torch makes of the same rule, by asking it for every pair of tokens."""
+    return create_block_mask(mask.mask_mod, rows, None, *mask.seq_lengths, device="cpu")
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("window", [None, Window(200), Window(150, chunked=True)])
+def test_the_block_table_of_packed_rows_is_that_of_torch(seed, window):
+    """Without a window tile for tile; with one, at most 3 tiles more of a row of tiles are computed."""
+    rng = random.Random(seed)
+    length = rng.choice([384, 515, 1000, 1411])
+    longest = {"longest_image": rng.choice([6, 40, 300]), "longest_text": rng.choice([5, 60, 200])}
+    vectors = vectors_of(random_rows(seed, 2, length, **longest))
+    reach = None if window is None else find_reach(window, vectors[0], noised_mask=vectors[2])
+    for queries in (None, 7, 200):
+        mask = flex_mask(*vectors, queries, reach)
+        (partial, full), (partial_of_torch, full_of_torch) = tables_of(mask), tables_of(torch_table(mask, 2))
+        assert torch.equal(full, full_of_torch)
+        assert not (partial_of_torch & ~partial).any()
+        assert (partial & ~partial_of_torch).sum(-1).max() <= (0 if window is None else 3)
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_the_block_table_is_never_wrong(seed):
+    """Vectors in any order, in which no packed row is: each tile that torch computes is, and none is full but torch's.
+    Left-padded rows and noised images across tiles are among them."""
+    generator = torch.Generator().manual_seed(seed)
+    length = int(torch.randint(130, 700, (), generator=generator))
+    document = torch.randint(-1, 3, (2, length), generator=generator)
+    block = torch.randint(0, 9, (2, length), generator=generator)
+    noised = torch.rand(2, length, generator=generator) < (0.02, 0.5, 0.98, 1.0)[seed % 4]
+    document = document.sort(dim=1).values if seed % 3 == 0 else document
+    document = torch.zeros_like(document) if seed % 5 == 0 else document
+    block = block.sort(dim=1).values if seed % 2 == 0 else block
+    reach = None if seed % 7 else find_reach(Window(100), document, noised_mask=noised)
+    mask = flex_mask(document, block, noised, None, reach)
+    (partial, full), (partial_of_torch, full_of_torch) = tables_of(mask), tables_of(torch_table(mask, 2))
+    assert not (partial_of_torch & ~partial).any()
+    assert torch.equal(full, full_of_torch)
+
+
+def long_row(length: int = 32_768) -> tuple[torch.Tensor, ...]:
+    """Vectors (1, length) of documents of 300 tokens, and one of 8,000 with images of 1,024, noised and clean."""
+    rng = random.Random(0)
+    image = ImageSegment("diffusion", 1024, True, write=True, clean_copy=True)
+    story = [[TextSegment([5] * rng.randint(100, 700)), image] for _ in range(3)]
+    documents = [lay_out(sum(story, []), TOKENS)]
+    while sum(map(len, documents)) < length - 500:
+        documents.append(lay_out([TextSegment([6] * rng.randint(200, 400))], TOKENS))
+    row = pack(documents, length, TOKENS.pad).tensors()
+    return tuple(vector[None] for vector in vectors_of(row))
+
+
+def test_flex_is_dense_at_32k_by_blocks():
+    """Of all rows of tiles: what the table computes is what the rule allows, in a table of 6 % of all tiles."""
+    vectors = long_row()
+    mask = flex_mask(*vectors)
+    partial, full = (table[0].repeat_interleave(BLOCK, 1) for table in tables_of(mask))  # tiles, keys
+    document, block, noised = *vectors[:2], number_noised_images(vectors[2], vectors[0])
+    keys = torch.arange(document.shape[1])[None]
+    for tile in range(len(partial)):
+        at = torch.arange(tile * BLOCK, (tile + 1) * BLOCK)[:, None]
+        allowed = attend(
+            document[0][at], document, block[0][at], block, noised[0][at], noised
+        )  # 128, keys: the rule, and nothing else
+        listed = partial[tile].nonzero()[:, 0]
+        computed = full[tile].expand(BLOCK, -1).clone()
+        computed[:, listed] = mask.mask_mod(torch.tensor(0), torch.tensor(0), at, keys[:, listed])
+        assert torch.equal(computed, allowed), tile
+    assert (partial | full).float().mean() < 0.06
+
+
+@pytest.mark.parametrize("length", [4096, 8192, 32_768])
+def test_the_bytes_of_a_mask(length):
+    """At the peak of its making, counted on torch's device without memory (`LiveBytes`). In MiB, as tables and numbers
+    in bf16; `create_block_mask` and SDPA's own conversion took 7.5 and 3 bytes a pair:
+
+         4 k    .1      48
+         8 k    .2     144
+        32 k   2.1   2,064
+    """
+    vectors = [torch.zeros(1, length, dtype=kind, device="meta") for kind in (torch.long, torch.long, torch.bool)]
+    peaks = {}
+    for implementation in ("flex_attention", "sdpa"):
+        with LiveBytes() as counted:
+            mask = attention_mask(implementation, torch.bfloat16, *vectors)
+        peaks[implementation] = counted.peak
+        del mask
+        assert counted.now == 0
+    pairs = length * length
+    assert peaks["flex_attention"] <= 80 * length + 48 * pairs / BLOCK**2
+    assert 2 * pairs <= peaks["sdpa"] <= 2 * pairs + 5 * PAIRS_AT_ONCE
+    if length == 32_768:
+        assert peaks["flex_attention"] < 3e6
+
+
 def queries_keys_values(length: int, device: str = "cpu") -> list[torch.Tensor]:
     return [torch.randn(2, 2, length, 16, generator=torch.Generator().manual_seed(i)).to(device) for i in range(3)]
 
@@ -210,7 +322,8 @@ def test_flex_attention_equals_dense_forward(length):
 
 @pytest.mark.skipif(not compiler_found(torch.device("cpu")), reason="no C++ compiler")
 def test_compiled_flex_attention_goes_by_the_block_table():
-    """Without the compiler, flex_attention computes every block and asks the rule alone."""
+    """Without the compiler, flex_attention computes every block and asks the rule alone. At 32 k against dense
+    attention of some blocks of queries."""
     compiled = torch.compile(flex_attention)
     for length in LENGTHS:
         vectors = vectors_of(rows_of_several_blocks(length))
@@ -219,6 +332,17 @@ def test_compiled_flex_attention_goes_by_the_block_table():
         with torch.no_grad():
             flex = compiled(*inputs, block_mask=flex_mask(*vectors))
         assert (dense - flex).abs().max() < 4e-6, length
+    vectors = [vector.expand(2, -1) for vector in long_row()]
+    inputs = queries_keys_values(32_768)
+    with torch.no_grad():
+        flex = compiled(*inputs, block_mask=flex_mask(*vectors))
+    for tile in (0, 7, 20, 46, 100, 255):
+        last = min((tile + 1) * BLOCK + 1024, 32_768)  # an image's tokens see what follows them
+        some = slice(tile * BLOCK, (tile + 1) * BLOCK)
+        dense = dense_mask(*(vector[:, :last] for vector in vectors), last - some.start)[:, :, :BLOCK]
+        keys, values = (tensor[:, :, :last] for tensor in inputs[1:])
+        expected = scaled_dot_product_attention(inputs[0][:, :, some], keys, values, attn_mask=dense)
+        assert (expected - flex[:, :, some]).abs().max() < 4e-6, tile
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="flex_attention has no backward on CPU")
@@ -238,12 +362,40 @@ def test_flex_attention_equals_dense_backward(length):
         torch.testing.assert_close(dense, flex, atol=2e-2, rtol=2e-2)  # tf32 inside flex
 
 
-def test_eager_mask_adds_what_sdpa_masks():
-    rows = random_rows(1)
-    arguments = (rows["document_ids"], rows["block_ids"], rows["noised_mask"])
-    additive = attention_mask("eager", torch.float32, *arguments)
-    assert torch.equal(additive == 0, dense_mask(*arguments))
-    assert additive.min() == torch.finfo(torch.float32).min
+@pytest.mark.parametrize("at_once", [1, 1000, PAIRS_AT_ONCE])
+@pytest.mark.parametrize("queries", [None, 5])
+def test_the_additive_mask_is_the_dense_one(monkeypatch, at_once, queries):
+    """Made at once, or of a few queries at a time; with the empty slots of a static cache, and with a window."""
+    monkeypatch.setattr("hybridgen.core.layout.PAIRS_AT_ONCE", at_once)
+    vectors = vectors_of(random_rows(1))
+    for reach in (None, find_reach(Window(7), vectors[0], noised_mask=vectors[2])):
+        dense = dense_mask(*vectors, queries, reach)
+        additive = additive_mask(torch.bfloat16, *vectors, queries, 3, reach)
+        assert torch.equal(additive[..., :-3] == 0, dense)
+        assert set(additive.unique().tolist()) == {0.0, torch.finfo(torch.bfloat16).min}
+        assert (additive[..., -3:] < 0).all()
+
+
+def test_sdpa_and_eager_add_one_mask_in_the_dtype_of_the_scores():
+    vectors = vectors_of(random_rows(1))
+    for implementation, dtype in (("sdpa", torch.bfloat16), ("eager", torch.bfloat16), ("sdpa_fp32", torch.float32)):
+        mask = attention_mask(implementation, torch.bfloat16, *vectors)
+        assert mask.dtype == dtype
+        assert torch.equal(mask == 0, dense_mask(*vectors))
+
+
+def test_an_additive_mask_attends_as_the_boolean_one_does():
+    """To the bit, forward and backward, padding included, of which each token sees itself and what stands before."""
+    rows = random_rows(3)
+    boolean = dense_mask(*vectors_of(rows))
+    gradients = []
+    for mask in (boolean, attention_mask("sdpa", torch.float32, *vectors_of(rows))):
+        inputs = [torch.randn(3, 2, 96, 16, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+        seen = scaled_dot_product_attention(*(tensor.requires_grad_() for tensor in inputs), attn_mask=mask)
+        assert seen.isfinite().all()
+        seen.square().sum().backward()
+        gradients.append([seen, *(tensor.grad for tensor in inputs)])
+    assert all(map(torch.equal, *gradients))
 
 
 @pytest.mark.parametrize("name", ["flash_attention_2", "flash_attention_3"])

@@ -105,7 +105,7 @@ def test_masks_keep_the_padding_out():
     model = tiny_model()
     prefix = prefix_of(model, PROMPTS[:2], begin=False)
     mask = prefix.mask_with(model, torch.tensor([0, 0, 1]))[:, 0]
-    assert mask.int().tolist() == [
+    assert (mask == 0).int().tolist() == [
         [[1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1, 1]],
         [[0, 0, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1, 1]],
     ]

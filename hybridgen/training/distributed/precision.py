@@ -12,7 +12,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-FP32_ATTENTION = "sdpa_fp32"  # layout.attention_mask knows it as a kind of sdpa
+from hybridgen.core.layout import FP32_ATTENTION
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
