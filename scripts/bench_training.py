@@ -42,10 +42,8 @@ from hybridgen.core.objectives import (
     ObjectiveConfig,
     corrupt,
     image_losses,
-    shift_labels,
     sum_images,
     sum_tokens,
-    token_losses,
     total,
 )
 from hybridgen.training.distributed.precision import choose_attention, set_attention
@@ -96,12 +94,9 @@ def our_step(model, docs, bf16: bool, compiled: bool) -> Callable[[], None]:
             pictures, everything, rows_of, rows_of, ~everything, model.config.diffusion_config, objective, seed=0
         )
         autocast = torch.autocast("cpu", torch.bfloat16) if bf16 else contextlib.nullcontext()
-        text_at, text_targets = shift_labels(labels)
         with autocast:
-            outputs = model(
-                **batch, latents=noisy, timesteps=targets.timesteps, logits_to_keep=text_at, use_cache=False
-            )
-        losses = {"text": sum_tokens(token_losses(outputs.logits, text_targets))}
+            outputs = model(**batch, latents=noisy, timesteps=targets.timesteps, text_labels=labels, use_cache=False)
+        losses = {"text": sum_tokens(outputs.text_losses)}
         losses["diffusion"] = sum_images(image_losses(outputs.prediction, targets), targets)
         counts = {name: count for name, (_, count) in losses.items()}
         total(losses, counts, objective.weights).backward()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 from transformers import (
     AutoModelForCausalLM,
     DynamicCache,
@@ -13,11 +14,13 @@ from transformers import (
 
 from hybridgen import HybridGenConfig, HybridGenForConditionalGeneration
 from hybridgen.core.layout import ImageSegment, TextSegment, lay_out
+from hybridgen.core.objectives import place_codes
 from tests.models import (
     BACKBONES,
     DIFFUSION,
     IMAGE,
     TOKENS,
+    VQ,
     batch_of,
     inputs_of,
     text_config,
@@ -373,3 +376,29 @@ def test_impossible_configs_are_refused(changes, message):
 
 def test_config_without_arguments_is_usable():
     assert HybridGenConfig().paths == ()
+
+
+def test_losses_of_tokens_instead_of_logits():
+    """`text_labels` and `code_labels` give a loss a label, in reading order, and logits only where they are asked for;
+    `labels` gives transformers' mean and all logits, as before."""
+    model, batch, media = tiny_model(), batch_of([[lay_out(MIXED, TOKENS)]], 64), mixed_inputs()
+    text = batch["labels"]
+    codes = place_codes(batch["code_labels"], media["codes"], batch["input_ids"] == VQ)
+    before_code = codes.roll(-1, 1) >= 0
+    with torch.no_grad():
+        plain = model(**inputs_of(batch), **media, codes_to_keep=before_code)
+        found = model(**inputs_of(batch), **media, text_labels=text, code_labels=codes, with_log_z=True)
+        asked = model(**inputs_of(batch), **media, text_labels=text, logits_to_keep=1)
+        usual = model(**inputs_of(batch), **media, labels=text)
+    here = text[0, 1:] >= 0
+    logits = plain.logits[0, :-1][here]
+    assert found.logits is None
+    assert here.sum() > 0
+    assert torch.equal(found.text_losses, F.cross_entropy(logits, text[0, 1:][here], reduction="none"))
+    assert torch.equal(found.text_log_z, logits.logsumexp(-1))
+    expected = F.cross_entropy(plain.code_logits, codes[codes >= 0], reduction="none")
+    assert torch.equal(found.code_losses, expected)
+    assert asked.logits.shape == (1, 1, plain.logits.shape[-1])
+    assert asked.text_log_z is None
+    assert torch.equal(usual.logits, plain.logits)
+    torch.testing.assert_close(usual.loss, found.text_losses.mean())

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hybridgen.bridges.adapters import add_lora
 from hybridgen.core.figures import grid, side_by_side
 from hybridgen.core.layout import IGNORE, PADDING_DOCUMENT
+from hybridgen.core.loss_kernels import installed_kernel
 from hybridgen.core.objectives import (
     DiffusionTargets,
     Loss,
@@ -263,6 +264,8 @@ def _prepare_model(model: nn.Module, config: TrainConfig, accelerator: Accelerat
         compile_layers(model.model.language_model)
     elif config.compile and accelerator.is_main_process:
         say("compile: no C++ compiler (on a GPU: no Triton) with Python's headers is here, so layers run as written")
+    if accelerator.device.type == "cuda" and accelerator.is_main_process and (kernel := installed_kernel()):
+        say(f"losses of tokens: by {kernel}, which is installed, wherever its kernels take the head")
 
 
 def _row_loader(
