@@ -19,6 +19,7 @@ from tests.training import toy
 
 skip_flushing()
 ROOT = Path(__file__).parents[2]
+ENGINES = ("ACCELERATE_", "FSDP_", "PARALLELISM_")  # begin the names of what chooses one
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["tests.training.processes"])
 
@@ -81,11 +82,16 @@ class ProcessGroup:
 def launched_with(form: str, processes: int) -> dict[str, str]:
     """What `accelerate launch` puts into the environment for a config of ours."""
     config = ROOT / "configs" / "accelerate" / f"{form}.yaml"
-    words = ["--config_file", str(config), "--num_processes", str(processes), "--main_process_port", "0", "script.py"]
+    words = ["--config_file", str(config), "--num_processes", str(processes), "--main_process_port", "0"]
+    words += ["--num_machines", "1"]  # if of several, they are pretended
+    if form.startswith("hsdp"):  # two nodes
+        sizes = {"dp_replicate": 2, "dp_shard": processes // 2}
+        words += [each for name, size in sizes.items() for each in (f"--parallelism_config_{name}_size", str(size))]
+    words += ["script.py"]
     arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
     environment = prepare_multi_gpu_env(arguments)
     assert arguments.nproc_per_node == str(processes)
-    return {name: value for name, value in environment.items() if name.startswith(("ACCELERATE_", "FSDP_"))}
+    return {name: value for name, value in environment.items() if name.startswith(ENGINES)}
 
 
 def free_port() -> int:

@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedType, PartialState
+from accelerate import Accelerator, DistributedType, ParallelismConfig, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
@@ -30,6 +30,7 @@ from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.distributed.precision import choose_precision
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # long, as the others wait while one process saves or draws
+HYBRID = "PARALLELISM_CONFIG"  # as accelerate calls shards within nodes and replicas over them
 ROLL_CALL_SECONDS = 5.0  # in which the processes that are left report
 
 
@@ -44,36 +45,62 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         ValueError: the config asks for what this engine cannot do.
     """
     AcceleratorState._reset_state()
-    # newer versions of torch have another name for it, which accelerate does not know yet
-    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+    _ignore_warnings()
     if _launched_with("DEEPSPEED"):
         _require_deepspeed()
     cpu = not torch.accelerator.is_available()
     sharded = _launched_with("FSDP")
     precision = choose_precision(config.precision, PartialState(cpu=cpu, timeout=COLLECTIVE_TIMEOUT).device)
     plugin = _fsdp_plugin() if sharded else None
-    for told in (
-        "`_get_pg_default_device` will be deprecated",
-        "Multiple backends are registered",
-        "torch.distributed is",
-    ):
-        warnings.filterwarnings("ignore", message=told, category=UserWarning)  # of what it does rightly
-    # it warns of operations in place on a module's output, of which there are none
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning)
-    accelerator = Accelerator(
-        cpu=cpu,
-        mixed_precision="bf16" if precision == "bf16" else "no",
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=config.accumulation, sync_each_batch=sharded and config.sharding.gradients == "sharded"
-        ),
-        fsdp_plugin=plugin,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # stages reduce theirs themselves
-    )
+    _check_hybrid_sizes()
+    with _no_hybrid_sharding() if cpu else contextlib.nullcontext():
+        accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision="bf16" if precision == "bf16" else "no",
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=config.accumulation, sync_each_batch=sharded and config.sharding.gradients == "sharded"
+            ),
+            fsdp_plugin=plugin,
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # stages reduce theirs themselves
+        )
     if sharded and torch.distributed.is_initialized() and accelerator.distributed_type != DistributedType.FSDP:
-        PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
-        accelerator.state.fsdp_plugin = plugin
+        _shard_on_cpus(accelerator, plugin)
     check_engine(config, accelerator)
     return accelerator
+
+
+def _ignore_warnings() -> None:
+    """Of libraries, about what they do themselves, and rightly."""
+    # newer versions of torch have another name for it, which accelerate does not know yet
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated", category=FutureWarning)
+    about = (
+        "FSDP2-wrapped module .* returned a view tensor",  # operations in place on an output, of which there are none
+        "`_get_pg_default_device` will be deprecated",
+        "Multiple backends are registered",
+        "torch.distributed is disabled",  # of a state in shards that one process reads or writes
+    )
+    for message in about:
+        warnings.filterwarnings("ignore", message=message, category=UserWarning)
+
+
+@contextlib.contextmanager
+def _no_hybrid_sharding() -> Iterator[None]:
+    """Inside, accelerate does not see that it is told to shard by nodes, which it refuses on CPUs."""
+    name = f"ACCELERATE_USE_{HYBRID}"
+    said = os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        os.environ.update({} if said is None else {name: said})
+
+
+def _shard_on_cpus(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
+    """What accelerate does where it finds GPUs."""
+    PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = plugin
+    if _launched_with(HYBRID):
+        accelerator.state.parallelism_config = ParallelismConfig()
+        accelerator.state.device_mesh = accelerator.parallelism_config.get_device_mesh("cpu")
 
 
 def seed_dropout(seed: int) -> None:
@@ -114,6 +141,19 @@ def _fsdp_plugin() -> FullyShardedDataParallelPlugin:
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise ValueError("accelerate is told to use FSDP 1; set fsdp_version: 2, as in configs/accelerate/fsdp2.yaml")
     return FullyShardedDataParallelPlugin(mixed_precision_policy=MixedPrecisionPolicy())
+
+
+def _check_hybrid_sizes() -> None:
+    """Before accelerate makes a mesh of them."""
+    names = ("DP_REPLICATE", "DP_SHARD")
+    replicas, shards = (int(os.environ.get(f"{HYBRID}_{name}_SIZE", "1")) for name in names)
+    processes = PartialState().num_processes
+    if replicas * shards not in (1, processes):
+        raise ValueError(
+            f"parallelism_config has room for {replicas} x {shards} processes, but there are {processes}; set "
+            "parallelism_config_dp_replicate_size to the machines and parallelism_config_dp_shard_size to the GPUs of "
+            "each, as in configs/accelerate/hsdp_64.yaml"
+        )
 
 
 def _require_deepspeed() -> None:

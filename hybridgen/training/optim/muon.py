@@ -6,19 +6,21 @@ small ones. On a CPU this is no faster, as both run at the peak of bf16 products
 192 take 95 ms per step (torch's 99), four of width 256 beside a small tower 160 ms, which is 9 % of a step of 3.8 M
 parameters and 5,600 tokens; AdamW takes 3.
 
-Where weights are sharded (FSDP2), elementwise operations run on the rows that a process holds; a matrix is gathered to
-be orthogonalised, and every process does the same work on it: exact, but not shared.
+Where weights are sharded (FSDP2), elementwise operations run on the rows that a process holds. Orthogonalising needs
+whole matrices: with several processes each does its share of them (`division`).
 
 Shapes: L matrices of one shape, m x n each.
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from hybridgen.training.distributed.sharding import as_shard, full, local, local_part
+from hybridgen.training.distributed.sharding import local
+from hybridgen.training.optim.division import divided
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration: steepest at zero
 
@@ -80,9 +82,8 @@ class MuonAdamW(torch.optim.Optimizer):
             momenta = [local(self.state[parameter]["momentum_buffer"]) for parameter in alike]
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             nesterov = torch._foreach_lerp(gradients, momenta, group["momentum"])
-            momenta_full = [full(as_shard(rows, parameter)) for rows, parameter in zip(nesterov, alike, strict=True)]
-            updates = orthogonalise(torch.stack(momenta_full), group["steps"]).to(alike[0].dtype)  # L, m, n
-            updates = [local_part(update, parameter) for update, parameter in zip(updates, alike, strict=True)]
+            updates = divided(partial(orthogonalise, steps=group["steps"]), nesterov, alike[0])
+            updates = [update.to(alike[0].dtype) for update in updates]
             weights = [local(parameter) for parameter in alike]
             if group["weight_decay"]:
                 torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
