@@ -23,7 +23,7 @@ from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils import PaddingStrategy, TensorType
 
 from hybridgen.configuration_hybridgen import HybridGenConfig, require_path
-from hybridgen.core.control_tokens import RenderedText, Spans
+from hybridgen.core.control_tokens import ControlTokens, RenderedText, Spans
 from hybridgen.core.documents import Document, DocumentImage, left_pad
 from hybridgen.core.hub import part_of
 from hybridgen.core.layout import ImageSegment, TextSegment, lay_out
@@ -35,6 +35,7 @@ from hybridgen.core.messages import (
     check_messages,
     default_template,
     named_templates,
+    plain_pieces,
 )
 from hybridgen.core.names import PATHS
 from hybridgen.core.pictures import read_picture
@@ -52,6 +53,7 @@ from hybridgen.tokenization_hybridgen import (
     build_tokenizer,
     check_token_ids,
     control_names,
+    has_role_tokens,
     image_token_ids,
     special_tokens,
 )
@@ -69,12 +71,16 @@ __all__ = [
 ]
 
 _TOKENIZING = Lock()  # a fast tokenizer keeps padding and truncation as its state: one call of a processor at a time
-LOSS_ON = ("assistant", "all")
+LOSS_ON = ("assistant", "all", "everything")
 # what `__call__` passes on to `tokenizer.pad`, and what only the tokenizer itself could make
 _PADDING = ("padding", "padding_side", "max_length", "pad_to_multiple_of", "return_tensors", "return_attention_mask")
 _MASKS = ("return_offsets_mapping", "return_special_tokens_mask", "return_overflowing_tokens", "return_length")
 # the processor whose `apply_chat_template` is at work in this thread, and the mark in its texts (`core.control_tokens`)
 _RENDERED_WITH: ContextVar[tuple | None] = ContextVar("rendered_with", default=None)
+NO_TEMPLATE = (
+    "the tokenizer has no chat template, and a conversation needs one; give one (model.chat_template in a config, "
+    "chat_template=... in Python), or train on texts without, as form: text"
+)
 UNCONDITIONAL = ("empty", "janus-official", "janus-hf")
 
 
@@ -82,8 +88,9 @@ class HybridGenProcessor(ProcessorMixin):
     """
     Args:
         image_processor, tokenizer: its parts.
-        chat_template: None = the tokenizer's own, and hybridgen's default where it has none. Of several by name, the
-            one called `default` is used; the others are kept, for `apply_chat_template(..., chat_template="name")`.
+        chat_template: None = the tokenizer's own, else hybridgen's default where the tokenizer has its tokens of roles,
+            else none: texts without a template can then be trained on, conversations are refused. Of several by name,
+            the one called `default` is used; the others are kept, for `apply_chat_template(..., chat_template="name")`.
         num_image_tokens: tokens of an image on the understanding path; None = no such path.
         diffusion_token_size: pixels along one side of a token on the diffusion path (patch size times the VAE's
             factor); None = no such path.
@@ -125,14 +132,15 @@ class HybridGenProcessor(ProcessorMixin):
         self.begin_image_token, self.end_image_token = begin_image_token, end_image_token
         self.image_token, self.diffusion_token, self.vq_token = image_token, diffusion_token, vq_token
         if chat_template is None:
-            chat_template = tokenizer.chat_template or DEFAULT_CHAT_TEMPLATE.replace(
-                PLACEHOLDERS["understanding"], image_token
-            )
+            chat_template = tokenizer.chat_template
+        if chat_template is None and has_role_tokens(tokenizer):
+            chat_template = DEFAULT_CHAT_TEMPLATE.replace(PLACEHOLDERS["understanding"], image_token)
         super().__init__(image_processor, tokenizer, chat_template=named_templates(chat_template))
         placeholders = dict(zip(PATHS, (image_token, diffusion_token, vq_token), strict=True))
         placeholders = {path: placeholders[path] for path in self.paths}
         self.special_tokens = special_tokens(tokenizer, begin_image_token, end_image_token, placeholders)
         self._template: ChatTemplate | None = None
+        self._encode: PieceTokenizer | None = None
         self._set_template()
 
     @classmethod
@@ -208,6 +216,7 @@ class HybridGenProcessor(ProcessorMixin):
         height: int | None = None,
         width: int | None = None,
         image_tokens: int | None = None,
+        plain: bool = False,
     ) -> Document:
         """A training document.
 
@@ -217,25 +226,33 @@ class HybridGenProcessor(ProcessorMixin):
             read: path by which images are read, or several.
             write: path by which images in turns with a loss are written; None = they are read as well.
             loss_on: which turns have a loss: the `assistant`'s (its text and its end of turn; its images if `write` is
-                given), or `all` (every token and every image: Transfusion's recipe).
+                given), `all` (the words of the others as well, and every image: Transfusion's recipe), or `everything`
+                (also what the template writes of its own around the others' words, such as their roles).
             prompt_dropout: leave out the user's texts, as in the unconditional prompt of guidance.
             clean_copy: later tokens read a clean copy of each written image instead of the noised one (diffusion only),
                 and after it the image by the other paths of `read`, where that is a list.
             height, width: of images on the diffusion and vq paths; None = `default_size`.
             image_tokens: those images keep their aspect ratio instead, and have at most so many tokens.
+            plain: no chat template: the tokenizer's begin of text, if it has one, the parts of the messages in order,
+                and its end of text, which is learnt.
 
         Raises:
             ValueError: in one sentence, what is wrong with the messages or the settings.
         """
         self.check_settings(read, write, loss_on, clean_copy, height, width)
         pads = prompt_dropout and self.unconditional != "empty"
-        pieces = self._pieces(messages, prompt_dropout=prompt_dropout and not pads)
+        if plain:
+            pieces = plain_pieces(check_messages(messages), prompt_dropout=prompt_dropout and not pads)
+        else:
+            pieces = self._pieces(
+                messages, prompt_dropout=prompt_dropout and not pads, find_words=loss_on == "all" and not pads
+            )
         if loss_on == "assistant" and not any(piece.assistant and piece.learnt for piece in pieces):
             raise ValueError(
                 "no message of the assistant, so nothing to learn (one of weight 0 is only read); add one, or set "
                 "loss_on='all'"
             )
-        return self._assemble(pieces, read, write, loss_on, clean_copy, height, width, pads, image_tokens)
+        return self._assemble(pieces, read, write, loss_on, clean_copy, height, width, pads, image_tokens, plain)
 
     def prompt(
         self,
@@ -277,45 +294,51 @@ class HybridGenProcessor(ProcessorMixin):
             runs.append(ids)
         return runs
 
-    def _pieces(
-        self, messages: list[dict], generation_prompt: bool = False, prompt_dropout: bool = False
-    ) -> list[Piece]:
-        self._set_template()
-        return self._template.pieces(check_messages(messages), generation_prompt, prompt_dropout)
+    def _pieces(self, messages: list[dict], **how: bool) -> list[Piece]:
+        return self._required_template().pieces(check_messages(messages), **how)
 
     def _set_template(self) -> None:
         """The template, and what tokenises its pieces: which tokens are control tokens, a template decides with. Done
         anew where the user has set another."""
-        text = default_template(named_templates(self.chat_template))
-        if self._template is not None and self._template.template == text:
+        templates = named_templates(self.chat_template)
+        text = None if templates is None else default_template(templates)
+        if self._encode is not None and text == (None if self._template is None else self._template.template):
             return
         reserved = (self.begin_image_token, self.end_image_token, self.diffusion_token, self.vq_token)
         names, tokens = control_names(self.tokenizer), self.tokenizer.special_tokens_map
-        self._template = ChatTemplate(text, tokens, self.image_token, reserved, *names)
-        self._encode = PieceTokenizer(self.tokenizer, self._template.controls)
+        if text is None:
+            self._template, self._controls = None, ControlTokens((self.image_token, *reserved, *names[0]))
+        else:
+            self._template = ChatTemplate(text, tokens, self.image_token, reserved, *names)
+            self._controls = self._template.controls
+        self._encode = PieceTokenizer(self.tokenizer, self._controls)
+
+    def _required_template(self) -> ChatTemplate:
+        self._set_template()
+        if self._template is None:
+            raise ValueError(NO_TEMPLATE)
+        return self._template
 
     def _assemble(
         self, pieces: list[Piece], read: str | list[str], write: str | None, loss_on: str | None, clean_copy: bool,
-        height: int | None, width: int | None, pads: bool = False, image_tokens: int | None = None,
+        height: int | None, width: int | None, pads: bool = False, image_tokens: int | None = None, plain: bool = False,
     ) -> Document:  # fmt: skip
         """Pieces -> segments and pixels -> a laid-out document.
 
-        1. A text becomes a segment of token ids; `pads` takes the place of all texts but the assistant's.
+        1. A text becomes a segment of token ids; `pads` takes the place of all texts but the assistant's. If it is
+           plain, the tokenizer's begin and end of text stand around all.
         2. An image becomes a segment and its pixels for each path by which it passes (`_passes`); the tokens of all of
            them are the span that is never cut.
         3. An image with a clean copy has its pixels twice: once written and once read.
         """
-        segments: list[TextSegment | ImageSegment] = []
+        segments: list[TextSegment | ImageSegment] = self._begin_of_text() if plain else []
         images: list[DocumentImage] = []
-        tokens = 0
+        tokens = sum(segment.size for segment in segments)
         for piece in pieces:
-            has_loss = piece.learnt and (loss_on == "all" or (loss_on == "assistant" and piece.assistant))
+            has_loss = piece.learnt and loss_on is not None and (piece.assistant or loss_on != "assistant")
             if piece.text is not None:
-                ids = self._encode(piece.text, piece.controls)
-                if pads and not piece.assistant:
-                    ids = self._replace_by_pads(ids, first=not segments)
-                segments.append(TextSegment(ids, loss=has_loss))
-                tokens += len(ids)
+                segments.append(self._text_segment(piece, loss_on if has_loss else None, pads, first=not segments))
+                tokens += segments[-1].size
                 continue
             picture = read_picture(piece.picture)  # once, for all paths
             path_written = write if has_loss else None
@@ -335,7 +358,28 @@ class HybridGenProcessor(ProcessorMixin):
                     images.append(replace(images[-1], write=False))
             segments += [segment for segment, _ in passes]
             tokens = span[1]
-        return Document(lay_out(segments, self.special_tokens), images)
+        segments += self._end_of_text() if plain else []
+        return Document(lay_out(segments, self.special_tokens), images, plain)
+
+    def _text_segment(self, piece: Piece, loss_on: str | None, pads: bool, first: bool) -> TextSegment:
+        """A text's tokens, and which of them have a loss; `loss_on` None = none."""
+        ids = self._encode(piece.text, piece.controls)
+        if pads and not piece.assistant:
+            return TextSegment(self._replace_by_pads(ids, first), loss=False)
+        if loss_on == "all" and not piece.assistant:
+            return TextSegment(ids, loss=self._encode.inside(piece.text, piece.controls, piece.words))
+        return TextSegment(ids, loss=loss_on is not None)
+
+    def _begin_of_text(self) -> list[TextSegment]:
+        begin = self.tokenizer.bos_token_id
+        return [] if begin is None else [TextSegment([begin], loss=False)]
+
+    def _end_of_text(self) -> list[TextSegment]:
+        if self.tokenizer.eos_token_id is None:
+            raise ValueError(
+                "the tokenizer has no end-of-text token, which ends a text without a template; set tokenizer.eos_token"
+            )
+        return [TextSegment([self.tokenizer.eos_token_id])]
 
     def _replace_by_pads(self, ids: list[int], first: bool) -> list[int]:
         """The tokens of a text in the unconditional prompt of Janus; `first`: it opens the document."""
@@ -466,7 +510,7 @@ class HybridGenProcessor(ProcessorMixin):
         """As everywhere in transformers. Control tokens in the conversation stay words, whatever is done with the text
         that is returned: it knows where the template's stand."""
         kwargs.pop("sanitize_control_tokens", None)  # of transformers from 5.20 on: it is always so here
-        self._set_template()
+        template = self._required_template()
         given = {
             "conversation": _without_wrapper(conversation),
             **{key: kwargs.get(key) for key in ("tools", "documents")},
@@ -474,8 +518,8 @@ class HybridGenProcessor(ProcessorMixin):
         for each in _conversations(given["conversation"]):
             check_conversation(each)
         named = self.chat_template if isinstance(self.chat_template, dict) else {}
-        chat_template = named.get(chat_template, chat_template) or self._template.for_parts
-        given, mark = self._template.controls.marked(given, beside=chat_template)
+        chat_template = named.get(chat_template, chat_template) or template.for_parts
+        given, mark = self._controls.marked(given, beside=chat_template)
         if mark is not None and kwargs.get("return_assistant_tokens_mask"):
             raise ValueError(
                 "return_assistant_tokens_mask is not known where a text holds control tokens as words; leave one out"
@@ -486,9 +530,9 @@ class HybridGenProcessor(ProcessorMixin):
         finally:
             _RENDERED_WITH.reset(token)
         if isinstance(rendered, str):
-            return RenderedText(*self._template.controls.found(rendered, mark))
+            return RenderedText(*self._controls.found(rendered, mark))
         if isinstance(rendered, list) and rendered and isinstance(rendered[0], str):
-            return [RenderedText(*self._template.controls.found(each, mark)) for each in rendered]
+            return [RenderedText(*self._controls.found(each, mark)) for each in rendered]
         return rendered
 
     def _known_controls(self, text, split: bool | None):
@@ -498,7 +542,7 @@ class HybridGenProcessor(ProcessorMixin):
         if split:
             return RenderedText(text, ())
         processor, mark = _RENDERED_WITH.get() or (None, None)
-        text, controls = self._template.controls.found(text, mark if processor is self else None)
+        text, controls = self._controls.found(text, mark if processor is self else None)
         if split is None and processor is not self:
             spelled = [text[begin:end] for begin, end in controls]
             if foreign := [name for name in spelled if name != self.image_token]:
@@ -539,9 +583,7 @@ class HybridGenProcessor(ProcessorMixin):
         for begin, end in text.controls:
             written += text[done:begin]
             framed = self.replace_image_token() if text[begin:end] == self.image_token else text[begin:end]
-            spans += [
-                (len(written) + first, len(written) + last) for first, last in self._template.controls.found(framed)[1]
-            ]
+            spans += [(len(written) + first, len(written) + last) for first, last in self._controls.found(framed)[1]]
             written, done = written + framed, end
         return written + text[done:], tuple(spans)
 

@@ -26,6 +26,7 @@ PLACEHOLDERS = {
 IMAGE_TOKENS = (BEGIN_IMAGE, END_IMAGE, *PLACEHOLDERS.values())
 TEXT_TOKENS = {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": "<|pad|>"}
 REASONING_TOKENS = ("<think>", "</think>")  # of the texts, as in Qwen3, not special: decoding keeps them
+LONGEST_CACHED = 1000  # characters: a longer text is a document, and hardly comes again
 ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>")
 
 
@@ -33,6 +34,11 @@ def add_image_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
     """Add the tokens of images that the tokenizer lacks. Returns their number (then resize the embeddings)."""
     missing = [token for token in IMAGE_TOKENS if token not in tokenizer.get_vocab()]
     return tokenizer.add_tokens(missing, special_tokens=True)
+
+
+def has_role_tokens(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether it has the tokens that hybridgen's own chat template writes for roles."""
+    return not set(ROLE_TOKENS) - set(tokenizer.get_vocab())
 
 
 def image_token_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
@@ -137,7 +143,7 @@ class PieceTokenizer:
         Raises:
             ValueError: the tokenizer cannot write a control token as words.
         """
-        key = (text, controls) if not add_special_tokens else None
+        key = (text, controls) if not add_special_tokens and len(text) <= LONGEST_CACHED else None
         ids = self._ids.get(key)
         if ids is None:
             if controls is None or self._are_meant(self._encode(text), text, controls):
@@ -149,6 +155,28 @@ class PieceTokenizer:
             if key is not None:
                 self._ids[key] = ids
         return ids
+
+    def inside(self, text: str, controls: Spans, stretches: Spans) -> list[bool]:
+        """Of each token of a text, whether it holds a character of one of the stretches.
+
+        Raises:
+            ValueError: the tokenizer does not tell where its tokens stand.
+        """
+        ids, places = self(text, controls), self._places(text, controls)
+        if len(places) != len(ids):
+            raise ValueError(
+                "the tokenizer does not tell where its tokens stand in a text, so which of them a user wrote is not "
+                "known; set loss_on to 'assistant', or to 'everything' (then the template's own tokens are taught, too)"
+            )
+        return [any(first < end and begin < last for first, last in stretches) for begin, end in places]
+
+    def _places(self, text: str, controls: Spans) -> list[tuple[int, int]]:
+        """(begin, end) of each token in the text; none where they are not known."""
+        if self._slow is not None:
+            return []
+        if self._are_meant(self._encode(text), text, controls):
+            return _offsets(self._backend, text)
+        return self._fenced[fence_for(text)].places(text, controls)
 
     def is_literal(self, text: str, controls: Spans) -> bool:
         """Whether the tokenizer itself encodes the text so: every control token that it spells is meant."""
@@ -191,6 +219,15 @@ class PieceTokenizer:
         return self  # `to_dict` of a processor copies its attributes whole
 
 
+def _offsets(backend: Tokenizer, text: str) -> list[tuple[int, int]]:
+    """(begin, end) of each token in the text, the spaces counted that a post-processor leaves out."""
+    places, done = [], 0
+    for begin, end in backend.encode(text, add_special_tokens=False).offsets:
+        places.append((min(begin, done), end) if end > done else (begin, end))
+        done = max(done, end)
+    return places
+
+
 _FENCE = "\ufdd0"  # a character that no text should hold; where one does, several of them are the fence
 
 
@@ -230,12 +267,28 @@ class FencedTokenizer:
 
     def encode(self, text: str, controls: Spans, add_special_tokens: bool = False) -> list[int]:
         """Token ids; of all control tokens that the text spells, those at `controls` are tokens."""
-        pieces, done = [], 0
-        for begin, end in controls:
-            pieces += [text[done:begin], self._fenced[text[begin:end]]]
-            done = end
-        ids = self._backend.encode("".join(pieces) + text[done:], add_special_tokens=add_special_tokens).ids
+        fenced, _ = self._rename(text, controls)
+        ids = self._backend.encode(fenced, add_special_tokens=add_special_tokens).ids
         return [self._meant.get(token, token) for token in ids]
+
+    def places(self, text: str, controls: Spans) -> list[tuple[int, int]]:
+        """(begin, end) in the text of each token of `encode`."""
+        fenced, origins = self._rename(text, controls)
+        return [
+            (origins[begin], origins[end - 1] + 1 if end > begin else origins[begin])
+            for begin, end in _offsets(self._backend, fenced)
+        ]
+
+    def _rename(self, text: str, controls: Spans) -> tuple[str, list[int]]:
+        """The text with fenced names for the control tokens that are meant, and the place in the text that each of its
+        characters comes from (with one more, of its end)."""
+        fenced, origins, done = "", [], 0
+        for begin, end in controls:
+            name = self._fenced[text[begin:end]]
+            fenced += text[done:begin] + name
+            origins += [*range(done, begin), *[begin] * (len(name) - 1), end - 1]
+            done = end
+        return fenced + text[done:], [*origins, *range(done, len(text) + 1)]
 
 
 def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

@@ -93,7 +93,14 @@ def _data(folder: Path) -> None:
     (folder / "pairs.csv").write_text(f"image,words\n{table}", encoding="utf-8")
     turn = [{"from": "human", "value": "<image>\nwhat is it?"}, {"from": "gpt", "value": "a circle"}]
     llava = [{"image": name, "conversations": turn} for name in images]
-    (folder / "llava_v1_5_mix665k.json").write_text(json.dumps(llava))
+    for file in ("llava_v1_5_mix665k.json", "blip_laion_cc_sbu_558k.json"):
+        (folder / file).write_text(json.dumps(llava))
+    (folder / "corpus").mkdir()
+    for number in range(RECORDS):
+        (folder / "corpus" / f"{number}.txt").write_text(f"the largest city\nis number {number}\n")
+    _table(
+        folder / "web" / "0.parquet", [{"text": f"the largest city is number {number}"} for number in range(RECORDS)]
+    )
     encoded = {name: _png(image) for name, image in images.items()}
     _table(folder / "rows" / "0.parquet", [{"picture": encoded[n], "words": t} for n, t in captions.items()])
     _table(folder / "obelics" / "0.parquet", [{"texts": ["one", None], "images": [None, encoded[n]]} for n in images])

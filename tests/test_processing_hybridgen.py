@@ -126,9 +126,9 @@ def test_the_answer_is_what_stands_after_the_reasoning(written, answer):
     assert strip_reasoning(written) == answer
 
 
-def test_the_first_token_has_no_label_even_if_all_are_taught():
+def test_the_first_token_has_no_label_even_if_everything_is_taught():
     processor = tiny_processor()
-    layout = processor.document([user("red"), assistant("blue")], loss_on="all").layout
+    layout = processor.document([user("red"), assistant("blue")], loss_on="everything").layout
     assert layout.labels == [IGNORE, *layout.input_ids[1:]]
     without_user = processor.document([assistant("blue")]).layout
     assert without_user.labels[0] == IGNORE
@@ -350,7 +350,8 @@ def test_any_tokenizer_gains_the_tokens_of_images():
     assert add_image_tokens(plain) == 5
     assert add_image_tokens(plain) == 0
     assert image_token_ids(plain)["begin_image_token_id"] == 3
-    assert tiny_processor(tokenizer=plain).document(DRAW, write="vq").layout.input_ids.count(7) == 4
+    document = tiny_processor(tokenizer=plain, chat_template=CHATML).document(DRAW, write="vq")
+    assert document.layout.input_ids.count(7) == 4
 
 
 def test_the_tokens_of_images_may_have_other_names():
@@ -446,7 +447,7 @@ def test_what_is_transparent_shows_white_and_other_forms_of_pictures_are_taken()
         ),
         ({"write": "pixels"}, "no path 'pixels' here; this model has: understanding, diffusion, vq"),
         ({"write": "understanding"}, "the understanding path only reads"),
-        ({"loss_on": "user"}, "loss_on is 'user'; it must be one of 'assistant', 'all'"),
+        ({"loss_on": "user"}, "loss_on is 'user'; it must be one of 'assistant', 'all', 'everything'"),
         ({"write": "vq", "clean_copy": True}, "clean_copy belongs to images written by 'diffusion', not by 'vq'"),
         ({"write": "diffusion", "height": 18, "width": 16}, "size 18x16 is not divisible by the patch size 4"),
         ({"write": "diffusion", "height": 18}, "size 18x16 is not divisible"),

@@ -11,6 +11,7 @@ the template writes beside it. In the rendered text the control tokens that hold
 Nothing else is marked, so a template sees every other text as it is.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -72,13 +73,9 @@ class ControlTokens:
         Raises:
             ValueError: the texts hold every character that could be the mark.
         """
-        texts = list(_texts(value))
-        if not any(self._risky(text) for text in texts):
+        if not any(self._risky(text) for text in _texts(value)):
             return value, None
-        used = set(beside).union(*texts)
-        mark = next((chr(code) for code in _MARKS if chr(code) not in used), None)
-        if mark is None:
-            raise ValueError(f"the texts hold all {len(_MARKS)} characters for private use; leave one out")
+        (mark,) = unused_characters(value, beside)
         return _changed(value, lambda text: self._with_marks(text, mark)), mark
 
     def _risky(self, text: str) -> list[tuple[int, int]]:
@@ -96,6 +93,19 @@ class ControlTokens:
     def _with_marks(self, text: str, mark: str) -> str:
         places = {place for begin, end in self._risky(text) for place in range(begin, end)}
         return "".join(mark + letter if place in places else letter for place, letter in enumerate(text))
+
+
+def unused_characters(value: Any, beside: str = "", count: int = 1) -> tuple[str, ...]:
+    """Characters for private use that no text in a value holds, nor the text beside it.
+
+    Raises:
+        ValueError: there are none left.
+    """
+    used = set(beside).union(*_texts(value))
+    unused = tuple(itertools.islice((chr(code) for code in _MARKS if chr(code) not in used), count))
+    if len(unused) < count:
+        raise ValueError(f"the texts hold all {len(_MARKS)} characters for private use; leave one out")
+    return unused
 
 
 def _texts(value: Any) -> Iterable[str]:

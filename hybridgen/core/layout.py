@@ -367,10 +367,10 @@ def infer_document_ids(position_ids: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TextSegment:
-    """Token ids of a stretch of text; `loss` says whether they have labels."""
+    """Token ids of a stretch of text; `loss` says whether they have labels, all of them or each."""
 
     ids: list[int]
-    loss: bool = True
+    loss: bool | list[bool] = True
 
     @property
     def size(self) -> int:
@@ -448,7 +448,7 @@ class SequenceLayout:
 def lay_out(segments: list[TextSegment | ImageSegment], tokens: SpecialTokens) -> SequenceLayout:
     """One document as a layout.
 
-    1. A text token gets the next block, the next position, and itself as label if its segment has a loss.
+    1. A text token gets the next block, the next position, and itself as label if its segment gives it a loss.
     2. An image is framed by begin and end tokens; the begin token has a label if the image is written (a model must
        decide to draw), the end token never has (the size decides it).
     3. A clean copy takes the positions of the noised tokens that it replaces, and a block after theirs.
@@ -472,7 +472,8 @@ def lay_out(segments: list[TextSegment | ImageSegment], tokens: SpecialTokens) -
 
     for segment in segments:
         if isinstance(segment, TextSegment):
-            labels = list(segment.ids) if segment.loss else None
+            has_loss = [segment.loss] * segment.size if isinstance(segment.loss, bool) else segment.loss
+            labels = [token if taught else IGNORE for token, taught in zip(segment.ids, has_loss, strict=True)]
             position = put(list(segment.ids), shared_block=False, start=position, labels=labels)
             continue
         begin_label = [tokens.begin_image] if segment.write else None

@@ -12,13 +12,13 @@ So a training document begins with exactly the text of the prompt in generation,
 import contextlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from hybridgen.core.control_tokens import ControlTokens, Spans
+from hybridgen.core.control_tokens import ControlTokens, Spans, unused_characters
 from hybridgen.core.utf8 import check_text
 from hybridgen.core.values import shown
 
@@ -68,6 +68,8 @@ class Piece:
         picture: the value of the message's image part.
         image_first: for a picture, that no text stands before it.
         learnt: its message has a loss; not so where its `weight` is 0.
+        words: where the text is what the messages say; the rest (names of roles, what ends a turn) is the template's.
+            Known where `ChatTemplate.pieces` was asked for it, of turns that are not the assistant's.
     """
 
     text: str | None
@@ -76,6 +78,7 @@ class Piece:
     picture: Any = None
     image_first: bool = False
     learnt: bool = True
+    words: Spans = ()
 
 
 def check_messages(messages: Any, where: str = "") -> list[dict]:
@@ -292,9 +295,17 @@ class ChatTemplate:
         return "probe" in rendered and rendered.count(self.image_token) == 1
 
     def pieces(
-        self, messages: list[dict], generation_prompt: bool = False, prompt_dropout: bool = False
+        self,
+        messages: list[dict],
+        generation_prompt: bool = False,
+        prompt_dropout: bool = False,
+        find_words: bool = False,
     ) -> list[Piece]:
         """The conversation as pieces; a text is cut where a turn of the assistant begins or ends.
+
+        Args:
+            find_words: say of each text which of it the messages wrote (`Piece.words`): it is rendered a second time,
+                with two private characters around each text, which show where it went.
 
         Raises:
             ValueError: a text contains a token that stands for images, or the template is not incremental, or does
@@ -303,6 +314,7 @@ class ChatTemplate:
         image_first = iter(_image_first(messages, self._reserved))
         if prompt_dropout:
             messages = drop_user_texts(messages)
+        unmarked = messages
         messages, mark = self.controls.marked(messages, beside=self.template)
         pieces: list[Piece] = []
         for text, turns, assistant in self._spans(messages, generation_prompt):
@@ -325,7 +337,22 @@ class ChatTemplate:
                     pieces.append(Piece(words, assistant, controls, learnt=learnt))
                 if picture is not None:
                     pieces.append(Piece(None, assistant, (), picture, next(image_first), learnt))
-        return pieces
+        return self._with_words(pieces, unmarked, generation_prompt) if find_words else pieces
+
+    def _with_words(self, pieces: list[Piece], messages: list[dict], generation_prompt: bool) -> list[Piece]:
+        """The pieces of these messages, each with its `words`."""
+        fences = unused_characters(messages, beside=self.template, count=2)
+        fenced = self.pieces(_fence_words(messages, *fences), generation_prompt)
+        known = []
+        for piece, twin in zip(pieces, fenced, strict=True):
+            words, text = _take_fences(twin.text or "", *fences)
+            if text != (piece.text or ""):
+                raise ValueError(
+                    "the chat template changes what the messages say, so that which words are a user's is not known; "
+                    "set loss_on to 'assistant', or to 'everything' (the template's own tokens are taught, too)"
+                )
+            known.append(replace(piece, words=words))
+        return known
 
     def _spans(self, messages: list[dict], generation_prompt: bool) -> Iterator[tuple[str, list[dict], bool]]:
         """(text, its messages, whether they are the assistant's), in reading order."""
@@ -370,6 +397,49 @@ class ChatTemplate:
         except (TemplateError, TypeError) as error:  # TypeError: a text and a list added in the template
             roles = " ".join(message["role"] for message in renderable) or "no message"
             raise ValueError(f"the chat template cannot render a conversation of {roles}: {error}") from error
+
+
+def _fence_words(messages: list[dict], opens: str, closes: str) -> list[dict]:
+    """The messages with a character before and after the words of each text that is not the assistant's. Spaces around
+    words stay outside, as templates trim them."""
+
+    def fenced(text: str) -> str:
+        words = text.strip()
+        return text.replace(words, f"{opens}{words}{closes}", 1) if words else text
+
+    def change(part: dict) -> dict:
+        return {**part, "text": fenced(part["text"])} if part["type"] == "text" else part
+
+    return [
+        message if message["role"] == "assistant" else {**message, "content": [change(part) for part in parts(message)]}
+        for message in messages
+    ]
+
+
+def _take_fences(text: str, opens: str, closes: str) -> tuple[Spans, str]:
+    """Where words stand between two such characters, and the text without these."""
+    plain, spans = "", []
+    for stretch in re.split(f"({opens}[^{closes}]*{closes})", text):
+        if stretch.startswith(opens):
+            stretch = stretch[1:-1]
+            spans.append((len(plain), len(plain) + len(stretch)))
+        plain += stretch
+    return tuple(spans), plain
+
+
+def plain_pieces(messages: list[dict], prompt_dropout: bool = False) -> list[Piece]:
+    """The parts of the messages in order, without any template: what a text of a corpus is trained as. All that they
+    spell are words."""
+    pieces, spoken = [], False
+    for message in drop_user_texts(messages) if prompt_dropout else messages:
+        assistant, learnt = message["role"] == "assistant", message.get("weight") != 0
+        for part in parts(message):
+            if part["type"] == "image":
+                pieces.append(Piece(None, assistant, (), part["image"], not spoken, learnt))
+            elif part["text"]:
+                spoken = spoken or bool(part["text"].strip())
+                pieces.append(Piece(part["text"], assistant, learnt=learnt, words=((0, len(part["text"])),)))
+    return pieces
 
 
 def _image_first(messages: list[dict], reserved: re.Pattern) -> list[bool]:

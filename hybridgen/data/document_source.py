@@ -134,7 +134,8 @@ class DocumentSource:
         config, where = self.config, self.where(cursor)
         place = where.removeprefix(f"source {self.name!r}, ")
         try:
-            messages = self.record(cursor)["messages"]
+            record = self.record(cursor)
+            messages = record["messages"]
             if hash_uniform(f"{self.seed}/{self.name}/{cursor}/order") >= config.caption_first:
                 messages = image_first(messages)
             with record_errors(place):
@@ -148,6 +149,7 @@ class DocumentSource:
                     height=config.height,
                     width=config.width,
                     image_tokens=config.image_tokens,
+                    plain=record.get("plain", False),
                 )
         except ValueError as error:
             raise ValueError(f"{where}: {str(error).removeprefix(f'{place}: ')}") from error

@@ -12,20 +12,22 @@ from hybridgen.core.names import PATHS
 from hybridgen.core.recognition import FilePath, expand
 from hybridgen.data.formats.fields import PICTURES, USUAL_COLUMNS
 from hybridgen.data.formats.image_folder import METADATA, is_litter
-from hybridgen.data.formats.rows import FORMS
+from hybridgen.data.formats.rows import FORMS, PLAIN_FORMS
 from hybridgen.data.synthetic import DATASETS
 from hybridgen.processing_hybridgen import LOSS_ON
 
 LARGEST_BUFFER = 1_000_000
+_OF_PROMPTS = ("prompt_dropout", "order")  # keys that concern what a user says
+_OF_PICTURES = ("write", "clean_copy", "height", "width", "image_tokens", "max_timestep", "images")
 LONG = ("split", "truncate", "refuse")
 ORDERS = {"caption_first": 1.0, "image_first": 0.0}
 RENAMED_FORMATS = {"world": "synthetic"}  # old value of `format` -> what it is called now
-FORMATS = ("synthetic", "jsonl", "json", "csv", "folder", "webdataset", "parquet", "dataset")
-ROWS = ("jsonl", "json", "csv", "folder", "webdataset", "parquet", "dataset")
+FORMATS = ("synthetic", "jsonl", "json", "csv", "folder", "webdataset", "parquet", "dataset", "txt")
+ROWS = ("jsonl", "json", "csv", "folder", "webdataset", "parquet", "dataset", "txt")
 STREAMED = ("jsonl", "webdataset", "parquet", "dataset")
 SUFFIXES = {
     ".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet",
-    ".tar": "webdataset", ".tgz": "webdataset",
+    ".tar": "webdataset", ".tgz": "webdataset", ".txt": "txt",
 }  # fmt: skip
 
 FORMATS_OF_KEY = {  # keys that not every format has
@@ -52,7 +54,7 @@ class SourceConfig:
 
     Args:
         source: a synthetic dataset (`dolls`, `emoji`), a folder of captioned pictures (`formats.image_folder`), .jsonl,
-            .json, .csv, .parquet or .tar files (a pattern with * or {000..007} for many), or a data set's name or
+            .json, .csv, .parquet, .tar or .txt files (a pattern with * or {000..007} for many), or a data set's name or
             folder.
         name: what it is called in logs and checkpoints; None = made of source, task and path.
         task: synthetic datasets only: `draw`, `answer` or `chat` (conversations of several turns).
@@ -185,6 +187,7 @@ class SourceConfig:
                 f"{self.name}: there is no synthetic dataset {self.source!r}, only {' and '.join(DATASETS)}; a folder "
                 f"is written with a slash ({self.source + '/'!r}), a file with its suffix"
             )
+        self._check_form()
         for key, kinds in FORMATS_OF_KEY.items():
             if getattr(self, key) not in (None, {}, False) and kind not in kinds:
                 belongs = "synthetic datasets" if kinds[0] == "synthetic" else " and ".join(kinds)
@@ -207,6 +210,17 @@ class SourceConfig:
             raise ValueError(f"{self.name}: columns says what {unknown[0]!r} is, but the parts of a row are {known}")
         if unknown := [name for name in self.columns.values() if not isinstance(name, str)]:
             raise ValueError(f"{self.name}: columns has {unknown[0]!r}; each must be the name of a column")
+
+    def _check_form(self) -> None:
+        """Raises ValueError for keys that mean nothing for records of the form, which would be ignored."""
+        ignored = _OF_PROMPTS if self.form in PLAIN_FORMS else ()
+        ignored = (*ignored, *_OF_PICTURES) if self.form == "text" else ignored
+        for key in ignored:
+            if (value := getattr(self, key)) != type(self).__dataclass_fields__[key].default:
+                what = "a text alone" if self.form == "text" else "a document without a prompt"
+                raise ValueError(
+                    f"{self.name}: {key} is {value!r}, but records of form {self.form!r} are {what}; leave it out"
+                )
 
     def _check_weight(self) -> None:
         by_step = self.weight if isinstance(self.weight, dict) else {0: self.weight}

@@ -19,6 +19,7 @@ from hybridgen.data.formats.image_folder import FolderSource
 from hybridgen.data.formats.json_files import json_source
 from hybridgen.data.formats.rows import RowSource
 from hybridgen.data.formats.streaming import StreamSource, stream_files
+from hybridgen.data.formats.txt_files import TxtSource
 from hybridgen.data.formats.webdataset import WebDatasetSource
 from hybridgen.data.keyed_random import feistel_permutation
 from hybridgen.data.source_config import SourceConfig
@@ -50,7 +51,7 @@ def _refuse_impostors(config: SourceConfig) -> None:
     """Raises ValueError for files of records that are a git-lfs pointer, a web page or empty. Of many, the first ones
     are looked at: a clone without git-lfs has none that is whole."""
     kind = config.kind
-    if kind in ("folder", "dataset"):
+    if kind in ("folder", "dataset", "txt"):  # of which each file is a record, and perhaps a broken one
         return
     compressed = ("gzip", "zstd") if config.streaming or kind == "webdataset" else ()
     expected = ("parquet", *compressed) if kind == "parquet" else compressed
@@ -108,6 +109,8 @@ def open_records(config: SourceConfig, bad_records: list[BadRecord]) -> RowSourc
     if kind in ("jsonl", "json", "csv"):
         open_file = CsvSource if kind == "csv" else json_source
         return open_file(config.source, images=config.images, bad_records=bad_records, **rows)
+    if kind == "txt":
+        return TxtSource(config.source, files_named(config.source), bad_records=bad_records, **rows)
     if kind == "webdataset":
         return WebDatasetSource(files_named(config.source), bad_records=bad_records, **rows)
     files = files_named(config.source) if kind == "parquet" else []

@@ -83,6 +83,22 @@ def test_synthetic_datasets_are_sources(dataset, unseen):
         ),
         ({"source": "a.jsonl", "read": "eyes"}, "a-eyes: read is 'eyes'"),
         ({"source": "a.jsonl", "loss_on": "user"}, "a-understanding: loss_on is 'user'"),
+        ({"source": "a.jsonl", "long": "wrap"}, "a-understanding: long is 'wrap'; .* one of split, truncate, refuse"),
+        ({"source": "a.jsonl", "form": "prose"}, "form is 'prose'; it must be one of messages, .*interleaved"),
+        *(
+            ({"source": "a.jsonl", "form": form, **given}, f"{key} is .*records of form '{form}' are .*leave it out")
+            for form, key, given in (
+                ("text", "write", {"write": "diffusion"}),
+                ("text", "clean_copy", {"write": None, "clean_copy": True}),
+                ("text", "height", {"height": 64}),
+                ("text", "image_tokens", {"image_tokens": 64, "read": "diffusion"}),
+                ("text", "prompt_dropout", {"prompt_dropout": 0.1}),
+                ("plain", "prompt_dropout", {"prompt_dropout": 0.1}),
+                ("plain", "order", {"order": "image_first"}),
+                ("interleaved", "order", {"order": 0.8}),
+            )
+        ),
+        ({"source": "a.txt", "streaming": True}, "a-understanding: streaming belongs to"),
     ],
 )
 def test_configs_that_cannot_be_are_refused(config, sentence):
@@ -149,3 +165,50 @@ def test_chance_is_even():
 )
 def test_a_source_without_a_name_is_called_by_its_files(source, name):
     assert SourceConfig(source, write="diffusion").name == name
+
+
+# ------------------------------------------------------------------------------------------------ texts of a corpus
+
+
+def corpus(folder) -> list[str]:
+    texts = ["a red circle\n\non a blue ground\n", "  é 日本", "a\r\nb"]
+    for number, text in enumerate(texts):
+        (folder / f"{number}.txt").write_bytes(text.encode())
+    (folder / "3.txt").write_bytes(b"")
+    (folder / "4.txt").write_bytes(b"\xff\xfe")
+    return texts
+
+
+def test_a_txt_file_is_one_document_as_it_stands(tmp_path):
+    texts = corpus(tmp_path)
+    source = open_source(SourceConfig(f"{tmp_path}/*.txt", shuffle=False))
+    processor = tiny_processor()
+    tokens = processor.tokenizer
+    for cursor, text in enumerate(texts):
+        document = source.document(cursor, processor)
+        expected = [tokens.bos_token_id, *tokens(text, add_special_tokens=False)["input_ids"], tokens.eos_token_id]
+        assert document.layout.input_ids == expected
+        assert source.where(cursor).endswith(f"{cursor}.txt")
+    (bad,) = source.bad_records
+    assert str(bad).startswith(f"source {source.name!r}, {tmp_path}/3.txt: the file is empty")
+    with pytest.raises(ValueError, match="4.txt: the text is UTF-16"):
+        source.document(3, processor)
+
+
+def test_txt_files_that_are_not_there_or_all_empty_are_refused(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"a.txt: .*empty"):
+        open_source(SourceConfig(f"{tmp_path}/a.txt"))
+    with pytest.raises(ValueError, match="there is no file .*b.txt"):
+        open_source(SourceConfig(f"{tmp_path}/b.txt"))
+    (tmp_path / "c.txt").write_text("words")
+    with pytest.raises(ValueError, match="write is 'vq', but none of the 1 records read holds a picture"):
+        open_source(SourceConfig(f"{tmp_path}/c.txt", write="vq"))
+
+
+def test_what_becomes_of_a_long_document_unless_its_source_says_it():
+    config = SourceConfig("a.jsonl")
+    assert (config.long_for(plain=True), config.long_for(plain=False)) == ("split", "refuse")
+    for long in ("split", "truncate", "refuse"):
+        config = SourceConfig("a.jsonl", long=long)
+        assert config.long_for(plain=True) == config.long_for(plain=False) == long

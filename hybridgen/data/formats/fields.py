@@ -27,7 +27,7 @@ USUAL_COLUMNS = {
         *(each[1:] for each in PICTURES),
     ),
     "images": ("images",),
-    "text": ("text", "txt", "caption", "captions"),
+    "text": ("text", "txt", "caption", "captions", "content"),
     "question": ("question", "query"),
     "answer": ("answer", "answers", "response"),
     "messages": ("messages",),
@@ -188,13 +188,14 @@ def holds_objects(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
-def text_of(value: Any, name: str, where: str, variant: int = 0) -> str:
-    """A text. Of several, as data sets with many captions per picture have them, the one that `variant` counts to,
-    nulls left out; numbers and truth values as JSON writes them."""
+def text_of(value: Any, name: str, where: str, variant: int = 0, keep_spaces: bool = False) -> str:
+    """A text; the spaces around it are left out unless they are to be kept. Of several, as data sets with many captions
+    per picture have them, the one that `variant` counts to, nulls left out; numbers and truth values as JSON writes
+    them."""
     if isinstance(value, list):
         several = [each for each in value if each is not None and each == each and each != ""]  # NaN is not itself
         if several:
-            return text_of(several[variant % len(several)], name, where, variant)
+            return text_of(several[variant % len(several)], name, where, variant, keep_spaces)
     if isinstance(value, dict):  # one of several with notes, as VQAv2's answers
         value = next((value[key] for key in ("answer", "caption", "text") if key in value), value)
     if isinstance(value, bytes):
@@ -207,7 +208,7 @@ def text_of(value: Any, name: str, where: str, variant: int = 0) -> str:
     if not isinstance(value, str) or not value.strip():
         kind = "empty" if value in ("", []) or isinstance(value, str) else f"of type {type(value).__name__}"
         raise ValueError(f"{where}: {name} is {kind}; it must be a text")
-    return value.strip()
+    return value if keep_spaces else value.strip()
 
 
 def exchange(question: str, answer: str) -> list[dict]:

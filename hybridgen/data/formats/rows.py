@@ -9,7 +9,15 @@
     alpaca        {"instruction": ..., "input": ..., "output": ...}            likewise
     prompts       {"prompt": ..., "completion": ...}                           likewise
     captions      {"image": ..., "text": ...}                                  drawn from its text
-    text          {"text": ...}                                                one turn of the assistant
+    text          {"text": ...}                                                a text of a corpus, no conversation
+
+Forms that no row tells by itself, so that a config has to:
+
+    turn          {"text": ...}                                                one turn of the assistant
+    plain         a row of captions or llava                                   the picture, its caption; no template
+    interleaved   a row of obelics, mmc4 or text                               as a corpus has it; no template
+
+Records of text, plain and interleaved have `plain: true`: no chat template is put around them.
 
 What a row is, is told by its own columns, row by row: files hold rows of several kinds in any order. A row that has a
 column for a picture is never plain text, even where that column is empty: then its picture is missing. A row is a plain
@@ -42,7 +50,8 @@ _FIELDS_OF_FORM = {
     "captions": ("picture", "text"),
     "text": ("text",),
 }
-FORMS = tuple(_FIELDS_OF_FORM)
+FORMS = (*_FIELDS_OF_FORM, "turn", "plain", "interleaved")
+PLAIN_FORMS = ("text", "plain", "interleaved")
 _OF_WORDS = ("text", "questions", "alpaca", "prompts")  # forms in which words alone are enough
 
 
@@ -127,8 +136,9 @@ def find_form(fields: Fields) -> str:
             if form != "cauldron" or holds_objects(fields["texts"]):
                 return form
     raise ValueError(
-        f"{fields.where}: its columns are {fields.columns}, and none of the forms {', '.join(FORMS)} is made of them; "
-        "say which column is which, as in columns: {image: picture, text: caption}"
+        f"{fields.where}: its columns are {fields.columns}, and none of the forms "
+        f"{', '.join(_FIELDS_OF_FORM)} is made of them; say which column is which, as in columns: "
+        "{image: picture, text: caption}"
     )
 
 
@@ -162,7 +172,8 @@ def captioned(caption: str, image: Any) -> dict:
 
 
 def _messages(fields: Fields, variant: int) -> dict:
-    return {**fields.row, **_asked(fields, fields.need("messages"), fields.pictures())}
+    others = {name: value for name, value in fields.row.items() if name != "plain"}  # which says it of a record
+    return {**others, **_asked(fields, fields.need("messages"), fields.pictures())}
 
 
 def _llava(fields: Fields, variant: int) -> dict:
@@ -224,7 +235,40 @@ def _captions(fields: Fields, variant: int) -> dict:
 
 
 def _text(fields: Fields, variant: int) -> dict:
+    words = text_of(fields.need("text"), "text", fields.where, variant, keep_spaces=True)
+    return chat_record(("assistant", [text_part(words)])) | {"plain": True}
+
+
+def _turn(fields: Fields, variant: int) -> dict:
     return chat_record(("assistant", [text_part(text_of(fields.need("text"), "text", fields.where, variant))]))
+
+
+def _plain(fields: Fields, variant: int) -> dict:
+    """LLaVA's first stage (arXiv 2304.08485): what the human says is left out, but for the picture."""
+    if not fields.has("conversations"):
+        record = _captions(fields, variant)
+        caption, picture = (message["content"] for message in record["messages"])
+    else:
+        parts_of = {"user": [], "assistant": []}
+        for message in _llava(fields, variant)["messages"]:
+            parts_of.get(message["role"], []).extend(message["content"])
+        picture = [part for part in parts_of["user"] if part["type"] == "image"]
+        caption = parts_of["assistant"]
+        if len(picture) != 1 or [part["type"] for part in caption] != ["text"]:
+            raise ValueError(
+                f"{fields.where}: a record of the form plain is one picture and its one caption; leave the record out, "
+                "or say form: llava"
+            )
+    return chat_record(("user", picture), ("assistant", caption)) | {"plain": True}
+
+
+def _interleaved(fields: Fields, variant: int) -> dict:
+    build = next((build for name, build in _INTERLEAVED.items() if fields.has(name)), _text)
+    if build is _text and fields.has("picture"):
+        raise ValueError(
+            f"{fields.where}: one text and its picture are no interleaved document; say form: captions, or form: plain"
+        )
+    return build(fields, variant) | {"plain": True}
 
 
 def _obelics(fields: Fields, variant: int) -> dict:
@@ -239,7 +283,7 @@ def _obelics(fields: Fields, variant: int) -> dict:
             content.append(image_part(picture_value(image)))
         elif text:
             content.append(text_part(text_of(text, f"texts.{place}", where)))
-    return _interleaved(content, where)
+    return _document(content, where)
 
 
 def _mmc4(fields: Fields, variant: int) -> dict:
@@ -260,7 +304,7 @@ def _mmc4(fields: Fields, variant: int) -> dict:
         content += before.get(place, [])
         if text:
             content.append(text_part(text_of(text, f"text_list.{place}", where)))
-    return _interleaved(content, where)
+    return _document(content, where)
 
 
 def _mmc4_image(info: dict, number: int, where: str) -> Any:
@@ -275,7 +319,7 @@ def _mmc4_image(info: dict, number: int, where: str) -> Any:
     raise ValueError(f"{where}: image_info {number} names no image_name, image or image_base64")
 
 
-def _interleaved(content: list[dict], where: str) -> dict:
+def _document(content: list[dict], where: str) -> dict:
     """One turn; neighbouring texts are paragraphs of one."""
     joined: list[dict] = []
     for part in content:
@@ -305,4 +349,8 @@ _BUILDERS = {
     "prompts": _prompts,
     "captions": _captions,
     "text": _text,
+    "turn": _turn,
+    "plain": _plain,
+    "interleaved": _interleaved,
 }
+_INTERLEAVED = {"text_list": _mmc4, "texts": _obelics}

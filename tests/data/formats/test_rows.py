@@ -27,7 +27,6 @@ MMC4 = {
         ({"jpg": "a.png", "json": {"caption": "a"}}, "captions", [turn("user", "a"), turn("assistant", A)]),
         ({"png": "a.png", "txt": b"a\n"}, "captions", [turn("user", "a"), turn("assistant", A)]),
         ({"image": "a.png", "caption": ["a", "other"]}, "captions", [turn("user", "a"), turn("assistant", A)]),
-        ({"text": "a"}, "text", [turn("assistant", "a")]),
         (
             {"image": "a.png", "question": "what?", "answer": "b"},
             "questions",
@@ -74,6 +73,64 @@ MMC4 = {
 def test_rows_of_each_form_become_chat_records(row, form, messages):
     assert find_form(Fields(row, {}, "here")) == form
     assert record_of(row, form, {}, "here") == {"messages": messages}
+
+
+LLAVA = {
+    "image": "a.png",
+    "conversations": [{"from": "human", "value": "describe it\n<image>"}, {"from": "gpt", "value": "a red circle"}],
+}
+OBELICS = {"texts": ["one", None], "images": [None, "a.png"]}
+
+
+@pytest.mark.parametrize(
+    ("row", "form", "messages"),
+    [
+        ({"text": " a\n"}, "text", [turn("assistant", " a\n")]),  # as it stands
+        ({"content": "def f():\n    pass\n"}, "text", [turn("assistant", "def f():\n    pass\n")]),
+        ({"text": ["a", "b "]}, "text", [turn("assistant", "a")]),
+        (LLAVA, "plain", [turn("user", A), turn("assistant", "a red circle")]),
+        ({"image": "a.png", "text": " a "}, "plain", [turn("user", A), turn("assistant", "a")]),
+        (OBELICS, "interleaved", [turn("assistant", "one", A)]),
+        (MMC4, "interleaved", [turn("assistant", A, "one\n\ntwo", B, "three")]),
+        ({"text": "a "}, "interleaved", [turn("assistant", "a ")]),
+    ],
+)
+def test_rows_of_a_corpus_become_records_without_a_template(row, form, messages):
+    assert record_of(row, form, {}, "here") == {"messages": messages, "plain": True}
+    if form == "text":
+        assert find_form(Fields(row, {}, "here")) == form
+        assert record_of(row, None, {}, "here") == record_of(row, form, {}, "here")
+        trimmed = [turn("assistant", part["text"].strip()) for part in messages[0]["content"]]
+        assert record_of(row, "turn", {}, "here") == {"messages": trimmed}
+
+
+def test_a_column_named_plain_makes_no_conversation_a_plain_text():
+    row = {"messages": [turn("user", "a"), turn("assistant", "b")], "plain": True, "id": 3}
+    assert record_of(row, None, {}, "here") == {"messages": row["messages"], "id": 3}
+
+
+@pytest.mark.parametrize(
+    ("row", "form", "sentence"),
+    [
+        ({**LLAVA, "image": ["a.png", "b.png"]}, "plain", "1 place for pictures .* but 2 pictures"),
+        (
+            {"conversations": LLAVA["conversations"] * 2, "images": ["a.png", "b.png"]},
+            "plain",
+            "one picture and its one",
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+            "plain",
+            "one picture and",
+        ),
+        ({"text": "a"}, "plain", "'image' is missing"),
+        ({"image": "a.png", "text": "a"}, "interleaved", "no interleaved document; say form: captions, or form: plain"),
+        ({"text": " \n"}, "text", "text is empty"),
+    ],
+)
+def test_rows_that_are_not_of_their_plain_form_are_broken(row, form, sentence):
+    with pytest.raises(ValueError, match=f"here: .*{sentence}"):
+        record_of(row, form, {}, "here")
 
 
 @pytest.mark.parametrize(
