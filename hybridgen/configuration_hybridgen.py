@@ -111,6 +111,10 @@ class HybridGenDiffusionConfig(PreTrainedConfig):
         unet_channels: channels of a small U-Net around the backbone, from its finest level to patches of `patch_size`,
             each level half the last one's rows and columns (Transfusion's U-Net down and up; `paths.unet`); None = one
             linear layer in and one out.
+        convnext_channels: channels of ConvNeXt blocks in front of the backbone and, with a long skip, behind it
+            (JanusFlow: 768; `paths.convnext`), instead of the linear layers or a U-Net; None = none.
+        convnext_depth: how many of them on each side.
+        time_token: an image's first token is its timestep, in front of the patches (JanusFlow).
         modality_experts: tokens of this path have projections and norms of their own in every layer of the backbone,
             whose attention they share with the others (LMFusion, BAGEL; `paths.modality_experts`). Configs of older
             checkpoints call it `own_layers`, which is still read.
@@ -131,6 +135,9 @@ class HybridGenDiffusionConfig(PreTrainedConfig):
     bidirectional: bool = True
     frequency_embedding_size: int = 256
     unet_channels: list[int] | None = None
+    convnext_channels: int | None = None
+    convnext_depth: int = 2
+    time_token: bool = False
     modality_experts: bool = False
     alignment_layer: int | None = None
     alignment_depth: int = 3
@@ -152,7 +159,18 @@ class HybridGenDiffusionConfig(PreTrainedConfig):
                 f"diffusion_config.sample_size {self.sample_size} is not divisible by patch_size {self.patch_size}"
             )
         self._check_unet()
+        if self.convnext_channels is not None:
+            _positive(self, "convnext_channels", "convnext_depth")
+            if self.unet_channels is not None:
+                raise ValueError(
+                    f"diffusion_config.convnext_channels is {self.convnext_channels} and unet_channels "
+                    f"{self.unet_channels}; both lead into the backbone and out of it, so keep one"
+                )
         super().__post_init__(**kwargs)
+
+    def tokens(self, height: int, width: int) -> int:
+        """How many tokens an image of this size, in latents, takes: its patches, and the timestep where that is one."""
+        return (height // self.patch_size) * (width // self.patch_size) + self.time_token
 
     def _check_unet(self) -> None:
         channels = self.unet_channels

@@ -21,7 +21,7 @@ from transformers import AutoModel, Cache, GenerationMixin, LogitsProcessor, Log
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple
 
-from hybridgen.configuration_hybridgen import HybridGenConfig
+from hybridgen.configuration_hybridgen import HybridGenConfig, HybridGenDiffusionConfig
 from hybridgen.core import layout
 from hybridgen.core.cross_entropy import head_losses
 from hybridgen.core.hub import part_of
@@ -31,8 +31,9 @@ from hybridgen.core.objectives import predict_at, shift_labels
 from hybridgen.core.text_head import build_text_head, scaled_as
 from hybridgen.paths.alignment import AlignmentHead, similarities
 from hybridgen.paths.connectors import Aligner
+from hybridgen.paths.convnext import ConvNextDecoder, ConvNextEncoder, GlobalResponseNorm
 from hybridgen.paths.diffusion import FinalLayer, PatchEmbed, TimestepEmbedder
-from hybridgen.paths.initial import XavierLinear, ZeroLinear
+from hybridgen.paths.initial import XavierConv2d, XavierLinear, ZeroConv2d, ZeroLinear
 from hybridgen.paths.modality_experts import add_modality_experts
 from hybridgen.paths.patches import by_size
 from hybridgen.paths.understanding import build_vision_tower, encode_pixels, tokens_per_image
@@ -130,10 +131,15 @@ class HybridGenPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, ZeroLinear):
+        if isinstance(module, ZeroLinear | ZeroConv2d):
             nn.init.zeros_(module.weight)
         elif isinstance(module, XavierLinear):
             nn.init.xavier_uniform_(module.weight)
+        elif isinstance(module, XavierConv2d):
+            nn.init.xavier_uniform_(module.weight.flatten(1))
+        elif isinstance(module, GlobalResponseNorm):  # at first, no channel is raised above the others
+            nn.init.zeros_(module.gamma)
+            nn.init.zeros_(module.beta)
 
 
 # --------------------------------------------------------------------------------------- embed, mask, backbone
@@ -157,10 +163,10 @@ class HybridGenModel(HybridGenPreTrainedModel):
             self.generation_aligner = Aligner(vq.embed_dim, vq.projection_dim, vq.num_hidden_layers, vq.hidden_act)
             self.generation_head = GenerationHead(vq)
         if (diffusion := config.diffusion_config) is not None:
-            is_unet = diffusion.unet_channels is not None
-            self.patch_embed = (UNetDown if is_unet else PatchEmbed)(diffusion, width)
+            way_in, way_out = _ways_of(diffusion)
+            self.patch_embed = way_in(diffusion, width)
             self.timestep_embedder = TimestepEmbedder(diffusion, width)
-            self.final_layer = (UNetUp if is_unet else FinalLayer)(diffusion, width)
+            self.final_layer = way_out(diffusion, width)
             if diffusion.alignment_layer is not None:
                 self.alignment_head = AlignmentHead(config)
             if diffusion.modality_experts:
@@ -354,10 +360,23 @@ class HybridGenModel(HybridGenPreTrainedModel):
         tokens, all_skips = {}, []
         for indices, images in by_size(latents):
             at = torch.tensor(indices, dtype=torch.long, device=conditioning.device)
-            embedded, skips = self.patch_embed(images, conditioning[at])  # images of this size, tokens, H
+            embedded, skips = self.embed_images(images, conditioning[at])  # images of this size, tokens, H
             tokens |= dict(zip(indices, embedded, strict=True)) if len(indices) else {0: embedded.flatten(0, 1)}
             all_skips.append(skips)
         return torch.cat([tokens[i] for i in sorted(tokens)]), conditioning, all_skips
+
+    def embed_images(self, images: Tensor, vectors: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """diffusion: I images (I, C, h, w) of one size and timestep vectors (I or 1, H) -> tokens (I, T, H), skips."""
+        tokens, skips = self.patch_embed(images, vectors)
+        if self.config.diffusion_config.time_token:
+            vectors = vectors[:, None].expand(len(tokens), -1, -1)  # I, 1, H
+            tokens = torch.cat([vectors.to(tokens.dtype), tokens], dim=1)
+        return tokens, skips
+
+    def predict_images(self, states: Tensor, vectors: Tensor, skips: list[Tensor], size: tuple[int, int]) -> Tensor:
+        """diffusion: the backbone's output (I, T, H) at I images' tokens -> predictions (I, C, h, w)."""
+        patches = states[:, int(self.config.diffusion_config.time_token) :]
+        return self.final_layer(patches, vectors, skips, size)
 
     def placeholders(self) -> dict[str, int]:
         """The placeholder id of each path that has one."""
@@ -577,14 +596,14 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
 
     def _predict(self, states: Tensor, outputs: HybridGenModelOutput, latents: Latents | None) -> Latents:
         """The diffusion head's output in the form of `latents`; without images, an empty tensor."""
-        p, head = self.config.diffusion_config.patch_size, self.model.final_layer
+        config, head = self.config.diffusion_config, self.model.predict_images
         states, conditioning = states[outputs.diffusion_mask], outputs.conditioning  # T, H; I, H
         if latents is None or not len(latents):
-            side = self.config.diffusion_config.sample_size
-            states = states.view(0, (side // p) ** 2, states.shape[-1])  # no images, tokens, H
+            side = config.sample_size
+            states = states.view(0, config.tokens(side, side), states.shape[-1])  # no images, tokens, H
             return head(states, conditioning, outputs.skips[0], (side, side))
         sizes = [tuple(image.shape[-2:]) for image in latents]
-        parts = states.split([height // p * (width // p) for height, width in sizes])  # tokens, H each
+        parts = states.split([config.tokens(*size) for size in sizes])  # tokens, H each
         predicted: list = [None] * len(latents)
         for (indices, _), skips in zip(by_size(latents), outputs.skips, strict=True):
             group = torch.stack([parts[i] for i in indices])  # images of one size, tokens, H
@@ -609,6 +628,8 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
         with torch.no_grad():
             features = encode_pixels(tower, pixels.to(tower.dtype)).last_hidden_state  # I, tokens, E
         grids = [tuple(side // config.patch_size for side in image.shape[-2:]) for image in latents]
+        if config.time_token:  # shows nothing of the picture
+            states = torch.cat([image[1:] for image in states.split([1 + h * w for h, w in grids])])
         return similarities(self.model.alignment_head(states), features, grids)
 
     def _text_loss(
@@ -701,11 +722,17 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
             return "understanding", [tokens_per_image(self.config.vision_config)] * len(images[name])
         if name == "codes":
             return "vq", [1] * len(images[name])
-        p = self.config.diffusion_config.patch_size
-        return "diffusion", [image.shape[-2] // p * (image.shape[-1] // p) for image in images["latents"]]
+        return "diffusion", [self.config.diffusion_config.tokens(*image.shape[-2:]) for image in images["latents"]]
 
 
 # ------------------------------------------------------------------------------------------------------- helpers
+
+
+def _ways_of(config: HybridGenDiffusionConfig) -> tuple[type[nn.Module], type[nn.Module]]:
+    """The classes that lead an image into the backbone, and a prediction out of it."""
+    if config.unet_channels is not None:
+        return UNetDown, UNetUp
+    return (PatchEmbed, FinalLayer) if config.convnext_channels is None else (ConvNextEncoder, ConvNextDecoder)
 
 
 def scatter(embeds: Tensor, mask: Tensor, features: Tensor, path: str) -> Tensor:

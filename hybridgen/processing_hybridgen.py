@@ -94,6 +94,7 @@ class HybridGenProcessor(ProcessorMixin):
         num_image_tokens: tokens of an image on the understanding path; None = no such path.
         diffusion_token_size: pixels along one side of a token on the diffusion path (patch size times the VAE's
             factor); None = no such path.
+        diffusion_time_token: an image on that path begins with a token of its timestep.
         vq_token_size: pixels along one side of a code; None = no such path.
         bidirectional_paths: paths on which the tokens of one image see each other.
         default_size: height and width of images that are written, or read by the paths that write.
@@ -122,10 +123,12 @@ class HybridGenProcessor(ProcessorMixin):
         diffusion_token: str = PLACEHOLDERS["diffusion"],
         vq_token: str = PLACEHOLDERS["vq"],
         unconditional: str = "empty",
+        diffusion_time_token: bool = False,
     ):
         self.unconditional = check_unconditional(unconditional)
         self.num_image_tokens = num_image_tokens
         self.diffusion_token_size = diffusion_token_size
+        self.diffusion_time_token = diffusion_time_token
         self.vq_token_size = vq_token_size
         self.bidirectional_paths = list(bidirectional_paths or [])
         self.default_size = None if default_size is None else list(default_size)
@@ -184,6 +187,7 @@ class HybridGenProcessor(ProcessorMixin):
             vq_token_size=None if vq is None else vq_factor,
             bidirectional_paths=[path for path in config.paths if config.is_bidirectional(path)],
             default_size=_default_size(sides) if default_size is None else default_size,
+            diffusion_time_token=diffusion is not None and diffusion.time_token,
         )
         check_token_ids(config, processor.special_tokens)
         return processor
@@ -435,7 +439,7 @@ class HybridGenProcessor(ProcessorMixin):
         side = self._pixels_per_token[path]
         height, width = self.size_of(height, width)
         check_size(height, width, side)
-        return (height // side) * (width // side)
+        return (height // side) * (width // side) + (path == "diffusion" and self.diffusion_time_token)
 
     def decode_piece(self, ids: list[int]) -> str:
         """Token ids -> text without special tokens; safe while another thread tokenises."""

@@ -46,6 +46,11 @@ UNET = {
         "patch_size": 4, "sample_size": 16, "frequency_embedding_size": 32, "unet_channels": [8, 16],
     }
 }  # fmt: skip
+CONVNEXT = {
+    "diffusion_config": {
+        "patch_size": 4, "sample_size": 16, "frequency_embedding_size": 32, "convnext_channels": 8, "time_token": True,
+    }
+}  # fmt: skip
 FAST = {"num_inference_steps": 3, "output_type": "latent", "guidance_scale": 2.0}
 
 
@@ -144,12 +149,13 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(a, b) if a.dtype == torch.long else worst(a, b) < 1e-4
 
 
-@pytest.mark.parametrize("path", ["diffusion", "unet", "vq"])
+@pytest.mark.parametrize("path", ["diffusion", "unet", "convnext", "vq"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_picture_i_is_the_same_to_the_bit(path, dtype):
     """On a CPU, where the rows of a product do not depend on one another, and in half precision too: prompts are padded
     to a whole number of shelves, so no sum is taken in another order."""
-    changes, path = (UNET, "diffusion") if path == "unet" else ({}, path)
+    changes = {"unet": UNET, "convnext": CONVNEXT}.get(path, {})
+    path = "diffusion" if changes else path
     pipe = tiny_pipeline(**changes).to(dtype)
     together = pipe(PROMPTS, path=path, seed=7, **FAST).images
     for i in (0, 1, 4):

@@ -1,16 +1,17 @@
 """The diffusion path: noisy images and their timestep -> embeddings; hidden states -> a prediction for each image.
 
 One conditioning vector per image, none for text. Named after DiT (arXiv 2212.09748): `patch_embed`,
-`timestep_embedder`, `final_layer`; `unet` has its own classes for the first and the last. What a prediction means
-(velocity, epsilon, x0) is defined in `core.noise`.
+`timestep_embedder`, `final_layer`; `unet` and `convnext` have classes of their own for the first and the last. What a
+prediction means (velocity, epsilon, x0) is defined in `core.noise`.
 
 Shapes: I images of one size, C x h x w a latent, T patches of an image, D = p * p * C, H the backbone's width.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
-from torch import Tensor, nn
+from torch import Tensor, cat, nn
 
 from hybridgen.configuration_hybridgen import HybridGenDiffusionConfig
 from hybridgen.paths.initial import XavierLinear, ZeroLinear
@@ -30,6 +31,20 @@ class FlopSite(NamedTuple):
     module: nn.Module
     uses_per_token: int
     sees_image: bool = False
+
+
+def images_alone(compute: Callable, part: nn.Module, images: Tensor, vectors: Tensor, *more: Tensor):
+    """`compute` of images (I, ...), vectors (I or 1, H) and further tensors (I, ...): all at once or, where that would
+    round otherwise, one image at a time.
+
+    On a CPU, convolutions round differently with the number of images, and a sampled picture must be the same to the
+    bit in any batch.
+    """
+    if part.training or images.device.type != "cpu" or len(images) <= 1:
+        return compute(images, vectors, *more)
+    tensors = images, vectors.expand(len(images), -1), *more
+    each = [compute(*one) for one in zip(*(tensor.split(1) for tensor in tensors), strict=True)]
+    return tuple(map(cat, zip(*each, strict=True))) if isinstance(each[0], tuple) else cat(each)
 
 
 class PatchEmbed(nn.Module):

@@ -1,4 +1,4 @@
-"""Linear layers that start otherwise than a language model's (normal, 0.02).
+"""Linear layers and convolutions that start otherwise than a language model's (normal, 0.02).
 
 The initialisation hangs on the class, since transformers calls `_init_weights` only for modules that have parameters of
 their own: a parent could not set up its children there.
@@ -14,3 +14,11 @@ class XavierLinear(nn.Linear):
 
 class ZeroLinear(nn.Linear):
     """A head that predicts zero at first, and so leaves a backbone that gains it undisturbed."""
+
+
+class XavierConv2d(nn.Conv2d):
+    """Cuts an image into patches that do not overlap, and so is a linear layer: starts as a `XavierLinear`."""
+
+
+class ZeroConv2d(nn.Conv2d):
+    """A head that predicts zero at first, as a `ZeroLinear`."""

@@ -12,12 +12,13 @@ finest, and each further one has half the rows and columns.
 """
 
 import math
+from functools import partial
 
 from diffusers.models.resnet import ResnetBlock2D, Upsample2D
 from torch import Tensor, cat, nn
 
 from hybridgen.configuration_hybridgen import HybridGenDiffusionConfig
-from hybridgen.paths.diffusion import PER_IMAGE, FinalLayer, FlopSite, PatchEmbed
+from hybridgen.paths.diffusion import PER_IMAGE, FinalLayer, FlopSite, PatchEmbed, images_alone
 from hybridgen.paths.initial import XavierLinear, ZeroLinear
 from hybridgen.paths.patches import patchify, unpatchify
 
@@ -46,13 +47,10 @@ class UNetDown(nn.Module):
         self.whole = PatchEmbed(config, hidden_size)
 
     def forward(self, images: Tensor, vectors: Tensor) -> tuple[Tensor, list[Tensor]]:
-        if not _must_run_alone(self, images):
-            return self._forward(images, vectors)
-        vectors = vectors.expand(len(images), -1)
-        tokens, skips = zip(*map(self._forward, images.split(1), vectors.split(1)), strict=True)
-        return cat(tokens), [cat(level) for level in zip(*skips, strict=True)]
+        tokens, *skips = images_alone(self._forward, self, images, vectors)
+        return tokens, skips
 
-    def _forward(self, images: Tensor, vectors: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _forward(self, images: Tensor, vectors: Tensor) -> tuple[Tensor, ...]:
         rows, columns = (side // self.finest_cell for side in images.shape[-2:])
         patches = self.stem(patchify(images.to(self.stem.bias.dtype), self.finest_cell))  # I, rows * columns, c
         states, skips = patches.mT.unflatten(-1, (rows, columns)), []
@@ -60,7 +58,7 @@ class UNetDown(nn.Module):
             states = block(self.downsamplers[level - 1](states) if level else states, vectors)
             skips.append(states)
         tokens = self.proj(states.flatten(2).mT)  # I, T, H
-        return self.whole(images, vectors)[0] + tokens, skips
+        return self.whole(images, vectors)[0] + tokens, *skips
 
     def flop_sites(self) -> list[FlopSite]:
         """See `PatchEmbed.flop_sites`."""
@@ -92,13 +90,9 @@ class UNetUp(nn.Module):
         self.linear = ZeroLinear(channels[0], self.finest_cell**2 * config.in_channels)
 
     def forward(self, states: Tensor, vectors: Tensor, skips: list[Tensor], size: tuple[int, int]) -> Tensor:
-        if not _must_run_alone(self, states):
-            return self._forward(states, vectors, skips, size)
-        vectors, each = vectors.expand(len(states), -1), zip(*(skip.split(1) for skip in skips), strict=True)
-        parts = zip(states.split(1), vectors.split(1), each, strict=True)
-        return cat([self._forward(*part, size) for part in parts])
+        return images_alone(partial(self._forward, size), self, states, vectors, *skips)
 
-    def _forward(self, states: Tensor, vectors: Tensor, skips: list[Tensor], size: tuple[int, int]) -> Tensor:
+    def _forward(self, size: tuple[int, int], states: Tensor, vectors: Tensor, *skips: Tensor) -> Tensor:
         coarsest, linear_output = len(self.blocks) - 1, self.whole(states, vectors, [], size)
         states = self.proj(self.norm(states)).mT.unflatten(-1, skips[-1].shape[-2:])  # I, c, rows, columns
         for level in range(coarsest, -1, -1):
@@ -114,12 +108,6 @@ class UNetUp(nn.Module):
             sites += [FlopSite(self.upsamplers[level], _cells_per_token(self, level))] if level < coarsest else []
             sites += _block_sites(self.blocks[level], _cells_per_token(self, level))
         return [*sites, FlopSite(self.linear, _cells_per_token(self, 0))]
-
-
-def _must_run_alone(part: nn.Module, images: Tensor) -> bool:
-    """Whether images pass one at a time: on a CPU, convolutions round differently with the number of images, and a
-    sampled picture must be the same to the bit in any batch."""
-    return not part.training and images.device.type == "cpu" and len(images) > 1
 
 
 def _cells_per_token(part: UNetDown | UNetUp, level: int) -> int:

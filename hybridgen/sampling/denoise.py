@@ -13,7 +13,6 @@ Shapes: I images, R rows (I, or 2 I with guidance), S steps, T tokens of one ima
 """
 
 import copy
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -142,7 +141,7 @@ def image_predictor(
     """
     config, inner = model.config.diffusion_config, model.model
     decoder = Decoder(model) if decoder is None else decoder
-    blocks = image_blocks(model, math.prod(side // config.patch_size for side in size), timesteps.device)
+    blocks = image_blocks(model, config.tokens(*size), timesteps.device)
     vectors = inner.timestep_embedder(timesteps)  # S, H
     prefix.cache.reserve(len(blocks))
     guide = Guide(guidance, images, len(timesteps))
@@ -157,10 +156,10 @@ def image_predictor(
     def guided_prediction(noisy: Tensor, step: int) -> Tensor:
         copies, forward = guided if guide.is_on(step) else unguided
         vector = vectors[step][None]  # shared: a batch of I equal rows would round differently for each I
-        embeds, skips = inner.patch_embed(noisy, vector)  # I, T, H
+        embeds, skips = inner.embed_images(noisy, vector)  # I, T, H
         states = forward(embeds.repeat(copies, 1, 1), commit=False)  # R, T, H
         skips = [skip.repeat(copies, 1, 1, 1) for skip in skips]
-        prediction = inner.final_layer(states, vector, skips, size).float()  # R, C, h, w
+        prediction = inner.predict_images(states, vector, skips, size).float()  # R, C, h, w
         if not in_velocity:
             return guide(prediction, step)
         at = alpha[step], sigma[step]
@@ -227,8 +226,7 @@ def commit_image(model: HybridGenForConditionalGeneration, prefix: Prefix, laten
     """
     config = model.config
     latents = latents.repeat(prefix.rows // len(latents), 1, 1, 1)  # R, C, h, w
-    p = config.diffusion_config.patch_size
-    blocks = image_blocks(model, latents.shape[-2] // p * (latents.shape[-1] // p), latents.device)
+    blocks = image_blocks(model, config.diffusion_config.tokens(*latents.shape[-2:]), latents.device)
     ids = torch.full_like(blocks, config.diffusion_token_id)
     ids = torch.cat([ids, ids.new_tensor([config.end_image_token_id])])
     blocks = torch.cat([blocks, blocks.new_tensor([len(blocks)])])

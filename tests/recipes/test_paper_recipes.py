@@ -14,6 +14,7 @@ from diffusers import AutoencoderKL
 from transformers import AutoModel, AutoModelForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
 from hybridgen import HybridGenForConditionalGeneration
+from hybridgen.bridges.janus.flow_names import janusflow_config
 from hybridgen.cli import main as cli
 from hybridgen.pipeline_hybridgen import load_pipeline
 from hybridgen.training import load_config
@@ -47,7 +48,7 @@ RECIPES: dict[str, tuple[str | None, list[str]]] = {
     "janus_stage3": ("janus_stage2", []),
     "janusflow_stage1": (
         None,
-        [*PARTS, "codec.vae={vae4}", f"{DIFFUSION}.sample_size=4", f"{DIFFUSION}.alignment_layer=1"],
+        [*PARTS, "codec.vae={vae4}", f"{DIFFUSION}.sample_size=4", f"{DIFFUSION}.alignment_layer=1", f"{DIFFUSION}.convnext_channels=8"],
     ),
     "janusflow_stage2": ("janusflow_stage1", []),
     "janusflow_stage3": ("janusflow_stage2", []),
@@ -404,6 +405,8 @@ def test_janusflow(full):
     assert (diffusion["prediction_type"], diffusion["noise_schedule"]) == ("velocity", "flow")
     assert (diffusion["in_channels"], diffusion["sample_size"], diffusion["bidirectional"]) == (4, 48, False)
     assert (diffusion["alignment_layer"], objective.alignment_weight) == (6, 1.0)
+    published = janusflow_config().diffusion_config
+    assert all(getattr(published, name) == value for name, value in diffusion.items() if "alignment" not in name)
     assert objective.timestep_sampling == "logit_normal"
     assert (config.ema.decay, config.optimizer.lr, config.steps) == (0.99, 1e-4, 10_000)
     assert config.data.per_device_batch_size * config.accumulation * 8 == 512

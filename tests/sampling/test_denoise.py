@@ -67,7 +67,7 @@ DDPM = {
     "heun": HeunDiscreteScheduler(**COSINE),
     "pndm": PNDMScheduler(**COSINE, skip_prk_steps=True),
 }
-EXPERTS, UNET = ", modality experts", ", U-Net"
+EXPERTS, UNET, CONVNEXT = ", modality experts", ", U-Net", ", ConvNeXt"
 STEPS = 8
 FLOW_CONFIG = HybridGenDiffusionConfig()
 X0_CONFIG = HybridGenDiffusionConfig(prediction_type="sample")
@@ -296,12 +296,14 @@ def config_of(bidirectional: bool = True, backbone: str = "qwen3"):
     settings = {"patch_size": 4, "sample_size": 16, "frequency_embedding_size": 32, "bidirectional": bidirectional}
     settings["modality_experts"] = backbone.endswith(EXPERTS)
     settings["unet_channels"] = [8, 16] if backbone.endswith(UNET) else None
-    return tiny_config(backbone.removesuffix(EXPERTS).removesuffix(UNET), diffusion_config=settings)
+    if backbone.endswith(CONVNEXT):
+        settings |= {"convnext_channels": 8, "time_token": True}
+    return tiny_config(backbone.partition(",")[0], diffusion_config=settings)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (8, 20)])
 @pytest.mark.parametrize("bidirectional", [True, False])
-@pytest.mark.parametrize("backbone", ["qwen3", "llama4_text", "llama" + EXPERTS, "qwen3" + UNET])
+@pytest.mark.parametrize("backbone", ["qwen3", "llama4_text", "llama" + EXPERTS, "qwen3" + UNET, "qwen3" + CONVNEXT])
 def test_cached_denoising_equals_the_whole_forward(bidirectional, size, backbone):
     model = tiny_model(config_of(bidirectional, backbone))
     timesteps, scale = torch.tensor([1000.0, 400.0]), 2.5
@@ -311,7 +313,7 @@ def test_cached_denoising_equals_the_whole_forward(bidirectional, size, backbone
     for step, timestep in enumerate(timesteps):
         made = predict(noisy, step)
         for row, ids in enumerate(PROMPTS):
-            segments = image("diffusion", model, size[0] * size[1] // 16)
+            segments = image("diffusion", model, model.config.diffusion_config.tokens(*size))
             told = {"latents": noisy[row : row + 1], "timesteps": timestep[None]}
             conditional, unconditional = (full_prediction(model, [prompt, segments], told) for prompt in (ids, EMPTY))
             expected = unconditional + scale * (conditional - unconditional)
@@ -319,11 +321,12 @@ def test_cached_denoising_equals_the_whole_forward(bidirectional, size, backbone
 
 
 @pytest.mark.parametrize("bidirectional", [True, False])
-@pytest.mark.parametrize("backbone", ["qwen3", "llama" + EXPERTS])
+@pytest.mark.parametrize("backbone", ["qwen3", "llama" + EXPERTS, "qwen3" + CONVNEXT])
 def test_drawing_after_a_committed_picture_equals_a_training_row_with_clean_copies(bidirectional, backbone):
     """What a noised image sees in training, beside its clean copy and after another's, is what the sampler shows it."""
     model, ids, text = tiny_model(config_of(bidirectional, backbone)), PROMPTS[0], [21, 22]
-    copied = ImageSegment("diffusion", 16, bidirectional, write=True, clean_copy=True)
+    tokens = model.config.diffusion_config.tokens(16, 16)
+    copied = ImageSegment("diffusion", tokens, bidirectional, write=True, clean_copy=True)
     vectors = document([ids, copied, text, copied]).layout.tensors()
     names = ("input_ids", "document_ids", "block_ids", "noised_mask", "position_ids")
     noisy, clean = torch.randn(2, 3, 16, 16), torch.randn(2, 3, 16, 16)

@@ -67,7 +67,8 @@ def _filled(name: str, values: tuple[str, ...]) -> str:
     return re.sub(r"[#*]", lambda _: next(values), name)
 
 
-def _renamer(pairs: list[tuple[str, str]]) -> Callable[[str], str | None]:
+def renamer(pairs: list[tuple[str, str]]) -> Callable[[str], str | None]:
+    """A function from a name to its place by a table such as `_TABLE`; None where the table has none."""
     compiled = [(_pattern(source), target) for source, target in pairs]
 
     def rename(name: str) -> str | None:
@@ -79,8 +80,8 @@ def _renamer(pairs: list[tuple[str, str]]) -> Callable[[str], str | None]:
     return rename
 
 
-_to_transformers = _renamer(_TABLE)
-_to_official = _renamer([(ours, theirs) for theirs, ours in _TABLE])
+_to_transformers = renamer(_TABLE)
+_to_official = renamer([(ours, theirs) for theirs, ours in _TABLE])
 _dropped = re.compile("|".join(_pattern(name).pattern for name in _DROPPED))
 
 
@@ -91,9 +92,14 @@ def is_dropped(name: str) -> bool:
 
 def from_official(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     """DeepSeek's tensors under transformers' names; unknown names are kept."""
+    return under_new_names(tensors, _to_transformers)
+
+
+def under_new_names(tensors: dict[str, StoredTensor], rename: Callable[[str], str | None]) -> dict[str, StoredTensor]:
+    """DeepSeek's tensors under other names, the tower's joined ones apart; names that `rename` does not know stay."""
     renamed = {}
     for name, tensor in tensors.items():
-        target = _to_transformers(name)
+        target = rename(name)
         if target is None:
             renamed[name] = tensor
         elif ".qkv." in target:

@@ -337,15 +337,16 @@ def _check_source(
 def _image_tokens(key, path, source, hybrid, factors, sides) -> int:
     if path == "understanding":
         return tokens_per_image(hybrid.vision_config)
+    time_token = path == "diffusion" and hybrid.diffusion_config.time_token
     if source.image_tokens is not None:
-        return source.image_tokens
+        return source.image_tokens + time_token
     height, width = source.height or sides[path], source.width or sides[path]
     side = factors[path] * (hybrid.diffusion_config.patch_size if path == "diffusion" else 1)
     try:
         check_size(height, width, side)
     except ValueError as error:
         raise ValueError(f"{key} ({path} path): {error}") from None
-    return (height // side) * (width // side)
+    return (height // side) * (width // side) + time_token
 
 
 # ---------------------------------------------------------------------------------------------------- codec stage

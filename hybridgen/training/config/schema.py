@@ -178,7 +178,8 @@ class OptimizerConfig:
     """AdamW, or Muon on the matrices inside the transformer stacks and AdamW on all else.
 
     Args:
-        lr, betas, eps, weight_decay: AdamW's. Biases, norms and embeddings never decay.
+        lr, betas, eps, weight_decay: AdamW's.
+        decay_all: biases, norms and embeddings decay as well, as in a plain AdamW over all parameters.
         muon_lr: None = lr, which fits with `match_rms_adamw`.
         muon_weight_decay: None = weight_decay.
         muon_momentum, muon_steps: Nesterov momentum, and Newton-Schulz iterations.
@@ -191,6 +192,7 @@ class OptimizerConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     eps: float = 1e-8
     weight_decay: float = 0.1
+    decay_all: bool = False
     muon_lr: float | None = None
     muon_weight_decay: float | None = None
     muon_momentum: float = 0.95

@@ -119,7 +119,7 @@ def costs(model: nn.Module, cached: bool = False) -> dict[str, float]:
     if config.diffusion_config is not None:
         cost_of["images"], conditioning = matrix_flops(inner.timestep_embedder, False)
         of_image, cost_of["diffusion"], needs_grad = diffusion_layers(inner.patch_embed, False, conditioning)
-        cost_of["images"] += of_image
+        cost_of["images"] += of_image - cost_of["diffusion"] * config.diffusion_config.time_token  # which is no patch
         embedding |= needs_grad
 
     text, needs_grad = config.text_config, embedding
@@ -137,7 +137,7 @@ def costs(model: nn.Module, cached: bool = False) -> dict[str, float]:
         cost_of["code_labels"] = cost_of["labels"] if shared else matrix_flops(inner.generation_head, needs_grad)[0]
     if config.diffusion_config is not None:
         of_image, of_token, _ = diffusion_layers(inner.final_layer, needs_grad, conditioning)
-        cost_of["images"] += of_image
+        cost_of["images"] += of_image - of_token * config.diffusion_config.time_token
         cost_of["diffusion"] += of_token
     return cost_of
 

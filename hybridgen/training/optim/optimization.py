@@ -11,6 +11,7 @@ import re
 import torch
 from torch import nn
 
+from hybridgen.paths.convnext import GlobalResponseNorm
 from hybridgen.training.config.schema import GroupConfig, OptimizerConfig, ScheduleConfig
 from hybridgen.training.optim.muon import MuonAdamW
 
@@ -45,9 +46,10 @@ def group_of(name: str, groups: list[GroupConfig]) -> GroupConfig | None:
 def parameter_groups(model: nn.Module, config: OptimizerConfig, groups: list[GroupConfig]) -> list[dict]:
     """The trainable parameters, those with equal settings together, as a torch optimizer takes them.
 
-    `base_lr` is the rate before the schedule. Biases, norms and embeddings do not decay.
+    `base_lr` is the rate before the schedule. Biases, norms and embeddings do not decay, unless `decay_all` says so.
     """
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    kept = nn.Embedding, GlobalResponseNorm  # what has more than one axis, and is no matrix
+    tables = {id(each) for part in model.modules() if isinstance(part, kept) for each in part.parameters(recurse=False)}
     by_settings: dict[tuple, dict] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -58,7 +60,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig, groups: list[Gro
         decay = config.muon_weight_decay if muon and config.muon_weight_decay is not None else config.weight_decay
         if group is not None:
             lr, decay = lr * group.lr_scale, decay if group.weight_decay is None else group.weight_decay
-        if parameter.ndim < 2 or id(parameter) in embeddings:
+        if not config.decay_all and (parameter.ndim < 2 or id(parameter) in tables):
             decay = 0.0
         settings = {"muon": muon, "base_lr": lr, "weight_decay": decay}
         alike = by_settings.setdefault(tuple(settings.values()), {**settings, "lr": lr, "params": []})

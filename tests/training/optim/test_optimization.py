@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from hybridgen.paths.convnext import GlobalResponseNorm
 from hybridgen.training.config.schema import GroupConfig, OptimizerConfig, ScheduleConfig
 from hybridgen.training.optim.muon import MuonAdamW, orthogonalise, update_scale
 from hybridgen.training.optim.optimization import build_optimizer, freeze, lr_factor, parameter_groups
@@ -32,6 +33,19 @@ def test_decay_is_for_matrices_only():
     settings = settings_of(model := ToyModel(), parameter_groups(model, OptimizerConfig(weight_decay=0.1), []))
     decaying = {name for name, group in settings.items() if group["weight_decay"]}
     assert decaying == {name for name, p in model.named_parameters() if p.ndim == 2 and "embedding" not in name}
+
+
+def test_all_decay_where_the_config_says_so():
+    config = OptimizerConfig(weight_decay=0.1, decay_all=True)
+    settings = settings_of(model := ToyModel(), parameter_groups(model, config, []))
+    assert {group["weight_decay"] for group in settings.values()} == {0.1}
+    assert set(settings) == {name for name, _ in model.named_parameters()}
+
+
+def test_a_response_norm_does_not_decay_though_it_has_four_axes():
+    norm = GlobalResponseNorm(4)
+    settings = settings_of(norm, parameter_groups(norm, OptimizerConfig(weight_decay=0.1), []))
+    assert {name: group["weight_decay"] for name, group in settings.items()} == {"gamma": 0.0, "beta": 0.0}
 
 
 def test_muon_is_for_matrices_inside_stacks():
