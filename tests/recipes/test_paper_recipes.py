@@ -48,7 +48,10 @@ RECIPES: dict[str, tuple[str | None, list[str]]] = {
     "janus_stage3": ("janus_stage2", []),
     "janusflow_stage1": (
         None,
-        [*PARTS, "codec.vae={vae4}", f"{DIFFUSION}.sample_size=4", f"{DIFFUSION}.alignment_layer=1", f"{DIFFUSION}.convnext_channels=8"],
+        [
+            *PARTS, "codec.vae={vae4}",
+            *(f"{DIFFUSION}.{word}" for word in ("sample_size=4", "alignment_layer=1", "convnext_channels=8")),
+        ],
     ),
     "janusflow_stage2": ("janusflow_stage1", []),
     "janusflow_stage3": ("janusflow_stage2", []),
