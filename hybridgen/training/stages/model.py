@@ -232,22 +232,22 @@ def build_model_stage(config: TrainConfig, accelerator: Accelerator) -> ModelSta
     parts = build_parts(config, weights=makes_weights(accelerator))
     processor, text_config = parts.pipeline.processor, parts.pipeline.model.config.text_config
     max_positions = getattr(text_config, "max_position_embeddings", None)
-    _prepare_model(parts.pipeline.model, config, accelerator)
+    prepare_model(parts.pipeline.model, config, accelerator)
     for codec in (parts.pipeline.vae, parts.pipeline.vq_model):
         if codec is not None:
             codec.to(accelerator.device)
 
     def validation_loader() -> RowLoader:
-        return _row_loader(config, accelerator, processor, parts.validation, max_positions, training=False)
+        return row_loader(config, accelerator, processor, parts.validation, max_positions, training=False)
 
-    loader = _row_loader(config, accelerator, processor, parts.sources, max_positions, training=True)
+    loader = row_loader(config, accelerator, processor, parts.sources, max_positions, training=True)
     stage = ModelStage(config, parts.pipeline, loader, validation_loader if parts.validation else None)
     if parts.validation:
         next(iter(stage.validation_batches()))  # so that errors in these data are raised now, not hours later
     return stage
 
 
-def _prepare_model(model: nn.Module, config: TrainConfig, accelerator: Accelerator) -> None:
+def prepare_model(model: nn.Module, config: TrainConfig, accelerator: Accelerator) -> None:
     """Adapter, attention, dropout, gradient checkpointing and compilation, as the config says."""
     if config.lora is not None:
         add_lora(model, config.lora, config.seed)
@@ -268,7 +268,7 @@ def _prepare_model(model: nn.Module, config: TrainConfig, accelerator: Accelerat
         say(f"losses of tokens: by {kernel}, which is installed, wherever its kernels take the head")
 
 
-def _row_loader(
+def row_loader(
     config: TrainConfig,
     accelerator: Accelerator,
     processor: HybridGenProcessor,

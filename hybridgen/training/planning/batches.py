@@ -1,0 +1,252 @@
+"""What a plan is made of: the model's config, its codecs and a batch; read where they are, assumed where not yet.
+
+The batch is the first one of the run itself, if its data can be opened. Otherwise it is made of the config alone: each
+source has its share of the tokens, a picture its size, a caption `CAPTION` tokens, and words fill the rest. All that is
+assumed is said (`PlannedData.notes`).
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import diffusers
+import torch
+from torch import nn
+from transformers.models.janus.configuration_janus import JanusVQVAEConfig
+from transformers.models.janus.modeling_janus import JanusVQVAE
+
+from hybridgen.codecs.frozen import PixelCodec, VAECodec, VQCodec, vq_downsample_factor
+from hybridgen.codecs.patch_vq import PatchVQ
+from hybridgen.configuration_hybridgen import HybridGenConfig
+from hybridgen.core.documents import Document, DocumentImage
+from hybridgen.core.files import read_json
+from hybridgen.core.layout import ImageSegment, SpecialTokens, TextSegment, lay_out
+from hybridgen.core.names import PATHS
+from hybridgen.core.recognition import user_path
+from hybridgen.data.loading import collate
+from hybridgen.data.source_config import SourceConfig
+from hybridgen.data.sources import files_named, open_source
+from hybridgen.paths.understanding import tokens_per_image
+from hybridgen.tokenization_hybridgen import image_token_ids
+from hybridgen.training.config.parts import codec_folders, hybrid_config
+from hybridgen.training.config.schema import TrainConfig
+from hybridgen.training.stages.building import build_processor
+from hybridgen.training.stages.model import row_loader
+
+CAPTION = 32  # tokens of a caption, where no data say
+VAE_FACTOR, VQ_FACTOR = 8, 16  # pixels along one side of a latent and of a code, where no codec says
+CONTROL_TOKENS = ("image", "diffusion", "vq", "begin_image", "end_image")  # last in an assumed vocabulary
+
+
+@dataclass
+class PlannedData:
+    """
+    Args:
+        codecs: folders of `vae` and `vq`, None where there is none.
+        names: of the sources.
+        notes: what was assumed, in sentences.
+    """
+
+    model_config: HybridGenConfig
+    batch: dict
+    codecs: dict[str, Path | None]
+    names: list[str]
+    image_processor: object
+    notes: list[str] = field(default_factory=list)
+
+    def shares(self) -> dict[str, float]:
+        """As a loader's: of no document yet."""
+        return dict.fromkeys(self.names, 0.0)
+
+    def pipeline(self, model: nn.Module) -> SimpleNamespace:
+        """What a stage asks of a pipeline; its codecs are made of their configs."""
+        vae, vq = (self.codecs[name] for name in ("vae", "vq"))
+        latent_codec = PixelCodec()
+        if model.config.diffusion_config is not None and model.config.diffusion_config.in_channels != 3:
+            latent_codec = _NoVAE(model.config.diffusion_config.in_channels) if vae is None else VAECodec(_vae(vae))
+        vq_codec = None
+        if model.config.vq_config is not None:
+            vq_codec = _NoVQ() if vq is None else VQCodec(_vq(vq))
+        processor = SimpleNamespace(image_processor=self.image_processor)
+        return SimpleNamespace(model=model, latent_codec=latent_codec, vq_codec=vq_codec, processor=processor)
+
+
+class _NoVAE:
+    """Latents of the right size, by no codec."""
+
+    downsample_factor = VAE_FACTOR
+
+    def __init__(self, channels: int):
+        self._channels = channels
+
+    def encode(self, images):
+        if not isinstance(images, torch.Tensor):
+            return [self.encode(image[None])[0] for image in images]
+        height, width = (side // VAE_FACTOR for side in images.shape[-2:])
+        return torch.zeros(len(images), self._channels, height, width)
+
+
+class _NoVQ:
+    downsample_factor = VQ_FACTOR
+
+    def encode(self, images):
+        sides = [image.shape[-2] // VQ_FACTOR * (image.shape[-1] // VQ_FACTOR) for image in images]
+        return torch.zeros(sum(sides), dtype=torch.long)
+
+
+def _vae(folder: Path) -> nn.Module:
+    content = read_json(folder / "config.json")
+    kind = getattr(diffusers, content["_class_name"])
+    return kind.from_config(content).eval().requires_grad_(False)
+
+
+def _vq(folder: Path) -> nn.Module:
+    content = read_json(folder / "config.json")
+    kind = {"VQModel": diffusers.VQModel, "PatchVQ": PatchVQ}.get(content.get("_class_name"))
+    model = JanusVQVAE(JanusVQVAEConfig(**content)) if kind is None else kind.from_config(content)
+    return model.eval().requires_grad_(False)
+
+
+def planned_data(config: TrainConfig, processes: int) -> PlannedData:
+    """
+    Raises:
+        ValueError: the model's shape is nowhere to be read, or the data are there and cannot be used.
+    """
+    if missing := _missing(config):
+        return _assumed(config, missing)
+    sources = [open_source(source, config.seed) for source in config.data.sources]
+    processor = build_processor(config, sources)
+    hybrid = _model_config(config, len(processor.tokenizer), image_token_ids(processor.tokenizer))
+    one = SimpleNamespace(process_index=0, num_processes=processes)
+    text = hybrid.text_config
+    loader = row_loader(config, one, processor, sources, getattr(text, "max_position_embeddings", None), training=True)
+    batch = next(loader)
+    loader.close()
+    codecs = codec_folders(config.codec, config.model.from_pretrained)
+    return PlannedData(hybrid, batch, codecs, list(loader.shares()), processor.image_processor)
+
+
+def _missing(config: TrainConfig) -> list[str]:
+    """What the config names that is not there, as `key value`."""
+    named = {"model.tokenizer.path": config.model.tokenizer.path}
+    named |= {"codec.vae": config.codec.vae, "codec.vq": config.codec.vq}
+    for number, source in enumerate(config.data.sources):
+        if source.kind not in ("synthetic", "dataset"):
+            named[f"data.sources.{number}.source"] = source.source
+    return [f"{key} {str(value)!r}" for key, value in named.items() if value is not None and not is_there(value)]
+
+
+def is_there(named: str | Path) -> bool:
+    """Whether a file or folder, or the files of a pattern, are there."""
+    if user_path(named).exists():
+        return True
+    try:
+        return bool(files_named(str(named)))
+    except ValueError:
+        return False
+
+
+def _assumed(config: TrainConfig, missing: list[str]) -> PlannedData:
+    folders = codec_folders(config.codec, config.model.from_pretrained)
+    codecs = {name: folder if folder is not None and is_there(folder) else None for name, folder in folders.items()}
+    vocabulary = config.model.tokenizer.vocab_size
+    first = vocabulary - len(CONTROL_TOKENS)
+    ids = {f"{name}_token_id": first + number for number, name in enumerate(CONTROL_TOKENS)}
+    hybrid = _model_config(config, vocabulary, ids)
+    tokens = SpecialTokens(
+        hybrid.begin_image_token_id, hybrid.end_image_token_id, 0,
+        **{path: hybrid.placeholder(path) for path in PATHS if path in hybrid.paths},
+    )  # fmt: skip
+    rows = _assumed_rows(config, hybrid, tokens, codecs)
+    batch = collate(rows, config.data.sequence_length, 0, list(range(len(rows))))
+    names = [source.name for source in config.data.sources]
+    side = 384 if hybrid.vision_config is None else hybrid.vision_config.image_size
+    images = SimpleNamespace(image_size=side, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    notes = [
+        f"not there yet: {', '.join(missing)}; so a batch is assumed: each source has its share of the tokens, a "
+        f"caption {CAPTION} tokens"
+    ]
+    return PlannedData(hybrid, batch, codecs, names, images, notes)
+
+
+def _model_config(config: TrainConfig, vocabulary: int, ids: dict[str, int]) -> HybridGenConfig:
+    """The model's config: that of a pretrained pipeline, or made for a vocabulary of this size."""
+    if config.model.from_pretrained is not None:
+        return hybrid_config(config.model)
+    return hybrid_config(config.model, vocab_size=vocabulary, **ids)
+
+
+def _assumed_rows(
+    config: TrainConfig, hybrid: HybridGenConfig, tokens: SpecialTokens, codecs: dict[str, Path | None]
+) -> list[list[Document]]:
+    """Rows filled from the sources by their shares of the tokens; words fill what no picture fits into."""
+    length, sources = config.data.sequence_length, config.data.sources
+    weights = [weight if isinstance(weight := source.weight, int | float) else weight[0] for source in sources]
+    factors = _factors(hybrid, codecs)
+    have, rows = [0.0] * len(sources), []
+    for _ in range(config.data.per_device_batch_size):
+        row, room = [], length
+        while room > 0:
+            behind = [got / weight if weight else float("inf") for got, weight in zip(have, weights, strict=True)]
+            number = behind.index(min(behind))
+            document = _assumed_document(sources[number], hybrid, tokens, factors, room)
+            row.append(document)
+            room -= len(document)
+            have[number] += len(document)
+        rows.append(row)
+    return rows
+
+
+def _factors(hybrid: HybridGenConfig, codecs: dict[str, Path | None]) -> dict[str, int]:
+    """Pixels along one side of a latent and of a code."""
+    pixels = hybrid.diffusion_config is None or hybrid.diffusion_config.in_channels == 3
+    vae, vq = codecs["vae"], codecs["vq"]
+    return {
+        "diffusion": VAE_FACTOR if vae is None and not pixels else 1 if vae is None else vae_factor(vae),
+        "vq": VQ_FACTOR if vq is None else vq_downsample_factor(read_json(vq / "config.json")),
+    }
+
+
+def vae_factor(folder: Path) -> int:
+    return 2 ** (len(read_json(folder / "config.json").get("block_out_channels", [0])) - 1)
+
+
+def _assumed_document(
+    source: SourceConfig, hybrid: HybridGenConfig, tokens: SpecialTokens, factors: dict[str, int], room: int
+) -> Document:
+    """A caption with its picture, or words, in at most `room` tokens."""
+    segments: list = [TextSegment([1] * min(CAPTION, room))]
+    images, read = [], [source.read] if isinstance(source.read, str) else list(source.read)
+    holds_pictures = source.write is not None or source.loss_on != "all"
+    if holds_pictures:
+        paths = [source.write] if source.write else read
+        if source.write and source.clean_copy:
+            paths += [path for path in read if path != source.write]
+        for path in paths:
+            segment, pixels = _assumed_image(path, source, hybrid, factors)
+            segments.append(segment)
+            written = DocumentImage(path, pixels, write=segment.write, span=(0, 0))  # nothing is cut here
+            images += [written, replace(written, write=False)][: 1 + segment.clean_copy]
+    document = Document(lay_out(segments, tokens), images)
+    if not holds_pictures or len(document) > room:
+        return Document(lay_out([TextSegment([1] * room)], tokens))
+    return document
+
+
+def _assumed_image(
+    path: str, source: SourceConfig, hybrid: HybridGenConfig, factors: dict[str, int]
+) -> tuple[ImageSegment, torch.Tensor]:
+    write = path == source.write
+    if path == "understanding":
+        vision = hybrid.vision_config
+        segment = ImageSegment(path, tokens_per_image(vision), hybrid.is_bidirectional(path))
+        return segment, torch.zeros(3, vision.image_size, vision.image_size)
+    part = hybrid.diffusion_config if path == "diffusion" else hybrid.vq_config
+    side = factors[path] * (part.patch_size if path == "diffusion" else 1)  # pixels along one side of a token
+    size = part.sample_size * factors[path]
+    height, width = source.height or size, source.width or size
+    if source.image_tokens is not None:
+        height = width = int(source.image_tokens**0.5) * side
+    count = height // side * (width // side)
+    segment = ImageSegment(path, count, hybrid.is_bidirectional(path), write, write and source.clean_copy)
+    return segment, torch.zeros(3, height, width)

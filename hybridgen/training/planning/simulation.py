@@ -1,0 +1,254 @@
+"""The memory of one process of a run: two optimizer steps of the stage's own code, on tensors without values.
+
+Weights, optimizer, losses and backward are those of a run (`sizes.ByteCount` counts what lives), so what a setting
+costs is found and not written down a second time. Layers are taken as written: compiled ones keep less.
+
+On a GPU attention is a fused kernel, which keeps queries, keys, values, its output and one number for each query and
+head, and no scores; on a CPU it is what runs here.
+"""
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from types import MethodType, SimpleNamespace
+
+import torch
+from accelerate.utils import convert_outputs_to_fp32
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from hybridgen.core.objectives import total
+from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
+from hybridgen.paths.modality_experts import EXPERT
+from hybridgen.training.config.schema import TrainConfig
+from hybridgen.training.distributed.precision import bf16_pays
+from hybridgen.training.monitor.flops import FlopCount
+from hybridgen.training.optim.ema import WeightAverage
+from hybridgen.training.optim.optimization import build_optimizer, freeze
+from hybridgen.training.planning.batches import PlannedData
+from hybridgen.training.planning.sizes import ByteCount
+from hybridgen.training.stages.model import ModelStage, prepare_model
+
+LAYOUT = ("document_ids", "block_ids", "noised_mask")  # of which dense masks are made
+
+
+@dataclass
+class Simulated:
+    """What one process holds, in bytes, were nothing sharded.
+
+    Args:
+        parameters: their number, by part of the model, and of these `trained`.
+        weights, gradients, optimizer, average, codecs: bytes that stay for the whole step.
+        working: bytes beside these when most live at once, by purpose.
+        largest_layer, outside_layers: weights of the largest layer of the backbone, and of all that is in none.
+        flops: of a forward and a backward of one batch.
+        tokens, places: of the documents of a batch, and of its rows.
+    """
+
+    parameters: Counter
+    trained: int
+    weights: int
+    gradients: int
+    optimizer: int
+    average: int
+    codecs: int
+    working: Counter
+    largest_layer: int
+    outside_layers: int
+    flops: float
+    tokens: int
+    places: int
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def static(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.average + self.codecs
+
+    @property
+    def peak(self) -> int:
+        return self.static + sum(self.working.values())
+
+
+def simulate(config: TrainConfig, data: PlannedData, device: str) -> Simulated:
+    """One process of a run.
+
+    Args:
+        data: its model's config, codecs and a batch.
+        device: `cpu` or `cuda`; which of them is planned for, not where this runs.
+
+    Raises:
+        ValueError: a part of the model cannot be trained as the config says.
+    """
+    config = _resolved(config, device)
+    with ByteCount() as count, _fused_attention(device), torch.random.fork_rng():
+        model = _model(config, data, count)
+        optimizer = build_optimizer(model, config.optimizer, config.groups)
+        with count.purpose("average"):
+            average = None if config.ema is None or config.ema.on_cpu else WeightAverage(model, config.ema.decay)
+        with count.purpose("codecs"):
+            pipeline = data.pipeline(model)
+        stage = ModelStage(config, pipeline, data)
+        _tag_purposes(stage, count)
+        flops = FlopCount(model, cached=config.data.cache is not None).of(data.batch)
+        batch = _without_values(data.batch, count, dense=config.attention != "flex_attention")
+        for _ in range(2):  # the second finds the moments of the first
+            count.begin_peak()
+            _step(config, stage, model, optimizer, average, batch, count)
+        tokens, places = stage.size(data.batch)
+        return _summary(model, count, flops, tokens, places)
+
+
+def _resolved(config: TrainConfig, device: str) -> TrainConfig:
+    """The config with `auto` decided for that device, and nothing compiled, drawn or kept on a disk."""
+    precision, attention = config.precision, config.attention
+    if precision == "auto":
+        precision = "bf16" if device != "cpu" or bf16_pays(torch.device("cpu")) else "fp32"
+    if attention == "auto" and device != "cpu":
+        attention = "flex_attention"
+    data = replace(config.data, cache=None)
+    return replace(config, precision=precision, attention=attention, compile=False, data=data)
+
+
+def _model(config: TrainConfig, data: PlannedData, count: ByteCount) -> nn.Module:
+    with count.purpose("weights"):
+        model = HybridGenForConditionalGeneration(data.model_config)
+        accelerator = SimpleNamespace(
+            mixed_precision="bf16" if config.precision == "bf16" else "no",
+            device=torch.device("cpu"),
+            is_main_process=False,
+        )
+        prepare_model(model, config, accelerator)
+    freeze(model, config.groups)
+    if config.precision == "bf16":  # as accelerate does
+        forward = torch.autocast("cpu", torch.bfloat16)(model.forward.__func__)
+        model.forward = MethodType(convert_outputs_to_fp32(forward), model)
+    return model.train()
+
+
+def _step(config, stage, model, optimizer, average, batch, count: ByteCount) -> None:
+    """As the trainer's: micro-batches, the norm, a step, the average."""
+    counts = {kind: torch.ones(()) for kind in stage.kinds}
+    for _ in range(min(config.accumulation, 2)):  # the second finds the gradients of the first
+        losses = stage.losses(model, batch)
+        with count.purpose("backward"):
+            total(losses, counts, stage.weights).backward()
+        del losses
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                count.assign(parameter.grad, "gradients")
+    torch.nn.utils.clip_grad_norm_([each for each in model.parameters() if each.requires_grad], config.clip or 1.0)
+    with count.purpose("optimizer's work"):
+        optimizer.step()
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, Tensor):
+                count.assign(value, "optimizer")
+    if average is not None:
+        with count.purpose("optimizer's work"):
+            average.update()
+    optimizer.zero_grad()
+
+
+def _tag_purposes(stage: ModelStage, count: ByteCount) -> None:
+    """Let what the codecs, the mask and the heads make be counted as theirs."""
+
+    def tagged(function, name):
+        def call(*args, **kwargs):
+            with count.purpose(name):
+                return function(*args, **kwargs)
+
+        return call
+
+    inner = stage.model.model
+    inner.render_mask = tagged(inner.render_mask, "masks")
+    for name in ("latents", "codes"):
+        setattr(stage.inputs, name, tagged(getattr(stage.inputs, name), "codecs' work"))
+    head = stage.model.get_output_embeddings()
+    head.forward = tagged(head.forward, "logits")
+
+
+def _without_values(batch: dict, count: ByteCount, dense: bool) -> dict:
+    """The batch as the device gets it: pixels and noise have shapes alone, and so has a layout that dense masks are
+    made of, which would be large."""
+
+    def of(tensor: Tensor) -> Tensor:
+        fake = count.without_values(tensor)
+        count.assign(fake, "batch")
+        return fake
+
+    return {
+        name: tree_map_only(Tensor, of, value) if _has_fractions(value) or (dense and name in LAYOUT) else value
+        for name, value in batch.items()
+    }
+
+
+def _has_fractions(value) -> bool:
+    tensors = value if isinstance(value, list) else [value]
+    return any(
+        isinstance(each, Tensor) and (each.is_floating_point() or each.dtype == torch.uint8) for each in tensors
+    )
+
+
+def _summary(model: nn.Module, count: ByteCount, flops: float, tokens: int, places: int) -> Simulated:
+    parameters = Counter()
+    for name, parameter in model.named_parameters():
+        parameters[part_of_name(name)] += parameter.numel()
+    kept = ("weights", "gradients", "optimizer", "average", "codecs")
+    working = Counter({name: size for name, size in count.at_peak.items() if name not in kept and size > 0})
+    trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
+    layers = [sum(each.numel() for each in layer.parameters()) for layer in model.model.language_model.layers]
+    at_peak = {name: count.at_peak[name] for name in kept}
+    return Simulated(
+        parameters, trained, **at_peak, working=working, largest_layer=max(layers),
+        outside_layers=sum(parameters.values()) - sum(layers), flops=flops, tokens=tokens, places=places,
+    )  # fmt: skip
+
+
+def part_of_name(name: str) -> str:
+    """The part of the model that a parameter belongs to."""
+    words = name.split(".")
+    if "lora_A" in name or "lora_B" in name:
+        return "adapter"
+    if EXPERT in words:
+        return "modality experts"
+    return words[1] if words[0] == "model" else words[0]
+
+
+
+
+# ------------------------------------------------------------------------------------------------------- attention
+
+
+class _Fused(torch.autograd.Function):
+    """What a fused kernel keeps and makes, in shapes. (B, heads, N, width) queries, keys and values."""
+
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = query.new_empty(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, ...]:
+        query, key, value, *_ = ctx.saved_tensors
+        return tuple(torch.empty_like(each) for each in (query, key, value))
+
+
+def _fused(module, query: Tensor, key: Tensor, value: Tensor, attention_mask=None, **kwargs):
+    return _Fused.apply(query, key, value).transpose(1, 2).contiguous(), None
+
+
+@contextlib.contextmanager
+def _fused_attention(device: str) -> Iterator[None]:
+    """On a GPU, both kinds of attention that `auto` knows are fused."""
+    names = () if device == "cpu" else ("flex_attention", "sdpa")
+    before = {name: ALL_ATTENTION_FUNCTIONS.get(name) for name in names}
+    for name in names:
+        ALL_ATTENTION_FUNCTIONS[name] = _fused
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            ALL_ATTENTION_FUNCTIONS[name] = function
