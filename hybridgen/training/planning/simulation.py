@@ -71,19 +71,20 @@ class Simulated:
         return self.static + sum(self.working.values())
 
 
-def simulate(config: TrainConfig, data: PlannedData, device: str) -> Simulated:
+def simulate(config: TrainConfig, data: PlannedData, device: str, sharded: bool = False) -> Simulated:
     """One process of a run.
 
     Args:
         data: its model's config, codecs and a batch.
         device: `cpu` or `cuda`; which of them is planned for, not where this runs.
+        sharded: weights are gathered in the precision that they are multiplied in, and not cast once more.
 
     Raises:
         ValueError: a part of the model cannot be trained as the config says.
     """
     config = _resolved(config, device)
     with ByteCount() as count, _fused_attention(device), torch.random.fork_rng():
-        model = _model(config, data, count)
+        model = _model(config, data, count, sharded)
         optimizer = build_optimizer(model, config.optimizer, config.groups)
         with count.purpose("average"):
             average = None if config.ema is None or config.ema.on_cpu else WeightAverage(model, config.ema.decay)
@@ -93,9 +94,9 @@ def simulate(config: TrainConfig, data: PlannedData, device: str) -> Simulated:
         _tag_purposes(stage, count)
         flops = FlopCount(model, cached=config.data.cache is not None).of(data.batch)
         batch = _without_values(data.batch, count, dense=config.attention != "flex_attention")
-        for _ in range(2):  # the second finds the moments of the first
-            count.begin_peak()
-            _step(config, stage, model, optimizer, average, batch, count)
+        _make_moments(model, optimizer, count)
+        count.begin_peak()
+        _step(config, stage, model, optimizer, average, batch, count)
         tokens, places = stage.size(data.batch)
         return _summary(model, count, flops, tokens, places)
 
@@ -111,7 +112,7 @@ def _resolved(config: TrainConfig, device: str) -> TrainConfig:
     return replace(config, precision=precision, attention=attention, compile=False, data=data)
 
 
-def _model(config: TrainConfig, data: PlannedData, count: ByteCount) -> nn.Module:
+def _model(config: TrainConfig, data: PlannedData, count: ByteCount, sharded: bool) -> nn.Module:
     with count.purpose("weights"):
         model = HybridGenForConditionalGeneration(data.model_config)
         accelerator = SimpleNamespace(
@@ -120,11 +121,29 @@ def _model(config: TrainConfig, data: PlannedData, count: ByteCount) -> nn.Modul
             is_main_process=False,
         )
         prepare_model(model, config, accelerator)
+        if sharded and config.precision == "bf16":
+            model.to(torch.bfloat16)
     freeze(model, config.groups)
     if config.precision == "bf16":  # as accelerate does
         forward = torch.autocast("cpu", torch.bfloat16)(model.forward.__func__)
         model.forward = MethodType(convert_outputs_to_fp32(forward), model)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(lambda each: count.assign(each.grad, "gradients"))
     return model.train()
+
+
+def _make_moments(model: nn.Module, optimizer: torch.optim.Optimizer, count: ByteCount) -> None:
+    """A step on any gradients: from then on an optimizer has all that it keeps."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.empty_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    for state in optimizer.state.values():
+        for value in state.values():
+            if isinstance(value, Tensor):
+                count.assign(value, "optimizer")
 
 
 def _step(config, stage, model, optimizer, average, batch, count: ByteCount) -> None:
@@ -135,16 +154,9 @@ def _step(config, stage, model, optimizer, average, batch, count: ByteCount) -> 
         with count.purpose("backward"):
             total(losses, counts, stage.weights).backward()
         del losses
-        for parameter in model.parameters():
-            if parameter.grad is not None:
-                count.assign(parameter.grad, "gradients")
     torch.nn.utils.clip_grad_norm_([each for each in model.parameters() if each.requires_grad], config.clip or 1.0)
     with count.purpose("optimizer's work"):
         optimizer.step()
-    for state in optimizer.state.values():
-        for value in state.values():
-            if isinstance(value, Tensor):
-                count.assign(value, "optimizer")
     if average is not None:
         with count.purpose("optimizer's work"):
             average.update()
