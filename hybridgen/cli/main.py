@@ -24,7 +24,7 @@ from typing import TextIO
 import diffusers
 import transformers
 
-from hybridgen.cli import ask, chat, convert, data, demo, evaluate, init, merge, replay, sample, train
+from hybridgen.cli import ask, chat, convert, data, demo, evaluate, init, merge, plan, replay, sample, train
 from hybridgen.cli.arguments.parser import parse
 from hybridgen.cli.errors import exit_code
 
@@ -34,6 +34,7 @@ COMMANDS = {
     "convert": convert,
     "merge": merge,
     "data": data,
+    "plan": plan,
     "train": train,
     "sample": sample,
     "replay": replay,

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from hybridgen.cli.arguments import ask, chat, convert, data, demo, evaluate, init, merge, replay, sample, train
+from hybridgen.cli.arguments import ask, chat, convert, data, demo, evaluate, init, merge, plan, replay, sample, train
 from hybridgen.cli.arguments.types import CommandParser, KeepLines
 from hybridgen.cli.errors import exit_code
 from hybridgen.core.utf8 import check_text
@@ -16,6 +16,7 @@ ARGUMENTS = {  # in the order of the help
     "convert": convert,
     "merge": merge,
     "data": data,
+    "plan": plan,
     "train": train,
     "sample": sample,
     "replay": replay,
@@ -37,8 +38,9 @@ examples:
   hybridgen ask runs/demo/checkpoint --image minotaur.png --question "what creature is this?"
   hybridgen evaluate runs/demo/checkpoint --suite dolls --out scores
 
-Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 a replay that differs, 2 something that you can
-mend (one sentence says what), 130 stopped with Ctrl-C. `hybridgen COMMAND --help` tells more.
+Results go to stdout, everything else to stderr. Exit codes: 0 done, 1 a replay that differs or a plan that does not
+fit, 2 something that you can mend (one sentence says what), 130 stopped with Ctrl-C. `hybridgen COMMAND --help` tells
+more.
 """
 
 

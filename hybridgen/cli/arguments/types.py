@@ -129,6 +129,12 @@ def nonnegative_number(text: str) -> float:
     return number
 
 
+def positive_number(text: str) -> float:
+    if not (number := nonnegative_number(text)):
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a number above 0")
+    return number
+
+
 def share(text: str) -> float:
     """A number from 0 to 1."""
     if (number := nonnegative_number(text)) > 1:

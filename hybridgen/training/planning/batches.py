@@ -28,6 +28,8 @@ from hybridgen.data.source_config import SourceConfig
 from hybridgen.data.sources import files_named, open_source
 from hybridgen.paths.understanding import tokens_per_image
 from hybridgen.tokenization_hybridgen import image_token_ids
+from hybridgen.training.config import strict
+from hybridgen.training.config.checks import check
 from hybridgen.training.config.parts import codec_folders, hybrid_config
 from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.stages.building import build_processor
@@ -105,6 +107,34 @@ def _vq(folder: Path) -> nn.Module:
     kind = {"VQModel": diffusers.VQModel, "PatchVQ": PatchVQ}.get(content.get("_class_name"))
     model = JanusVQVAE(JanusVQVAEConfig(**content)) if kind is None else kind.from_config(content)
     return model.eval().requires_grad_(False)
+
+
+def plan_config(path: str | Path, overrides: list[str]) -> tuple[TrainConfig, list[str]]:
+    """A config as a run would check it. Where files are not there yet, checks may end at them; that is said.
+
+    Raises:
+        ValueError: what a run would refuse, or there is nothing to plan.
+    """
+    content = strict.read(path)
+    for word in overrides:
+        strict.override(content, word)
+    config = strict.build(TrainConfig, content)
+    if config.stage != "model":
+        raise ValueError(f"stage is {config.stage!r}; only runs of the stage 'model' can be planned")
+    for key in ("from_pretrained", "language_model", "vision_model"):
+        folder = getattr(config.model, key)
+        if folder is not None and not is_there(folder):
+            raise ValueError(
+                f"model.{key} {str(folder)!r} is not there, so the size of the model is not known; give a folder "
+                "(its config.json is enough, weights are not read)"
+            )
+    try:
+        check(config)
+    except ValueError as error:
+        if not (missing := _missing(config)):
+            raise
+        return config, [f"checked only up to what is not there yet ({error})"] if missing else []
+    return config, []
 
 
 def planned_data(config: TrainConfig, processes: int) -> PlannedData:

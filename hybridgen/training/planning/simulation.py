@@ -10,7 +10,7 @@ head, and no scores; on a CPU it is what runs here.
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import MethodType, SimpleNamespace
 
 import torch
@@ -22,8 +22,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from hybridgen.core.objectives import total
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.paths.modality_experts import EXPERT
+from hybridgen.paths.understanding import tokens_per_image
 from hybridgen.training.config.schema import TrainConfig
-from hybridgen.training.distributed.precision import bf16_pays
+from hybridgen.training.distributed.precision import choose_precision
 from hybridgen.training.monitor.flops import FlopCount
 from hybridgen.training.optim.ema import WeightAverage
 from hybridgen.training.optim.optimization import build_optimizer, freeze
@@ -31,6 +32,7 @@ from hybridgen.training.planning.batches import PlannedData
 from hybridgen.training.planning.sizes import ByteCount
 from hybridgen.training.stages.model import ModelStage, prepare_model
 
+KEPT = ("weights", "gradients", "optimizer", "average", "codecs")
 LAYOUT = ("document_ids", "block_ids", "noised_mask")  # of which dense masks are made
 
 
@@ -40,35 +42,29 @@ class Simulated:
 
     Args:
         parameters: their number, by part of the model, and of these `trained`.
-        weights, gradients, optimizer, average, codecs: bytes that stay for the whole step.
-        working: bytes beside these when most live at once, by purpose.
+        kept: bytes of what stays between steps (`KEPT`), as they are when most lives; `working`: all else at that time.
         largest_layer, outside_layers: weights of the largest layer of the backbone, and of all that is in none.
         flops: of a forward and a backward of one batch.
         tokens, places: of the documents of a batch, and of its rows.
+        bytes_of_key_values: of a token in all layers, fp32, as sampling keeps them.
+        cached_bytes: of a picture in `data.cache`, by kind.
     """
 
     parameters: Counter
     trained: int
-    weights: int
-    gradients: int
-    optimizer: int
-    average: int
-    codecs: int
+    kept: dict[str, int]
     working: Counter
     largest_layer: int
     outside_layers: int
     flops: float
     tokens: int
     places: int
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def static(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.average + self.codecs
+    bytes_of_key_values: int
+    cached_bytes: dict[str, float]
 
     @property
     def peak(self) -> int:
-        return self.static + sum(self.working.values())
+        return sum(self.kept.values()) + sum(self.working.values())
 
 
 def simulate(config: TrainConfig, data: PlannedData, device: str, sharded: bool = False) -> Simulated:
@@ -97,19 +93,23 @@ def simulate(config: TrainConfig, data: PlannedData, device: str, sharded: bool 
         _make_moments(model, optimizer, count)
         count.begin_peak()
         _step(config, stage, model, optimizer, average, batch, count)
-        tokens, places = stage.size(data.batch)
-        return _summary(model, count, flops, tokens, places)
+        return _summary(model, count, flops, stage.size(data.batch), _cached_bytes(stage, batch))
 
 
 def _resolved(config: TrainConfig, device: str) -> TrainConfig:
     """The config with `auto` decided for that device, and nothing compiled, drawn or kept on a disk."""
-    precision, attention = config.precision, config.attention
-    if precision == "auto":
-        precision = "bf16" if device != "cpu" or bf16_pays(torch.device("cpu")) else "fp32"
+    precision, attention = precision_on(config, device), config.attention
     if attention == "auto" and device != "cpu":
         attention = "flex_attention"
     data = replace(config.data, cache=None)
     return replace(config, precision=precision, attention=attention, compile=False, data=data)
+
+
+def precision_on(config: TrainConfig, device: str) -> str:
+    """`fp32` or `bf16`, as a run there would choose; GPUs are taken to be of a kind that has bf16."""
+    if config.precision == "auto" and device != "cpu":
+        return "bf16"
+    return choose_precision(config.precision, torch.device("cpu"))
 
 
 def _model(config: TrainConfig, data: PlannedData, count: ByteCount, sharded: bool) -> nn.Module:
@@ -122,7 +122,7 @@ def _model(config: TrainConfig, data: PlannedData, count: ByteCount, sharded: bo
         )
         prepare_model(model, config, accelerator)
         if sharded and config.precision == "bf16":
-            model.to(torch.bfloat16)
+            _halve(model)
     freeze(model, config.groups)
     if config.precision == "bf16":  # as accelerate does
         forward = torch.autocast("cpu", torch.bfloat16)(model.forward.__func__)
@@ -131,6 +131,15 @@ def _model(config: TrainConfig, data: PlannedData, count: ByteCount, sharded: bo
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(lambda each: count.assign(each.grad, "gradients"))
     return model.train()
+
+
+def _halve(model: nn.Module) -> None:
+    """Let the weights be bf16; those that are shared stay so."""
+    halves: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False, remove_duplicate=False):
+            half = nn.Parameter(torch.empty_like(weight, dtype=torch.bfloat16), weight.requires_grad)
+            setattr(module, name, halves.setdefault(id(weight), half))
 
 
 def _make_moments(model: nn.Module, optimizer: torch.optim.Optimizer, count: ByteCount) -> None:
@@ -175,10 +184,9 @@ def _tag_purposes(stage: ModelStage, count: ByteCount) -> None:
 
     inner = stage.model.model
     inner.render_mask = tagged(inner.render_mask, "masks")
+    stage.model._token_losses = tagged(stage.model._token_losses, "logits")
     for name in ("latents", "codes"):
         setattr(stage.inputs, name, tagged(getattr(stage.inputs, name), "codecs' work"))
-    head = stage.model.get_output_embeddings()
-    head.forward = tagged(head.forward, "logits")
 
 
 def _without_values(batch: dict, count: ByteCount, dense: bool) -> dict:
@@ -198,24 +206,46 @@ def _without_values(batch: dict, count: ByteCount, dense: bool) -> dict:
 
 def _has_fractions(value) -> bool:
     tensors = value if isinstance(value, list) else [value]
-    return any(
-        isinstance(each, Tensor) and (each.is_floating_point() or each.dtype == torch.uint8) for each in tensors
-    )
+    return any(isinstance(each, Tensor) and (each.is_floating_point() or each.dtype == torch.uint8) for each in tensors)
 
 
-def _summary(model: nn.Module, count: ByteCount, flops: float, tokens: int, places: int) -> Simulated:
+def _summary(
+    model: nn.Module, count: ByteCount, flops: float, sizes: tuple[int, int], cached_bytes: dict[str, float]
+) -> Simulated:
     parameters = Counter()
     for name, parameter in model.named_parameters():
         parameters[part_of_name(name)] += parameter.numel()
-    kept = ("weights", "gradients", "optimizer", "average", "codecs")
-    working = Counter({name: size for name, size in count.at_peak.items() if name not in kept and size > 0})
-    trained = sum(each.numel() for each in model.parameters() if each.requires_grad)
     layers = [sum(each.numel() for each in layer.parameters()) for layer in model.model.language_model.layers]
-    at_peak = {name: count.at_peak[name] for name in kept}
+    text = model.config.text_config
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return Simulated(
-        parameters, trained, **at_peak, working=working, largest_layer=max(layers),
-        outside_layers=sum(parameters.values()) - sum(layers), flops=flops, tokens=tokens, places=places,
-    )  # fmt: skip
+        parameters,
+        trained=sum(each.numel() for each in model.parameters() if each.requires_grad),
+        kept={name: count.at_peak[name] for name in KEPT},
+        working=Counter({name: size for name, size in count.at_peak.items() if name not in KEPT and size > 0}),
+        largest_layer=max(layers),
+        outside_layers=sum(parameters.values()) - sum(layers),
+        flops=flops,
+        tokens=sizes[0],
+        places=sizes[1],
+        bytes_of_key_values=2 * len(layers) * heads * head * 4,
+        cached_bytes=cached_bytes,
+    )
+
+
+def _cached_bytes(stage: ModelStage, batch: dict) -> dict[str, float]:
+    """Bytes of one picture's entry, by kind: the mean over the batch."""
+    sizes = {}
+    if "diffusion_images" in batch:
+        latents = stage.latent_codec.encode(batch["diffusion_images"])
+        sizes["latents"] = sum(each.numel() for each in latents) * 4 / len(latents)
+    if "vq_images" in batch:
+        sizes["codes"] = len(stage.vq.encode(batch["vq_images"])) * 8 / len(batch["vq_images"])
+    if "pixel_values" in batch and stage.model.config.vision_config is not None:
+        vision = stage.model.config.vision_config
+        sizes["features"] = float(tokens_per_image(vision) * vision.hidden_size * 4)
+    return sizes
 
 
 def part_of_name(name: str) -> str:
@@ -226,8 +256,6 @@ def part_of_name(name: str) -> str:
     if EXPERT in words:
         return "modality experts"
     return words[1] if words[0] == "model" else words[0]
-
-
 
 
 # ------------------------------------------------------------------------------------------------------- attention
