@@ -196,6 +196,12 @@ def _assumed(config: TrainConfig, missing: list[str]) -> PlannedData:
         f"not there yet: {', '.join(missing)}; so a batch is assumed: each source has its share of the tokens, a "
         f"caption {CAPTION} tokens"
     ]
+    if codecs["vae"] is None and hybrid.diffusion_config is not None and hybrid.diffusion_config.in_channels != 3:
+        notes.append(
+            f"no codec.vae is there: latents of {VAE_FACTOR} pixels are assumed, and its memory is not counted"
+        )
+    if codecs["vq"] is None and hybrid.vq_config is not None:
+        notes.append(f"no codec.vq is there: codes of {VQ_FACTOR} pixels are assumed, its memory is not counted")
     return PlannedData(hybrid, batch, codecs, names, images, notes)
 
 
