@@ -5,6 +5,7 @@ Nothing here has a random stream. A `cursor` counts the documents of a source ov
 one integer per source.
 """
 
+from copy import copy
 from functools import cached_property
 from typing import Protocol
 
@@ -91,16 +92,26 @@ class DocumentSource:
         else:
             self._rank, self._world_size = rank, world_size
 
+    def anew(self) -> "DocumentSource":
+        """The same source for a second reader: what one reads of a stream does not move the other."""
+        other = copy(self)
+        if self.streaming:
+            other.record_source = self.record_source.anew()
+        return other
+
+    def close(self) -> None:
+        """End the thread of a stream that reads ahead; it begins again when a record is asked for."""
+        if self.streaming:
+            self.record_source.close()
+
     def index(self, cursor: int) -> int:
         """Which record is the `cursor`-th: every record once per epoch; of a stream, once per chunk."""
         if self.streaming:
-            count, size = cursor, self.record_source.buffer
-        else:
-            count, size = cursor * self._world_size + self._rank, len(self)
-        part, position = divmod(count, size)  # a part is an epoch, or a chunk of a stream
-        if self.config.shuffle:
-            position = feistel_permutation(position, size, f"{self.seed}/{self.name}/{part}")
-        return part * size + position if self.streaming else position
+            return cursor  # a stream shuffles itself
+        epoch, position = divmod(cursor * self._world_size + self._rank, len(self))
+        if not self.config.shuffle:
+            return position
+        return feistel_permutation(position, len(self), f"{self.seed}/{self.name}/{epoch}")
 
     def _variant(self, cursor: int) -> int:
         """Which of several captions or answers the `cursor`-th record takes: the next one in each epoch."""

@@ -14,11 +14,12 @@ from hybridgen.core.recognition import refuse_impostor
 from hybridgen.data.bad_records import BadRecord
 from hybridgen.data.document_source import DocumentSource
 from hybridgen.data.formats.csv_files import CsvSource
+from hybridgen.data.formats.endless import stream_files
 from hybridgen.data.formats.hf_datasets import DatasetSource, open_dataset
 from hybridgen.data.formats.image_folder import FolderSource
 from hybridgen.data.formats.json_files import json_source
 from hybridgen.data.formats.rows import RowSource
-from hybridgen.data.formats.streaming import StreamSource, stream_files
+from hybridgen.data.formats.streaming import StreamSource
 from hybridgen.data.formats.txt_files import TxtSource
 from hybridgen.data.formats.webdataset import WebDatasetSource
 from hybridgen.data.keyed_random import feistel_permutation
@@ -137,9 +138,10 @@ def open_stream(config: SourceConfig, seed: int) -> StreamSource:
         return open_dataset(config.source, kind, list(files), config.split, config.subset, streaming=True)
 
     images = config.images or _folder_of(config, files)
-    stream = StreamSource(open_files, files_of, config.source, config.buffer, config.form, config.columns, images)
+    rows, shuffle = (config.form, config.columns, images), f"{seed}/{config.name}" if config.shuffle else None
+    stream = StreamSource(open_files, files_of, config.source, config.buffer, *rows, shuffle)
     stream.files = files
-    stream.where(0)  # reads the first block, so that missing files are reported now and not in the first step
+    stream.check()  # so that missing files are reported now and not in the first step
     return stream
 
 

@@ -8,6 +8,7 @@ data set to its cache on disk when it is first opened; what is too large for tha
 import contextlib
 import logging
 import ssl
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,14 +67,30 @@ def open_dataset(
 
 @contextlib.contextmanager
 def said_by_us() -> Iterator[None]:
-    """Inside, the library logs nothing of what it raises."""
+    """Inside, the library logs nothing of what it raises; threads may be inside at once."""
     logger = logging.getLogger("datasets")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    with _quiet.lock:
+        if not _quiet.inside:
+            _quiet.level = logger.level
+            logger.setLevel(logging.CRITICAL)
+        _quiet.inside += 1
     try:
         yield
     finally:
-        logger.setLevel(level)
+        with _quiet.lock:
+            _quiet.inside -= 1
+            if not _quiet.inside:
+                logger.setLevel(_quiet.level)
+
+
+class _Quiet:
+    """How many are inside of `said_by_us`, and the level that was set before the first of them."""
+
+    def __init__(self):
+        self.lock, self.inside, self.level = threading.Lock(), 0, logging.NOTSET
+
+
+_quiet = _Quiet()
 
 
 def _open(

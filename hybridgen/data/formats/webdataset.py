@@ -24,6 +24,8 @@ WHERE, BROKEN = "__where__", "__broken__"  # keys of a streamed row: its place, 
 
 _IS_APART = "its parts ({}) do not follow one another in the tar; make it with tar --sort=name"
 LINK = -1  # offset of a part that is a link
+_IS_CUT = "the tar ends inside of its part {!r}; copy the tar again"
+_CANNOT_READ_ON = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 _IS_LINK = "its part {!r} is a link, and the tar holds no file there; make it with tar --dereference --hard-dereference"
 
 
@@ -33,6 +35,26 @@ class _Sample(NamedTuple):
     shard: int
     key: str
     files: tuple[tuple[str, int, int], ...]
+
+
+class _Part(NamedTuple):
+    """Where a part of a streamed sample stands."""
+
+    file: str
+    offset: int
+    size: int
+
+    def read(self, name: str) -> bytes:
+        with open(self.file, "rb") as file:
+            return _read(file, name, self.offset, self.size)
+
+
+def _read(file: BinaryIO, name: str, offset: int, size: int) -> bytes:
+    """Raises ValueError for a part that the end of its tar cuts: half a caption would be another record."""
+    file.seek(offset)
+    if len(content := file.read(size)) < size:
+        raise ValueError(_IS_CUT.format(name))
+    return content
 
 
 class WebDatasetSource(RowSource):
@@ -126,26 +148,20 @@ class WebDatasetSource(RowSource):
             for name, offset, size in sample.files:
                 if offset == LINK:
                     raise ValueError(f"{self.where(index)}: {_IS_LINK.format(name)}")
-                file.seek(offset)
-                row[name] = _content(name, file.read(size), self.where(index))
+                row[name] = _content(name, _read(file, name, offset, size), self.where(index))
         return row
-
-
-def _streamed(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> bytes:
-    """The bytes of a member that is being passed. Raises ValueError for a link."""
-    if not member.isfile():
-        raise ValueError(_IS_LINK.format(name))
-    return tar.extractfile(member).read()
 
 
 def tar_rows(file: str, opened: BinaryIO) -> Iterator[dict[str, Any]]:
     """The samples of one shard read from front to end, compressed or not. Each carries its place (`WHERE`), and one
-    that cannot be read the reason (`BROKEN`)."""
+    that cannot be read the reason (`BROKEN`). Of a tar on this machine the parts are not read, but only where they
+    stand (`read_parts`)."""
     row: dict[str, Any] = {}
     key, met = None, {}  # met: of each key, the parts so far
+    skipped_through = "://" not in file and not is_compressed(opened)
     try:
-        with tarfile.open(fileobj=opened, mode="r|*", tarinfo=_Member) as tar:
-            for member in tar:
+        with tarfile.open(fileobj=opened, mode="r:" if skipped_through else "r|*", tarinfo=_Member) as tar:
+            for member in members(tar):
                 if member.isdir() or (name := _split(member.name)) is None:
                     continue
                 if name[0] != key and row:
@@ -157,10 +173,10 @@ def tar_rows(file: str, opened: BinaryIO) -> Iterator[dict[str, Any]]:
                 met.setdefault(key, []).append(name[1])
                 row[WHERE] = f"{file}, key {key!r}"
                 try:
-                    row[name[1]] = _content(name[1], _streamed(tar, member, name[1]), row[WHERE])
+                    row[name[1]] = _passed(tar, member, name[1], file if skipped_through else None)
                 except ValueError as error:
-                    row[BROKEN] = BadRecord.of(row[WHERE], error).reason
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+                    row[BROKEN] = str(error)
+    except _CANNOT_READ_ON as error:
         cut = {WHERE: file, BROKEN: f"the tar cannot be read to its end ({error})"}
     else:
         cut = None
@@ -168,6 +184,50 @@ def tar_rows(file: str, opened: BinaryIO) -> Iterator[dict[str, Any]]:
         yield row
     if cut:
         yield cut
+
+
+def _passed(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str, file: str | None) -> "bytes | _Part":
+    """A part that is being passed: what it holds, or in a file that is skipped through, where it stands.
+
+    Raises:
+        ValueError: it is a link, or cut off.
+    """
+    if not member.isfile():
+        raise ValueError(_IS_LINK.format(name))
+    if file is not None:
+        return _Part(file, member.offset_data, member.size)
+    try:
+        return tar.extractfile(member).read()
+    except _CANNOT_READ_ON as error:
+        raise ValueError(_IS_CUT.format(name)) from error
+
+
+def is_compressed(opened: BinaryIO) -> bool:
+    """Whether an open file is none that `tarfile` can seek in."""
+    start = opened.read(6)
+    opened.seek(0)
+    return start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"))
+
+
+def members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members of a tar, of which only the current one is in memory."""
+    while (member := tar.next()) is not None:
+        yield member
+        tar.members = []
+
+
+def read_parts(row: Any) -> Any:
+    """A row of a stream with what its parts hold."""
+    if not isinstance(row, dict) or BROKEN in row or WHERE not in row:
+        return row
+    content = {}
+    try:
+        for name, part in row.items():
+            value = part.read(name) if isinstance(part, _Part) else part
+            content[name] = _content(name, value, row[WHERE]) if isinstance(value, bytes) else value
+    except ValueError as error:
+        return {WHERE: row[WHERE], BROKEN: BadRecord.of(row[WHERE], error).reason}
+    return content
 
 
 class _Member(tarfile.TarInfo):

@@ -2,10 +2,14 @@
 
 import itertools
 import json
+import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import pytest
 
+from hybridgen.data.formats import endless, streaming, webdataset
 from hybridgen.data.loading import RowLoader
 from hybridgen.data.mixture import Mixture
 from hybridgen.data.source_config import SourceConfig
@@ -96,15 +100,16 @@ def test_an_interrupted_stream_goes_on_exactly(files, suffix, after):
 
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("pattern", ["0", "[12]"])
-def test_a_short_epoch_is_read_from_its_files_once(files, suffix, pattern):
+def test_a_short_epoch_is_read_from_its_files_once(files, suffix, pattern, monkeypatch):
     """Chunks take in several epochs; positions within them are exact, and states of the library go on."""
     name = f"{files}/{pattern}.{suffix}"
     config = SourceConfig(name, name="s", streaming=True, buffer=60, format=FORMATS[suffix])
     begun, plain = open_source(config, seed=3), open_source(config, seed=3)
-    plain.record_source._short_epochs = _Forgetful()  # as if each epoch were longer than a chunk
-    opened, open_files = [], begun.record_source._open
-    begun.record_source._open = lambda shards: opened.append(shards) or open_files(shards)
+    opened, epochs = [], begun.record_source._epochs
+    open_files = epochs._open
+    epochs._open = lambda shards: opened.append(shards) or open_files(shards)
     texts = [begun[index] for index in range(200)]
+    monkeypatch.setattr(endless, "SHORT_EPOCH_BYTES", -1)  # as if each epoch were longer than a chunk
     assert texts == [plain[index] for index in range(200)]
     assert len(opened) == len(set(opened))  # each order of the files at most once
     for state in (begun.record_source.state_dict(), plain.record_source.state_dict()):
@@ -113,27 +118,20 @@ def test_a_short_epoch_is_read_from_its_files_once(files, suffix, pattern):
         assert [resumed[index] for index in range(120, 200)] == texts[120:]
 
 
-class _Forgetful(dict):
-    def __setitem__(self, *_):
-        pass
-
-    def setdefault(self, *_):
-        pass
-
-
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_to_go_on_nothing_before_is_read_again(files, suffix):
+def test_to_go_on_nothing_before_is_read_again(files, suffix, monkeypatch):
     begun = stream(files, suffix, buffer=4)
     for cursor in range(45):
         begun.document(cursor, PROCESSOR)
     state = json.loads(json.dumps(begun.record_source.state_dict()))
     resumed = stream(files, suffix, buffer=4)
     resumed.record_source.load_state_dict(state)
-    read, endless = [], resumed.record_source._endless
-    resumed.record_source._endless = lambda *begin: (read.append(pair) or pair for pair in endless(*begin))
+    read, row = [], endless.EndlessRows.__next__
+    monkeypatch.setattr(endless.EndlessRows, "__next__", lambda rows: read.append(rows) or row(rows))
     for cursor in range(41, 50):
         assert resumed.document(cursor, PROCESSOR).layout == begun.document(cursor, PROCESSOR).layout
-    assert len(read) <= 16  # of 50; whole blocks of 4
+    own = [rows for rows in read if rows._epochs is resumed.record_source._epochs]
+    assert len(own) <= 16  # of 50; whole blocks of 4
 
 
 def test_workers_change_nothing(files):
@@ -201,3 +199,175 @@ def test_a_stream_without_records_is_refused(tmp_path):
 def test_a_buffer_that_no_memory_holds_is_refused(files):
     with pytest.raises(ValueError, match="s: buffer is 1000000000000; it must be at most 1,000,000, as a few times"):
         stream(files, "jsonl", buffer=10**12)
+
+
+# ------------------------------------------------------------------------------------------ rows of a global batch
+
+
+def counted(monkeypatch, owner, name: str) -> list:
+    """Arguments of each call of a method from now on."""
+    calls, method = [], getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *arguments: calls.append(arguments) or method(*arguments))
+    return calls
+
+
+def of_process(files, suffix: str, process: int, processes: int, total: int = 8, **config):
+    source = stream(files, suffix, **config)
+    own = total // processes
+    source.record_source.use_rows(process * own, own, total)
+    return source
+
+
+def settle(source) -> None:
+    """Wait until all that was asked for is read."""
+    for reading in list(source.record_source._chunks.values()):
+        reading.exception()
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_processes_read_their_own_rows_of_one_stream(files, suffix, shuffle):
+    """For every number of processes the records are the same, and each is kept by one process alone."""
+    total, records = 8, 150  # chunks of 16, three epochs
+    whole = stream(files, suffix, buffer=16, shuffle=shuffle)
+    expected = [whole[cursor]["messages"] for cursor in range(records)]
+    assert shuffle != (expected[:COUNT] == expected[COUNT : 2 * COUNT])
+    for processes in (1, 2, 4, 8):
+        sources = [of_process(files, suffix, each, processes, buffer=13, shuffle=shuffle) for each in range(processes)]
+        found = [sources[cursor % total * processes // total][cursor]["messages"] for cursor in range(records)]
+        assert found == expected
+        for source in sources:
+            settle(source)
+            held = [part for reading in source.record_source._chunks.values() for part in reading.result().values()]
+            assert sum(map(len, held)) * processes <= 16 * (
+                3 + 8
+            )  # of chunks before the one asked for, it and the next
+    with pytest.raises(IndexError, match="record 7 of .* is of row 7, but this process has"):
+        sources[0][7]
+
+
+def test_what_other_processes_train_on_is_not_read(files, monkeypatch):
+    """Payloads of a tar, lines parsed: an eighth each; and the headers of a tar once an epoch."""
+    payloads = counted(monkeypatch, webdataset._Part, "read")
+    parsed = counted(monkeypatch, streaming, "parse_json")
+    for suffix, calls, parts in (("tar", payloads, 2), ("jsonl", parsed, 1)):
+        source = of_process(files, suffix, 3, 8, buffer=16)
+        calls.clear()
+        for cursor in range(3, 16 * 5, 8):
+            source.record_source.record(cursor)
+        settle(source)
+        assert len(calls) == 2 * parts * (6 if suffix == "tar" else 5)  # 2 records of a chunk; of a tar one is ahead
+
+
+def test_rows_that_drift_apart_read_the_stream_once(files, monkeypatch):
+    """Row 0 is 25 chunks ahead of row 1: what row 1 has not asked for is kept for it, and nothing is read twice."""
+    source, plain = of_process(files, "tar", 0, 4, buffer=8), stream(files, "tar", buffer=8)
+    expected = {cursor: plain[cursor]["messages"] for cursor in range(8 * 26)}
+    plain.close()
+    calls, own = counted(monkeypatch, endless.EndlessRows, "__next__"), source.record_source._epochs
+    for row in (0, 1):
+        for chunk in range(26):
+            assert source[8 * chunk + row]["messages"] == expected[8 * chunk + row]
+    settle(source)
+    assert len([rows for (rows,) in calls if rows._epochs is own]) == 8 * 27
+    behind = [row for reading in source.record_source._chunks.values() for row in reading.result()]
+    assert len(behind) <= 2 * (16 + 2)  # of each row what it may still be asked for, and what was read ahead
+    assert source[0]["messages"] == expected[0]  # long gone, but it can be had
+    assert source[8 * 26]["messages"] == plain[8 * 26]["messages"]
+
+
+def test_the_next_chunk_is_read_while_one_is_used(files, monkeypatch):
+    """Nobody waits at the end of a chunk: all rows are read by the thread, those of the next chunk when the first of
+    this one was asked for."""
+    others = set(threading.enumerate())
+    source = stream(files, "tar", buffer=10)
+    own, readers, row = source.record_source._epochs, [], endless.EndlessRows.__next__
+
+    def noted(rows):
+        if rows._epochs is own:
+            readers.append(threading.current_thread().name)
+        return row(rows)
+
+    monkeypatch.setattr(endless.EndlessRows, "__next__", noted)
+    for chunk in range(8):
+        source[10 * chunk]
+        assert chunk + 1 in source.record_source._chunks
+        settle(source)
+        for place in range(1, 10):
+            source[10 * chunk + place]
+        assert len(readers) == 10 * (chunk + 2)
+    assert {name.split("_")[0] for name in readers} == {"hybridgen-stream"}
+    assert set(threading.enumerate()) - others
+    source.close()
+    assert not set(threading.enumerate()) - others
+    source[80]
+    source.close()
+
+
+def test_what_goes_wrong_in_the_thread_is_said_where_the_record_is_asked_for(tmp_path):
+    for name in "ab":
+        lines = [json.dumps({"text": f"<{name}{number}>"}).encode() + b"\n" for number in range(20)]
+        (tmp_path / f"{name}.jsonl").write_bytes(b"".join(lines))
+    source = open_source(SourceConfig(f"{tmp_path}/*.jsonl", name="s", streaming=True, buffer=4, shuffle=False))
+    (tmp_path / "b.jsonl").unlink()
+    assert [said(source, cursor) for cursor in range(20)] == [f"<a{number}>" for number in range(20)]
+    for _ in range(2):
+        with pytest.raises(OSError, match="jsonl cannot be read on: .*b.jsonl"):
+            source[20]
+    assert said(source, 19) == "<a19>"
+    (tmp_path / "b.jsonl").write_bytes(b"".join(lines))
+    assert said(source, 20) == "<b0>"  # it is back
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_threads_may_ask_in_any_order(files, suffix):
+    plain, source = stream(files, suffix, buffer=8), stream(files, suffix, buffer=8)
+    order = random.Random(0).sample(range(120), 120)
+    with ThreadPoolExecutor(6) as threads:
+        found = dict(zip(order, threads.map(lambda cursor: source[cursor]["messages"], order), strict=True))
+    assert all(found[cursor] == plain[cursor]["messages"] for cursor in range(120))
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_long_run_saves_few_resume_points_and_goes_on_from_any_row(files, suffix, monkeypatch):
+    """300 chunks: some dozen points; a row that lags goes on from one at most an eighth of its distance before it.
+    States of several processes are merged."""
+    begun = [of_process(files, suffix, each, 2, total=4, buffer=4) for each in range(2)]
+    for chunk in range(300):
+        begun[0][4 * chunk], begun[1][4 * chunk + 2]
+    states = [json.loads(json.dumps(each.record_source.state_dict())) for each in begun]
+    assert states[0] == states[1] == streaming.merged_states(states)
+    assert len(states[0]["points"]) < 60
+    for process, total, lagging in ((0, 4, 4 * 240 + 1), (1, 4, 4 * 299 + 2)):
+        resumed = of_process(files, suffix, process, 2, total, buffer=4)
+        resumed.record_source.load_state_dict(states[process])
+        read = counted(monkeypatch, endless.EndlessRows, "__next__")
+        assert resumed[lagging]["messages"] == begun[process][lagging]["messages"]
+        settle(resumed)
+        own = [rows for (rows,) in read if rows._epochs is resumed.record_source._epochs]
+        assert len(own) <= 4 * (300 - lagging // 4) // 8 + 4 * 3
+        assert resumed.record_source.state_dict() == states[process]
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_states_of_before_rows_were_divided_go_on(files, suffix):
+    """They count chunks of the config's buffer."""
+    old = {"0": {"epoch": 0, "state": None}}
+    rows = endless.EndlessRows(stream(files, suffix, buffer=6).record_source._epochs, endless.START)
+    for chunk in range(1, 20):
+        old[str(chunk)] = [next(rows) for _ in range(6)] and rows.point()
+    whole = of_process(files, suffix, 1, 2, buffer=6)
+    resumed = of_process(files, suffix, 1, 2, buffer=6)
+    resumed.record_source.load_state_dict(json.loads(json.dumps(old)))
+    assert [resumed[cursor] for cursor in (5, 101, 118)] == [whole[cursor] for cursor in (5, 101, 118)]
+
+
+def test_a_second_reader_moves_nothing(files):
+    source = of_process(files, "jsonl", 0, 2, buffer=16)
+    assert said(source, 64)
+    second = source.anew()
+    assert [said(second, cursor) for cursor in range(8)] == [
+        said(stream(files, "jsonl", buffer=16), i) for i in range(8)
+    ]
+    assert source.record_source._last == {0: 4}
+    assert said(source, 65)
