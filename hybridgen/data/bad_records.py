@@ -6,6 +6,7 @@ position of a run, so a run that goes on skips, counts and stops as the uninterr
 """
 
 import errno
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -59,7 +60,7 @@ def record_errors(where: str, ends_run: type[Exception] | tuple = ()) -> Iterato
 
 
 class BadRecordLog:
-    """The broken records of a run.
+    """The broken records of a run, in the order in which they were met; the list only grows.
 
     Args:
         limit: how many may be skipped: a whole number over all sources, or below 1 a share of each source.
@@ -67,14 +68,14 @@ class BadRecordLog:
 
     def __init__(self, limit: float = 0):
         self.limit = limit
-        self._entries: dict[str, tuple[str, str]] = {}  # where -> source, reason
+        self.load_state_dict([])
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def entries(self) -> list[BadRecord]:
-        """In the order in which they were met."""
-        return [BadRecord(where, reason) for where, (_, reason) in self._entries.items()]
+    def entries(self, count: int | None = None) -> list[BadRecord]:
+        """The first `count` of them; None = all."""
+        return [BadRecord(where, reason) for where, _, reason in self._entries[:count]]
 
     def add(self, source: str, bad: BadRecord, records: int) -> None:
         """Add a record to the list, unless it is there already.
@@ -86,11 +87,13 @@ class BadRecordLog:
         Raises:
             ValueError: it is one too many; the sentence holds the list.
         """
-        if bad.where in self._entries:
+        if bad.where in self._known:
             return
-        self._entries[bad.where] = (source, bad.reason)
+        self._known.add(bad.where)
+        self._entries.append((bad.where, source, bad.reason))
+        self._of_source[source] += 1
         if 0 < self.limit < 1:
-            exceeded = sum(name == source for name, _ in self._entries.values()) > self.limit * records
+            exceeded = self._of_source[source] > self.limit * records
         else:
             exceeded = len(self) > self.limit
         if exceeded:
@@ -98,14 +101,16 @@ class BadRecordLog:
 
     def sentence(self) -> str:
         """The list, as one sentence."""
-        shown = "; ".join(map(str, self.entries()[:SHOWN]))
+        shown = "; ".join(map(str, self.entries(SHOWN)))
         more = f"; and {len(self) - SHOWN} more" if len(self) > SHOWN else ""
         count = "1 broken record is" if len(self) == 1 else f"{len(self)} broken records are"
         return f"{count} more than data.max_broken {self.limit:g} allows: {shown}{more}"
 
-    def state_dict(self) -> list[list[str]]:
-        """JSON-able."""
-        return [[where, *entry] for where, entry in self._entries.items()]
+    def state_dict(self, count: int | None = None) -> list[list[str]]:
+        """JSON-able: the first `count` of them, None = all. What remembers a position needs only `len`."""
+        return [list(entry) for entry in self._entries[:count]]
 
     def load_state_dict(self, state: list[list[str]]) -> None:
-        self._entries = {where: (source, reason) for where, source, reason in state}
+        self._entries = [(where, source, reason) for where, source, reason in state]
+        self._known = {where for where, _, _ in self._entries}
+        self._of_source = Counter(source for _, source, _ in self._entries)

@@ -113,6 +113,36 @@ def test_a_share_is_of_each_source_and_a_number_of_all():
         ledger.add("a", BadRecord("30", "why"), 4)
 
 
+@pytest.mark.parametrize("limit", [0.9, 5000])
+def test_a_long_list_costs_no_more_a_record_than_a_short_one(limit):
+    """Counted: comparisons and hashes of names, for each record that is added; and what was listed before stays."""
+
+    class Counted(str):
+        uses = 0
+
+        def __eq__(self, other):
+            Counted.uses += 1
+            return str.__eq__(self, other)
+
+        def __hash__(self):
+            Counted.uses += 1
+            return str.__hash__(self)
+
+    def uses_of(count: int) -> int:
+        log, Counted.uses = BadRecordLog(limit), 0
+        for number in range(count):
+            log.add(Counted("a"), BadRecord(Counted(number), "why"), 10_000)
+        uses, state = Counted.uses, json.loads(json.dumps(log.state_dict()))
+        again = BadRecordLog(limit)
+        again.load_state_dict(state)
+        assert again.state_dict() == state == log.state_dict()
+        assert log.state_dict(count // 2) == state[: count // 2]
+        assert again.entries(3) == log.entries()[:3]
+        return uses
+
+    assert uses_of(4000) <= 2.2 * uses_of(2000)  # 4.0 if each were compared with all before it
+
+
 def test_a_source_of_which_nothing_is_whole_is_refused_at_once(tmp_path):
     nothing = Listed([[user("a"), assistant(" red" * 100)] for _ in range(3)])
     with pytest.raises(ValueError, match="source 'text' is broken: 6 records in a row, the last of them .*record"):
