@@ -131,9 +131,9 @@ def plan_config(path: str | Path, overrides: list[str]) -> tuple[TrainConfig, li
     try:
         check(config)
     except ValueError as error:
-        if not (missing := _missing(config)):
+        if not _missing(config):
             raise
-        return config, [f"checked only up to what is not there yet ({error})"] if missing else []
+        return config, [f"checked only up to what is not there yet ({error})"]
     return config, []
 
 
@@ -157,13 +157,21 @@ def planned_data(config: TrainConfig, processes: int) -> PlannedData:
 
 
 def _missing(config: TrainConfig) -> list[str]:
-    """What the config names that is not there, as `key value`."""
+    """What the config names that is not there, as `key value`, and codecs that it needs and does not name."""
     named = {"model.tokenizer.path": config.model.tokenizer.path}
     named |= {"codec.vae": config.codec.vae, "codec.vq": config.codec.vq}
     for number, source in enumerate(config.data.sources):
         if source.kind not in ("synthetic", "dataset"):
             named[f"data.sources.{number}.source"] = source.source
-    return [f"{key} {str(value)!r}" for key, value in named.items() if value is not None and not is_there(value)]
+    missing = [f"{key} {str(value)!r}" for key, value in named.items() if value is not None and not is_there(value)]
+    if config.model.from_pretrained is None:
+        needs_vae = (config.model.diffusion_config or {}).get("in_channels", 3) != 3
+        for key, folder, needed in (
+            ("codec.vae", config.codec.vae, needs_vae),
+            ("codec.vq", config.codec.vq, config.model.vq_config is not None),
+        ):
+            missing += [f"{key} (names none)"] if needed and folder is None else []
+    return missing
 
 
 def is_there(named: str | Path) -> bool:
