@@ -34,6 +34,7 @@ from hybridgen.training.monitor.meter import Meter
 from hybridgen.training.monitor.tracking import Tracker, say
 from hybridgen.training.optim.ema import WeightAverage
 from hybridgen.training.optim.optimization import build_optimizer, freeze, lr_factor
+from hybridgen.training.optim.rows import HeldRows
 from hybridgen.training.protocols import Stage
 from hybridgen.training.state.checkpointing import whole_folder
 from hybridgen.training.state.saving import Saved, find_state, load_state, save_state
@@ -56,6 +57,7 @@ class Trainer:
         self.weights = DistributedModel(accelerator, stage.model, self._make_optimizer, config.sharding)
         self.model, self.optimizer = self.weights.model, self.weights.optimizer
         self.trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.held_rows = HeldRows(accelerator.unwrap_model(self.model), config.groups)
         self.ema = None
         if config.ema is not None:
             self.ema = WeightAverage(accelerator.unwrap_model(self.model), config.ema.decay, config.ema.on_cpu)
@@ -262,6 +264,7 @@ class Trainer:
         Raises:
             ValueError: too many steps were skipped.
         """
+        self.held_rows.drop_gradients()
         norm = self.accelerator.clip_grad_norm_(self.trainable, self.config.clip or math.inf)
         sums, norm = self._sum(sums), float(full(norm))
         skip_reason = self.guard.skip_reason(self.meter.loss(sums, counts), norm)

@@ -20,6 +20,7 @@ from hybridgen.pipeline_hybridgen import load_pipeline
 from hybridgen.training import load_config
 from hybridgen.training.config import strict
 from hybridgen.training.config.parts import hybrid_config
+from hybridgen.training.optim.rows import IMAGE_TOKENS
 from hybridgen.training.stages.building import build_parts
 from tests.bridges.test_assemble import TOWER, save_backbone
 from tests.pipelines import tiny_vq_model
@@ -256,7 +257,7 @@ DRAWING = {"patch_embed", "timestep_embedder", "final_layer", "alignment_head"}
         (None, "janusflow_stage1", {"aligner", *DRAWING}),
         ("janusflow_stage1", "janusflow_stage2", {"aligner", *DRAWING, "language_model", "lm_head"}),
         ("janusflow_stage2", "janusflow_stage3", {"aligner", *DRAWING, "language_model", "lm_head", "vision_model"}),
-        (None, "lmfusion", {"language_model", *DRAWING} - {"alignment_head"}),
+        (None, "lmfusion", {"language_model", "lm_head", *DRAWING} - {"alignment_head"}),
         (None, "llava_stage1", {"aligner"}),
         ("llava_stage1", "llava_stage2", {"aligner", "language_model", "lm_head"}),
     ],
@@ -266,6 +267,7 @@ def test_a_stage_trains_what_the_paper_trains(recipes, before, name, trained):
 
 
 def test_lmfusion_says_what_its_text_model_says_to_the_bit(recipes):
+    """And has learnt, in rows of its own, when to draw: whatever the words, those rows alone have moved."""
     ours, theirs = recipes.model("lmfusion"), AutoModelForCausalLM.from_pretrained(recipes.folder / "llm")
     words = theirs.config.vocab_size
     ids = torch.randint(3, words, (2, 20), generator=torch.Generator().manual_seed(0))
@@ -275,6 +277,13 @@ def test_lmfusion_says_what_its_text_model_says_to_the_bit(recipes):
     for name, weight in ours.model.language_model.state_dict().items():
         if name != "embed_tokens.weight":  # which has rows for the tokens of images
             assert torch.equal(weight, pretrained[name.replace(".own.", ".")]) != (".own." in name), name
+    config = load_config(CONFIGS / "lmfusion.yaml", [*recipes.words("lmfusion"), "resume=never"])
+    before = build_parts(config).pipeline.model.state_dict()
+    for name in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
+        moved = {row for row, same in enumerate((ours.state_dict()[name] == before[name]).all(-1)) if not same}
+        assert ours.config.begin_image_token_id in moved
+        assert moved <= {getattr(ours.config, field) for field in IMAGE_TOKENS}
+        assert min(moved) >= words
 
 
 def test_janusflow_is_causal_inside_a_picture_and_keeps_siglip(recipes):

@@ -80,6 +80,12 @@ def check(config: TrainConfig) -> None:
             value = getattr(group, name)
             if value is not None and not 0 <= value < inf:
                 raise ValueError(f"groups.{number}.{name} is {value!r}; it must be 0 or more")
+        if group.rows != "all" and (group.frozen or group.weight_decay is not None):
+            other = "frozen" if group.frozen else "weight_decay"
+            raise ValueError(
+                f"groups.{number}.rows is {group.rows!r}, where all other rows stay as they are, and {other} is given "
+                "for all of them; leave one out"
+            )
     if config.stage == "codec":
         _check_codec_stage(config)
     else:

@@ -210,12 +210,15 @@ class GroupConfig:
         lr_scale: the learning rate is multiplied by it.
         frozen: no gradient, no update, no average: bit for bit as it was.
         weight_decay: instead of the optimizer's.
+        rows: `image_tokens`: of a table over the vocabulary (embeddings, `lm_head`) only the rows of the tokens that
+            frame pictures and stand for them learn, without decay; all others stay bit for bit as they were.
     """
 
     match: str
     lr_scale: float = 1.0
     frozen: bool = False
     weight_decay: float | None = None
+    rows: Literal["all", "image_tokens"] = "all"
 
 
 @dataclass

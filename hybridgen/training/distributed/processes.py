@@ -172,6 +172,8 @@ def _check_deepspeed(config: TrainConfig, accelerator: Accelerator) -> None:
         reason = "optimizer.name 'muon' needs whole matrices, of which DeepSpeed keeps flat pieces"
     elif config.spike.factor is not None:
         reason = "spike.factor needs to see a step before it is taken, and DeepSpeed takes it in the backward pass"
+    elif any(group.rows != "all" for group in config.groups):
+        reason = "groups.N.rows needs gradients before a step, and DeepSpeed keeps them to itself"
     elif config.ema is not None and plugin.zero_stage == 3:
         reason = "ema averages parameters, which ZeRO 3 keeps elsewhere"
     elif config.stage == "codec":

@@ -62,6 +62,8 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig, groups: list[Gro
             lr, decay = lr * group.lr_scale, decay if group.weight_decay is None else group.weight_decay
         if not config.decay_all and (parameter.ndim < 2 or id(parameter) in tables):
             decay = 0.0
+        if group is not None and group.rows != "all":
+            decay = 0.0  # it would move the rows that are held
         settings = {"muon": muon, "base_lr": lr, "weight_decay": decay}
         alike = by_settings.setdefault(tuple(settings.values()), {**settings, "lr": lr, "params": []})
         alike["params"].append(parameter)

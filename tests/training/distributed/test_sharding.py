@@ -15,6 +15,7 @@ from hybridgen.data.mixture import Mixture
 from hybridgen.training.config import strict
 from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.distributed.processes import make_accelerator
+from hybridgen.training.optim.rows import IMAGE_TOKENS
 from hybridgen.training.stages.model import ModelStage
 from hybridgen.training.state.checkpointing import find_damage
 from hybridgen.training.trainer import Trainer
@@ -71,7 +72,8 @@ def train_hybrid(folder: Path, of: int, gradient_checkpointing: bool = False, ti
     content |= {"accumulation": 2 // of, "precision": "fp32", "validation": {"every": 2}, "save_every": 99}
     content |= {"optimizer": {"name": "muon", "lr": 1e-3}}
     if kind.get("cache"):
-        content |= {"groups": [{"match": "model.vision_model", "frozen": True}]}
+        held = {"match": "lm_head", "rows": "image_tokens"}
+        content |= {"groups": [{"match": "model.vision_model", "frozen": True}, held]}
     config = strict.build(TrainConfig, content)
     accelerator = make_accelerator(config)
     rank = accelerator.process_index if of == 2 else None
@@ -105,6 +107,11 @@ def test_one_with_text_and_one_with_pictures(tmp_path, form, kind):
     assert ours.keys() == theirs.keys()
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=5e-5, msg=lambda text: f"{name}: {text}")  # noqa: B023
+    if "cache" in kind:  # where the rows of words are held
+        start = model_stage([source_of(numbered(1))], aligned=True).model
+        same = (ours["lm_head.weight"] == start.lm_head.weight).all(-1)
+        learnt = {getattr(start.config, field) for field in IMAGE_TOKENS}
+        assert set(map(int, (~same).nonzero()[:, 0])) == learnt
     for mine, other in zip(metrics_of(tmp_path / "two"), metrics_of(tmp_path / "one"), strict=True):
         assert mine["loss"] == pytest.approx(other["loss"], abs=1e-5)
         assert {"loss/text", "loss/diffusion"} <= mine.keys()
