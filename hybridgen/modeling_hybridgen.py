@@ -28,6 +28,7 @@ from hybridgen.core.hub import part_of
 from hybridgen.core.layout import IGNORE
 from hybridgen.core.names import PATHS
 from hybridgen.core.objectives import predict_at, shift_labels
+from hybridgen.core.sizes import by_size
 from hybridgen.core.text_head import build_text_head, scaled_as
 from hybridgen.paths.alignment import AlignmentHead, similarities
 from hybridgen.paths.connectors import Aligner
@@ -35,7 +36,6 @@ from hybridgen.paths.convnext import ConvNextDecoder, ConvNextEncoder, GlobalRes
 from hybridgen.paths.diffusion import FinalLayer, PatchEmbed, TimestepEmbedder
 from hybridgen.paths.initial import XavierConv2d, XavierLinear, ZeroConv2d, ZeroLinear
 from hybridgen.paths.modality_experts import add_modality_experts
-from hybridgen.paths.patches import by_size
 from hybridgen.paths.understanding import build_vision_tower, encode_pixels, tokens_per_image
 from hybridgen.paths.unet import UNetDown, UNetUp
 from hybridgen.paths.vq import GenerationHead

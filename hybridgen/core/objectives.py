@@ -1,7 +1,8 @@
 """Training objectives: the only randomness of training, and the losses, each as (sum, count).
 
-`corrupt` draws a timestep and noise for every image that is to be drawn, from one generator per row, seeded by the
-run's seed and the row's number: the draw depends on neither batch size, nor rank, nor what was drawn before.
+`draw_noise` draws a timestep and noise for every image that is to be drawn, from one generator per row, seeded by the
+run's seed and the row's number: the draw depends on neither batch size, nor rank, nor what was drawn before. It needs
+sizes alone, so it runs on the CPU where batches are made; `add_drawn_noise` is what is left to the device.
 No loss divides: the trainer divides once, by counts summed over micro-batches and ranks, so a loss does not depend on
 packing, accumulation or world size. Text is counted per token and codes per code, but the diffusion loss per image
 (Transfusion, arXiv 2408.11039, sec. 3.3), so that its weight lambda does not change with the size of images.
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 from hybridgen.core.layout import IGNORE
 from hybridgen.core.noise import NoiseProcess, add_noise, target
+from hybridgen.core.sizes import Images, by_size
 
 Loss = tuple[Tensor, Tensor]
 
@@ -135,8 +137,8 @@ class DiffusionTargets:
     timesteps: Tensor
 
 
-def corrupt(
-    latents: Tensor | list[Tensor],
+def draw_noise(
+    shapes: list[tuple[int, ...]],
     noised: Tensor,
     image_rows: Tensor,
     row_numbers: Tensor,
@@ -146,11 +148,12 @@ def corrupt(
     seed: int,
     fixed_levels: Tensor | None = None,
     max_timesteps: Tensor | None = None,
-) -> tuple[Tensor | list[Tensor], DiffusionTargets]:
-    """Noise the images that are drawn; images that are read stay as they are, at timestep 0.
+) -> tuple[Images, Tensor]:
+    """All that is random for the I images of a batch, drawn on the CPU: of each row's generator in reading order, for
+    each image that is drawn first its level, then its noise.
 
     Args:
-        latents: I clean images (C, H, W), in reading order.
+        shapes: (C, H, W) of each image's latents, in reading order.
         noised: (I,) whether the image is drawn.
         image_rows: (I,) index in the batch of the row each image stands in.
         row_numbers: (B,) the number of each row in the run, which seeds its random stream.
@@ -160,20 +163,18 @@ def corrupt(
         max_timesteps: (I,) further caps on t, set by the images' sources, likewise in thousandths; None = none.
 
     Returns:
-        noisy latents in the form of `latents`, and their targets.
+        noise, (I, C, H, W) or a list where sizes differ, and timesteps (I,); both 0 for images that are read clean.
     """
-    process = NoiseProcess.of(diffusion_config)
-    noisy, values, levels = [], [], []
-    # read from the device once, not for each image
     rows, is_drawn, stands_first = row_numbers[image_rows].tolist(), noised.tolist(), image_first.tolist()
-    caps = [1000.0] * len(latents) if max_timesteps is None else max_timesteps.tolist()
+    caps = [1000.0] * len(shapes) if max_timesteps is None else max_timesteps.tolist()
     generators = {row: row_generator(seed, row) for row in set(rows)}
     drawn_in = dict.fromkeys(rows, 0)  # images of each row so far
-    for i, clean in enumerate(latents):
+    noise, levels = [torch.zeros(0)] * len(shapes), [torch.zeros(())] * len(shapes)
+    if len(set(shapes)) == 1:
+        noise = torch.zeros(len(shapes), *shapes[0])
+    for i, shape in enumerate(shapes):
         if not is_drawn[i]:
-            noisy.append(clean)
-            values.append(torch.zeros_like(clean))
-            levels.append(torch.zeros(()))
+            noise[i] = torch.zeros(shape)
             continue
         generator = generators[rows[i]]
         s = draw_noise_levels(1, config, generator)[0]  # drawn also where it is fixed: the noise below stays the same
@@ -182,19 +183,74 @@ def corrupt(
         drawn_in[rows[i]] += 1
         cap = min(caps[i], config.image_first_max_timestep) if stands_first[i] else caps[i]
         # scale also when the cap is 1000: the rounding of s * 1000 / 1000 is part of what older runs computed
-        if stands_first[i] or cap < 1000:
-            s = s * cap / 1000
-        noise = torch.randn(clean.shape, generator=generator).to(clean)
-        alpha, sigma = process.coefficients(process.timesteps(s[None]).to(clean.device))
-        noisy.append(add_noise(clean, noise, alpha.to(clean.dtype), sigma.to(clean.dtype)))
-        values.append(target(diffusion_config.prediction_type, clean, noise, alpha, sigma).to(clean.dtype))
-        levels.append(s)
-    device = row_numbers.device
-    timesteps = process.timesteps(torch.stack(levels)).to(device) if levels else torch.zeros(0, device=device)
-    weights = loss_weights(timesteps, process, diffusion_config.prediction_type, config) * noised.to(device)
+        levels[i] = s * cap / 1000 if stands_first[i] or cap < 1000 else s
+        noise[i] = torch.randn(shape, generator=generator)
+    process = NoiseProcess.of(diffusion_config)
+    return noise, process.timesteps(torch.stack(levels)) if levels else torch.zeros(0)
+
+
+def add_drawn_noise(
+    latents: Images,
+    noise: Images,
+    timesteps: Tensor,
+    noised: Tensor,
+    diffusion_config,
+    config: ObjectiveConfig,
+) -> tuple[Images, DiffusionTargets]:
+    """Noise the images that are drawn; images that are read stay as they are, at timestep 0.
+
+    All images of a size at once, on the device of the latents, from which nothing is read back.
+
+    Args:
+        latents: I clean images (C, H, W), in reading order.
+        noise, timesteps: of `draw_noise`.
+        noised: (I,) whether the image is drawn.
+
+    Returns:
+        noisy latents in the form of `latents`, and their targets.
+    """
+    process, kind = NoiseProcess.of(diffusion_config), diffusion_config.prediction_type
+    weights = loss_weights(timesteps, process, kind, config) * noised
+    coefficients = [*process.coefficients(timesteps), noised]  # I each
+
+    def of_size(clean: Tensor, drawn: Tensor, *coefficients: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma, is_drawn = (values.view(-1, 1, 1, 1) for values in coefficients)
+        drawn = drawn.to(clean.dtype)
+        noisy = add_noise(clean, drawn, alpha.to(clean.dtype), sigma.to(clean.dtype))
+        values = target(kind, clean, drawn, alpha, sigma).to(clean.dtype)
+        return torch.where(is_drawn, noisy, clean), torch.where(is_drawn, values, 0)
+
     if isinstance(latents, Tensor):
-        noisy, values = torch.stack(noisy), torch.stack(values)
+        noisy, values = of_size(latents, noise, *coefficients)
+        return noisy, DiffusionTargets(values, weights, timesteps)
+    noisy, values = [None] * len(latents), [None] * len(latents)
+    for indices, clean in by_size(latents):
+        at = torch.tensor(indices, device=timesteps.device)
+        group = of_size(clean, torch.stack([noise[i] for i in indices]), *(of_all[at] for of_all in coefficients))
+        for i, image, value in zip(indices, *group, strict=True):
+            noisy[i], values[i] = image, value
     return noisy, DiffusionTargets(values, weights, timesteps)
+
+
+def corrupt(
+    latents: Images,
+    noised: Tensor,
+    image_rows: Tensor,
+    row_numbers: Tensor,
+    image_first: Tensor,
+    diffusion_config,
+    config: ObjectiveConfig,
+    seed: int,
+    fixed_levels: Tensor | None = None,
+    max_timesteps: Tensor | None = None,
+) -> tuple[Images, DiffusionTargets]:
+    """`draw_noise` and `add_drawn_noise` in one, where the noise was not drawn ahead."""
+    shapes = [tuple(image.shape) for image in latents]
+    given = noised, image_rows, row_numbers, image_first, diffusion_config, config, seed, fixed_levels, max_timesteps
+    noise, timesteps = draw_noise(shapes, *given)
+    device = row_numbers.device
+    noise = noise.to(device) if isinstance(noise, Tensor) else [image.to(device) for image in noise]
+    return add_drawn_noise(latents, noise, timesteps.to(device), noised.to(device), diffusion_config, config)
 
 
 def loss_weights(timesteps: Tensor, process: NoiseProcess, prediction_type: str, config: ObjectiveConfig) -> Tensor:

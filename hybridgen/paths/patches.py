@@ -32,16 +32,6 @@ def unpatchify(patches: Tensor, patch_size: int, height: int, width: int) -> Ten
     return patches.reshape(*batch, dim // (p * p), height, width)
 
 
-def by_size(images: Tensor | list[Tensor]) -> list[tuple[list[int], Tensor]]:
-    """I images of (C, H, W), or (I, C, H, W) -> for each size, the indices of its images, and these in one tensor."""
-    if isinstance(images, Tensor):
-        return [(list(range(len(images))), images)]
-    groups: dict[torch.Size, list[int]] = {}
-    for i, image in enumerate(images):
-        groups.setdefault(image.shape, []).append(i)
-    return [(indices, torch.stack([images[i] for i in indices])) for indices in groups.values()]
-
-
 def check_size(height: int, width: int, patch_size: int) -> None:
     """Raises ValueError, with the numbers, when an image cannot be cut into whole patches."""
     if height <= 0 or width <= 0 or height % patch_size or width % patch_size:

@@ -1,5 +1,7 @@
 """Losses against torch and diffusers, draws against their distributions, and what a draw may depend on."""
 
+import random
+
 import pytest
 import torch
 from diffusers.training_utils import compute_snr
@@ -7,7 +9,7 @@ from torch.nn import functional as F
 
 from hybridgen import HybridGenDiffusionConfig
 from hybridgen.core.layout import IGNORE
-from hybridgen.core.noise import NoiseProcess
+from hybridgen.core.noise import NoiseProcess, add_noise, target
 from hybridgen.core.objectives import (
     DiffusionTargets,
     ObjectiveConfig,
@@ -25,6 +27,7 @@ from hybridgen.core.objectives import (
     z_loss,
 )
 
+LEVELS = (torch.arange(8) + 0.5) / 8
 FLOW = HybridGenDiffusionConfig()
 COSINE = HybridGenDiffusionConfig(noise_schedule="cosine", prediction_type="epsilon")
 
@@ -81,6 +84,62 @@ def test_noise_depends_on_seed_and_row_alone():
     assert not torch.equal(alone, elsewhere)
 
 
+def one_by_one(latents, rows, noised, first, config, objective, levels, caps):
+    """What `corrupt` gives, image after image: level and noise of the row's generator, then the process' own line."""
+    process, kind = NoiseProcess.of(config), config.prediction_type
+    generators, drawn_in, images = {row: row_generator(3, row) for row in rows}, dict.fromkeys(rows, 0), []
+    for clean, row, is_drawn, is_first, cap in zip(latents, rows, noised, first, caps, strict=True):
+        if not is_drawn:
+            images.append((clean, torch.zeros_like(clean), process.timesteps(torch.zeros(()))))
+            continue
+        level = draw_noise_levels(1, objective, generators[row])[0]
+        noise = torch.randn(clean.shape, generator=generators[row]).to(clean.dtype)
+        level = level if levels is None else levels[(row + drawn_in[row]) % len(levels)]
+        drawn_in[row] += 1
+        cap = min(cap, objective.image_first_max_timestep) if is_first else cap
+        level = level * cap / 1000 if is_first or cap < 1000 else level
+        alpha, sigma = process.coefficients(process.timesteps(level[None]))
+        noisy = add_noise(clean, noise, alpha.to(clean.dtype), sigma.to(clean.dtype))
+        images.append((noisy, target(kind, clean, noise, alpha, sigma).to(clean.dtype), process.timesteps(level)))
+    return images
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_images_are_noised_together_as_one_by_one(seed):
+    """To the bit, of one size and of several, clean ones among them, on every process, in both dtypes."""
+    rng = random.Random(seed)
+    schedule = rng.choice(["flow", "cosine", "linear"])
+    kind = rng.choice(["velocity" if schedule == "flow" else "v_prediction", "epsilon", "sample"])
+    config = HybridGenDiffusionConfig(noise_schedule=schedule, prediction_type=kind)
+    objective = ObjectiveConfig(
+        timestep_sampling=rng.choice(["uniform", "logit_normal"]),
+        timestep_shift=rng.choice([1.0, 3.0]),
+        loss_weighting=rng.choice(["none", "velocity", "min_snr"]),
+        image_first_max_timestep=rng.choice([1000.0, 500.0]),
+    )
+    count, dtype = rng.randint(1, 9), rng.choice([torch.float32, torch.bfloat16])
+    sizes = [(rng.choice([4, 6, 16]), 5) if seed % 2 else (7, 5) for _ in range(count)]
+    latents = [torch.randn(3, *size).to(dtype) for size in sizes]
+    rows = sorted(rng.choice([40, 41, 42]) for _ in range(count))
+    noised, first = ([rng.random() < share for _ in range(count)] for share in (0.7, 0.5))
+    levels, caps = rng.choice([None, LEVELS]), [rng.choice([1000.0, 200.0]) for _ in range(count)]
+    expected = one_by_one(latents, rows, noised, first, config, objective, levels, caps)
+    given = latents if seed % 2 else torch.stack(latents)
+    options = {"fixed_levels": levels, "max_timesteps": torch.tensor(caps)}
+    in_batch = [row - 40 for row in rows]
+    noisy, targets = draw(given, in_batch, [40, 41, 42], noised, first, config, objective, **options)
+    assert isinstance(noisy, type(given))
+    for image, value, timestep, (image_alone, value_alone, timestep_alone) in zip(
+        noisy, targets.values, targets.timesteps, expected, strict=True
+    ):
+        assert image.dtype == value.dtype == dtype
+        assert torch.equal(image, image_alone)
+        assert torch.equal(value, value_alone)
+        assert timestep == timestep_alone
+    weights = loss_weights(targets.timesteps, NoiseProcess.of(config), kind, objective)
+    assert torch.equal(targets.weights, weights * torch.tensor(noised))
+
+
 def test_all_bits_of_a_seed_count():
     """torch's CPU streams are made of 32 bits."""
     seeds = [5, 5 + 2**32, 5 + 2**33, 2**63 - 1, 2**64 - 1, 2**32 - 1]
@@ -97,9 +156,6 @@ def test_images_that_are_read_stay_clean_and_carry_no_loss():
     loss, count = sum_images(image_losses(torch.randn(2, 3, 8, 8), targets), targets)
     assert count == 1
     assert loss > 0
-
-
-LEVELS = (torch.arange(8) + 0.5) / 8
 
 
 @pytest.mark.parametrize("clean", [0, 1, 2])

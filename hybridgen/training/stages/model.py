@@ -6,12 +6,13 @@ kind of batch serves every path.
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from PIL import Image
 from torch import Tensor, nn
 
@@ -22,8 +23,9 @@ from hybridgen.core.loss_kernels import installed_kernel
 from hybridgen.core.objectives import (
     DiffusionTargets,
     Loss,
+    add_drawn_noise,
     alignment_loss,
-    corrupt,
+    draw_noise,
     image_losses,
     place_codes,
     predict_at,
@@ -31,8 +33,9 @@ from hybridgen.core.objectives import (
     sum_tokens,
     z_loss,
 )
+from hybridgen.core.sizes import Images
 from hybridgen.data.document_source import DocumentSource
-from hybridgen.data.loading import RowLoader
+from hybridgen.data.loading import Batch, RowLoader
 from hybridgen.data.mixture import Mixture
 from hybridgen.paths.alignment import tower_pixels
 from hybridgen.paths.understanding import encode_pixels
@@ -79,8 +82,6 @@ class ModelStage:
         present["token"] = config.objective.has_joint_mean
         self.part_of = {kind: "token" for kind in ("text", "code") if present["token"] and present[kind]}
         self.kinds = tuple(kind for kind, is_present in present.items() if is_present)
-        levels = config.validation.levels
-        self._levels = (torch.arange(levels) + 0.5) / levels  # the middle of each of `levels` equal bins
         self.breakdown = self._breakdown(loader)
         self.validation_breakdown: Breakdown | None = None
 
@@ -147,19 +148,14 @@ class ModelStage:
         bf16 = choose_precision(self.config.precision, device) == "bf16"
         return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
-    def _noised(self, batch: dict, fixed: bool) -> tuple[Tensor | list[Tensor], DiffusionTargets]:
-        return corrupt(
-            self.inputs.latents(batch["diffusion_images"]),
-            batch["diffusion_noised"],
-            batch["diffusion_rows"],
-            batch["row_numbers"],
-            batch["diffusion_image_first"],
-            self.model.config.diffusion_config,
-            self.config.objective,
-            self.config.seed,
-            fixed_levels=self._levels if fixed else None,
-            max_timesteps=batch.get("diffusion_max_timesteps"),
-        )
+    def _noised(self, batch: dict, fixed: bool) -> tuple[Images, DiffusionTargets]:
+        """Of the noise that was drawn where the batch was made; else it is drawn now."""
+        latents, device = self.inputs.latents(batch["diffusion_images"]), batch["input_ids"].device
+        if "diffusion_noise" not in batch:
+            settings = self.model.config.diffusion_config, self.latent_codec.downsample_factor, self.config
+            batch = send_to_device(draw_batch_noise(batch, *settings, fixed), device)
+        drawn = [batch[f"diffusion_{name}"] for name in ("noise", "timesteps", "noised")]
+        return add_drawn_noise(latents, *drawn, self.model.config.diffusion_config, self.config.objective)
 
     def _tower_features(self, pixels: Tensor) -> Tensor:
         """Pixels (1, 3, h, w) -> the tower's last hidden states (1, tokens, width), without dropout, to be cached."""
@@ -223,6 +219,35 @@ class ModelStage:
         return HybridGenPipeline(model, ours.processor, ours.scheduler, ours.vae, ours.vq_model, ours.sampling_defaults)
 
 
+def draw_batch_noise(
+    batch: dict, diffusion_config, downsample_factor: int, config: TrainConfig, fixed: bool = False
+) -> dict:
+    """A batch of a loader with all that is random of its images, `diffusion_noise` and `diffusion_timesteps`: drawn
+    where batches are made, so that no step waits for it, and sent to the device with the rest.
+
+    Args:
+        downsample_factor: pixels along one side of a latent.
+        fixed: the noise levels of validation: the middle of each of `validation.levels` equal bins.
+    """
+    if "diffusion_images" not in batch or diffusion_config is None:
+        return batch
+    channels, levels = diffusion_config.in_channels, config.validation.levels
+    sizes = [[side // downsample_factor for side in image.shape[-2:]] for image in batch["diffusion_images"]]
+    noise, timesteps = draw_noise(
+        [(channels, *size) for size in sizes],
+        batch["diffusion_noised"],
+        batch["diffusion_rows"],
+        batch["row_numbers"],
+        batch["diffusion_image_first"],
+        diffusion_config,
+        config.objective,
+        config.seed,
+        fixed_levels=(torch.arange(levels) + 0.5) / levels if fixed else None,
+        max_timesteps=batch.get("diffusion_max_timesteps"),
+    )
+    return batch | {"diffusion_noise": noise, "diffusion_timesteps": timesteps}
+
+
 def build_model_stage(config: TrainConfig, accelerator: Accelerator) -> ModelStage:
     """The stage of a config, its model ready to be trained and its codecs on the device.
 
@@ -237,10 +262,19 @@ def build_model_stage(config: TrainConfig, accelerator: Accelerator) -> ModelSta
         if codec is not None:
             codec.to(accelerator.device)
 
-    def validation_loader() -> RowLoader:
-        return row_loader(config, accelerator, processor, parts.validation, max_positions, training=False)
+    draw = partial(
+        draw_batch_noise,
+        diffusion_config=parts.pipeline.model.config.diffusion_config,
+        downsample_factor=parts.pipeline.latent_codec.downsample_factor,
+        config=config,
+    )
 
-    loader = row_loader(config, accelerator, processor, parts.sources, max_positions, training=True)
+    def validation_loader() -> RowLoader:
+        return row_loader(
+            config, accelerator, processor, parts.validation, max_positions, False, partial(draw, fixed=True)
+        )
+
+    loader = row_loader(config, accelerator, processor, parts.sources, max_positions, True, draw)
     stage = ModelStage(config, parts.pipeline, loader, validation_loader if parts.validation else None)
     if parts.validation:
         next(iter(stage.validation_batches()))  # so that errors in these data are raised now, not hours later
@@ -275,6 +309,7 @@ def row_loader(
     sources: list[DocumentSource],
     max_positions: int | None,
     training: bool,
+    prepare: Callable[[Batch], Batch] | None = None,
 ) -> RowLoader:
     """Rows of this process; in training made ahead by threads, and of records of its own if `data.shard_by_rank`.
 
@@ -289,4 +324,4 @@ def row_loader(
     on_broken = partial(list_broken, file) if rank == 0 or own_records else None
     shape = (data.per_device_batch_size, data.sequence_length, rank, accelerator.num_processes)
     prefetch = data.prefetch if training else 0
-    return RowLoader(mixture, processor, *shape, prefetch, config.accumulation, own_records, on_broken)
+    return RowLoader(mixture, processor, *shape, prefetch, config.accumulation, own_records, on_broken, prepare)

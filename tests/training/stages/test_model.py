@@ -31,7 +31,7 @@ from hybridgen.training import load_config, train
 from hybridgen.training.config import strict
 from hybridgen.training.config.schema import ModelConfig, TrainConfig
 from hybridgen.training.stages.building import build_model, start_from_codebook
-from hybridgen.training.stages.model import ModelStage
+from hybridgen.training.stages.model import ModelStage, draw_batch_noise
 from tests.data.in_memory import drawings, numbered, questions, source_of
 from tests.models import MODEL_CONTENT, text_config
 from tests.pipelines import tiny_pipeline, tiny_vq_model
@@ -478,3 +478,17 @@ def test_a_fault_of_ours_keeps_its_traceback(config_file, monkeypatch, capfd):
         runpy.run_path(str(ROOT / "scripts" / "train.py"), run_name="__main__")
     assert raised.value.code == 2
     assert capfd.readouterr().err == "train.py: runs/metrics.jsonl: No space left on device\n"
+
+
+def test_noise_that_was_drawn_where_the_batch_was_made_is_that_of_the_step():
+    """Losses to the bit, in training and at validation's fixed levels."""
+    for fixed in (False, True):
+        stage = stage_of(all_tasks())
+        stage.model.train(not fixed)
+        batch = next(stage.loader)
+        settings = stage.model.config.diffusion_config, stage.latent_codec.downsample_factor, stage.config
+        ahead = draw_batch_noise(batch, *settings, fixed)
+        assert ahead.keys() - batch.keys() == {"diffusion_noise", "diffusion_timesteps"}
+        assert sums_of(stage, ahead) == sums_of(stage, batch)
+        other = ahead | {"diffusion_noise": ahead["diffusion_noise"] + 1}
+        assert sums_of(stage, other)["diffusion"] != sums_of(stage, batch)["diffusion"]
