@@ -17,7 +17,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModel, Cache, GenerationMixin, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import (
+    AutoModel,
+    Cache,
+    DynamicCache,
+    GenerationMixin,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+)
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple
 
@@ -33,9 +42,11 @@ from hybridgen.core.text_head import build_text_head, scaled_as
 from hybridgen.paths.alignment import AlignmentHead, similarities
 from hybridgen.paths.connectors import Aligner
 from hybridgen.paths.convnext import ConvNextDecoder, ConvNextEncoder, GlobalResponseNorm
+from hybridgen.paths.decoders import layer_windows
 from hybridgen.paths.diffusion import FinalLayer, PatchEmbed, TimestepEmbedder
 from hybridgen.paths.initial import XavierConv2d, XavierLinear, ZeroConv2d, ZeroLinear
 from hybridgen.paths.modality_experts import add_modality_experts
+from hybridgen.paths.temperature import scale_by_position
 from hybridgen.paths.understanding import build_vision_tower, encode_pixels, tokens_per_image
 from hybridgen.paths.unet import UNetDown, UNetUp
 from hybridgen.paths.vq import GenerationHead
@@ -154,7 +165,9 @@ class HybridGenModel(HybridGenPreTrainedModel):
     def __init__(self, config: HybridGenConfig):
         super().__init__(config)
         width = config.text_config.hidden_size
+        self.windows = layer_windows(config.text_config)
         self.language_model = AutoModel.from_config(config.text_config)
+        scale_by_position(self.language_model)
         if (vision := config.vision_config) is not None:
             self.vision_model = build_vision_tower(vision)
             self.aligner = Aligner(vision.hidden_size, width, config.aligner_depth, config.aligner_hidden_act)
@@ -172,6 +185,11 @@ class HybridGenModel(HybridGenPreTrainedModel):
             if diffusion.modality_experts:
                 self.modality_routing = add_modality_experts(self.language_model)
         self.post_init()
+
+    @property
+    def has_windows(self) -> bool:
+        """Whether some layers of the backbone do not see back to the beginning."""
+        return any(self.windows.values())
 
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
@@ -195,6 +213,7 @@ class HybridGenModel(HybridGenPreTrainedModel):
         document_ids: Tensor | None = None,
         block_ids: Tensor | None = None,
         noised_mask: Tensor | None = None,
+        image_mask: Tensor | None = None,
         **kwargs,
     ) -> HybridGenModelOutput:
         """
@@ -211,10 +230,12 @@ class HybridGenModel(HybridGenPreTrainedModel):
             codes: (T,) codes of the vq path.
             document_ids, block_ids, noised_mask: (B, K) layout; inferred from ids and `attention_mask` when absent, and
                 from positions that restart when there is no mask either (rows packed by transformers' collators).
+            image_mask: (B, K) true on tokens of images, which windows of the backbone's layers do not cut; inferred
+                from ids and `block_ids` when absent, and for cached tokens from what the cache has seen in these rows.
 
         Raises:
             ValueError: image tokens in the text and features provided differ in number, the model has no path for an
-                input, or a layout vector has another shape than (B, K).
+                input, a layout vector has another shape than (B, K), or the cache drops what its windows leave behind.
             TypeError: `noised_mask` is given under its old name.
         """
         if "hidden" in kwargs:  # the backbone would ignore it without a word
@@ -228,9 +249,10 @@ class HybridGenModel(HybridGenPreTrainedModel):
         )  # B, N, H
         if attention_mask is None and document_ids is None and position_ids is not None and past_key_values is None:
             document_ids = layout.infer_document_ids(position_ids).expand_as(input_ids)  # B, N
+        past_key_values = self._whole_cache(past_key_values, use_cache)
         mask = self.render_mask(
-            input_ids, attention_mask, document_ids, block_ids, noised_mask, past_key_values, embeds
-        )  # B, 1, N, K
+            input_ids, attention_mask, document_ids, block_ids, noised_mask, past_key_values, embeds, image_mask
+        )  # B, 1, N, K, of each kind of layers where they differ
         if position_ids is None:
             past = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = _count_positions(attention_mask, input_ids, past)  # B, N
@@ -409,9 +431,10 @@ class HybridGenModel(HybridGenPreTrainedModel):
         noised_mask: Tensor | None = None,
         cache: Cache | None = None,
         embeds: Tensor | None = None,
+        image_mask: Tensor | None = None,
     ):
-        """The mask in the form that the backbone's attention takes: made once, for all layers and their recomputation.
-        A 4-D mask, or a dict of them, passes as it is.
+        """The mask in the form that the backbone takes (`layer_masks`), made once, for all layers and their
+        recomputation. A 4-D mask, or a dict of them, passes as it is.
 
         A static cache is longer than what it holds: its empty slots are keys that no token sees.
 
@@ -435,18 +458,77 @@ class HybridGenModel(HybridGenPreTrainedModel):
         if block_ids is None:
             block_ids = layout.infer_block_ids(input_ids, self.bidirectional_ids())
             block_ids = nn.functional.pad(block_ids, (past, 0), value=-1)  # the cache lies before all that is new
-        vectors = {documents: document_ids, "block_ids": block_ids, "noised_mask": noised_mask}
+        if image_mask is None and self.has_windows:
+            image_mask = torch.cat([_images_in(cache, rows, past, input_ids), self.find_images(input_ids)], dim=1)
+        if cache is not None and self.has_windows:
+            cache.image_mask = image_mask
+        vectors = {
+            documents: document_ids, "block_ids": block_ids, "noised_mask": noised_mask, "image_mask": image_mask,
+        }  # fmt: skip
         for name, vector in vectors.items():
             if vector is not None and vector.shape != (rows, keys):
                 raise ValueError(
                     f"{name} has shape {tuple(vector.shape)}, but {past} cached and {new} new tokens in {rows} rows "
                     f"need {(rows, keys)}"
                 )
-        implementation = self.language_model.config._attn_implementation
         dtype = self.dtype if embeds is None else _dtype_of_scores(embeds)
-        return layout.attention_mask(
-            implementation, dtype, document_ids, block_ids, noised_mask, new, empty_slots
-        )  # B, 1, N, K
+        return self.layer_masks(document_ids, block_ids, noised_mask, image_mask, new, empty_slots, dtype=dtype)
+
+    def find_images(self, input_ids: Tensor) -> Tensor:
+        """(B, N) true on placeholders."""
+        is_image = torch.zeros_like(input_ids, dtype=torch.bool)
+        for placeholder in self.placeholders().values():
+            is_image |= input_ids == placeholder
+        return is_image
+
+    def layer_masks(
+        self,
+        document_ids: Tensor,
+        block_ids: Tensor,
+        noised_mask: Tensor | None = None,
+        image_mask: Tensor | None = None,
+        queries: int | None = None,
+        empty_slots: int = 0,
+        dtype: torch.dtype | None = None,
+        implementation: str | None = None,
+    ):
+        """The mask of the last `queries` of the tokens (B, K) in the form that the backbone takes: one (B, 1, N, K), or
+        one for each kind of its layers where they see differently far back.
+
+        Args:
+            image_mask: (B, K), only for layers with a window; see `forward`.
+            empty_slots: see `layout.attention_mask`.
+            dtype: of a mask of numbers; None = the weights'.
+            implementation: of attention; None = the backbone's.
+        """
+        implementation = implementation or self.language_model.config._attn_implementation
+        keys, image_ids, rendered = document_ids.shape[1], None, {}
+        for window in self.windows.values():
+            key = None if window is None or window.size >= keys else window  # such a window cuts nothing
+            if key in rendered:
+                continue
+            if key is not None and image_ids is None:
+                image_ids = layout.infer_image_ids(block_ids, image_mask, noised_mask)
+            reach = None if key is None else layout.find_reach(key, document_ids, image_ids, noised_mask)
+            rendered[key] = layout.attention_mask(
+                implementation, dtype or self.dtype,
+                document_ids, block_ids, noised_mask, queries, empty_slots, reach,
+            )  # fmt: skip
+        if len(rendered) == 1:
+            return next(iter(rendered.values()))
+        fits = {kind: window is None or window.size >= keys for kind, window in self.windows.items()}
+        return {kind: rendered[None if fits[kind] else window] for kind, window in self.windows.items()}
+
+    def _whole_cache(self, cache: Cache | None, use_cache: bool | None) -> Cache | None:
+        """A cache whose layers keep every token, as masks and whole pictures need them; transformers' own would drop
+        what lies behind a layer's window. Raises ValueError for one that has dropped some already."""
+        if not self.has_windows:
+            return cache
+        if cache is None:
+            use_cache = getattr(self.language_model.config, "use_cache", False) if use_cache is None else use_cache
+            return DynamicCache() if use_cache else None
+        keep_every_token(cache)
+        return cache
 
 
 # -------------------------------------------------------------------------------------- heads, loss, generation
@@ -501,6 +583,7 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
         document_ids: Tensor | None = None,
         block_ids: Tensor | None = None,
         noised_mask: Tensor | None = None,
+        image_mask: Tensor | None = None,
         **kwargs,
     ) -> HybridGenOutput:
         """
@@ -534,6 +617,7 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
             document_ids=document_ids,
             block_ids=block_ids,
             noised_mask=noised_mask,
+            image_mask=image_mask,
             **kwargs,
         )
         states = outputs.last_hidden_state  # B, N, H
@@ -688,11 +772,25 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
                 inputs.pop(name, None)
             elif kwargs.get(name) is not None:  # which transformers drops where an assistant reads the prompt
                 inputs[name] = kwargs[name]
+        ids = inputs["input_ids"]
+        ids = self.model.infer_input_ids(inputs["inputs_embeds"]) if ids is None else ids
+        images = None
+        if self.model.has_windows:  # only here all ids are known, those of cached tokens, too
+            images = self.model.find_images(input_ids)
+            if inputs_embeds is not None:
+                images = torch.cat([self.model.find_images(self.model.infer_input_ids(inputs_embeds)), images], dim=1)
+            inputs["image_mask"] = images
         if isinstance(past_key_values, Cache) and past_key_values.is_compileable:
-            ids = inputs["input_ids"]
-            ids = self.model.infer_input_ids(inputs["inputs_embeds"]) if ids is None else ids
-            inputs["attention_mask"] = self.model.render_mask(ids, inputs.get("attention_mask"), cache=past_key_values)
+            inputs["attention_mask"] = self.model.render_mask(
+                ids, inputs.get("attention_mask"), cache=past_key_values, image_mask=images
+            )
         return inputs
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, mode, batch_size, max_cache_length):
+        """As everywhere in transformers, but no cache drops what lies behind a window (`HybridGenModel.forward`)."""
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, mode, batch_size, max_cache_length)
+        if self.model.has_windows and isinstance(cache := model_kwargs.get("past_key_values"), Cache):
+            keep_every_token(cache, max_cache_length)
 
     @staticmethod
     def create_masks_for_generate(attention_mask, **kwargs):
@@ -771,6 +869,44 @@ def _dtype_of_scores(states: Tensor) -> torch.dtype:
     device = states.device.type
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if autocast else states.dtype
+
+
+def _images_in(cache: Cache | None, rows: int, past: int, like: Tensor) -> Tensor:
+    """(B, P) which cached tokens are of images, as the forward that read them noted; none where nothing did."""
+    noted = getattr(cache, "image_mask", None)
+    if noted is not None and noted.shape[0] == rows and noted.shape[1] >= past:
+        return noted[:, :past]
+    return torch.zeros(rows, past, dtype=torch.bool, device=like.device)
+
+
+def keep_every_token(cache: Cache, room: int | None = None) -> None:
+    """Make the layers of a cache that drop what lies behind a window such that do not.
+
+    Args:
+        room: tokens that a static layer holds; None = as many as other layers do.
+
+    Raises:
+        ValueError: some are dropped already, or nothing says how many a static layer holds.
+    """
+    if room is None:
+        static = [layer for layer in cache.layers if isinstance(layer, StaticLayer) and not layer.is_sliding]
+        room = max((layer.max_cache_len for layer in static), default=None)
+    for number, layer in enumerate(cache.layers):
+        if not getattr(layer, "is_sliding", False):
+            continue
+        length = int(layer.get_seq_length())
+        if isinstance(layer, DynamicSlidingWindowLayer) and length == (layer.keys.shape[-2] if length else 0):
+            whole = DynamicLayer()
+            if length:
+                whole.update(layer.keys, layer.values)
+        elif room is not None and not length and not isinstance(layer, DynamicSlidingWindowLayer):
+            whole = StaticLayer(max_cache_len=room)
+        else:
+            raise ValueError(
+                f"past_key_values is a {type(cache).__name__} whose layers drop what lies behind a window of the "
+                "backbone, but pictures are seen whole; give an empty DynamicCache() of no config, or none"
+            )
+        cache.layers[number] = whole
 
 
 def _count_positions(attention_mask, input_ids: Tensor, past: int) -> Tensor:

@@ -21,6 +21,14 @@ BACKBONES = {
     },
 }  # fmt: skip
 
+WINDOWED = {  # whose layers see a part of a text, shorter than the tests' texts and pictures
+    "mistral": {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 6},
+    "qwen3 of two kinds": {
+        **BACKBONES["qwen3"], "use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1,
+    },
+    "llama4 in chunks": {**BACKBONES["llama4_text"], "attention_chunk_size": 7, "floor_scale": 4},
+}  # fmt: skip
+
 MODEL_CONTENT = {  # what a config file says under `model`: as `tiny_config`, with a tokenizer to train and dropout
     "tokenizer": {"vocab_size": 400, "samples": 40},
     "text_config": {
@@ -40,7 +48,7 @@ def text_config(backbone: str = "qwen3", **changes) -> dict:
     return {
         "vocab_size": 100, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
         "max_position_embeddings": 512, "pad_token_id": PAD, "bos_token_id": 1, "eos_token_id": 2,
-        **BACKBONES[backbone], **changes,
+        **(BACKBONES | WINDOWED)[backbone], **changes,
     }  # fmt: skip
 
 

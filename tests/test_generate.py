@@ -39,7 +39,7 @@ def prompts(lengths: list[int], images: list[bool]) -> tuple[dict, list[dict]]:
     return batch, alone
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen3"])
+@pytest.fixture(scope="module", params=["llama", "qwen3", "mistral", "qwen3 of two kinds"])
 def bidirectional(request) -> HybridGenForConditionalGeneration:
     """Its images see each other, so that a mask of transformers' own would be wrong."""
     return tiny_model(tiny_config(request.param, understanding_bidirectional=True))
@@ -97,7 +97,10 @@ def test_a_static_cache_gives_the_states_of_none(bidirectional, implementation):
     model = copy.deepcopy(bidirectional)
     model.set_attn_implementation({"text_config": implementation})
     batch, _ = prompts([3, 9], [True, True])
-    cache = StaticCache(model.config.text_config, max_cache_len=32)
+    config = copy.deepcopy(model.config.text_config)
+    if config.model_type == "mistral":  # all of whose layers have one
+        config.sliding_window = None
+    cache = StaticCache(config, max_cache_len=32)
     with torch.no_grad():
         whole = model(**batch).logits
         cached = model(**batch, past_key_values=cache).logits
@@ -108,6 +111,22 @@ def test_a_static_cache_gives_the_states_of_none(bidirectional, implementation):
         step = model(input_ids=following, attention_mask=mask, past_key_values=cache).logits[:, -1]
         longer = {**batch, "input_ids": torch.cat([batch["input_ids"], following], 1), "attention_mask": mask}
         assert (model(**longer).logits[:, -1] - step).abs().max() < 1e-5
+
+
+def test_caches_that_drop_tokens_are_refused_once_they_have():
+    """Until then, they are made to keep them."""
+    model = tiny_model(tiny_config("mistral"))  # a window of 6
+    ids = torch.arange(5, 15)[None]
+    cache = DynamicCache(config=model.config.text_config)
+    with torch.no_grad():
+        model(ids[:, :4], past_key_values=cache)
+        steps = model(ids[:, 4:], past_key_values=cache).logits
+        assert (steps - model(ids).logits[:, 4:]).abs().max() < 1e-5  # measured 3e-7
+        dropped = DynamicCache(config=model.config.text_config)
+        model.model.language_model(ids, past_key_values=dropped)
+        for cache in (dropped, StaticCache(model.config.text_config, max_cache_len=32)):
+            with pytest.raises(ValueError, match="whose layers drop what lies behind a window .* give an empty Dynam"):
+                model(ids[:, :1], past_key_values=cache)
 
 
 def test_assisted_decoding_writes_what_the_model_writes(bidirectional):

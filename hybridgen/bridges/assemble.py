@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hybridgen.bridges.backbones import check_attention, check_text
+from hybridgen.bridges.backbones import check_text
 from hybridgen.bridges.collect import PartFolders, PretrainedParts, check_request, collect
 from hybridgen.bridges.weight_names import EMBEDDINGS, HEAD, PARTS_OF_PATH
 from hybridgen.checkpoints.loading import quiet
@@ -96,7 +96,6 @@ def assemble(
     processor = _processor(config, parts, options)
     if parts.reference is not None:
         check_text(model, parts.reference)
-    check_attention(model)
     _check_template(processor)
     return HybridGenPipeline(model, processor, vae=parts.vae, vq_model=parts.vq)
 

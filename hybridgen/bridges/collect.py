@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hybridgen.bridges.backbones import decoder_of
 from hybridgen.bridges.janus import load_janus
 from hybridgen.bridges.pretrained_parts import (
     check_backbone,
@@ -147,7 +148,7 @@ def _check_kinds(folders: PartFolders) -> None:
 
 def _parts_of_backbone(reference: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PretrainedParts:
     head, embeddings = reference.get_output_embeddings().weight, reference.get_input_embeddings().weight
-    weights = {BACKBONE + name: value for name, value in reference.base_model.state_dict().items()}
+    weights = {BACKBONE + name: value for name, value in decoder_of(reference).state_dict().items()}
     text = copy.deepcopy(reference.config)
     if hasattr(text, "quantization_config"):
         del text.quantization_config  # of the GGUF file; the weights are float32 by now

@@ -13,6 +13,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
@@ -61,7 +62,8 @@ def open_backbone(folder: str | Path, gguf_file: str | None = None) -> tuple[Pre
     with friendly_errors(folder):
         model, report = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **_REPORT_ALL, **gguf)
     _check_complete(report, folder, "backbone")
-    check_config(model.config, f"backbone {folder}")
+    if gguf_file is not None:  # whose config is known only now
+        check_config(model.config, f"backbone {folder}")
     head = model.get_output_embeddings()
     if head is None or getattr(head, "bias", None) is not None or model.config.is_encoder_decoder:
         raise ValueError(
@@ -81,6 +83,9 @@ def check_backbone(folder: Path, gguf_file: str | None = None) -> None:
         raise ValueError(f"backbone {folder} is a {kind!r}, no decoder of text such as llama or qwen3{_hint(kind)}")
     if config.get("quantization_config") is not None:
         raise ValueError(f"backbone {folder} is quantized, and would learn nothing; give the one it was made from")
+    with friendly_errors(folder):
+        config = AutoConfig.from_pretrained(folder)
+    check_config(config.get_text_config(), f"backbone {folder}")
 
 
 def _check_gguf(folder: Path, gguf_file: str) -> None:

@@ -142,28 +142,22 @@ def _begins(is_noised: Tensor) -> Tensor:
     return is_noised & ~torch.nn.functional.pad(is_noised[:, :-1], (1, 0))
 
 
-def infer_image_ids(
-    block_ids: Tensor,
-    input_ids: Tensor | None = None,
-    placeholders: Iterable[int] = (),
-    noised_mask: Tensor | None = None,
-) -> Tensor:
-    """(B, K) the number of each token's image in its row, 0 on text: runs of one block, or of one placeholder.
+def infer_image_ids(block_ids: Tensor, image_mask: Tensor | None = None, noised_mask: Tensor | None = None) -> Tensor:
+    """(B, K) the number of each token's image in its row, 0 on text: runs of one block, or of `image_mask`.
+
+    Two images stand apart by their begin and end tokens, and an image and its clean copy by `noised_mask`. One token
+    alone is as text.
 
     Args:
-        input_ids: (B, N) of the last N tokens; images of those before them are known by their blocks alone.
+        image_mask: (B, K) true on tokens of images, the causal ones, too, each of whose tokens is a block.
     """
     goes_on = torch.zeros_like(block_ids, dtype=torch.bool)
     goes_on[:, 1:] = (block_ids[:, 1:] == block_ids[:, :-1]) & (block_ids[:, 1:] >= 0)  # -1 is all that was read before
-    if input_ids is not None:
-        same_kind = torch.zeros_like(goes_on[:, 1:])
-        start = block_ids.shape[1] - input_ids.shape[1]
-        for placeholder in placeholders:
-            is_image = torch.nn.functional.pad(input_ids == placeholder, (start, 0))
-            same_kind |= is_image[:, 1:] & is_image[:, :-1]
-        if noised_mask is not None:  # an image and its clean copy are two
-            same_kind &= noised_mask[:, 1:] == noised_mask[:, :-1]
-        goes_on[:, 1:] |= same_kind
+    if image_mask is not None:
+        same = image_mask[:, 1:] & image_mask[:, :-1]
+        if noised_mask is not None:
+            same = same & (noised_mask[:, 1:] == noised_mask[:, :-1])
+        goes_on[:, 1:] |= same
     is_image = goes_on | torch.nn.functional.pad(goes_on[:, 1:], (0, 1))
     return (~goes_on).cumsum(1) * is_image
 

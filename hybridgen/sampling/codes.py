@@ -134,7 +134,7 @@ def code_steps(
     decoder = Decoder(model) if decoder is None else decoder
     guide = Guide(guidance, images, count)
     check_window(window, guide.guidance)
-    forward = decoder.continue_from(prefix, torch.arange(count, device=device), causal=window == 1)
+    forward = decoder.continue_from(prefix, torch.arange(count, device=device), causal=window == 1, is_image=True)
     noise = _PositionNoise(draw_gumbel(generators, count, vocabulary, device))
     codes = torch.zeros(images, count, dtype=torch.long, device=device)
     finite = FiniteSteps(device)
@@ -177,9 +177,7 @@ def code_steps(
         noise.drop_until(codes_in_prefix)
         yield codes[:, : codes_in_prefix + 1]
     finite.check("the vq path", count)
-    prefix.document_ids = torch.nn.functional.pad(prefix.document_ids, (0, count - 1))
-    prefix.positions = prefix.positions + count - 1
-    prefix.last_state = states[:, accepted - 1] if count > 1 else states[:, 0]
+    prefix.add(count - 1, states[:, accepted - 1] if count > 1 else states[:, 0], is_image=True)
 
 
 def check_window(window: int, guidance: Guidance) -> None:

@@ -43,6 +43,8 @@ def why_not_fused(model: HybridGenForConditionalGeneration) -> str | None:
     backbone, config = model.model.language_model, model.config
     if type(backbone) not in _FAMILY:
         return f"is {type(backbone).__name__}"
+    if len(model.model.windows) > 1:
+        return "has layers that see differently far back"
     if (scaling := backbone.rotary_emb.rope_type) in _MOVING_ROPE:
         return f"has positions (rope_type {scaling!r}) that depend on the length of the text"
     if config.diffusion_config is not None and config.diffusion_config.modality_experts:
@@ -260,7 +262,12 @@ class Decoder:
         return outer(activation(inner(states)[0]))[0].float()
 
     def continue_from(
-        self, prefix: Prefix, blocks: Tensor, causal: bool = False, diffusion: bool = False
+        self,
+        prefix: Prefix,
+        blocks: Tensor,
+        causal: bool = False,
+        diffusion: bool = False,
+        is_image: bool = False,
     ) -> "IncrementalForward":
         """A function that runs the backbone on tokens that come next in a prefix.
 
@@ -268,24 +275,28 @@ class Decoder:
             blocks: (T,) blocks of all tokens that will come.
             causal: they come one at a time.
             diffusion: they are tokens of the diffusion path.
+            is_image: they are tokens of one picture of any path.
         """
-        return IncrementalForward(self, prefix, blocks, causal, diffusion)
+        return IncrementalForward(self, prefix, blocks, causal, diffusion, is_image or diffusion)
 
 
 class IncrementalForward:
     """Runs the backbone on tokens that come next in a prefix; what does not depend on them is computed here, once."""
 
-    def __init__(self, decoder: Decoder, prefix: Prefix, blocks: Tensor, causal: bool, diffusion: bool):
-        self.decoder, self.prefix, self.blocks, self.causal = decoder, prefix, blocks, causal
-        self.diffusion = diffusion
+    def __init__(self, decoder: Decoder, prefix: Prefix, blocks: Tensor, causal: bool, diffusion: bool, is_image: bool):
+        self.decoder, self.prefix, self.blocks, self.diffusion = decoder, prefix, blocks, diffusion
+        self.is_image = is_image
         model, count = decoder.model, len(blocks)
+        # tokens of one block see the same keys, and so does one token that comes alone, but for words that a window
+        # leaves behind: one row is the mask of all
+        self.one_row = causal and (is_image or not model.model.has_windows)
+        self.one_row |= diffusion and model.config.is_bidirectional("diffusion")
         self.prefix_length = len(prefix)
         self.position_ids = prefix.positions_of(count)  # R, T
         prefix.cache.reserve(count)
         self.fused = decoder.layers is not None
-        # tokens of one block see the same keys, and so does one token that comes alone: one row is the mask of all
-        self.one_row = causal or (diffusion and model.config.is_bidirectional("diffusion"))
-        self.mask = prefix.mask_with(model, blocks, 1 if self.one_row else count, "sdpa" if self.fused else None)
+        implementation = "sdpa" if self.fused else None
+        self.mask = prefix.mask_with(model, blocks, 1 if self.one_row else count, is_image, implementation)
         self._mask_at = 0, count  # whose mask it is, where masks cannot be sliced
         if self.fused:
             like = prefix.last_state[:1].to(model.dtype)
@@ -313,10 +324,16 @@ class IncrementalForward:
 
     def _mask_of(self, first: int, last: int):
         """The mask (R, 1, n, K) of tokens `first` to `last`: a slice of one mask, where masks can be sliced."""
-        if isinstance(self.mask, Tensor):
-            rows = self.mask if self.one_row else self.mask[:, :, first:last]  # R, 1, 1 or T, P + T
+
+        def sliced(mask: Tensor) -> Tensor:
+            rows = mask if self.one_row else mask[:, :, first:last]  # R, 1, 1 or T, P + T
             return rows[..., : self.prefix_length + last]
+
+        if isinstance(self.mask, Tensor):
+            return sliced(self.mask)
+        if isinstance(self.mask, dict) and all(isinstance(mask, Tensor) for mask in self.mask.values()):
+            return {kind: sliced(mask) for kind, mask in self.mask.items()}
         if self._mask_at != (first, last):
-            self.mask = self.prefix.mask_with(self.decoder.model, self.blocks[:last], last - first)
+            self.mask = self.prefix.mask_with(self.decoder.model, self.blocks[:last], last - first, self.is_image)
             self._mask_at = first, last
         return self.mask

@@ -116,7 +116,8 @@ def _read_padded(
     """A prefix of tokens (n,) with `padding` tokens before them, and the states (1, padding + n, H)."""
     padded = lambda vector, value: torch.nn.functional.pad(vector, (padding, 0), value=value)[None]  # noqa: E731
     positions = torch.arange(len(ids), device=ids.device)
-    prefix = Prefix(document_ids=padded(torch.zeros_like(ids), PADDING_DOCUMENT), positions=positions[-1:] + 1)
+    documents, images = padded(torch.zeros_like(ids), PADDING_DOCUMENT), padded(model.model.find_images(ids), False)
+    prefix = Prefix(document_ids=documents, image_mask=images, positions=positions[-1:] + 1)
     states = model.model(
         input_ids=padded(ids, pad_id),
         document_ids=prefix.document_ids,
@@ -177,9 +178,7 @@ def token_steps(
         embeds = model.get_input_embeddings()(torch.tensor([[token]], device=states.device))  # 1, 1, H
         states = forward(embeds, written)[:, 0]
         written += 1
-    prefix.document_ids = torch.nn.functional.pad(prefix.document_ids, (0, written))
-    prefix.positions = prefix.positions + written
-    prefix.last_state = states
+    prefix.add(written, states)
 
 
 # -------------------------------------------------------------------------------------------------------- pictures

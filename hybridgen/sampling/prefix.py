@@ -116,12 +116,14 @@ class Prefix:
     Args:
         cache: keys and values of P tokens.
         document_ids: (R, P) 0, or PADDING_DOCUMENT on the padding.
+        image_mask: (R, P) true on tokens of pictures, which windows of the backbone's layers do not cut.
         positions: (R,) the position of each row's next token.
         last_state: (R, H) the backbone's output at the last token: what the next one is predicted from.
     """
 
     cache: PrefixCache = field(default_factory=PrefixCache)
     document_ids: Tensor | None = None
+    image_mask: Tensor | None = None
     positions: Tensor | None = None
     last_state: Tensor | None = None
 
@@ -135,7 +137,9 @@ class Prefix:
     def select(self, rows: Tensor) -> "Prefix":
         """A new prefix with these rows (R',), any of them any number of times; this one stays as it is."""
         cache = PrefixCache([layer.selected(rows) for layer in self.cache.layers])
-        return Prefix(cache, self.document_ids[rows], self.positions[rows], self.last_state[rows])
+        return Prefix(
+            cache, self.document_ids[rows], self.image_mask[rows], self.positions[rows], self.last_state[rows]
+        )
 
     def until(self, length: int, last_state: Tensor) -> "Prefix":
         """Its first `length` tokens as a new prefix.
@@ -146,36 +150,62 @@ class Prefix:
             last_state: (R, H) the backbone's output at the last of them.
         """
         cache = PrefixCache([layer.selected(slice(None), length) for layer in self.cache.layers])
-        return Prefix(cache, self.document_ids[:, :length], self.positions - (len(self) - length), last_state)
+        vectors = self.document_ids[:, :length], self.image_mask[:, :length]
+        return Prefix(cache, *vectors, self.positions - (len(self) - length), last_state)
 
     def leading_rows(self, count: int) -> "Prefix":
         """Its first `count` rows, in the same memory.
 
         Reserve room first: what outgrows its room is copied, and no longer shared."""
         cache = PrefixCache([layer.leading_rows(count) for layer in self.cache.layers])
-        return Prefix(cache, self.document_ids[:count], self.positions[:count], self.last_state[:count])
+        vectors = self.document_ids[:count], self.image_mask[:count], self.positions[:count], self.last_state[:count]
+        return Prefix(cache, *vectors)
 
-    def keys_with(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
-        """`document_ids` and `block_ids` (R, P + n) of all keys, when tokens of `blocks` (n,) come next."""
+    def keys_with(self, blocks: Tensor, is_image: Tensor | bool = False) -> dict[str, Tensor]:
+        """The layout vectors (R, P + n) of all keys, when tokens of `blocks` (n,) come next.
+
+        Args:
+            is_image: (R, n) of each of them, or of all.
+        """
         document_ids = torch.nn.functional.pad(self.document_ids, (0, len(blocks)))
         before = blocks.new_full((self.document_ids.shape[1],), -1)  # the prefix lies before all that is new
-        return document_ids, torch.cat([before, blocks]).expand_as(document_ids)
+        block_ids = torch.cat([before, blocks]).expand_as(document_ids)
+        image_mask = torch.nn.functional.pad(self.image_mask, (0, len(blocks)))
+        image_mask[:, self.document_ids.shape[1] :] = is_image
+        return {"document_ids": document_ids, "block_ids": block_ids, "image_mask": image_mask}
 
     def mask_with(
         self,
         model: HybridGenForConditionalGeneration,
         blocks: Tensor,
         queries: int | None = None,
+        is_image: bool = False,
         implementation: str | None = None,
     ):
-        """The backbone's mask (R, 1, n, P + n) for new tokens of `blocks` (n,), or of the last `queries` of them.
+        """The backbone's mask (R, 1, n, P + n) for new tokens of `blocks` (n,), or of the last `queries` of them; one
+        for each kind of its layers where they differ.
 
         Args:
+            is_image: they are all of one picture.
             implementation: of attention; None = the backbone's.
         """
-        implementation = implementation or model.model.language_model.config._attn_implementation
         queries = len(blocks) if queries is None else queries
-        return layout.attention_mask(implementation, model.dtype, *self.keys_with(blocks), queries=queries)
+        return model.model.layer_masks(
+            **self.keys_with(blocks, is_image), queries=queries, implementation=implementation
+        )
+
+    def add(self, count: int, last_state: Tensor, is_image: Tensor | bool = False) -> None:
+        """The cache has grown by so many tokens of every row: all else follows.
+
+        Args:
+            last_state: (R, H) the backbone's output at the last of them.
+            is_image: (R, count) of each of them, or of all.
+        """
+        self.document_ids = torch.nn.functional.pad(self.document_ids, (0, count))
+        self.image_mask = torch.nn.functional.pad(self.image_mask, (0, count))
+        self.image_mask[:, self.image_mask.shape[1] - count :] = is_image
+        self.positions = self.positions + count
+        self.last_state = last_state
 
     def positions_of(self, count: int) -> Tensor:
         """Positions (R, count) of the next tokens."""
@@ -197,9 +227,11 @@ def stack(prefixes: list[Prefix]) -> Prefix:
         torch.nn.functional.pad(prefix.document_ids, (longest - len(prefix), 0), value=layout.PADDING_DOCUMENT)
         for prefix in prefixes
     ]
+    images = [torch.nn.functional.pad(prefix.image_mask, (longest - len(prefix), 0)) for prefix in prefixes]
     return Prefix(
         PrefixCache(layers),
         torch.cat(documents),
+        torch.cat(images),
         torch.cat([prefix.positions for prefix in prefixes]),
         torch.cat([prefix.last_state for prefix in prefixes]),
     )
@@ -240,7 +272,7 @@ def prefill(
         use_cache=True,
         **images,
     ).last_hidden_state  # R, P, H
-    prefix.document_ids = document_ids
+    prefix.document_ids, prefix.image_mask = document_ids, model.model.find_images(input_ids)
     prefix.positions = position_ids[:, -1] + 1
     prefix.last_state = states[:, -1]
     return prefix
@@ -295,19 +327,16 @@ def extend(
     input_ids = input_ids.expand(prefix.rows, -1)
     count = input_ids.shape[1]
     blocks = torch.arange(count, device=input_ids.device) if blocks is None else blocks
-    document_ids, block_ids = prefix.keys_with(blocks)
+    is_image = model.model.find_images(input_ids)
     states = model.model(
         input_ids=input_ids,
-        document_ids=document_ids,
-        block_ids=block_ids,
+        **prefix.keys_with(blocks, is_image),
         position_ids=prefix.positions_of(count),
         past_key_values=prefix.cache,
         use_cache=True,
         **images,
     ).last_hidden_state  # R, n, H
-    prefix.document_ids = document_ids
-    prefix.positions = prefix.positions + count
-    prefix.last_state = states[:, -1]
+    prefix.add(count, states[:, -1], is_image)
     return states
 
 

@@ -4,6 +4,7 @@ Rows whose text has ended leave the batch, so a long answer costs the short ones
 images are suppressed: the model scores them like words, and one that it wrote would ask for an image that is not there.
 """
 
+import dataclasses
 from collections.abc import Iterator
 
 import torch
@@ -109,8 +110,9 @@ def _side_by_side(streams: list[Iterator[Tensor]], rows: list[int]) -> Iterator[
 
 def _read_so_far(prefix: Prefix, count: int, last_state: Tensor) -> Prefix:
     """A prefix whose cache has grown by `count` tokens, with all else that belongs to them."""
-    document_ids = torch.nn.functional.pad(prefix.document_ids, (0, count))
-    return Prefix(prefix.cache, document_ids, prefix.positions + count, last_state)
+    read = dataclasses.replace(prefix)
+    read.add(count, last_state)
+    return read
 
 
 class StableText:

@@ -11,8 +11,6 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
     BertModel,
-    GraniteConfig,
-    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     Qwen3Config,
@@ -397,13 +395,6 @@ def bert(parts, tmp_path):
     return tmp_path / "bert"
 
 
-def granite(parts, tmp_path):
-    """It divides its logits, so a plain head on it would be too sure of itself."""
-    GraniteForCausalLM(GraniteConfig(**TEXT, logits_scaling=8.0)).save_pretrained(tmp_path / "granite")
-    text_tokenizer().save_pretrained(tmp_path / "granite")
-    return tmp_path / "granite"
-
-
 def with_code(parts, tmp_path):
     """A pickle that would run a command."""
     shutil.copytree(parts / "llama", tmp_path / "evil")
@@ -444,8 +435,7 @@ def lacking(parts, tmp_path):
         (lambda parts, _: parts / "nowhere", "backbone .*nowhere does not exist"),
         (lambda parts, _: parts / "siglip", "is a 'siglip_vision_model', no decoder of text"),
         (lambda parts, _: parts / "janus", "is a 'janus', no decoder of text .*; a Janus is given as --from-janus"),
-        (bert, "bert lacks 6 of its weights"),
-        (granite, "is a 'granite', which does more"),
+        (bert, "is a 'bert', which has no list of layers"),
         (break_shard, "cut/model.safetensors was cut off or changed"),
         (lacking, "lacks 1 of its weights, such as model.layers.1.mlp.up_proj.weight"),
         (without_tokenizer, "the tokenizer of backbone .*mute"),

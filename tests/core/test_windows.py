@@ -31,12 +31,12 @@ from tests.core.test_layout import (
     visible,
 )
 
-PLACEHOLDERS = (TOKENS.understanding, TOKENS.diffusion, TOKENS.vq)
+PLACEHOLDERS = torch.tensor([TOKENS.understanding, TOKENS.diffusion, TOKENS.vq])
 WINDOWS = [Window(1), Window(3), Window(7), Window(64), Window(1, True), Window(4, True), Window(11, True)]
 
 
 def reach_of(rows: dict, window: Window):
-    images = infer_image_ids(rows["block_ids"], rows["input_ids"], PLACEHOLDERS, rows["noised_mask"])
+    images = infer_image_ids(rows["block_ids"], torch.isin(rows["input_ids"], PLACEHOLDERS), rows["noised_mask"])
     return find_reach(window, rows["document_ids"], images, rows["noised_mask"])
 
 
@@ -159,7 +159,7 @@ def test_images_of_a_row():
     segments = [TextSegment([1, 2]), ImageSegment("diffusion", 3, True, True, True), ImageSegment("vq", 2, False, True)]
     segments += [ImageSegment("understanding", 1, False)]
     rows = {name: values[None] for name, values in lay_out(segments, TOKENS).tensors().items()}
-    images = infer_image_ids(rows["block_ids"], rows["input_ids"], PLACEHOLDERS, rows["noised_mask"])[0]
+    images = infer_image_ids(rows["block_ids"], torch.isin(rows["input_ids"], PLACEHOLDERS), rows["noised_mask"])[0]
     kinds = {number: place for place, number in enumerate(dict.fromkeys(images.tolist()))}
     named = [kinds[number] for number in images.tolist()]
     assert named == [0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 3, 3, 0, 0, 0, 0]

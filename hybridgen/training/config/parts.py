@@ -64,8 +64,6 @@ def hybrid_config(model: ModelConfig, vocab_size: int | None = None, **token_ids
     for part, default in (("text_config", "qwen3"), ("vision_config", "siglip_vision_model")):
         if isinstance(parts[part], dict):
             parts[part] = _typed_config(parts[part], default, f"model.{part}")
-    name = "text_config" if model.language_model is None else f"language_model {model.language_model}"
-    check_config(parts["text_config"], f"model.{name}")
     if parts["vision_config"] is not None:
         check_tower(parts["vision_config"])
     own = (("diffusion_config", HybridGenDiffusionConfig), ("vq_config", HybridGenVQConfig))
@@ -81,7 +79,10 @@ def hybrid_config(model: ModelConfig, vocab_size: int | None = None, **token_ids
         parts["text_config"].vocab_size += vq.num_embeddings
     names = ("understanding_bidirectional", "aligner_depth", "aligner_hidden_act", "initializer_range")
     settings = {name: getattr(model, name) for name in (*names, "tie_word_embeddings")}
-    return HybridGenConfig(**parts, **settings, **token_ids)
+    config = HybridGenConfig(**parts, **settings, **token_ids)
+    name = "text_config" if model.language_model is None else f"language_model {model.language_model}"
+    check_config(config.text_config, f"model.{name}")
+    return config
 
 
 def vq_config(settings: VQTrainingConfig) -> dict:
@@ -210,7 +211,9 @@ def _pretrained_config(model: ModelConfig) -> HybridGenConfig:
         )
     with said_of("model.from_pretrained"):
         check_checkpoint(model.from_pretrained)
-        return HybridGenConfig.from_dict(model_settings(user_path(model.from_pretrained) / "model"))
+        config = HybridGenConfig.from_dict(model_settings(user_path(model.from_pretrained) / "model"))
+        check_config(config.text_config, "the backbone")
+        return config
 
 
 def _part_config(folder: str, part: str) -> PreTrainedConfig:

@@ -18,7 +18,7 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from hybridgen.bridges.backbones import check_attention, check_text
+from hybridgen.bridges.backbones import check_text, decoder_of
 from hybridgen.checkpoints.loading import model_settings, require_weights
 from hybridgen.codecs.frozen import VAECodec, VQCodec, load_vq
 from hybridgen.configuration_hybridgen import HybridGenConfig, check_memory
@@ -160,7 +160,6 @@ def build_model(
             embeddings.data *= config.embedding_std / embeddings.std()
         if config.language_model is not None:
             take_language_model(model, config.language_model)
-    check_attention(model)
     if config.vision_model is not None:
         take_vision_model(model, config.vision_model)
     return model
@@ -185,7 +184,7 @@ def take_language_model(model: HybridGenForConditionalGeneration, folder: str) -
     drop_weights(backbone)
     pretrained = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     pretrained.resize_token_embeddings(model.config.vocab_size)
-    weights = copy_into_experts(backbone, pretrained.base_model.state_dict())
+    weights = copy_into_experts(backbone, decoder_of(pretrained).state_dict())
     backbone.load_state_dict({k: v.clone() if EXPERT in k else v for k, v in weights.items()}, assign=True)
     model.lm_head.load_state_dict(pretrained.get_output_embeddings().state_dict())
     model.tie_weights()
