@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hybridgen.core.documents import Document
 from hybridgen.core.layout import IGNORE
-from hybridgen.data.mixture import DrawnDocument
+from hybridgen.data.row_stream import DrawnDocument
 from hybridgen.processing_hybridgen import HybridGenProcessor
 
 NO_SOURCE = -1  # of padding

@@ -59,6 +59,19 @@ def record_errors(where: str, ends_run: type[Exception] | tuple = ()) -> Iterato
         raise ValueError(f"{where}: it cannot be read ({f'{kind}: {reason}' if reason else kind})") from error
 
 
+class Met(NamedTuple):
+    """A broken record that was met.
+
+    Args:
+        source: name of its source.
+        records: how many records the source has, or of a stream, how many were met.
+    """
+
+    source: str
+    bad: BadRecord
+    records: int
+
+
 class BadRecordLog:
     """The broken records of a run, in the order in which they were met; the list only grows.
 
@@ -68,29 +81,34 @@ class BadRecordLog:
 
     def __init__(self, limit: float = 0):
         self.limit = limit
-        self.load_state_dict([])
+        self._load([])
+
+    def _load(self, entries: list[Met]) -> None:
+        self._entries = entries
+        self._places = {each.bad.where for each in entries}
+        self._of_source = Counter(each.source for each in entries)
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def entries(self, count: int | None = None) -> list[BadRecord]:
         """The first `count` of them; None = all."""
-        return [BadRecord(where, reason) for where, _, reason in self._entries[:count]]
+        return [each.bad for each in self._entries[:count]]
+
+    def since(self, count: int, end: int | None = None) -> list[Met]:
+        """Those that were met after the first `count`, up to number `end`."""
+        return self._entries[count:end]
 
     def add(self, source: str, bad: BadRecord, records: int) -> None:
-        """Add a record to the list, unless it is there already.
-
-        Args:
-            source: name of its source.
-            records: how many records the source has, or of a stream, how many were met.
+        """Add a record to the list (see `Met`), unless it is there already.
 
         Raises:
             ValueError: it is one too many; the sentence holds the list.
         """
-        if bad.where in self._known:
+        if bad.where in self._places:
             return
-        self._known.add(bad.where)
-        self._entries.append((bad.where, source, bad.reason))
+        self._entries.append(Met(source, bad, records))
+        self._places.add(bad.where)
         self._of_source[source] += 1
         if 0 < self.limit < 1:
             exceeded = self._of_source[source] > self.limit * records
@@ -108,9 +126,7 @@ class BadRecordLog:
 
     def state_dict(self, count: int | None = None) -> list[list[str]]:
         """JSON-able: the first `count` of them, None = all. What remembers a position needs only `len`."""
-        return [list(entry) for entry in self._entries[:count]]
+        return [[each.bad.where, each.source, each.bad.reason] for each in self._entries[:count]]
 
     def load_state_dict(self, state: list[list[str]]) -> None:
-        self._entries = [(where, source, reason) for where, source, reason in state]
-        self._known = {where for where, _, _ in self._entries}
-        self._of_source = Counter(source for _, source, _ in self._entries)
+        self._load([Met(source, BadRecord(where, reason), 0) for where, source, reason in state])

@@ -16,7 +16,7 @@ from hybridgen.core.files import fingerprint
 from hybridgen.core.messages import parts
 from hybridgen.data.bad_records import BadRecord, record_errors
 from hybridgen.data.formats.streaming import StreamSource
-from hybridgen.data.keyed_random import feistel_permutation, hash_uniform
+from hybridgen.data.keyed_random import feistel_permutation, hash_uniform, lap_shift
 from hybridgen.data.source_config import SourceConfig
 from hybridgen.processing_hybridgen import HybridGenProcessor
 
@@ -52,6 +52,7 @@ class DocumentSource:
         self.record_source, self.config, self.seed = record_source, config, seed
         self.name, self.weight, self.bad_records = config.name, config.weight, bad_records or []
         self._rank, self._world_size = 0, 1  # which share of the records this process reads
+        self._rows = 1  # of a global batch
         if not self.streaming and not len(record_source):
             raise ValueError(f"{self.name} holds no record; a source needs at least one")
 
@@ -92,9 +93,17 @@ class DocumentSource:
         else:
             self._rank, self._world_size = rank, world_size
 
+    def use_rows(self, first: int, count: int, total: int) -> None:
+        """Document `cursor` is of row `cursor % total` of a global batch; this process needs those of its `count` rows,
+        from `first` on. A stream begins anew."""
+        self._rows = total
+        if self.streaming:
+            self.record_source.use_rows(first, count, total)
+
     def anew(self) -> "DocumentSource":
-        """The same source for a second reader: what one reads of a stream does not move the other."""
+        """The same source for a second reader, whose rows and place in a stream are its own."""
         other = copy(self)
+        other._rows = 1
         if self.streaming:
             other.record_source = self.record_source.anew()
         return other
@@ -104,11 +113,20 @@ class DocumentSource:
         if self.streaming:
             self.record_source.close()
 
+    def _count(self, cursor: int) -> int:
+        """Which one of all epochs' records in order is the `cursor`-th.
+
+        A lap is a record for each row. Which row gets which is another in each lap, or a row would meet the same few
+        records alone, where their number and that of the rows have a common factor.
+        """
+        lap, row = divmod(cursor, self._rows)
+        return (cursor - row + (row + lap_shift(lap, self._rows)) % self._rows) * self._world_size + self._rank
+
     def index(self, cursor: int) -> int:
         """Which record is the `cursor`-th: every record once per epoch; of a stream, once per chunk."""
         if self.streaming:
             return cursor  # a stream shuffles itself
-        epoch, position = divmod(cursor * self._world_size + self._rank, len(self))
+        epoch, position = divmod(self._count(cursor), len(self))
         if not self.config.shuffle:
             return position
         return feistel_permutation(position, len(self), f"{self.seed}/{self.name}/{epoch}")
@@ -117,7 +135,7 @@ class DocumentSource:
         """Which of several captions or answers the `cursor`-th record takes: the next one in each epoch."""
         index = self.index(cursor)
         first = int(hash_uniform(f"{self.seed}/{self.name}/{index}/variant") * 2**32)
-        return first if self.streaming else first + (cursor * self._world_size + self._rank) // len(self)
+        return first if self.streaming else first + self._count(cursor) // len(self)
 
     def record(self, cursor: int) -> dict:
         """The `cursor`-th record, its pictures decoded.

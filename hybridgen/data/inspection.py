@@ -126,9 +126,8 @@ class MixtureReport:
 def measure_mixture(mixture: Mixture, processor: HybridGenProcessor, rows: int, length: int) -> MixtureReport:
     """Pack as a run would until enough documents were drawn."""
     loader = RowLoader(mixture, processor, rows, length, prefetch=0)
-    while sum(mixture.cursors.values()) < DOCUMENTS:
+    while (drawn := sum(stream.drawn for stream in loader.streams)) < DOCUMENTS:
         next(loader)
-    drawn = sum(mixture.cursors.values())
     return MixtureReport(mixture.weights_at(0), loader.shares(), loader.fill_rate(), drawn)
 
 

@@ -27,3 +27,9 @@ def feistel_permutation(place: int, length: int, key: str) -> int:
         place = left << half | right
         if place < length:
             return place
+
+
+def lap_shift(lap: int, rows: int) -> int:
+    """By how many places the records of a lap are handed on among rows (`DocumentSource.index`): another number in each
+    lap, and 0 in the first."""
+    return (lap * 0x9E3779B97F4A7C15 % (1 << 64) >> 32) % rows

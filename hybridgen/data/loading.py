@@ -1,10 +1,11 @@
-"""Loading: packed rows as batches of tensors, in one deterministic stream that any number of ranks share.
+"""Loading: packed rows as batches of tensors, the same for any number of ranks that share the rows of a batch.
 
 A batch is a plain dict: the arguments of `forward`, and what `objectives` needs to make the rest of them. The state is
 that of the last batch *handed out*: batches that a thread has prepared ahead are made again after an interruption.
 
-Every rank packs the rows of all ranks and keeps its own, so that W ranks of R rows see what one of W x R would; the
-price is that each rank reads everything. With `shard_by_rank` each reads its own part of the records instead.
+Each row of the global batch is a stream of its own (`row_stream`), and each rank makes its own rows: W ranks of R rows
+see what one of W x R would, and none reads what another needs. With `shard_by_rank` each has its own part of the files
+or records besides.
 
 Shapes: B rows of this rank, N tokens of a row, I images of a path.
 """
@@ -13,7 +14,6 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import fields
-from functools import partial
 
 import numpy as np
 import torch
@@ -22,9 +22,11 @@ from torch import Tensor
 from hybridgen.core.documents import Document, DocumentImage
 from hybridgen.core.layout import SequenceLayout, pack
 from hybridgen.data.attribution import attribute
-from hybridgen.data.bad_records import BadRecord
-from hybridgen.data.mixture import DrawnDocument, Mixture
-from hybridgen.data.packing import pack_rows
+from hybridgen.data.bad_records import BadRecord, BadRecordLog, Met
+from hybridgen.data.formats.streaming import merged_states
+from hybridgen.data.mixture import Mixture
+from hybridgen.data.older_positions import ROWS_DIVIDED, divided_among_rows, is_of_one_mixture
+from hybridgen.data.row_stream import RowStream
 from hybridgen.processing_hybridgen import HybridGenProcessor
 
 Batch = dict[str, Tensor | list[Tensor]]
@@ -71,61 +73,110 @@ def _stack(images: list[Tensor]) -> Tensor | list[Tensor]:
 class PrefetchingLoader:
     """An endless iterator of batches that a thread makes ahead; its state is that of the last batch handed out.
 
-    A subclass gives `_build`, `_snapshot`, `load_state_dict` and, of a state, `_bad_records_in`; it calls `_begin` last
-    in its constructor.
+    A subclass gives `_build`, `_snapshot` and `load_state_dict`; it calls `_begin` last in its constructor.
+
+    Each of several processes meets the broken records of what it reads. `unshared`, `met_since_shared` and
+    `agree_on_bad_records` are for those who bring their lists together (`training.distributed.agreement`), so that the
+    limit holds for all.
     """
 
-    def _begin(self, prefetch: int, on_bad_records: Callable[[list[BadRecord]], None] | None) -> None:
+    world_size = 1
+
+    def _begin(
+        self, prefetch: int, met: BadRecordLog, on_bad_records: Callable[[list[BadRecord]], None] | None
+    ) -> None:
         self.prefetch = prefetch
         self._thread: _PrefetchThread | None = None
-        self._on_bad_records, self._listed = on_bad_records, 0
+        self._is_ahead = False  # of the last batch handed out, since the thread was stopped
+        self._met = met  # by what makes batches, so maybe after the last one handed out
+        self._known = BadRecordLog(met.limit)  # up to the last batch handed out, and in other processes
+        self._on_bad_records = on_bad_records
+        self._handed_on = self._shared = 0  # how many of `_met` are in `_known`, and were given to other processes
+        self._agreed = 0  # how many of `_known` all processes know, in the same order
         self._state = self._snapshot()
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
-        if not self.prefetch:
-            batch, self._state = self._build()
-        else:
-            if self._thread is None:
-                self._thread = _PrefetchThread(self._build, self.prefetch)
-            batch, self._state = self._thread.get()
-        if self._on_bad_records is not None and (count := len(self._bad_records_in(self._state))) > self._listed:
-            self._listed = count
-            self._on_bad_records(self.bad_records())
+        if self._is_ahead:
+            self.load_state_dict(self.state_dict())
+        if self.prefetch and self._thread is None:
+            self._thread = _PrefetchThread(self._make, self.prefetch)
+        batch, self._state, count = self._thread.get() if self.prefetch else self._make()
+        met, self._handed_on = self._met.since(self._handed_on, count), count
+        self._know(met, tell=self.world_size == 1)
         return batch
+
+    def _make(self) -> tuple[Batch, dict, int]:
+        """The next batch, the state after it, and how many broken records were met up to there."""
+        batch = self._build()
+        return batch, self._snapshot(), len(self._met)
 
     def bad_records(self) -> list[BadRecord]:
         """The broken records met up to the last batch handed out."""
-        return [BadRecord(where, reason) for where, _, reason in self._bad_records_in(self._state)]
+        return self._known.entries()
+
+    @property
+    def unshared(self) -> int:
+        """How many broken records this process has met of which the others do not know."""
+        return self._handed_on - self._shared
+
+    def met_since_shared(self) -> list[Met]:
+        """Those; from now on they count as shared."""
+        met, self._shared = self._met.since(self._shared, self._handed_on), self._handed_on
+        return met
+
+    def agree_on_bad_records(self, met: list[Met]) -> None:
+        """What all processes met since they last agreed, in the same order in each.
+
+        Raises:
+            ValueError: together they are more than the limit allows.
+        """
+        self._known.load_state_dict(self._known.state_dict()[: self._agreed])
+        try:
+            self._know(met, tell=True)
+        finally:
+            self._agreed = len(self._known)
+
+    def _know(self, met: list[Met], tell: bool) -> None:
+        before = len(self._known)
+        for each in met:
+            self._known.add(*each)
+        if tell and self._on_bad_records is not None and len(self._known) > before:
+            self._on_bad_records(self.bad_records())
+
+    def _load_bad_records(self, state: list[list[str]]) -> None:
+        for log in (self._met, self._known):
+            log.load_state_dict(state)
+        self._handed_on = self._shared = self._agreed = len(self._met)
 
     def state_dict(self) -> dict:
         """The position after the last batch handed out; JSON-able."""
-        return self._state
+        return self._state | {"broken": self._known.state_dict()}
 
     def close(self) -> None:
         """Stop preparing batches. The next one asked for is again the one after the last handed out."""
         if self._thread is not None:
-            self.load_state_dict(self._state)
+            self._stop_thread()
+            self._is_ahead = True
 
     def _stop_thread(self) -> None:
         """For `load_state_dict`, before the position is set."""
+        self._is_ahead = False
         if self._thread is not None:
             self._thread.stop()
             self._thread = None
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict) -> list[str]:
         raise NotImplementedError
 
-    def _build(self) -> tuple[Batch, dict]:
-        """The next batch of this rank, and the state after it."""
+    def _build(self) -> Batch:
+        """The next batch of this rank."""
         raise NotImplementedError
 
     def _snapshot(self) -> dict:
-        raise NotImplementedError
-
-    def _bad_records_in(self, state: dict) -> list[list[str]]:
+        """The state without broken records."""
         raise NotImplementedError
 
 
@@ -135,11 +186,11 @@ class RowLoader(PrefetchingLoader):
     Args:
         rows: rows of a batch, on each rank.
         length: tokens of a row.
-        rank, world_size: this process takes rows rank * rows and following of the world_size * rows of all ranks.
+        rank, world_size: this process makes rows rank * rows and following of the world_size * rows of all ranks.
         prefetch: batches prepared ahead by a thread; 0 = each is prepared when it is asked for.
         batches_per_step: micro-batches of an optimizer step; weights that change do so by optimizer steps.
-        shard_by_rank: each rank reads its own part of the records, with a mixture and a position of its own. What the
-            ranks see together is then no longer what one process would.
+        shard_by_rank: each rank reads its own part of the records, as if its rows were all there are. What the ranks
+            see together is then no longer what one process would.
         on_bad_records: called with all broken records so far whenever there are more of them.
         prepare: makes the batch that is handed out of a finished one, where batches are made: in the prefetching
             thread, if there is one. A function of the batch alone, as batches are made again after an interruption.
@@ -170,17 +221,18 @@ class RowLoader(PrefetchingLoader):
         self._shard = [rank, world_size] if shard_by_rank else None
         for source in mixture.sources.values() if shard_by_rank else ():
             source.use_shard(rank, world_size)
-        self._longest = min(length, mixture.max_positions or length)  # document
-        mixture.check(processor, self._longest)
+        first, total = (0, rows) if shard_by_rank else (rank * rows, world_size * rows)
+        mixture.use_rows(first, rows, total)
+        mixture.check(processor, length)
         self.mixture, self.processor = mixture, processor
         self.rows, self.length, self.rank, self.world_size = rows, length, rank, world_size
         self.batches_per_step, self._prepare = batches_per_step, prepare
-        self._pending: list[DrawnDocument] = []
-        self._batches = self._tokens = 0  # made so far, and tokens of documents in them, over all ranks
-        self._begin(prefetch, on_bad_records)
+        self.streams = [RowStream(mixture, processor, row, total, length) for row in range(first, first + rows)]
+        self._batches = 0  # made so far
+        self._begin(prefetch, mixture.bad_records, on_bad_records)
 
-    def load_state_dict(self, state: dict) -> None:
-        """Go on from there: the next batch is the one that followed.
+    def load_state_dict(self, state: dict) -> list[str]:
+        """Go on from there: the next batch is the one that followed. Returns what there is to say of it.
 
         Raises:
             ValueError: the state is that of other sources, or of another number (over all ranks) or length of rows.
@@ -193,68 +245,110 @@ class RowLoader(PrefetchingLoader):
                 f"{shape['rows']} rows of {shape['length']} are asked for; keep both, or start anew"
             )
         check_shard(state.get("part"), self._shard)
+        notes = []
+        if is_of_one_mixture(state):
+            state, notes = divided_among_rows(state, self.streams[0].rows), [ROWS_DIVIDED]
+        rows = state["row_streams"]
+        self._check_sources(rows)
         self._stop_thread()
-        self.mixture.load_state_dict(state["mixture"])
-        self._pending = [self.mixture.rebuild(name, cursor, self.processor) for name, cursor in state["pending"]]
-        self._batches, self._tokens = state["batches"], state["used"]
+        self.mixture.load_state_dict(state)
+        self._load_bad_records(state["broken"])
+        for stream in self.streams:
+            stream.load_state_dict(rows[str(stream.row)])
+        self._batches = state["batches"]
         self._state = self._snapshot()
+        return notes
+
+    def _check_sources(self, rows: dict[str, dict]) -> None:
+        missing = [stream.row for stream in self.streams if str(stream.row) not in rows]
+        if missing:
+            raise ValueError(
+                f"the saved position lacks row {missing[0]} of {self.rows * self.world_size}; the file of each process "
+                "that saved it is needed"
+            )
+        saved = next(iter(rows.values()))["cursors"]
+        if set(saved) != set(self.mixture.sources):
+            raise ValueError(
+                f"the saved position is of the sources {', '.join(saved)}, but the config names "
+                f"{', '.join(self.mixture.sources)}; go on with the same sources, or start anew"
+            )
 
     def changes(self, state: dict) -> list[str]:
         """What of the data is not as it was when this state was saved, in a few words each."""
-        return self.mixture.changes(state["mixture"])
+        return self.mixture.changes(state.get("mixture", state))
 
     def where(self, record: tuple[str, int]) -> str:
         """What to call one of a batch's `records`, (source, cursor), in an error."""
         name, cursor = record
         return self.mixture.sources[name].where(cursor)
 
+    def totals(self) -> dict[str, float]:
+        """Counts of this rank's rows up to the last batch handed out, to be summed over ranks: the tokens of each
+        source; documents that were longer than a row, and tokens of those that were left out."""
+        streams = self._state["row_streams"].values()
+        tokens = {f"given/{name}": sum(each["tokens"][name] for each in streams) for name in self.mixture.sources}
+        return tokens | {name: sum(each[name] for each in streams) for name in ("cut", "dropped")}
+
     def shares(self) -> dict[str, float]:
-        """The realised share of the tokens of each source, up to the last batch handed out."""
-        tokens = self._state["mixture"]["tokens"]
-        total = sum(tokens.values())
-        return {name: count / total if total else 0.0 for name, count in tokens.items()}
+        """The realised share of the tokens of each source in this rank's rows, up to the last batch handed out."""
+        return shares_of(self.totals())
 
     def fill_rate(self) -> float:
-        """The share of all rows so far that is documents, not padding."""
-        ranks = self.world_size if self._shard is None else 1  # whose rows this rank packs
-        places = self._state["batches"] * self.rows * ranks * self.length
-        return self._state["used"] / places if places else 0.0
+        """The share of this rank's rows so far that is documents, not padding."""
+        places = self._state["batches"] * self.rows * self.length
+        return sum(each["placed"] for each in self._state["row_streams"].values()) / places if places else 0.0
 
     def close(self) -> None:
         """Stop preparing batches and documents, see `PrefetchingLoader.close`."""
         self.mixture.cancel_prefetch()
         super().close()
+        self.mixture.close()
 
-    def _bad_records_in(self, state: dict) -> list[list[str]]:
-        return state["mixture"]["broken"]
-
-    def _build(self) -> tuple[Batch, dict]:
-        """The next batch of this rank, and the state after it."""
-        count, step = self.rows * self.world_size, self._batches // self.batches_per_step
-        draw = partial(self.mixture.draw, self.processor, step, self._longest)
-        packed = count if self._shard is None else self.rows
-        rows, self._pending = pack_rows(draw, packed, self.length, self._pending)
-        numbers = range(self._batches * count, (self._batches + 1) * count)
+    def _build(self) -> Batch:
+        step = self._batches // self.batches_per_step
+        rows = [stream.fill(step) for stream in self.streams]
+        first = (self._batches * self.world_size + self.rank) * self.rows
         self._batches += 1
-        self._tokens += sum(len(document) for row in rows for document in row)
-        mine = slice(self.rank * self.rows, (self.rank + 1) * self.rows)
-        local_rows = rows[mine] if self._shard is None else rows
-        documents = [[drawn.document for drawn in row] for row in local_rows]
-        batch = collate(documents, self.length, self.processor.special_tokens.pad, list(numbers[mine]))
-        batch |= attribute(local_rows, list(self.mixture.sources), self.processor, self.length)
-        batch["records"] = [(drawn.source.name, drawn.cursor) for row in local_rows for drawn in row]
-        return batch if self._prepare is None else self._prepare(batch), self._snapshot()
+        documents = [[drawn.document for drawn in row] for row in rows]
+        numbers = list(range(first, first + self.rows))
+        batch = collate(documents, self.length, self.processor.special_tokens.pad, numbers)
+        batch |= attribute(rows, list(self.mixture.sources), self.processor, self.length)
+        batch["records"] = [(drawn.source.name, drawn.cursor) for row in rows for drawn in row]
+        return batch if self._prepare is None else self._prepare(batch)
 
     def _snapshot(self) -> dict:
         return {
             "rows": self.rows * self.world_size,
             "length": self.length,
-            "part": self._shard,  # this name and `used` are a format: states hold them
+            "part": self._shard,  # the names here are a format: states hold them
             "batches": self._batches,
-            "used": self._tokens,
-            "mixture": self.mixture.state_dict(),
-            "pending": [[drawn.source.name, drawn.cursor] for drawn in self._pending],
+            "row_streams": {str(stream.row): stream.state_dict() for stream in self.streams},
+            **self.mixture.state_dict(),
         }
+
+
+def shares_of(totals: dict[str, float]) -> dict[str, float]:
+    """The share of each source, of `totals`."""
+    given = {name.removeprefix("given/"): count for name, count in totals.items() if name.startswith("given/")}
+    total = sum(given.values())
+    return {name: count / total if total else 0.0 for name, count in given.items()}
+
+
+# -------------------------------------------------------------------------------------------------------- positions
+
+
+def merge_positions(states: list[dict], own: int = 0) -> dict:
+    """The states that the processes of a run saved, as one that any number of processes with as many rows may go on
+    from. Where each read its own part of the data, it is that of process `own`."""
+    if states[own].get("part") is not None or "row_streams" not in states[0]:
+        return {**({"broken": states[0]["broken"]} if "broken" in states[0] else {}), **states[own]}
+    merged = dict(states[0])
+    for state in states[1:]:
+        merged["row_streams"] = merged["row_streams"] | state["row_streams"]
+    merged["streams"] = {
+        name: merged_states([state["streams"][name] for state in states]) for name in merged["streams"]
+    }
+    return merged
 
 
 def check_shard(saved: list[int] | None, shard: list[int] | None) -> None:

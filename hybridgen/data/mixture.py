@@ -1,44 +1,24 @@
-"""The mixture: which source gives the next document, so that each has its stated share of the *tokens*.
+"""The mixture: sources with their shares of the *tokens*, and what all rows of a process share of them.
 
-It hands out one document at a time; rows are made of them in `packing`. Weights are shares of tokens, not of documents,
-and nothing is drawn at random: the source that is furthest behind its share is next (ties: the first). So realised
-shares are off by about one document per source at any time. The state is three numbers per source: its cursor (its
-documents so far, over all epochs), its tokens so far, and the tokens that its share would have given it. A weight may
-change at stated steps (a curriculum); shares before the change are not made up for. A broken record is listed
-(`bad_records`), and its source gives the next one instead.
+Weights are shares of tokens, not of documents, and nothing is drawn at random (`row_stream` says which source is next),
+so realised shares are off by a few documents per source and row at any time. A weight may change at stated steps (a
+curriculum); shares before the change are not made up for. A broken record is listed (`bad_records`), and its source
+gives the next one instead.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 
 from hybridgen.core.documents import Document
 from hybridgen.data.bad_records import BadRecord, BadRecordLog
 from hybridgen.data.changes import changes, describe
 from hybridgen.data.document_source import DocumentSource
-from hybridgen.data.packing import check_length
+from hybridgen.data.packing import fit_rows
 from hybridgen.processing_hybridgen import HybridGenProcessor
 
-MAX_BAD_IN_A_ROW = 10_000  # broken records, after which the source as a whole counts as broken
 # a stream's length is unknown: a share of broken records is taken of at least this many
 MIN_STREAM_RECORDS = 1000
+MAX_BAD_AT_FIRST = 10_000  # broken records, after which the source as a whole counts as broken
 PREFETCH = 2  # documents prepared ahead, for each thread
-
-
-@dataclass(frozen=True)
-class DrawnDocument:
-    """A document and where it came from: enough to build it again."""
-
-    document: Document
-    source: DocumentSource
-    cursor: int
-
-    def __len__(self) -> int:
-        return len(self.document)
-
-    @property
-    def where(self) -> str:
-        """What to call it in an error."""
-        return self.source.where(self.cursor)
 
 
 class Mixture:
@@ -50,8 +30,8 @@ class Mixture:
         temperature: shares are weights to the power of 1 / temperature: above 1, small ones gain.
         max_broken: how many broken records are skipped before they stop the run (`BadRecordLog`).
         loader_threads: threads that build documents ahead; their number changes nothing but the time.
-        max_positions: of the model; a document of more tokens is a broken record, as each document's positions count
-            from 0.
+        max_positions: of the model; a document of more tokens is cut or a broken record, as if a row had no more, since
+            each document's positions count from 0.
 
     Raises:
         ValueError: there is no source, two have one name, or a weight is negative, or all are 0 at some step.
@@ -80,12 +60,10 @@ class Mixture:
         self._weights = dict(zip(names, map(by_step, weights), strict=True))
         for step in sorted({step for schedule in self._weights.values() for step in schedule}):
             self.weights_at(step)  # refuses weights that cannot be shares
-        self.cursors = dict.fromkeys(names, 0)
-        self.tokens = dict.fromkeys(names, 0)
-        self._due = dict.fromkeys(names, 0.0)  # tokens that each should have had by its share so far
         self.bad_records = BadRecordLog(max_broken)
+        self._loader_threads = loader_threads
         self._threads = ThreadPoolExecutor(loader_threads, "hybridgen-data") if loader_threads else None
-        self._ahead = PREFETCH * loader_threads
+        self._first, self._rows, self._ahead = 0, 1, 1 + PREFETCH * loader_threads
         self._prefetched: dict[tuple[str, int], Future[Document]] = {}  # by (name, cursor)
 
     def weights_at(self, step: int) -> dict[str, float]:
@@ -99,9 +77,17 @@ class Mixture:
             now = {name: (weight / sum(now.values())) ** (1 / self.temperature) for name, weight in now.items()}
         return {name: weight / sum(now.values()) for name, weight in now.items()}
 
-    def check(self, processor: HybridGenProcessor, longest: int | None = None) -> None:
+    def use_rows(self, first: int, count: int, total: int) -> None:
+        """This process has rows `first` to `first + count - 1` of the `total` of a global batch, and reads what is
+        theirs."""
+        self._first, self._rows = first, total
+        self._ahead = 1 - (-PREFETCH * self._loader_threads // count)
+        for source in self.sources.values():
+            source.use_rows(first, count, total)
+
+    def check(self, processor: HybridGenProcessor, length: int) -> None:
         """Count the records found broken when the sources were opened, and build the first good document of each
-        source; one of more tokens than `longest` is none.
+        source; one of which nothing goes into a row of `length` tokens is none.
 
         Raises:
             ValueError: the processor cannot serve one of the sources, or too much is broken.
@@ -110,59 +96,50 @@ class Mixture:
             source.check(processor)
         for source in self.sources.values():
             for bad in source.bad_records:
-                self._add_bad(source, bad, 0)
+                self.add_bad(source, bad, 0)
         for source in self.sources.values():
-            self._next_good(source, 0, processor, longest)
+            self._check_first(source, processor, length)
 
-    def draw(self, processor: HybridGenProcessor, step: int = 0, longest: int | None = None) -> DrawnDocument:
-        """The next document, counted; one of more tokens than `longest` is a broken record.
-
-        Raises:
-            ValueError: more records are broken than the limit allows; the sentence lists them.
-        """
-        weights = self.weights_at(step)
-        tokens_behind = {name: self._due[name] - self.tokens[name] for name, weight in weights.items() if weight > 0}
-        name = max(tokens_behind, key=tokens_behind.__getitem__)
-        drawn = self._next_good(self.sources[name], self.cursors[name], processor, longest)
-        self.cursors[name] = drawn.cursor + 1
-        self.tokens[name] += len(drawn)
-        for other, weight in weights.items():
-            self._due[other] += weight * len(drawn)
-        return drawn
-
-    def _next_good(
-        self, source: DocumentSource, first: int, processor: HybridGenProcessor, longest: int | None
-    ) -> DrawnDocument:
-        """The first document from the cursor `first` on that is not broken."""
-        attempts = MAX_BAD_IN_A_ROW
+    def _check_first(self, source: DocumentSource, processor: HybridGenProcessor, length: int) -> None:
+        attempts = MAX_BAD_AT_FIRST
         if source.records:
             # a run of bad records may span the end of one epoch and the start of the next
             attempts = min(2 * source.records, attempts)
-        for cursor in range(first, first + attempts):
+        first, step = (self._first, self._rows) if source.streaming else (0, 1)  # all processes look at the same ones
+        for number in range(first, first + attempts * step, step):
             try:
-                document = self._build(source, cursor, processor)
-                if longest is not None:
-                    check_length(document, longest, source.where(cursor), self.max_positions)
-                return DrawnDocument(document, source, cursor)
+                document = source.document(number, processor)
+                long = source.config.long_for(document.plain)
+                next(fit_rows(document, length, long, source.where(number), self.max_positions))
+                return
             except ValueError as error:
-                last = BadRecord.of(source.where(cursor), error)
-                self._add_bad(source, last, cursor + 1)
+                last = BadRecord.of(source.where(number), error)
+                self.add_bad(source, last, number + 1)
         raise ValueError(f"source {source.name!r} is broken: {attempts} records in a row, the last of them {last}")
 
-    def _add_bad(self, source: DocumentSource, bad: BadRecord, records_seen: int) -> None:
+    def add_bad(self, source: DocumentSource, bad: BadRecord, records_seen: int) -> None:
+        """List a broken record.
+
+        Args:
+            records_seen: how many of the source's records the run has come to, over all rows.
+
+        Raises:
+            ValueError: it is one too many.
+        """
         if source.records is None:
             records = max(records_seen, MIN_STREAM_RECORDS)
         else:
             records = source.records + len(source.bad_records)
         self.bad_records.add(source.name, bad, records)
 
-    def _build(self, source: DocumentSource, cursor: int, processor: HybridGenProcessor) -> Document:
+    def build(self, source: DocumentSource, number: int, processor: HybridGenProcessor) -> Document:
+        """A document of a source; with threads, those that follow it in its row are on their way then."""
         if self._threads is None:
-            return source.document(cursor, processor)
-        for ahead in range(cursor, cursor + self._ahead):
+            return source.document(number, processor)
+        for ahead in range(number, number + self._ahead * self._rows, self._rows):
             if (source.name, ahead) not in self._prefetched:
                 self._prefetched[source.name, ahead] = self._threads.submit(source.document, ahead, processor)
-        return self._prefetched.pop((source.name, cursor)).result()
+        return self._prefetched.pop((source.name, number)).result()
 
     def cancel_prefetch(self) -> None:
         """Drop the documents that were built ahead; they are built again when their turn comes."""
@@ -170,43 +147,25 @@ class Mixture:
         for future in prefetched.values():
             future.cancel()
 
-    def rebuild(self, name: str, cursor: int, processor: HybridGenProcessor) -> DrawnDocument:
-        """A document that was drawn before; it is not counted again."""
-        source = self.sources[name]
-        return DrawnDocument(source.document(cursor, processor), source, cursor)
-
-    def shares(self) -> dict[str, float]:
-        """The realised share of the tokens of each source."""
-        total = sum(self.tokens.values())
-        return {name: tokens / total if total else 0.0 for name, tokens in self.tokens.items()}
+    def close(self) -> None:
+        """End the threads of streams, which begin again when a record is asked for."""
+        for source in self.sources.values():
+            source.close()
 
     def state_dict(self) -> dict:
-        """JSON-able."""
-        # saved names, kept so that older states load
-        numbers = {"cursors": dict(self.cursors), "tokens": dict(self.tokens), "owed": dict(self._due)}
+        """What of the sources a position holds beside those of the rows; JSON-able."""
         streams = {name: each.record_source.state_dict() for name, each in self.sources.items() if each.streaming}
-        data = describe(self.sources.values())
-        return {**numbers, "broken": self.bad_records.state_dict(), "streams": streams, "data": data}
+        return {"streams": streams, "data": describe(self.sources.values())}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.cancel_prefetch()
+        for name, points in state["streams"].items():
+            if self.sources[name].streaming:
+                self.sources[name].record_source.load_state_dict(points)
 
     def changes(self, state: dict) -> list[str]:
         """What of the sources is not as it was when a state was saved."""
         return changes(self.sources.values(), state.get("data", {}))
-
-    def load_state_dict(self, state: dict) -> None:
-        """Raises ValueError if the state is that of a mixture of other sources."""
-        if set(state["cursors"]) != set(self.sources):
-            raise ValueError(
-                f"the saved position is of the sources {', '.join(state['cursors'])}, but the config names "
-                f"{', '.join(self.sources)}; go on with the same sources, or start anew"
-            )
-        self.cursors = {name: state["cursors"][name] for name in self.sources}
-        self.tokens = {name: state["tokens"][name] for name in self.sources}
-        self._due = {name: state["owed"][name] for name in self.sources}
-        self.bad_records.load_state_dict(state.get("broken", []))
-        self.cancel_prefetch()
-        for name, chunk_beginnings in state.get("streams", {}).items():
-            if self.sources[name].streaming:
-                self.sources[name].record_source.load_state_dict(chunk_beginnings)
 
 
 def by_step(weight: float | dict[int, float]) -> dict[int, float]:

@@ -1,10 +1,9 @@
-"""Packing: documents into rows of a token budget, first fit, nothing dropped and nothing cut.
+"""Packing: documents into rows of a token budget, nothing dropped, and cut only what is longer than a row.
 
-Only lengths matter here: what a row looks like as vectors is `layout.pack`. A document that fits nowhere is not lost:
-it waits, and is the first to be placed in the next rows.
+Only lengths matter here: what a row looks like as vectors is `layout.pack`. Each row of a batch is filled on its own,
+batch after batch, and has documents of its own that wait: what does not fit now comes later, the oldest first.
 
-    rows of 10      | 4 4   | 7     |      next: 5   fits nowhere: waits
-                    | 4 4 2 | 7 3   |      next: 2, 3 fill the holes
+    room 10, waiting 7 4 3      the oldest first, then those that fill the row best: 7 3, and 4 waits
 """
 
 from collections.abc import Callable, Iterator, Sized
@@ -13,6 +12,8 @@ from typing import TypeVar
 from hybridgen.core.documents import Document
 
 D = TypeVar("D", bound=Sized)
+
+MAX_WAITING = 16  # documents of one row
 
 
 def check_length(document: Sized, length: int, where: str, max_positions: int | None = None) -> None:
@@ -60,42 +61,71 @@ def fit_rows(
         check_length(document, length, where, max_positions)
 
 
-def pack_rows(
-    next_document: Callable[[], D], rows: int, length: int, pending: list[D], max_waiting: int = 8
-) -> tuple[list[list[D]], list[D]]:
-    """Fill `rows` rows of at most `length` tokens.
+def fill_row(
+    draw: Callable[[], D], room: int, waiting: list[D], max_waiting: int = MAX_WAITING
+) -> tuple[list[D], list[D]]:
+    """Fill a row, or what is left of one.
 
-    1. Documents that wait are placed first, in order.
-    2. Documents are drawn, and each goes into the first row with room for it.
-    3. When `max_waiting` of them wait, or no token of room is left, the rows are done.
+    1. As long as all documents fit they are placed in order, and the next one is drawn.
+    2. Else more are drawn, until `max_waiting` wait. The oldest is placed, and of the others those that leave the least
+       room.
+    3. The room that is left takes what still comes and fits, until again `max_waiting` wait.
 
     Args:
-        next_document: draws the next document; it has a length, and a `where` for errors.
-        pending: documents that wait since the last call; not changed.
-        max_waiting: how many may wait: more of them fill the rows better, and are kept in memory.
+        draw: draws the next document; none is longer than a row. Of two documents with one `order_key` (pieces of one
+            that was cut) the first is always placed first.
+        room: tokens.
+        waiting: documents that wait since the last call, the oldest first; not changed.
+        max_waiting: how many may wait: more of them fill the rows better.
 
     Returns:
-        the rows, and the documents that wait for the next call.
-
-    Raises:
-        ValueError: a document is longer than a row.
+        the documents of the row, and those that wait for the next call.
     """
-    filled: list[list[D]] = [[] for _ in range(rows)]
-    room = [length] * rows
-    waiting: list[D] = []
+    placed: list[D] = []
+    waiting = list(waiting)
 
-    def place(document: D) -> None:
-        check_length(document, length, document.where)
-        size = len(document)
-        for row in range(rows):
-            if size <= room[row]:
-                filled[row].append(document)
-                room[row] -= size
-                return
-        waiting.append(document)
+    def place(chosen: list[int]) -> None:
+        nonlocal room
+        for number in chosen:
+            placed.append(waiting[number])
+            room -= len(waiting[number])
+        for number in sorted(chosen, reverse=True):
+            del waiting[number]
 
-    for document in pending:
-        place(document)
-    while len(waiting) < max_waiting and any(room):
-        place(next_document())
-    return filled, waiting
+    while room and sum(map(len, waiting)) <= room:
+        place(range(len(waiting)))
+        if room:
+            waiting.append(draw())
+    while room and len(waiting) < max_waiting:
+        waiting.append(draw())
+    if room and waiting and len(waiting[0]) <= room:
+        place([0])
+    if room:
+        place(best_fit([len(each) for each in waiting], room, _without_later_pieces(waiting)))
+    while room and len(waiting) < max_waiting:
+        waiting.append(draw())
+        last = len(waiting) - 1
+        if len(waiting[last]) <= room and last in _without_later_pieces(waiting):
+            place([last])
+    return placed, waiting
+
+
+def best_fit(sizes: list[int], room: int, allowed: list[int]) -> list[int]:
+    """Which of the sizes together leave the least room: their places, in order. Of several ways to fill it, that with
+    the largest sizes, as small ones are of more use later. All sums that can be reached are the bits of one number."""
+    order = sorted(allowed, key=sizes.__getitem__)
+    reachable = [1]
+    for place in order:
+        reachable.append((reachable[-1] | reachable[-1] << sizes[place]) & ((2 << room) - 1))
+    left, chosen = reachable[-1].bit_length() - 1, []
+    for place, sums in zip(reversed(order), reversed(reachable[:-1]), strict=True):
+        if sizes[place] <= left and sums >> (left - sizes[place]) & 1:
+            chosen.append(place)
+            left -= sizes[place]
+    return sorted(chosen)
+
+
+def _without_later_pieces(waiting: list) -> list[int]:
+    """Places of the documents, of pieces of one only that of the first."""
+    first = {each.order_key: place for place, each in reversed(list(enumerate(waiting)))}
+    return sorted(first.values())

@@ -15,9 +15,12 @@ from hybridgen.core.objectives import Loss
 
 
 class Loader(Protocol):
-    """An endless iterator of batches (dicts of tensors) whose position is JSON, and the same on every rank.
+    """An endless iterator of batches (dicts of tensors) whose position is JSON.
 
     A batch may say under `records` which records it is made of, in values that `where` understands.
+
+    One whose processes read different records also has `totals`, counts to be summed over processes, of which
+    `given/NAME` make the shares, and what `distributed.agreement` needs to share broken records (`data.loading`).
     """
 
     def __iter__(self) -> Iterator[dict]: ...
@@ -27,7 +30,8 @@ class Loader(Protocol):
     def state_dict(self) -> dict:
         """The position after the last batch that was returned."""
 
-    def load_state_dict(self, state: dict) -> None: ...
+    def load_state_dict(self, state: dict) -> list[str] | None:
+        """Returns sentences on what is not as it was."""
 
     def changes(self, state: dict) -> list[str]:
         """What of the data is not as it was when this state was saved, in a few words each."""
@@ -36,7 +40,7 @@ class Loader(Protocol):
         """The source, file and line of a record, for messages."""
 
     def shares(self) -> dict[str, float]:
-        """The share of the data that has come from each source so far."""
+        """The share of this process' data that has come from each source so far."""
 
     def close(self) -> None:
         """Stop whatever prepares batches ahead."""
@@ -45,7 +49,8 @@ class Loader(Protocol):
 class Stage(Protocol):
     """What is trained, and how.
 
-    A stage that knows where its losses come from also has a `breakdown` (and, once it has validated, a
+    A stage may have a `validation_loader`, of the last validation, whose broken records are shared among processes. One
+    that knows where its losses come from also has a `breakdown` (and, once it has validated, a
     `validation_breakdown`), which its `losses` fill, and `gradient_groups`: name -> the kinds of losses whose gradients
     `monitor.diagnostics` compares. Where kinds are summed into another one that alone is minimised (text and codes into
     `token`), `part_of` says so: part -> whole.

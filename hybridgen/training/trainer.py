@@ -24,7 +24,9 @@ from torch import Tensor
 from hybridgen.core.devices import sum_dtype
 from hybridgen.core.files import write_whole
 from hybridgen.core.objectives import total
+from hybridgen.data.loading import shares_of
 from hybridgen.training.config.schema import TrainConfig
+from hybridgen.training.distributed.agreement import caught, raise_together, read_together, share_bad_records
 from hybridgen.training.distributed.processes import peers_lost, sum_over_ranks
 from hybridgen.training.distributed.sharding import DistributedModel, full
 from hybridgen.training.distributed.speed import eagerly
@@ -37,7 +39,7 @@ from hybridgen.training.optim.optimization import build_optimizer, freeze, lr_fa
 from hybridgen.training.optim.rows import HeldRows
 from hybridgen.training.protocols import Stage
 from hybridgen.training.state.checkpointing import whole_folder
-from hybridgen.training.state.saving import Saved, find_state, load_state, save_state
+from hybridgen.training.state.saving import Saved, find_state, load_state, position_in_data, save_state
 from hybridgen.training.state.stopping import CAUSES, StopSignal
 from hybridgen.training.state.writing import BackgroundWriter, saves_in_background
 
@@ -65,6 +67,7 @@ class Trainer:
         self.meter = Meter(stage)
         self.background = BackgroundWriter(accelerator) if saves_in_background(config, accelerator) else None
         self._stop, self._stopping = StopSignal(), False
+        self._data: dict[str, float] = {}  # `Loader.totals` of all ranks
         self._missed: set[str] = set()  # what was due after this step, when the signal came
 
     def _make_optimizer(self, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -107,10 +110,10 @@ class Trainer:
         """
         found, run = find_state(self.config, self.accelerator, self.weights, self.say), {}
         if found is not None:
-            position = found.saved.rank["loader"]
+            position = position_in_data(found, self.accelerator)
             changes = self.stage.loader.changes(position)
-            self.stage.loader.load_state_dict(position)
-            notes = load_state(found, self.config, self.accelerator, self.weights, self.ema, changes)
+            of_data = self.stage.loader.load_state_dict(position) or []
+            notes = load_state(found, self.config, self.accelerator, self.weights, self.ema, changes) + of_data
             run = self._load_run(found.saved)
             for note in (*notes, f"going on from {found.folder}, {self.step} of {self.config.steps} steps done"):
                 self.say(note)
@@ -188,8 +191,8 @@ class Trainer:
         4. One optimizer step and the average, unless the step is to be skipped.
         5. On log steps, the numbers.
         """
-        batches = self._fetch()
-        counts, size = self._global_counts(batches)
+        batches, error = caught(self._fetch)
+        counts, size = self._exchange(batches or [], error)
         factor = lr_factor(self.config.schedule, self.step, self.progress)
         for group, settings in zip(self.optimizer.param_groups, self._group_settings, strict=True):
             group["lr"] = settings["base_lr"] * factor
@@ -222,28 +225,44 @@ class Trainer:
         self.meter.waited += time.monotonic() - start
         return batches
 
-    def _global_counts(self, batches: list[dict]) -> tuple[Tensor, Tensor]:
+    def _exchange(self, batches: list[dict], error: Exception | None) -> tuple[Tensor, Tensor]:
         """Each loss' count (kinds,) and (size, capacity) over all micro-batches of the step and all ranks. The same
-        all-reduce tells every rank whether any of them got a signal to stop, the main process' clock, and whether the
-        state that is written in the background failed."""
-        rows = []
+        all-reduce tells every rank of a signal to stop in any of them, of the main process' clock, of how much data has
+        come from where, whether one cannot read on or has met broken records, and whether the state that is written in
+        the background failed.
+
+        Args:
+            error: why this rank has no micro-batches.
+
+        Raises:
+            ValueError, OSError: on all ranks, that of the first one that has an error.
+        """
+        loader, kinds = self.stage.loader, self.stage.kinds
+        told = dict.fromkeys((*kinds, "size", "capacity"), 0.0)
         for batch in batches:
             counts = self.stage.counts(batch)
-            rows.append([*(counts[kind] for kind in self.stage.kinds), *self.stage.size(batch)])
+            size, capacity = self.stage.size(batch)
+            for name, count in {**{kind: counts[kind] for kind in kinds}, "size": size, "capacity": capacity}.items():
+                told[name] += count
         clock = self._elapsed_before + time.monotonic() - self._started if self.accelerator.is_main_process else 0.0
-        failed = self.background is not None and self.background.failed
-        signals = [*(self._stop.cause == cause for cause in CAUSES), clock, failed]
-        signals = torch.tensor(signals, dtype=torch.float64)
-        summed = self._sum(torch.cat([torch.tensor(rows, dtype=torch.float64).sum(0), signals]))
-        counts, size, requests, elapsed, failures = summed.split([len(self.stage.kinds), 2, len(CAUSES), 1, 1])
-        self.elapsed = float(elapsed)
-        if failures > 0:
+        signals = {cause: float(self._stop.cause == cause) for cause in CAUSES}
+        data = {f"data/{name}": count for name, count in getattr(loader, "totals", dict)().items()}
+        reading = {"unread": float(error is not None), "broken": float(getattr(loader, "unshared", 0))}
+        unwritten = float(self.background is not None and self.background.failed)
+        told |= {**signals, "clock": clock, **data, **reading, "unwritten": unwritten}
+        summed = self._sum(torch.tensor(list(told.values()), dtype=torch.float64))
+        of_all = dict(zip(told, summed.tolist(), strict=True))
+        raise_together(self.accelerator, error, of_all["unread"])
+        if of_all["broken"]:
+            share_bad_records(self.accelerator, loader)
+        if of_all["unwritten"]:
             self.background.wait()  # raises
-        for cause, requested in zip(CAUSES, requests.tolist(), strict=True):
-            if requested:
+        self.elapsed, self._data = of_all["clock"], {name.removeprefix("data/"): of_all[name] for name in data}
+        for cause in CAUSES:
+            if of_all[cause]:
                 self._stop.request(cause)
                 self._stopping = True
-        return counts, size
+        return summed[: len(kinds)], summed[len(kinds) : len(kinds) + 2]
 
     def _forward_backward(self, batches: list[dict], counts: Tensor) -> Tensor:
         """Gradients of all micro-batches, over all ranks. Returns the sum of each loss (kinds,) on this rank."""
@@ -298,7 +317,10 @@ class Trainer:
         diagnosed = self.diagnostics.numbers(time.monotonic() - self.meter.since)
         record = self.meter.read() | {"lr": lr, "grad_norm": norm, "seconds": self.elapsed} | diagnosed
         record |= {"skipped": self.guard.total} if self.guard.total else {}
-        return record | {f"share/{name}": share for name, share in self.stage.loader.shares().items()}
+        shares = shares_of(self._data) or self.stage.loader.shares()
+        record |= {f"share/{name}": share for name, share in shares.items()}
+        long = {"documents_cut": self._data.get("cut"), "tokens_dropped": self._data.get("dropped")}
+        return record | {name: count for name, count in long.items() if count}
 
     def _is_due(self, every: int) -> bool:
         return every > 0 and (self.step % every == 0 or self.progress >= 1)
@@ -308,7 +330,7 @@ class Trainer:
         left to the run that goes on from here."""
         summed = torch.zeros(2, len(self.stage.kinds), dtype=sum_dtype(self.device), device=self.device)
         with self.evaluating(), torch.no_grad():
-            for batch in self.stage.validation_batches():
+            for batch in read_together(self.accelerator, self.stage.validation_batches):
                 if self._should_stop():
                     self._missed.add("validation")
                     return {}
@@ -316,6 +338,8 @@ class Trainer:
                 for part in (0, 1):  # sum, count
                     summed[part] += torch.stack([losses[kind][part].to(summed.dtype) for kind in self.stage.kinds])
         self._missed.discard("validation")
+        if (loader := getattr(self.stage, "validation_loader", None)) is not None:
+            share_bad_records(self.accelerator, loader)
         return self.meter.means(*self._sum(summed), prefix="validation/") | self.diagnostics.validation_numbers()
 
     def _sample(self) -> None:
@@ -356,7 +380,10 @@ class Trainer:
         """What a state holds beside tensors; called by all processes together."""
         run = {"step": self.step, "elapsed": self.elapsed, "tally": self.meter.tally.tolist()}
         run |= {"guard": self.guard.state_dict(), "wandb": self.tracker.run_id, "missed": sorted(self._missed)}
-        return Saved(run, {"loader": self.stage.loader.state_dict(), "diagnostics": self.diagnostics.state_dict()})
+        position = self.stage.loader.state_dict()
+        if not self.accelerator.is_main_process:
+            position.pop("broken", None)  # the same in all
+        return Saved(run, {"loader": position, "diagnostics": self.diagnostics.state_dict()})
 
     def _load_run(self, saved: Saved) -> dict:
         """Returns the run's part: the guard and the tracker, which are made later, take theirs from it."""

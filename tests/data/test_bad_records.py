@@ -83,7 +83,14 @@ def test_skipping_is_exact_after_an_interruption_and_on_every_rank(file, streami
     ranks = [loader(file, streaming=streaming, rank=rank, world_size=2, prefetch=0) for rank in range(2)]
     for one, *parts in zip(whole, *(take(rank, 8) for rank in ranks), strict=True):
         assert one["input_ids"].tolist() == [row for part in parts for row in part["input_ids"].tolist()]
+    (alone,) = [loader(file, streaming=streaming, rows=4, prefetch=0)]
+    take(alone, 8)
+    met = [rank.met_since_shared() for rank in ranks]
+    for rank in ranks:
+        assert rank.unshared == 0
+        rank.agree_on_bad_records([*met[0], *met[1]])
     assert ranks[0].bad_records() == ranks[1].bad_records() != []
+    assert sorted(ranks[0].bad_records()) == sorted(alone.bad_records())
 
 
 @pytest.mark.parametrize(("limit", "count"), [(0, 1), (2, 3), (0.1, 3), (0.06, 2)])

@@ -9,6 +9,7 @@ from accelerate.utils import DistributedType
 from hybridgen.data.document_source import DocumentSource
 from hybridgen.data.sources import open_source
 from hybridgen.training.config.schema import TrainConfig
+from hybridgen.training.distributed.agreement import caught, raise_together
 from hybridgen.training.monitor.tracking import list_broken
 from hybridgen.training.stages.pictures import PictureLoader
 from hybridgen.training.stages.reconstruction import ReconstructionStage
@@ -36,12 +37,11 @@ def build_codec_stage(config: TrainConfig, accelerator: Accelerator) -> Reconstr
     data, rank = config.data, accelerator.process_index
 
     def loader(sources: list[DocumentSource], training: bool) -> PictureLoader:
-        own_records, name = data.shard_by_rank and training, "broken" if training else "broken_validation"
-        file = Path(config.output_dir) / (f"{name}_{rank}.jsonl" if own_records else f"{name}.jsonl")
-        on_bad_records = partial(list_broken, file) if rank == 0 or own_records else None
+        own_files, name = data.shard_by_rank and training, "broken" if training else "broken_validation"
+        on_bad_records = partial(list_broken, Path(config.output_dir) / f"{name}.jsonl") if rank == 0 else None
         ahead = (data.prefetch, data.loader_threads) if training else (0, 0)
         shape = (data.per_device_batch_size, settings.image_size, rank, accelerator.num_processes)
-        return PictureLoader(sources, *shape, data.max_broken, on_bad_records, *ahead, own_records)
+        return PictureLoader(sources, *shape, data.max_broken, on_bad_records, *ahead, own_files)
 
     def validation_loader() -> PictureLoader:
         return loader(held_out, training=False)
@@ -54,5 +54,7 @@ def build_codec_stage(config: TrainConfig, accelerator: Accelerator) -> Reconstr
         kind, model = VQStage, VQTrainingModel(build_vq_model(config.vq_model, config.seed))
     stage = kind(config, model, loader(sources, training=True), validation_loader, accelerator)
     if held_out:
-        next(validation_loader())  # so that errors in these data are raised now, not hours later
+        # so that errors in these data are raised now, not hours later
+        _, error = caught(lambda: next(validation_loader()))
+        raise_together(accelerator, error)
     return stage

@@ -42,6 +42,7 @@ from hybridgen.paths.understanding import encode_pixels
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor
 from hybridgen.training.config.schema import TrainConfig
+from hybridgen.training.distributed.agreement import caught, raise_together
 from hybridgen.training.distributed.fsdp import makes_weights
 from hybridgen.training.distributed.precision import choose_attention, choose_precision, set_attention
 from hybridgen.training.distributed.speed import compile_layers, compiler_found
@@ -84,6 +85,7 @@ class ModelStage:
         self.kinds = tuple(kind for kind, is_present in present.items() if is_present)
         self.breakdown = self._breakdown(loader)
         self.validation_breakdown: Breakdown | None = None
+        self.validation_loader: RowLoader | None = None
 
     def _breakdown(self, loader: RowLoader) -> Breakdown:
         diffusion = self.model.config.diffusion_config
@@ -190,9 +192,9 @@ class ModelStage:
         """Nothing of this stage changes over a run."""
 
     def validation_batches(self) -> Iterable[dict]:
-        loader = self._validation()
-        self.validation_breakdown = self._breakdown(loader)
-        return itertools.islice(loader, self.config.validation.batches)
+        self.validation_loader = self._validation()
+        self.validation_breakdown = self._breakdown(self.validation_loader)
+        return itertools.islice(self.validation_loader, self.config.validation.batches)
 
     def describe(self, means: dict[str, float]) -> dict[str, float]:
         return {}
@@ -277,7 +279,9 @@ def build_model_stage(config: TrainConfig, accelerator: Accelerator) -> ModelSta
     loader = row_loader(config, accelerator, processor, parts.sources, max_positions, True, draw)
     stage = ModelStage(config, parts.pipeline, loader, validation_loader if parts.validation else None)
     if parts.validation:
-        next(iter(stage.validation_batches()))  # so that errors in these data are raised now, not hours later
+        # so that errors in these data are raised now, not hours later
+        _, error = caught(lambda: next(iter(stage.validation_batches())))
+        raise_together(accelerator, error)
     return stage
 
 
@@ -311,17 +315,19 @@ def row_loader(
     training: bool,
     prepare: Callable[[Batch], Batch] | None = None,
 ) -> RowLoader:
-    """Rows of this process; in training made ahead by threads, and of records of its own if `data.shard_by_rank`.
-
-    Broken records are listed by every process that reads records of its own, or else by the first one.
-    """
+    """Rows of this process; in training made ahead by threads, and of files of its own if `data.shard_by_rank`. The
+    main process lists the broken records of all."""
     data, rank = config.data, accelerator.process_index
-    own_records = data.shard_by_rank and training
     threads = data.loader_threads if training else 0
     mixture = Mixture(sources, None, data.temperature, data.max_broken, threads, max_positions)
     name = "broken" if training else "broken_validation"
-    file = Path(config.output_dir) / (f"{name}_{rank}.jsonl" if own_records else f"{name}.jsonl")
-    on_broken = partial(list_broken, file) if rank == 0 or own_records else None
+    on_broken = partial(list_broken, Path(config.output_dir) / f"{name}.jsonl") if rank == 0 else None
     shape = (data.per_device_batch_size, data.sequence_length, rank, accelerator.num_processes)
     prefetch = data.prefetch if training else 0
-    return RowLoader(mixture, processor, *shape, prefetch, config.accumulation, own_records, on_broken, prepare)
+    own_files = data.shard_by_rank and training
+    loader, error = caught(
+        lambda: RowLoader(mixture, processor, *shape, prefetch, config.accumulation, own_files, on_broken, prepare)
+    )
+    if training:  # in a validation, `read_together` does it
+        raise_together(accelerator, error)
+    return loader

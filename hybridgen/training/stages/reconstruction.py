@@ -120,7 +120,8 @@ class ReconstructionStage:
 
     def validation_batches(self) -> Iterable[dict]:
         self._scores = self._new_scores()
-        return itertools.islice(self._validation(), self.config.validation.batches)
+        self.validation_loader = self._validation()
+        return itertools.islice(self.validation_loader, self.config.validation.batches)
 
     def describe(self, means: dict[str, float]) -> dict[str, float]:
         """After a validation its scores (`fidelity`); of training batches the PSNR of the mean error in decibels, where
@@ -150,10 +151,16 @@ class ReconstructionStage:
     @torch.no_grad()
     def score(self, model: nn.Module) -> dict:
         """The last validation again, in this process alone."""
-        summed, rows = self._new_scores(), self.config.data.per_device_batch_size
-        batches = self.config.validation.batches * self._accelerator.num_processes
+        summed, rows, ranks = (
+            self._new_scores(),
+            self.config.data.per_device_batch_size,
+            self._accelerator.num_processes,
+        )
         errors = torch.zeros(2, dtype=torch.float64)
-        for batch in itertools.islice(self._pictures(rows), batches):
+        of_ranks = [
+            itertools.islice(self._pictures(rows, rank, ranks), self.config.validation.batches) for rank in range(ranks)
+        ]
+        for batch in itertools.chain.from_iterable(zip(*of_ranks, strict=True)):
             decoded, _, codes = self.reconstruct(model, batch)
             summed.add(batch["pictures"], decoded, codes)
             error = (decoded - batch["pictures"]).to(sum_dtype(decoded.device))
@@ -167,9 +174,11 @@ class ReconstructionStage:
     def _new_scores(self) -> ReconstructionScores:
         return ReconstructionScores(self.codebook_size)
 
-    def _pictures(self, rows: int, training: bool = False) -> Iterable[dict]:
-        """Batches of held-out pictures, or of training pictures if there are none, from the first, for this process."""
+    def _pictures(self, rows: int, rank: int = 0, ranks: int = 1, training: bool = False) -> Iterable[dict]:
+        """Batches of held-out pictures, or of training pictures if there are none, from the first, for this process:
+        those of one of several ranks."""
         held_out = bool(self.config.validation.sources) and not training
-        sources = (self._validation() if held_out else self.loader).sources
-        loader = PictureLoader(sources, rows, self.settings.image_size, max_broken=self.config.data.max_broken)
+        sources = [source.anew() for source in (self._validation() if held_out else self.loader).sources]
+        size, max_broken = self.settings.image_size, self.config.data.max_broken
+        loader = PictureLoader(sources, rows, size, rank, ranks, max_broken)
         return (send_to_device(batch, self._accelerator.device) for batch in loader)

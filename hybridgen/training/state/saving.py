@@ -37,6 +37,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
 from hybridgen.core.files import read_json, write_json
+from hybridgen.data.loading import merge_positions
 from hybridgen.training.config import strict
 from hybridgen.training.config.renamed import with_new_names
 from hybridgen.training.config.schema import TrainConfig
@@ -156,6 +157,15 @@ def find_state(
         model = accelerator.unwrap_model(weights.model)
         names = moments.names_of_older_state(model, before, config.groups, folder)
     return FoundState(folder, Saved(run, rank), names, changed_settings)
+
+
+def position_in_data(found: FoundState, accelerator: Accelerator) -> dict:
+    """The place in the data of this process' rows: from its own file and the main process', which alone lists what is
+    broken, or, where another number of processes goes on, from the files of all."""
+    own, before = accelerator.process_index, found.saved.run.get("processes", accelerator.num_processes)
+    ranks = [0, own] if before == accelerator.num_processes else range(before)
+    parts = [read_json(found.folder / f"rank_{rank}.json")["loader"] for rank in ranks]
+    return merge_positions(parts, own=1 if before == accelerator.num_processes else 0)
 
 
 def load_state(

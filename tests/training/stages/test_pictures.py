@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from hybridgen.data.document_source import DocumentSource
+from hybridgen.data.older_positions import ROWS_DIVIDED
 from hybridgen.data.source_config import SourceConfig
 from hybridgen.data.sources import open_source
 from hybridgen.training.stages.pictures import PictureLoader
-from tests.data.in_memory import drawings, source_of
-from tests.processors import assistant, picture
+from tests.data.in_memory import Listed, drawings, source_of
+from tests.processors import assistant, image, picture
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_broken_pictures_are_gone_over_and_listed(folder):
     found = [each.where.rpartition("/")[2] for each in pictures.bad_records()]
     assert found[0] == "3.png"  # found when the folder was opened
     assert sorted(found) == ["2.png", "3.png", "a.jsonl:3"]
-    assert told == [1, 2, 3]
+    assert told == [3]  # in the first batch
     assert len({image.numpy().tobytes() for image in seen}) == 8  # of nine seeds all but the broken one
     with pytest.raises(ValueError, match="3 broken records are more than data.max_broken 2 allows: .*3.png"):
         [next(each) for each in [loader(folder, max_broken=2)] for _ in range(12)]
@@ -95,9 +96,6 @@ def test_it_goes_on_where_it_was(folder, ahead):
     for _ in range(6):
         assert torch.equal(next(begun)["pictures"], next(resumed)["pictures"])
     begun.close()
-    older = {name: state[name] for name in ("cursors", "given", "inside", "broken", "streams")}
-    resumed.load_state_dict(older)
-    assert resumed.state_dict() == state
 
 
 def test_a_position_is_of_the_sources_by_their_names(folder):
@@ -112,7 +110,7 @@ def test_a_position_is_of_the_sources_by_their_names(folder):
 
 
 def test_each_rank_decodes_its_own_part_alone(monkeypatch):
-    """With `shard_by_rank`; without it each rank reads all, and together they see what one process would."""
+    """Its own rows', and together they see what one process would; with `shard_by_rank`, its own records'."""
     ranks = [PictureLoader([source_of(drawings(8))], 2, 16, rank, 2, shard_by_rank=True) for rank in range(2)]
     read = []
     monkeypatch.setattr(
@@ -126,5 +124,31 @@ def test_each_rank_decodes_its_own_part_alone(monkeypatch):
     assert [[batch["numbers"].tolist() for batch in rank] for rank in batches] == [[[0, 1], [4, 5]], [[2, 3], [6, 7]]]
     whole = PictureLoader([source_of(drawings(8))], 4, 16)
     shared = [PictureLoader([source_of(drawings(8))], 2, 16, rank, 2) for rank in range(2)]
-    for _ in range(3):
-        assert torch.equal(next(whole)["pictures"], torch.cat([next(loader)["pictures"] for loader in shared]))
+    read.clear()
+    for count in range(1, 4):
+        expected, parts = next(whole), [next(loader) for loader in shared]
+        assert len(read) == 8 * count  # each picture once by `whole` and once by one of two ranks
+        assert torch.equal(expected["pictures"], torch.cat([part["pictures"] for part in parts]))
+        assert torch.equal(expected["numbers"], torch.cat([part["numbers"] for part in parts]))
+
+
+def test_a_position_of_an_older_version_goes_on_with_what_was_not_read():
+    """Of eight records, the first three of two pictures, two are used up, and the first picture of the third."""
+    records = Listed([[assistant(*[image(2 * i + j) for j in range(1 + (i < 3))])] for i in range(8)])
+    pictures, source = PictureLoader([source_of(records, shuffle=False)], 4, 16), source_of(records, shuffle=False)
+    older = {"cursors": [2], "given": [5], "inside": [1], "sources": ["task"], "broken": [], "streams": {}}
+    assert pictures.load_state_dict(older) == [ROWS_DIVIDED]
+    source.use_rows(0, 4, 4)
+    read = [(source.index(cursor), inside) for inside, cursor in _records(pictures, 3)]
+    assert {(2, 1), *((record, 0) for record in range(3, 8))} <= set(read)
+    assert next(each for each in read if each[0] == 2) == (2, 1)
+    assert pictures.totals() == {"given/task": 5 + 12}
+
+
+def _records(pictures: PictureLoader, batches: int) -> list[tuple[int, int]]:
+    """(place in the record, cursor) of each picture."""
+    found = []
+    for _ in range(batches):
+        insides = [stream.inside[0] for stream in pictures.streams]
+        found += [(inside, cursor) for inside, (_, cursor) in zip(insides, next(pictures)["records"], strict=True)]
+    return found
