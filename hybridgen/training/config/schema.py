@@ -91,8 +91,8 @@ class DataConfig:
         max_broken: broken records are skipped and listed in output_dir/broken.jsonl; more than so many of them (below
             1: than this share of a source) stop the run with the list.
         loader_threads: threads that read and decode ahead; their number changes nothing but the time.
-        shard_by_rank: each process reads its own part of the records, so that none reads all. The run then depends on
-            the number of processes; without it, two processes equal one.
+        shard_by_rank: each process has its own part of the files or records, instead of taking what its rows need out
+            of all of them. The run then depends on the number of processes; without it, two processes equal one.
         cache: a folder that keeps the latents and codes of pictures, and their features while the tower is
             frozen and whole (not under FSDP2).
     """
