@@ -20,6 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from hybridgen.bridges.backbones import check_text
+from hybridgen.bridges.chat_templates import NAMES as TEMPLATES
+from hybridgen.bridges.chat_templates import add_role_tokens, load_template
 from hybridgen.bridges.collect import PartFolders, PretrainedParts, check_request, collect
 from hybridgen.bridges.weight_names import EMBEDDINGS, HEAD, PARTS_OF_PATH
 from hybridgen.checkpoints.loading import quiet
@@ -28,6 +30,7 @@ from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor, add_image_tokens, image_token_ids
+from hybridgen.tokenization_hybridgen import ROLE_TOKENS
 
 VOCAB_MULTIPLE = 64  # where rows are added, the vocabulary grows to a multiple of it: matrix products are faster
 
@@ -42,7 +45,8 @@ class AssemblyOptions:
         unet_channels: of a U-Net around the backbone, as in `HybridGenDiffusionConfig`; None = linear patches.
         prediction_type: of the diffusion path: `velocity`, `epsilon`, or `sample`, which suits raw pixels.
         understanding_bidirectional: the tokens of a picture that is read attend to each other both ways.
-        chat_template: instead of the tokenizer's; None = the tokenizer's, or hybridgen's if it has none.
+        chat_template: instead of the tokenizer's: one of `chat_templates.NAMES`, a file, or the template itself;
+            None = the tokenizer's, or that of the Janus.
         seed: of everything that is initialised at random.
     """
 
@@ -91,7 +95,7 @@ def assemble(
         torch.manual_seed(options.seed)
         parts = collect(paths, folders)
         config = _configure(paths, parts, options)
-        _extend_vocabulary(parts, config)
+        _extend_vocabulary(parts, config, options.chat_template)
         model = _build_model(config, parts)
     processor = _processor(config, parts, options)
     if parts.reference is not None:
@@ -159,20 +163,21 @@ def _image_size(paths: tuple[str, ...], parts: PretrainedParts, options: Assembl
 # ----------------------------------------------------------------------------------------------------- the weights
 
 
-def _extend_vocabulary(parts: PretrainedParts, config: HybridGenConfig) -> None:
+def _extend_vocabulary(parts: PretrainedParts, config: HybridGenConfig, template: str | None) -> None:
     """Give the tokenizer the image tokens that it lacks, the tables rows for them, and the config both.
 
     Rows that are added are the mean of the old ones. If the table has unused rows for the new tokens, only those of the
-    begin and end of an image are set to the mean: placeholders are never looked up.
+    begin and end of an image, and of roles, are set to the mean: placeholders are never looked up.
     """
     tokenizer, tied = parts.tokenizer, config.tie_word_embeddings
     known = set(tokenizer.get_vocab())
     add_image_tokens(tokenizer)
+    roles = ROLE_TOKENS if template == "hybridgen" and add_role_tokens(tokenizer) else ()
     ids = image_token_ids(tokenizer)
     for name, value in ids.items():
         setattr(config, name, value)
-    begin_and_end = (ids["begin_image_token_id"], ids["end_image_token_id"])
-    new_ids = [token_id for token_id in begin_and_end if tokenizer.convert_ids_to_tokens(token_id) not in known]
+    looked_up = (ids["begin_image_token_id"], ids["end_image_token_id"], *tokenizer.convert_tokens_to_ids(list(roles)))
+    new_ids = [token_id for token_id in looked_up if tokenizer.convert_ids_to_tokens(token_id) not in known]
     rows, needed = config.text_config.vocab_size, max(tokenizer.get_vocab().values()) + 1
     if needed > rows:
         rows = -(-needed // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
@@ -242,8 +247,13 @@ def _processor(config: HybridGenConfig, parts: PretrainedParts, options: Assembl
         parts.images,
         vae_factor=factors["diffusion"],
         vq_factor=factors["vq"],
-        chat_template=options.chat_template,
+        chat_template=None if options.chat_template is None else load_template(options.chat_template, parts.tokenizer),
     )
+    if parts.janus is None and processor.chat_template is None:
+        raise ValueError(
+            "the backbone's tokenizer has no chat template, and prompts need one; say chat_template (--chat-template): "
+            f"a file of Jinja, or one of {', '.join(TEMPLATES)}"
+        )
     if parts.janus is None:
         return processor
     # these come from the processor made for the new config; every other setting is taken over from the Janus

@@ -5,21 +5,19 @@ from collections.abc import Iterator
 
 from hybridgen.bridges.assemble import AssemblyOptions, assemble
 from hybridgen.checkpoints.loading import new_folder
-from hybridgen.core.utf8 import read_text
 
 STOPPED = "nothing was written: the new folder appears when all of it is"  # after Ctrl-C
 
 
 def run(options: argparse.Namespace) -> Iterator[str]:
     """Yields the folder that was written."""
-    template = options.chat_template
     assembly = AssemblyOptions(
         image_size=options.image_size,
         patch_size=options.patch_size,
         unet_channels=options.unet_channels,
         prediction_type=options.prediction,
         understanding_bidirectional=options.bidirectional,
-        chat_template=None if template is None else read_text(template, "--chat-template"),
+        chat_template=options.chat_template,
         seed=options.seed,
     )
     with new_folder(options.folder) as unfinished:

@@ -2,9 +2,11 @@
 
 import argparse
 
+from hybridgen.bridges.chat_templates import NAMES as TEMPLATES
+from hybridgen.bridges.chat_templates import check_template
 from hybridgen.cli.arguments.types import channel_counts, new_command, path_names, path_to, seed_number, whole_number
 from hybridgen.core.names import PATHS
-from hybridgen.core.recognition import check_absent, does_not_exist, is_there, require_file, require_folder
+from hybridgen.core.recognition import check_absent, does_not_exist, is_there, require_folder
 
 PREDICTIONS = ("velocity", "sample", "epsilon")
 ABOUT = """\
@@ -53,7 +55,11 @@ def _add_shape(group) -> None:
     )
     group.add_argument("--prediction", default="velocity", choices=PREDICTIONS, help="(default: velocity)")
     group.add_argument("--bidirectional", action="store_true", help="tokens of a picture that is read see each other")
-    group.add_argument("--chat-template", type=path_to, metavar="FILE", help="Jinja, instead of the tokenizer's own")
+    group.add_argument(
+        "--chat-template",
+        metavar="FILE",
+        help=f"Jinja, or one of {', '.join(TEMPLATES)}, instead of the tokenizer's own",
+    )
     group.add_argument("--seed", type=seed_number, default=0, help="of what starts random (default: 0)")
 
 
@@ -73,4 +79,4 @@ def check(options: argparse.Namespace) -> None:
     if options.vision is not None and not is_there(options.vision):
         raise does_not_exist("vision tower", options.vision, "give a folder that save_pretrained wrote, or a .json")
     if options.chat_template is not None:
-        require_file("chat template", options.chat_template, "give a file of Jinja")
+        check_template(options.chat_template)

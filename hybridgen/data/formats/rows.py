@@ -14,7 +14,7 @@
 Forms that no row tells by itself, so that a config has to:
 
     turn          {"text": ...}                                                one turn of the assistant
-    plain         a row of captions or llava                                   the picture, its caption; no template
+    plain         a row of captions, llava or messages                         the picture, its caption; no template
     interleaved   a row of obelics, mmc4 or text                               as a corpus has it; no template
 
 Records of text, plain and interleaved have `plain: true`: no chat template is put around them.
@@ -31,6 +31,7 @@ from collections.abc import Sized
 from pathlib import Path
 from typing import Any
 
+from hybridgen.core.messages import parts
 from hybridgen.core.values import shown
 from hybridgen.data.bad_records import record_errors
 from hybridgen.data.formats.conversations import conversation
@@ -245,19 +246,18 @@ def _turn(fields: Fields, variant: int) -> dict:
 
 def _plain(fields: Fields, variant: int) -> dict:
     """LLaVA's first stage (arXiv 2304.08485): what the human says is left out, but for the picture."""
-    if not fields.has("conversations"):
-        record = _captions(fields, variant)
-        caption, picture = (message["content"] for message in record["messages"])
+    turns = next((build for name, build in _CONVERSATIONS.items() if fields.has(name)), None)
+    if turns is None:
+        caption, picture = (parts(message) for message in _captions(fields, variant)["messages"])
     else:
-        parts_of = {"user": [], "assistant": []}
-        for message in _llava(fields, variant)["messages"]:
-            parts_of.get(message["role"], []).extend(message["content"])
-        picture = [part for part in parts_of["user"] if part["type"] == "image"]
-        caption = parts_of["assistant"]
+        said: dict[str, list[dict]] = {"system": [], "user": [], "assistant": []}
+        for message in turns(fields, variant)["messages"]:
+            said[message["role"]] += parts(message)
+        picture, caption = [part for part in said["user"] if part["type"] == "image"], said["assistant"]
         if len(picture) != 1 or [part["type"] for part in caption] != ["text"]:
             raise ValueError(
                 f"{fields.where}: a record of the form plain is one picture and its one caption; leave the record out, "
-                "or say form: llava"
+                "or leave form out"
             )
     return chat_record(("user", picture), ("assistant", caption)) | {"plain": True}
 
@@ -353,4 +353,5 @@ _BUILDERS = {
     "plain": _plain,
     "interleaved": _interleaved,
 }
+_CONVERSATIONS = {"messages": _messages, "conversations": _llava}
 _INTERLEAVED = {"text_list": _mmc4, "texts": _obelics}

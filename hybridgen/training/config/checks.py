@@ -11,6 +11,7 @@ from math import inf
 from pathlib import Path
 
 from hybridgen.bridges.adapters import require_peft
+from hybridgen.bridges.chat_templates import check_template
 from hybridgen.codecs.frozen import vq_downsample_factor
 from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.core.files import read_json
@@ -223,6 +224,9 @@ def _check_model_stage(config: TrainConfig) -> None:
         with said_of("model.tokenizer.path"):
             require_folder("tokenizer", Path(config.model.tokenizer.path), "give a folder that save_pretrained wrote")
             check_files(Path(config.model.tokenizer.path))
+    if config.model.chat_template is not None:
+        with said_of("model.chat_template"):
+            check_template(config.model.chat_template)
     hybrid = hybrid_config(config.model)
     _check_starting_weights(config, hybrid)
     factors = codec_factors(hybrid, config.codec, config.model.from_pretrained)

@@ -203,7 +203,8 @@ def _pretrained_config(model: ModelConfig) -> HybridGenConfig:
     others = [
         field.name
         for field in fields(model)
-        if field.name not in ("from_pretrained", "tokenizer") and getattr(model, field.name) != field.default
+        if field.name not in ("from_pretrained", "tokenizer", "chat_template")
+        and getattr(model, field.name) != field.default
     ]
     if others:
         raise ValueError(

@@ -47,6 +47,9 @@ class ModelConfig:
         codes_from_codebook: start code embeddings and the rows of the generation head from the codec's codebook.
         shared_vocabulary: codes are tokens of the language model, behind those of the tokenizer (Chameleon); of
             `vq_config` only `num_embeddings` and `sample_size` count then.
+        chat_template: for a tokenizer that brings none, or instead of its own: a file of Jinja, or one of
+            `bridges.chat_templates.NAMES`; it is saved with the checkpoint. None = the tokenizer's own. Where there is
+            none, texts without a template can be trained on, and conversations are refused.
     """
 
     from_pretrained: FilePath | None = None
@@ -64,6 +67,7 @@ class ModelConfig:
     embedding_std: float | None = None
     codes_from_codebook: bool = False
     shared_vocabulary: bool = False
+    chat_template: FilePath | None = None
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
 
 

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from hybridgen.bridges.backbones import check_text, decoder_of
+from hybridgen.bridges.chat_templates import NAMES as TEMPLATES
+from hybridgen.bridges.chat_templates import add_role_tokens, load_template
 from hybridgen.checkpoints.loading import model_settings, require_weights
 from hybridgen.codecs.frozen import VAECodec, VQCodec, load_vq
 from hybridgen.configuration_hybridgen import HybridGenConfig, check_memory
-from hybridgen.core.messages import parts
+from hybridgen.core.messages import DEFAULT_CHAT_TEMPLATE, parts
 from hybridgen.core.names import WRITING_PATHS
 from hybridgen.data.document_source import DocumentSource
 from hybridgen.data.sources import open_source
@@ -31,10 +33,13 @@ from hybridgen.paths.modality_experts import EXPERT, copy_into_experts
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor, add_image_tokens, build_tokenizer, image_token_ids
 from hybridgen.sampling.schedules import scheduler_named
+from hybridgen.tokenization_hybridgen import has_role_tokens
 from hybridgen.training.config.parts import codec_factors, hybrid_config, said_of
 from hybridgen.training.config.schema import FROM_SCRATCH, ModelConfig, SamplingConfig, TrainConfig
 from hybridgen.training.distributed.fsdp import drop_weights
 from hybridgen.training.state.checkpointing import saved_steps
+
+LOOK = 100  # records of a source that are looked at for a conversation, where there is no chat template
 
 
 @dataclass
@@ -49,7 +54,7 @@ class Parts:
 def build_parts(config: TrainConfig, weights: bool = True) -> Parts:
     """
     1. Open the sources.
-    2. Load or train the tokenizer, load the codecs.
+    2. Load or train the tokenizer, find the chat template, load the codecs.
     3. Make the model and the processor that fits it.
 
     Args:
@@ -60,6 +65,9 @@ def build_parts(config: TrainConfig, weights: bool = True) -> Parts:
     """
     sources = [open_source(source, config.seed) for source in config.data.sources]
     validation = [open_source(source, config.seed) for source in config.validation.sources]
+    tokenizer = None if config.model.from_pretrained else build_or_load_tokenizer(config, sources)
+    template = find_template(config, tokenizer)
+    require_template(template, config, [*sources, *validation])
     vq = None if config.codec.vq is None else load_vq(config.codec.vq)
     vae = None if config.codec.vae is None else load_vae(config.codec.vae)
     if config.model.from_pretrained is not None:
@@ -69,9 +77,9 @@ def build_parts(config: TrainConfig, weights: bool = True) -> Parts:
         vq, vae = start.vq_model if vq is None else vq, start.vae if vae is None else vae
         defaults = _sampling_defaults(config.sampling, start.model.config, start.sampling_defaults or {})
         scheduler = _scheduler(config.sampling, start.model.config, start.scheduler)
+        start.processor.chat_template = template
         pipeline = HybridGenPipeline(start.model, start.processor, scheduler, vae, vq, defaults)
         return Parts(pipeline, sources, validation)
-    tokenizer = build_or_load_tokenizer(config, sources)
     model = build_model(config.model, tokenizer, config.seed, weights)
     if config.model.codes_from_codebook and weights:
         start_from_codebook(model, VQCodec(vq).codebook, config.seed)
@@ -80,6 +88,7 @@ def build_parts(config: TrainConfig, weights: bool = True) -> Parts:
         tokenizer,
         vae_factor=1 if vae is None else VAECodec(vae).downsample_factor,
         vq_factor=None if vq is None else VQCodec(vq).downsample_factor,
+        chat_template=template,
     )
     defaults = _sampling_defaults(config.sampling, model.config, FROM_SCRATCH)
     pipeline = HybridGenPipeline(model, processor, _scheduler(config.sampling, model.config), vae, vq, defaults)
@@ -133,13 +142,57 @@ def build_processor(config: TrainConfig, sources: list[DocumentSource]) -> Hybri
         ValueError: a file is missing or of another kind; in one sentence.
     """
     if config.model.from_pretrained is not None:
-        return HybridGenProcessor.from_pretrained(config.model.from_pretrained)
+        processor = HybridGenProcessor.from_pretrained(config.model.from_pretrained)
+        processor.chat_template = find_template(config)
+        return processor
     tokenizer = build_or_load_tokenizer(config, sources, save=False)
     hybrid = hybrid_config(config.model, vocab_size=len(tokenizer), **image_token_ids(tokenizer))
     factors = codec_factors(hybrid, config.codec)
     return HybridGenProcessor.for_config(
-        hybrid, tokenizer, vae_factor=factors.get("diffusion", 1), vq_factor=factors.get("vq")
+        hybrid,
+        tokenizer,
+        vae_factor=factors.get("diffusion", 1),
+        vq_factor=factors.get("vq"),
+        chat_template=find_template(config, tokenizer),
     )
+
+
+def find_template(config: TrainConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> str | dict | None:
+    """The chat template that the config names, else that of the tokenizer (None = of `model.from_pretrained`)."""
+    named, own = config.model.chat_template, None
+    if tokenizer is None:
+        processor = HybridGenProcessor.from_pretrained(config.model.from_pretrained)
+        own, tokenizer = processor.chat_template, processor.tokenizer
+    if named is not None:
+        with said_of("model.chat_template"):
+            return load_template(named, tokenizer)
+    return own or tokenizer.chat_template or (DEFAULT_CHAT_TEMPLATE if has_role_tokens(tokenizer) else None)
+
+
+def require_template(template: str | dict | None, config: TrainConfig, sources: list[DocumentSource]) -> None:
+    """Raises ValueError if there is no chat template, and conversations are to be trained on, or sampled."""
+    if template is not None:
+        return
+    folder = config.model.from_pretrained or config.model.tokenizer.path or config.model.language_model
+    needing = next((where for source in sources if (where := first_conversation(source)) is not None), None)
+    if needing is None and not config.sampling.every:
+        return
+    what = f"{needing}: a conversation" if needing else f"sampling.every is {config.sampling.every}: a prompt"
+    raise ValueError(
+        f"{what} needs a chat template, and the tokenizer of {folder} has none; give model.chat_template (a file of "
+        f"Jinja, or {', '.join(TEMPLATES)}), or train on texts without one (form: text)"
+    )
+
+
+def first_conversation(source: DocumentSource) -> str | None:
+    """What to call the first record of a source that needs a chat template; `LOOK` records are looked at."""
+    for cursor in range(LOOK if source.records is None else min(LOOK, source.records)):
+        try:
+            if not source.record(cursor).get("plain", False):
+                return source.where(cursor)
+        except ValueError:  # broken: the mixture lists it
+            continue
+    return None
 
 
 def build_model(
@@ -224,6 +277,8 @@ def build_or_load_tokenizer(
     if folder is not None:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         add_image_tokens(tokenizer)
+        if config.model.chat_template == "hybridgen":
+            add_role_tokens(tokenizer)
         return tokenizer
     tokenizer = build_tokenizer(texts(sources, settings.samples), settings.vocab_size)
     if save:

@@ -90,6 +90,11 @@ OBELICS = {"texts": ["one", None], "images": [None, "a.png"]}
         ({"text": ["a", "b "]}, "text", [turn("assistant", "a")]),
         (LLAVA, "plain", [turn("user", A), turn("assistant", "a red circle")]),
         ({"image": "a.png", "text": " a "}, "plain", [turn("user", A), turn("assistant", "a")]),
+        (
+            {"messages": [turn("user", A, "what is it?"), {"role": "assistant", "content": "a"}]},
+            "plain",
+            [turn("user", A), turn("assistant", "a")],
+        ),
         (OBELICS, "interleaved", [turn("assistant", "one", A)]),
         (MMC4, "interleaved", [turn("assistant", A, "one\n\ntwo", B, "three")]),
         ({"text": "a "}, "interleaved", [turn("assistant", "a ")]),
