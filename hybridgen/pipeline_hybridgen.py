@@ -874,5 +874,6 @@ def load_pipeline(checkpoint: str | Path, model: HybridGenForConditionalGenerati
         for name in ("vae", "vq_model"):
             if (codec := getattr(pipeline, name)) is not None:
                 check_codec_weights(folder / name, codec)
-    pipeline.record_origin(folder)
+    if model is None:
+        pipeline.record_origin(folder)
     return pipeline

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from hybridgen.training.config.schema import TrainConfig
-from hybridgen.training.distributed.processes import make_accelerator, seed_dropout
+from hybridgen.training.distributed.processes import make_accelerator, peers_lost, seed_dropout
 from hybridgen.training.distributed.speed import keep_freed_memory
 from hybridgen.training.stages.building import check_fits
 from hybridgen.training.stages.codec import build_codec_stage
@@ -37,7 +37,8 @@ def train(config: TrainConfig) -> Path:
     build = build_codec_stage if config.stage == "codec" else build_model_stage
     stage = build(config, accelerator)
     seed_dropout(config.seed)
-    trainer = Trainer(config, stage, accelerator)
+    with peers_lost(accelerator, folder):  # where weights are shared, they are dealt out here
+        trainer = Trainer(config, stage, accelerator)
     if not trainer.run():
         raise SystemExit(130 if trainer.stopped_by == "Ctrl-C" else 0)
     return folder / "checkpoint"

@@ -63,7 +63,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             fsdp_plugin=plugin,
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],  # stages reduce theirs themselves
         )
-    if sharded and torch.distributed.is_initialized() and accelerator.distributed_type != DistributedType.FSDP:
+    if cpu and sharded and torch.distributed.is_initialized():
         _shard_on_cpus(accelerator, plugin)
     check_engine(config, accelerator)
     return accelerator
