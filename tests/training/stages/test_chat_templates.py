@@ -12,10 +12,10 @@ from hybridgen.bridges.assemble import AssemblyOptions, assemble
 from hybridgen.bridges.chat_templates import NAMES, VICUNA, check_template, load_template
 from hybridgen.cli import main as cli
 from hybridgen.core.messages import DEFAULT_CHAT_TEMPLATE
-from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.processing_hybridgen import HybridGenProcessor
 from hybridgen.tokenization_hybridgen import ROLE_TOKENS
 from hybridgen.training.config.checks import load_config
+from hybridgen.training.stages import building
 from hybridgen.training.stages.building import build_parts, build_processor
 from tests.foreign_tokenizers import FAMILIES
 from tests.processors import CHATML, assistant, image, tiny_processor, user
@@ -53,7 +53,7 @@ def config(place, source: str, model: dict | None = None, **others) -> str:
 
 @pytest.mark.parametrize("source", ["chats.jsonl", "mixed.jsonl"])
 def test_conversations_without_a_template_are_refused_before_a_model_is_made(place, source, monkeypatch, capsys):
-    monkeypatch.setattr(HybridGenForConditionalGeneration, "__init__", lambda *_: pytest.fail("a model is made"))
+    monkeypatch.setattr(building, "build_model", lambda *_: pytest.fail("a model is made"))
     assert cli.main(["train", config(place, source)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{source}:" in line
