@@ -1,40 +1,31 @@
 """webdataset shards as a source: files of one name in a tar are one sample, `0001.jpg` and `0001.txt`.
 
-Nothing is unpacked: the offset of each file in its tar is noted when the source is opened, and a record is read from
+Nothing is unpacked: where each file stands in its tar is known from an index (`tar_index`), and a record is read from
 there. As in webdataset, a sample's name ends at the *first* dot after its folder (`a.seg.png` is the part `seg.png` of
 the sample `a`), and the parts of a sample must follow one another in the tar.
 """
 
+import bisect
 import gzip
+import itertools
 import lzma
 import tarfile
 import zlib
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from hybridgen.data.bad_records import BadRecord
-from hybridgen.data.formats.image_folder import is_litter
 from hybridgen.data.formats.rows import RowSource
+from hybridgen.data.formats.tar_index import IS_APART, LINK, Member, index_tars, members, split_name
 from hybridgen.data.formats.text_files import parse_json
 
 WHERE, BROKEN = "__where__", "__broken__"  # keys of a streamed row: its place, and why it cannot be read
 
 
-_IS_APART = "its parts ({}) do not follow one another in the tar; make it with tar --sort=name"
-LINK = -1  # offset of a part that is a link
 _IS_CUT = "the tar ends inside of its part {!r}; copy the tar again"
 _CANNOT_READ_ON = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
 _IS_LINK = "its part {!r} is a link, and the tar holds no file there; make it with tar --dereference --hard-dereference"
-
-
-class _Sample(NamedTuple):
-    """One sample of a shard: its files as (part of the name behind the key, offset, bytes)."""
-
-    shard: int
-    key: str
-    files: tuple[tuple[str, int, int], ...]
 
 
 class _Part(NamedTuple):
@@ -64,6 +55,7 @@ class WebDatasetSource(RowSource):
         files: the shards.
         form, columns: see `rows`; a form of None is told by each sample.
         bad_records: a shard that ends too early is added to it; None = that is raised.
+        index: the folder of indexes that are kept (`tar_index`); None = all headers are read.
 
     Raises:
         ValueError: a shard is missing, compressed or no tar, or no sample is in any.
@@ -75,81 +67,48 @@ class WebDatasetSource(RowSource):
         form: str | None = None,
         columns: dict[str, str] | None = None,
         bad_records: list[BadRecord] | None = None,
+        index: str | Path | None = None,
     ):
         super().__init__(str(files[0]), form, columns)
-        self.files = files
-        self._samples: list[_Sample] = []
-        for number, file in enumerate(files):
-            first = len(self._samples)
-            try:
-                self._index(number, file)
-                self._samples[first:] = self._whole(self._samples[first:], bad_records)
-            except tarfile.TarError as error:
-                cut = BadRecord(str(file), f"the tar cannot be read to its end ({error})")
+        self.files, self._indexes = files, index_tars(files, index)
+        self._ends = list(itertools.accumulate(map(len, self._indexes)))  # of each shard, in records
+        first = None
+        for file, shard in zip(files, self._indexes, strict=True):
+            for place, reason in shard.bad_records:
+                bad = BadRecord(_place(file, place) if place else str(file), reason)
+                first = first or bad
                 if bad_records is None:
-                    raise ValueError(str(cut)) from error
-                bad_records.append(cut)
-        if not self._samples:
-            first = (
-                f": {bad_records[0]}" if bad_records else "; a sample is files of one name, as 0001.jpg and 0001.txt"
-            )
-            raise ValueError(f"{files[0]} holds no sample{first}")
-
-    def _index(self, number: int, file: str) -> None:
-        if not Path(file).is_file():
-            raise ValueError(f"there is no shard {file}; put it back, or leave it out of the source")
-        with Path(file).open("rb") as opened:
-            if opened.read(2) == b"\x1f\x8b":
-                raise ValueError(
-                    f"the shard {file} is compressed, so no record is found without all before it; set streaming: "
-                    "true, or unpack it to .tar"
-                )
-            opened.seek(0)
-            key, parts = None, []  # of the sample that is being collected
-            try:
-                with tarfile.open(fileobj=opened, mode="r:", tarinfo=_Member) as tar:
-                    for member in tar:
-                        if member.isdir() or (name := _split(member.name)) is None:
-                            continue
-                        if name[0] != key and parts:
-                            self._samples.append(_Sample(number, key, tuple(parts)))
-                            parts = []
-                        key = name[0]
-                        parts.append((name[1], member.offset_data if member.isfile() else LINK, member.size))
-            finally:
-                if parts:  # if the tar was cut, this sample may be cut too: then reading it fails, and lists it
-                    self._samples.append(_Sample(number, key, tuple(parts)))
-
-    def _whole(self, samples: list[_Sample], bad_records: list[BadRecord] | None) -> list[_Sample]:
-        """The samples of a shard but those whose parts stand apart: its words alone would be another record."""
-        parts: dict[str, list[str]] = {}
-        for sample in samples:
-            parts.setdefault(sample.key, []).extend(name for name, _, _ in sample.files)
-        counts = Counter(sample.key for sample in samples)
-        apart = {key for key in parts if counts[key] > 1 and len(set(parts[key])) == len(parts[key])}
-        for key in sorted(apart):
-            bad = BadRecord(f"{self.files[samples[0].shard]}, key {key!r}", _IS_APART.format(", ".join(parts[key])))
-            if bad_records is None:
-                raise ValueError(str(bad))
-            bad_records.append(bad)
-        return [sample for sample in samples if sample.key not in apart]
+                    raise ValueError(str(bad))
+                bad_records.append(bad)
+        if not len(self):
+            reason = f": {first}" if first else "; a sample is files of one name, as 0001.jpg and 0001.txt"
+            raise ValueError(f"{files[0]} holds no sample{reason}")
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return self._ends[-1]
 
     def where(self, index: int) -> str:
         """The shard and key of a record."""
-        sample = self._samples[index]
-        return f"{self.files[sample.shard]}, key {sample.key!r}"
+        shard, sample = self._find(index)
+        return _place(self.files[shard], self._indexes[shard].key(sample))
+
+    def _find(self, index: int) -> tuple[int, int]:
+        """The shard of a record, and which of its samples it is."""
+        shard = bisect.bisect_right(self._ends, index)
+        return shard, index - (self._ends[shard - 1] if shard else 0)
 
     def _row(self, index: int) -> dict[str, Any]:
-        sample, row = self._samples[index], {}
-        with Path(self.files[sample.shard]).open("rb") as file:
-            for name, offset, size in sample.files:
+        (shard, sample), row = self._find(index), {}
+        with Path(self.files[shard]).open("rb") as file:
+            for name, offset, size in self._indexes[shard].parts(sample):
                 if offset == LINK:
                     raise ValueError(f"{self.where(index)}: {_IS_LINK.format(name)}")
                 row[name] = _content(name, _read(file, name, offset, size), self.where(index))
         return row
+
+
+def _place(file: str, key: str) -> str:
+    return f"{file}, key {key!r}"
 
 
 def tar_rows(file: str, opened: BinaryIO) -> Iterator[dict[str, Any]]:
@@ -160,18 +119,18 @@ def tar_rows(file: str, opened: BinaryIO) -> Iterator[dict[str, Any]]:
     key, met = None, {}  # met: of each key, the parts so far
     skipped_through = "://" not in file and not is_compressed(opened)
     try:
-        with tarfile.open(fileobj=opened, mode="r:" if skipped_through else "r|*", tarinfo=_Member) as tar:
+        with tarfile.open(fileobj=opened, mode="r:" if skipped_through else "r|*", tarinfo=Member) as tar:
             for member in members(tar):
-                if member.isdir() or (name := _split(member.name)) is None:
+                if member.isdir() or (name := split_name(member.name)) is None:
                     continue
                 if name[0] != key and row:
                     yield row
                     row = {}
                 if name[0] != key and name[1] not in met.get(name[0], name[1]):
-                    row[BROKEN] = _IS_APART.format(", ".join([*met[name[0]], name[1]]))
+                    row[BROKEN] = IS_APART.format(", ".join([*met[name[0]], name[1]]))
                 key = name[0]
                 met.setdefault(key, []).append(name[1])
-                row[WHERE] = f"{file}, key {key!r}"
+                row[WHERE] = _place(file, key)
                 try:
                     row[name[1]] = _passed(tar, member, name[1], file if skipped_through else None)
                 except ValueError as error:
@@ -209,13 +168,6 @@ def is_compressed(opened: BinaryIO) -> bool:
     return start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"))
 
 
-def members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members of a tar, of which only the current one is in memory."""
-    while (member := tar.next()) is not None:
-        yield member
-        tar.members = []
-
-
 def read_parts(row: Any) -> Any:
     """A row of a stream with what its parts hold."""
     if not isinstance(row, dict) or BROKEN in row or WHERE not in row:
@@ -230,26 +182,5 @@ def read_parts(row: Any) -> Any:
     return content
 
 
-class _Member(tarfile.TarInfo):
-    """A member of a tar. A tar without its end mark is an error here; Python takes one cut between members for
-    whole."""
-
-    @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
-        try:
-            return super().fromtarfile(tar)
-        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError, tarfile.InvalidHeaderError) as error:
-            raise tarfile.ReadError("unexpected end of data") from error
-
-
 def _content(name: str, content: bytes, where: str) -> Any:
     return parse_json(content, where) if name.rpartition(".")[2] == "json" else content
-
-
-def _split(path: str) -> tuple[str, str] | None:
-    """(key, part) of a file's name in a tar; None where it has no part, or was left behind by a computer."""
-    folder, slash, name = path.rpartition("/")
-    if any(is_litter(each) for each in path.split("/") if each not in ("", ".", "..")):
-        return None
-    key, dot, part = name.partition(".")
-    return (f"{folder}{slash}{key}", part.lower()) if key and dot else None
