@@ -30,8 +30,11 @@ FIRST_FILES = 100  # whose first bytes are looked at before a source is opened
 STREAM_LOOK = 10_000  # records of a stream that are read in search of a picture
 
 
-def open_source(config: SourceConfig, seed: int = 0) -> DocumentSource:
+def open_source(config: SourceConfig, seed: int = 0, index: Path | None = None) -> DocumentSource:
     """Open what a config names, for a run of this seed.
+
+    Args:
+        index: a folder in which it is kept where the samples of tars stand; None = it is found anew each time.
 
     Raises:
         ValueError: there is no such file or data set, no such task or split in it, no record that is whole, or no
@@ -41,7 +44,7 @@ def open_source(config: SourceConfig, seed: int = 0) -> DocumentSource:
         return _open_synthetic(config, seed)
     bad: list[BadRecord] = []
     _refuse_impostors(config)
-    source = open_stream(config, seed) if config.streaming else open_records(config, bad)
+    source = open_stream(config, seed) if config.streaming else open_records(config, bad, index)
     if config.write is not None:
         _require_picture(source, config, bad)
     bad = [BadRecord(f"source {config.name!r}, {each.where}", each.reason) for each in bad]
@@ -102,7 +105,7 @@ def _open_synthetic(config: SourceConfig, seed: int) -> DocumentSource:
     return DocumentSource(source, config, seed)
 
 
-def open_records(config: SourceConfig, bad_records: list[BadRecord]) -> RowSource:
+def open_records(config: SourceConfig, bad_records: list[BadRecord], index: Path | None = None) -> RowSource:
     """The records of a source's files, by its format; what is broken is added to `bad_records`."""
     kind, rows = config.kind, {"form": config.form, "columns": config.columns}
     if kind == "folder":
@@ -113,7 +116,7 @@ def open_records(config: SourceConfig, bad_records: list[BadRecord]) -> RowSourc
     if kind == "txt":
         return TxtSource(config.source, files_named(config.source), bad_records=bad_records, **rows)
     if kind == "webdataset":
-        return WebDatasetSource(files_named(config.source), bad_records=bad_records, **rows)
+        return WebDatasetSource(files_named(config.source), bad_records=bad_records, index=index, **rows)
     files = files_named(config.source) if kind == "parquet" else []
     table = open_dataset(config.source, kind, files, config.split, config.subset)
     source = DatasetSource(table, config.source, images=config.images or _folder_of(config, files), **rows)

@@ -51,6 +51,14 @@ class Parts:
     validation: list[DocumentSource]
 
 
+def open_sources(config: TrainConfig) -> tuple[list[DocumentSource], list[DocumentSource]]:
+    """The sources of training and of validation. Where the samples of their tars stand is kept beside the caches, which
+    several runs may share, or in the run's folder."""
+    index = Path(config.data.cache or config.output_dir) / "index"
+    training, held_out = config.data.sources, config.validation.sources
+    return tuple([open_source(source, config.seed, index) for source in each] for each in (training, held_out))
+
+
 def build_parts(config: TrainConfig, weights: bool = True) -> Parts:
     """
     1. Open the sources.
@@ -63,8 +71,7 @@ def build_parts(config: TrainConfig, weights: bool = True) -> Parts:
     Raises:
         ValueError: a file is missing or of another kind; in one sentence.
     """
-    sources = [open_source(source, config.seed) for source in config.data.sources]
-    validation = [open_source(source, config.seed) for source in config.validation.sources]
+    sources, validation = open_sources(config)
     tokenizer = None if config.model.from_pretrained else build_or_load_tokenizer(config, sources)
     template = find_template(config, tokenizer)
     require_template(template, config, [*sources, *validation])

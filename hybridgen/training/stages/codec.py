@@ -7,10 +7,10 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from hybridgen.data.document_source import DocumentSource
-from hybridgen.data.sources import open_source
 from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.distributed.agreement import caught, raise_together
 from hybridgen.training.monitor.tracking import list_broken
+from hybridgen.training.stages.building import open_sources
 from hybridgen.training.stages.pictures import PictureLoader
 from hybridgen.training.stages.reconstruction import ReconstructionStage
 from hybridgen.training.stages.vae import VAEStage, VAETrainingModel, build_vae
@@ -31,8 +31,7 @@ def build_codec_stage(config: TrainConfig, accelerator: Accelerator) -> Reconstr
             f"({accelerator.distributed_type.value}); use configs/accelerate/single.yaml or plain data parallelism"
         )
     settings = config.vae if config.vq_model is None else config.vq_model
-    sources = [open_source(source, config.seed) for source in config.data.sources]
-    held_out = [open_source(source, config.seed) for source in config.validation.sources]
+    sources, held_out = open_sources(config)
 
     data, rank = config.data, accelerator.process_index
 
