@@ -300,8 +300,8 @@ class RowLoader(PrefetchingLoader):
 
     def close(self) -> None:
         """Stop preparing batches and documents, see `PrefetchingLoader.close`."""
-        self.mixture.cancel_prefetch()
         super().close()
+        self.mixture.cancel_prefetch()
         self.mixture.close()
 
     def _build(self) -> Batch:

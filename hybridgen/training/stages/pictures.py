@@ -94,13 +94,19 @@ class PictureStream:
             done.set_exception(error)
         return done
 
+    def cancel_reading(self) -> None:
+        """Drop the records that were read ahead; they are read again when their turn comes."""
+        read, self._read = self._read, {}
+        for future in read.values():
+            future.cancel()
+
     def state_dict(self) -> dict:
         """JSON-able."""
         return {"cursors": list(self.cursors), "inside": list(self.inside), "given": list(self.given)}
 
     def load_state_dict(self, state: dict) -> None:
         self.cursors, self.inside, self.given = (list(state[name]) for name in ("cursors", "inside", "given"))
-        self._read = {}
+        self.cancel_reading()
 
 
 class PictureLoader(PrefetchingLoader):
@@ -170,6 +176,8 @@ class PictureLoader(PrefetchingLoader):
     def close(self) -> None:
         """Stop preparing batches and reading ahead, see `PrefetchingLoader.close`."""
         super().close()
+        for stream in self.streams:
+            stream.cancel_reading()
         for source in self.sources:
             source.close()
 
