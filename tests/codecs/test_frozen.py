@@ -85,6 +85,57 @@ def test_a_list_of_sizes_gives_a_list(vae):
     torch.testing.assert_close(latents[0], codec.encode(images[0][None])[0], rtol=0, atol=1e-6)
 
 
+def seen_by(monkeypatch, module: torch.nn.Module, name: str) -> list[tuple[int, ...]]:
+    """The shapes of the inputs that a part of a codec was called with."""
+    shapes, part = [], getattr(module, name)
+    monkeypatch.setattr(part, "forward", lambda x, *args, f=part.forward: shapes.append(tuple(x.shape)) or f(x, *args))
+    return shapes
+
+
+@pytest.mark.parametrize("bound", [None, 200])
+def test_images_of_one_size_are_worked_on_together(vae, janus_vq, vq_model, monkeypatch, bound):
+    """Within a bound in pixels, below which no image is cut; in reading order. Largest difference from one at a time:
+    1e-6, and no other code."""
+    monkeypatch.setattr(frozen, "PIXELS_AT_ONCE", bound or frozen.PIXELS_AT_ONCE)
+    sizes = [(8, 8), (16, 8), (8, 8), (16, 16), (8, 8), (8, 8), (16, 8)]
+    images = [torch.rand(3, *size, generator=torch.Generator().manual_seed(i)) for i, size in enumerate(sizes)]
+    calls = {None: [(4, 8, 8), (2, 16, 8), (1, 16, 16)], 200: [(3, 8, 8), (1, 8, 8), *[(1, 16, 8)] * 2, (1, 16, 16)]}
+    expected = [(count, 3, *size) for count, *size in calls[bound]]
+
+    codec, encoded, decoded = VAECodec(vae), seen_by(monkeypatch, vae, "encoder"), seen_by(monkeypatch, vae, "decoder")
+    latents = codec.encode(images)
+    assert encoded == expected
+    alone = [codec.encode(image[None])[0] for image in images]
+    for each, of_one in zip(latents, alone, strict=True):
+        torch.testing.assert_close(each, of_one, rtol=0, atol=1e-5)
+    decoded.clear()
+    pixels = codec.decode(latents)
+    assert [(n, h * 2, w * 2) for n, _, h, w in decoded] == calls[bound]
+    for each, latent, image in zip(pixels, latents, images, strict=True):
+        assert each.shape == image.shape
+        torch.testing.assert_close(each, codec.decode(latent[None])[0], rtol=0, atol=1e-5)
+
+    for model in (janus_vq, vq_model):
+        codec, encoded = VQCodec(model), seen_by(monkeypatch, model, "encoder")
+        codes = codec.encode(images)
+        assert encoded == expected
+        assert torch.equal(codes, torch.cat([codec.encode(image[None]) for image in images]))
+        assert codec.encode([]).shape == (0,)
+
+
+def test_a_large_batch_is_worked_on_in_parts(vae, janus_vq, monkeypatch):
+    images, codes = torch.rand(5, 3, 16, 8), torch.randint(64, (5, 4, 4))
+    whole = VAECodec(vae).encode(images), VQCodec(janus_vq).encode(images), VQCodec(janus_vq).decode(codes)
+    monkeypatch.setattr(frozen, "PIXELS_AT_ONCE", 2 * 16 * 16)
+    encoded, decoded = seen_by(monkeypatch, vae, "encoder"), seen_by(monkeypatch, janus_vq, "decoder")
+    parts = VAECodec(vae).encode(images), VQCodec(janus_vq).encode(images), VQCodec(janus_vq).decode(codes)
+    assert [shape[0] for shape in encoded] == [4, 1]
+    assert [shape[0] for shape in decoded] == [2, 2, 1]
+    assert torch.equal(parts[1], whole[1])
+    for part, of_whole in zip(parts[::2], whole[::2], strict=True):
+        torch.testing.assert_close(part, of_whole, rtol=0, atol=1e-5)
+
+
 def test_janus_codes_are_deepseeks_not_those_of_transformers(janus_vq):
     codec = VQCodec(janus_vq)
     images = torch.rand(3, 3, 16, 16) * 2 - 1
