@@ -23,7 +23,8 @@ from hybridgen.core.files import read_json
 from hybridgen.core.layout import ImageSegment, SpecialTokens, TextSegment, lay_out
 from hybridgen.core.names import PATHS
 from hybridgen.core.recognition import user_path
-from hybridgen.data.loading import collate
+from hybridgen.data.loading import RowLoader, collate
+from hybridgen.data.mixture import Mixture
 from hybridgen.data.source_config import SourceConfig
 from hybridgen.data.sources import files_named, open_source
 from hybridgen.paths.understanding import tokens_per_image
@@ -33,7 +34,7 @@ from hybridgen.training.config.checks import check
 from hybridgen.training.config.parts import codec_folders, hybrid_config
 from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.stages.building import build_processor
-from hybridgen.training.stages.model import row_loader
+from hybridgen.training.stages.model import draw_batch_noise
 
 CAPTION = 32  # tokens of a caption, where no data say
 VAE_FACTOR, VQ_FACTOR = 8, 16  # pixels along one side of a latent and of a code, where no codec says
@@ -147,13 +148,18 @@ def planned_data(config: TrainConfig, processes: int) -> PlannedData:
     sources = [open_source(source, config.seed) for source in config.data.sources]
     processor = build_processor(config, sources)
     hybrid = _model_config(config, len(processor.tokenizer), image_token_ids(processor.tokenizer))
-    one = SimpleNamespace(process_index=0, num_processes=processes)
-    text = hybrid.text_config
-    loader = row_loader(config, one, processor, sources, getattr(text, "max_position_embeddings", None), training=True)
-    batch = next(loader)
-    loader.close()
+    data, longest = config.data, getattr(hybrid.text_config, "max_position_embeddings", None)
+    mixture = Mixture(sources, None, data.temperature, data.max_broken, max_positions=longest)
+    loader = RowLoader(mixture, processor, data.per_device_batch_size, data.sequence_length, 0, processes, prefetch=0)
     codecs = codec_folders(config.codec, config.model.from_pretrained)
+    batch = _with_noise(next(loader), config, hybrid, codecs)
+    loader.close()
     return PlannedData(hybrid, batch, codecs, list(loader.shares()), processor.image_processor)
+
+
+def _with_noise(batch: dict, config: TrainConfig, hybrid: HybridGenConfig, codecs: dict[str, Path | None]) -> dict:
+    factor = _factors(hybrid, codecs)["diffusion"]
+    return draw_batch_noise(batch, hybrid.diffusion_config, factor, config)
 
 
 def _missing(config: TrainConfig) -> list[str]:
@@ -197,6 +203,7 @@ def _assumed(config: TrainConfig, missing: list[str]) -> PlannedData:
     )  # fmt: skip
     rows = _assumed_rows(config, hybrid, tokens, codecs)
     batch = collate(rows, config.data.sequence_length, 0, list(range(len(rows))))
+    batch = _with_noise(batch, config, hybrid, codecs)
     names = [source.name for source in config.data.sources]
     side = 384 if hybrid.vision_config is None else hybrid.vision_config.image_size
     images = SimpleNamespace(image_size=side, image_mean=[0.5] * 3, image_std=[0.5] * 3)
