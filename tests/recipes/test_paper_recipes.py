@@ -32,6 +32,7 @@ SIDE = 32  # pixels of a picture, by every path
 SMALL = [
     "steps=2", "accumulation=1", "log_every=1", "save_every=100", "schedule.warmup_steps=1", "threads=1",
     "precision=fp32", "data.per_device_batch_size=2", "data.sequence_length=256", "data.prefetch=0",
+    "data.loader_threads=0",
 ]  # fmt: skip
 WORDS = ["model.tokenizer.vocab_size=320", "model.tokenizer.samples=20"]
 BACKBONE = ["num_hidden_layers=2", "hidden_size=32", "intermediate_size=64", "num_attention_heads=4"]
@@ -60,11 +61,15 @@ RECIPES: dict[str, tuple[str | None, list[str]]] = {
     "lmfusion": (None, ["model.language_model={llm}", "codec.vae={vae8}", f"{DIFFUSION}.sample_size=4"]),
     "llava_stage1": (None, PARTS),
     "llava_stage2": ("llava_stage1", []),
-    "bagel_style": (None, [*PARTS, "codec.vae={vae16}", f"{DIFFUSION}.sample_size=4"]),
+    "bagel_style": (
+        None,
+        [*PARTS, "codec.vae={vae16}", f"{DIFFUSION}.sample_size=4", "data.sources.0.image_tokens=4",
+         "data.sources.4.image_tokens=4"],
+    ),
 }  # fmt: skip
 LOSSES = {
     "transfusion": {"text", "diffusion"},
-    "janus": {"text", "code"},
+    "janus": {"text", "code", "token"},
     "janusflow": {"text", "diffusion", "alignment"},
     "chameleon": {"text", "code", "token", "z"},
     "lmfusion": {"text", "diffusion"},
@@ -73,7 +78,7 @@ LOSSES = {
 }
 DATA = {
     "text": "text", "pairs": "pairs", "imagenet": "pictures", "questions": "questions", "captions": "questions",
-    "instructions": "questions", "interleaved": "interleaved", "quality": "interleaved",
+    "instructions": "questions", "interleaved": "interleaved", "quality": "interleaved", "documents": "documents",
 }  # fmt: skip
 
 
@@ -108,7 +113,13 @@ def save_data(folder: Path) -> None:
             return {"type": "text", "text": content}
         return {"type": "image", "image": f"pictures/{content}.png"}
 
-    write("text", [[["what is it?"], [f"number {i} is red"]] for i in range(6)])
+    def write_rows(name: str, rows: list[dict]) -> None:
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    words = " ".join(f"number {i} is red" for i in range(200))  # longer than a row
+    write_rows("text", [{"text": words if i == 2 else f"number {i} is red"} for i in range(6)])
+    pictures = [f"pictures/{i}.png" for i in range(6)]
+    write_rows("documents", [{"texts": ["first", None, "then"], "images": [None, file, None]} for file in pictures])
     write("pairs", [[[captions[i]], [i]] for i in range(6)])
     write("questions", [[[i, "what is it?"], [f"number {i}"]] for i in range(6)])
     write("interleaved", [[["draw"], [i], ["another"], [5 - i, "there"], ["which?"], ["red"]] for i in range(6)])
@@ -237,7 +248,7 @@ def test_what_a_later_stage_says_of_drawing_holds(recipes):
 def test_every_paper_config_is_run_here():
     known = {"demo", "demo_codec", "emoji", "emoji_codec", "smollm_stage1", "smollm_stage2"}
     papers = {"transfusion", "janus", "janusflow", "chameleon", "lmfusion", "llava", "bagel"}
-    there = {file.stem for file in CONFIGS.glob("*.yaml") if not file.stem.startswith("janus_pro_1b")} - known
+    there = {file.stem for file in CONFIGS.glob("*.yaml") if not file.stem.startswith("janus_pro_")} - known
     assert {name for name in there if name.split("_")[0] in papers} == set(RECIPES)
 
 
@@ -367,12 +378,19 @@ def test_transfusion_is_of_the_size_it_is_called(full, size):
     assert shape["head_dim"] * shape["num_attention_heads"] == shape["hidden_size"]
     assert config.objective.diffusion_weight == 5.0
     assert (config.steps, config.optimizer.lr, config.schedule.warmup_steps) == (250_000, 3e-4, 4000)
+    assert (config.optimizer.weight_decay, config.optimizer.decay_all) == (0.1, True)
     rows = config.data.per_device_batch_size * config.accumulation * (64 if size == "7b" else 8)
     assert rows * config.data.sequence_length == 2**21
     hybrid = hybrid_config(config.model, vocab_size=config.model.tokenizer.vocab_size)
     with torch.device("meta"):
         count = sum(parameter.numel() for parameter in HybridGenForConditionalGeneration(hybrid).parameters())
     assert count / 1e9 == pytest.approx(float(size[:-1]), rel=0.07)
+
+
+def documents_a_step(config) -> int:
+    """On 8 processes: six documents of a picture of 576 tokens and its words to a row, two of LLaVA's with 729."""
+    a_row = {4096: 6, 2048: 2}[config.data.sequence_length]
+    return config.data.per_device_batch_size * config.accumulation * 8 * a_row
 
 
 JANUS = {"model.language_model": "llm", "model.vision_model": "tower", "codec.vq": "vq16384"}
@@ -383,29 +401,30 @@ def test_janus_stage1(full):
     config = full("janus_stage1", **JANUS)
     assert (config.optimizer.lr, config.optimizer.weight_decay, config.optimizer.betas) == (1e-3, 0.0, [0.9, 0.95])
     assert (config.schedule.name, config.schedule.warmup_steps, config.steps, config.clip) == ("cosine", 300, 10_000, 1)
-    assert config.data.per_device_batch_size * config.accumulation * 8 == 256
+    assert documents_a_step(config) == 240  # the paper's 256, in rows of six
+    assert config.objective.token_mean == "joint"
     assert [source.weight for source in config.data.sources] == [1, 1]
 
 
-STAGES = {  # config: lr, decay, schedule, warmup, steps, rows a step on 8 processes, shares by source and step
-    "janus_stage2": (1e-4, 0.0, "constant", 5000, 180_000, 512, [2, 3, {0: 5, 120_000: 0}, {0: 0, 120_000: 5}]),
-    "janus_stage3": (2e-5, 0.1, "constant", 0, 24_000, 256, [7, 10, 3]),
+STAGES = {  # config: lr, decay, schedule, warmup, steps, documents a step on 8 processes, shares by source and step
+    "janus_stage2": (1e-4, 0.0, "constant", 5000, 180_000, 480, [2, 3, {0: 5, 120_000: 0}, {0: 0, 120_000: 5}]),
+    "janus_stage3": (2e-5, 0.1, "constant", 0, 24_000, 240, [7, 10, 3]),
     "janusflow_stage2": (
-        1e-4, 0.0, "constant", 2000, 390_000, 512, [{0: 30, 10_000: 14}, {0: 50, 10_000: 80}, {0: 20, 10_000: 6}],
+        1e-4, 0.0, "constant", 2000, 390_000, 480, [{0: 30, 10_000: 14}, {0: 50, 10_000: 80}, {0: 20, 10_000: 6}],
     ),
-    "janusflow_stage3": (2e-5, 0.0, "constant", 1000, 26_000, 256, [21, 70, 9]),
-    "llava_stage2": (2e-5, 0.0, "cosine", 156, 5197, 64, [1]),
+    "janusflow_stage3": (2e-5, 0.0, "constant", 1000, 26_000, 240, [21, 70, 9]),
+    "llava_stage2": (2e-5, 0.0, "cosine", 156, 5197, 128, [1]),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_stages_that_go_on(recipes, name):
-    lr, decay, schedule, warmup, steps, rows, shares = STAGES[name]
+    lr, decay, schedule, warmup, steps, documents, shares = STAGES[name]
     before = recipes.run(RECIPES[name][0]) / "checkpoint"
     config = load_config(CONFIGS / f"{name}.yaml", [f"model.from_pretrained={before}"])
     assert (config.optimizer.lr, config.optimizer.weight_decay, config.schedule.name) == (lr, decay, schedule)
     assert (config.schedule.warmup_steps, config.steps) == (warmup, steps)
-    assert config.data.per_device_batch_size * config.accumulation * 8 == rows
+    assert documents_a_step(config) == documents
     assert [source.weight for source in config.data.sources] == shares
 
 
@@ -421,7 +440,7 @@ def test_janusflow(full):
     assert all(getattr(published, name) == value for name, value in diffusion.items() if "alignment" not in name)
     assert objective.timestep_sampling == "logit_normal"
     assert (config.ema.decay, config.optimizer.lr, config.steps) == (0.99, 1e-4, 10_000)
-    assert config.data.per_device_batch_size * config.accumulation * 8 == 512
+    assert documents_a_step(config) == 480  # the paper's 512, in rows of six
     assert [source.weight for source in config.data.sources] == [50, 50]
 
 
@@ -432,6 +451,7 @@ def test_chameleon(full):
     assert hybrid.vocab_size == 65_536
     assert hybrid.vq_config.first_token_id == 65_536 - 8192
     assert (config.dropout, config.objective.z_loss, config.clip) == (0.1, 1e-5, 1.0)
+    assert (config.objective.token_mean, config.optimizer.decay_all) == ("joint", True)
     optimizer = config.optimizer
     assert (optimizer.lr, optimizer.betas, optimizer.eps, optimizer.weight_decay) == (1e-4, [0.9, 0.95], 1e-5, 0.1)
     assert (config.schedule.name, config.schedule.warmup_steps) == ("exponential", 4000)
@@ -455,6 +475,7 @@ def test_llava(full):
     config = full("llava_stage1", **{"model.language_model": "llm", "model.vision_model": "tower"})
     assert (config.optimizer.lr, config.optimizer.weight_decay, config.schedule.name) == (1e-3, 0.0, "cosine")
     assert config.schedule.warmup_steps == round(0.03 * config.steps)
+    assert documents_a_step(config) == 256
     assert config.model.aligner_depth == 2
 
 
