@@ -56,7 +56,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     with _no_hybrid_sharding() if cpu else contextlib.nullcontext():
         accelerator = Accelerator(
             cpu=cpu,
-            mixed_precision="bf16" if precision == "bf16" else "no",
+            # DeepSpeed's own bf16 would cast the whole model, and not its inputs; see `_check_deepspeed`
+            mixed_precision="bf16" if precision == "bf16" and not _launched_with("DEEPSPEED") else "no",
             gradient_accumulation_plugin=GradientAccumulationPlugin(
                 num_steps=config.accumulation, sync_each_batch=sharded and config.sharding.gradients == "sharded"
             ),
@@ -188,6 +189,8 @@ def _check_deepspeed(config: TrainConfig, accelerator: Accelerator) -> None:
         "gradient_clipping": config.clip or 0.0,
         "zero_allow_untested_optimizer": True,
     }
+    if choose_precision(config.precision, accelerator.device) == "bf16":  # weights fp32, products and messages bf16
+        plugin.deepspeed_config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
 
 
 def sum_over_ranks(accelerator: Accelerator, values: torch.Tensor) -> torch.Tensor:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from hybridgen.core.layout import PADDING_DOCUMENT
 from hybridgen.core.objectives import total
 from hybridgen.training.config.schema import TrainConfig
+from hybridgen.training.distributed.precision import choose_precision
 from hybridgen.training.distributed.processes import sum_over_ranks
 from hybridgen.training.distributed.sharding import resharded
 from hybridgen.training.distributed.speed import eagerly
@@ -69,8 +70,9 @@ class Diagnostics:
     def _peak_flops(self) -> float:
         if self.config.diagnostics.peak_tflops is not None:
             return self.config.diagnostics.peak_tflops * 1e12
-        bf16 = self.accelerator.mixed_precision == "bf16"
-        return measured_peak(self.accelerator.device, torch.bfloat16 if bf16 else torch.float32)
+        device = self.accelerator.device
+        bf16 = choose_precision(self.config.precision, device) == "bf16"
+        return measured_peak(device, torch.bfloat16 if bf16 else torch.float32)
 
     # ------------------------------------------------------------------------------------------------------ in a step
 

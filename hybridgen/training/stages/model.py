@@ -289,7 +289,7 @@ def prepare_model(model: nn.Module, config: TrainConfig, accelerator: Accelerato
     """Adapter, attention, dropout, gradient checkpointing and compilation, as the config says."""
     if config.lora is not None:
         add_lora(model, config.lora, config.seed)
-    precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
+    precision = choose_precision(config.precision, accelerator.device)
     compiled = config.compile and compiler_found(accelerator.device)
     set_attention(model, choose_attention(config.attention, precision, accelerator.device, compiled))
     if config.dropout:

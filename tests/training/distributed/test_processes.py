@@ -8,16 +8,17 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import DeepSpeedPlugin, set_seed
 from safetensors.torch import load_file
 
-from hybridgen.training.distributed.processes import make_accelerator, seed_dropout
+from hybridgen.training.distributed.processes import check_engine, make_accelerator, seed_dropout
 from hybridgen.training.state import checkpointing as states
 from hybridgen.training.trainer import Trainer
 from tests.training.processes import ROOT, ProcessGroup, launched_with, train_toy
@@ -302,6 +303,40 @@ def test_deepspeed_that_is_not_here_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(ValueError, match="told to use DeepSpeed, which is not installed or finds no GPU here; install"):
         make_accelerator(config_of(tmp_path))
+
+
+def deepspeed(zero_stage: int = 2) -> SimpleNamespace:
+    """What `check_engine` asks of an accelerator; the plugin is accelerate's own, which needs no DeepSpeed."""
+    state = SimpleNamespace(deepspeed_plugin=DeepSpeedPlugin(zero_stage=zero_stage))
+    return SimpleNamespace(distributed_type=DistributedType.DEEPSPEED, state=state, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_deepspeed_is_told(tmp_path, precision):
+    """In bf16 its autocast: weights in bf16, as it would make them by itself, meet pixels and latents in fp32."""
+    engine = deepspeed()
+    quiet = {"optimizer": {"name": "adamw"}, "ema": None, "precision": precision, "accumulation": 3, "clip": 0.5}
+    check_engine(config_of(tmp_path, **quiet), engine)
+    told = engine.state.deepspeed_plugin.deepspeed_config
+    assert (told["train_micro_batch_size_per_gpu"], told["gradient_accumulation_steps"]) == (4, 3)
+    assert told["gradient_clipping"] == 0.5
+    assert told.get("torch_autocast", {}).get("enabled", False) == (precision == "bf16")
+    assert not told.get("bf16", {}).get("enabled", False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"optimizer": {"name": "muon"}}, "needs whole matrices"),
+        ({"spike": {"factor": 2.0}}, "spike.factor needs to see a step before"),
+        ({"ema": {"decay": 0.9}}, "ema averages parameters, which ZeRO 3 keeps elsewhere"),
+        ({"async_save": True}, "async_save is true, and DeepSpeed writes its states by itself"),
+    ],
+)
+def test_what_deepspeed_cannot_do_is_refused(tmp_path, changes, match):
+    quiet = {"optimizer": {"name": "adamw"}, "ema": None}
+    with pytest.raises(ValueError, match=f"{match}.*use configs/accelerate/fsdp2.yaml"):
+        check_engine(config_of(tmp_path, **{**quiet, **changes}), deepspeed(zero_stage=3))
 
 
 @pytest.mark.parametrize(
