@@ -321,7 +321,8 @@ class TrainConfig:
         resume: `auto` continues from the newest intact state in output_dir, `never` starts over (and removes the old
             states), a path continues from that state.
         precision: `bf16` runs the model under autocast (weights and losses stay fp32); `auto` does where it pays.
-        attention: `auto`, or what transformers calls it: `sdpa`, `eager`, `flex_attention`.
+        attention: `auto` (on CUDA flex attention, elsewhere SDPA), or what transformers calls it: `sdpa`, `eager`,
+            `flex_attention`.
         compile: torch.compile each layer of the backbone, where a compiler is found (`distributed.speed`).
         gradient_checkpointing: recompute activations in the backward pass.
         threads: of torch on a CPU; null = leave them.

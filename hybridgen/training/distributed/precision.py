@@ -13,6 +13,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from hybridgen.core.layout import FP32_ATTENTION
+from hybridgen.training.distributed.speed import compiler_found
 
 
 def choose_precision(precision: str, device: torch.device) -> str:
@@ -29,23 +30,36 @@ def bf16_pays(device: torch.device) -> bool:
     return device.type == "cpu" and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
 
 
-def choose_attention(attention: str, precision: str, device: torch.device, compiled: bool = False) -> str:
-    """The attention implementation of the training forward. `auto` is SDPA; where bf16 would slow it down, SDPA in
-    fp32 or, in layers that are compiled, plain products and a softmax, which the compiler fuses: faster still."""
+def choose_attention(
+    attention: str, precision: str, device: torch.device, compiled: bool = False, dropout: float = 0.0
+) -> str:
+    """The attention implementation of a run: of training, and of validation, probes and samples within it.
+
+    `auto` is flex attention on CUDA, wherever torch compiles it: what it holds grows with the length of a row, and not
+    with its square. Elsewhere it is SDPA; where bf16 would slow it down, SDPA in fp32 or, in layers that are compiled,
+    plain products and a softmax, which the compiler fuses: faster still.
+
+    Args:
+        dropout: share of attention's weights that the backbone drops, which flex attention cannot.
+    """
     if attention != "auto":
         return attention
+    if device.type == "cuda" and compiler_found(device) and not dropout:
+        return "flex_attention"
     if precision == "bf16" and device.type == "cpu":
         return "eager" if compiled else FP32_ATTENTION
     return "sdpa"
 
 
 def set_attention(model: PreTrainedModel, attention: str) -> None:
-    """Let the model and its parts attend by this implementation."""
+    """Let the model and its parts attend by this implementation. A tower, whose pictures are whole and which needs no
+    mask, has nothing of flex attention."""
     if attention == FP32_ATTENTION:
         AttentionInterface.register(FP32_ATTENTION, sdpa_fp32)
         AttentionMaskInterface.register(FP32_ATTENTION, sdpa_mask)
-    parts = [name for name in ("text_config", "vision_config") if getattr(model.config, name, None) is not None]
-    model.set_attn_implementation({"": attention} | dict.fromkeys(parts, attention))  # other parts have no attention
+    of_parts = {"text_config": attention, "vision_config": "sdpa" if attention == "flex_attention" else attention}
+    parts = {name: chosen for name, chosen in of_parts.items() if getattr(model.config, name, None) is not None}
+    model.set_attn_implementation({"": attention} | parts)  # other parts have no attention
 
 
 def sdpa_fp32(module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs):

@@ -14,7 +14,8 @@ from functools import reduce
 
 import torch
 from torch import Tensor, nn
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from torch.nn.attention.flex_attention import BlockMask
+from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hybridgen.training.distributed.sharding import full
@@ -140,29 +141,40 @@ class ActivationProbe:
 
     def __enter__(self) -> "ActivationProbe":
         config = self.backbone.config
-        self._implementation, config._attn_implementation = config._attn_implementation, "sdpa"
-        ALL_ATTENTION_FUNCTIONS["sdpa"] = self._attend
+        self._implementation = config._attn_implementation
+        self._probed = "flex_attention" if self._implementation == "flex_attention" else "sdpa"
+        config._attn_implementation = self._probed
+        self._attention = ALL_ATTENTION_FUNCTIONS[self._probed]
+        ALL_ATTENTION_FUNCTIONS[self._probed] = self._attend
         hooks = [layer.register_forward_hook(self._output(i)) for i, layer in enumerate(self.backbone.layers)]
         self._hooks = hooks + [head.register_forward_hook(self._logits(name)) for name, head in self.heads.items()]
         return self
 
     def __exit__(self, *_) -> None:
-        del ALL_ATTENTION_FUNCTIONS["sdpa"]
+        del ALL_ATTENTION_FUNCTIONS[self._probed]
         self.backbone.config._attn_implementation = self._implementation
         for hook in self._hooks:
             hook.remove()
 
     def _attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask, **kwargs):
-        """SDPA as transformers calls it, whose attention is also measured: q (B, h, N, d), mask (B, 1, N, N)."""
+        """SDPA or flex attention as transformers calls it, also measured: q (B, h, N, d)."""
         if module in self._layer_of and len(self._queries):
             keys = repeat_kv(key[:1], query.shape[1] // key.shape[1])[0]  # h, N, d
-            mask = None if attention_mask is None else attention_mask[0][:, self._queries]
+            mask = self._rows_of(attention_mask, keys.shape[1])
             scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
             of_heads = attention_entropy(query[0][:, self._queries], keys, mask, scaling).mean(-1)  # h
             layer = f"layer_{self._layer_of[module]:02d}"
             self._numbers[f"attention_entropy/{layer}"] = of_heads.mean()
             self._numbers[f"attention_entropy_least/{layer}"] = of_heads.min()
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return self._attention(module, query, key, value, attention_mask, **kwargs)
+
+    def _rows_of(self, mask: Tensor | BlockMask | None, keys: int) -> Tensor | None:
+        """(1, Q, N) of a mask (B, 1, N, N): the first row's, at the queries that are measured."""
+        if isinstance(mask, BlockMask):
+            first = self._queries.new_zeros(())
+            at = self._queries[:, None], torch.arange(keys, device=self._queries.device)[None]
+            return mask.mask_mod(first, first, *at)[None]
+        return None if mask is None else mask[0][:, self._queries]
 
     def _output(self, layer: int) -> Callable:
         def hook(module, inputs, output):

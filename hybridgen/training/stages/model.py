@@ -291,7 +291,8 @@ def prepare_model(model: nn.Module, config: TrainConfig, accelerator: Accelerato
         add_lora(model, config.lora, config.seed)
     precision = choose_precision(config.precision, accelerator.device)
     compiled = config.compile and compiler_found(accelerator.device)
-    set_attention(model, choose_attention(config.attention, precision, accelerator.device, compiled))
+    dropped = getattr(model.config.text_config, "attention_dropout", None) or 0.0
+    set_attention(model, choose_attention(config.attention, precision, accelerator.device, compiled, dropped))
     if config.dropout:
         add_dropout(model.model.language_model, config.dropout)
     if config.gradient_checkpointing:

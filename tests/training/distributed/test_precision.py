@@ -5,6 +5,7 @@ import torch
 
 from hybridgen import HybridGenForConditionalGeneration
 from hybridgen.core.layout import TextSegment, lay_out
+from hybridgen.training.distributed import precision as precision_module
 from hybridgen.training.distributed.precision import FP32_ATTENTION, choose_attention, choose_precision, set_attention
 from tests.models import TOKENS, batch_of, inputs_of, tiny_model
 
@@ -73,5 +74,22 @@ def test_auto_is_bf16_where_the_processor_multiplies_it(monkeypatch, amx):
 
 def test_sdpa_runs_wherever_its_bf16_is_no_loss():
     assert choose_attention("auto", "fp32", CPU) == "sdpa"
-    assert choose_attention("auto", "bf16", torch.device("cuda")) == "sdpa"
+    assert choose_attention("auto", "bf16", torch.device("mps")) == "sdpa"
     assert choose_attention("eager", "bf16", CPU) == "eager"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_on_cuda_auto_is_flex_attention_where_it_can_be_compiled(monkeypatch, precision, compiled):
+    cuda = torch.device("cuda")
+    for found, dropout, expected in ((True, 0.0, "flex_attention"), (False, 0.0, "sdpa"), (True, 0.1, "sdpa")):
+        monkeypatch.setattr(precision_module, "compiler_found", lambda device, found=found: found)
+        assert choose_attention("auto", precision, cuda, compiled, dropout) == expected
+        assert choose_attention("sdpa", precision, cuda, compiled, dropout) == "sdpa"
+
+
+def test_a_tower_has_no_flex_attention():
+    model = tiny_model()
+    set_attention(model, "flex_attention")
+    assert model.model.language_model.config._attn_implementation == "flex_attention"
+    assert model.model.vision_model.config._attn_implementation == "sdpa"

@@ -78,6 +78,10 @@ def check_flex_attention_stays_compiled() -> None:
     assert not [args for args in calls if not isinstance(args[0], FakeTensor)]  # those are the compiler's
     for kind, (loss, _) in expected.items():
         torch.testing.assert_close(losses[kind][0], loss, rtol=1e-4, atol=1e-4)
+    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    with eagerly(model), torch.no_grad():
+        stage.losses(model, next(stage.loader))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled  # other masks, the same kernel
 
 
 @pytest.mark.skipif(not compiler_found(CPU), reason="no C++ compiler")

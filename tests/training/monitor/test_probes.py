@@ -115,8 +115,11 @@ def test_entropy_by_hand():
     torch.testing.assert_close(alike, torch.full((1, 3), math.log(5)))
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
 @pytest.mark.parametrize("backbone", ["qwen3", "llama"])
+@torch.compiler.set_stance(
+    "force_eager"
+)  # flex attention as written: what is compiled is held by tests/core/test_layout
 @torch.no_grad()
 def test_inside_is_what_eager_attention_shows(backbone, attention):
     """Entropies against transformers' attention weights, norms against its hidden states, with grouped heads, two
@@ -146,7 +149,7 @@ def test_inside_is_what_eager_attention_shows(backbone, attention):
     }  # fmt: skip
 
     assert text.config._attn_implementation == attention
-    assert "sdpa" not in ALL_ATTENTION_FUNCTIONS._local_mapping
+    assert not {"sdpa", "flex_attention"} & ALL_ATTENTION_FUNCTIONS._local_mapping.keys()
     assert [dict(module._forward_hooks) for module in (model.lm_head, *text.layers)] == hooks
     torch.testing.assert_close(model(**inputs).logits, shown.logits, rtol=0, atol=1e-5)
 
