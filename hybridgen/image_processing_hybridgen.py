@@ -1,7 +1,8 @@
 """The image processor: pictures -> pixels as each path wants them, and pixels -> pictures.
 
 Pictures are whatever `core.pictures` reads. Two ways in: `understanding` keeps the whole picture (long side resized,
-the rest padded), `generation` fills the frame (short side resized, the rest cropped). `understanding` computes the
+the rest padded), `generation` fills the frame (short side resized, the rest cropped) or, with `fit="pad"`, keeps the
+whole picture as well. `understanding` computes the
 short side with `int()`, as DeepSeek's Janus does; transformers' Janus rounds, and so differs on half of all aspect
 ratios.
 
@@ -20,9 +21,10 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ImagesKwargs
 
 from hybridgen.core.pictures import Source, read_picture, read_pictures
-from hybridgen.core.values import whole_number
+from hybridgen.core.values import choice, whole_number
 
 MOST_FRAMES = 16  # a picture is made at most so many times as large as the frame that is cut out of it
+FITS = ("crop", "pad")  # how a picture gets into a frame of another shape
 SECONDS = 30  # to wait for a picture that is downloaded
 
 
@@ -102,16 +104,29 @@ class HybridGenImageProcessor(BaseImageProcessor):
         side, long = self.image_size, max(image.size)
         width, height = (max(int(length / long * side), min(self.min_size, side)) for length in image.size)
         image = _resize(image, width, height)
-        if image.size == (side, side):
+        return self._on_gray(image, side, side)
+
+    def _on_gray(self, image: Image.Image, height: int, width: int) -> Image.Image:
+        """The picture in the middle of a frame that is not smaller."""
+        if image.size == (width, height):
             return image
         color = (self.pad_value,) * 3 if isinstance(self.pad_value, int) else tuple(self.pad_value)
-        square = Image.new("RGB", (side, side), color)
-        square.paste(image, ((side - width) // 2, (side - height) // 2))
-        return square
+        frame = Image.new("RGB", (width, height), color)
+        frame.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+        return frame
 
-    def generation(self, image: Source, height: int, width: int) -> Tensor:
-        """A picture -> (3, H, W) in [-1, 1]: resized to fill the frame, the rest cropped on both sides alike."""
-        image = _fill(read_picture(image), height, width)
+    def generation(self, image: Source, height: int, width: int, fit: str = "crop") -> Tensor:
+        """A picture -> (3, H, W) in [-1, 1].
+
+        Args:
+            fit: `crop` = resized to fill the frame, the rest cropped on both sides alike; `pad` = the whole picture, as
+                large as the frame lets it be, on gray.
+        """
+        picture = read_picture(image)
+        if choice("fit", fit, FITS) == "crop":
+            image = _fill(picture, height, width)
+        else:
+            image = self._on_gray(_contain(picture, height, width), height, width)
         return _channels_first(np.asarray(image) / np.float32(127.5) - 1)
 
     def postprocess(self, pixels: Tensor | list[Tensor]) -> list[Image.Image]:
@@ -166,6 +181,19 @@ def _fill(image: Image.Image, height: int, width: int) -> Image.Image:
     shrink = image.width / wide, image.height / high
     box = [min(edge * shrink[axis % 2], image.size[axis % 2]) for axis, edge in enumerate(box)]
     return image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+
+
+def _contain(image: Image.Image, height: int, width: int) -> Image.Image:
+    """The whole picture, as large as the frame lets it be."""
+    scale = min(height / image.height, width / image.width)
+    wide, high = (max(1, round(length * scale)) for length in image.size)
+    return _resize(image, min(wide, width), min(high, height))
+
+
+def cropped_share(size: tuple[int, int], height: int, width: int) -> float:
+    """How much of a picture of this (width, height) is lost where it fills a frame."""
+    ratio = (size[0] / size[1]) / (width / height)
+    return 1 - min(ratio, 1 / ratio)
 
 
 def _download(url: str) -> bytes:

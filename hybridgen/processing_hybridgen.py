@@ -41,7 +41,7 @@ from hybridgen.core.names import PATHS
 from hybridgen.core.pictures import read_picture
 from hybridgen.core.utf8 import check_text
 from hybridgen.core.values import choice, flag, listed, shown, whole_number
-from hybridgen.image_processing_hybridgen import HybridGenImageProcessor, fit_size
+from hybridgen.image_processing_hybridgen import FITS, HybridGenImageProcessor, fit_size
 from hybridgen.paths.patches import aspect_buckets, check_size
 from hybridgen.paths.understanding import tokens_per_image
 from hybridgen.tokenization_hybridgen import (
@@ -102,6 +102,9 @@ class HybridGenProcessor(ProcessorMixin):
         unconditional: what stands in place of the prompt where guidance (or prompt dropout) wants none: `empty`, the
             template with empty user turns; or pads that are attended to, in place of all tokens of the prompt but the
             first (`janus-official`), or but those that begin a text or an image (`janus-hf`).
+        fit: how a picture that a path that draws only reads gets into its frame: `crop` = it fills the frame, and its
+            sides are cut off; `pad` = the whole picture, on gray (as on the understanding path). Pictures that are
+            drawn fill their frame.
 
     Raises:
         ValueError: the tokenizer lacks one of the tokens.
@@ -124,7 +127,9 @@ class HybridGenProcessor(ProcessorMixin):
         vq_token: str = PLACEHOLDERS["vq"],
         unconditional: str = "empty",
         diffusion_time_token: bool = False,
+        fit: str = "crop",
     ):
+        self.fit = choice("fit", fit, FITS)
         self.unconditional = check_unconditional(unconditional)
         self.num_image_tokens = num_image_tokens
         self.diffusion_token_size = diffusion_token_size
@@ -156,6 +161,7 @@ class HybridGenProcessor(ProcessorMixin):
         vq_factor: int | None = None,
         default_size: tuple[int, int] | None = None,
         chat_template: str | None = None,
+        fit: str = "crop",
     ) -> "HybridGenProcessor":
         """The processor that fits a model.
 
@@ -164,6 +170,7 @@ class HybridGenProcessor(ProcessorMixin):
             vae_factor: pixels along one side of a latent; 1 where there is no VAE.
             vq_factor: pixels along one side of a code; needed where the model has the vq path.
             default_size: None = the `sample_size` of the paths that write.
+            chat_template, fit: see the processor.
 
         Raises:
             ValueError: the config's token ids are not the tokenizer's, `vq_factor` is missing, or the writing paths
@@ -188,6 +195,7 @@ class HybridGenProcessor(ProcessorMixin):
             bidirectional_paths=[path for path in config.paths if config.is_bidirectional(path)],
             default_size=_default_size(sides) if default_size is None else default_size,
             diffusion_time_token=diffusion is not None and diffusion.time_token,
+            fit=fit,
         )
         check_token_ids(config, processor.special_tokens)
         return processor
@@ -356,7 +364,7 @@ class HybridGenProcessor(ProcessorMixin):
                 passes.append((ImageSegment(path, length, bidirectional, writes, with_copy), size))
             span = tokens, tokens + sum(segment.size for segment, _ in passes)
             for segment, size in passes:
-                pixels = self._pixels(picture, segment.path, *size)
+                pixels = self.pixels(picture, segment.path, *size, fit="crop" if segment.write else self.fit)
                 images.append(DocumentImage(segment.path, pixels, span, segment.write, piece.image_first))
                 if segment.clean_copy:
                     images.append(replace(images[-1], write=False))
@@ -393,10 +401,18 @@ class HybridGenProcessor(ProcessorMixin):
             keep = [token in (self.tokenizer.bos_token_id, self.special_tokens.begin_image) for token in ids]
         return [token if kept else self.special_tokens.pad for token, kept in zip(ids, keep, strict=True)]
 
-    def _pixels(self, picture: Image.Image, path: str, height: int | None, width: int | None) -> Tensor:
+    def pixels(
+        self,
+        picture: Image.Image,
+        path: str,
+        height: int | None = None,
+        width: int | None = None,
+        fit: str | None = None,
+    ) -> Tensor:
+        """A picture as a path wants it, (3, H, W); `fit` None = as it is read (the processor's `fit`)."""
         if path == "understanding":
             return self.image_processor.understanding([picture])[0]
-        return self.image_processor.generation(picture, *self.size_of(height, width))
+        return self.image_processor.generation(picture, *self.size_of(height, width), fit=fit or self.fit)
 
     # --------------------------------------------------------------------------------------------- settings and sizes
 

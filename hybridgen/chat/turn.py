@@ -125,7 +125,7 @@ class Turn:
         if path == "understanding":
             batch["pixel_values"] = processor.image_processor.understanding([image])
         else:
-            batch[f"{path}_images"] = [processor.image_processor.generation(image, *processor.size_of(*size))]
+            batch[f"{path}_images"] = [processor.pixels(image, path, *size)]
         return self._block(path, length, self.pipe.encode_images(batch))
 
     def _block(self, path: str, length: int, media: dict[str, Tensor]) -> ImageBlock:

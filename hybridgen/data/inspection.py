@@ -13,16 +13,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hybridgen.core.documents import Document
 from hybridgen.core.messages import parts
 from hybridgen.core.pictures import pixels_hash
 from hybridgen.data.bad_records import BadRecord
 from hybridgen.data.document_source import DocumentSource
 from hybridgen.data.loading import RowLoader
 from hybridgen.data.mixture import Mixture
-from hybridgen.data.packing import check_length
+from hybridgen.data.packing import fit_rows
+from hybridgen.image_processing_hybridgen import cropped_share
 from hybridgen.processing_hybridgen import HybridGenProcessor
 
 SHOWN = 20  # broken records listed under the table
+CROPPED = 0.1  # of a picture, from which on its loss is said
 DOCUMENTS = 500  # drawn to measure a mixture; records read of a stream
 
 
@@ -40,6 +43,10 @@ class SourceReport:
         record_hashes, picture_hashes: of the contents, to find what is repeated or shared.
         repeated: records whose content was met before.
         without_picture: records of words alone.
+        long: documents longer than a row that are cut (`SourceConfig.long`).
+        pieces: what these are cut into.
+        lost_tokens: what `long: truncate` leaves out.
+        cropped: pictures of which more than `CROPPED` is cut off on a path, so that they fill its frame.
     """
 
     name: str
@@ -53,6 +60,10 @@ class SourceReport:
     picture_hashes: set[bytes] = field(default_factory=set)
     repeated: int = 0
     without_picture: int = 0
+    long: int = 0
+    pieces: int = 0
+    lost_tokens: int = 0
+    cropped: int = 0
     bad_records: list[BadRecord] = field(default_factory=list)
 
 
@@ -70,11 +81,13 @@ def inspect_source(
     for cursor in range(count if source.records is None else min(count, source.records)):
         report.read += 1
         try:
-            _count_record(report, source.record(cursor)["messages"])
+            messages = source.record(cursor)["messages"]
+            _count_record(report, messages)
             if processor is not None:
                 document = source.document(cursor, processor)
                 if longest is not None:
-                    check_length(document, longest, source.where(cursor))
+                    _count_pieces(report, document, longest, source, cursor)
+                _count_cropped(report, messages, document, processor)
                 report.tokens.append(len(document))
                 ids = Counter(document.layout.input_ids)
                 for path in processor.paths:
@@ -84,6 +97,28 @@ def inspect_source(
             place = where.removeprefix(f"source {source.name!r}, ")
             report.bad_records.append(BadRecord.of(where, ValueError(str(error).removeprefix(f"{place}: "))))
     return report
+
+
+def _count_pieces(report: SourceReport, document: Document, longest: int, source: DocumentSource, cursor: int) -> None:
+    """What becomes of a document that is longer than a row. Raises ValueError if it is refused."""
+    if len(document) > longest:
+        pieces = list(fit_rows(document, longest, source.config.long_for(document.plain), source.where(cursor)))
+        report.long, report.pieces = report.long + 1, report.pieces + len(pieces)
+        report.lost_tokens += len(document) - sum(map(len, pieces))
+
+
+def _count_cropped(
+    report: SourceReport, messages: list[dict], document: Document, processor: HybridGenProcessor
+) -> None:
+    sizes = [part["image"].size for message in messages for part in parts(message) if part["type"] == "image"]
+    spans = sorted({image.span for image in document.images})  # a picture has one, by however many paths it passes
+    cropped = set()
+    for image in document.images:
+        fills = image.path != "understanding" and (image.write or processor.fit == "crop")
+        height, width = image.pixels.shape[-2:]
+        if fills and cropped_share(sizes[spans.index(image.span)], height, width) > CROPPED:
+            cropped.add(image.span)
+    report.cropped += len(cropped)
 
 
 def _count_record(report: SourceReport, messages: list[dict]) -> None:
@@ -177,6 +212,17 @@ def report_lines(
     for report in (*training, *validation):
         if report.sizes and report.without_picture:
             lines.append(f"{report.name}: {report.without_picture:,} of its records hold no picture, words alone")
+        if report.long:
+            lost = f", {report.lost_tokens:,} tokens are left out" if report.lost_tokens else ""
+            lines.append(
+                f"{report.name}: {report.long:,} of its documents are longer than a row and are cut into "
+                f"{report.pieces:,} pieces{lost}"
+            )
+        if report.cropped:
+            lines.append(
+                f"{report.name}: {report.cropped:,} of its {report.sizes.total():,} pictures lose more than "
+                f"{CROPPED:.0%} at their sides; image_tokens keeps their shape, model.fit: pad reads them whole"
+            )
     if mix is not None:
         lines += ["", f"shares of the tokens in {mix.documents:,} documents, rows filled to {mix.fill:.1%}"]
         shares = [[name, f"{mix.expected[name]:.1%}", f"{mix.realised[name]:.1%}"] for name in mix.expected]

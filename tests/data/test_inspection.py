@@ -1,9 +1,13 @@
 """What is in the data: figures that can be counted by hand."""
 
+import json
+
 import pytest
 
 from hybridgen.data.inspection import count_overlap, inspect_source, measure_mixture, report_lines
 from hybridgen.data.mixture import Mixture
+from hybridgen.data.source_config import SourceConfig
+from hybridgen.data.sources import open_source
 from tests.data.in_memory import Listed, drawings, numbered, questions, source_of
 from tests.processors import assistant, image, tiny_processor, user
 
@@ -56,3 +60,48 @@ def test_the_mix_is_what_a_run_would_draw():
     assert mix.realised == pytest.approx(mix.expected, abs=0.01)
     assert 0.9 < mix.fill <= 1
     assert mix.documents >= 500
+
+
+def test_long_documents_are_said_with_what_becomes_of_them(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        json.dumps({"text": "red blue " * 40}) + "\n" + json.dumps({"text": "red"}) + "\n"
+    )
+
+    def report(long):
+        source = open_source(SourceConfig(f"{tmp_path}/a.jsonl", name="texts", shuffle=False, long=long))
+        return inspect_source(source, 0, PROCESSOR, 30)
+
+    split, truncated, refused = map(report, (None, "truncate", "refuse"))
+    size = split.tokens[0]
+    assert (split.long, split.pieces, split.lost_tokens) == (1, -(-size // 30), 0)
+    said = f"texts: 1 of its documents are longer than a row and are cut into {split.pieces} pieces"
+    assert said in report_lines([split])
+    assert (truncated.long, truncated.pieces, truncated.lost_tokens) == (1, 1, size - 30)
+    assert any(f"{size - 30} tokens are left out" in line for line in report_lines([truncated]))
+    (broken,) = refused.bad_records
+    assert f"the document has {size} tokens, but a row only 30" in broken.reason
+
+
+@pytest.mark.parametrize(
+    ("fit", "how", "count"),
+    [
+        ("crop", {"read": "diffusion"}, 2),
+        ("crop", {"read": ["understanding", "vq"]}, 2),
+        ("crop", {"read": "understanding"}, 0),  # on gray
+        ("pad", {"read": "diffusion"}, 0),
+        ("pad", {"write": "vq"}, 0),  # these are only read: the assistant has none
+        ("crop", {"read": "diffusion", "image_tokens": 18}, 0),
+    ],
+)
+def test_pictures_that_lose_their_sides_are_counted(fit, how, count):
+    shown = [[user(image(number, *size), "?"), assistant("red")] for number, size in
+             enumerate([(16, 16), (32, 16), (16, 32), (17, 16)])]  # fmt: skip
+    report = inspect_source(source_of(Listed(shown), name="ask", **how), 0, tiny_processor(fit=fit))
+    assert not report.bad_records
+    assert report.cropped == count
+    assert any("2 of its 4 pictures lose more than 10% at" in line for line in report_lines([report])) == (count == 2)
+
+
+def test_pictures_that_are_drawn_fill_their_frame_and_what_they_lose_is_counted():
+    drawn = Listed([[user("red"), assistant(image(0, 32, 16))]])
+    assert inspect_source(source_of(drawn, write="vq"), 0, tiny_processor(fit="pad")).cropped == 1

@@ -19,6 +19,7 @@ from hybridgen.core.names import AS_DRAWN, KINDS, OF_PATH
 from hybridgen.core.noise import NoiseProcess
 from hybridgen.core.recognition import check_files, check_parents, require_folder, what_folder_it_is
 from hybridgen.data.source_config import SourceConfig
+from hybridgen.image_processing_hybridgen import FITS
 from hybridgen.paths.patches import check_size
 from hybridgen.paths.understanding import tokens_per_image
 from hybridgen.sampling.schedules import scheduler_named, with_shift
@@ -227,6 +228,8 @@ def _check_model_stage(config: TrainConfig) -> None:
     if config.model.chat_template is not None:
         with said_of("model.chat_template"):
             check_template(config.model.chat_template)
+    if config.model.fit not in (None, *FITS):
+        raise ValueError(f"model.fit is {config.model.fit!r}; it must be one of {', '.join(map(repr, FITS))}")
     hybrid = hybrid_config(config.model)
     _check_starting_weights(config, hybrid)
     factors = codec_factors(hybrid, config.codec, config.model.from_pretrained)

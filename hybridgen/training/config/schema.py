@@ -50,6 +50,10 @@ class ModelConfig:
         chat_template: for a tokenizer that brings none, or instead of its own: a file of Jinja, or one of
             `bridges.chat_templates.NAMES`; it is saved with the checkpoint. None = the tokenizer's own. Where there is
             none, texts without a template can be trained on, and conversations are refused.
+        fit: how pictures of other shapes are read by the paths diffusion and vq: `crop` = they fill the frame, and what
+            stands out is cut off, `pad` = they are whole, on gray; saved with the checkpoint. None = that of
+            `from_pretrained`, else `crop`. Pictures that are drawn fill their frame; `image_tokens` of a source keeps
+            the shape of either.
     """
 
     from_pretrained: FilePath | None = None
@@ -68,6 +72,7 @@ class ModelConfig:
     codes_from_codebook: bool = False
     shared_vocabulary: bool = False
     chat_template: FilePath | None = None
+    fit: str | None = None
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
 
 

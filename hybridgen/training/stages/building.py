@@ -85,6 +85,7 @@ def build_parts(config: TrainConfig, weights: bool = True) -> Parts:
         defaults = _sampling_defaults(config.sampling, start.model.config, start.sampling_defaults or {})
         scheduler = _scheduler(config.sampling, start.model.config, start.scheduler)
         start.processor.chat_template = template
+        start.processor.fit = config.model.fit or start.processor.fit
         pipeline = HybridGenPipeline(start.model, start.processor, scheduler, vae, vq, defaults)
         return Parts(pipeline, sources, validation)
     model = build_model(config.model, tokenizer, config.seed, weights)
@@ -96,6 +97,7 @@ def build_parts(config: TrainConfig, weights: bool = True) -> Parts:
         vae_factor=1 if vae is None else VAECodec(vae).downsample_factor,
         vq_factor=None if vq is None else VQCodec(vq).downsample_factor,
         chat_template=template,
+        fit=config.model.fit or "crop",
     )
     defaults = _sampling_defaults(config.sampling, model.config, FROM_SCRATCH)
     pipeline = HybridGenPipeline(model, processor, _scheduler(config.sampling, model.config), vae, vq, defaults)
@@ -151,6 +153,7 @@ def build_processor(config: TrainConfig, sources: list[DocumentSource]) -> Hybri
     if config.model.from_pretrained is not None:
         processor = HybridGenProcessor.from_pretrained(config.model.from_pretrained)
         processor.chat_template = find_template(config)
+        processor.fit = config.model.fit or processor.fit
         return processor
     tokenizer = build_or_load_tokenizer(config, sources, save=False)
     hybrid = hybrid_config(config.model, vocab_size=len(tokenizer), **image_token_ids(tokenizer))
@@ -161,6 +164,7 @@ def build_processor(config: TrainConfig, sources: list[DocumentSource]) -> Hybri
         vae_factor=factors.get("diffusion", 1),
         vq_factor=factors.get("vq"),
         chat_template=find_template(config, tokenizer),
+        fit=config.model.fit or "crop",
     )
 
 

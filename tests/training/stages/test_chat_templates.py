@@ -147,6 +147,20 @@ def test_init_needs_a_template_and_takes_one_by_name(place, capsys):
     assert len(AutoTokenizer.from_pretrained("llm")) < len(processor.tokenizer)
 
 
+def test_how_pictures_are_read_is_saved_with_the_checkpoint(place):
+    """Not about templates, but a setting of the processor likewise."""
+    file = config(place, "texts.jsonl", {"fit": "pad"})
+    assert build_processor(load_config(file), []).fit == "pad"
+    assert cli.main(["train", file]) == 0
+    assert HybridGenProcessor.from_pretrained("run/checkpoint").fit == "pad"
+    going_on = {"language_model": None, "from_pretrained": "run/checkpoint"}
+    for given, expected in ((None, "pad"), ("crop", "crop")):
+        file = config(place, "texts.jsonl", {**going_on, "fit": given})
+        assert build_parts(load_config(file)).pipeline.processor.fit == expected
+    with pytest.raises(ValueError, match="model.fit is 'stretch'; it must be one of 'crop', 'pad'"):
+        load_config(config(place, "texts.jsonl", {"fit": "stretch"}))
+
+
 # --------------------------------------------------------------------------------------------------- the templates
 
 
