@@ -1,8 +1,9 @@
 """Outputs of frozen codecs and towers, cached on disk: latents, codes, features.
 
-The key of an entry is the picture's content as the codec sees it (its pixels, after resizing). A folder belongs to one
-set of weights; with others it is refused, never silently used or overwritten. An entry is made from its picture alone,
-not in a batch, so that it depends on nothing else: a run that has half of its entries equals one that has all or none.
+The key of an entry is the picture's content as it comes in a batch (its pixels, after resizing), and is made where
+batches are made. A folder belongs to one set of weights; with others it is refused, never silently used or overwritten.
+All processes of a run, and other runs, use one folder: what one has written the others find. What a batch lacks is
+encoded at once, so an entry depends on its picture alone but for the last bits, which a batch decides.
 
     cache/latents/cache.json                     {"version": 1, "weights": "..."}
     cache/latents/segment_3f0c....safetensors    entries by key; never changed once written
@@ -13,6 +14,7 @@ import hashlib
 import time
 import uuid
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -22,10 +24,17 @@ from torch import Tensor, nn
 
 from hybridgen.codecs.frozen import VAECodec, VQCodec
 from hybridgen.core.files import read_json, whole_file, write_json
+from hybridgen.core.sizes import Images, by_size
+from hybridgen.data.loading import Batch
 
 VERSION = 1
 SEGMENT = 256  # entries that are written together
+WRITE_SECONDS = 30  # after which fewer are written, so that other processes find them
+OPEN_SEGMENTS = 64  # files that are kept open; a process may not map 65,536
+SLOW_LOOK = 0.05  # seconds; a look into the folder that takes longer comes at most once in a hundred times as long
 DESCRIPTION = "cache.json"
+KEYS = {"keys": "as in the batch"}  # metadata of segments; older ones have keys of normalised pixels alone
+CACHED = ("diffusion_images", "vq_images", "pixel_values")  # of a batch
 
 
 class EncodingCache:
@@ -45,16 +54,19 @@ class EncodingCache:
         self._check(kind, weights)
         self._segment_of: dict[str, Path] = {}
         self._segments: set[Path] = set()  # whose entries are known
+        self._older_keys: dict[str, str] | None = None  # key -> that of an older segment; None = there is none
         self._changed = -1  # when the folder was last, by the file system's clock
+        self._next_look = 0.0
         self._look_for_segments()
-        self._open: dict[Path, safe_open] = {}
+        self._opened = lru_cache(OPEN_SEGMENTS)(lambda segment: safe_open(segment, "pt"))
         self._unwritten: dict[str, Tensor] = {}
+        self._unwritten_since = 0.0
         atexit.register(self.flush)
 
     def _look_for_segments(self) -> None:
         """Learn of the entries that were written since the last look, by whatever process."""
-        changed = self.folder.stat().st_mtime_ns
-        if changed == self._changed:
+        started = time.monotonic()
+        if started < self._next_look or (changed := self.folder.stat().st_mtime_ns) == self._changed:
             return
         # file systems count in ticks: what changed just now may change again without another time
         self._changed = changed if time.time_ns() - changed > 1_000_000_000 else -1
@@ -62,9 +74,13 @@ class EncodingCache:
             try:
                 with safe_open(segment, "pt") as entries:
                     self._segment_of |= dict.fromkeys(entries.keys(), segment)
+                    if entries.metadata() != KEYS and self._older_keys is None:
+                        self._older_keys = {}
             except SafetensorError as error:
                 raise ValueError(f"data.cache: {segment} is no whole file of a cache ({error}); remove it") from error
             self._segments.add(segment)
+        took = time.monotonic() - started
+        self._next_look = started + 100 * took if took > SLOW_LOOK else 0.0
 
     def _check(self, kind: str, weights: str) -> None:
         file, expected = self.folder / DESCRIPTION, {"version": VERSION, "weights": weights}
@@ -85,30 +101,54 @@ class EncodingCache:
     def __len__(self) -> int:
         return len(self._segment_of) + len(self._unwritten)
 
-    def entries(self, pictures: Tensor | list[Tensor], encode: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    def entries(
+        self, pictures: Images, encode: Callable[[Tensor], Tensor], keys: list[str] | None = None
+    ) -> list[Tensor]:
         """The entry of each picture (3, H, W), on its device.
 
-        Args:
-            encode: pictures (1, 3, H, W) -> their entries (1, ...).
-        """
-        return [self._entry(picture, encode) for picture in pictures]
+        1. What is not known is looked for in the folder, where another process may have written it.
+        2. What is not there either is encoded, all of a size at once and each picture once.
 
-    def _entry(self, picture: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        key = picture_key(picture)
-        if key in self._unwritten:
-            return self._unwritten[key].to(picture.device)
-        if key not in self._segment_of:
+        Args:
+            encode: pictures of one size (I, 3, H, W) -> their entries (I, ...).
+            keys: of the pictures (`picture_key`), from before they were normalised; None = they are as they came.
+        """
+        given = list(map(picture_key, pictures)) if keys is None else keys
+        of_keys = dict(zip(given, pictures, strict=True))
+        if not all(map(self._has, of_keys)):
             self._look_for_segments()
-        if key in self._segment_of:
-            segment = self._segment_of[key]
-            if segment not in self._open:
-                self._open[segment] = safe_open(segment, "pt")
-            return self._open[segment].get_tensor(key).to(picture.device)
-        entry = encode(picture[None])[0].detach()
-        self._unwritten[key] = entry.cpu().contiguous()
-        if len(self._unwritten) >= SEGMENT:
+        missing = [key for key in of_keys if not self._has(key)]
+        if keys is not None and self._older_keys is not None:
+            self._older_keys |= {key: picture_key(of_keys[key]) for key in missing}
+            missing = [key for key in missing if not self._has(key)]
+        made: dict[str, Tensor] = {}
+        for numbers, of_one_size in by_size([of_keys[key] for key in missing]):
+            made |= zip((missing[number] for number in numbers), encode(of_one_size).detach(), strict=True)
+        found = {key: made[key] if key in made else self._read(key).to(of_keys[key].device) for key in of_keys}
+        self._keep(made)
+        return [found[key] for key in given]
+
+    def _place(self, key: str) -> str:
+        """The key under which an entry stands in its segment."""
+        older = (self._older_keys or {}).get(key)
+        return key if older is None or older not in self._segment_of else older
+
+    def _has(self, key: str) -> bool:
+        return key in self._unwritten or self._place(key) in self._segment_of
+
+    def _read(self, key: str) -> Tensor:
+        if key in self._unwritten:
+            return self._unwritten[key]
+        place = self._place(key)
+        return self._opened(self._segment_of[place]).get_tensor(place)
+
+    def _keep(self, made: dict[str, Tensor]) -> None:
+        now = time.monotonic()
+        if not self._unwritten:
+            self._unwritten_since = now
+        self._unwritten |= {key: entry.cpu().contiguous() for key, entry in made.items()}
+        if len(self._unwritten) >= SEGMENT or now - self._unwritten_since > WRITE_SECONDS:
             self.flush()
-        return entry
 
     def flush(self) -> None:
         """Write the entries that are not yet on disk."""
@@ -116,7 +156,7 @@ class EncodingCache:
             return
         segment = self.folder / f"segment_{uuid.uuid4().hex}.safetensors"  # several processes may write
         with whole_file(segment) as aside:
-            save_file(self._unwritten, aside)
+            save_file(self._unwritten, aside, KEYS)
         self._segment_of |= dict.fromkeys(self._unwritten, segment)
         self._segments.add(segment)
         self._unwritten = {}
@@ -125,8 +165,14 @@ class EncodingCache:
 def picture_key(picture: Tensor) -> str:
     """A hash of the content of a picture (3, H, W)."""
     values = picture.detach().cpu().contiguous()
-    shape = f"{values.dtype} {tuple(values.shape)}".encode()
-    return hashlib.blake2b(shape + values.view(torch.uint8).numpy().tobytes(), digest_size=16).hexdigest()
+    key = hashlib.blake2b(f"{values.dtype} {tuple(values.shape)}".encode(), digest_size=16)
+    key.update(values.view(torch.uint8).numpy())
+    return key.hexdigest()
+
+
+def with_keys(batch: Batch) -> Batch:
+    """The batch with the key of each picture that may be cached, made where batches are made."""
+    return batch | {"cache_keys": {name: list(map(picture_key, batch[name])) for name in CACHED if name in batch}}
 
 
 def weights_key(module: nn.Module) -> str:
@@ -146,7 +192,7 @@ class CachedInputs:
     """Latents, codes and features of a stage's pictures, from caches if there is a folder for them.
 
     Args:
-        folder: None = nothing is cached, and pictures are encoded in batches.
+        folder: None = nothing is cached.
         latent_codec, vq: the codecs, None where the model has no such path.
         tower: of the understanding path.
     """
@@ -165,21 +211,26 @@ class CachedInputs:
         if vq is not None:
             self._caches["codes"] = EncodingCache(folder, "codes", weights_key(vq.model))
 
-    def latents(self, pictures: Tensor | list[Tensor]) -> Tensor | list[Tensor]:
-        """As the codec's `encode`."""
+    def latents(self, batch: Batch) -> Images:
+        """Of the batch's `diffusion_images`, as the codec's `encode`."""
+        pictures = batch["diffusion_images"]
         if (cache := self._caches.get("latents")) is None:
             return self._latent_codec.encode(pictures)
-        latents = cache.entries(pictures, self._latent_codec.encode)
+        latents = cache.entries(pictures, self._latent_codec.encode, keys_in(batch, "diffusion_images"))
         return torch.stack(latents) if isinstance(pictures, Tensor) else latents
 
-    def codes(self, pictures: Tensor | list[Tensor]) -> Tensor:
-        """As the codec's `encode`: codes (T,)."""
+    def codes(self, batch: Batch) -> Tensor:
+        """Of the batch's `vq_images`, as the codec's `encode`: codes (T,)."""
+        pictures, vq = batch["vq_images"], self._vq
         if (cache := self._caches.get("codes")) is None:
-            return self._vq.encode(pictures)
-        return torch.cat(cache.entries(pictures, lambda picture: self._vq.encode(picture)[None]))
+            return vq.encode(pictures)
+        keys = keys_in(batch, "vq_images")
+        return torch.cat(cache.entries(pictures, lambda of_a_size: vq.encode(of_a_size).view(len(of_a_size), -1), keys))
 
-    def features(self, pixels: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        """Pixels (I, 3, h, w) as they are, or, if the tower is frozen and cached, its features (I, tokens, width)."""
+    def features(self, batch: Batch, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        """The batch's `pixel_values` (I, 3, h, w) as they are, or, if the tower is frozen and cached, its features (I,
+        tokens, width), which `encode` makes of pixels."""
+        pixels = batch["pixel_values"]
         if self._folder is None or any(weight.requires_grad for weight in self._tower.parameters()):
             return pixels
         autocast = torch.is_autocast_enabled(pixels.device.type)
@@ -187,9 +238,14 @@ class CachedInputs:
         if kind not in self._caches:
             self._caches[kind] = EncodingCache(self._folder, kind, self._tower_key)
         with torch.no_grad():
-            return torch.stack(self._caches[kind].entries(pixels, encode))
+            return torch.stack(self._caches[kind].entries(pixels, encode, keys_in(batch, "pixel_values")))
 
     def flush(self) -> None:
         """Write the entries that are not yet on disk."""
         for cache in self._caches.values():
             cache.flush()
+
+
+def keys_in(batch: Batch, name: str) -> list[str] | None:
+    """The keys of a batch's pictures, where it has them."""
+    return batch.get("cache_keys", {}).get(name)

@@ -49,7 +49,7 @@ from hybridgen.training.distributed.speed import compile_layers, compiler_found
 from hybridgen.training.monitor.breakdown import Breakdown
 from hybridgen.training.monitor.tracking import list_broken, say
 from hybridgen.training.stages.building import build_parts
-from hybridgen.training.stages.caching import CachedInputs
+from hybridgen.training.stages.caching import CachedInputs, with_keys
 from hybridgen.training.stages.dropout import add_dropout
 
 # what the forward takes from a batch as it is
@@ -132,13 +132,13 @@ class ModelStage:
         targets = DiffusionTargets([], torch.zeros(0, device=batch["input_ids"].device), torch.zeros(0))
         if "pixel_values" in batch and not self.model.model.run_absent_modalities:  # a sharded tower runs on all ranks
             with self._autocast(batch["pixel_values"].device):  # as the forward, of which a tower is a part
-                inputs["pixel_values"] = self.inputs.features(batch["pixel_values"], self._tower_features)
+                inputs["pixel_values"] = self.inputs.features(batch, self._tower_features)
         if "diffusion_images" in batch:
             inputs["latents"], targets = self._noised(batch, fixed_noise)
             inputs["timesteps"] = targets.timesteps
         code_labels = batch["code_labels"]
         if "vq_images" in batch:
-            inputs["codes"] = self.inputs.codes(batch["vq_images"])
+            inputs["codes"] = self.inputs.codes(batch)
             is_code = batch["input_ids"] == self.model.config.placeholder("vq")
             code_labels = place_codes(code_labels, inputs["codes"], is_code)
         if self.has_alignment:
@@ -152,7 +152,7 @@ class ModelStage:
 
     def _noised(self, batch: dict, fixed: bool) -> tuple[Images, DiffusionTargets]:
         """Of the noise that was drawn where the batch was made; else it is drawn now."""
-        latents, device = self.inputs.latents(batch["diffusion_images"]), batch["input_ids"].device
+        latents, device = self.inputs.latents(batch), batch["input_ids"].device
         if "diffusion_noise" not in batch:
             settings = self.model.config.diffusion_config, self.latent_codec.downsample_factor, self.config
             batch = send_to_device(draw_batch_noise(batch, *settings, fixed), device)
@@ -271,12 +271,16 @@ def build_model_stage(config: TrainConfig, accelerator: Accelerator) -> ModelSta
         config=config,
     )
 
+    def prepare(batch: Batch, fixed: bool = False) -> Batch:
+        batch = draw(batch, fixed=fixed)
+        return batch if config.data.cache is None else with_keys(batch)
+
     def validation_loader() -> RowLoader:
         return row_loader(
-            config, accelerator, processor, parts.validation, max_positions, False, partial(draw, fixed=True)
+            config, accelerator, processor, parts.validation, max_positions, False, partial(prepare, fixed=True)
         )
 
-    loader = row_loader(config, accelerator, processor, parts.sources, max_positions, True, draw)
+    loader = row_loader(config, accelerator, processor, parts.sources, max_positions, True, prepare)
     stage = ModelStage(config, parts.pipeline, loader, validation_loader if parts.validation else None)
     if parts.validation:
         # so that errors in these data are raised now, not hours later

@@ -1,10 +1,13 @@
 """Caches: what comes out is what went in, whoever asks and in whatever batch; other weights are refused."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from hybridgen.training.stages import caching
 from hybridgen.training.stages.caching import EncodingCache, picture_key, weights_key
 from tests.data.in_memory import questions, source_of
 from tests.training.stages.test_model import all_tasks, stage_of, sums_of
@@ -15,13 +18,13 @@ def pictures(count: int, side: int = 8, seed: int = 0) -> torch.Tensor:
 
 
 class Codec:
-    """Half of each picture, and how often it was asked."""
+    """Half of each picture, how often it was asked, and for how many."""
 
-    calls = 0
+    calls = images = 0
 
     def encode(self, images):
-        assert len(images) == 1  # alone, or a batch would decide the last bits
         self.calls += 1
+        self.images += len(images)
         return images[:, :, ::2] / 2
 
 
@@ -31,17 +34,99 @@ def test_entries_are_made_once_and_found_again(tmp_path):
     first = cache.entries(given, codec.encode)
     assert all(torch.equal(entry, picture[:, ::2] / 2) for entry, picture in zip(first, given, strict=True))
     cache.entries(given.flip(0), codec.encode)
-    assert (codec.calls, len(cache)) == (5, 5)
+    assert (codec.calls, codec.images, len(cache)) == (1, 5, 5)
     cache.flush()
     cache.entries(given, codec.encode)
     again = EncodingCache(tmp_path, "latents", "w")
     mixed = [given[3], *pictures(1, side=4), given[0]]
     found = again.entries(mixed, codec.encode)
-    assert (codec.calls, len(again)) == (6, 6)
+    assert (codec.calls, codec.images, len(again)) == (2, 6, 6)
     assert torch.equal(found[0], first[3])
     assert torch.equal(found[2], first[0])
     again.flush()
     assert sorted(path.suffix for path in (tmp_path / "latents").iterdir()) == [".json", ".safetensors", ".safetensors"]
+
+
+def test_what_is_missing_is_encoded_at_once_and_each_picture_once(tmp_path, monkeypatch):
+    """Of nine pictures in two sizes three are known and two come twice: one call a size, one look into the folder."""
+    codec, cache = Codec(), EncodingCache(tmp_path, "latents", "w")
+    small, large = pictures(5), pictures(2, side=16)
+    cache.entries(small[:3], codec.encode)
+    codec.calls = codec.images = 0
+    looks = []
+    look = EncodingCache._look_for_segments
+    monkeypatch.setattr(EncodingCache, "_look_for_segments", lambda self: looks.append(self) or look(self))
+    given = [large[0], *small, large[1], small[4], large[0]]
+    found = cache.entries(given, codec.encode)
+    assert all(torch.equal(entry, picture[:, ::2] / 2) for entry, picture in zip(found, given, strict=True))
+    assert (codec.calls, codec.images, len(looks)) == (2, 4, 1)
+    cache.entries(given, codec.encode)
+    assert (codec.calls, len(looks)) == (2, 1)
+
+
+def test_few_entries_are_written_after_a_while_so_that_others_find_them(tmp_path, monkeypatch):
+    clock, codec = [1000.0], Codec()
+    monkeypatch.setattr(caching.time, "monotonic", lambda: clock[0])
+    first, second = (EncodingCache(tmp_path, "latents", "w") for _ in range(2))
+    given = pictures(4)
+    first.entries(given[:2], codec.encode)
+    assert not list(tmp_path.rglob("segment_*"))
+    clock[0] += caching.WRITE_SECONDS + 1
+    first.entries(given[2:3], codec.encode)
+    assert len(list(tmp_path.rglob("segment_*"))) == 1
+    second.entries(given[:3], codec.encode)
+    assert codec.images == 3
+    first.entries(given[3:], codec.encode)  # the next ones wait again
+    assert len(list(tmp_path.rglob("segment_*"))) == 1
+
+
+def test_a_slow_folder_is_looked_into_seldom(tmp_path, monkeypatch):
+    """A look of 2 seconds comes at most every 200."""
+    clock, looks, glob = [1000.0], [], Path.glob
+
+    def slow(folder, pattern):
+        looks.append(clock[0])
+        clock[0] += 2
+        return glob(folder, pattern)
+
+    cache = EncodingCache(tmp_path, "latents", "w")
+    monkeypatch.setattr(caching.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(Path, "glob", slow)
+    for number in range(1000):
+        cache.entries(pictures(1, seed=number), Codec().encode)
+        clock[0] += 1
+    assert 4 <= len(looks) <= 6
+
+
+def test_entries_of_before_pixels_came_as_bytes_are_found(tmp_path):
+    """Older keys are of normalised pixels, and their segments say nothing of keys."""
+    levels = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    given, codec = levels / 127.5 - 1, Codec()
+    older = {picture_key(picture): picture[:, ::2].contiguous() / 2 for picture in given[:4]}
+    EncodingCache(tmp_path, "latents", "w")
+    save_file(older, tmp_path / "latents" / "segment_0.safetensors")
+    cache, keys = EncodingCache(tmp_path, "latents", "w"), list(map(picture_key, levels))
+    for _ in range(2):
+        found = cache.entries(given, codec.encode, keys)
+        assert all(torch.equal(entry, picture[:, ::2] / 2) for entry, picture in zip(found, given, strict=True))
+        assert codec.images == 2
+        cache.flush()
+    again = EncodingCache(tmp_path, "latents", "w")
+    again.entries(given, codec.encode, keys)
+    assert codec.images == 2
+    assert len(again) == 6
+
+
+def test_files_are_opened_again_where_they_are_too_many(tmp_path, monkeypatch):
+    monkeypatch.setattr(caching, "OPEN_SEGMENTS", 3)
+    codec, cache, given = Codec(), EncodingCache(tmp_path, "latents", "w"), pictures(10)
+    for picture in given:
+        cache.entries([picture], codec.encode)
+        cache.flush()
+    for _ in range(2):
+        found = cache.entries(given, codec.encode)
+        assert all(torch.equal(entry, picture[:, ::2] / 2) for entry, picture in zip(found, given, strict=True))
+    assert (codec.images, cache._opened.cache_info().currsize) == (10, 3)
 
 
 def test_what_another_process_has_written_is_found(tmp_path):

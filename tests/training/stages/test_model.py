@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from types import MethodType
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from accelerate.utils import convert_outputs_to_fp32
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,8 +32,9 @@ from hybridgen.pipeline_hybridgen import load_pipeline
 from hybridgen.training import load_config, train
 from hybridgen.training.config import strict
 from hybridgen.training.config.schema import ModelConfig, TrainConfig
+from hybridgen.training.stages import caching
 from hybridgen.training.stages.building import build_model, start_from_codebook
-from hybridgen.training.stages.model import ModelStage, draw_batch_noise
+from hybridgen.training.stages.model import ModelStage, build_model_stage, draw_batch_noise
 from tests.data.in_memory import drawings, numbered, questions, source_of
 from tests.models import MODEL_CONTENT, text_config
 from tests.pipelines import tiny_pipeline, tiny_vq_model
@@ -355,6 +358,26 @@ def run(config_file) -> Path:
     config = load_config(config_file)
     assert train(config) == Path(config.output_dir) / "checkpoint"
     return Path(config.output_dir)
+
+
+def test_keys_of_a_cache_are_made_where_batches_are(config_file, tmp_path, monkeypatch):
+    """A step hashes nothing, and reads no picture back from the device; what is cached has those keys."""
+    threads, key = [], caching.picture_key
+    monkeypatch.setattr(
+        caching, "picture_key", lambda picture: threads.append(threading.current_thread().name) or key(picture)
+    )
+    config = load_config(config_file, [f"output_dir={tmp_path}/run", f"data.cache={tmp_path}/cache", "data.prefetch=2"])
+    stage = build_model_stage(config, Accelerator(cpu=True))
+    threads.clear()  # of the first validation batch, which nobody waits for
+    for _ in range(3):
+        batch = next(stage.loader)
+        stage.losses(stage.model, batch)
+    stage.loader.close()
+    assert set(threads) == {"hybridgen-loader"}
+    assert set(batch["cache_keys"]) == {"diffusion_images", "vq_images", "pixel_values"} & set(batch)
+    for name, keys in batch["cache_keys"].items():
+        assert keys == list(map(key, batch[name]))
+    assert set(batch["cache_keys"]["vq_images"]) <= set(stage.inputs._caches["codes"]._unwritten)
 
 
 def metrics_of(folder: Path) -> list[dict]:
