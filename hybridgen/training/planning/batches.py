@@ -268,7 +268,7 @@ def _assumed_document(
     """A caption with its picture, or words, in at most `room` tokens."""
     segments: list = [TextSegment([1] * min(CAPTION, room))]
     images, read = [], [source.read] if isinstance(source.read, str) else list(source.read)
-    holds_pictures = source.write is not None or source.loss_on != "all"
+    holds_pictures = source.form != "text" and (source.write is not None or source.loss_on != "all")
     if holds_pictures:
         paths = [source.write] if source.write else read
         if source.write and source.clean_copy:
