@@ -1,10 +1,13 @@
 """A pretended accelerator, for tests of devices on a machine that has none. Not a test itself.
 
 Its tensors say that they are on the device "meta", compute on the CPU, and refuse to meet plain CPU tensors where CUDA
-would. What is not pretended: streams, other dtypes' kernels, and that device tensors can only be printed after a copy.
+would. `host_reads` counts what makes a program wait for its device: values that are read from it, and operators whose
+output has a size that the device alone knows. What is not pretended: streams, other dtypes' kernels, and that device
+tensors can only be printed after a copy.
 """
 
 import contextlib
+import traceback
 from collections.abc import Iterator
 
 import torch
@@ -16,6 +19,46 @@ DEVICE = torch.device("meta")
 aten = torch.ops.aten
 COPIES = {aten.copy_.default, aten._to_copy.default, aten._foreach_copy_.default}  # between any two devices
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
+READS = {  # which wait for the device, or make a tensor of a size that is in its memory
+    aten._local_scalar_dense.default, aten.is_nonzero.default, aten.equal.default, aten.nonzero.default,
+    aten.masked_select.default, aten._unique2.default, aten.unique_consecutive.default, aten.unique_dim.default,
+    aten.repeat_interleave.Tensor, aten.bincount.default,
+}  # fmt: skip
+
+_counts: list[list[str]] = []  # of the `host_reads` that are open
+
+
+@contextlib.contextmanager
+def host_reads() -> Iterator[list[str]]:
+    """Inside, every read of the pretended device, as operator and place in this package."""
+    reads: list[str] = []
+    _counts.append(reads)
+    try:
+        yield reads
+    finally:
+        _counts.remove(reads)
+
+
+def _note_read(function) -> None:
+    if _counts:
+        ours = [frame for frame in traceback.extract_stack() if "/hybridgen/" in frame.filename]
+        where = f"{ours[-1].filename.split('/hybridgen/')[-1]}:{ours[-1].lineno}" if ours else "a test or a library"
+        for reads in _counts:
+            reads.append(f"{function} in {where}")
+
+
+def _is_read(function, args: tuple, target: torch.device | None) -> bool:
+    """Of an operator that a pretended tensor takes part in."""
+    if function in READS:
+        return True
+    if function is aten._to_copy.default:
+        return target is not None and target != DEVICE
+    if function is aten.copy_.default:
+        return not isinstance(args[0], PretendedTensor)
+    if function in INDEXING:  # a mask is made into indices first, but not where one value is written
+        written = args[2].numel() if len(args) > 2 else 0
+        return written != 1 and any(isinstance(i, PretendedTensor) and i.dtype == torch.bool for i in args[1])
+    return False
 
 
 class PretendedTensor(torch.Tensor):
@@ -37,7 +80,16 @@ class PretendedTensor(torch.Tensor):
         return _run(function, args, kwargs or {})
 
     def tolist(self):
+        _note_read("tolist")
         return self.on_cpu.tolist()
+
+    def __deepcopy__(self, memo):
+        if id(self) not in memo:
+            copied = PretendedTensor(self.on_cpu.detach().clone())
+            if isinstance(self, nn.Parameter):
+                copied = nn.Parameter(copied, self.requires_grad)
+            memo[id(self)] = copied
+        return memo[id(self)]
 
     def numpy(self, *args, **kwargs):
         raise TypeError("a tensor of the pretended device has no numpy array; use Tensor.cpu() first")
@@ -66,6 +118,8 @@ def _run(function, args: tuple, kwargs: dict):
     target = None if kwargs.get("device") is None else torch.device(kwargs["device"])
     if pretended and function not in COPIES:
         _check_devices(function, args, plain)
+    if pretended and _is_read(function, args, target):
+        _note_read(function)
     if target == DEVICE and kwargs.get("generator") is not None:
         raise RuntimeError(f"{function}: a CPU generator cannot fill a tensor on the pretended device")
     if target is not None:
@@ -112,8 +166,8 @@ def pretended_device(float64: bool = True) -> Iterator[None]:
         made = tensor(*args, **kwargs)
         return made if device is None else made.to(device)
 
-    def pretended_new_tensor(self, data, dtype=None):
-        return tensor(data, dtype=dtype or self.dtype).to(self.device)
+    def pretended_new_tensor(self, data, dtype=None, device=None):
+        return tensor(data, dtype=dtype or self.dtype).to(device or self.device)
 
     class PretendedAutocast(autocast):
         def __init__(self, device_type: str, *args, **kwargs):
