@@ -25,6 +25,11 @@ def shown(value: Any, length: int = 60) -> str:
     return shorten(" ".join(repr(value).split()), length)
 
 
+def one_line(error: BaseException | str) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split())
+
+
 def shorten(text: str, length: int) -> str:
     """A text as errors show it: cut, and without what encodes a picture (base64)."""
     text = _BASE64.sub(lambda run: f"({len(run[0])} characters)", text)

@@ -6,6 +6,7 @@ is a synthetic dataset, a known suffix a file, and `owner/name` that is no folde
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from hybridgen.core.names import PATHS
@@ -248,7 +249,7 @@ class SourceConfig:
         if suffixes and suffixes[-1] in SUFFIXES:
             return SUFFIXES[suffixes[-1]]
         if path.is_dir() and ("/" in self.source or path.suffix):
-            return "dataset" if _is_hf_dataset(path) else "folder"
+            return "dataset" if _is_hf_dataset(path, path.stat().st_mtime_ns) else "folder"
         if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", self.source) and not path.suffix:
             return "dataset"  # owner/name
         return "jsonl" if path.suffix or "/" in self.source else "synthetic"
@@ -276,8 +277,13 @@ def _name_of_files(source: str) -> str:
     return stem or path.parent.name
 
 
-def _is_hf_dataset(folder: Path) -> bool:
-    """Whether a folder is one of the datasets library: it holds files of data, no picture and no link to a folder."""
+@lru_cache(100)
+def _is_hf_dataset(folder: Path, changed: int) -> bool:
+    """Whether a folder is one of the datasets library: it holds files of data, no picture and no link to a folder.
+
+    Args:
+        changed: when the folder was last; as long as it stays the same, what is in it is not looked at again.
+    """
     if (folder / METADATA[0]).is_file():
         return False
     has_data = False

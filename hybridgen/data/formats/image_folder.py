@@ -1,9 +1,10 @@
 """A folder of captioned pictures as a source: each picture with its caption, as a record that draws it.
 
-Two layouts. With `metadata.jsonl` or `metadata.csv` (those of the datasets library's imagefolder), each of its lines
-names a picture (`file_name`) and holds the other columns of a row of any form (`rows`). Without it, a `.txt` or
-`.caption` of the same name stands beside each picture. Folders inside are searched too, each by its own layout; a
-metadata file speaks for all below it. Of the usual split folders (`train`, `test`, ...) one is read.
+Two layouts. With `metadata.jsonl`, `.csv` or `.parquet` (those of the datasets library's imagefolder) or a list in
+`metadata.yaml`, each of its rows names a picture (`file_name`) and holds the other columns of a row of any form
+(`rows`). Without it, a `.txt` or `.caption` of the same name stands beside each picture. Folders inside are searched
+too, each by its own layout; a metadata file speaks for all below it. Of the usual split folders (`train`, `test`, ...)
+one is read. A caption is read when its record is, but for short ones: those may be empty, and that is said at once.
 
 To read the pictures instead of drawing them, a source's config says `order: image_first`. A picture without a caption
 is a broken record, listed and counted: if it were skipped in silence, nobody would notice a third of a data set that
@@ -11,10 +12,14 @@ is missing. Links are followed. What computers leave behind (names that begin wi
 """
 
 import os
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
+from hybridgen.core.values import one_line
 from hybridgen.data.bad_records import BadRecord, record_errors
 from hybridgen.data.formats.csv_files import check_cells, read_table
 from hybridgen.data.formats.fields import PICTURES
@@ -22,22 +27,17 @@ from hybridgen.data.formats.rows import RowSource, record_of
 from hybridgen.data.formats.text_files import decode, parse_json, read_lines
 from hybridgen.data.records import check_record
 
-METADATA = ("metadata.jsonl", "metadata.csv")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet", "metadata.yaml", "metadata.yml")
 CAPTIONS = (".txt", ".caption")
+SHORT_CAPTION = 64  # bytes; one of so few may be empty, and is read when the folder is opened
 SPLITS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation", "held_out")
 _LITTER = ("__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini")  # of macOS, Synology, Windows
 
 
-class _Entry(NamedTuple):
-    """A picture and what is said of it."""
-
-    file: str  # relative to the folder
-    row: dict
-    from_metadata: bool  # else `row` is its caption
-
-
 class FolderSource(RowSource):
     """Records of a folder, in the order of metadata files or of the files' names.
+
+    A folder is listed once, and of each record the picture's name and where it is told what it shows stay in memory.
 
     Args:
         form, columns: of rows of metadata, see `rows`; the picture is the column `file_name`.
@@ -58,94 +58,207 @@ class FolderSource(RowSource):
     ):
         self.folder = _split_of(Path(folder), split)
         super().__init__(str(self.folder), form, {"image": "file_name", **(columns or {})}, self.folder)
-        self._entries: list[_Entry] = []
+        self._pictures = Strings()  # of each record, relative to the folder
+        self._tellers: list[_Captions | _Metadata] = [_Captions(self.folder, suffix) for suffix in CAPTIONS]
+        self._teller_of, self._places = array("i"), array("q")  # of each record: what says its words, and where in it
+        self.files = Strings()
         first: BadRecord | None = None
-        for entry in self._found():
-            if isinstance(entry, _Entry):
-                self._entries.append(entry)
-                continue
-            first = first or entry
+        for bad in self._find():
+            first = first or bad
             if bad_records is None:
-                raise ValueError(str(entry))
-            bad_records.append(entry)
-        if not self._entries:
+                raise ValueError(str(bad))
+            bad_records.append(bad)
+        if not len(self):
             if first:
                 raise ValueError(f"{self.folder} holds no captioned picture that is whole: {first}")
             raise ValueError(f"{self.folder} holds no picture ({', '.join(PICTURES)}); put some there with captions")
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._places)
 
     def where(self, index: int) -> str:
         """The file of a record."""
-        return str(self.folder / self._entries[index].file)
+        return str(self.folder / self._pictures[index])
 
-    def _row(self, index: int) -> _Entry:
-        return self._entries[index]
+    def _row(self, index: int) -> tuple["_Captions | _Metadata", int, str]:
+        return self._tellers[self._teller_of[index]], self._places[index], self._pictures[index]
 
-    def _record(self, entry: _Entry, where: str, variant: int = 0) -> dict:
-        form, columns = (self.form, self.columns) if entry.from_metadata else ("captions", {})
-        return check_record(record_of(entry.row, form, columns, where, variant), where)
+    def _record(self, told: tuple["_Captions | _Metadata", int, str], where: str, variant: int = 0) -> dict:
+        teller, place, picture = told
+        if isinstance(teller, _Captions):
+            row, form, columns = {"image": picture, "text": teller.caption(picture)}, "captions", {}
+        else:
+            row, form, columns = {**teller.row(place), self.columns["image"]: picture}, self.form, self.columns
+        return check_record(record_of(row, form, columns, where, variant), where)
 
-    def _found(self) -> Iterator[_Entry | BadRecord]:
-        """Each picture with what is said of it, or what is wrong with that."""
-        for file in walk(self.folder) if self.folder.is_dir() else ():
-            self.files += [str(file)] if file.is_file() else []
-            if file.name in METADATA:
-                yield from self._from_metadata(file)
-            else:
-                yield self._from_text(file)
+    def _add(self, teller: int, place: int, picture: str) -> None:
+        self._teller_of.append(teller)
+        self._places.append(place)
+        self._pictures.append(picture)
 
-    def _from_metadata(self, metadata: Path) -> Iterator[_Entry | BadRecord]:
-        rows = read_table(metadata) if metadata.suffix == ".csv" else _json_rows(metadata)
-        number = 0
-        for number, row in rows:
-            where = f"{metadata}:{number}"
+    def _find(self) -> Iterator[BadRecord]:
+        """Notes every record; yields what is wrong with the others."""
+        for folder in walk(self.folder) if self.folder.is_dir() else ():
+            if folder.metadata is not None:
+                self.files.append(str(folder.metadata))
+                yield from self._from_metadata(folder.metadata)
+            inside = "" if folder.path == self.folder else os.path.relpath(folder.path, self.folder)
+            for picture in folder.pictures:
+                if picture.is_file():
+                    self.files.append(picture.path)
+                if (bad := self._from_text(picture, os.path.join(inside, picture.name), folder)) is not None:
+                    yield bad
+
+    def _from_metadata(self, file: Path) -> Iterator[BadRecord]:
+        metadata, listing = _Metadata(file), Listing()
+        self._tellers.append(metadata)
+        teller = len(self._tellers) - 1
+        for number, place in metadata.places():
+            where = f"{file}:{number}"
             try:
                 with record_errors(where):
-                    row = check_cells(row, where) if metadata.suffix == ".csv" else parse_json(row, where)
-                    entry = self._entry(row, metadata.parent)
-                    self._record(entry, where)
-                    yield entry
+                    picture = self._picture_of(metadata.row(place, where), file.parent, listing)
+                    self._record((metadata, place, picture), where)
+                    self._add(teller, place, picture)
             except ValueError as error:
                 yield BadRecord.of(where, error)
-        if not number:
-            yield BadRecord(
-                str(metadata), "it names no picture; fill it, or remove it where .txt files hold the captions"
-            )
+        if not metadata.count:
+            yield BadRecord(str(file), "it names no picture; fill it, or remove it where .txt files hold the captions")
 
-    def _entry(self, row: Any, folder: Path) -> _Entry:
+    def _picture_of(self, row: Any, folder: Path, listing: "Listing") -> str:
+        """The picture that a line names, relative to the source's folder."""
         name = row.get(self.columns["image"]) if isinstance(row, dict) else None
         if not isinstance(name, str) or not name:
             names = f", but its columns are {', '.join(map(str, row))[:200]}" if isinstance(row, dict) else ""
             raise ValueError(f'a line must be {{"{self.columns["image"]}": a picture, "text": its caption}}{names}')
-        if not (folder / name).is_file() and (folder / name.replace("\\", "/")).is_file():
-            name = name.replace("\\", "/")  # written on Windows
-        if not (folder / name).is_file():
+        there = [each for each in (name, name.replace("\\", "/")) if listing.has(folder / each)]  # or of Windows
+        if not there:
             raise ValueError(f"the image {name!r} is not there; paths are relative to the file")
-        file = os.path.relpath(folder / name, self.folder) if folder != self.folder else name
-        return _Entry(file, {**row, self.columns["image"]: file}, True)
+        return os.path.relpath(folder / there[0], self.folder) if folder != self.folder else there[0]
 
-    def _from_text(self, picture: Path) -> _Entry | BadRecord:
-        texts = [text for suffix in CAPTIONS if (text := picture.with_suffix(suffix)).is_file()]
-        file = str(picture.relative_to(self.folder))
+    def _from_text(self, picture: os.DirEntry, relative: str, folder: "Folder") -> BadRecord | None:
+        """Notes the record of a picture; returns what is wrong with it."""
+        if not picture.is_file():
+            return BadRecord(picture.path, "it is a link to a file that is not there")
+        stem = os.path.splitext(picture.name)[0]
+        for teller, suffix in enumerate(CAPTIONS):
+            caption = folder.others.get(stem + suffix)
+            if caption is None or not caption.is_file():
+                continue
+            try:
+                if caption.stat().st_size <= SHORT_CAPTION:  # else it holds words, and is read when its turn comes
+                    self._tellers[teller].caption(relative)
+            except ValueError as error:
+                return BadRecord(picture.path, str(error))
+            self._add(teller, 0, relative)
+            return None
+        return BadRecord(picture.path, _no_caption(Path(picture.path), "is missing"))
+
+
+def _no_caption(picture: Path, state: str) -> str:
+    name = picture.with_suffix(CAPTIONS[0]).name
+    return f"the caption of {picture} {state}; write {name} beside it, or all in {METADATA[0]}"
+
+
+class _Captions:
+    """Files of one suffix beside pictures, each the caption of the picture of its name."""
+
+    def __init__(self, folder: Path, suffix: str):
+        self._folder, self._suffix = folder, suffix
+
+    def caption(self, picture: str) -> str:
+        """Raises ValueError where it is empty or no UTF-8."""
+        file = (self._folder / picture).with_suffix(self._suffix)
+        if not (caption := decode(file.read_bytes(), file.name).strip()):
+            raise ValueError(_no_caption(self._folder / picture, "is empty"))
+        return caption
+
+
+class _Metadata:
+    """A file whose rows name pictures: of lines only the offsets are kept, of tables all of it."""
+
+    def __init__(self, file: Path):
+        self.file, self.count = file, 0
+        self._table = None if file.suffix == ".jsonl" else _table(file)
+
+    def places(self) -> Iterator[tuple[int, int]]:
+        """(number from 1, where `row` finds it) of each row."""
+        if self._table is None:
+            places = ((line, offset) for line, offset, _ in read_lines(self.file))
+        else:
+            places = ((number, place) for place, (number, _) in enumerate(self._table))
+        for each in places:
+            self.count += 1
+            yield each
+
+    def row(self, place: int, where: str = "") -> Any:
+        """Raises ValueError for a row that cannot be read."""
+        where = where or str(self.file)
+        if self._table is not None:
+            row = self._table[place][1]
+            return check_cells(row, where) if self.file.suffix == ".csv" else row
+        with self.file.open("rb") as file:
+            file.seek(place)
+            return parse_json(file.readline(), where)
+
+
+def _table(file: Path) -> list[tuple[int, Any]]:
+    """(number, row) of each row of a table."""
+    if file.suffix == ".csv":
+        return list(read_table(file))
+    if file.suffix == ".parquet":
+        from pyarrow import ArrowException  # comes with datasets, and is slow to import
+        from pyarrow.parquet import read_table as read_parquet
+
         try:
-            if not picture.is_file():
-                raise ValueError("it is a link to a file that is not there")
-            caption = decode(texts[0].read_bytes(), texts[0].name).strip() if texts else ""
-        except ValueError as error:
-            return BadRecord(str(picture), str(error))
-        if caption:
-            return _Entry(file, {"image": file, "text": caption}, False)
-        state = "is empty" if texts else "is missing"
-        name = picture.with_suffix(CAPTIONS[0]).name
-        return BadRecord(
-            str(picture), f"the caption of {picture} {state}; write {name} beside it, or all in {METADATA[0]}"
-        )
+            rows = read_parquet(file).to_pylist()
+        except ArrowException as error:
+            raise ValueError(f"{file}: no parquet file that can be read ({one_line(error)})") from error
+        return list(enumerate(rows, start=1))
+    try:
+        rows = yaml.safe_load(decode(file.read_bytes(), str(file)))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file}: no YAML ({one_line(error)})") from error
+    if not isinstance(rows, list):
+        raise ValueError(f"{file}: it must be a list of rows, as `- {{file_name: a.png, text: a cat}}`")
+    return list(enumerate(rows, start=1))
 
 
-def _json_rows(metadata: Path) -> Iterator[tuple[int, bytes]]:
-    return ((number, line) for number, _, line in read_lines(metadata))
+class Strings(Sequence):
+    """Many short texts in few bytes, one after the other."""
+
+    def __init__(self):
+        self._bytes, self._ends = bytearray(), array("Q")
+
+    def append(self, text: str) -> None:
+        self._bytes += os.fsencode(text)
+        self._ends.append(len(self._bytes))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        first = self._ends[index - 1] if index else 0
+        return os.fsdecode(bytes(self._bytes[first : self._ends[index]]))
+
+
+class Listing:
+    """Which files are there, asked folder by folder and not file by file."""
+
+    def __init__(self):
+        self._names: dict[str, set[str]] = {}
+
+    def has(self, file: Path) -> bool:
+        folder, name = os.path.split(file)
+        if folder not in self._names:
+            try:
+                with os.scandir(folder) as entries:
+                    self._names[folder] = {entry.name for entry in entries if entry.is_file()}
+            except OSError:
+                self._names[folder] = set()
+        return name in self._names[folder] or file.is_file()  # some file systems know a name by several spellings
 
 
 def is_litter(name: str) -> bool:
@@ -173,8 +286,17 @@ def _split_of(folder: Path, split: str | None) -> Path:
     return folder / splits[0]
 
 
-def walk(folder: Path, seen: set[str] | None = None) -> Iterator[Path]:
-    """The metadata file that speaks for all of a folder, or the pictures in it and in the folders inside, by name.
+class Folder(NamedTuple):
+    """What a folder holds: the metadata file that speaks for all of it, or pictures, and its other files by name."""
+
+    path: Path
+    metadata: Path | None
+    pictures: list[os.DirEntry]
+    others: dict[str, os.DirEntry]
+
+
+def walk(folder: Path, seen: set[str] | None = None) -> Iterator[Folder]:
+    """A folder and the folders inside, by name; each is listed once.
 
     Links are followed; a folder to which several paths lead is walked once, so that a link to a folder above ends.
     """
@@ -182,14 +304,22 @@ def walk(folder: Path, seen: set[str] | None = None) -> Iterator[Path]:
     if (real := os.path.realpath(folder)) in seen:
         return
     seen.add(real)
-    entries = sorted(entry for entry in folder.iterdir() if not is_litter(entry.name))
-    if metadata := [entry for entry in entries if entry.name in METADATA]:
+    with os.scandir(folder) as listed:
+        entries = sorted((entry for entry in listed if not is_litter(entry.name)), key=lambda entry: entry.name)
+    if metadata := [entry.name for entry in entries if entry.name in METADATA]:
         if len(metadata) > 1:
-            raise ValueError(f"{folder} has {' and '.join(METADATA)}; keep one of them")
-        yield metadata[0]
+            raise ValueError(f"{folder} has {' and '.join(metadata)}; keep one of them")
+        yield Folder(folder, folder / metadata[0], [], {})
         return
-    for entry in entries:
+    pictures: list[os.DirEntry] = []
+    others = {entry.name: entry for entry in entries if not entry.name.lower().endswith(PICTURES)}
+    for entry in entries:  # pictures and folders in the order of their names
         if entry.is_dir():
-            yield from walk(entry, seen)
-        elif entry.suffix.lower() in PICTURES:
-            yield entry
+            if pictures:
+                yield Folder(folder, None, pictures, others)
+                pictures = []
+            yield from walk(folder / entry.name, seen)
+        elif entry.name.lower().endswith(PICTURES):
+            pictures.append(entry)
+    if pictures:
+        yield Folder(folder, None, pictures, others)

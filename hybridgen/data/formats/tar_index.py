@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from hybridgen.core.files import whole_file
+from hybridgen.core.values import one_line
 from hybridgen.data.formats.image_folder import is_litter
 
 VERSION = 1
@@ -118,8 +119,7 @@ def _load(saved: Path, of: dict) -> TarIndex | None:
         index = TarIndex(**arrays, part_names=about["part_names"], bad_records=list(map(tuple, about["bad_records"])))
         _check(index)
     except _BROKEN_FILE as error:
-        reason = " ".join(str(error).split())
-        warnings.warn(f"{saved} is no whole index of a tar ({reason}); it is made anew", stacklevel=2)
+        warnings.warn(f"{saved} is no whole index of a tar ({one_line(error)}); it is made anew", stacklevel=2)
         return None
     return index
 
