@@ -268,7 +268,8 @@ def _assumed_document(
     """A caption with its picture, or words, in at most `room` tokens."""
     segments: list = [TextSegment([1] * min(CAPTION, room))]
     images, read = [], [source.read] if isinstance(source.read, str) else list(source.read)
-    holds_pictures = source.form != "text" and (source.write is not None or source.loss_on != "all")
+    reads = any(path in hybrid.paths for path in read)
+    holds_pictures = source.form != "text" and (source.write is not None or (reads and source.loss_on != "all"))
     if holds_pictures:
         paths = [source.write] if source.write else read
         if source.write and source.clean_copy:
@@ -298,6 +299,6 @@ def _assumed_image(
     height, width = source.height or size, source.width or size
     if source.image_tokens is not None:
         height = width = int(source.image_tokens**0.5) * side
-    count = height // side * (width // side)
+    count = height // side * (width // side) + (path == "diffusion" and part.time_token)
     segment = ImageSegment(path, count, hybrid.is_bidirectional(path), write, write and source.clean_copy)
     return segment, torch.zeros(3, height, width)
