@@ -20,7 +20,7 @@ from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ImagesKwargs
 
-from hybridgen.core.pictures import Source, read_picture, read_pictures
+from hybridgen.core.pictures import Source, UnreadPicture, read_picture, read_pictures
 from hybridgen.core.values import choice, whole_number
 
 MOST_FRAMES = 16  # a picture is made at most so many times as large as the frame that is cut out of it
@@ -93,12 +93,25 @@ class HybridGenImageProcessor(BaseImageProcessor):
 
     def understanding(self, images: list[Source]) -> Tensor:
         """Pictures -> (I, 3, S, S): the whole picture, long side S, centred on gray."""
-        values = np.stack([np.asarray(self._letterbox(read_picture(image))) for image in images]).astype(np.float32)
+        return self.normalize(torch.stack([self.understanding_levels(image) for image in images]))
+
+    def understanding_levels(self, image: Source) -> Tensor:
+        """The levels (3, S, S) of 8 bits that `normalize` makes the values of: a quarter of their bytes."""
+        return _channels_first(np.array(self._letterbox(read_picture(image))))
+
+    def normalize(self, levels: Tensor) -> Tensor:
+        """Levels (..., 3, S, S) of the understanding path -> its values, on their device; the same bits on all devices:
+        a number to divide by is a tensor there, as CUDA multiplies by the reciprocal of one that is not."""
+        values = levels.float()
         if self.do_rescale:
-            values = values / np.float32(1 / self.rescale_factor)
+            values = values / torch.full((), 1 / self.rescale_factor, dtype=torch.float32, device=levels.device)
         if self.do_normalize:
-            values = (values - np.asarray(self.image_mean, np.float32)) / np.asarray(self.image_std, np.float32)
-        return _channels_first(values)  # I, 3, S, S
+            mean, std = (
+                torch.tensor(numbers, dtype=torch.float32).to(levels.device)[:, None, None]
+                for numbers in (self.image_mean, self.image_std)
+            )
+            values = (values - mean) / std
+        return values
 
     def _letterbox(self, image: Image.Image) -> Image.Image:
         side, long = self.image_size, max(image.size)
@@ -122,12 +135,16 @@ class HybridGenImageProcessor(BaseImageProcessor):
             fit: `crop` = resized to fill the frame, the rest cropped on both sides alike; `pad` = the whole picture, as
                 large as the frame lets it be, on gray.
         """
+        return to_range(self.generation_levels(image, height, width, fit))
+
+    def generation_levels(self, image: Source, height: int, width: int, fit: str = "crop") -> Tensor:
+        """The levels (3, H, W) of 8 bits that `to_range` makes the values of."""
         picture = read_picture(image)
         if choice("fit", fit, FITS) == "crop":
             image = _fill(picture, height, width)
         else:
             image = self._on_gray(_contain(picture, height, width), height, width)
-        return _channels_first(np.asarray(image) / np.float32(127.5) - 1)
+        return _channels_first(np.array(image))
 
     def postprocess(self, pixels: Tensor | list[Tensor]) -> list[Image.Image]:
         """(I, 3, H, W) in [-1, 1], or a list of (3, H, W) -> pictures; values outside of the range are clipped."""
@@ -139,6 +156,11 @@ class HybridGenImageProcessor(BaseImageProcessor):
 SETTINGS = (
     "image_size", "image_mean", "image_std", "pad_value", "min_size", "do_rescale", "rescale_factor", "do_normalize",
 )  # fmt: skip
+
+
+def to_range(levels: Tensor) -> Tensor:
+    """Levels of 8 bits -> [-1, 1], on their device; the same bits on all devices (`normalize`)."""
+    return levels.float() / torch.full((), 127.5, dtype=torch.float32, device=levels.device) - 1
 
 
 def as_rgb(image: Source) -> Image.Image:
@@ -154,8 +176,8 @@ def fit_size(image: Source, tokens: int, side: int) -> tuple[int, int]:
     Args:
         side: pixels along one side of a token.
     """
-    picture = read_picture(image)
-    target = math.log(picture.width / picture.height)
+    width, height = (image if isinstance(image, UnreadPicture) else read_picture(image)).size
+    target = math.log(width / height)
     grids = [(rows, tokens // rows) for rows in range(1, tokens + 1)]
     rows, columns = min(grids, key=lambda grid: (abs(math.log(grid[1] / grid[0]) - target), -grid[0] * grid[1]))
     return rows * side, columns * side

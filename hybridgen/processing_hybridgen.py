@@ -41,7 +41,7 @@ from hybridgen.core.names import PATHS
 from hybridgen.core.pictures import read_picture
 from hybridgen.core.utf8 import check_text
 from hybridgen.core.values import choice, flag, listed, shown, whole_number
-from hybridgen.image_processing_hybridgen import FITS, HybridGenImageProcessor, fit_size
+from hybridgen.image_processing_hybridgen import FITS, HybridGenImageProcessor, fit_size, to_range
 from hybridgen.paths.patches import aspect_buckets, check_size
 from hybridgen.paths.understanding import tokens_per_image
 from hybridgen.tokenization_hybridgen import (
@@ -229,6 +229,7 @@ class HybridGenProcessor(ProcessorMixin):
         width: int | None = None,
         image_tokens: int | None = None,
         plain: bool = False,
+        decode: bool = True,
     ) -> Document:
         """A training document.
 
@@ -247,6 +248,7 @@ class HybridGenProcessor(ProcessorMixin):
             image_tokens: those images keep their aspect ratio instead, and have at most so many tokens.
             plain: no chat template: the tokenizer's begin of text, if it has one, the parts of the messages in order,
                 and its end of text, which is learnt.
+            decode: false = its pictures stay as they are until `read_pixels`; at most their sizes are asked for.
 
         Raises:
             ValueError: in one sentence, what is wrong with the messages or the settings.
@@ -264,7 +266,33 @@ class HybridGenProcessor(ProcessorMixin):
                 "no message of the assistant, so nothing to learn (one of weight 0 is only read); add one, or set "
                 "loss_on='all'"
             )
-        return self._assemble(pieces, read, write, loss_on, clean_copy, height, width, pads, image_tokens, plain)
+        how = (read, write, loss_on, clean_copy, height, width, pads, image_tokens, plain, decode)
+        return self._assemble(pieces, *how)
+
+    def read_pixels(self, document: Document) -> None:
+        """Decode the pictures of a document that was made without (`decode=False`), each once. Its images get the
+        levels of their pixels, 8 bits, which `pixel_values` makes values of.
+
+        Raises:
+            ValueError: a picture cannot be decoded.
+        """
+        pictures: dict[int, Image.Image] = {}
+        levels: dict[tuple, Tensor] = {}
+        for image in document.images:
+            key = id(image.picture)
+            if key not in pictures:
+                pictures[key] = read_picture(image.picture)
+            if (key, image.path, image.frame) not in levels:
+                levels[key, image.path, image.frame] = self._levels(pictures[key], image.path, *image.frame)
+            image.pixels = levels[key, image.path, image.frame]
+
+    def pixel_values(self, levels: Tensor | list[Tensor], path: str) -> Tensor | list[Tensor]:
+        """Levels of pixels of one path -> what `document` makes of the same pictures, bit by bit, on their device."""
+        if isinstance(levels, list):
+            return [self.pixel_values(each, path) for each in levels]
+        if levels.is_floating_point():
+            return levels
+        return self.image_processor.normalize(levels) if path == "understanding" else to_range(levels)
 
     def prompt(
         self,
@@ -334,6 +362,7 @@ class HybridGenProcessor(ProcessorMixin):
     def _assemble(
         self, pieces: list[Piece], read: str | list[str], write: str | None, loss_on: str | None, clean_copy: bool,
         height: int | None, width: int | None, pads: bool = False, image_tokens: int | None = None, plain: bool = False,
+        decode: bool = True,
     ) -> Document:  # fmt: skip
         """Pieces -> segments and pixels -> a laid-out document.
 
@@ -352,7 +381,7 @@ class HybridGenProcessor(ProcessorMixin):
                 segments.append(self._text_segment(piece, loss_on if has_loss else None, pads, first=not segments))
                 tokens += segments[-1].size
                 continue
-            picture = read_picture(piece.picture)  # once, for all paths
+            picture = read_picture(piece.picture) if decode else piece.picture  # once, for all paths
             path_written = write if has_loss else None
             passes: list[tuple[ImageSegment, tuple[int | None, int | None]]] = []
             for path in _passes(read, path_written, clean_copy):
@@ -364,8 +393,11 @@ class HybridGenProcessor(ProcessorMixin):
                 passes.append((ImageSegment(path, length, bidirectional, writes, with_copy), size))
             span = tokens, tokens + sum(segment.size for segment, _ in passes)
             for segment, size in passes:
-                pixels = self.pixels(picture, segment.path, *size, fit="crop" if segment.write else self.fit)
+                fit = "crop" if segment.write else self.fit
+                pixels = self.pixels(picture, segment.path, *size, fit=fit) if decode else None
                 images.append(DocumentImage(segment.path, pixels, span, segment.write, piece.image_first))
+                if not decode:
+                    images[-1].picture, images[-1].frame = picture, (*size, fit)
                 if segment.clean_copy:
                     images.append(replace(images[-1], write=False))
             segments += [segment for segment, _ in passes]
@@ -410,9 +442,14 @@ class HybridGenProcessor(ProcessorMixin):
         fit: str | None = None,
     ) -> Tensor:
         """A picture as a path wants it, (3, H, W); `fit` None = as it is read (the processor's `fit`)."""
+        return self.pixel_values(self._levels(picture, path, height, width, fit), path)
+
+    def _levels(
+        self, picture: Image.Image, path: str, height: int | None, width: int | None, fit: str | None
+    ) -> Tensor:
         if path == "understanding":
-            return self.image_processor.understanding([picture])[0]
-        return self.image_processor.generation(picture, *self.size_of(height, width), fit=fit or self.fit)
+            return self.image_processor.understanding_levels(picture)
+        return self.image_processor.generation_levels(picture, *self.size_of(height, width), fit=fit or self.fit)
 
     # --------------------------------------------------------------------------------------------- settings and sizes
 

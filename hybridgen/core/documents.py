@@ -9,6 +9,7 @@ Shapes: B documents, N tokens of the longest, I images, 3 x H x W pixels in [-1,
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,21 +23,25 @@ class DocumentImage:
 
     Args:
         path: its path, and so its placeholder.
-        pixels: (3, H, W) as that path wants them.
+        pixels: (3, H, W) as that path wants them, floats, or levels of 8 bits where they were read for training; None =
+            not yet read (`HybridGenProcessor.read_pixels`).
         span: (begin, end) of all tokens of its picture in the document, its frame, its clean copy and the other paths
             by which it stands there counted: what is never cut. All images made of one picture have the same.
         write: the model learns to draw it; otherwise it is read.
         image_first: true if no text of the conversation precedes it (role tokens are no text), dropped text included:
             unconditional pictures need all noise levels, which an objective may cap for images that come first.
         max_timestep: cap on its noise where it is drawn by diffusion; None = the objective's.
+        picture, frame: what the pixels are made of, and their height, width and fit, where they are not yet read.
     """
 
     path: str
-    pixels: Tensor
+    pixels: Tensor | None
     span: tuple[int, int]
     write: bool = False
     image_first: bool = False
     max_timestep: float | None = None
+    picture: Any = None
+    frame: tuple[int | None, int | None, str | None] = (None, None, None)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
     read_picture      one: a file, its bytes, a data: URL or base64, a PIL picture, an array or a tensor
     read_pictures     one, several, or a batch
+    UnreadPicture     one that is read later, its size known before
     with_pictures     chat messages, their image parts read
     pixels_hash       what was seen, whatever file it came from
 
@@ -22,10 +23,10 @@ import io
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -38,6 +39,8 @@ from hybridgen.core.values import shorten
 
 # a path, file://, data: URL or base64; encoded bytes; {"bytes": ..., "path": ...} of the datasets library; pixels
 Source = str | Path | bytes | dict | Image.Image | np.ndarray | Tensor
+
+T = TypeVar("T")
 
 _ALPHA = {"RGBA": "RGBA", "RGBa": "RGBA", "LA": "RGBA", "La": "LA", "PA": "RGBA"}  # mode -> next on the way to RGBA
 _OPAQUE = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")  # Pillow makes RGB of them
@@ -62,6 +65,13 @@ def read_picture(source: Source, root: str | Path | None = None, where: str = ""
     Raises:
         ValueError: in one sentence, what is no picture, and what to do about it.
     """
+    if isinstance(source, UnreadPicture):
+        return source.read()
+    return _read(source, root, where, _rgb)
+
+
+def _read(source: Source, root: str | Path | None, where: str, take: Callable[[Image.Image, str], T]) -> T:
+    """What `take` makes of the opened picture and the words for it in errors."""
     where = f"{where}: " if where else ""
     if isinstance(source, dict):
         held = source.get("path") if source.get("bytes") is None else source["bytes"]
@@ -72,21 +82,42 @@ def read_picture(source: Source, root: str | Path | None = None, where: str = ""
     if isinstance(source, str):
         source = _from_text(source, where)
     if isinstance(source, str | Path):
-        return _from_file(source, root, where)
+        return _from_file(source, root, where, take)
     if isinstance(source, bytes | bytearray | memoryview):
         what = f"{where}the image of {len(source)} bytes"
         with _one_sentence(what, bytes(source[:_HEAD])), Image.open(io.BytesIO(source)) as opened:
-            return _rgb(opened, what)
+            return take(opened, what)
     what = f"{where}the image"
     if isinstance(source, np.ndarray | Tensor):
         with _one_sentence(what):
-            return _from_array(source, what)
+            return take(_from_array(source, what), what)
     if isinstance(source, Image.Image):
         with _one_sentence(what):
-            return _rgb(source, what)
+            return take(source, what)
     raise ValueError(
         f"{where}an image must be a file, its bytes, a PIL image, an array or a tensor, not {type(source).__name__}"
     )
+
+
+class UnreadPicture:
+    """A picture that is read where it is needed; its size is known before, from the head of the file.
+
+    Args:
+        source, root, where: as of `read_picture`, which takes this in place of them.
+    """
+
+    def __init__(self, source: Source, root: str | Path | None = None, where: str = ""):
+        self._source, self._root, self._where = source, root, where
+
+    def read(self) -> Image.Image:
+        """The picture. Raises ValueError, see `read_picture`."""
+        return read_picture(self._source, self._root, self._where)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the upright picture, which nothing is decoded for, unless the file says behind its pixels
+        how it is turned. Raises ValueError, see `read_picture`."""
+        return _read(self._source, self._root, self._where, _upright_size)
 
 
 def read_pictures(sources: Any) -> list[Image.Image]:
@@ -102,11 +133,15 @@ def read_pictures(sources: Any) -> list[Image.Image]:
     return [read_picture(sources)]
 
 
-def with_pictures(messages: list[dict], root: str | Path | None = None, where: str = "") -> list[dict]:
-    """Chat messages with an upright RGB picture in each image part. Raises ValueError, see `read_picture`."""
+def with_pictures(
+    messages: list[dict], root: str | Path | None = None, where: str = "", unread: bool = False
+) -> list[dict]:
+    """Chat messages with an upright RGB picture in each image part, or one that is to be read (`unread`). Raises
+    ValueError, see `read_picture`."""
+    take = UnreadPicture if unread else read_picture
 
     def read(part: dict) -> dict:
-        return {**part, "image": read_picture(part["image"], root, where)} if part["type"] == "image" else part
+        return {**part, "image": take(part["image"], root, where)} if part["type"] == "image" else part
 
     return [
         message if isinstance(message["content"], str) else {**message, "content": [*map(read, parts(message))]}
@@ -159,7 +194,7 @@ def _looks_like_picture(content: bytes) -> bool:
     return True
 
 
-def _from_file(source: str | Path, root: str | Path | None, where: str) -> Image.Image:
+def _from_file(source: str | Path, root: str | Path | None, where: str, take: Callable[[Image.Image, str], T]) -> T:
     try:
         file = picture_file(source, root)
     except ValueError as error:
@@ -173,8 +208,7 @@ def _from_file(source: str | Path, root: str | Path | None, where: str) -> Image
             raise ValueError(f"{what} is a folder, not a picture; name a file in it")
         if not stat.S_ISREG(mode):
             raise ValueError(f"{what} is no file but a pipe or a device; save the picture to a file, and name that")
-        with file.open("rb") as opened:
-            head = opened.read(_HEAD)
+        content = file.open("rb")
     except (FileNotFoundError, NotADirectoryError):
         if root is None:
             raise ValueError(f"{where}there is no image {_short(str(file))}") from None
@@ -184,8 +218,11 @@ def _from_file(source: str | Path, root: str | Path | None, where: str) -> Image
         ) from None
     except OSError as error:
         raise ValueError(f"{what} cannot be read ({error.strerror or error})") from error
-    with _one_sentence(what, head), Image.open(file) as opened:
-        return _rgb(opened, what)
+    with content:
+        head = content.read(_HEAD)
+        content.seek(0)
+        with _one_sentence(what, head), Image.open(content) as opened:
+            return take(opened, what)
 
 
 class _Refused(ValueError):
@@ -285,6 +322,32 @@ def _upright(image: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(image) if turned else image
     except Exception:  # broken EXIF raises anything, and says nothing
         return image
+
+
+def _upright_size(image: Image.Image, what: str) -> tuple[int, int]:
+    """Width and height after `_rgb`, from the head of the file where that tells."""
+    if image.format == "PNG" and "exif" not in image.info and _says_more_behind(image.fp):
+        return _rgb(image, what).size
+    try:
+        turned = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)  # a PNG's own would decode it
+    except Exception:  # as `_upright`
+        turned = 1
+    if image.format == "TIFF" and turned != 1:  # some versions of Pillow turn these by themselves
+        return _rgb(image, what).size
+    return image.size[::-1] if turned in (5, 6, 7, 8) else image.size
+
+
+def _says_more_behind(file: IO[bytes]) -> bool:
+    """Whether a PNG has words or EXIF behind its pixels."""
+    place, behind, found = file.tell(), False, False
+    file.seek(8)
+    while not found and len(head := file.read(8)) == 8:
+        kind = head[4:]
+        behind = behind or kind == b"IDAT"
+        found = behind and kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt")
+        file.seek(int.from_bytes(head[:4]) + 4, os.SEEK_CUR)
+    file.seek(place)
+    return found
 
 
 def _from_deep(image: Image.Image, what: str) -> Image.Image:

@@ -5,6 +5,8 @@ Nothing here has a random stream. A `cursor` counts the documents of a source ov
 one integer per source.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import copy
 from functools import cached_property
 from typing import Protocol
@@ -15,6 +17,7 @@ from hybridgen.core.documents import Document
 from hybridgen.core.files import fingerprint
 from hybridgen.core.messages import parts
 from hybridgen.data.bad_records import BadRecord, record_errors
+from hybridgen.data.formats.rows import RowSource
 from hybridgen.data.formats.streaming import StreamSource
 from hybridgen.data.keyed_random import feistel_permutation, hash_uniform, lap_shift
 from hybridgen.data.source_config import SourceConfig
@@ -137,15 +140,18 @@ class DocumentSource:
         first = int(hash_uniform(f"{self.seed}/{self.name}/{index}/variant") * 2**32)
         return first if self.streaming else first + self._count(cursor) // len(self)
 
-    def record(self, cursor: int) -> dict:
-        """The `cursor`-th record, its pictures decoded.
+    def record(self, cursor: int, unread: bool = False) -> dict:
+        """The `cursor`-th record, its pictures decoded, or as what can be decoded later (`unread`), where the source
+        has them in files.
 
         Raises:
             ValueError: it is broken.
             OSError: the source itself cannot be read any more.
         """
-        read = getattr(self.record_source, "read", None)  # synthetic datasets have no variants
         index = self.index(cursor)
+        if isinstance(self.record_source, RowSource):
+            return self.record_source.read(index, self._variant(cursor), unread)
+        read = getattr(self.record_source, "read", None)  # synthetic datasets have no variants
         return self.record_source[index] if read is None else read(index, self._variant(cursor))
 
     def where(self, cursor: int) -> str:
@@ -154,16 +160,18 @@ class DocumentSource:
         where = getattr(self.record_source, "where", None)  # synthetic datasets have no files to name
         return f"source {self.name!r}, {where(index) if where else f'record {index}'}"
 
-    def document(self, cursor: int, processor: HybridGenProcessor) -> Document:
+    def document(self, cursor: int, processor: HybridGenProcessor, decode: bool = True) -> Document:
         """The `cursor`-th training document.
+
+        Args:
+            decode: false = its pictures are decoded by `read_pixels`, if it comes to that.
 
         Raises:
             ValueError: naming the record, and what is wrong with it.
         """
-        config, where = self.config, self.where(cursor)
-        place = where.removeprefix(f"source {self.name!r}, ")
-        try:
-            record = self.record(cursor)
+        config = self.config
+        with self._named(cursor) as place:
+            record = self.record(cursor, unread=not decode)
             messages = record["messages"]
             if hash_uniform(f"{self.seed}/{self.name}/{cursor}/order") >= config.caption_first:
                 messages = image_first(messages)
@@ -179,12 +187,30 @@ class DocumentSource:
                     width=config.width,
                     image_tokens=config.image_tokens,
                     plain=record.get("plain", False),
+                    decode=decode,
                 )
-        except ValueError as error:
-            raise ValueError(f"{where}: {str(error).removeprefix(f'{place}: ')}") from error
         for image in document.images:
             image.max_timestep = config.max_timestep
         return document
+
+    def read_pixels(self, document: Document, cursor: int, processor: HybridGenProcessor) -> None:
+        """Decode the pictures of a document, or of a piece of one, that was made without.
+
+        Raises:
+            ValueError: naming the record, and what is wrong with it.
+        """
+        with self._named(cursor) as place, record_errors(place):
+            processor.read_pixels(document)
+
+    @contextmanager
+    def _named(self, cursor: int) -> Iterator[str]:
+        """Inside, errors name the source and the record; gives the place of the record in its source."""
+        where = self.where(cursor)
+        place = where.removeprefix(f"source {self.name!r}, ")
+        try:
+            yield place
+        except ValueError as error:
+            raise ValueError(f"{where}: {str(error).removeprefix(f'{place}: ')}") from error
 
     def pictures(self, cursor: int) -> list[Image.Image]:
         """The pictures of the `cursor`-th record, without words: what a codec trains on."""

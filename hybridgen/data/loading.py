@@ -38,12 +38,13 @@ def collate(rows: list[list[Document]], length: int, pad_id: int, row_numbers: l
     Returns:
         input_ids, document_ids, block_ids, noised_mask, position_ids, labels, code_labels: (B, N), see `core.layout`.
         row_numbers: (B,) the run's number of each row, which seeds its noise.
-        pixel_values: (I, 3, h, w) images of the understanding path, in reading order, as all images.
-        diffusion_images: (I, 3, H, W), or a list where sizes differ.
+        pixel_values: (I, 3, h, w) images of the understanding path, in reading order, as all images; their levels of 8
+            bits where they are those of training rows (`HybridGenProcessor.pixel_values` makes values of them).
+        diffusion_images: (I, 3, H, W), or a list where sizes differ; levels likewise.
         diffusion_noised, diffusion_image_first: (I,) whether each is drawn, and whether it stands before its text.
         diffusion_rows: (I,) the row of the batch that each stands in.
         diffusion_max_timesteps: (I,) cap on the noise of each; absent where no source has one.
-        vq_images: (I, 3, H, W), or a list where sizes differ.
+        vq_images: (I, 3, H, W), or a list where sizes differ; levels likewise.
     """
     packed = [pack([document.layout for document in row], length, pad_id) for row in rows]
     vectors = {field.name: np.array([getattr(row, field.name) for row in packed]) for field in fields(SequenceLayout)}
@@ -306,6 +307,8 @@ class RowLoader(PrefetchingLoader):
 
     def _build(self) -> Batch:
         step = self._batches // self.batches_per_step
+        for stream in self.streams:  # so that threads decode the pictures of all rows at once
+            stream.begin(step)
         rows = [stream.fill(step) for stream in self.streams]
         first = (self._batches * self.world_size + self.rank) * self.rows
         self._batches += 1

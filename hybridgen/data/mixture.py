@@ -6,7 +6,9 @@ curriculum); shares before the change are not made up for. A broken record is li
 gives the next one instead.
 """
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 from hybridgen.core.documents import Document
 from hybridgen.data.bad_records import BadRecord, BadRecordLog
@@ -133,13 +135,23 @@ class Mixture:
         self.bad_records.add(source.name, bad, records)
 
     def build(self, source: DocumentSource, number: int, processor: HybridGenProcessor) -> Document:
-        """A document of a source; with threads, those that follow it in its row are on their way then."""
+        """A document of a source, its pictures not decoded; with threads, those that follow it in its row are on their
+        way then."""
         if self._threads is None:
-            return source.document(number, processor)
+            return source.document(number, processor, decode=False)
         for ahead in range(number, number + self._ahead * self._rows, self._rows):
             if (source.name, ahead) not in self._prefetched:
-                self._prefetched[source.name, ahead] = self._threads.submit(source.document, ahead, processor)
+                self._prefetched[source.name, ahead] = self._threads.submit(source.document, ahead, processor, False)
         return self._prefetched.pop((source.name, number)).result()
+
+    def read_pixels(self, source: DocumentSource, document: Document, number: int, processor) -> Callable[[], None]:
+        """Decode the pictures of a document or a piece: done, or failed, once what is returned is called; with threads,
+        it begins now."""
+        if not document.images:
+            return lambda: None
+        if self._threads is None:
+            return partial(source.read_pixels, document, number, processor)
+        return self._threads.submit(source.read_pixels, document, number, processor).result
 
     def cancel_prefetch(self) -> None:
         """Drop the documents that were built ahead; they are built again when their turn comes."""

@@ -64,14 +64,15 @@ def check_record(obj: Any, where: str) -> dict:
     return obj
 
 
-def load_images(record: dict, root: Path, where: str) -> dict:
-    """A copy of the record whose contents are parts, with an upright RGB picture in place of each path.
+def load_images(record: dict, root: Path, where: str, unread: bool = False) -> dict:
+    """A copy of the record whose contents are parts, with an upright RGB picture in place of each path, or with one
+    that is to be read (`unread`: `core.pictures.UnreadPicture`).
 
     Raises:
         ValueError: naming an image that is missing or cannot be decoded.
     """
     messages = [{**message, "content": parts(message)} for message in record["messages"]]
-    return {**record, "messages": with_pictures(messages, root, where)}
+    return {**record, "messages": with_pictures(messages, root, where, unread)}
 
 
 def load_image(image: RecordImage, root: Path, where: str) -> Image.Image:

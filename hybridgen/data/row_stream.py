@@ -14,6 +14,7 @@ documents of one length, each source gives its share of every batch, rounded up 
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count, islice
 
@@ -25,7 +26,7 @@ from hybridgen.data.packing import fill_row, fit_rows
 from hybridgen.processing_hybridgen import HybridGenProcessor
 
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
-MAX_BAD_IN_A_ROW = 10_000  # broken records, after which the source as a whole counts as broken
+MAX_BAD_IN_A_ROW = 10_000
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,52 @@ class RowStream:
         self.waiting: list[DrawnDocument] = []
         self._cut: dict[str, list[Document]] = {}  # by source, the pieces of the document that is not yet all drawn
         self._begin = spread(row, rows)
+        self._row: list[DrawnDocument] = []  # while it is filled: what is in it
+        self._chosen: list[tuple[DrawnDocument, Callable[[], None]]] = []  # and what comes once it is decoded
+        self._undecoded = dict.fromkeys(names, 0)  # records in a row
+
+    def begin(self, step: int) -> None:
+        """Choose the documents of the next row, or of the room that is left in it, and begin to decode their pictures.
+        Until then nothing of a picture is read but, where its number of tokens asks for it, its size."""
+        room = self.length - sum(map(len, self._row))
+        chosen, self.waiting = fill_row(lambda: self.draw(step), room, self.waiting)
+        read = self.mixture.read_pixels
+        self._chosen = [(each, read(each.source, each.document, each.cursor, self.processor)) for each in chosen]
 
     def fill(self, step: int) -> list[DrawnDocument]:
-        """The documents of the row in the next batch; `step` is the optimizer's."""
-        placed, self.waiting = fill_row(lambda: self.draw(step), self.length, self.waiting)
-        self.placed += sum(map(len, placed))
-        return placed
+        """The documents of the row in the next batch, with their pixels; `step` is the optimizer's. One with a picture
+        that cannot be decoded is a broken record, and the next ones take its room.
+
+        Raises:
+            ValueError: more records are broken than the limit allows; the sentence lists them.
+        """
+        if not self._chosen:
+            self.begin(step)
+        while self._chosen:
+            chosen, self._chosen = self._chosen, []
+            good = [drawn for drawn, decode in chosen if self._decoded(drawn, decode, step)]
+            self._row += good
+            if len(good) < len(chosen):
+                self.begin(step)
+        row, self._row = self._row, []
+        self.placed += sum(map(len, row))
+        return row
+
+    def _decoded(self, drawn: DrawnDocument, decode: Callable[[], None], step: int) -> bool:
+        source = drawn.source
+        try:
+            decode()
+        except ValueError as error:
+            bad = BadRecord.of(drawn.where, error)
+            self.mixture.add_bad(source, bad, drawn.cursor + 1)
+            self._count(drawn, step, -1)
+            self._undecoded[source.name] += 1
+            if self._undecoded[source.name] >= self._attempts(source):
+                raise ValueError(self._all_broken(source, self._undecoded[source.name], bad)) from error
+            return False
+        if drawn.document.images:
+            self._undecoded[source.name] = 0
+        return True
 
     def draw(self, step: int = 0) -> DrawnDocument:
         """The next document or piece, counted.
@@ -95,14 +136,16 @@ class RowStream:
         Raises:
             ValueError: more records are broken than the limit allows; the sentence lists them.
         """
-        weights = self.mixture.weights_at(step)
-        source = self.mixture.sources[self._choose(weights)]
+        source = self.mixture.sources[self._choose(self.mixture.weights_at(step))]
         drawn = self._next_good(source)
-        self.tokens[source.name] += len(drawn)
+        self._count(drawn, step, 1)
         self.drawn += 1
-        for name, weight in weights.items():
-            self.due[name] += weight * len(drawn)
         return drawn
+
+    def _count(self, drawn: DrawnDocument, step: int, sign: int) -> None:
+        self.tokens[drawn.source.name] += sign * len(drawn)
+        for name, weight in self.mixture.weights_at(step).items():
+            self.due[name] += sign * weight * len(drawn)
 
     def _choose(self, weights: dict[str, float]) -> str:
         """The source that is furthest behind its share (ties: the first), the schedule's lead counted in documents of
@@ -120,11 +163,7 @@ class RowStream:
 
     def _next_good(self, source: DocumentSource) -> DrawnDocument:
         """The next piece of a document that was cut, or the next document that is not broken."""
-        name, last = source.name, None
-        attempts = MAX_BAD_IN_A_ROW
-        if source.records:
-            # a row meets the records of an epoch in no order that brings all of them before one comes again
-            attempts = min(20 * source.records, attempts)
+        name, attempts = source.name, self._attempts(source)
         for _ in range(attempts):
             number, piece = self.number(name), self.pieces[name]
             pieces, error = self._pieces_of(source, number)
@@ -138,7 +177,17 @@ class RowStream:
                 self._cut.pop(name, None)
             if piece < len(pieces):
                 return DrawnDocument(pieces[piece], source, number, piece)
-        raise ValueError(f"source {name!r} is broken: {attempts} records in a row, the last of them {last}")
+        raise ValueError(self._all_broken(source, attempts, last))
+
+    @staticmethod
+    def _attempts(source: DocumentSource) -> int:
+        """Broken records in a row after which the whole source counts as broken: a row meets the records of an epoch in
+        no order that brings all of them before one comes again."""
+        return min(20 * source.records, MAX_BAD_IN_A_ROW) if source.records else MAX_BAD_IN_A_ROW
+
+    @staticmethod
+    def _all_broken(source: DocumentSource, count: int, last: BadRecord) -> str:
+        return f"source {source.name!r} is broken: {count} records in a row, the last of them {last}"
 
     def number(self, name: str) -> int:
         """Of this row's next document in its source."""
@@ -184,12 +233,12 @@ class RowStream:
         self.cursors, self.pieces, self.tokens, self.due, self._ahead = (
             {name: state[numbers][name] for name in names} for numbers in of_sources
         )
-        self._cut = {}
+        self._cut, self._row, self._chosen = {}, [], []
         self.waiting = [self._rebuild(*each) for each in state["waiting"]]
 
     def _rebuild(self, name: str, number: int, piece: int) -> DrawnDocument:
         source = self.mixture.sources[name]
-        document = source.document(number, self.processor)
+        document = source.document(number, self.processor, decode=False)
         long, limits = source.config.long_for(document.plain), (self.length, self.mixture.max_positions)
         pieces = fit_rows(document, limits[0], long, source.where(number), limits[1])
         return DrawnDocument(next(islice(pieces, piece, None)), source, number, piece)

@@ -79,8 +79,8 @@ class RowSource:
     def __getitem__(self, index: int) -> dict:
         return self.read(index)
 
-    def read(self, index: int, variant: int = 0) -> dict:
-        """Record `index` with its pictures decoded (`record`).
+    def read(self, index: int, variant: int = 0, unread: bool = False) -> dict:
+        """Record `index` (`record`) with its pictures decoded, or as what can be decoded later (`unread`).
 
         Raises:
             ValueError: the record is broken.
@@ -88,7 +88,7 @@ class RowSource:
         """
         record = self.record(index, variant)
         with record_errors(where := self.where(index)):
-            return load_images(record, self.images, where)
+            return load_images(record, self.images, where, unread)
 
     def record(self, index: int, variant: int = 0) -> dict:
         """Record `index` with its pictures as the row holds them: what it is, told without decoding any.

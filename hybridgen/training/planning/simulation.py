@@ -237,6 +237,7 @@ def _summary(
 def _cached_bytes(stage: ModelStage, batch: dict) -> dict[str, float]:
     """Bytes of one picture's entry, by kind: the mean over the batch."""
     sizes = {}
+    batch = batch | stage.pixels(batch)
     if "diffusion_images" in batch:
         latents = stage.latent_codec.encode(batch["diffusion_images"])
         sizes["latents"] = sum(each.numel() for each in latents) * 4 / len(latents)

@@ -128,6 +128,7 @@ class ModelStage:
 
     def _inputs(self, batch: dict, fixed_noise: bool) -> tuple[dict, DiffusionTargets, Tensor]:
         """The forward's arguments, what the diffusion head should predict, and the labels of codes (B, N)."""
+        batch = batch | self.pixels(batch)
         inputs = {name: batch[name] for name in FORWARD if name in batch}
         targets = DiffusionTargets([], torch.zeros(0, device=batch["input_ids"].device), torch.zeros(0))
         if "pixel_values" in batch and not self.model.model.run_absent_modalities:  # a sharded tower runs on all ranks
@@ -144,6 +145,12 @@ class ModelStage:
         if self.has_alignment:
             inputs["alignment_pixels"] = self._alignment_pixels(batch.get("diffusion_images", []))
         return inputs, targets, code_labels
+
+    def pixels(self, batch: dict) -> dict[str, Images]:
+        """The pictures of a batch as values: they travel as levels, a quarter of the bytes."""
+        of_paths = {"understanding": "pixel_values", "diffusion": "diffusion_images", "vq": "vq_images"}
+        values = self.pipeline.processor.pixel_values
+        return {name: values(batch[name], path) for path, name in of_paths.items() if name in batch}
 
     def _autocast(self, device: torch.device) -> torch.autocast:
         """What the accelerator wraps the model's forward in."""
