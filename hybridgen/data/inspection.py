@@ -84,7 +84,7 @@ def inspect_source(
             messages = source.record(cursor)["messages"]
             _count_record(report, messages)
             if processor is not None:
-                document = source.document(cursor, processor, decode=False)
+                document = source.document(cursor, processor)
                 if longest is not None:
                     _count_pieces(report, document, longest, source, cursor)
                 _count_cropped(report, messages, document, processor)

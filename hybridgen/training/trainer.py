@@ -192,7 +192,7 @@ class Trainer:
         5. On log steps, the numbers.
         """
         batches, error = caught(self._fetch)
-        counts, size = self._exchange(batches or [], error)
+        counts, size = self._global_counts(batches or [], error)
         factor = lr_factor(self.config.schedule, self.step, self.progress)
         for group, settings in zip(self.optimizer.param_groups, self._group_settings, strict=True):
             group["lr"] = settings["base_lr"] * factor
@@ -225,7 +225,7 @@ class Trainer:
         self.meter.waited += time.monotonic() - start
         return batches
 
-    def _exchange(self, batches: list[dict], error: Exception | None) -> tuple[Tensor, Tensor]:
+    def _global_counts(self, batches: list[dict], error: Exception | None = None) -> tuple[Tensor, Tensor]:
         """Each loss' count (kinds,) and (size, capacity) over all micro-batches of the step and all ranks. The same
         all-reduce tells every rank of a signal to stop in any of them, of the main process' clock, of how much data has
         come from where, whether one cannot read on or has met broken records, and whether the state that is written in
