@@ -17,6 +17,7 @@ from hybridgen.data.records import image_part, picture_value, text_part
 ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
 }  # fmt: skip
+_OWN_ROLES = ("user", "assistant", "system")  # those that are called as ours are
 IMAGE_TAG = "<image>"
 OTHER_MEDIA = {"<video>": "video", "<audio>": "audio"}  # tags of what is not read
 _IMAGE_TYPES = ("image", "image_url", "input_image")
@@ -36,6 +37,8 @@ def conversation(turns: Any, pictures: list, where: str, *, system: Any = None, 
     Raises:
         ValueError: a turn is of no known kind, or pictures and places differ in number.
     """
+    if not pictures and not system and _says_all(turns):
+        return turns
     messages = [_message(turn, f"{where}: message {number}") for number, turn in enumerate(_listed(turns, where))]
     messages = [message for message in messages if message["role"] != "system" or message["content"]]
     if system:
@@ -50,6 +53,23 @@ def conversation(turns: Any, pictures: list, where: str, *, system: Any = None, 
         )
     rest = list(enumerate(pictures))
     return [_filled(message, rest, where) for message in messages]
+
+
+def _says_all(turns: Any) -> bool:
+    """Whether turns are messages already, plain words without any tag: most rows of a chat are, and are read fast."""
+    return (
+        isinstance(turns, list)
+        and bool(turns)
+        and all(
+            isinstance(turn, dict)
+            and len(turn) == 2
+            and isinstance(content := turn.get("content"), str)
+            and bool(content)
+            and "<" not in content
+            and turn.get("role") in _OWN_ROLES
+            for turn in turns
+        )
+    )
 
 
 def _counted(count: int, thing: str) -> str:

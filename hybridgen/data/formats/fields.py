@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 from hybridgen.core.values import shorten, shown
@@ -62,29 +62,23 @@ class Fields:
     def __init__(self, row: dict, columns: dict[str, str], where: str, form: str | None = None):
         self.row, self.where, self.form, self._named = row, where, form, columns
         self._inside = row["json"] if isinstance(row.get("json"), dict) else {}
-        self._found: dict[str, Any] = {}
+        self._columns = _columns_of_fields(tuple(row), tuple(self._inside))
         for column in columns.values():
             if _look_up(row, column) is _ABSENT:
                 raise ValueError(f"{where}: there is no column {column!r}; its columns are {self.columns}")
 
     def __getitem__(self, name: str) -> Any:
         """The first column of a field that holds something, else None (a null), else _ABSENT. NaN is a null, too."""
-        if name not in self._found:
-            self._found[name] = _ABSENT
-            for value in self._values(name):
-                self._found[name] = None if isinstance(value, float) and math.isnan(value) else value
-                if self._found[name] is not None:
-                    break
-        return self._found[name]
-
-    def _values(self, name: str) -> Iterator[Any]:
         if name in self._named:
-            yield _look_up(self.row, self._named[name])
-            return
-        for place, columns in ((self.row, USUAL_COLUMNS[name]), (self._inside, _COLUMNS_INSIDE[name])):
-            for column in columns if place else ():
-                if column in place:
-                    yield place[column]
+            return _without_nan(_look_up(self.row, self._named[name]))
+        places = self._columns.get(name)
+        if places is None:
+            return _ABSENT
+        for is_inside, column in places:
+            value = _without_nan((self._inside if is_inside else self.row)[column])
+            if value is not None:
+                break
+        return value
 
     def has(self, name: str) -> bool:
         """Whether there is a column for it, though perhaps an empty one."""
@@ -116,6 +110,8 @@ class Fields:
         Raises:
             ValueError: one of several is null, or both columns hold something and differ.
         """
+        if not self.has("picture"):
+            return []
         image, images = (self[name] if self.holds(name) else [] for name in ("image", "images"))
         image, images = (value if isinstance(value, list) else [value] for value in (image, images))
         if image and images and image != images:
@@ -154,6 +150,23 @@ class Fields:
         names = [str(name) for name in self.row if not str(name).startswith("__")]
         more = [f"and {len(names) - SHOWN_COLUMNS} more"] if len(names) > SHOWN_COLUMNS else []
         return ", ".join([*(shorten(name, 60) for name in names[:SHOWN_COLUMNS]), *more]) or "none"
+
+
+@lru_cache(maxsize=1024)
+def _columns_of_fields(columns: tuple, inside: tuple) -> dict[str, list[tuple[bool, str]]]:
+    """Of each field that a row of these columns has: (whether inside of the column `json`, column), in the order in
+    which they are looked at. Rows of a file mostly have the same columns, so it is done once and kept."""
+    found = {}
+    for name in USUAL_COLUMNS:
+        of_row = [(False, column) for column in USUAL_COLUMNS[name] if column in columns]
+        of_json = [(True, column) for column in _COLUMNS_INSIDE[name] if column in inside]
+        if of_row or of_json:
+            found[name] = of_row + of_json
+    return found
+
+
+def _without_nan(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _look_up(row: Any, path: str) -> Any:

@@ -1,9 +1,15 @@
 """Rows: each form becomes chat records; what is wrong with a row is named."""
 
+import copy
+import random
+
 import pytest
 
+from hybridgen.data.formats import conversations
+from hybridgen.data.formats.conversations import conversation
 from hybridgen.data.formats.fields import Fields
 from hybridgen.data.formats.rows import find_form, record_of
+from hybridgen.data.records import text_part
 
 
 def turn(role: str, *content) -> dict:
@@ -181,3 +187,30 @@ def test_columns_that_no_form_is_made_of_are_named():
     with pytest.raises(ValueError, match="here: its columns are picture, words, and none of the forms messages"):
         find_form(Fields({"picture": 1, "words": 2}, {}, "here"))
     assert find_form(Fields({"picture": 1, "words": 2}, {"image": "picture", "text": "words"}, "here")) == "captions"
+
+
+def test_plain_words_are_read_fast_and_as_all_others_are(monkeypatch):
+    """Messages of plain words take a short way; it is refused by whatever the long one would change."""
+    rng = random.Random(0)
+    changed = [
+        {"role": "user", "content": ""}, {"role": "system", "content": ""}, {"role": "human", "content": "a"},
+        {"from": "human", "value": "a"}, {"role": "user", "content": "<b>a</b>"}, {"role": "user", "content": None},
+        {"role": "assistant", "content": "a", "weight": 0}, {"role": "user", "content": "<image>"}, "a", {"role": "user"},
+        {"role": "user", "content": [text_part("a")]}, {"role": ["user"], "content": "a"}, {"role": "user", "content": 7},
+        {"role": "assistant", "content": "<video>"}, {"role": "user", "content": {"type": "text", "text": "a"}},
+    ]  # fmt: skip
+    plain = [{"role": role, "content": "what is it?"} for role in ("user", "assistant", "system")]
+
+    def outcome(turns):
+        try:
+            return conversation(copy.deepcopy(turns), [], "here")
+        except ValueError as error:
+            return str(error)
+
+    cases = [
+        [rng.choice(plain if rng.random() < 0.7 else changed) for _ in range(rng.randint(0, 4))] for _ in range(300)
+    ]
+    fast = [outcome(turns) for turns in cases]
+    assert sum(map(conversations._says_all, cases)) > 50
+    monkeypatch.setattr(conversations, "_says_all", lambda turns: False)
+    assert fast == [outcome(turns) for turns in cases]
