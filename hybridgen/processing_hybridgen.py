@@ -162,6 +162,7 @@ class HybridGenProcessor(ProcessorMixin):
         default_size: tuple[int, int] | None = None,
         chat_template: str | None = None,
         fit: str = "crop",
+        unconditional: str = "empty",
     ) -> "HybridGenProcessor":
         """The processor that fits a model.
 
@@ -170,7 +171,7 @@ class HybridGenProcessor(ProcessorMixin):
             vae_factor: pixels along one side of a latent; 1 where there is no VAE.
             vq_factor: pixels along one side of a code; needed where the model has the vq path.
             default_size: None = the `sample_size` of the paths that write.
-            chat_template, fit: see the processor.
+            chat_template, fit, unconditional: see the processor.
 
         Raises:
             ValueError: the config's token ids are not the tokenizer's, `vq_factor` is missing, or the writing paths
@@ -196,6 +197,7 @@ class HybridGenProcessor(ProcessorMixin):
             default_size=_default_size(sides) if default_size is None else default_size,
             diffusion_time_token=diffusion is not None and diffusion.time_token,
             fit=fit,
+            unconditional=unconditional,
         )
         check_token_ids(config, processor.special_tokens)
         return processor

@@ -24,7 +24,7 @@ from hybridgen.training.optim.rows import IMAGE_TOKENS
 from hybridgen.training.stages.building import build_parts
 from tests.bridges.test_assemble import TOWER, save_backbone
 from tests.pipelines import tiny_vq_model
-from tests.processors import picture
+from tests.processors import picture, user
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SIDE = 32  # pixels of a picture, by every path
@@ -295,6 +295,20 @@ def test_lmfusion_says_what_its_text_model_says_to_the_bit(recipes):
         assert ours.config.begin_image_token_id in moved
         assert moved <= {getattr(ours.config, field) for field in IMAGE_TOKENS}
         assert min(moved) >= words
+
+
+def test_janus_leads_away_from_pads_in_every_stage(recipes):
+    """Table of traps, CFG row: pads in place of all tokens but the first, attended to; JanusFlow's differs, as said."""
+    for name, kind in (
+        ("janus_stage1", "janus-official"),
+        ("janus_stage3", "janus-official"),
+        ("janusflow_stage2", "empty"),
+    ):
+        assert load_pipeline(recipes.run(name) / "checkpoint").processor.unconditional == kind
+    pipeline = load_pipeline(recipes.run("janus_stage2") / "checkpoint")
+    row = pipeline.processor.prompt([user("a red circle")], unconditional=True).layout.input_ids
+    words = pipeline.processor.prompt([user("a red circle")]).layout.input_ids
+    assert (len(row), row[0], set(row[1:])) == (len(words), words[0], {pipeline.processor.special_tokens.pad})
 
 
 def test_janusflow_is_causal_inside_a_picture_and_keeps_siglip(recipes):

@@ -22,6 +22,7 @@ from hybridgen.data.source_config import SourceConfig
 from hybridgen.image_processing_hybridgen import FITS
 from hybridgen.paths.patches import check_size
 from hybridgen.paths.understanding import tokens_per_image
+from hybridgen.processing_hybridgen import check_unconditional
 from hybridgen.sampling.schedules import scheduler_named, with_shift
 from hybridgen.training.config import strict
 from hybridgen.training.config.codec import AdversarialConfig, CodecTrainingConfig, PerceptualConfig
@@ -230,6 +231,9 @@ def _check_model_stage(config: TrainConfig) -> None:
             check_template(config.model.chat_template)
     if config.model.fit not in (None, *FITS):
         raise ValueError(f"model.fit is {config.model.fit!r}; it must be one of {', '.join(map(repr, FITS))}")
+    if config.model.unconditional is not None:
+        with said_of("model.unconditional"):
+            check_unconditional(config.model.unconditional)
     hybrid = hybrid_config(config.model)
     _check_starting_weights(config, hybrid)
     factors = codec_factors(hybrid, config.codec, config.model.from_pretrained)

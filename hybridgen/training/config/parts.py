@@ -203,7 +203,7 @@ def _pretrained_config(model: ModelConfig) -> HybridGenConfig:
     others = [
         field.name
         for field in fields(model)
-        if field.name not in ("from_pretrained", "tokenizer", "chat_template", "fit")
+        if field.name not in ("from_pretrained", "tokenizer", "chat_template", "fit", "unconditional")
         and getattr(model, field.name) != field.default
     ]
     if others:

@@ -54,6 +54,8 @@ class ModelConfig:
             stands out is cut off, `pad` = they are whole, on gray; saved with the checkpoint. None = that of
             `from_pretrained`, else `crop`. Pictures that are drawn fill their frame; `image_tokens` of a source keeps
             the shape of either.
+        unconditional: what stands in place of a prompt that is dropped, and of the one that guidance leads away from:
+            see `HybridGenProcessor`; None = as the checkpoint has it, from scratch `empty`.
     """
 
     from_pretrained: FilePath | None = None
@@ -73,6 +75,7 @@ class ModelConfig:
     shared_vocabulary: bool = False
     chat_template: FilePath | None = None
     fit: str | None = None
+    unconditional: str | None = None
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
 
 

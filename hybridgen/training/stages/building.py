@@ -86,6 +86,7 @@ def build_parts(config: TrainConfig, weights: bool = True) -> Parts:
         scheduler = _scheduler(config.sampling, start.model.config, start.scheduler)
         start.processor.chat_template = template
         start.processor.fit = config.model.fit or start.processor.fit
+        start.processor.unconditional = config.model.unconditional or start.processor.unconditional
         pipeline = HybridGenPipeline(start.model, start.processor, scheduler, vae, vq, defaults)
         return Parts(pipeline, sources, validation)
     model = build_model(config.model, tokenizer, config.seed, weights)
@@ -98,6 +99,7 @@ def build_parts(config: TrainConfig, weights: bool = True) -> Parts:
         vq_factor=None if vq is None else VQCodec(vq).downsample_factor,
         chat_template=template,
         fit=config.model.fit or "crop",
+        unconditional=config.model.unconditional or "empty",
     )
     defaults = _sampling_defaults(config.sampling, model.config, FROM_SCRATCH)
     pipeline = HybridGenPipeline(model, processor, _scheduler(config.sampling, model.config), vae, vq, defaults)
@@ -154,6 +156,7 @@ def build_processor(config: TrainConfig, sources: list[DocumentSource]) -> Hybri
         processor = HybridGenProcessor.from_pretrained(config.model.from_pretrained)
         processor.chat_template = find_template(config)
         processor.fit = config.model.fit or processor.fit
+        processor.unconditional = config.model.unconditional or processor.unconditional
         return processor
     tokenizer = build_or_load_tokenizer(config, sources, save=False)
     hybrid = hybrid_config(config.model, vocab_size=len(tokenizer), **image_token_ids(tokenizer))
@@ -165,6 +168,7 @@ def build_processor(config: TrainConfig, sources: list[DocumentSource]) -> Hybri
         vq_factor=factors.get("vq"),
         chat_template=find_template(config, tokenizer),
         fit=config.model.fit or "crop",
+        unconditional=config.model.unconditional or "empty",
     )
 
 

@@ -106,6 +106,7 @@ def test_codec_stage(load, codec_content):
         ("groups=[{match: '('}]", r"groups.0.match '\(' is not a regular expression"),
         ("groups=[{match: lm_head, rows: image_tokens, weight_decay: 0.1}]", "groups.0.rows is 'image_tokens', wh"),
         ("groups=[{match: lm_head, rows: new}]", "groups.0.rows is 'new'; it must be one of 'all', 'image_tokens'"),
+        ("model.unconditional=pads", "model.unconditional: unconditional is 'pads'; it must be one of empty, janus-"),
         ("data.sources=[]", "data.sources is empty; name at least one source"),
         ("validation.every=5", "validation.every is 5, but validation.sources is empty"),
         ("sampling.every=5", "sampling.every is 5, but there is nothing to draw; give sampling.prompts"),
