@@ -46,6 +46,7 @@ from hybridgen.paths.decoders import layer_windows
 from hybridgen.paths.diffusion import FinalLayer, PatchEmbed, TimestepEmbedder
 from hybridgen.paths.initial import XavierConv2d, XavierLinear, ZeroConv2d, ZeroLinear
 from hybridgen.paths.modality_experts import add_modality_experts
+from hybridgen.paths.moe import RouterOutput, balancing_loss, experts_per_token, router_class, router_outputs
 from hybridgen.paths.temperature import scale_by_position
 from hybridgen.paths.understanding import build_vision_tower, encode_pixels, tokens_per_image
 from hybridgen.paths.unet import UNetDown, UNetUp
@@ -69,12 +70,16 @@ class HybridGenModelOutput(BaseModelOutputWithPast):
         skips: of each group of images of one size, what goes around the backbone (`paths.unet`).
         diffusion_mask: (B, N) true on diffusion tokens.
         image_hidden_states: (I, tokens, H) aligned features of the understanding path.
+        router_logits: (n, E) of each layer with a mixture of experts, as transformers returns them.
+        router_loss: what balances them, a mean over tokens (`paths.moe`).
     """
 
     conditioning: Tensor | None = None
     skips: list[list[Tensor]] | None = None
     diffusion_mask: Tensor | None = None
     image_hidden_states: Tensor | None = None
+    router_logits: tuple[Tensor, ...] | None = None
+    router_loss: Tensor | None = None
 
 
 @dataclass
@@ -89,7 +94,9 @@ class HybridGenOutput(ModelOutput):
         code_logits: (kept, num_embeddings) at the positions of `codes_to_keep`.
         prediction: the diffusion head's output for every image of `latents`, in the same form as `latents`.
         alignment: (I,) cosine between the states of each image of `latents` and the vision tower's features (-1 to 1).
-        past_key_values, hidden_states, attentions, image_hidden_states: as everywhere in transformers.
+        router_loss: what balances the experts of a mixture (`paths.moe`), with `output_router_logits`; `loss` then has
+            it in it, weighed by the backbone's `router_aux_loss_coef`.
+        past_key_values, hidden_states, attentions, image_hidden_states, router_logits: as everywhere in transformers.
     """
 
     loss: Tensor | None = None
@@ -105,6 +112,8 @@ class HybridGenOutput(ModelOutput):
     hidden_states: tuple[Tensor, ...] | None = None
     attentions: tuple[Tensor, ...] | None = None
     image_hidden_states: Tensor | None = None
+    router_logits: tuple[Tensor, ...] | None = None
+    router_loss: Tensor | None = None
 
 
 # ---------------------------------------------------------------------------------------------------- base class
@@ -167,7 +176,6 @@ class HybridGenModel(HybridGenPreTrainedModel):
         width = config.text_config.hidden_size
         self.windows = layer_windows(config.text_config)
         self.language_model = AutoModel.from_config(config.text_config)
-        scale_by_position(self.language_model)
         if (vision := config.vision_config) is not None:
             self.vision_model = build_vision_tower(vision)
             self.aligner = Aligner(vision.hidden_size, width, config.aligner_depth, config.aligner_hidden_act)
@@ -184,6 +192,7 @@ class HybridGenModel(HybridGenPreTrainedModel):
                 self.alignment_head = AlignmentHead(config)
             if diffusion.modality_experts:
                 self.modality_routing = add_modality_experts(self.language_model)
+        scale_by_position(self.language_model)
         self.post_init()
 
     @property
@@ -266,13 +275,39 @@ class HybridGenModel(HybridGenPreTrainedModel):
             use_cache=use_cache,
             **kwargs,
         )
+        router_logits = getattr(outputs, "router_logits", None)
+        router_loss = None
+        if router_logits:
+            real = _real_tokens(input_ids, attention_mask, document_ids)
+            router_loss = balancing_loss(self.routers_of(router_logits), real, self.experts_per_token)
         return HybridGenModelOutput(
             last_hidden_state=outputs.last_hidden_state,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            router_logits=router_logits,
+            router_loss=router_loss,
             **images,
         )
+
+    @property
+    def has_routers(self) -> bool:
+        """Whether the backbone has mixtures of experts, whose routers' scores can be had."""
+        return router_class(self.language_model) is not None
+
+    @property
+    def experts_per_token(self) -> int:
+        return experts_per_token(self.config.text_config)
+
+    def routers_of(self, router_logits: tuple[Tensor, ...]) -> list[list[RouterOutput]]:
+        """The router scores of the forward that has just run, for each set of routers: one, or those of text and those
+        of the modality experts."""
+        routing = getattr(self, "modality_routing", None)
+        indices = None if routing is None else routing.get()
+        if indices is not None and not all(map(len, indices)):  # a set that no token came to did not run
+            at = 0 if len(indices.text_index) else 1
+            return [[RouterOutput(*of_layer[:1], indices[at]) for of_layer in router_outputs(router_logits, None)[0]]]
+        return router_outputs(router_logits, indices)
 
     def set_modality_routing(self, is_image: Tensor | None) -> None:
         """Say which tokens (B, N) of the next pass through the backbone go to the modality experts, where there are
@@ -628,6 +663,9 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
         prediction = None if outputs.conditioning is None else self._predict(states, outputs, latents)  # as latents
         alignment = None if alignment_pixels is None else self._align(outputs, latents, alignment_pixels)  # I
         loss = None if labels is None else self._text_loss(logits, labels, states, prediction, **kwargs)
+        if loss is not None and outputs.router_loss is not None:
+            weight = getattr(self.config.text_config, "router_aux_loss_coef", 0.0)
+            loss = loss + weight * outputs.router_loss
         return HybridGenOutput(
             loss=loss,
             logits=logits,
@@ -639,6 +677,8 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
+            router_logits=outputs.router_logits,
+            router_loss=outputs.router_loss,
         )
 
     # -------------------------------------------------------------------------------------------------------- heads
@@ -907,6 +947,16 @@ def keep_every_token(cache: Cache, room: int | None = None) -> None:
                 "backbone, but pictures are seen whole; give an empty DynamicCache() of no config, or none"
             )
         cache.layers[number] = whole
+
+
+def _real_tokens(input_ids: Tensor, attention_mask, document_ids: Tensor | None) -> Tensor:
+    """(B, N) true on new tokens that are no padding, as far as anything says so."""
+    new = input_ids.shape[1]
+    if document_ids is not None:
+        return document_ids[:, -new:] != layout.PADDING_DOCUMENT
+    if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
+        return attention_mask[:, -new:].bool()
+    return torch.ones_like(input_ids, dtype=torch.bool)
 
 
 def _count_positions(attention_mask, input_ids: Tensor, past: int) -> Tensor:

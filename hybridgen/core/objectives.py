@@ -34,6 +34,8 @@ class ObjectiveConfig:
             weighed by its tokens (Chameleon, Janus), which `text_weight` and `code_weight` then weigh alike.
         alignment_weight: lambda of the alignment loss, where the model has an `alignment_layer` (JanusFlow: 1).
         z_loss: weight of log^2 Z on text and code logits (Chameleon: 1e-5).
+        router_weight: weight of the loss that keeps the experts of a mixture evenly used (`paths.moe`); None = the
+            backbone's `router_aux_loss_coef`.
         timestep_sampling: `uniform`, or `logit_normal` with `logit_mean` and `logit_std` (SD3, arXiv 2403.03206).
         timestep_shift: s -> shift s / (1 + (shift - 1) s): above 1, more noise.
         loss_weighting: `none`, `velocity` (x0 or epsilon error weighted as if the velocity's), or `min_snr`
@@ -49,6 +51,7 @@ class ObjectiveConfig:
     diffusion_weight: float = 1.0
     alignment_weight: float = 1.0
     z_loss: float = 0.0
+    router_weight: float | None = None
     timestep_sampling: str = "uniform"
     logit_mean: float = 0.0
     logit_std: float = 1.0
@@ -59,8 +62,8 @@ class ObjectiveConfig:
     image_first_max_timestep: float = 1000.0
 
     def __post_init__(self):
-        for name in ("text_weight", "code_weight", "diffusion_weight", "alignment_weight", "z_loss"):
-            if getattr(self, name) < 0:
+        for name in ("text_weight", "code_weight", "diffusion_weight", "alignment_weight", "z_loss", "router_weight"):
+            if (getattr(self, name) or 0.0) < 0:
                 raise ValueError(f"objective.{name} is {getattr(self, name)}; a weight cannot be negative")
         if self.token_mean not in ("separate", "joint"):
             raise ValueError(f"objective.token_mean is {self.token_mean!r}; use 'separate' or 'joint'")
@@ -99,6 +102,7 @@ class ObjectiveConfig:
             "diffusion": self.diffusion_weight,
             "alignment": self.alignment_weight,
             "z": self.z_loss,
+            "router": self.router_weight or 0.0,
         }
 
 

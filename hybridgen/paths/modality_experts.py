@@ -1,9 +1,10 @@
 """Modality experts: weights that only the diffusion path's tokens pass through, in every layer of the backbone
 (Mixture-of-Transformers, arXiv 2411.04996; LMFusion's image tower, arXiv 2412.15188; BAGEL, arXiv 2505.14683).
 
-Each projection and each norm of the backbone has an expert, a second module of its kind, for image tokens. Attention
-itself is shared: text and images see each other by the layout's one rule. The first weights keep their names, and text
-alone runs through them as if nothing else were there, so that a frozen language model stays the same to the bit.
+Each projection and each norm of the backbone has an expert, a second module of its kind, for image tokens; a mixture of
+experts has a second one, with a router of its own. Attention itself is shared: text and images see each other by the
+layout's one rule. The first weights keep their names, and text alone runs through them as if nothing else were there,
+so that a frozen language model stays the same to the bit.
 
 Layers do not know which tokens are images; the model's forward tells them through a `ModalityRouting`, which all
 experts share. It is set before the backbone runs, and remembered for layers that are recomputed in the backward pass.
@@ -19,7 +20,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
+
+from hybridgen.paths.moe import is_routed, router_class
 
 EXPERT = "own"  # an expert's name in its module, and so in state dicts (`q_proj.own.weight`): a format of checkpoints
 
@@ -73,33 +77,38 @@ class ModalityRouting:
 
 
 def add_modality_experts(backbone: nn.Module) -> ModalityRouting:
-    """Give every projection and norm of the backbone's layers, and the norm after them, an expert that starts as a copy
-    of it.
+    """Give every projection, norm and mixture of experts of the backbone's layers, and the norm after them, an expert
+    that starts as a copy of it.
 
     Raises:
-        ValueError: the layers hold weights of another kind (mixtures of experts, convolutions): all would share them.
+        ValueError: the layers hold weights of another kind (convolutions, sinks of attention): all would share them.
     """
-    routing = ModalityRouting()
+    routing, router = ModalityRouting(), router_class(backbone)
     for part in (*backbone.layers, backbone.norm):
+        mixtures = [name for name, module in part.named_modules() if is_routed(module, router)]
         for name, module in list(part.named_modules()):
-            if not list(module.parameters(recurse=False)):
+            is_mixture = name in mixtures
+            if any(name.startswith(f"{mixture}.") for mixture in mixtures):
                 continue
-            if not (isinstance(module, nn.Linear) or type(module).__name__.endswith("Norm")):
+            if not (is_mixture or list(module.parameters(recurse=False))):
+                continue
+            if not (is_mixture or isinstance(module, nn.Linear) or type(module).__name__.endswith("Norm")):
                 raise ValueError(
                     f"diffusion_config.modality_experts is true, but {name!r} in the backbone's layers is neither "
-                    f"projection nor norm ({type(module).__name__}); take a decoder of Llama's or Qwen's form"
+                    f"projection nor norm nor mixture of experts ({type(module).__name__}); take a decoder of Llama's "
+                    "or Qwen's form"
                 )
             expert = copy.deepcopy(module)
-            module.__class__ = _with_expert(type(module))
+            module.__class__ = _with_expert(type(module), _MixtureForward if is_mixture else _ExpertForward)
             module.modality_routing = routing
             setattr(module, EXPERT, expert)
     return routing
 
 
 @functools.cache
-def _with_expert(kind: type[nn.Module]) -> type[nn.Module]:
+def _with_expert(kind: type[nn.Module], forward: type) -> type[nn.Module]:
     """A subclass of `kind` with an expert. Its name ends as its parent's, since transformers initialises by names."""
-    return type(f"ModalityExpert{kind.__name__}", (_ExpertForward, kind), {})
+    return type(f"ModalityExpert{kind.__name__}", (forward, kind), {})
 
 
 class _ExpertForward:
@@ -117,6 +126,37 @@ class _ExpertForward:
         merged = text.new_empty(len(flat), *text.shape[1:])
         merged = merged.index_copy(0, indices.text_index, text).index_copy(0, indices.image_index, image)
         return merged.unflatten(0, states.shape[:2])
+
+
+class _MixtureForward:
+    """The same of a mixture of experts, which takes (B, N, H) alone, and may return more than its output."""
+
+    def forward(self, states: Tensor) -> Tensor | tuple:
+        """(B, N, H) -> (B, N, H), or a tuple that begins with it, its tokens flattened or not."""
+        indices = self.modality_routing.get()
+        if indices is None:
+            return super().forward(states)
+        flat = states.flatten(0, 1)  # M, H
+        merged = torch.empty_like(flat)
+        is_tuple = False
+        for index, mixture in ((indices.text_index, super().forward), (indices.image_index, getattr(self, EXPERT))):
+            if len(index):
+                output = mixture(flat[index][None])
+                is_tuple = isinstance(output, tuple)
+                output = output[0] if is_tuple else output
+                merged = merged.index_copy(0, index, output.reshape(-1, flat.shape[1]).to(merged.dtype))
+        merged = (merged + self._zero_of_idle(indices)).unflatten(0, states.shape[:2])
+        return (merged, None) if is_tuple else merged
+
+    def _zero_of_idle(self, indices: TokenIndices) -> Tensor | float:
+        """A zero from the weights of a mixture that no token came to, so that no rank of DDP waits for its gradient."""
+        own = {id(weight) for weight in getattr(self, EXPERT).parameters()}
+        idle = [
+            weight
+            for weight in self.parameters()
+            if not len(indices.image_index if id(weight) in own else indices.text_index)
+        ]
+        return sum((weight.flatten()[:0].sum() for weight in idle), 0.0)
 
 
 def copy_into_experts(backbone: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -51,6 +51,23 @@ def choose_attention(
     return "sdpa"
 
 
+def attention_of(backbone: PreTrainedModel, attention: str, asked: str) -> str:
+    """That implementation, or `eager` where `auto` is asked and the backbone has no other: what it adds to attention
+    (sinks of gpt-oss, bounds of Gemma 2) is in no kernel.
+
+    Raises:
+        ValueError: another one is asked for than it has.
+    """
+    flex = attention == "flex_attention"
+    if attention == "eager" or (backbone._supports_flex_attn if flex else backbone._supports_sdpa):
+        return attention
+    if asked != "auto":
+        raise ValueError(
+            f"attention is {asked!r}, which the backbone, a {backbone.config.model_type!r}, does not have; use 'eager'"
+        )
+    return "eager"
+
+
 def set_attention(model: PreTrainedModel, attention: str) -> None:
     """Let the model and its parts attend by this implementation. A tower, whose pictures are whole and which needs no
     mask, has nothing of flex attention."""

@@ -19,10 +19,15 @@ PANELS = {  # title -> patterns of its curves' names
     "RMS of the residual stream": ("output_rms/*",),
     "attention entropy, nats": ("attention_entropy/*",),
     "largest logit": ("max_logit/*",),
+    "experts in use": ("experts_used/*",),
+    "experts shared with text": ("routing_overlap/*",),
     "shares of time and of peak FLOPs": ("data_wait", "mfu"),
     "units per second": ("*_per_second",),
 }
-LINEAR = ("attention entropy, nats", "shares of time and of peak FLOPs", "units per second")  # other scales may be log
+LINEAR = (  # other scales may be logarithmic
+    "attention entropy, nats", "experts in use", "experts shared with text", "shares of time and of peak FLOPs",
+    "units per second",
+)  # fmt: skip
 POINTS = 300  # of a curve, at most: more cannot be seen
 
 

@@ -32,7 +32,7 @@ from hybridgen.training.distributed.precision import choose_precision
 from hybridgen.training.distributed.processes import sum_over_ranks
 from hybridgen.training.distributed.sharding import resharded
 from hybridgen.training.distributed.speed import eagerly
-from hybridgen.training.monitor import probes
+from hybridgen.training.monitor import probes, routing
 from hybridgen.training.monitor.charts import draw
 from hybridgen.training.monitor.flops import FlopCount, measured_peak
 from hybridgen.training.monitor.tracking import say
@@ -62,6 +62,7 @@ class Diagnostics:
             self._flop_count = FlopCount(stage.model, cached=config.data.cache is not None)
             self._peak = self._peak_flops()
         self._probed: dict[str, float] = {}  # in this step
+        self._routing: routing.Shares = {}  # when it was last looked at
         self._plotted = time.monotonic()
         self._hides_gradients = accelerator.distributed_type == DistributedType.DEEPSPEED
         if self.every and self._hides_gradients and accelerator.is_main_process:
@@ -138,9 +139,13 @@ class Diagnostics:
         if hasattr(model.model, "generation_head"):
             heads["code"] = model.model.generation_head.vision_head
         real = batch["document_ids"] != PADDING_DOCUMENT
-        with probes.ActivationProbe(model.model.language_model, heads, real) as probe:
+        with (
+            probes.ActivationProbe(model.model.language_model, heads, real) as probe,
+            routing.RoutingProbe(model.model, batch) as routers,
+        ):
             self.stage.losses(wrapped, batch)
-        return probe.numbers()
+        self._routing = routers.shares()
+        return probe.numbers() | routing.describe(self._routing)
 
     def end_step(self, batches: list[dict], taken: bool) -> dict[str, float]:
         """Count the step, unless it was skipped. Returns what the probes measured, to be logged."""
@@ -192,6 +197,8 @@ class Diagnostics:
         folder = Path(self.config.output_dir)
         try:
             draw(folder / "metrics.jsonl", folder / PLOT)
+            if self._routing:
+                routing.draw(self._routing, folder)
         except OSError as error:
             say(f"could not draw {folder / PLOT} ({error.strerror}); the numbers are in metrics.jsonl")
         self._plotted = time.monotonic()

@@ -143,7 +143,8 @@ class ActivationProbe:
         config = self.backbone.config
         self._implementation = config._attn_implementation
         self._probed = "flex_attention" if self._implementation == "flex_attention" else "sdpa"
-        config._attn_implementation = self._probed
+        if self._probed == "flex_attention" or self.backbone._supports_sdpa:
+            config._attn_implementation = self._probed  # else only its own function computes its attention
         self._attention = ALL_ATTENTION_FUNCTIONS[self._probed]
         ALL_ATTENTION_FUNCTIONS[self._probed] = self._attend
         hooks = [layer.register_forward_hook(self._output(i)) for i, layer in enumerate(self.backbone.layers)]

@@ -30,6 +30,7 @@ from hybridgen.data.document_source import DocumentSource
 from hybridgen.data.sources import open_source
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.paths.modality_experts import EXPERT, copy_into_experts
+from hybridgen.paths.moe import router_weight
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor, add_image_tokens, build_tokenizer, image_token_ids
 from hybridgen.sampling.schedules import scheduler_named
@@ -133,6 +134,7 @@ def check_fits(config: TrainConfig) -> None:
             with said_of(key):
                 require_weights(Path(folder))
     hybrid = hybrid_config(config.model)
+    router_weight(hybrid.text_config, config.objective.router_weight)
     if config.model.from_pretrained is None:  # else its weights are there already
         check_memory(hybrid, "model", bytes_per_weight=4)
     rows, length, width = config.data.per_device_batch_size, config.data.sequence_length, hybrid.text_config.hidden_size

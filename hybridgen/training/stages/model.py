@@ -38,13 +38,14 @@ from hybridgen.data.document_source import DocumentSource
 from hybridgen.data.loading import Batch, RowLoader
 from hybridgen.data.mixture import Mixture
 from hybridgen.paths.alignment import tower_pixels
+from hybridgen.paths.moe import router_weight
 from hybridgen.paths.understanding import encode_pixels
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor
 from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.distributed.agreement import caught, raise_together
 from hybridgen.training.distributed.fsdp import makes_weights
-from hybridgen.training.distributed.precision import choose_attention, choose_precision, set_attention
+from hybridgen.training.distributed.precision import attention_of, choose_attention, choose_precision, set_attention
 from hybridgen.training.distributed.speed import compile_layers, compiler_found
 from hybridgen.training.monitor.breakdown import Breakdown
 from hybridgen.training.monitor.tracking import list_broken, say
@@ -75,11 +76,14 @@ class ModelStage:
         self.latent_codec = pipeline.latent_codec
         tower = getattr(self.model.model, "vision_model", None)
         self.inputs = CachedInputs(config.data.cache, self.latent_codec, self.vq, tower)
-        self.weights = config.objective.weights
+        balance = router_weight(self.model.config.text_config, config.objective.router_weight)
+        balance = balance if self.model.model.has_routers else 0.0
+        self.weights = config.objective.weights | {"router": balance}
         diffusion, vq = self.model.config.diffusion_config, self.model.config.vq_config
         self.has_alignment = diffusion is not None and diffusion.alignment_layer is not None
         present = {"text": True, "code": vq is not None, "diffusion": diffusion is not None}
         present |= {"alignment": self.has_alignment, "z": config.objective.z_loss > 0}
+        present["router"] = balance > 0
         present["token"] = config.objective.has_joint_mean
         self.part_of = {kind: "token" for kind in ("text", "code") if present["token"] and present[kind]}
         self.kinds = tuple(kind for kind, is_present in present.items() if is_present)
@@ -104,6 +108,8 @@ class ModelStage:
         inputs, targets, code_labels = self._inputs(batch, fixed_noise=not model.training)
         labels = {"text": batch["labels"]} | ({"code": code_labels} if "code" in self.kinds else {})
         inputs |= {f"{kind}_labels": values for kind, values in labels.items()}
+        if "router" in self.kinds:
+            inputs["output_router_logits"] = True
         outputs = model(**inputs, with_log_z="z" in self.kinds, use_cache=False)
 
         of_tokens = {kind: outputs[f"{kind}_losses"] for kind in labels}
@@ -117,6 +123,9 @@ class ModelStage:
         if "z" in self.kinds:
             of_kinds = [z_loss(outputs[f"{kind}_log_z"]) for kind in labels]
             losses["z"] = tuple(map(sum, zip(*of_kinds, strict=True)))
+        if "router" in self.kinds:
+            tokens = (batch["document_ids"] != PADDING_DOCUMENT).sum().float()
+            losses["router"] = outputs.router_loss * tokens, tokens
         if "token" in self.kinds:
             losses["token"] = tuple(map(sum, zip(*(losses[kind] for kind in self.part_of), strict=True)))
 
@@ -185,7 +194,7 @@ class ModelStage:
         """The counts of `losses`, from the labels alone."""
         text, code = (int((batch[name][:, 1:] != IGNORE).sum()) for name in ("labels", "code_labels"))
         noised = int(batch["diffusion_noised"].sum()) if "diffusion_noised" in batch else 0
-        both = {"token": text + code, "z": text + code}
+        both = {"token": text + code, "z": text + code, "router": self.size(batch)[0]}
         return {"text": text, "code": code, "diffusion": noised, "alignment": noised, **both}
 
     # -------------------------------------------------------------------------------- validation, samples, the result
@@ -303,7 +312,8 @@ def prepare_model(model: nn.Module, config: TrainConfig, accelerator: Accelerato
     precision = choose_precision(config.precision, accelerator.device)
     compiled = config.compile and compiler_found(accelerator.device)
     dropped = getattr(model.config.text_config, "attention_dropout", None) or 0.0
-    set_attention(model, choose_attention(config.attention, precision, accelerator.device, compiled, dropped))
+    attention = choose_attention(config.attention, precision, accelerator.device, compiled, dropped)
+    set_attention(model, attention_of(model.model.language_model, attention, config.attention))
     if config.dropout:
         add_dropout(model.model.language_model, config.dropout)
     if config.gradient_checkpointing:

@@ -56,12 +56,16 @@ class TwoBatches:
         pass
 
 
-def model_stage(tasks, tied: bool = False, aligned: bool = False, cache: str | None = None) -> ModelStage:
+def model_stage(
+    tasks, tied: bool = False, aligned: bool = False, cache: str | None = None, experts: bool = False
+) -> ModelStage:
     data = {"sources": [], "cache": cache}
     config = strict.build(TrainConfig, {"output_dir": "none", "steps": 1, "data": data, "precision": "fp32"})
     diffusion = {"patch_size": 4, "sample_size": 16, "frequency_embedding_size": 32}
     diffusion |= {"alignment_layer": 1} if aligned else {}
-    pipeline = tiny_pipeline(tie_word_embeddings=tied, diffusion_config=diffusion)
+    diffusion |= {"modality_experts": experts}
+    backbone = "qwen3_moe" if experts else "qwen3"
+    pipeline = tiny_pipeline(backbone=backbone, tie_word_embeddings=tied, diffusion_config=diffusion)
     return ModelStage(config, pipeline, RowLoader(Mixture(tasks), pipeline.processor, 2, 80, prefetch=0))
 
 
@@ -93,12 +97,15 @@ def train_hybrid(folder: Path, of: int, gradient_checkpointing: bool = False, ti
         ("fsdp2", {}),
         ("fsdp2", {"tied": True, "tiled": True}),
         ("fsdp2", {"aligned": True, "cache": True}),
+        ("ddp", {"experts": True}),
+        ("fsdp2", {"experts": True}),
     ],
 )
 def test_one_with_text_and_one_with_pictures(tmp_path, form, kind):
     """No process waits for the other, in training or validation, and the weights are those of one process that saw
     both. Worst difference of a weight seen after 3 steps of Muon (bf16 inside): DDP 0, FSDP2 3e-6, with alignment 2e-5;
-    of a loss: 2e-7. In the two, activations are recomputed, and logits may be made in tiles, which adds no more."""
+    of a loss: 2e-7. With mixtures of experts, to whose experts for images no token of one of the two comes, and a loss
+    that balances them. In the two, activations are recomputed, and logits may be made in tiles, which adds no more."""
     kind = kind | ({"cache": str(tmp_path / "cache")} if "cache" in kind else {})
     train_hybrid(tmp_path / "one", of=1, **{name: value for name, value in kind.items() if name != "tiled"})
     arguments = {"folder": tmp_path / "two", "of": 2, "gradient_checkpointing": True, **kind}
@@ -115,6 +122,7 @@ def test_one_with_text_and_one_with_pictures(tmp_path, form, kind):
     for mine, other in zip(metrics_of(tmp_path / "two"), metrics_of(tmp_path / "one"), strict=True):
         assert mine["loss"] == pytest.approx(other["loss"], abs=1e-5)
         assert {"loss/text", "loss/diffusion"} <= mine.keys()
+        assert ("loss/router" in mine) == ("experts" in kind)
 
 
 def train_probed(folder: Path, every: int, frozen: bool) -> None:
