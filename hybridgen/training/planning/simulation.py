@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from hybridgen.core import cross_entropy
 from hybridgen.core.objectives import total
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.paths.modality_experts import EXPERT
@@ -79,7 +80,7 @@ def simulate(config: TrainConfig, data: PlannedData, device: str, sharded: bool 
         ValueError: a part of the model cannot be trained as the config says.
     """
     config = _resolved(config, device)
-    with ByteCount() as count, _fused_attention(device), torch.random.fork_rng():
+    with ByteCount() as count, _as_on(device), torch.random.fork_rng():
         model = _model(config, data, count, sharded)
         optimizer = build_optimizer(model, config.optimizer, config.groups)
         with count.purpose("average"):
@@ -282,14 +283,19 @@ def _fused(module, query: Tensor, key: Tensor, value: Tensor, attention_mask=Non
 
 
 @contextlib.contextmanager
-def _fused_attention(device: str) -> Iterator[None]:
-    """On a GPU, both kinds of attention that `auto` knows are fused."""
-    names = () if device == "cpu" else ("flex_attention", "sdpa")
-    before = {name: ALL_ATTENTION_FUNCTIONS.get(name) for name in names}
+def _as_on(device: str) -> Iterator[None]:
+    """On a GPU, both kinds of attention that `auto` knows are fused, and the tiles of a loss are a GPU's."""
+    if device == "cpu":
+        yield
+        return
+    names = ("flex_attention", "sdpa")
+    before, tile = {name: ALL_ATTENTION_FUNCTIONS.get(name) for name in names}, cross_entropy.CPU_TILE
     for name in names:
         ALL_ATTENTION_FUNCTIONS[name] = _fused
+    cross_entropy.CPU_TILE = cross_entropy.TILE
     try:
         yield
     finally:
+        cross_entropy.CPU_TILE = tile
         for name, function in before.items():
             ALL_ATTENTION_FUNCTIONS[name] = function
