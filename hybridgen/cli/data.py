@@ -17,7 +17,7 @@ from hybridgen.data.source_config import SourceConfig
 from hybridgen.data.sources import open_source
 from hybridgen.training.config import strict
 from hybridgen.training.config.checks import load_config
-from hybridgen.training.stages.building import build_processor
+from hybridgen.training.stages.building import build_processor, require_template
 
 STOPPED = "nothing was written"  # after Ctrl-C
 
@@ -36,6 +36,8 @@ def run(options: argparse.Namespace) -> Iterator[str]:
     else:
         sources, held_out = [open_source(source_config(options.what, options.overrides))], []
     processor = None if config is None or config.stage == "codec" else build_processor(config, sources)
+    if processor is not None:
+        require_template(processor.chat_template, config, [*sources, *held_out])
     sequence_length = None if config is None else config.data.sequence_length
     training = [inspect_source(source, options.limit, processor, sequence_length) for source in sources]
     validation = [inspect_source(source, options.limit, processor, sequence_length) for source in held_out]

@@ -195,9 +195,10 @@ def test_plain_words_are_read_fast_and_as_all_others_are(monkeypatch):
     changed = [
         {"role": "user", "content": ""}, {"role": "system", "content": ""}, {"role": "human", "content": "a"},
         {"from": "human", "value": "a"}, {"role": "user", "content": "<b>a</b>"}, {"role": "user", "content": None},
-        {"role": "assistant", "content": "a", "weight": 0}, {"role": "user", "content": "<image>"}, "a", {"role": "user"},
-        {"role": "user", "content": [text_part("a")]}, {"role": ["user"], "content": "a"}, {"role": "user", "content": 7},
+        {"role": "assistant", "content": "a", "weight": 0}, {"role": "user", "content": "<image>"}, "a",
+        {"role": "user", "content": [text_part("a")]}, {"role": ["user"], "content": "a"}, {"role": "user"},
         {"role": "assistant", "content": "<video>"}, {"role": "user", "content": {"type": "text", "text": "a"}},
+        {"role": "user", "content": 7},
     ]  # fmt: skip
     plain = [{"role": role, "content": "what is it?"} for role in ("user", "assistant", "system")]
 

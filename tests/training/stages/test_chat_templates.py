@@ -54,11 +54,13 @@ def config(place, source: str, model: dict | None = None, **others) -> str:
 @pytest.mark.parametrize("source", ["chats.jsonl", "mixed.jsonl"])
 def test_conversations_without_a_template_are_refused_before_a_model_is_made(place, source, monkeypatch, capsys):
     monkeypatch.setattr(building, "build_model", lambda *_: pytest.fail("a model is made"))
-    assert cli.main(["train", config(place, source)]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert f"{source}:" in line
-    assert "a conversation needs a chat template, and the tokenizer of llm has none; give model.chat_template" in line
-    assert "hybridgen, vicuna, janus, janus-pro" in line
+    file = config(place, source)
+    assert cli.main(["train", file]) == 2
+    assert cli.main(["data", "inspect", file, "--out", "inspected"]) == 2
+    for line in capsys.readouterr().err.splitlines():
+        assert f"{source}:" in line
+        assert "a conversation needs a chat template, and the tokenizer of llm has none; give model.chat_temp" in line
+        assert "hybridgen, vicuna, janus, janus-pro" in line
 
 
 def test_prompts_to_sample_without_a_template_are_refused(place, capsys):
