@@ -297,7 +297,7 @@ class IncrementalForward:
         self.fused = decoder.layers is not None
         implementation = "sdpa" if self.fused else None
         self.mask = prefix.mask_with(model, blocks, 1 if self.one_row else count, is_image, implementation)
-        self._mask_at = 0, count  # whose mask it is, where masks cannot be sliced
+        self._mask_at = None if self.one_row else (0, count)  # whose mask it is, where masks cannot be sliced
         if self.fused:
             like = prefix.last_state[:1].to(model.dtype)
             cos, sin = model.model.language_model.rotary_emb(like, self.position_ids)  # R, T, d

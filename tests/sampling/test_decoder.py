@@ -243,3 +243,26 @@ def test_copies_are_made_again_when_weights_change():
     assert made.is_current()
     model.model.language_model.layers[0].mlp.down_proj.weight.mul_(2)
     assert not made.is_current()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@torch.compiler.set_stance("force_eager")  # flex attention as written
+@torch.no_grad()
+def test_a_model_that_attends_by_flex_attention_reads_pictures_as_by_sdpa(monkeypatch, fused):
+    """As samples within a run on CUDA are drawn. And a picture whose tokens see each other has a mask of one row: in a
+    context of 32 k tokens 32 k numbers, and not 1,024 times as many."""
+    if not fused:
+        monkeypatch.setattr(decoder, "why_not_fused", lambda model: "is asked to")
+    model, states = tiny_model(), {}
+    embeds = torch.randn(len(PROMPTS), 16, 32, generator=torch.Generator().manual_seed(0))
+    for attention in ("sdpa", "flex_attention"):
+        model.set_attn_implementation({"": attention, "text_config": attention, "vision_config": "sdpa"})
+        picture, codes = prefix_of(model, PROMPTS), prefix_of(model, PROMPTS)
+        read = Decoder(model).continue_from(picture, torch.zeros(16, dtype=torch.long), diffusion=True)
+        states[attention] = [read(embeds, commit=False), read(embeds)]
+        if fused or attention == "sdpa":
+            assert read.mask.shape == (len(PROMPTS), 1, 1, read.prefix_length + 16)
+        read = Decoder(model).continue_from(codes, torch.arange(3), causal=True)
+        states[attention] += [read(embeds[:, step : step + 1], step) for step in range(3)]
+    for ours, theirs in zip(*states.values(), strict=True):
+        assert worst(ours, theirs) < 1e-5  # measured 1e-6
