@@ -195,6 +195,7 @@ class RowLoader(PrefetchingLoader):
         on_bad_records: called with all broken records so far whenever there are more of them.
         prepare: makes the batch that is handed out of a finished one, where batches are made: in the prefetching
             thread, if there is one. A function of the batch alone, as batches are made again after an interruption.
+        pin: batches are put into memory from which a GPU reads while other work goes on.
 
     Raises:
         ValueError: the processor cannot serve a source of the mixture, or a number makes no sense.
@@ -213,6 +214,7 @@ class RowLoader(PrefetchingLoader):
         shard_by_rank: bool = False,
         on_bad_records: Callable[[list[BadRecord]], None] | None = None,
         prepare: Callable[[Batch], Batch] | None = None,
+        pin: bool = False,
     ):
         for name, value, least in (("rows", rows, 1), ("length", length, 1), ("prefetch", prefetch, 0)):
             if value < least:
@@ -227,7 +229,7 @@ class RowLoader(PrefetchingLoader):
         mixture.check(processor, length)
         self.mixture, self.processor = mixture, processor
         self.rows, self.length, self.rank, self.world_size = rows, length, rank, world_size
-        self.batches_per_step, self._prepare = batches_per_step, prepare
+        self.batches_per_step, self._prepare, self._pin = batches_per_step, prepare, pin
         self.streams = [RowStream(mixture, processor, row, total, length) for row in range(first, first + rows)]
         self._batches = 0  # made so far
         self._begin(prefetch, mixture.bad_records, on_bad_records)
@@ -317,7 +319,8 @@ class RowLoader(PrefetchingLoader):
         batch = collate(documents, self.length, self.processor.special_tokens.pad, numbers)
         batch |= attribute(rows, list(self.mixture.sources), self.processor, self.length)
         batch["records"] = [(drawn.source.name, drawn.cursor) for row in rows for drawn in row]
-        return batch if self._prepare is None else self._prepare(batch)
+        batch = batch if self._prepare is None else self._prepare(batch)
+        return pinned(batch) if self._pin else batch
 
     def _snapshot(self) -> dict:
         return {
@@ -328,6 +331,18 @@ class RowLoader(PrefetchingLoader):
             "row_streams": {str(stream.row): stream.state_dict() for stream in self.streams},
             **self.mixture.state_dict(),
         }
+
+
+def pinned(batch: Batch) -> Batch:
+    """The batch with its tensors in pinned memory."""
+
+    def pin(value):
+        if isinstance(value, Tensor):
+            return value.pin_memory()
+        is_pictures = isinstance(value, list) and value and isinstance(value[0], Tensor)
+        return [each.pin_memory() for each in value] if is_pictures else value
+
+    return {name: pin(value) for name, value in batch.items()}
 
 
 def shares_of(totals: dict[str, float]) -> dict[str, float]:

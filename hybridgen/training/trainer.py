@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import yaml
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import gather_object, send_to_device
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from hybridgen.core.devices import sum_dtype
@@ -27,7 +27,7 @@ from hybridgen.core.objectives import total
 from hybridgen.data.loading import shares_of
 from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.distributed.agreement import caught, raise_together, read_together, share_bad_records
-from hybridgen.training.distributed.processes import peers_lost, sum_over_ranks
+from hybridgen.training.distributed.processes import peers_lost, sum_over_ranks, to_device
 from hybridgen.training.distributed.sharding import DistributedModel, full
 from hybridgen.training.distributed.speed import eagerly
 from hybridgen.training.monitor.diagnostics import Diagnostics
@@ -272,7 +272,7 @@ class Trainer:
         divided_by_libraries = self.config.accumulation * self.accelerator.num_processes
         for number, batch in enumerate(batches, start=1):
             with self.weights.accumulating(last=number == len(batches)):
-                losses = self.stage.losses(self.model, send_to_device(batch, self.device))
+                losses = self.stage.losses(self.model, to_device(batch, self.device))
                 self.accelerator.backward(total(losses, divisors, self.stage.weights) * divided_by_libraries)
             sums += torch.stack([losses[kind][0].detach().to(sums.dtype) for kind in self.stage.kinds])
         return sums
@@ -334,7 +334,7 @@ class Trainer:
                 if self._should_stop():
                     self._missed.add("validation")
                     return {}
-                losses = self.stage.losses(self.model, send_to_device(batch, self.device))
+                losses = self.stage.losses(self.model, to_device(batch, self.device))
                 for part in (0, 1):  # sum, count
                     summed[part] += torch.stack([losses[kind][part].to(summed.dtype) for kind in self.stage.kinds])
         self._missed.discard("validation")

@@ -4,12 +4,13 @@ import json
 import re
 
 import pytest
+import torch
 
 from hybridgen.data.loading import RowLoader
 from hybridgen.data.mixture import Mixture
 from hybridgen.data.older_positions import ROWS_DIVIDED
 from hybridgen.data.row_stream import pick, spread
-from tests.data.in_memory import Listed, documents_of, numbered, source_of
+from tests.data.in_memory import Listed, documents_of, numbered, same, source_of
 from tests.processors import assistant, tiny_processor, user
 
 PROCESSOR = tiny_processor()
@@ -113,3 +114,116 @@ def test_the_first_documents_after_an_older_position_are_exactly_those_left():
     for row in stream.streams:
         first += [source.index(number * 4 + row.row) for number in range(row.cursors["text"], lap)]
     assert sorted(first) == sorted(plain.index(number) for number in (60, 63, *range(66, 4 * lap)))
+
+
+# ------------------------------------------------------------------------------------------------------ long documents
+
+
+def long_loader(rows: int, length: int = 40, long: str | None = "split", **how) -> RowLoader:
+    """Texts without a template, some of them of several rows, and short questions beside them."""
+    texts = [" ".join(f"{number}.{word}" for word in range(3 + 37 * number % 113)) for number in range(11)]
+    records = Listed([[{"role": "assistant", "content": words}] for words in texts])
+    plain = source_of(records, 1, "texts", long=long, weight=3)
+    return RowLoader(
+        Mixture([plain, source_of(numbered(9), 1, "asked")], max_broken=99), PROCESSOR, rows, length, **how
+    )
+
+
+def pieces_of_rows(loader: RowLoader, batches: int) -> list[list[tuple]]:
+    """Of each row, (source, number, piece, tokens) of what was placed in it, in order."""
+    placed = [[] for _ in loader.streams]
+    for stream, row in zip(loader.streams, placed, strict=True):
+        fill = stream.fill
+
+        def recorded(step, fill=fill, row=row):
+            documents = fill(step)
+            row += [(each.source.name, each.cursor, each.piece, each.document.layout.input_ids) for each in documents]
+            return documents
+
+        stream.fill = recorded
+    for _ in range(batches):
+        next(loader)
+    return placed
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_pieces_follow_one_another_and_together_are_the_document(rows):
+    loader = long_loader(rows, prefetch=0)
+    longest = 0
+    for stream, row in zip(loader.streams, pieces_of_rows(loader, 60), strict=True):
+        texts = [each for each in row if each[0] == "texts"]
+        numbers = list(dict.fromkeys(number for _, number, _, _ in texts))
+        unfinished = {stream.number("texts"), *(each.cursor for each in stream.waiting if each.source.name == "texts")}
+        for number in set(numbers) - unfinished:
+            own = [(piece, ids) for _, each, piece, ids in texts if each == number]
+            assert [piece for piece, _ in own] == list(range(len(own)))
+            whole = loader.mixture.sources["texts"].document(number, PROCESSOR).layout.input_ids
+            assert sum((ids for _, ids in own), []) == whole
+            assert all(len(ids) <= 40 for _, ids in own)
+            longest = max(longest, len(own))
+        assert {number % rows for number in numbers} == {stream.row}
+    assert longest >= 3
+    assert loader.totals()["cut"] > 20
+    assert loader.totals()["dropped"] == 0
+    assert all(abs(share - weight) < 0.02 for share, weight in zip(loader.shares().values(), (0.75, 0.25), strict=True))
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_a_run_goes_on_in_the_middle_of_a_document(prefetch):
+    whole = long_loader(2, prefetch=0)
+    states, batches = [], []
+    for _ in range(25):
+        states.append(json.loads(json.dumps(whole.state_dict())))
+        batches.append(next(whole))
+    inside = [
+        number
+        for number, state in enumerate(states)
+        if any(row["pieces"]["texts"] for row in state["row_streams"].values())
+    ]
+    waiting = [
+        number
+        for number, state in enumerate(states)
+        if any(piece for row in state["row_streams"].values() for _, _, piece in row["waiting"])
+    ]
+    assert len(inside) > 5
+    assert len(waiting) > 5
+    for number in sorted({*inside[::4], *waiting[::4]}):
+        resumed = long_loader(2, prefetch=prefetch)
+        resumed.load_state_dict(states[number])
+        assert resumed.state_dict() == states[number]
+        for batch in batches[number : number + 3]:
+            assert same(next(resumed), batch)
+        resumed.close()
+
+
+def test_long_documents_are_the_same_for_every_number_of_processes():
+    whole = long_loader(8, prefetch=0)
+    ranks = {
+        world: [long_loader(8 // world, rank=rank, world_size=world, prefetch=0) for rank in range(world)]
+        for world in (2, 8)
+    }
+    for _ in range(9):
+        one = next(whole)
+        for parts in ranks.values():
+            batches = [next(part) for part in parts]
+            for name in ("input_ids", "labels", "position_ids", "document_ids", "source_ids", "text_bytes"):
+                assert torch.equal(one[name], torch.cat([batch[name] for batch in batches])), name
+    for parts in ranks.values():
+        totals = [part.totals() for part in parts]
+        assert {name: sum(each[name] for each in totals) for name in totals[0]} == whole.totals()
+
+
+def test_what_is_left_out_of_long_documents_is_counted():
+    loader = long_loader(1, long="truncate", prefetch=0)
+    (row,) = pieces_of_rows(loader, 40)
+    stream, source = loader.streams[0], loader.mixture.sources["texts"]
+    sizes = [len(source.document(number, PROCESSOR)) for number in range(stream.cursors["texts"])]
+    assert loader.totals()["cut"] == sum(size > 40 for size in sizes) > 0
+    assert loader.totals()["dropped"] == sum(max(0, size - 40) for size in sizes)
+    assert not any(piece for _, _, piece, _ in row)
+    refused = long_loader(1, long="refuse", prefetch=0)
+    for _ in range(20):
+        next(refused)
+    assert refused.totals()["cut"] == refused.totals()["dropped"] == 0
+    assert all("but a row only 40" in bad.reason for bad in refused.bad_records())
+    assert len(refused.bad_records()) == len({bad.where for bad in refused.bad_records()}) > 2

@@ -57,7 +57,7 @@ def test_the_sums_of_a_step_and_of_a_validation(tmp_path):
     trainer = Trainer(config, ToyStage(ToyLoader(4), dropout=0.0), make_accelerator(config))
     trainer._restore()
     batches = trainer._fetch()
-    counts, _ = trainer._exchange(batches, None)
+    counts, _ = trainer._global_counts(batches)
     expected = trainer._sum(trainer._forward_backward(batches, counts))
     validated = trainer._validate()
     with pretended_device(float64=False):

@@ -22,6 +22,7 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     FullyShardedDataParallelPlugin,
     GradientAccumulationPlugin,
+    send_to_device,
     set_seed,
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -191,6 +192,11 @@ def _check_deepspeed(config: TrainConfig, accelerator: Accelerator) -> None:
     }
     if choose_precision(config.precision, accelerator.device) == "bf16":  # weights fp32, products and messages bf16
         plugin.deepspeed_config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+
+
+def to_device(batch: dict, device: torch.device) -> dict:
+    """A batch on a device. CUDA copies what lies in pinned memory while the CPU goes on."""
+    return send_to_device(batch, device, non_blocking=torch.device(device).type == "cuda")
 
 
 def sum_over_ranks(accelerator: Accelerator, values: torch.Tensor) -> torch.Tensor:

@@ -22,14 +22,14 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, send_to_device
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from hybridgen.core.layout import PADDING_DOCUMENT
 from hybridgen.core.objectives import total
 from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.distributed.precision import choose_precision
-from hybridgen.training.distributed.processes import sum_over_ranks
+from hybridgen.training.distributed.processes import sum_over_ranks, to_device
 from hybridgen.training.distributed.sharding import resharded
 from hybridgen.training.distributed.speed import eagerly
 from hybridgen.training.monitor import probes, routing
@@ -100,7 +100,7 @@ class Diagnostics:
             ):
                 if not self._hides_gradients:
                     self._probed |= self._compare_gradients(wrapped, batches, counts)
-                self._probed |= self._measure_activations(wrapped, send_to_device(batches[0], device))
+                self._probed |= self._measure_activations(wrapped, to_device(batches[0], device))
         return time.monotonic() - start
 
     def _compare_gradients(
@@ -125,7 +125,7 @@ class Diagnostics:
         for kinds in groups.values():
             weights = {kind: self.stage.weights.get(whole[kind], 1.0) * (kind in kinds) for kind in self.stage.kinds}
             for batch in batches:
-                losses = self.stage.losses(wrapped, send_to_device(batch, self.accelerator.device))
+                losses = self.stage.losses(wrapped, to_device(batch, self.accelerator.device))
                 self.accelerator.backward(total(losses, divisors, weights) * divided_by_libraries)
             gradients.append(probes.gradients(wrapped))
             probes.drop_grads(wrapped)

@@ -347,9 +347,8 @@ def row_loader(
     shape = (data.per_device_batch_size, data.sequence_length, rank, accelerator.num_processes)
     prefetch = data.prefetch if training else 0
     own_files = data.shard_by_rank and training
-    loader, error = caught(
-        lambda: RowLoader(mixture, processor, *shape, prefetch, config.accumulation, own_files, on_broken, prepare)
-    )
+    how = (prefetch, config.accumulation, own_files, on_broken, prepare, accelerator.device.type == "cuda")
+    loader, error = caught(lambda: RowLoader(mixture, processor, *shape, *how))
     if training:  # in a validation, `read_together` does it
         raise_together(accelerator, error)
     return loader
