@@ -85,11 +85,15 @@ class FolderSource(RowSource):
 
     def _record(self, told: tuple["_Captions | _Metadata", int, str], where: str, variant: int = 0) -> dict:
         teller, place, picture = told
-        if isinstance(teller, _Captions):
-            row, form, columns = {"image": picture, "text": teller.caption(picture)}, "captions", {}
-        else:
-            row, form, columns = {**teller.row(place), self.columns["image"]: picture}, self.form, self.columns
-        return check_record(record_of(row, form, columns, where, variant), where)
+        if isinstance(teller, _Metadata):
+            return self._checked(teller.row(place), picture, where, variant)
+        row = {"image": picture, "text": teller.caption(picture)}
+        return check_record(record_of(row, "captions", {}, where, variant), where)
+
+    def _checked(self, row: dict, picture: str, where: str, variant: int = 0) -> dict:
+        """The record of a row of metadata."""
+        row = {**row, self.columns["image"]: picture}
+        return check_record(record_of(row, self.form, self.columns, where, variant), where)
 
     def _add(self, teller: int, place: int, picture: str) -> None:
         self._teller_of.append(teller)
@@ -113,12 +117,13 @@ class FolderSource(RowSource):
         metadata, listing = _Metadata(file), Listing()
         self._tellers.append(metadata)
         teller = len(self._tellers) - 1
-        for number, place in metadata.places():
+        for number, place, raw in metadata.rows():
             where = f"{file}:{number}"
             try:
                 with record_errors(where):
-                    picture = self._picture_of(metadata.row(place, where), file.parent, listing)
-                    self._record((metadata, place, picture), where)
+                    row = metadata.parsed(raw, where)
+                    picture = self._picture_of(row, file.parent, listing)
+                    self._checked(row, picture, where)
                     self._add(teller, place, picture)
             except ValueError as error:
                 yield BadRecord.of(where, error)
@@ -181,25 +186,29 @@ class _Metadata:
         self.file, self.count = file, 0
         self._table = None if file.suffix == ".jsonl" else _table(file)
 
-    def places(self) -> Iterator[tuple[int, int]]:
-        """(number from 1, where `row` finds it) of each row."""
+    def rows(self) -> Iterator[tuple[int, int, Any]]:
+        """(number, place, row not yet `parsed`) of each row."""
         if self._table is None:
-            places = ((line, offset) for line, offset, _ in read_lines(self.file))
+            rows = ((number, offset, line) for number, offset, line in read_lines(self.file))
         else:
-            places = ((number, place) for place, (number, _) in enumerate(self._table))
-        for each in places:
+            rows = ((number, place, row) for place, (number, row) in enumerate(self._table))
+        for each in rows:
             self.count += 1
             yield each
 
-    def row(self, place: int, where: str = "") -> Any:
-        """Raises ValueError for a row that cannot be read."""
-        where = where or str(self.file)
+    def row(self, place: int) -> Any:
+        """The row at a place, parsed."""
         if self._table is not None:
-            row = self._table[place][1]
-            return check_cells(row, where) if self.file.suffix == ".csv" else row
+            return self.parsed(self._table[place][1], str(self.file))
         with self.file.open("rb") as file:
             file.seek(place)
-            return parse_json(file.readline(), where)
+            return self.parsed(file.readline(), str(self.file))
+
+    def parsed(self, row: Any, where: str) -> Any:
+        """Raises ValueError for a row that cannot be read."""
+        if self._table is None:
+            return parse_json(row, where)
+        return check_cells(row, where) if self.file.suffix == ".csv" else row
 
 
 def _table(file: Path) -> list[tuple[int, Any]]:
