@@ -20,12 +20,11 @@ import argparse
 import contextlib
 import json
 import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from bench_floor import against, measure, where
+from bench_floor import against, clock, measure, where
 from bench_sampling import BEGIN, BOS, PAD, parameters, surroundings, table, words
 
 from hybridgen import HybridGenConfig, HybridGenForConditionalGeneration
@@ -137,7 +136,6 @@ def their_step(model, rows, way: str) -> Callable[[], None]:
 
 def medians(tasks: dict[str, Callable[[], object]], repeat: int) -> dict[str, float]:
     """Seconds of each task, the median of so many runs in turns, after two that warm it up (and compile it)."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     seen: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in range(repeat + 2):
         for name, task in tasks.items():
