@@ -29,6 +29,10 @@ class LiveBytes(TorchDispatchMode):
                     self._count(storage)
         return made
 
+    def storages_of(self, size: int) -> int:
+        """How many storages of so many bytes are there."""
+        return sum(count == size for count in self._known.values())
+
     def _count(self, storage: torch.UntypedStorage) -> None:
         count = storage.nbytes()
         self._known[storage] = count

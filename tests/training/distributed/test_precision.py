@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from hybridgen import HybridGenForConditionalGeneration
+from hybridgen.core import layout
 from hybridgen.core.layout import TextSegment, lay_out
 from hybridgen.training.distributed import precision as precision_module
 from hybridgen.training.distributed.precision import FP32_ATTENTION, choose_attention, choose_precision, set_attention
-from tests.models import TOKENS, batch_of, inputs_of, tiny_model
+from tests.live_bytes import LiveBytes
+from tests.models import TOKENS, batch_of, inputs_of, text_config, tiny_config, tiny_model
 
 CPU = torch.device("cpu")
 
@@ -93,3 +95,26 @@ def test_a_tower_has_no_flex_attention():
     set_attention(model, "flex_attention")
     assert model.model.language_model.config._attn_implementation == "flex_attention"
     assert model.model.vision_model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("attention", "precision"), [("sdpa", "fp32"), ("sdpa", "bf16"), ("sdpa_fp32", "bf16")])
+def test_one_mask_a_step(monkeypatch, attention, precision, checkpointing):
+    """For all layers, kept for the backward pass and what is recomputed there: SDPA makes one of a boolean mask in each
+    layer, and keeps them all."""
+    model, length = tiny_model(tiny_config(text_config={**text_config(), "num_hidden_layers": 4})), 512
+    set_attention(model.train(), attention)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    rendered, rendering = [], layout.attention_mask
+    monkeypatch.setattr(layout, "attention_mask", lambda *args: rendered.append(rendering(*args)) or rendered[-1])
+    ids = torch.randint(3, 90, (1, length), generator=torch.Generator().manual_seed(0))
+    documents = (torch.arange(length) // 100)[None]
+    with LiveBytes() as counted, torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        logits = model(input_ids=ids, document_ids=documents, block_ids=torch.arange(length)[None]).logits
+        (mask,) = rendered
+        assert mask.dtype == (torch.bfloat16 if (attention, precision) == ("sdpa", "bf16") else torch.float32)
+        assert counted.storages_of(length * length * mask.element_size()) == 1
+        logits.float().square().mean().backward()
+    assert len(rendered) == 1
+    assert model.model.language_model.layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0
