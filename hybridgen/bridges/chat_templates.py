@@ -16,6 +16,19 @@ from hybridgen.core.recognition import is_there, user_path
 from hybridgen.core.utf8 import read_text
 from hybridgen.tokenization_hybridgen import PLACEHOLDERS, ROLE_TOKENS, has_role_tokens
 
+BARE = """\
+{{- bos_token if bos_token else '' -}}
+{%- for message in messages -%}
+{%- if message['content'] is string -%}
+{{- message['content'] -}}
+{%- else -%}
+{%- for part in message['content'] -%}
+{{- '<image_placeholder>' if part['type'] == 'image' else part['text'] -}}
+{%- endfor -%}
+{%- endif -%}
+{{- eos_token if message['role'] == 'assistant' else '' -}}
+{%- endfor -%}
+"""
 VICUNA = """\
 {{- bos_token if bos_token else '' -}}
 {%- if messages and messages[0]['role'] != 'system' -%}
@@ -38,7 +51,9 @@ VICUNA = """\
 {%- endfor -%}
 {{- 'ASSISTANT:' if add_generation_prompt else '' -}}
 """
-NAMES = ("hybridgen", "vicuna", "janus", "janus-pro")
+NAMES = ("hybridgen", "bare", "vicuna", "janus", "janus-pro")
+
+_OWN = {"bare": BARE, "vicuna": VICUNA}
 
 
 def check_template(name: str) -> None:
@@ -62,8 +77,8 @@ def load_template(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
                 f"have; name another ({', '.join(NAMES[1:])}), or a file"
             )
         return DEFAULT_CHAT_TEMPLATE
-    if name == "vicuna":
-        return VICUNA
+    if name in _OWN:
+        return _OWN[name]
     if "{{" in name or "{%" in name:
         return name
     return janus_template(name, begins_texts(tokenizer)) if name in NAMES else _read(name)

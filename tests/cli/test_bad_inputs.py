@@ -218,7 +218,7 @@ PLACES = {
     "no tower": Bad("init {tmp}/out --paths understanding --backbone {tmp} --vision {tmp}/n.json", "vision tower {tmp}/n.json"),
     "no janus": Bad("init {tmp}/out --paths vq --from-janus {tmp}/none", "Janus {tmp}/none does not exist"),
     "no chat template": Bad(
-        "init {tmp}/out --paths vq --from-janus {tmp} --chat-template {tmp}/none", "'{tmp}/none' is no file that is there, and no name of a template; .* hybridgen, v"
+        "init {tmp}/out --paths vq --from-janus {tmp} --chat-template {tmp}/none", "'{tmp}/none' is no file that is there, and no name of a template; .* hybridgen, b"
     ),
     "an out that is a file": Bad(
         "sample {ck} --prompt a --out {doll}", "{doll} cannot be a folder for results: a file is in its place"

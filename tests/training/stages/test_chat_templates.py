@@ -9,7 +9,7 @@ import yaml
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from hybridgen.bridges.assemble import AssemblyOptions, assemble
-from hybridgen.bridges.chat_templates import NAMES, VICUNA, check_template, load_template
+from hybridgen.bridges.chat_templates import BARE, NAMES, VICUNA, check_template, load_template
 from hybridgen.cli import main as cli
 from hybridgen.core.messages import DEFAULT_CHAT_TEMPLATE
 from hybridgen.processing_hybridgen import HybridGenProcessor
@@ -60,7 +60,7 @@ def test_conversations_without_a_template_are_refused_before_a_model_is_made(pla
     for line in capsys.readouterr().err.splitlines():
         assert f"{source}:" in line
         assert "a conversation needs a chat template, and the tokenizer of llm has none; give model.chat_temp" in line
-        assert "hybridgen, vicuna, janus, janus-pro" in line
+        assert "hybridgen, bare, vicuna, janus, janus-pro" in line
 
 
 def test_prompts_to_sample_without_a_template_are_refused(place, capsys):
@@ -102,7 +102,7 @@ def test_a_run_that_goes_on_from_texts_gains_a_template(place):
         build_parts(load_config(file))
     file = config(place, "chats.jsonl", {**going_on, "chat_template": "hybridgen"})
     with pytest.raises(
-        ValueError, match=r"model.chat_template: .*'hybridgen' writes <\|system\|>.* name another \(vic"
+        ValueError, match=r"model.chat_template: .*'hybridgen' writes <\|system\|>.* name another \(bare, vic"
     ):
         build_parts(load_config(file))
     file = config(place, "chats.jsonl", {**going_on, "chat_template": "vicuna"})
@@ -118,7 +118,7 @@ def test_a_run_that_goes_on_from_texts_gains_a_template(place):
             None,
             "model.chat_template.*'none.jinja' is no file that is there, and no name of a template; the ",
         ),
-        ("chatml", None, "model.chat_template.*names are hybridgen, vicuna, janus, janus-pro"),
+        ("chatml", None, "model.chat_template.*names are hybridgen, bare, vicuna, janus, janus-pro"),
         ("bad.jinja", b"{% if %}", "model.chat_template.*the chat template cannot be read.*line 1"),
         ("bytes.jinja", b"\xff\xfe", "model.chat_template.*is not UTF-8"),
         ("mute.jinja", b"nothing at all", "model.chat_template.*does not write '<image_placeholder>'"),
@@ -192,3 +192,16 @@ def test_vicuna_is_written_as_llava_writes_it():
     assert asked.endswith("what is it? ASSISTANT:")
     own = [{"role": "system", "content": "be brief"}, *turns]
     assert processor.apply_chat_template(own, tokenize=False).startswith(f"{names.bos_token}be brief USER: ")
+
+
+def test_bare_writes_no_word_of_its_own():
+    """So a caption and its picture are Transfusion's documents, and prompts for them can be given."""
+    processor = tiny_processor(chat_template=BARE)
+    for turns in ([user("a red circle"), assistant(image())], [user(image()), assistant("red")]):
+        for loss_on in ("assistant", "all"):
+            document = processor.document(turns, write="vq", loss_on=loss_on)
+            plain = processor.document(turns, write="vq", loss_on=loss_on, plain=True)
+            assert document.layout == plain.layout
+    prompt = processor.prompt([user("a red circle")]).layout.input_ids
+    tokenizer = processor.tokenizer
+    assert prompt == [tokenizer.bos_token_id, *tokenizer("a red circle")["input_ids"]]
