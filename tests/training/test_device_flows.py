@@ -1,6 +1,7 @@
 """Every form of a training step, and every stage, on an accelerator, pretended; how often a step waits for it."""
 
 import contextlib
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -8,11 +9,16 @@ import torch
 
 from hybridgen.core.layout import PADDING_DOCUMENT
 from hybridgen.core.objectives import total
+from hybridgen.training.config import strict
+from hybridgen.training.config.schema import TrainConfig
+from hybridgen.training.distributed.processes import make_accelerator
 from hybridgen.training.monitor.probes import ActivationProbe
 from hybridgen.training.stages import adversarial, vq
+from hybridgen.training.stages import model as model_stage
 from hybridgen.training.stages.adversarial import Adversary
 from hybridgen.training.stages.model import draw_batch_noise
 from tests.data.in_memory import drawings, numbered, source_of
+from tests.models import text_config
 from tests.pretended_device import DEVICE, host_reads, pretended_device, put_on
 from tests.training.stages import test_adversarial, test_vae, test_vq
 from tests.training.stages.test_model import all_tasks, stage_of
@@ -29,6 +35,7 @@ def of_several_sizes() -> list:
     return [*sizes, source_of(drawings(20), name="vq", write="vq", image_tokens=9)]
 
 
+DRAWN = {"patch_size": 8, "sample_size": 32, "frequency_embedding_size": 32}
 FORMS = {
     "all paths": (all_tasks, {}),
     "z loss": (all_tasks, {"objective": {"z_loss": 1e-4}}),
@@ -191,3 +198,36 @@ def test_the_adversarial_term_runs_on_another_device(tmp_path, monkeypatch):
         put_on(decoder)
         there = Adversary(here.settings, here.config, decoder.weight, accelerator())
         assert steps(there, decoder, DEVICE) == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_run_draws_noise_where_its_batches_are_made(tmp_path, monkeypatch):
+    """On the loader's thread in training, and at validation's levels in its loader: `losses` draws none."""
+    threads, drawing = [], model_stage.draw_batch_noise
+
+    def watched(*args, **options):
+        threads.append((threading.current_thread().name, options["fixed"]))
+        return drawing(*args, **options)
+
+    monkeypatch.setattr(model_stage, "draw_batch_noise", watched)
+    shape = {name: value for name, value in text_config().items() if not name.endswith(("_id", "vocab_size"))}
+    draw = [{"source": "dolls", "task": "draw", "write": "diffusion"}]
+    content = {
+        "output_dir": str(tmp_path),
+        "steps": 1,
+        "model": {"tokenizer": {"vocab_size": 400}, "text_config": shape, "diffusion_config": DRAWN},
+        "data": {"sequence_length": 256, "per_device_batch_size": 2, "sources": draw},
+        "validation": {"every": 1, "batches": 1, "levels": 4, "sources": draw},
+    }
+    config = strict.build(TrainConfig, content)
+    stage = model_stage.build_model_stage(config, make_accelerator(config))
+    threads.clear()
+    batches = {True: next(iter(stage.validation_batches())), False: next(stage.loader)}
+    stage.loader.close()
+    made = dict(threads)
+    assert made["hybridgen-loader"] is False
+    assert made[threading.main_thread().name] is True
+    assert (batches[True]["diffusion_timesteps"] % 250 == 125).all()
+    before = len(threads)
+    with torch.no_grad():
+        stage.losses(stage.model, batches[False])
+    assert len(threads) == before
