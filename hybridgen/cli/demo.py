@@ -29,6 +29,7 @@ from hybridgen.training.monitor.tracking import say
 from hybridgen.training.run import train
 from hybridgen.training.stages.building import build_parts
 from hybridgen.training.stages.vq import build_vq_model
+from hybridgen.training.state.saving import with_defaults
 
 STOPPED = "the same command goes on from what was saved last"  # after Ctrl-C
 CONFIGS = {"dolls": ("demo_codec.yaml", "demo.yaml"), "emoji": ("emoji_codec.yaml", "emoji.yaml")}
@@ -199,7 +200,7 @@ def _open_folder(plan: DemoPlan) -> dict[str, float]:
     settings = json.loads(json.dumps(settings))  # as they are saved, where a tuple is a list
     if file.is_file():
         saved = read_json(file)
-        for key, then, now in _differences(_with_new_names(saved["settings"]), settings):
+        for key, then, now in _differences(_with_new_names(saved["settings"]), _with_new_names(settings)):
             raise ValueError(
                 f"{plan.out} holds a demo with {key} {then!r}, not {now!r}; give the same settings to go on with it, "
                 "another --out to start a second one, or delete it"
@@ -212,9 +213,10 @@ def _open_folder(plan: DemoPlan) -> dict[str, float]:
 
 
 def _with_new_names(settings: dict) -> dict:
-    """Settings of a `demo.json` as keys are called now: an older one says `world`, and has older configs."""
+    """Settings of a `demo.json` as keys are called now, and all of them: an older one says `world`, and its configs are
+    older than some of their settings."""
     renamed = {"dataset" if key == "world" else key: value for key, value in settings.items()}
-    return renamed | {config: with_new_names(renamed[config]) for config in ("codec", "model")}
+    return renamed | {config: with_defaults(with_new_names(renamed[config])) for config in ("codec", "model")}
 
 
 def _differences(then: dict, now: dict, parent: str = "") -> Iterator[tuple[str, object, object]]:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from hybridgen.cli import demo
 from hybridgen.cli.main import main
+from hybridgen.training.config.schema import UNSAID
 
 OWN = dict(demo.CONFIGS)
 CODEC = {
@@ -201,6 +202,14 @@ def test_a_demo_with_older_names_is_still_finished(copy):
             data[old] = data.pop(new)
         for source in data["sources"]:
             source["twin"] = source.pop("clean_copy")
+            del source["long"]  # a setting of today
+        del content["settings"][config]["objective"]["token_mean"]
+        sampling = content["settings"][config]["sampling"]
+        content["settings"][config]["sampling"] = {
+            key: UNSAID.get(key) if value is None else value
+            for key, value in sampling.items()
+            if key not in ("diffusion", "vq", "scheduler")
+        }
     file.write_text(json.dumps(content))
     assert run(copy) == [str(copy / "report.html")]
     with pytest.raises(ValueError, match="holds a demo with model.data.per_device_batch_size 1, not 2"):

@@ -179,9 +179,10 @@ class SamplingConfig:
         return FROM_SCRATCH[path] | self.given(path)
 
 
+UNSAID = {"steps": 20, "guidance": 2.0, "guidance_vq": 1.0, "temperature_vq": 1.0}  # of `SamplingConfig`, from scratch
 FROM_SCRATCH = {
-    "diffusion": {"guidance_scale": 2.0, "num_inference_steps": 20},
-    "vq": {"guidance_scale": 1.0, "temperature": 1.0},
+    "diffusion": {"guidance_scale": UNSAID["guidance"], "num_inference_steps": UNSAID["steps"]},
+    "vq": {"guidance_scale": UNSAID["guidance_vq"], "temperature": UNSAID["temperature_vq"]},
 }
 
 

@@ -40,7 +40,7 @@ from hybridgen.core.files import read_json, write_json
 from hybridgen.data.loading import merge_positions
 from hybridgen.training.config import strict
 from hybridgen.training.config.renamed import with_new_names
-from hybridgen.training.config.schema import TrainConfig
+from hybridgen.training.config.schema import UNSAID, TrainConfig
 from hybridgen.training.distributed.processes import seed_dropout
 from hybridgen.training.distributed.sharding import DistributedModel
 from hybridgen.training.optim.ema import WeightAverage
@@ -282,7 +282,7 @@ def changes_since(config: TrainConfig, saved: dict, state: Path) -> list[str]:
     Raises:
         ValueError: the state is of another model.
     """
-    now, before = _as_json(config), _with_defaults(saved)
+    now, before = with_defaults(_as_json(config)), with_defaults(saved)
     for key in SAME_ON_RESUME:
         if different := _differences(before.get(key), now[key], key):
             raise ValueError(
@@ -298,8 +298,9 @@ def _as_json(value) -> dict:
     return json.loads(json.dumps(value, default=asdict))
 
 
-def _with_defaults(saved: dict) -> dict:
-    """A saved config with today's defaults where it is older than a setting, which meant the same then."""
+def with_defaults(saved: dict) -> dict:
+    """A saved config with today's defaults where it is older than a setting, which meant the same then; and with the
+    numbers that settings of drawing have where they are not given, which older configs wrote down."""
     hints, complete = get_type_hints(TrainConfig), dict(saved)
     for field in fields(TrainConfig):
         if field.name in saved:
@@ -309,6 +310,8 @@ def _with_defaults(saved: dict) -> dict:
             complete[field.name] = field.default
         elif field.default_factory is not MISSING:
             complete[field.name] = _as_json(field.default_factory())
+    sampling = complete["sampling"]
+    complete["sampling"] = {**sampling, **{key: value for key, value in UNSAID.items() if sampling.get(key) is None}}
     return complete
 
 

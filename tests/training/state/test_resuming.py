@@ -222,7 +222,14 @@ def test_every_setting_that_changed_is_said_and_none_that_is_new(tmp_path):
     config = config_of(tmp_path, model={"text_config": {"hidden_size": 8}}, optimizer={"name": "adamw", "lr": 1e-2})
     saved = json.loads(json.dumps(asdict(config)))
     del saved["diagnostics"], saved["spike"]["factor"], saved["model"]["embedding_std"], saved["gradient_checkpointing"]
+    for key in ("diffusion", "vq", "scheduler"):
+        del saved["sampling"][key]
+    saved["sampling"] |= {"steps": 20, "guidance": 2.0, "guidance_vq": 1.0, "temperature_vq": 1.0}
     assert changes_since(config, saved, tmp_path) == []
+    drawn = config_of(
+        tmp_path, model=saved["model"], optimizer=saved["optimizer"], sampling={"every": 6, "guidance": 3.0}
+    )
+    assert changes_since(drawn, saved, tmp_path) == ["sampling.guidance: 2.0 -> 3.0"]
     model = {"text_config": {"hidden_size": 8}}
     then = config_of(tmp_path, model=model, steps=13, optimizer={"name": "muon", "eps": 1e-5, "lr": 1e-2})
     told = changes_since(then, saved, tmp_path)
