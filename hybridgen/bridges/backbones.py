@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from hybridgen.checkpoints.loading import quiet
 from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.core.layout import dense_mask, find_reach
+from hybridgen.core.values import one_line
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.paths.decoders import check_kind
 
@@ -139,7 +140,7 @@ def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    return one_line(error)[:200]
 
 
 def _other_form(reference: PreTrainedModel) -> str | None:

@@ -32,6 +32,7 @@ from hybridgen.codecs.patch_vq import PatchVQ
 from hybridgen.core.files import read_json
 from hybridgen.core.hub import INDEX
 from hybridgen.core.recognition import check_files, refuse_impostor, user_path
+from hybridgen.core.values import one_line
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 from hybridgen.paths.understanding import build_vision_tower
 from hybridgen.processing_hybridgen import HybridGenProcessor
@@ -103,7 +104,7 @@ def _open_tokenizer(folder: Path, rows: int, gguf: dict) -> PreTrainedTokenizerB
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **gguf)
     except Exception as error:  # the library raises ten kinds of error; the folder's tokenizer is the cause of all
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ValueError(f"the tokenizer of backbone {folder} cannot be loaded ({reason}); copy its files") from error
     known = tokenizer.get_vocab()
     if gguf:  # transformers adds a token of GPT-2's that the model may not have; then it counts as new

@@ -24,7 +24,7 @@ from hybridgen.configuration_hybridgen import HybridGenConfig, check_memory
 from hybridgen.core.files import put_in_place, read_json, write_whole
 from hybridgen.core.hub import INDEX
 from hybridgen.core.recognition import ADAPTER, check_absent, check_files, require_checkpoint, user_path
-from hybridgen.core.values import shorten
+from hybridgen.core.values import one_line, shorten
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 
 PIPELINE = "HybridGenPipeline"
@@ -250,5 +250,5 @@ def friendly_errors(folder: Path) -> Iterator[None]:
     except ZeroDivisionError as error:
         raise ValueError(f"checkpoint {folder} cannot be loaded: a size in its config.json is 0") from error
     except _UNREADABLE as error:
-        reason = f"one of its files lacks {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        reason = f"one of its files lacks {error}" if isinstance(error, KeyError) else one_line(error)
         raise ValueError(f"checkpoint {folder} cannot be loaded: {shorten(reason, 600)}") from error

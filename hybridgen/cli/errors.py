@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hybridgen.cli import console
+from hybridgen.core import values
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # what torch's RuntimeErrors say, on GPUs and CPUs
 _PACKAGE = Path(__file__).parents[1]
@@ -56,4 +57,4 @@ def one_line(error: Exception) -> str:
     """What went wrong, on one line."""
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
+    return values.one_line(error)

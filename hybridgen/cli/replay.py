@@ -28,7 +28,7 @@ from hybridgen.cli.running import best_device
 from hybridgen.core.names import OF_PATH
 from hybridgen.core.pictures import read_picture
 from hybridgen.core.recognition import require_checkpoint, user_path
-from hybridgen.core.values import shown
+from hybridgen.core.values import one_line, shown
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.sampling.guidance import Guidance
 
@@ -222,7 +222,7 @@ def _set_scheduler(pipeline: HybridGenPipeline, saved: dict | None, file: Path) 
     try:
         pipeline.scheduler = scheduler.from_config(saved["config"])
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ArithmeticError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ValueError(
             f"{file} carries settings that no {saved['class']} takes ({reason}); it was changed"
         ) from error

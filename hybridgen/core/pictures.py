@@ -35,7 +35,7 @@ from torch import Tensor
 
 from hybridgen.core.messages import parts
 from hybridgen.core.recognition import is_there, user_path, what_bytes_are
-from hybridgen.core.values import shorten
+from hybridgen.core.values import one_line, shorten
 
 # a path, file://, data: URL or base64; encoded bytes; {"bytes": ..., "path": ...} of the datasets library; pixels
 Source = str | Path | bytes | dict | Image.Image | np.ndarray | Tensor
@@ -245,7 +245,7 @@ def _one_sentence(what: str, head: bytes | None = None) -> Iterator[None]:
     except Image.DecompressionBombError:
         raise ValueError(f"{what} has more than the {_most_pixels()}; make it smaller") from None
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error) or type(error).__name__
         raise ValueError(f"{what} cannot be decoded ({_short(reason)}); replace it") from error
 
 

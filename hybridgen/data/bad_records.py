@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from hybridgen.core.values import shorten
+from hybridgen.core.values import one_line, shorten
 
 SHOWN = 20  # records listed in the sentence that stops a run
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -54,7 +54,7 @@ def record_errors(where: str, ends_run: type[Exception] | tuple = ()) -> Iterato
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _DISK_FULL:
             raise
-        reason = shorten(" ".join(str(getattr(error, "strerror", None) or error).split()), 200)
+        reason = shorten(one_line(getattr(error, "strerror", None) or error), 200)
         kind = type(error).__name__
         raise ValueError(f"{where}: it cannot be read ({f'{kind}: {reason}' if reason else kind})") from error
 

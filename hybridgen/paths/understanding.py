@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig
 from transformers.models.janus.modeling_janus import JanusVisionModel
 
+from hybridgen.core.values import one_line
 from hybridgen.paths.patches import patchify
 
 _WITHOUT_CLASS_TOKEN = ("siglip_vision_model", "siglip2_vision_model", "janus_vision_model")
@@ -30,7 +31,7 @@ def check_tower(config: PreTrainedConfig) -> None:
             pixels = torch.empty(1, 3, config.image_size, config.image_size)
             count, patches = AutoModel.from_config(config)(pixels).last_hidden_state.shape[1], tokens_per_image(config)
     except (AttributeError, TypeError, ValueError, RuntimeError, IndexError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ValueError(f"{what}, which makes no row of features of a picture ({reason}); give a SigLIP") from error
     if count != patches:
         raise ValueError(

@@ -24,6 +24,7 @@ from torch import Tensor
 from hybridgen.core.devices import sum_dtype
 from hybridgen.core.files import write_whole
 from hybridgen.core.objectives import total
+from hybridgen.core.values import one_line
 from hybridgen.data.loading import shares_of
 from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.distributed.agreement import caught, raise_together, read_together, share_bad_records
@@ -217,7 +218,7 @@ class Trainer:
         try:
             batches = [next(self.stage.loader) for _ in range(self.config.accumulation)]
         except OSError as error:
-            reason = f"{error.filename}: {error.strerror}" if error.filename else " ".join(str(error).split())
+            reason = f"{error.filename}: {error.strerror}" if error.filename else one_line(error)
             raise OSError(
                 f"the data of step {self.step + 1} cannot be read ({reason}); bring the file back and start the same "
                 "command again, which goes on from the last saved state"

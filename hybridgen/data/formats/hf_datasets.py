@@ -15,6 +15,7 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+from hybridgen.core.values import one_line
 from hybridgen.data.formats.rows import RowSource
 
 SAVED = ("dataset_info.json", "dataset_dict.json", "state.json")  # files that `save_to_disk` writes
@@ -159,7 +160,7 @@ def reason_of(error: Exception, files: Sequence[str]) -> str:
         for file in files:
             if Path(file).is_file() and not read_metadata(file).num_rows:
                 return f"{file} holds no row; remove it, or leave it out of the source"
-    return (" ".join(str(error).split()) or type(error).__name__)[:400]
+    return (one_line(error) or type(error).__name__)[:400]
 
 
 def _split_of(splits: Any, split: str | None, source: str) -> str:

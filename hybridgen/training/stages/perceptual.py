@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from transformers import AutoModel
 
 from hybridgen.core.files import read_json
+from hybridgen.core.values import one_line
 from hybridgen.training.config.codec import PerceptualConfig
 
 DEFAULTS = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}  # ImageNet's
@@ -73,7 +74,7 @@ class FeatureDistance:
         try:
             states = self._hidden_states(pictures)
         except (ValueError, RuntimeError, TypeError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)[:200]
             raise ValueError(
                 f"perceptual.path {path!r} cannot read pictures of side {pictures.shape[-1]} ({reason}); set "
                 "perceptual.size to the side it was trained with, or name another vision model"
@@ -89,7 +90,7 @@ def load_vision_model(folder: str) -> nn.Module:
     try:
         model, info = AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise ValueError(
             f"perceptual.path {folder!r} holds no model that transformers can load ({reason}); give a folder that "
             "save_pretrained wrote"

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
 from hybridgen.core.files import flush, flush_name, read_json, write_json
+from hybridgen.core.values import one_line
 
 MANIFEST = "manifest.json"
 TORCH_SAVE_FAILED = ("PytorchStreamWriter", "inline_container")  # torch.save raises a RuntimeError on a full disk
@@ -129,7 +130,7 @@ def _raise_in_all(error: BaseException | None, folder: Path, accelerator: Accele
         return
     if accelerator.is_main_process:
         shutil.rmtree(folder.with_name(folder.name + ".tmp"), ignore_errors=True)
-    reason = " ".join(str(error or "another process could not write").split())
+    reason = one_line(error or "another process could not write")
     raise OSError(
         f"could not save {folder} ({reason}); everything saved before it is intact: free some space and start the same "
         "command again"
