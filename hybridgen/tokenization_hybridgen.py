@@ -146,8 +146,9 @@ class PieceTokenizer:
         key = (text, controls) if not add_special_tokens and len(text) <= LONGEST_CACHED else None
         ids = self._ids.get(key)
         if ids is None:
-            if controls is None or self._are_meant(self._encode(text), text, controls):
-                ids = self._encode(text, add_special_tokens)
+            plain = self._encode(text)
+            if controls is None or self._are_meant(plain, text, controls):
+                ids = self._encode(text, add_special_tokens=True) if add_special_tokens else plain
             else:
                 ids = self._encode_words(text, controls, add_special_tokens)
             if len(self._ids) >= self.cache_size:
