@@ -9,14 +9,19 @@ it would have among W. Prints, from one run, so that ratios hold on a busy machi
     tokens      tokens a second of packed text rows, at each number of processes (aim: the same)
     pictures    pictures a second and core that are read, decoded, resized to 512 pixels and put into a batch, beside
                 Pillow alone: open, decode, resize (aim: at least 0.9 of it)
+    opened      microseconds of CPU and bytes of memory for a record of a source that is opened, by format; a tar first
+                without an index of it on disk, then with one
 """
 
 import argparse
+import io
 import json
 import random
 import statistics
+import tarfile
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +58,7 @@ def main() -> None:
             print(f"decoded   {processes:3} processes: {decoded / own:.2f} pictures for each of its own {own}")
         text_speed(Path(folder), processor, options.processes, options.batches)
         picture_speed(Path(folder), processor, files)
+        opening_costs(Path(folder) / "opened", 5000)
 
 
 def make_processor(texts: list[str]) -> HybridGenProcessor:
@@ -136,6 +142,37 @@ def picture_speed(folder: Path, processor: HybridGenProcessor, files: list[Path]
             measured.append(make() / (time.perf_counter() - start))
     mine, theirs = (statistics.median(measured) for measured in rates.values())
     print(f"pictures  {mine:.1f} a second in batches, Pillow alone {theirs:.1f}: {mine / theirs:.2f} of it")
+
+
+def opening_costs(folder: Path, count: int) -> None:
+    """Of each format, with pictures that are not decoded."""
+    for kind in ("folder", "metadata"):
+        (folder / kind).mkdir(parents=True)
+    words = "what a caption of some length says of the picture that stands beside it"
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        for number in range(count):
+            for suffix, content in ((".jpg", bytes(2000)), (".txt", words.encode())):
+                member = tarfile.TarInfo(f"{number:07}{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+                (folder / "folder" / member.name).write_bytes(content)
+            (folder / "metadata" / f"{number:07}.jpg").touch()
+    rows = [{"file_name": f"{number:07}.jpg", "text": words} for number in range(count)]
+    (folder / "metadata" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "a.jsonl").write_text("".join(json.dumps({"text": words}) + "\n" for _ in rows))
+    index = folder / "index"
+    for name, source in (
+        ("jsonl", "a.jsonl"), ("tar", "a.tar"), ("tar, again", "a.tar"), ("folder of .txt", "folder/"),
+        ("folder of metadata", "metadata/"),
+    ):  # fmt: skip
+        config, start = SourceConfig(f"{folder}/{source}"), time.process_time()
+        open_source(config, index=index)
+        took = (time.process_time() - start) / count
+        tracemalloc.start()
+        kept = open_source(config, index=index)
+        size = tracemalloc.get_traced_memory()[0] / len(kept)
+        tracemalloc.stop()
+        print(f"opened    {name:18} {took * 1e6:5.1f} microseconds and {size:3.0f} bytes a record")
 
 
 if __name__ == "__main__":
