@@ -7,7 +7,7 @@ assumed is said (`PlannedData.notes`).
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 
 import diffusers
 import torch
@@ -27,7 +27,9 @@ from hybridgen.data.loading import RowLoader, collate
 from hybridgen.data.mixture import Mixture
 from hybridgen.data.source_config import SourceConfig
 from hybridgen.data.sources import files_named, open_source
+from hybridgen.image_processing_hybridgen import to_range
 from hybridgen.paths.understanding import tokens_per_image
+from hybridgen.processing_hybridgen import HybridGenProcessor
 from hybridgen.tokenization_hybridgen import image_token_ids
 from hybridgen.training.config import strict
 from hybridgen.training.config.checks import check
@@ -71,6 +73,7 @@ class PlannedData:
         if model.config.vq_config is not None:
             vq_codec = _NoVQ() if vq is None else VQCodec(_vq(vq))
         processor = SimpleNamespace(image_processor=self.image_processor)
+        processor.pixel_values = MethodType(HybridGenProcessor.pixel_values, processor)
         return SimpleNamespace(model=model, latent_codec=latent_codec, vq_codec=vq_codec, processor=processor)
 
 
@@ -207,6 +210,7 @@ def _assumed(config: TrainConfig, missing: list[str]) -> PlannedData:
     names = [source.name for source in config.data.sources]
     side = 384 if hybrid.vision_config is None else hybrid.vision_config.image_size
     images = SimpleNamespace(image_size=side, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    images.normalize = to_range
     notes = [
         f"not there yet: {', '.join(missing)}; so a batch is assumed: each source has its share of the tokens, a "
         f"caption {CAPTION} tokens"

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hybridgen.cli.main import main
 from hybridgen.core.objectives import ObjectiveConfig, total
 from hybridgen.data.loading import RowLoader
 from hybridgen.data.mixture import Mixture
@@ -139,3 +140,8 @@ def test_backbones_that_attend_in_their_own_way_keep_to_it():
     assert attention_of(sinks, "sdpa", "auto") == attention_of(sinks, "eager", "eager") == "eager"
     with pytest.raises(ValueError, match="attention is 'sdpa', which the backbone, a 'gpt_oss', does not have; use"):
         attention_of(sinks, "sdpa", "sdpa")
+
+
+def test_a_plan_of_experts_is_refused_in_one_sentence(capsys):
+    assert main(["plan", "configs/moe.yaml"]) == 2
+    assert "is a 'qwen3_moe', a mixture of experts, whose step cannot be planned; run a few" in capsys.readouterr().err
