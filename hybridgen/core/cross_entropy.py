@@ -19,6 +19,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -42,7 +43,7 @@ def head_losses(
     plain = is_plain(head)
     words = head.weight.shape[0] if plain else _words(head)
     if len(states) * words <= WHOLE:
-        return _losses_of(head(states), targets, with_log_z)
+        return _losses_of(head.forward(states) if plain else head(states), targets, with_log_z)
     if not plain:
         return _in_chunks(head, states, targets, with_log_z, max(1, _tile(states) // words))
     scale, cap = getattr(head, "scale", 1.0), getattr(head, "cap", None)
@@ -55,9 +56,16 @@ def head_losses(
 
 def is_plain(head: nn.Module) -> bool:
     """Whether a head is its weight and nothing else: no adapter, no quantised or sharded weight, and nothing that waits
-    for it to be called (a probe, an engine that gathers its weights)."""
-    hooks = head._forward_hooks or head._forward_pre_hooks or head._backward_hooks or head._backward_pre_hooks
-    return type(head) in (nn.Linear, TextHead) and type(head.weight) in (Tensor, nn.Parameter) and not hooks
+    for it to be called (a probe, an engine that gathers its weights).
+
+    FSDP2 waits for a call too, but gathers the head for the whole of the model's forward (`distributed.fsdp`). It must
+    not be called there: how often would depend on the number of tokens, and processes would wait for each other.
+    """
+    managed = isinstance(head, FSDPModule)
+    kind = type(head).__mro__[2] if managed else type(head)
+    listeners = max(len(head._forward_hooks), len(head._forward_pre_hooks)) - managed
+    listeners += len(head._backward_hooks) + len(head._backward_pre_hooks)
+    return kind in (nn.Linear, TextHead) and type(head.weight) in (Tensor, nn.Parameter) and listeners <= 0
 
 
 def _words(head: nn.Module) -> int:

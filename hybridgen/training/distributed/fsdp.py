@@ -38,11 +38,12 @@ def shard(accelerator: Accelerator, model: nn.Module, settings: ShardingConfig) 
     plugin, mesh = accelerator.state.fsdp_plugin, mesh_of(accelerator)
     common = {"mesh": mesh, "offload_policy": plugin.cpu_offload}
     groups = _groups(model)
+    head = getattr(model, "get_output_embeddings", lambda: None)()
     for group in groups:
         policy = _policy(accelerator, group, settings)
-        fully_shard(group, reshard_after_forward=plugin.reshard_after_forward, mp_policy=policy, **common)
+        reshards = plugin.reshard_after_forward and not any(part is head for part in group)  # it comes first backward
+        fully_shard(group, reshard_after_forward=reshards, mp_policy=policy, **common)
     fully_shard(model, mp_policy=MixedPrecisionPolicy(), **common)
-    head = getattr(model, "get_output_embeddings", lambda: None)()
     if head is not None:  # whole for all of the model's forward, which may use its weight without calling it
         model.register_forward_pre_hook(lambda *_: head.unshard())
     offload = isinstance(plugin.cpu_offload, CPUOffloadPolicy)

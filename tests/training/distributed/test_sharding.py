@@ -95,6 +95,7 @@ def train_hybrid(folder: Path, of: int, gradient_checkpointing: bool = False, ti
     [
         ("ddp", {"tiled": True}),
         ("fsdp2", {}),
+        ("fsdp2", {"tiled": True}),
         ("fsdp2", {"tied": True, "tiled": True}),
         ("fsdp2", {"aligned": True, "cache": True}),
         ("ddp", {"experts": True}),
