@@ -84,8 +84,8 @@ def simulate(config: TrainConfig, data: PlannedData, device: str, sharded: bool 
         model = _model(config, data, count, sharded)
         if model.model.has_routers:  # which tokens go to an expert is a matter of values, which a plan has none of
             raise ValueError(
-                f"the backbone is a {model.config.text_config.model_type!r}, a mixture of experts, whose step cannot be "
-                "planned; run a few steps instead (steps=3), which log peak_memory_gb"
+                f"the backbone is a {model.config.text_config.model_type!r}, a mixture of experts, whose step cannot "
+                "be planned; run a few steps instead (steps=3), which log peak_memory_gb"
             )
         optimizer = build_optimizer(model, config.optimizer, config.groups)
         with count.purpose("average"):
