@@ -104,7 +104,7 @@ def test_losses_are_a_text_models_split_by_what_is_said():
 
     is_code = batch["input_ids"] == model.config.vq_token_id
     words = batch["input_ids"].clone()
-    words[is_code] = stage.vq.encode(batch["vq_images"]) + first
+    words[is_code] = stage.vq.encode(stage.pixels(batch)["vq_images"]) + first
     with torch.no_grad():
         vectors = {name: batch[name] for name in ("document_ids", "block_ids", "position_ids")}
         logits = model(words, **vectors).logits[:, :-1]

@@ -242,13 +242,13 @@ def _summary(
 
 def _cached_bytes(stage: ModelStage, batch: dict) -> dict[str, float]:
     """Bytes of one picture's entry, by kind: the mean over the batch."""
-    sizes = {}
+    sizes, pixels = {}, stage.pixels(batch)
     batch = batch | stage.pixels(batch)
     if "diffusion_images" in batch:
-        latents = stage.latent_codec.encode(batch["diffusion_images"])
+        latents = stage.latent_codec.encode(pixels["diffusion_images"])
         sizes["latents"] = sum(each.numel() for each in latents) * 4 / len(latents)
     if "vq_images" in batch:
-        sizes["codes"] = len(stage.vq.encode(batch["vq_images"])) * 8 / len(batch["vq_images"])
+        sizes["codes"] = len(stage.vq.encode(pixels["vq_images"])) * 8 / len(batch["vq_images"])
     if "pixel_values" in batch and stage.model.config.vision_config is not None:
         vision = stage.model.config.vision_config
         sizes["features"] = float(tokens_per_image(vision) * vision.hidden_size * 4)
