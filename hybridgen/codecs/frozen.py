@@ -34,6 +34,7 @@ from hybridgen.core.files import read_json
 from hybridgen.core.recognition import user_path
 from hybridgen.core.sizes import Images, by_size
 from hybridgen.core.versions import version_of
+from hybridgen.image_processing_hybridgen import to_range
 from hybridgen.paths.patches import check_size
 
 PIXELS_AT_ONCE = 1 << 21  # 8 images of 512 x 512, of which Stable Diffusion's VAE holds about .6 GB each
@@ -45,10 +46,15 @@ class PixelCodec:
     downsample_factor = 1
 
     def encode(self, images: Images) -> Images:
-        return images
+        return values_of(images) if isinstance(images, Tensor) else [*map(values_of, images)]
 
     def decode(self, latents: Images) -> Images:
         return latents
+
+
+def values_of(images: Tensor) -> Tensor:
+    """Pixels in [-1, 1]; levels of 8 bits, as training rows hold them, are made such."""
+    return images if images.is_floating_point() else to_range(images)
 
 
 class VAECodec:
@@ -78,7 +84,7 @@ class VAECodec:
         check_size(*images.shape[-2:], self.downsample_factor)
         vae = self.vae
         with _no_autocast(images):
-            encoded = vae.encode(images.to(vae.dtype))
+            encoded = vae.encode(values_of(images).to(vae.dtype))
         if hasattr(encoded, "latent_dist"):
             z = encoded.latent_dist.mode()
         else:
@@ -169,7 +175,7 @@ class VQCodec:
         check_size(*images.shape[-2:], self.downsample_factor)
         model = self.model
         with _no_autocast(images):
-            z = to_latents(model, images.to(model.dtype))  # I, D, h, w
+            z = to_latents(model, values_of(images).to(model.dtype))  # I, D, h, w
         return quantize(z.float(), model.quantize.embedding.weight.float(), self.directions).codes
 
     @torch.no_grad()
