@@ -2,8 +2,10 @@
 
 The key of an entry is the picture's content as it comes in a batch (its pixels, after resizing), and is made where
 batches are made. A folder belongs to one set of weights; with others it is refused, never silently used or overwritten.
-All processes of a run, and other runs, use one folder: what one has written the others find. What a batch lacks is
-encoded at once, so an entry depends on its picture alone but for the last bits, which a batch decides.
+All processes of a run, and other runs, use one folder: what one has written the others find. On a CPU an entry is made
+from its picture alone, not in a batch, which would decide its last bits: a run that has half of its entries equals one
+that has all or none, and a run that was interrupted one that was not. Elsewhere, where this is not promised, what a
+batch lacks is encoded at once.
 
     cache/latents/cache.json                     {"version": 1, "weights": "..."}
     cache/latents/segment_3f0c....safetensors    entries by key; never changed once written
@@ -107,7 +109,7 @@ class EncodingCache:
         """The entry of each picture (3, H, W), on its device.
 
         1. What is not known is looked for in the folder, where another process may have written it.
-        2. What is not there either is encoded, all of a size at once and each picture once.
+        2. What is not there either is encoded, each picture once: alone on a CPU, elsewhere all of a size at once.
 
         Args:
             encode: pictures of one size (I, 3, H, W) -> their entries (I, ...).
@@ -123,7 +125,9 @@ class EncodingCache:
             missing = [key for key in missing if not self._has(key)]
         made: dict[str, Tensor] = {}
         for numbers, of_one_size in by_size([of_keys[key] for key in missing]):
-            made |= zip((missing[number] for number in numbers), encode(of_one_size).detach(), strict=True)
+            batches = of_one_size.split(1) if _decides_bits(of_one_size) else [of_one_size]
+            entries = torch.cat([encode(batch).detach() for batch in batches])
+            made |= zip((missing[number] for number in numbers), entries, strict=True)
         found = {key: made[key] if key in made else self._read(key).to(of_keys[key].device) for key in of_keys}
         self._keep(made)
         return [found[key] for key in given]
@@ -160,6 +164,11 @@ class EncodingCache:
         self._segment_of |= dict.fromkeys(self._unwritten, segment)
         self._segments.add(segment)
         self._unwritten = {}
+
+
+def _decides_bits(batch: Tensor) -> bool:
+    """Whether an encoder's last bits depend on what else is in the batch, where runs are promised to be so."""
+    return batch.device.type == "cpu"
 
 
 def picture_key(picture: Tensor) -> str:
