@@ -30,13 +30,31 @@ def say(sentence: str) -> None:
     tqdm.write(f"hybridgen: {sentence}", file=sys.stderr)
 
 
-def list_broken(file: Path, broken: list[BadRecord]) -> None:
-    """Write the broken records, one per line, and print how many there are; nothing where the file says so already."""
-    lines = "".join(json.dumps(each._asdict()) + "\n" for each in broken)
-    if file.is_file() and file.read_text(encoding="utf-8") == lines:
-        return
-    write_whole(file, lines)
-    say(f"{len(broken)} broken record{'s are' if len(broken) > 1 else ' is'} skipped, see {file}")
+class BrokenList:
+    """The file of the broken records, one a line. What was written is added to, so that ten thousand of them are not
+    written ten thousand times; where the list is another one (a run that goes on from an earlier state), it is anew."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self._written: list[BadRecord] = []
+
+    def __call__(self, broken: list[BadRecord]) -> None:
+        """Write them, and print how many there are; nothing where the file says so already."""
+        count = len(self._written)
+        if count and broken[:count] == self._written:
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(_lines(broken[count:]))
+        elif self.file.is_file() and self.file.read_text(encoding="utf-8") == _lines(broken):
+            self._written = broken
+            return
+        else:
+            write_whole(self.file, _lines(broken))
+        self._written = broken
+        say(f"{len(broken)} broken record{'s are' if len(broken) > 1 else ' is'} skipped, see {self.file}")
+
+
+def _lines(broken: list[BadRecord]) -> str:
+    return "".join(json.dumps(each._asdict()) + "\n" for each in broken)
 
 
 class StepLog:

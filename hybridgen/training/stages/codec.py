@@ -1,6 +1,5 @@
 """The codec stage of a config, VQ or VAE, with its loaders (the model stage is built in `stages.model`)."""
 
-from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -9,7 +8,7 @@ from accelerate.utils import DistributedType
 from hybridgen.data.document_source import DocumentSource
 from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.distributed.agreement import caught, raise_together
-from hybridgen.training.monitor.tracking import list_broken
+from hybridgen.training.monitor.tracking import BrokenList
 from hybridgen.training.stages.building import open_sources
 from hybridgen.training.stages.pictures import PictureLoader
 from hybridgen.training.stages.reconstruction import ReconstructionStage
@@ -37,7 +36,7 @@ def build_codec_stage(config: TrainConfig, accelerator: Accelerator) -> Reconstr
 
     def loader(sources: list[DocumentSource], training: bool) -> PictureLoader:
         own_files, name = data.shard_by_rank and training, "broken" if training else "broken_validation"
-        on_bad_records = partial(list_broken, Path(config.output_dir) / f"{name}.jsonl") if rank == 0 else None
+        on_bad_records = BrokenList(Path(config.output_dir) / f"{name}.jsonl") if rank == 0 else None
         ahead = (data.prefetch, data.loader_threads) if training else (0, 0)
         shape = (data.per_device_batch_size, settings.image_size, rank, accelerator.num_processes)
         return PictureLoader(sources, *shape, data.max_broken, on_bad_records, *ahead, own_files)

@@ -48,7 +48,7 @@ from hybridgen.training.distributed.fsdp import makes_weights
 from hybridgen.training.distributed.precision import attention_of, choose_attention, choose_precision, set_attention
 from hybridgen.training.distributed.speed import compile_layers, compiler_found
 from hybridgen.training.monitor.breakdown import Breakdown
-from hybridgen.training.monitor.tracking import list_broken, say
+from hybridgen.training.monitor.tracking import BrokenList, say
 from hybridgen.training.stages.building import build_parts
 from hybridgen.training.stages.caching import CachedInputs, with_keys
 from hybridgen.training.stages.dropout import add_dropout
@@ -343,7 +343,7 @@ def row_loader(
     threads = data.loader_threads if training else 0
     mixture = Mixture(sources, None, data.temperature, data.max_broken, threads, max_positions)
     name = "broken" if training else "broken_validation"
-    on_broken = partial(list_broken, Path(config.output_dir) / f"{name}.jsonl") if rank == 0 else None
+    on_broken = BrokenList(Path(config.output_dir) / f"{name}.jsonl") if rank == 0 else None
     shape = (data.per_device_batch_size, data.sequence_length, rank, accelerator.num_processes)
     prefetch = data.prefetch if training else 0
     own_files = data.shard_by_rank and training

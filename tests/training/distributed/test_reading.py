@@ -1,7 +1,6 @@
 """Two processes that read different records: one list of what is broken, one limit, one sentence, one position."""
 
 import json
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from hybridgen.data.loading import RowLoader
 from hybridgen.data.mixture import Mixture
 from hybridgen.training.distributed.processes import make_accelerator
-from hybridgen.training.monitor.tracking import list_broken
+from hybridgen.training.monitor.tracking import BrokenList
 from hybridgen.training.trainer import Trainer
 from tests.data.in_memory import Listed, numbered, source_of
 from tests.processors import assistant, tiny_processor, user
@@ -30,7 +29,7 @@ class Reading(ToyLoader):
             source_of(Listed([[user("what?"), assistant(each)] for each in words]), 1, "texts", shuffle=False),
             source_of(numbered(9), 1, "numbers", weight=0.5),
         ]
-        on_bad = partial(list_broken, folder / "broken.jsonl") if rank == 0 else None
+        on_bad = BrokenList(folder / "broken.jsonl") if rank == 0 else None
         mixture = Mixture(sources, max_broken=max_broken)
         shape = (2 // world_size, 48, rank, world_size)
         self.packed = RowLoader(mixture, tiny_processor(), *shape, prefetch=1, on_bad_records=on_bad)

@@ -7,6 +7,8 @@ import pytest
 import wandb
 from PIL import Image
 
+from hybridgen.core.files import write_whole
+from hybridgen.data.bad_records import BadRecord
 from hybridgen.training.config.schema import WandbConfig
 from hybridgen.training.monitor import tracking
 from hybridgen.training.monitor.tracking import StepLog, Tracker, start_wandb, summary
@@ -146,3 +148,21 @@ def test_wandb_that_does_not_answer_is_offline(tmp_path, monkeypatch, capfd):
     assert "logging offline, `wandb sync` sends it later" in capfd.readouterr().err
     assert list((tmp_path / "wandb").glob("offline-run-*"))
     assert len(lines_of(tmp_path / "metrics.jsonl")) == 1
+
+
+def test_broken_records_are_added_to_their_file_which_is_written_once(tmp_path, monkeypatch, capsys):
+    file, whole = tmp_path / "broken.jsonl", []
+    monkeypatch.setattr(tracking, "write_whole", lambda *each: whole.append(each) or write_whole(*each))
+    records = [BadRecord(f"a.jsonl:{number}", "no picture") for number in range(5)]
+    told = tracking.BrokenList(file)
+    for count in range(1, 5):
+        told(records[:count])
+        assert [json.loads(line)["where"] for line in file.read_text().splitlines()] == [
+            each.where for each in records[:count]
+        ]
+    assert len(whole) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 4
+    tracking.BrokenList(file)(records[:4])  # a run that goes on finds its own list
+    assert not capsys.readouterr().err
+    tracking.BrokenList(file)(records[1:3])  # and one from an earlier state another
+    assert len(file.read_text().splitlines()) == 2
