@@ -698,24 +698,25 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
         """The losses (kept,) of the labels (B, N) that there are, and log Z. Codes that are tokens are predicted from
         the whole vocabulary, as text is, and by one call of the head."""
         losses: dict[str, Tensor | None] = {}
+        how = {"with_log_z": with_log_z, "places": states[..., 0].numel()}
         first = None if code_labels is None else self.config.vq_config.first_token_id
         if first is not None:
             words = code_labels.new_tensor(IGNORE) if text_labels is None else text_labels
             labels = torch.where(code_labels == IGNORE, words, code_labels + first)
             keep, targets = shift_labels(labels)
             of_code = predict_at(code_labels)[keep]
-            both = head_losses(self.lm_head, states[keep], targets, with_log_z)
+            both = head_losses(self.lm_head, states[keep], targets, **how)
             for kind, where in (("text", ~of_code), ("code", of_code)):
                 losses[f"{kind}_losses"], losses[f"{kind}_log_z"] = (x if x is None else x[where] for x in both)
             return losses
         if text_labels is not None:
             keep, targets = shift_labels(text_labels)
-            losses["text_losses"], losses["text_log_z"] = head_losses(self.lm_head, states[keep], targets, with_log_z)
+            losses["text_losses"], losses["text_log_z"] = head_losses(self.lm_head, states[keep], targets, **how)
         if code_labels is not None:
             keep, targets = shift_labels(code_labels)
             head = self.model.generation_head
             features = head.features(states[keep])  # kept, projection_dim
-            losses["code_losses"], losses["code_log_z"] = head_losses(head.vision_head, features, targets, with_log_z)
+            losses["code_losses"], losses["code_log_z"] = head_losses(head.vision_head, features, targets, **how)
         return losses
 
     def _predict(self, states: Tensor, outputs: HybridGenModelOutput, latents: Latents | None) -> Latents:

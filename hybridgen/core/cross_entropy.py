@@ -8,7 +8,8 @@ and a few hundred megabytes whatever the vocabulary. Where Liger or cut-cross-en
 (`loss_kernels`).
 
 A head that is no plain linear layer (LoRA, a quantised weight, a hook that waits for its logits) is called on some
-tokens at a time, and recomputed: as exact, slower.
+tokens at a time, and recomputed: as exact, slower. How often follows from the size of the batch, and not from how many
+of its tokens predict: where a call gathers sharded weights (ZeRO 3), processes would wait for each other.
 
 Shapes: n tokens that predict, H width, V words.
 """
@@ -32,20 +33,20 @@ CPU_TILE = 1 << 22  # on a CPU: what its cache holds, and so a tenth faster
 
 
 def head_losses(
-    head: nn.Module, states: Tensor, targets: Tensor, with_log_z: bool = False
+    head: nn.Module, states: Tensor, targets: Tensor, with_log_z: bool = False, places: int | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Negative log-likelihoods (n,) of targets (n,) in nats, and log Z (n,) where it is wanted, in fp32.
 
     Args:
         head: states (n, H) -> logits (n, V).
         states: of the positions that predict; none at all leaves the head in the graph.
+        places: how many there may be, the same in all processes; None = as many as there are.
     """
-    plain = is_plain(head)
-    words = head.weight.shape[0] if plain else _words(head)
+    if not is_plain(head):
+        return _by_calls(head, states, targets, with_log_z, len(states) if places is None else places)
+    words = head.weight.shape[0]
     if len(states) * words <= WHOLE:
-        return _losses_of(head.forward(states) if plain else head(states), targets, with_log_z)
-    if not plain:
-        return _in_chunks(head, states, targets, with_log_z, max(1, _tile(states) // words))
+        return _losses_of(head.forward(states), targets, with_log_z)
     scale, cap = getattr(head, "scale", 1.0), getattr(head, "cap", None)
     kernel = None if with_log_z or scale != 1 else fused_kernel(states, head)
     if kernel is not None:
@@ -81,15 +82,20 @@ def _losses_of(logits: Tensor, targets: Tensor, with_log_z: bool) -> tuple[Tenso
     return losses, torch.logsumexp(logits, dim=-1) if with_log_z else None
 
 
-def _in_chunks(
-    head: nn.Module, states: Tensor, targets: Tensor, with_log_z: bool, size: int
+def _by_calls(
+    head: nn.Module, states: Tensor, targets: Tensor, with_log_z: bool, places: int
 ) -> tuple[Tensor, Tensor | None]:
-    """Some tokens at a time, whose logits are made again in the backward pass."""
+    """By calls of the head, as many as `places` tokens take: one, or of some tokens each, whose logits are made again
+    in the backward pass."""
 
     def losses_of(some: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor | None]:
         return _losses_of(head(some), wanted, with_log_z)
 
-    pairs = zip(states.split(size), targets.split(size), strict=True)
+    words = _words(head)
+    if places * words <= WHOLE:
+        return losses_of(states, targets)
+    calls = -(-places // max(1, _tile(states) // words))
+    pairs = zip(states.tensor_split(calls), targets.tensor_split(calls), strict=True)
     parts = [checkpoint(losses_of, some, wanted, use_reentrant=False) for some, wanted in pairs]
     losses, log_z = zip(*parts, strict=True)
     return torch.cat(losses), torch.cat(log_z) if with_log_z else None

@@ -169,8 +169,21 @@ def test_heads_that_are_more_than_a_weight(kind, small_tiles):
     assert not is_plain(head)
     found = everything(ours, head, *batch)
     if kind == "hook":  # forward, and once more in the backward pass
-        assert sorted(seen) == [1] * 2 + [6] * 100
+        assert sorted(seen) == [5] * 10 + [6] * 92
+        assert len(seen) == 2 * 51
     assert furthest(found, everything(whole, head, *batch)) < 1e-6
+
+
+@pytest.mark.parametrize("tokens", [TOKENS, 40, 3, 0])
+def test_a_head_that_is_called_is_called_as_often_whatever_number_of_tokens_predict(tokens, small_tiles):
+    """Where a call gathers a sharded weight, processes with other numbers of tokens would wait for each other."""
+    head, (states, targets) = head_of({}), batch_of()
+    sizes = []
+    head.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    losses, _ = head_losses(head, states[:tokens], targets[:tokens], places=TOKENS)
+    losses.sum().backward()
+    assert (len(sizes), sum(sizes)) == (2 * 51, 2 * tokens)  # forward, and once more in the backward pass
+    torch.testing.assert_close(losses, whole(head_of({}), states[:tokens], targets[:tokens])[0], rtol=1e-5, atol=1e-5)
 
 
 def test_no_token_leaves_the_head_in_the_graph(small_tiles):

@@ -15,6 +15,8 @@ from transformers.masking_utils import sdpa_mask
 from hybridgen.core.layout import FP32_ATTENTION
 from hybridgen.training.distributed.speed import compiler_found
 
+FLEX_WIDTH = 16  # of a head, from which on flex attention has a kernel on CUDA
+
 
 def choose_precision(precision: str, device: torch.device) -> str:
     """`fp32` or `bf16`; `auto` means bf16 where the device multiplies it faster than fp32."""
@@ -52,20 +54,28 @@ def choose_attention(
 
 
 def attention_of(backbone: PreTrainedModel, attention: str, asked: str) -> str:
-    """That implementation, or `eager` where `auto` is asked and the backbone has no other: what it adds to attention
-    (sinks of gpt-oss, bounds of Gemma 2) is in no kernel.
+    """That implementation, or where `auto` is asked and the backbone cannot have it, SDPA, or `eager`: what some add to
+    attention (sinks of gpt-oss, bounds of Gemma 2) is in no kernel, and heads below `FLEX_WIDTH` not in flex's.
 
     Raises:
         ValueError: another one is asked for than it has.
     """
-    flex = attention == "flex_attention"
-    if attention == "eager" or (backbone._supports_flex_attn if flex else backbone._supports_sdpa):
-        return attention
+    has = {"sdpa": backbone._supports_sdpa, "flex_attention": backbone._supports_flex_attn, "eager": True}
     if asked != "auto":
-        raise ValueError(
-            f"attention is {asked!r}, which the backbone, a {backbone.config.model_type!r}, does not have; use 'eager'"
-        )
-    return "eager"
+        if not has.get(attention, backbone._supports_sdpa):
+            raise ValueError(
+                f"attention is {asked!r}, which the backbone, a {backbone.config.model_type!r}, does not have; use "
+                "'eager'"
+            )
+        return attention
+    if attention == "flex_attention" and has["flex_attention"] and _width_of_heads(backbone) < FLEX_WIDTH:
+        attention = "sdpa"
+    return attention if has.get(attention, backbone._supports_sdpa) else "eager"
+
+
+def _width_of_heads(backbone: PreTrainedModel) -> int:
+    config = backbone.config
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def set_attention(model: PreTrainedModel, attention: str) -> None:

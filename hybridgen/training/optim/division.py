@@ -37,10 +37,12 @@ def divided(work: Work, rows: list[Tensor], like: Tensor) -> list[Tensor]:
     """
     shards, replicas = process_groups(like)
     processes = _size(shards) * _size(replicas)
-    if processes == 1:
-        return list(work(torch.stack(rows)))
     at_once = processes * max(1, AT_A_TIME // like.numel())
     done: list[Tensor] = []
+    if processes == 1:
+        for start in range(0, len(rows), at_once):
+            done += work(torch.stack(rows[start : start + at_once]))
+        return done
     for start in range(0, len(rows), at_once):
         some = [each.bfloat16() for each in rows[start : start + at_once]]
         mine = some[_rank(replicas) :: _size(replicas)]

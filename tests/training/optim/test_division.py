@@ -65,7 +65,7 @@ def test_each_does_its_share(tmp_path, form, processes, at_a_time):
 
 
 def test_one_process_does_all_at_once():
-    """As before there was any division: one product for all matrices of a shape."""
+    """One product for all matrices of a shape, as long as they are within AT_A_TIME."""
     calls = []
 
     def work(stack):
@@ -76,3 +76,17 @@ def test_one_process_does_all_at_once():
         results = division.divided(work, whole, whole[0])
         assert torch.equal(torch.stack(results), orthogonalise(torch.stack(whole), 5))
     assert calls == [count for count, _ in SHAPES]
+
+
+def test_one_process_has_a_bound_too(monkeypatch):
+    monkeypatch.setattr(division, "AT_A_TIME", 1)
+    calls = []
+
+    def work(stack):
+        calls.append(len(stack))
+        return orthogonalise(stack, 5)
+
+    for whole in matrices():
+        results = division.divided(work, whole, whole[0])
+        torch.testing.assert_close(torch.stack(results), orthogonalise(torch.stack(whole), 5))
+    assert calls == [1] * sum(count for count, _ in SHAPES)

@@ -18,7 +18,7 @@ from hybridgen.training.monitor.routing import PLOT, SHARES, RoutingProbe, descr
 from hybridgen.training.stages.building import check_fits
 from hybridgen.training.stages.model import ModelStage
 from tests.data.in_memory import drawings, numbered, questions, source_of
-from tests.models import tiny_config, tiny_model
+from tests.models import text_config, tiny_config, tiny_model
 from tests.pipelines import tiny_pipeline
 
 DIFFUSION = {"patch_size": 4, "sample_size": 16, "frequency_embedding_size": 32}
@@ -140,6 +140,15 @@ def test_backbones_that_attend_in_their_own_way_keep_to_it():
     assert attention_of(sinks, "sdpa", "auto") == attention_of(sinks, "eager", "eager") == "eager"
     with pytest.raises(ValueError, match="attention is 'sdpa', which the backbone, a 'gpt_oss', does not have; use"):
         attention_of(sinks, "sdpa", "sdpa")
+
+
+def test_narrow_heads_leave_flex_attention_to_those_who_ask_for_it():
+    """Its kernel for CUDA takes heads of 16 numbers and more; `auto` there would end in the first step."""
+    for width, chosen in ((8, "sdpa"), (16, "flex_attention")):
+        sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": width}
+        backbone = tiny_model(tiny_config(text_config={**text_config("qwen3"), **sizes})).model.language_model
+        assert attention_of(backbone, "flex_attention", "auto") == chosen
+        assert attention_of(backbone, "flex_attention", "flex_attention") == "flex_attention"
 
 
 def test_a_plan_of_experts_is_refused_in_one_sentence(capsys):
