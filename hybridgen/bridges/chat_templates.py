@@ -1,6 +1,7 @@
 """Chat templates for tokenizers that bring none: by a name, or a file of Jinja.
 
 hybridgen             `<|user|>` and its like; the tokenizer gains these three tokens
+bare                  no word of its own: begin of text, what is said, end of text (Transfusion, Chameleon)
 vicuna                USER: and ASSISTANT: as words (Vicuna 1.1, LLaVA-1.5)
 janus, janus-pro      DeepSeek's
 """

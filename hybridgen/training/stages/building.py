@@ -139,7 +139,7 @@ def check_fits(config: TrainConfig) -> None:
         check_memory(hybrid, "model", bytes_per_weight=4)
     rows, length, width = config.data.per_device_batch_size, config.data.sequence_length, hybrid.text_config.hidden_size
     memory = psutil.virtual_memory().total + psutil.swap_memory().total
-    memory += sum(torch.cuda.mem_get_info(device)[1] for device in range(torch.cuda.device_count()))
+    memory += sum(torch.cuda.get_device_properties(device).total_memory for device in range(torch.cuda.device_count()))
     if (needed := rows * length * width * 4) > memory:
         raise ValueError(
             f"data.per_device_batch_size {rows} rows of data.sequence_length {length} tokens need at least "
