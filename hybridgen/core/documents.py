@@ -73,7 +73,7 @@ class Document:
         piece. A cut costs the label of the token after it, and what stands behind it no longer sees what stands before.
 
         Raises:
-            ValueError: a picture does not fit a row; the pieces before it come first.
+            ValueError: a picture does not fit a row.
         """
         if len(self) <= length:
             yield self

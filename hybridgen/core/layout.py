@@ -494,8 +494,14 @@ def cuts(size: int, length: int, whole: Iterable[tuple[int, int]] = ()) -> Itera
             clean copy and the other paths by which it is read.
 
     Raises:
-        ValueError: a stretch is longer than a row; raised when it is met, so that what stands before it can be had.
+        ValueError: a stretch is longer than a row, wherever it stands; raised before the first piece.
     """
+    whole = list(whole)
+    if (longest := max((last - first for first, last in whole), default=0)) > length:
+        raise ValueError(
+            f"a picture of {longest} tokens, all its paths and copies counted, does not fit a row of {length}, and no "
+            "picture is cut; raise sequence_length, or make the picture smaller"
+        )
     begin, stretches = 0, iter(whole)
     stretch = next(stretches, None)
     while begin < size:
@@ -503,11 +509,6 @@ def cuts(size: int, length: int, whole: Iterable[tuple[int, int]] = ()) -> Itera
         while stretch is not None and stretch[1] <= end:
             stretch = next(stretches, None)
         if stretch is not None and stretch[0] < end:
-            if stretch[0] == begin:
-                raise ValueError(
-                    f"a picture of {stretch[1] - stretch[0]} tokens, all its paths and copies counted, does not fit a "
-                    f"row of {length}, and no picture is cut; raise sequence_length, or make the picture smaller"
-                )
             end = stretch[0]
         yield begin, end
         begin = end

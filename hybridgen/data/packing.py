@@ -41,8 +41,8 @@ def fit_rows(
         long: `split` = all pieces, `truncate` = the first, `refuse` = none (`SourceConfig.long`).
 
     Raises:
-        ValueError: it is too long and `long` is `refuse`, or a picture in it is longer than a row (the pieces before it
-            come first), or nothing would be learnt from what `truncate` leaves.
+        ValueError: it is too long and `long` is `refuse`, or a picture in it is longer than a row, or nothing would be
+            learnt from what `truncate` leaves.
     """
     longest = length if max_positions is None else min(length, max_positions)
     if len(document) <= longest:

@@ -166,9 +166,10 @@ class RowStream:
         name, attempts = source.name, self._attempts(source)
         for _ in range(attempts):
             number, piece = self.number(name), self.pieces[name]
-            pieces, error = self._pieces_of(source, number)
-            if error is not None:
-                last = BadRecord.of(source.where(number), error)
+            try:
+                pieces = self._pieces_of(source, number)
+            except ValueError as error:
+                pieces, last = [], BadRecord.of(source.where(number), error)
                 self.mixture.add_bad(source, last, number + 1)
             if piece + 1 < len(pieces):
                 self.pieces[name] += 1
@@ -193,25 +194,23 @@ class RowStream:
         """Of this row's next document in its source."""
         return self.cursors[name] * self.rows + self.row
 
-    def _pieces_of(self, source: DocumentSource, number: int) -> tuple[list[Document], ValueError | None]:
-        """What of a document goes into rows, and what is wrong with the rest; kept as long as it has pieces to come."""
+    def _pieces_of(self, source: DocumentSource, number: int) -> list[Document]:
+        """What of a document goes into rows; kept as long as it has pieces to come.
+
+        Raises:
+            ValueError: the record is broken, or does not fit.
+        """
         if (kept := self._cut.get(source.name)) is not None:
-            return kept, None
-        pieces: list[Document] = []
-        try:
-            document = self.mixture.build(source, number, self.processor)
-            long = source.config.long_for(document.plain)
-            for piece in fit_rows(document, self.length, long, source.where(number), self.mixture.max_positions):
-                pieces.append(piece)
-        except ValueError as error:
-            return pieces, error
-        finally:
-            if len(pieces) > 1:
-                self._cut[source.name] = pieces
-            if pieces and not self.pieces[source.name] and len(document) > len(pieces[0]):
-                self.cut += 1
-                self.dropped += len(document) - sum(map(len, pieces))
-        return pieces, None
+            return kept
+        document = self.mixture.build(source, number, self.processor)
+        long, place = source.config.long_for(document.plain), source.where(number)
+        pieces = list(fit_rows(document, self.length, long, place, self.mixture.max_positions))
+        if len(pieces) > 1:
+            self._cut[source.name] = pieces
+        if not self.pieces[source.name] and len(document) > len(pieces[0]):
+            self.cut += 1
+            self.dropped += len(document) - sum(map(len, pieces))
+        return pieces
 
     # ---------------------------------------------------------------------------------------------------------- state
 

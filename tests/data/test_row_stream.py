@@ -11,7 +11,7 @@ from hybridgen.data.mixture import Mixture
 from hybridgen.data.older_positions import ROWS_DIVIDED
 from hybridgen.data.row_stream import pick, spread
 from tests.data.in_memory import Listed, documents_of, numbered, same, source_of
-from tests.processors import assistant, tiny_processor, user
+from tests.processors import assistant, image, tiny_processor, user
 
 PROCESSOR = tiny_processor()
 LONG = Listed([[user("what?"), assistant(f"<{i}>" + " red" * 9)] for i in range(7)])
@@ -55,6 +55,26 @@ def test_rows_begin_at_places_that_are_spaced_evenly(rows):
 def test_a_share_of_nothing_is_never_picked():
     shares = {"a": 0.0, "b": 0.3, "c": 0.7 - 1e-12, "d": 0.0}
     assert [pick(shares, place) for place in (0.0, 0.29, 0.31, 1 - 1e-16)] == ["b", "b", "c", "c"]
+
+
+# -------------------------------------------------------------------------------------------------- what does not fit
+
+
+def test_of_a_document_with_a_picture_longer_than_a_row_nothing_is_in_any_row():
+    """Not the words before it either: it is a broken record, and the whole source is refused where all are."""
+    words = " red" * 40
+    texts = [[assistant(f"<{number}>{words}")] for number in range(4)]
+    pictured = [[assistant(words, image(1), words)], [user(image(1)), assistant("red")]]
+    how = {"long": "split", "read": "diffusion"}
+    mixture = Mixture([source_of(Listed(texts + pictured), **how)], max_broken=9)
+    loader = RowLoader(mixture, PROCESSOR, 2, 16, prefetch=0)
+    source, seen = loader.mixture.sources["task"], set()
+    for _ in range(60):
+        seen |= {source.index(cursor) for _, cursor in next(loader)["records"]}
+    assert seen == {0, 1, 2, 3}
+    assert {bad.where for bad in loader.bad_records()} == {"source 'task', record 4", "source 'task', record 5"}
+    with pytest.raises(ValueError, match="source 'task' is broken: 4 records in a row.*a picture of 18 tokens"):
+        RowLoader(Mixture([source_of(Listed(pictured), **how)], max_broken=9), PROCESSOR, 2, 16)
 
 
 # ------------------------------------------------------------------------------------------ positions of older versions

@@ -67,6 +67,16 @@ class Epochs:
             self._short[files] = rows
             self._bytes += size
 
+    def none_here(self) -> str:
+        """What there is to say when an epoch holds no row for this process."""
+        rank, world_size = self._shard
+        if next(iter(self._open(self.files_of(0))), None) is None:
+            return f"{self.name} holds no record"
+        return (
+            f"{self.name} holds too few records to be divided by {world_size} processes, and none for process {rank}; "
+            "set data.shard_by_rank: false"
+        )
+
     def _opened(self, files: tuple[str, ...]) -> Any:
         dataset = self._open(files)
         rank, world_size = self._shard
@@ -105,7 +115,7 @@ class EndlessRows:
     def __next__(self) -> Any:
         while (row := self._next_of_epoch()) is None:
             if not self._started and self._state is None:
-                raise ValueError(f"{self._epochs.name} holds no record")
+                raise ValueError(self._epochs.none_here())
             if self._whole is not None:
                 self._epochs.keep(self._epoch, self._whole)
             self._begin(self._epoch + 1, None)

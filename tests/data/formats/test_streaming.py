@@ -197,6 +197,17 @@ def test_a_stream_without_records_is_refused(tmp_path):
         open_source(SourceConfig(f"{tmp_path}/a.tar", columns={"text": "cap"}, streaming=True))[0]
 
 
+def test_a_stream_of_fewer_records_than_processes_that_divide_it_is_refused_by_those_without_any(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "red"}\n' * 3)
+    source = open_source(SourceConfig(f"{tmp_path}/a.jsonl", streaming=True))
+    source.use_shard(2, 8)
+    assert source[0]["messages"]
+    source.use_shard(3, 8)
+    with pytest.raises(ValueError, match=r"a.jsonl holds too few records to be divided by 8 .*shard_by_rank: false"):
+        source[0]
+    source.close()
+
+
 def test_a_buffer_that_no_memory_holds_is_refused(files):
     with pytest.raises(ValueError, match="s: buffer is 1000000000000; it must be at most 1,000,000, as a few times"):
         stream(files, "jsonl", buffer=10**12)
