@@ -37,6 +37,12 @@ def _positive(config, *names: str) -> None:
             raise ValueError(f"{type(config).__name__}.{name} is {value!r}; it must be an integer of at least 1")
 
 
+def _switches(config, *names: str) -> None:
+    for name in names:
+        if not isinstance(value := getattr(config, name), bool):
+            raise ValueError(f"{type(config).__name__}.{name} is {value!r}; it must be true or false")
+
+
 def check_sizes(settings: Mapping, where: str) -> None:
     """Raises ValueError for sizes of a backbone or tower that nothing can have, before its config class sees them."""
     for name in SIZES:
@@ -145,7 +151,13 @@ class HybridGenDiffusionConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self.modality_experts = kwargs.pop("own_layers", self.modality_experts)  # its name in older checkpoints
         _positive(self, "in_channels", "patch_size", "sample_size", "num_train_timesteps", "frequency_embedding_size")
-        _positive(self, "alignment_depth", *(["alignment_layer"] if self.alignment_layer is not None else []))
+        _positive(
+            self,
+            "convnext_depth",
+            "alignment_depth",
+            *(["alignment_layer"] if self.alignment_layer is not None else []),
+        )
+        _switches(self, "bidirectional", "time_token", "modality_experts")
         _one_of("diffusion_config.prediction_type", self.prediction_type, PREDICTION_TYPES)
         _one_of("diffusion_config.noise_schedule", self.noise_schedule, NOISE_SCHEDULES)
         wrong, right = ("v_prediction", "velocity") if self.noise_schedule == "flow" else ("velocity", "v_prediction")
@@ -160,7 +172,7 @@ class HybridGenDiffusionConfig(PreTrainedConfig):
             )
         self._check_unet()
         if self.convnext_channels is not None:
-            _positive(self, "convnext_channels", "convnext_depth")
+            _positive(self, "convnext_channels")
             if self.unet_channels is not None:
                 raise ValueError(
                     f"diffusion_config.convnext_channels is {self.convnext_channels} and unet_channels "

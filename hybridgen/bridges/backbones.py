@@ -49,8 +49,20 @@ def check_config(config: PreTrainedConfig, what: str) -> None:
         what: begins the error, such as `backbone folder`.
     """
     check_kind(config, f"{what} is a {config.model_type!r}")
+    _check_experts(config, what)
     if (cause := _try_out(json.dumps(_tiny_settings(config), default=str, sort_keys=True))) is not None:
         raise ValueError(f"{what} is a {config.model_type!r}, {cause}")
+
+
+def _check_experts(config: PreTrainedConfig, what: str) -> None:
+    """Raises ValueError for a mixture whose tokens go to more experts than there are, or to none."""
+    settings = config.to_dict()
+    chosen, there = getattr(config, "num_experts_per_tok", None), _experts(settings)
+    if chosen is not None and there is not None and not 1 <= chosen <= there:
+        raise ValueError(
+            f"{what} is a {config.model_type!r} whose num_experts_per_tok is {chosen}; it must be from 1 to {there}, "
+            "its experts"
+        )
 
 
 # ------------------------------------------------------------------------------------------------ the tiny decoder
@@ -70,7 +82,8 @@ def _tiny_settings(config: PreTrainedConfig) -> dict:
         tiny["num_key_value_heads"] = 4 if latent or groups >= config.num_attention_heads else min(groups, 2)
     for name, value in tiny.items():
         name = names.get(name, name)
-        if isinstance(settings.get(name), int) and not isinstance(settings[name], bool):
+        none = settings.get(name) == 0 and name.endswith("experts")  # which makes some dense, and others nothing
+        if isinstance(settings.get(name), int) and not isinstance(settings[name], bool) and not none:
             settings[name] = value
     for name, value in settings.items():
         if isinstance(value, list) and len(value) == layers:

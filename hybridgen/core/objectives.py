@@ -62,6 +62,9 @@ class ObjectiveConfig:
     image_first_max_timestep: float = 1000.0
 
     def __post_init__(self):
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"objective.{name} is {value}; it must be a finite number")
         for name in ("text_weight", "code_weight", "diffusion_weight", "alignment_weight", "z_loss", "router_weight"):
             if (getattr(self, name) or 0.0) < 0:
                 raise ValueError(f"objective.{name} is {getattr(self, name)}; a weight cannot be negative")

@@ -69,5 +69,6 @@ def _kinds(config: PreTrainedConfig) -> list[str]:
     kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
     if kinds:
         return list(dict.fromkeys(kinds))
-    has_window = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    window = getattr(config, "sliding_window", None)  # 0 is one, too, which nothing can have
+    has_window = window is not None and getattr(config, "use_sliding_window", True)
     return ["sliding_attention" if has_window else "full_attention"]

@@ -247,6 +247,18 @@ def test_documents_that_depend_on_their_place_in_a_row(monkeypatch):
 
 def test_settings_that_transformers_does_not_run():
     assert "which cannot be tried out" in tried("qwen3", hidden_act="nothing")
+    assert "which cannot be tried out" in tried("mixtral", num_local_experts=0)
+
+
+def test_settings_of_a_mixture_or_window_that_nothing_can_have():
+    assert tried("mixtral", num_experts_per_tok=9) == (
+        "x is a 'mixtral' whose num_experts_per_tok is 9; it must be from 1 to 8, its experts"
+    )
+    assert "num_experts_per_tok is 0; it must be from 1 to 4" in tried(
+        "qwen3_moe", num_experts=4, num_experts_per_tok=0
+    )
+    assert tried("qwen3_moe", num_experts=0) is None  # which transformers builds as a dense one
+    assert "sliding_window 0; give a number of tokens" in tried("mistral", sliding_window=0)
 
 
 # ----------------------------------------------------------------------------------------------------------- the doors

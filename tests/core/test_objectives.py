@@ -1,5 +1,6 @@
 """Losses against torch and diffusers, draws against their distributions, and what a draw may depend on."""
 
+import math
 import random
 
 import pytest
@@ -265,6 +266,8 @@ def test_total_divides_each_loss_by_its_own_count():
         ({"timestep_sampling": "normal"}, "timestep_sampling is 'normal'"),
         ({"loss_weighting": "snr"}, "loss_weighting is 'snr'"),
         ({"timestep_shift": 0}, "timestep_shift"),
+        ({"router_weight": math.nan}, "objective.router_weight is nan; it must be a finite number"),
+        ({"z_loss": math.inf}, "objective.z_loss is inf; it must be a finite number"),
         ({"image_first_max_timestep": 2000}, "image_first_max_timestep is 2000"),
     ],
 )

@@ -138,6 +138,11 @@ def test_a_pipeline_knows_the_time_token(tmp_path):
     ("changes", "message"),
     [
         ({"convnext_channels": 0}, "convnext_channels is 0; it must be an integer of at least 1"),
+        ({"convnext_depth": 0}, "convnext_depth is 0; it must be an integer of at least 1"),
+        ({"time_token": 3}, "time_token is 3; it must be true or false"),
+        ({"time_token": "yes"}, "time_token is 'yes'; it must be true or false"),
+        ({"bidirectional": None}, "bidirectional is None; it must be true or false"),
+        ({"modality_experts": "no"}, "modality_experts is 'no'; it must be true or false"),
         ({"convnext_channels": 8, "convnext_depth": 0}, "convnext_depth is 0; it must be an integer of at least 1"),
         ({"convnext_channels": 8, "unet_channels": [8]}, r"convnext_channels is 8 and unet_channels \[8\]; .*keep one"),
     ],

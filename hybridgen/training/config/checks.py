@@ -263,6 +263,10 @@ def _check_sampling(config: TrainConfig, hybrid: HybridGenConfig, writing: list[
     most = 1000 if hybrid.diffusion_config is None else hybrid.diffusion_config.num_train_timesteps
     steps_fit = lambda value: value is None or 1 <= value <= most  # noqa: E731
     _require(config, "sampling.steps", steps_fit, f"from 1 to {most}, the process' timesteps")
+    if not steps_fit(steps := sampling.diffusion.get("num_inference_steps")):
+        raise ValueError(
+            f"sampling.diffusion.num_inference_steps is {steps}; it must be from 1 to {most}, the process' timesteps"
+        )
     for path in WRITING:
         _check_sampling_of(path, sampling, hybrid, writing)
     if sampling.scheduler is not None:

@@ -5,7 +5,7 @@ can work is checked by `HybridGenConfig` itself, which is made here.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -14,12 +14,12 @@ import diffusers
 import torch
 from diffusers import AutoencoderKL
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 
 from hybridgen.bridges.backbones import check_config
-from hybridgen.checkpoints.loading import check_checkpoint, friendly_errors, model_settings
+from hybridgen.checkpoints.loading import check_checkpoint, friendly_errors, model_settings, quiet
 from hybridgen.codecs.frozen import vq_downsample_factor
 from hybridgen.codecs.patch_vq import PatchVQ
 from hybridgen.configuration_hybridgen import (
@@ -170,9 +170,15 @@ def _with_defaults(content: dict, where: str, defaults: dict) -> dict:
     return arguments
 
 
-def sub_config(content: dict, kind: type[PreTrainedConfig], where: str) -> PreTrainedConfig:
-    """A config of a known class, its keys and types checked (transformers takes unknown keys without a word)."""
-    known = {field.name for field in fields(kind)} | set(getattr(kind, "attribute_map", {})) | EXTRA_KEYS
+def sub_config(
+    content: dict, kind: type[PreTrainedConfig], where: str, more: Set[str] = frozenset()
+) -> PreTrainedConfig:
+    """A config of a known class, its keys and types checked (transformers takes unknown keys without a word).
+
+    Args:
+        more: keys that are read, and that the class does not declare.
+    """
+    known = {field.name for field in fields(kind)} | set(getattr(kind, "attribute_map", {})) | EXTRA_KEYS | more
     for key, value in content.items():
         if key not in known or new_name(f"{where}.{key}") is not None:  # an old name that checkpoints may still have
             raise unknown_key(f"{where}.{key}", value, sorted(known))
@@ -181,6 +187,16 @@ def sub_config(content: dict, kind: type[PreTrainedConfig], where: str) -> PreTr
         return kind(**{key: value for key, value in content.items() if key != "model_type"})
     except (StrictDataclassError, TypeError) as error:
         raise ValueError(f"{where}: {' '.join(str(error.__cause__ or error).split())}") from None
+
+
+def _reads_head_dim(kind: type[PreTrainedConfig]) -> bool:
+    """Whether the decoder of a config class takes the width of its heads from a setting that the class does not
+    declare, as Qwen3-MoE's and Granite's do: a layer without values is asked."""
+    if kind not in MODEL_MAPPING:
+        return False
+    with torch.device("meta"), quiet():
+        config = kind(num_hidden_layers=1, head_dim=8)
+        return any(getattr(part, "head_dim", None) == 8 for part in AutoModel.from_config(config).modules())
 
 
 def _typed_config(content: dict, default_type: str, where: str) -> PreTrainedConfig:
@@ -196,7 +212,9 @@ def _typed_config(content: dict, default_type: str, where: str) -> PreTrainedCon
             f"{where}.vocab_size is {content['vocab_size']!r}, but the vocabulary's size comes from the tokenizer; "
             "set model.tokenizer.vocab_size instead"
         )
-    return sub_config(content, CONFIG_MAPPING[model_type], where)
+    kind = CONFIG_MAPPING[model_type]
+    undeclared = "head_dim" in content and "head_dim" not in {field.name for field in fields(kind)}
+    return sub_config(content, kind, where, {"head_dim"} if undeclared and _reads_head_dim(kind) else set())
 
 
 def _pretrained_config(model: ModelConfig) -> HybridGenConfig:

@@ -43,7 +43,15 @@ def choose_attention(
 
     Args:
         dropout: share of attention's weights that the backbone drops, which flex attention cannot.
+
+    Raises:
+        ValueError: flex attention is asked for on a CPU, where torch has no backward pass of it.
     """
+    if attention == "flex_attention" and device.type == "cpu":
+        raise ValueError(
+            "attention is 'flex_attention', which torch does not train on a CPU; use 'auto' (flex attention on CUDA), "
+            "'sdpa' or 'eager'"
+        )
     if attention != "auto":
         return attention
     if device.type == "cuda" and compiler_found(device) and not dropout:

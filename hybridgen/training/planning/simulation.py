@@ -81,7 +81,7 @@ def simulate(config: TrainConfig, data: PlannedData, device: str, sharded: bool 
     """
     config = _resolved(config, device)
     with ByteCount() as count, _as_on(device), torch.random.fork_rng():
-        model = _model(config, data, count, sharded)
+        model = _model(config, data, count, device, sharded)
         if model.model.has_routers:  # which tokens go to an expert is a matter of values, which a plan has none of
             raise ValueError(
                 f"the backbone is a {model.config.text_config.model_type!r}, a mixture of experts, whose step cannot "
@@ -89,7 +89,8 @@ def simulate(config: TrainConfig, data: PlannedData, device: str, sharded: bool 
             )
         optimizer = build_optimizer(model, config.optimizer, config.groups)
         with count.purpose("average"):
-            average = None if config.ema is None or config.ema.on_cpu else WeightAverage(model, config.ema.decay)
+            elsewhere = config.ema is None or (config.ema.on_cpu and device != "cpu")
+            average = None if elsewhere else WeightAverage(model, config.ema.decay)
         with count.purpose("codecs"):
             pipeline = data.pipeline(model)
         stage = ModelStage(config, pipeline, data)
@@ -118,12 +119,12 @@ def precision_on(config: TrainConfig, device: str) -> str:
     return choose_precision(config.precision, torch.device("cpu"))
 
 
-def _model(config: TrainConfig, data: PlannedData, count: ByteCount, sharded: bool) -> nn.Module:
+def _model(config: TrainConfig, data: PlannedData, count: ByteCount, device: str, sharded: bool) -> nn.Module:
     with count.purpose("weights"):
         model = HybridGenForConditionalGeneration(data.model_config)
         accelerator = SimpleNamespace(
             mixed_precision="bf16" if config.precision == "bf16" else "no",
-            device=torch.device("cpu"),
+            device=torch.device(device),
             is_main_process=False,
         )
         prepare_model(model, config, accelerator)

@@ -9,6 +9,7 @@ import yaml
 from transformers import Qwen3Config
 
 from hybridgen.training import load_config
+from hybridgen.training.config.parts import hybrid_config
 from tests.models import MODEL_CONTENT, text_config
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -95,6 +96,7 @@ def test_codec_stage(load, codec_content):
         ("sampling.guidance_vq=-1", "sampling.guidance_vq is -1.0; it must be 0 or more"),
         ("sampling.diffusion={shfit: 3}", r"unknown key 'sampling.diffusion.shfit' \(value 3\); did you mean 'shift'"),
         ("sampling.diffusion={shift: 0}", "sampling.diffusion.shift is 0; it must be a number above 0"),
+        ("sampling.diffusion={num_inference_steps: 1001}", "num_inference_steps is 1001; it must be from 1 to 1000"),
         ("sampling.vq={shift: 3}", "unknown key 'sampling.vq.shift'"),
         ("sampling.scheduler=DDPMSchduler", "sampling.scheduler: diffusers has no scheduler 'DDPMSchduler'; name a"),
         ("sampling.scheduler=DDPMScheduler", "sampling.scheduler: DDPMScheduler samples a DDPM process, but the model"),
@@ -175,6 +177,14 @@ def test_refused(load, model_content, word, message):
 def test_impossible_models_are_refused(load, model_content, words, message):
     with pytest.raises(ValueError, match=message):
         load(model_content, *words)
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "granite"])
+def test_a_width_of_heads_that_a_decoder_reads_and_its_config_does_not_declare(load, model_content, kind):
+    config = load(model_content, f"model.text_config.model_type={kind}", "model.text_config.head_dim=16")
+    assert hybrid_config(config.model, vocab_size=99).text_config.head_dim == 16
+    with pytest.raises(ValueError, match=r"unknown key 'model.text_config.head_dim' \(value 16\)"):
+        load(model_content, "model.text_config.model_type=stablelm", "model.text_config.head_dim=16")
 
 
 def test_trained_embeddings_keep_their_spread(load, model_content, tmp_path):

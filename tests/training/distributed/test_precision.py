@@ -78,6 +78,8 @@ def test_sdpa_runs_wherever_its_bf16_is_no_loss():
     assert choose_attention("auto", "fp32", CPU) == "sdpa"
     assert choose_attention("auto", "bf16", torch.device("mps")) == "sdpa"
     assert choose_attention("eager", "bf16", CPU) == "eager"
+    with pytest.raises(ValueError, match="attention is 'flex_attention', which torch does not train on a CPU; use 'a"):
+        choose_attention("flex_attention", "fp32", CPU)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -112,6 +112,15 @@ def test_sharded_weights_are_divided_and_what_is_gathered_is_added(tmp_path):
     assert sum(ddp.values()) == simulated.peak + 4 * simulated.trained
 
 
+def test_an_average_in_main_memory_is_beside_a_gpu_and_within_a_cpu(tmp_path):
+    shape = SHAPES["answers alone in bf16, wide, eager attention"] | {"ema": {"on_cpu": True}}
+    config = load_config(config_of(shape, tmp_path))
+    data = planned_data(config, 1)
+    on_cpu, on_gpu = simulate(config, data, "cpu"), simulate(config, data, "cuda")
+    assert on_cpu.kept["average"] == 4 * on_cpu.trained
+    assert on_gpu.kept["average"] == 0
+
+
 def test_keys_to_change_are_tried_in_turn_until_a_run_fits(tmp_path):
     config = load_config(config_of(SHAPES["three paths, AdamW, an average, sdpa in fp32"], tmp_path))
     machines = Machines(2, 100.0, "ddp", None, 0.4)
