@@ -9,10 +9,12 @@ products are bf16, its softmax fp32.
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from hybridgen.core.layout import FP32_ATTENTION
+from hybridgen.core.loss_kernels import autocast_dtype
 from hybridgen.training.distributed.speed import compiler_found
 
 FLEX_WIDTH = 16  # of a head, from which on flex attention has a kernel on CUDA
@@ -92,6 +94,8 @@ def set_attention(model: PreTrainedModel, attention: str) -> None:
     if attention == FP32_ATTENTION:
         AttentionInterface.register(FP32_ATTENTION, sdpa_fp32)
         AttentionMaskInterface.register(FP32_ATTENTION, sdpa_mask)
+    if attention == "flex_attention":
+        AttentionInterface.register(attention, flex_in_one_type)
     of_parts = {"text_config": attention, "vision_config": "sdpa" if attention == "flex_attention" else attention}
     parts = {name: chosen for name, chosen in of_parts.items() if getattr(model.config, name, None) is not None}
     model.set_attn_implementation({"": attention} | parts)  # other parts have no attention
@@ -101,3 +105,11 @@ def sdpa_fp32(module, query: Tensor, key: Tensor, value: Tensor, attention_mask:
     """SDPA as transformers calls it, in fp32 outside of autocast; the next linear layer takes fp32 as well."""
     with torch.autocast(query.device.type, enabled=False):
         return sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **kwargs)
+
+
+def flex_in_one_type(module, query: Tensor, key: Tensor, value: Tensor, attention_mask, **kwargs):
+    """Flex attention as transformers calls it, with all in autocast's type: rotary positions and norms make queries and
+    keys fp32, beside which some versions of torch take no values in bf16, or multiply in fp32."""
+    if (dtype := autocast_dtype(query.device.type)) is not None:
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    return flex_attention_forward(module, query, key, value, attention_mask, **kwargs)

@@ -294,8 +294,7 @@ def _as_on(device: str) -> Iterator[None]:
     if device == "cpu":
         yield
         return
-    names = ("flex_attention", "sdpa")
-    before, tile = {name: ALL_ATTENTION_FUNCTIONS.get(name) for name in names}, cross_entropy.CPU_TILE
+    names, tile = ("flex_attention", "sdpa"), cross_entropy.CPU_TILE
     for name in names:
         ALL_ATTENTION_FUNCTIONS[name] = _fused
     cross_entropy.CPU_TILE = cross_entropy.TILE
@@ -303,5 +302,5 @@ def _as_on(device: str) -> Iterator[None]:
         yield
     finally:
         cross_entropy.CPU_TILE = tile
-        for name, function in before.items():
-            ALL_ATTENTION_FUNCTIONS[name] = function
+        for name in names:
+            del ALL_ATTENTION_FUNCTIONS[name]  # what was registered for all is back

@@ -6,6 +6,7 @@ import torch
 from hybridgen import HybridGenForConditionalGeneration
 from hybridgen.core import layout
 from hybridgen.core.layout import TextSegment, lay_out
+from hybridgen.core.loss_kernels import autocast_dtype
 from hybridgen.training.distributed import precision as precision_module
 from hybridgen.training.distributed.precision import FP32_ATTENTION, choose_attention, choose_precision, set_attention
 from tests.live_bytes import LiveBytes
@@ -120,3 +121,33 @@ def test_one_mask_a_step(monkeypatch, attention, precision, checkpointing):
         logits.float().square().mean().backward()
     assert len(rendered) == 1
     assert model.model.language_model.layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0
+
+
+def test_flex_attention_gets_all_in_one_type(monkeypatch):
+    """Under autocast rotary positions make queries and keys fp32 beside values in bf16, which some versions of torch
+    refuse. Outside of it nothing is cast."""
+    taken, original = [], precision_module.flex_attention_forward
+
+    def recording(module, query, key, value, mask, **kwargs):
+        taken.append({each.dtype for each in (query, key, value)})
+        return original(module, query, key, value, mask, **kwargs)
+
+    monkeypatch.setattr(precision_module, "flex_attention_forward", recording)
+    model = tiny_model().eval()
+    set_attention(model, "flex_attention")
+    ids = torch.randint(3, 90, (1, 128), generator=torch.Generator().manual_seed(0))
+    for precision, expected in ((torch.bfloat16, torch.bfloat16), (None, torch.float32)):
+        taken.clear()
+        with torch.no_grad(), torch.autocast("cpu", precision, enabled=precision is not None):
+            model(ids, use_cache=False)
+        assert taken == [{expected}] * 2
+
+
+def test_a_compiled_layer_is_not_broken_by_asking_for_autocasts_type():
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return x.to(autocast_dtype(x.device.type) or x.dtype) * 2
+
+    compiled = torch.compile(double, fullgraph=True, backend="eager")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert compiled(torch.ones(2)).dtype == torch.bfloat16
+    assert compiled(torch.ones(2)).dtype == torch.float32
