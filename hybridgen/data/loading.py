@@ -226,7 +226,11 @@ class RowLoader(PrefetchingLoader):
             source.use_shard(rank, world_size)
         first, total = (0, rows) if shard_by_rank else (rank * rows, world_size * rows)
         mixture.use_rows(first, rows, total)
-        mixture.check(processor, length)
+        try:
+            mixture.check(processor, length)
+        except BaseException:
+            mixture.close()  # nobody else will: there is no loader
+            raise
         self.mixture, self.processor = mixture, processor
         self.rows, self.length, self.rank, self.world_size = rows, length, rank, world_size
         self.batches_per_step, self._prepare, self._pin = batches_per_step, prepare, pin
@@ -304,7 +308,6 @@ class RowLoader(PrefetchingLoader):
     def close(self) -> None:
         """Stop preparing batches and documents, see `PrefetchingLoader.close`."""
         super().close()
-        self.mixture.cancel_prefetch()
         self.mixture.close()
 
     def _build(self) -> Batch:

@@ -7,7 +7,7 @@ gives the next one instead.
 """
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 
 from hybridgen.core.documents import Document
@@ -15,6 +15,7 @@ from hybridgen.data.bad_records import BadRecord, BadRecordLog
 from hybridgen.data.changes import changes, describe
 from hybridgen.data.document_source import DocumentSource
 from hybridgen.data.packing import fit_rows
+from hybridgen.data.reading_threads import ReadingThreads
 from hybridgen.processing_hybridgen import HybridGenProcessor
 
 # a stream's length is unknown: a share of broken records is taken of at least this many
@@ -63,8 +64,7 @@ class Mixture:
         for step in sorted({step for schedule in self._weights.values() for step in schedule}):
             self.weights_at(step)  # refuses weights that cannot be shares
         self.bad_records = BadRecordLog(max_broken)
-        self._loader_threads = loader_threads
-        self._threads = ThreadPoolExecutor(loader_threads, "hybridgen-data") if loader_threads else None
+        self._threads = ReadingThreads(loader_threads)
         self._first, self._rows, self._ahead = 0, 1, 1 + PREFETCH * loader_threads
         self._prefetched: dict[tuple[str, int], Future[Document]] = {}  # by (name, cursor)
 
@@ -83,7 +83,7 @@ class Mixture:
         """This process has rows `first` to `first + count - 1` of the `total` of a global batch, and reads what is
         theirs."""
         self._first, self._rows = first, total
-        self._ahead = 1 - (-PREFETCH * self._loader_threads // count)
+        self._ahead = 1 - (-PREFETCH * self._threads.count // count)
         for source in self.sources.values():
             source.use_rows(first, count, total)
 
@@ -137,7 +137,7 @@ class Mixture:
     def build(self, source: DocumentSource, number: int, processor: HybridGenProcessor) -> Document:
         """A document of a source, its pictures not decoded; with threads, those that follow it in its row are on their
         way then."""
-        if self._threads is None:
+        if not self._threads.count:
             return source.document(number, processor, decode=False)
         for ahead in range(number, number + self._ahead * self._rows, self._rows):
             if (source.name, ahead) not in self._prefetched:
@@ -149,7 +149,7 @@ class Mixture:
         it begins now."""
         if not document.images:
             return lambda: None
-        if self._threads is None:
+        if not self._threads.count:
             return partial(source.read_pixels, document, number, processor)
         return self._threads.submit(source.read_pixels, document, number, processor).result
 
@@ -160,7 +160,9 @@ class Mixture:
             future.cancel()
 
     def close(self) -> None:
-        """End the threads of streams, which begin again when a record is asked for."""
+        """End all threads, which begin again when a document is asked for."""
+        self.cancel_prefetch()
+        self._threads.close()
         for source in self.sources.values():
             source.close()
 

@@ -14,7 +14,7 @@ from hybridgen.core.recognition import refuse_impostor
 from hybridgen.data.bad_records import BadRecord
 from hybridgen.data.document_source import DocumentSource
 from hybridgen.data.formats.csv_files import CsvSource
-from hybridgen.data.formats.endless import stream_files
+from hybridgen.data.formats.endless import ZSTD, stream_files
 from hybridgen.data.formats.hf_datasets import DatasetSource, open_dataset
 from hybridgen.data.formats.image_folder import FolderSource
 from hybridgen.data.formats.json_files import json_source
@@ -57,10 +57,18 @@ def _refuse_impostors(config: SourceConfig) -> None:
     kind = config.kind
     if kind in ("folder", "dataset", "txt"):  # of which each file is a record, and perhaps a broken one
         return
-    compressed = ("gzip", "zstd") if config.streaming or kind == "webdataset" else ()
-    expected = ("parquet", *compressed) if kind == "parquet" else compressed
     for file in [file for file in files_named(config.source) if "://" not in file][:FIRST_FILES]:
-        refuse_impostor(Path(file), expected, f"{config.name}: ")
+        refuse_impostor(Path(file), _expected(kind, file, config.streaming), f"{config.name}: ")
+
+
+def _expected(kind: str, file: str, streaming: bool) -> tuple[str, ...]:
+    """What a file may be besides text: a table, or what is unpacked while it is read. A tar tells by itself that it is
+    packed with gzip, a file of lines by its name."""
+    if kind in ("parquet", "webdataset"):
+        return ("parquet",) if kind == "parquet" else ("gzip",)
+    if not streaming or kind != "jsonl":
+        return ()
+    return ("zstd",) if file.endswith(ZSTD) else ("gzip",) if file.endswith(".gz") else ()
 
 
 def _require_picture(source: RowSource, config: SourceConfig, bad: list[BadRecord]) -> None:

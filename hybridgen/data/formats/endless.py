@@ -4,8 +4,10 @@ Where reading stands is kept in the datasets library's own terms (shard and row)
 corpus nothing before it is read again but the beginning of one file. `streaming` makes a source of it.
 """
 
+import io
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from hybridgen.data.formats.hf_datasets import reason_of
@@ -13,6 +15,7 @@ from hybridgen.data.formats.text_files import check_utf8_file
 from hybridgen.data.formats.webdataset import WHERE, tar_rows
 
 LINE = "__line__"  # key of a row that is a line of JSON, not parsed yet
+ZSTD = (".zst", ".zstd")  # ends of names
 ROW = "row"  # key of a state within a short epoch: the number of its next row
 SHORT_EPOCH_BYTES = 64 << 20  # of all short epochs that are kept in memory
 START = {"epoch": 0, "state": None}  # the resume point of the first record
@@ -129,7 +132,7 @@ class EndlessRows:
     def _next_of_epoch(self) -> Any | None:
         try:
             return next(self._rows, None)
-        except (OSError, ValueError) as error:  # errors of pyarrow and datasets derive from these
+        except Exception as error:  # what the library or a decompressor met: EOFError, zlib.error and others
             reason = reason_of(error, self._epochs.files_of(self._epoch))
             raise OSError(f"{self._epochs.name} cannot be read on: {reason}") from error
 
@@ -181,11 +184,25 @@ def _tars(files: list[str]) -> Iterator[dict[str, Any]]:
             yield from tar_rows(file, opened)
 
 
-def _lines(files: list[str]) -> Iterator[dict[str, Any]]:
+@contextmanager
+def _unpacked(file: str) -> Iterator[Any]:
+    """A file of lines, unpacked as its name tells. Of zstd, pyarrow reads all frames, and says where the last is cut;
+    fsspec hands out one frame, and needs a package more."""
     import fsspec  # comes with datasets
 
-    for file in files:
+    if not file.endswith(ZSTD):
         with fsspec.open(file, "rb", compression="infer") as opened:
+            yield opened
+        return
+    import pyarrow  # comes with datasets
+
+    with fsspec.open(file, "rb") as packed, pyarrow.input_stream(packed, compression="zstd") as unpacked:
+        yield io.BufferedReader(unpacked)
+
+
+def _lines(files: list[str]) -> Iterator[dict[str, Any]]:
+    for file in files:
+        with _unpacked(file) as opened:
             for number, line in enumerate(opened, start=1):
                 if number == 1:
                     check_utf8_file(line, file)

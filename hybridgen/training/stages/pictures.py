@@ -6,7 +6,7 @@ documents.
 """
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import torch
 from PIL import Image
@@ -17,6 +17,7 @@ from hybridgen.data.document_source import DocumentSource
 from hybridgen.data.loading import PrefetchingLoader, check_shard, shares_of
 from hybridgen.data.mixture import MIN_STREAM_RECORDS, PREFETCH
 from hybridgen.data.older_positions import ROWS_DIVIDED, divided_pictures
+from hybridgen.data.reading_threads import ReadingThreads
 from hybridgen.data.row_stream import GOLDEN_RATIO, pick, spread
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 
@@ -41,7 +42,7 @@ class PictureStream:
         sources: list[DocumentSource],
         row: int,
         rows: int,
-        threads: ThreadPoolExecutor | None,
+        threads: ReadingThreads,
         ahead: int,
         on_bad: Callable[[DocumentSource, BadRecord, int], None],
     ):
@@ -85,7 +86,7 @@ class PictureStream:
         return self._read[number, cursor].result()
 
     def _start(self, source: DocumentSource, cursor: int) -> Future[list]:
-        if self._threads is not None:
+        if self._threads.count:
             return self._threads.submit(source.pictures, cursor)
         done: Future[list] = Future()
         try:
@@ -149,10 +150,10 @@ class PictureLoader(PrefetchingLoader):
             if shard_by_rank:
                 source.use_shard(rank, world_size)
             source.use_rows(first, rows, total)
-        threads = ThreadPoolExecutor(loader_threads, "hybridgen-data") if loader_threads else None
+        self._threads = ReadingThreads(loader_threads)
         ahead = -(-PREFETCH * loader_threads // rows)
         self.streams = [
-            PictureStream(sources, row, total, threads, ahead, self._list) for row in range(first, first + rows)
+            PictureStream(sources, row, total, self._threads, ahead, self._list) for row in range(first, first + rows)
         ]
         self._bad_records = BadRecordLog(max_broken)
         for source in sources:
@@ -178,6 +179,7 @@ class PictureLoader(PrefetchingLoader):
         super().close()
         for stream in self.streams:
             stream.cancel_reading()
+        self._threads.close()
         for source in self.sources:
             source.close()
 

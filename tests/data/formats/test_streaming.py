@@ -1,5 +1,6 @@
 """Streams: every record once, shuffled by blocks; positions exact in the middle of a pack; parts for ranks; threads."""
 
+import gzip
 import itertools
 import json
 import random
@@ -7,6 +8,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import datasets
+import pyarrow
 import pytest
 
 from hybridgen.data.formats import endless, streaming, webdataset
@@ -206,6 +208,62 @@ def test_a_stream_of_fewer_records_than_processes_that_divide_it_is_refused_by_t
     with pytest.raises(ValueError, match=r"a.jsonl holds too few records to be divided by 8 .*shard_by_rank: false"):
         source[0]
     source.close()
+
+
+PACKED = "".join(json.dumps({"text": f"<{number}> red"}) + "\n" for number in range(40)).encode()
+
+
+def zstd(content: bytes) -> bytes:
+    return pyarrow.compress(content, "zstd", asbytes=True)
+
+
+PACKINGS = {
+    "a.jsonl.gz": gzip.compress(PACKED[:300]) + gzip.compress(PACKED[300:]),
+    "a.jsonl.zst": zstd(PACKED),
+    "a.jsonl.zstd": zstd(PACKED[:300]) + zstd(PACKED[300:]),  # frames, as several threads write them
+}
+
+
+@pytest.mark.parametrize("name", PACKINGS)
+def test_packed_lines_are_read_to_their_end_or_it_is_said_where_that_fails(tmp_path, name):
+    file = tmp_path / name
+    file.write_bytes(PACKINGS[name])
+    source = open_source(SourceConfig(str(file), streaming=True, shuffle=False))
+    for number in [*range(40), 40]:
+        assert f"<{number % 40}> red" in str(source[number])
+    source.close()
+    file.write_bytes(PACKINGS[name][:-20])
+    with pytest.raises(OSError, match=f"{name} cannot be read on: (Compressed file ended|Truncated)"):
+        open_source(SourceConfig(str(file), streaming=True))
+
+
+@pytest.mark.parametrize(("name", "packed"), [("a.jsonl", "gzip"), ("a.jsonl.gz", "zstd"), ("a.tar", "zstd")])
+def test_what_is_packed_otherwise_than_its_name_says_is_refused(tmp_path, name, packed):
+    (tmp_path / name).write_bytes(PACKINGS["a.jsonl.gz" if packed == "gzip" else "a.jsonl.zst"])
+    with pytest.raises(ValueError, match=f"{name} is compressed with {packed}; unpack it"):
+        open_source(SourceConfig(str(tmp_path / name), streaming=True))
+
+
+def threads_of_data() -> list[str]:
+    names = [each.name for each in threading.enumerate()]
+    return [name for name in names if name.startswith(("hybridgen-data", "hybridgen-stream", "hybridgen-loader"))]
+
+
+def test_a_loader_leaves_no_thread_where_it_is_closed_or_cannot_begin(files, tmp_path):
+    before = threads_of_data()
+    loader = RowLoader(Mixture([stream(files, "jsonl")], loader_threads=2), PROCESSOR, 2, 96)
+    first = take(loader, 3)
+    loader.close()
+    assert threads_of_data() == before
+    again = RowLoader(Mixture([stream(files, "jsonl")]), PROCESSOR, 2, 96, prefetch=0)
+    assert all(map(same, first + take(loader, 3), take(again, 6)))  # closed, it goes on
+    loader.close()
+    again.close()
+    (tmp_path / "a.jsonl").write_text('{"text": ""}\n')
+    broken = open_source(SourceConfig(f"{tmp_path}/a.jsonl", streaming=True))
+    with pytest.raises(ValueError, match="1 broken record is more than"):
+        RowLoader(Mixture([broken], loader_threads=2), PROCESSOR, 2, 96)
+    assert threads_of_data() == before
 
 
 def test_a_buffer_that_no_memory_holds_is_refused(files):
