@@ -344,8 +344,8 @@ class ChatTemplate:
         fences = unused_characters(messages, beside=self.template, count=2)
         fenced = self.pieces(_fence_words(messages, *fences), generation_prompt)
         known = []
-        for piece, twin in zip(pieces, fenced, strict=True):
-            words, text = _take_fences(twin.text or "", *fences)
+        for piece, marked in zip(pieces, fenced, strict=True):
+            words, text = _take_fences(marked.text or "", *fences)
             if text != (piece.text or ""):
                 raise ValueError(
                     "the chat template changes what the messages say, so that which words are a user's is not known; "

@@ -71,6 +71,8 @@ def share_bad_records(accelerator: Accelerator, loader) -> None:
 
     Raises:
         ValueError: in all processes alike, there are more than the limit allows.
+        OSError: in all processes, the main one cannot list them in its file.
     """
     if accelerator.num_processes > 1:
-        loader.agree_on_bad_records(gather_object(loader.met_since_shared()))
+        met = gather_object(loader.met_since_shared())
+        raise_together(accelerator, caught(lambda: loader.agree_on_bad_records(met))[1])

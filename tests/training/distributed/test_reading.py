@@ -116,3 +116,14 @@ def test_a_file_that_is_gone_for_one_ends_both_with_its_sentence(tmp_path):
     for rank in (0, 1):
         assert "the data of step 2 cannot be read (shard.tar: No such file or directory)" in group.output(rank)
         assert "Traceback" not in group.output(rank)
+
+
+def test_a_list_that_cannot_be_written_ends_both(tmp_path):
+    """The main process alone writes it: the other would wait in the next step's all-reduce."""
+    (tmp_path / "run/broken.jsonl").mkdir(parents=True)
+    group = ProcessGroup(tmp_path / "logs", train_reading, 2, "ddp", folder=tmp_path / "run", steps=30)
+    assert group.wait() == [2, 2], group.output()
+    for rank in (0, 1):
+        assert "broken.jsonl" in group.output(rank)
+        assert "Is a directory" in group.output(rank)
+        assert "Traceback" not in group.output(rank)
