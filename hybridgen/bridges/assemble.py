@@ -20,13 +20,13 @@ from PIL import Image
 from torch import Tensor
 
 from hybridgen.bridges.backbones import check_text
-from hybridgen.bridges.chat_templates import NAMES as TEMPLATES
 from hybridgen.bridges.chat_templates import add_role_tokens, load_template
 from hybridgen.bridges.collect import PartFolders, PretrainedParts, check_request, collect
 from hybridgen.bridges.weight_names import EMBEDDINGS, HEAD, PARTS_OF_PATH
 from hybridgen.checkpoints.loading import quiet
 from hybridgen.codecs.frozen import VAECodec, VQCodec
 from hybridgen.configuration_hybridgen import HybridGenConfig
+from hybridgen.core.names import CHAT_TEMPLATES
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor, add_image_tokens, image_token_ids
@@ -252,7 +252,7 @@ def _processor(config: HybridGenConfig, parts: PretrainedParts, options: Assembl
     if parts.janus is None and processor.chat_template is None:
         raise ValueError(
             "the backbone's tokenizer has no chat template, and prompts need one; say chat_template (--chat-template): "
-            f"a file of Jinja, or one of {', '.join(TEMPLATES)}"
+            f"a file of Jinja, or one of {', '.join(CHAT_TEMPLATES)}"
         )
     if parts.janus is None:
         return processor

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from hybridgen.bridges.janus.prompts import begins_texts
 from hybridgen.bridges.janus.prompts import chat_template as janus_template
 from hybridgen.core.messages import DEFAULT_CHAT_TEMPLATE, ChatTemplate
+from hybridgen.core.names import CHAT_TEMPLATES
 from hybridgen.core.recognition import is_there, user_path
 from hybridgen.core.utf8 import read_text
 from hybridgen.tokenization_hybridgen import PLACEHOLDERS, ROLE_TOKENS, has_role_tokens
@@ -52,14 +53,12 @@ VICUNA = """\
 {%- endfor -%}
 {{- 'ASSISTANT:' if add_generation_prompt else '' -}}
 """
-NAMES = ("hybridgen", "bare", "vicuna", "janus", "janus-pro")
-
 _OWN = {"bare": BARE, "vicuna": VICUNA}
 
 
 def check_template(name: str) -> None:
     """Raises ValueError unless it is the name of a template, or a file of one that can be read and renders pictures."""
-    if name in NAMES:
+    if name in CHAT_TEMPLATES:
         return
     tokens = {f"{kind}_token": f"<{kind}>" for kind in ("bos", "eos", "pad", "unk")}
     ChatTemplate(_read(name), tokens, PLACEHOLDERS["understanding"])
@@ -75,14 +74,14 @@ def load_template(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
         if not has_role_tokens(tokenizer):
             raise ValueError(
                 f"the chat template 'hybridgen' writes {', '.join(ROLE_TOKENS)}, which this model's tokenizer does not "
-                f"have; name another ({', '.join(NAMES[1:])}), or a file"
+                f"have; name another ({', '.join(CHAT_TEMPLATES[1:])}), or a file"
             )
         return DEFAULT_CHAT_TEMPLATE
     if name in _OWN:
         return _OWN[name]
     if "{{" in name or "{%" in name:
         return name
-    return janus_template(name, begins_texts(tokenizer)) if name in NAMES else _read(name)
+    return janus_template(name, begins_texts(tokenizer)) if name in CHAT_TEMPLATES else _read(name)
 
 
 def add_role_tokens(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -96,6 +95,6 @@ def _read(name: str) -> str:
     if not is_there(file) or not file.is_file():
         raise ValueError(
             f"the chat template {name!r} is no file that is there, and no name of a template; the names are "
-            f"{', '.join(NAMES)}"
+            f"{', '.join(CHAT_TEMPLATES)}"
         )
     return read_text(Path(file), "chat template")

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Iterator
 
 from hybridgen.bridges.assemble import AssemblyOptions, assemble
+from hybridgen.bridges.chat_templates import check_template
 from hybridgen.checkpoints.loading import new_folder
 
 STOPPED = "nothing was written: the new folder appears when all of it is"  # after Ctrl-C
@@ -11,6 +12,8 @@ STOPPED = "nothing was written: the new folder appears when all of it is"  # aft
 
 def run(options: argparse.Namespace) -> Iterator[str]:
     """Yields the folder that was written."""
+    if options.chat_template is not None:
+        check_template(options.chat_template)
     assembly = AssemblyOptions(
         image_size=options.image_size,
         patch_size=options.patch_size,

@@ -10,6 +10,7 @@ from hybridgen.core.values import choice, number, one_or_each, whole_number
 
 PRECISIONS = ("model", "fp32", "bf16", "int8")  # of weights in inner loops (`sampling.decoder`)
 PATHS = ("understanding", "diffusion", "vq")  # in the order in which a default is looked for
+CHAT_TEMPLATES = ("hybridgen", "bare", "vicuna", "janus", "janus-pro")  # see `bridges.chat_templates`
 
 DEFAULTS = {  # settings of drawing, where neither a call nor the checkpoint's folder says anything
     "num_inference_steps": 30,

@@ -2,10 +2,8 @@
 
 import argparse
 
-from hybridgen.bridges.chat_templates import NAMES as TEMPLATES
-from hybridgen.bridges.chat_templates import check_template
 from hybridgen.cli.arguments.types import channel_counts, new_command, path_names, path_to, seed_number, whole_number
-from hybridgen.core.names import PATHS
+from hybridgen.core.names import CHAT_TEMPLATES, PATHS
 from hybridgen.core.recognition import check_absent, does_not_exist, is_there, require_folder
 
 PREDICTIONS = ("velocity", "sample", "epsilon")
@@ -58,7 +56,7 @@ def _add_shape(group) -> None:
     group.add_argument(
         "--chat-template",
         metavar="FILE",
-        help=f"Jinja, or one of {', '.join(TEMPLATES)}, instead of the tokenizer's own",
+        help=f"Jinja, or one of {', '.join(CHAT_TEMPLATES)}, instead of the tokenizer's own",
     )
     group.add_argument("--seed", type=seed_number, default=0, help="of what starts random (default: 0)")
 
@@ -78,5 +76,3 @@ def check(options: argparse.Namespace) -> None:
         require_folder("Janus", options.from_janus, "give the folder of a checkpoint")
     if options.vision is not None and not is_there(options.vision):
         raise does_not_exist("vision tower", options.vision, "give a folder that save_pretrained wrote, or a .json")
-    if options.chat_template is not None:
-        check_template(options.chat_template)

@@ -19,13 +19,12 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from hybridgen.bridges.backbones import check_text, decoder_of
-from hybridgen.bridges.chat_templates import NAMES as TEMPLATES
 from hybridgen.bridges.chat_templates import add_role_tokens, load_template
 from hybridgen.checkpoints.loading import model_settings, require_weights
 from hybridgen.codecs.frozen import VAECodec, VQCodec, load_vq
 from hybridgen.configuration_hybridgen import HybridGenConfig, check_memory
 from hybridgen.core.messages import DEFAULT_CHAT_TEMPLATE, parts
-from hybridgen.core.names import WRITING_PATHS
+from hybridgen.core.names import CHAT_TEMPLATES, WRITING_PATHS
 from hybridgen.data.document_source import DocumentSource
 from hybridgen.data.sources import open_source
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
@@ -197,7 +196,7 @@ def require_template(template: str | dict | None, config: TrainConfig, sources: 
     what = f"{needing}: a conversation" if needing else f"sampling.every is {config.sampling.every}: a prompt"
     raise ValueError(
         f"{what} needs a chat template, and the tokenizer of {folder} has none; give model.chat_template (a file of "
-        f"Jinja, or {', '.join(TEMPLATES)}), or train on texts without one (form: text)"
+        f"Jinja, or {', '.join(CHAT_TEMPLATES)}), or train on texts without one (form: text)"
     )
 
 

@@ -9,9 +9,10 @@ import yaml
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from hybridgen.bridges.assemble import AssemblyOptions, assemble
-from hybridgen.bridges.chat_templates import BARE, NAMES, VICUNA, check_template, load_template
+from hybridgen.bridges.chat_templates import BARE, VICUNA, check_template, load_template
 from hybridgen.cli import main as cli
 from hybridgen.core.messages import DEFAULT_CHAT_TEMPLATE
+from hybridgen.core.names import CHAT_TEMPLATES
 from hybridgen.processing_hybridgen import HybridGenProcessor
 from hybridgen.tokenization_hybridgen import ROLE_TOKENS
 from hybridgen.training.config.checks import load_config
@@ -78,7 +79,7 @@ def test_texts_need_no_template(place):
         processor.document([user("a"), assistant("b")])
 
 
-@pytest.mark.parametrize("name", [*NAMES, "file"])
+@pytest.mark.parametrize("name", [*CHAT_TEMPLATES, "file"])
 def test_a_template_by_name_or_file_is_used_and_saved(place, name):
     if name == "file":
         name = "mine.jinja"
@@ -167,7 +168,7 @@ def test_how_pictures_are_read_is_saved_with_the_checkpoint(place):
 
 
 def test_every_name_is_a_template_that_training_and_sampling_can_use():
-    for name in NAMES:
+    for name in CHAT_TEMPLATES:
         check_template(name)
         processor = tiny_processor(chat_template=load_template(name, tiny_processor().tokenizer))
         turns = [user(image(), "what is it?"), assistant("red"), user("draw it"), assistant(image())]
