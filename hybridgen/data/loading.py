@@ -23,9 +23,10 @@ from hybridgen.core.documents import Document, DocumentImage
 from hybridgen.core.layout import SequenceLayout, pack
 from hybridgen.data.attribution import attribute
 from hybridgen.data.bad_records import BadRecord, BadRecordLog, Met
+from hybridgen.data.document_source import DocumentSource
 from hybridgen.data.formats.streaming import merged_states
 from hybridgen.data.mixture import Mixture
-from hybridgen.data.older_positions import ROWS_DIVIDED, divided_among_rows, is_of_one_mixture
+from hybridgen.data.older_positions import LABELS_CHANGED, ROWS_DIVIDED, divided_among_rows, is_of_one_mixture
 from hybridgen.data.row_stream import RowStream
 from hybridgen.processing_hybridgen import HybridGenProcessor
 
@@ -255,6 +256,8 @@ class RowLoader(PrefetchingLoader):
         notes = []
         if is_of_one_mixture(state):
             state, notes = divided_among_rows(state, self.streams[0].rows), [ROWS_DIVIDED]
+            if any(map(reads_otherwise_now, self.mixture.sources.values())):
+                notes.append(LABELS_CHANGED)
         rows = state["row_streams"]
         self._check_sources(rows)
         self._stop_thread()
@@ -346,6 +349,12 @@ def pinned(batch: Batch) -> Batch:
         return [each.pin_memory() for each in value] if is_pictures else value
 
     return {name: pin(value) for name, value in batch.items()}
+
+
+def reads_otherwise_now(source: DocumentSource) -> bool:
+    """Whether documents of its config may be another since `older_positions`."""
+    config = source.config
+    return config.loss_on == "all" or (config.kind != "synthetic" and config.form in (None, "text"))
 
 
 def shares_of(totals: dict[str, float]) -> dict[str, float]:

@@ -11,6 +11,12 @@ ROWS_DIVIDED = (
     "documents of its own, none of them twice, in another order (of streams some may come twice in this epoch)"
 )
 
+LABELS_CHANGED = (
+    "since it was saved, some words of configs have another meaning: loss_on: all no longer teaches what a chat "
+    "template writes around words (loss_on: everything does), and rows of a text alone have no template (form: turn "
+    "gives them one)"
+)
+
 
 def is_of_one_mixture(state: dict) -> bool:
     return "mixture" in state

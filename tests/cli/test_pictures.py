@@ -35,13 +35,13 @@ def test_commands_see_a_photograph_upright(run, tiny_checkpoint, doll, tmp_path,
     phone = tmp_path / "a phone.png"
     stored = Image.open(doll).convert("RGB").transpose(Image.Transpose.ROTATE_90)
     stored.save(phone, exif=exif)
-    seen, understanding = [], HybridGenImageProcessor.understanding
+    seen, understanding = [], HybridGenImageProcessor.understanding_levels
 
-    def spy(processor, images):
-        seen.extend(map(pixels_hash, images))
-        return understanding(processor, images)
+    def spy(processor, image):
+        seen.append(pixels_hash(image))
+        return understanding(processor, image)
 
-    monkeypatch.setattr(HybridGenImageProcessor, "understanding", spy)
+    monkeypatch.setattr(HybridGenImageProcessor, "understanding_levels", spy)
     lines = io.StringIO(f"/image {phone}\nwhat is this?\n/image {phone.as_uri()}\nand this?\n")
     for image in (doll, phone, phone.as_uri()):
         assert run("ask", tiny_checkpoint, "--image", image, "--question", "what?", "--max-new-tokens", 1)[0] == 0

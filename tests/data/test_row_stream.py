@@ -8,7 +8,7 @@ import torch
 
 from hybridgen.data.loading import RowLoader
 from hybridgen.data.mixture import Mixture
-from hybridgen.data.older_positions import ROWS_DIVIDED
+from hybridgen.data.older_positions import LABELS_CHANGED, ROWS_DIVIDED
 from hybridgen.data.row_stream import pick, spread
 from tests.data.in_memory import Listed, documents_of, numbered, same, source_of
 from tests.processors import assistant, image, tiny_processor, user
@@ -103,6 +103,8 @@ def test_a_position_of_an_older_version_is_divided_among_the_rows(drawn, shuffle
     expected = [unused.index(number) for number in (*waiting, *range(drawn, drawn + 60))]
     source = source_of(numbered(41), 3, "text", shuffle=shuffle)
     stream = plain(Mixture([source]), PROCESSOR, 4, 96, prefetch=0)
+    assert stream.load_state_dict(older_state(drawn, waiting)) == [ROWS_DIVIDED, LABELS_CHANGED]
+    source.config.form = "chat"  # nothing of which changed
     assert stream.load_state_dict(older_state(drawn, waiting)) == [ROWS_DIVIDED]
     assert stream.changes(older_state(drawn, waiting)) == []
     assert sum(row.tokens["text"] for row in stream.streams) == 803
