@@ -8,6 +8,7 @@ head, and no scores; on a CPU it is what runs here.
 """
 
 import contextlib
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ import torch
 from accelerate.utils import convert_outputs_to_fp32
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
+from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hybridgen.core import cross_entropy
@@ -25,7 +27,7 @@ from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.paths.modality_experts import EXPERT
 from hybridgen.paths.understanding import tokens_per_image
 from hybridgen.training.config.schema import TrainConfig
-from hybridgen.training.distributed.precision import choose_precision
+from hybridgen.training.distributed.precision import attention_of, choose_precision
 from hybridgen.training.monitor.flops import FlopCount
 from hybridgen.training.optim.ema import WeightAverage
 from hybridgen.training.optim.optimization import build_optimizer, freeze
@@ -79,14 +81,12 @@ def simulate(config: TrainConfig, data: PlannedData, device: str, sharded: bool 
     Raises:
         ValueError: a part of the model cannot be trained as the config says.
     """
-    config = _resolved(config, device)
     with ByteCount() as count, _as_on(device), torch.random.fork_rng():
-        model = _model(config, data, count, device, sharded)
-        if model.model.has_routers:  # which tokens go to an expert is a matter of values, which a plan has none of
-            raise ValueError(
-                f"the backbone is a {model.config.text_config.model_type!r}, a mixture of experts, whose step cannot "
-                "be planned; run a few steps instead (steps=3), which log peak_memory_gb"
-            )
+        with count.purpose("weights"), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # where a layer is copied
+            model = HybridGenForConditionalGeneration(data.model_config)
+        config = _resolved(config, device, model.model.language_model)
+        _prepare(model, config, count, device, sharded)
         optimizer = build_optimizer(model, config.optimizer, config.groups)
         with count.purpose("average"):
             elsewhere = config.ema is None or (config.ema.on_cpu and device != "cpu")
@@ -103,11 +103,12 @@ def simulate(config: TrainConfig, data: PlannedData, device: str, sharded: bool 
         return _summary(model, count, flops, stage.size(data.batch), _cached_bytes(stage, batch))
 
 
-def _resolved(config: TrainConfig, device: str) -> TrainConfig:
+def _resolved(config: TrainConfig, device: str, backbone: PreTrainedModel) -> TrainConfig:
     """The config with `auto` decided for that device, and nothing compiled, drawn or kept on a disk."""
     precision, attention = precision_on(config, device), config.attention
     if attention == "auto" and device != "cpu":
-        attention = "flex_attention"
+        dropped = getattr(backbone.config, "attention_dropout", None)
+        attention = attention_of(backbone, "sdpa" if dropped else "flex_attention", "auto")
     data = replace(config.data, cache=None)
     return replace(config, precision=precision, attention=attention, compile=False, data=data)
 
@@ -119,9 +120,9 @@ def precision_on(config: TrainConfig, device: str) -> str:
     return choose_precision(config.precision, torch.device("cpu"))
 
 
-def _model(config: TrainConfig, data: PlannedData, count: ByteCount, device: str, sharded: bool) -> nn.Module:
+def _prepare(model: nn.Module, config: TrainConfig, count: ByteCount, device: str, sharded: bool) -> None:
+    """Make the model what it is in a run."""
     with count.purpose("weights"):
-        model = HybridGenForConditionalGeneration(data.model_config)
         accelerator = SimpleNamespace(
             mixed_precision="bf16" if config.precision == "bf16" else "no",
             device=torch.device(device),
@@ -137,7 +138,7 @@ def _model(config: TrainConfig, data: PlannedData, count: ByteCount, device: str
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(lambda each: count.assign(each.grad, "gradients"))
-    return model.train()
+    model.train()
 
 
 def _halve(model: nn.Module) -> None:

@@ -21,6 +21,7 @@ ACTIVATIONS = "activations"
 # indexing by a mask asks how many are true, which is known of real masks only
 _BY_MASK = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default,
             torch.ops.aten._index_put_impl_.default)  # fmt: skip
+_GROUPED = torch.ops.aten._grouped_mm.default  # products of experts, whose shapes torch knows in bf16 alone
 _READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default)
 
 
@@ -74,6 +75,8 @@ class ByteCount(TorchDispatchMode):
         fakes = [each for each in given if isinstance(each, FakeTensor)]
         if not fakes and (given or not _makes_fractions(function, args, kwargs)):
             result = function(*args, **kwargs)
+        elif function is _GROUPED:
+            result = self._grouped(*args, **kwargs)
         elif function in _READS:
             return False if fakes[0].dtype == torch.bool else 1.0  # False ends `while invalid.any()`
         else:
@@ -88,6 +91,13 @@ class ByteCount(TorchDispatchMode):
             if isinstance(each, Tensor):
                 self._count(each.untyped_storage())
         return result
+
+    def _grouped(self, a: Tensor, b: Tensor, ends: Tensor | None = None, bias=None, dtype=None) -> Tensor:
+        """One product for each group: of the rows of a, (M, K) x (E, K, N) -> (M, N); of what is summed over,
+        (K, M) x (M, N) -> (E, K, N). Which group a row is in changes no shape."""
+        groups = [len(ends)] if a.ndim == b.ndim == 2 else a.shape[:1] if a.ndim == b.ndim == 3 else []
+        with self.fake:
+            return torch.empty(*groups, a.shape[-2], b.shape[-1], dtype=dtype or a.dtype)
 
     def _as_fake(self, tensor: Tensor) -> Tensor:
         if isinstance(tensor, FakeTensor):

@@ -1,6 +1,7 @@
 """The plan of a run's memory, against what a run takes on a CPU, byte by byte as torch's profiler counts them."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,12 @@ SHAPES = {
     "answers alone in bf16, wide, eager attention": {
         "model": {"vision_config": TOWER, "text_config": {**TEXT, "hidden_size": 256, "num_hidden_layers": 2}},
         "sources": [ANSWER], "length": 384, "rows": 3, "precision": "bf16", "attention": "eager",
+    },
+    "a mixture of experts, of which pictures have their own": {
+        "model": {"text_config": {**TEXT, "model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2,
+                                  "moe_intermediate_size": 192},
+                  "diffusion_config": {**DIFFUSION, "modality_experts": True}},
+        "sources": [DRAW], "length": 128, "rows": 4, "precision": "fp32",
     },
 }  # fmt: skip
 
@@ -110,6 +117,19 @@ def test_sharded_weights_are_divided_and_what_is_gathered_is_added(tmp_path):
     assert sharded["weights gathered"] == 2 * (2 * simulated.largest_layer + simulated.outside_layers)
     ddp = bytes_of_process(simulated, Machines(8, 80e9, "ddp", None, 0.4), half=True)
     assert sum(ddp.values()) == simulated.peak + 4 * simulated.trained
+
+
+def test_auto_is_the_attention_that_a_gpu_would_take(tmp_path):
+    """OLMoE has nothing of flex attention; where it is asked for, that is said."""
+    text = {**TEXT, "model_type": "olmoe", "num_experts": 4, "num_experts_per_tok": 2}
+    shape = {"model": {"text_config": text, "diffusion_config": DIFFUSION}, "sources": [DRAW], "length": 128, "rows": 1}
+    config = load_config(config_of(shape, tmp_path))
+    data = planned_data(config, 1)
+    assert simulate(config, data, "cuda").peak > 0
+    with pytest.raises(ValueError, match="attention is 'flex_attention', which the backbone, a 'olmoe', does not have"):
+        simulate(replace(config, attention="flex_attention"), data, "cuda")
+    with pytest.raises(ValueError, match="attention is 'flex_attention', which torch does not train on a CPU"):
+        simulate(replace(config, attention="flex_attention"), data, "cpu")
 
 
 def test_an_average_in_main_memory_is_beside_a_gpu_and_within_a_cpu(tmp_path):
