@@ -95,7 +95,9 @@ def inspect_source(
         except ValueError as error:
             where = source.where(cursor)
             place = where.removeprefix(f"source {source.name!r}, ")
-            report.bad_records.append(BadRecord.of(where, ValueError(str(error).removeprefix(f"{place}: "))))
+            bad = BadRecord.of(where, ValueError(str(error).removeprefix(f"{place}: ")))
+            if bad not in report.bad_records:  # a stream of few records brings them again
+                report.bad_records.append(bad)
     return report
 
 
@@ -159,10 +161,11 @@ class MixtureReport:
 
 
 def measure_mixture(mixture: Mixture, processor: HybridGenProcessor, rows: int, length: int) -> MixtureReport:
-    """Pack as a run would until enough documents were drawn."""
-    loader = RowLoader(mixture, processor, rows, length, prefetch=0)
+    """Pack as a run would at step 0 until enough documents were drawn."""
+    loader = RowLoader(mixture, processor, rows, length, prefetch=0, batches_per_step=DOCUMENTS)
     while (drawn := sum(stream.drawn for stream in loader.streams)) < DOCUMENTS:
         next(loader)
+    loader.close()
     return MixtureReport(mixture.weights_at(0), loader.shares(), loader.fill_rate(), drawn)
 
 

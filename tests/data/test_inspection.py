@@ -62,6 +62,25 @@ def test_the_mix_is_what_a_run_would_draw():
     assert mix.documents >= 500
 
 
+def test_the_mix_of_weights_that_change_is_that_of_the_first_step():
+    tasks = [
+        source_of(numbered(50), name="a", weight={0: 3, 2: 1}),
+        source_of(numbered(50), name="b", weight={0: 1, 2: 9}),
+    ]
+    mix = measure_mixture(Mixture(tasks), PROCESSOR, 4, 96)
+    assert mix.realised == pytest.approx({"a": 0.75, "b": 0.25}, abs=0.01)
+    assert mix.realised == pytest.approx(mix.expected, abs=0.01)
+
+
+def test_a_broken_record_that_a_stream_brings_again_is_listed_once(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "red"}\n{"text": ""}\n{"text": "blue"}\n')
+    source = open_source(SourceConfig(f"{tmp_path}/a.jsonl", name="texts", streaming=True))
+    report = inspect_source(source, 0, PROCESSOR)
+    source.close()
+    assert report.read == 500
+    assert [each.where for each in report.bad_records] == [f"source 'texts', {tmp_path}/a.jsonl:2"]
+
+
 def test_long_documents_are_said_with_what_becomes_of_them(tmp_path):
     (tmp_path / "a.jsonl").write_text(
         json.dumps({"text": "red blue " * 40}) + "\n" + json.dumps({"text": "red"}) + "\n"

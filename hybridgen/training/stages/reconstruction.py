@@ -7,8 +7,9 @@ beside the codec has the same numbers.
 Shapes: I pictures, H x W pixels.
 """
 
+import contextlib
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -174,11 +175,12 @@ class ReconstructionStage:
     def _new_scores(self) -> ReconstructionScores:
         return ReconstructionScores(self.codebook_size)
 
-    def _pictures(self, rows: int, rank: int = 0, ranks: int = 1, training: bool = False) -> Iterable[dict]:
+    def _pictures(self, rows: int, rank: int = 0, ranks: int = 1, training: bool = False) -> Iterator[dict]:
         """Batches of held-out pictures, or of training pictures if there are none, from the first, for this process:
         those of one of several ranks."""
         held_out = bool(self.config.validation.sources) and not training
         sources = [source.anew() for source in (self._validation() if held_out else self.loader).sources]
         size, max_broken = self.settings.image_size, self.config.data.max_broken
-        loader = PictureLoader(sources, rows, size, rank, ranks, max_broken)
-        return (send_to_device(batch, self._accelerator.device) for batch in loader)
+        with contextlib.closing(PictureLoader(sources, rows, size, rank, ranks, max_broken)) as loader:
+            for batch in loader:
+                yield send_to_device(batch, self._accelerator.device)

@@ -305,7 +305,8 @@ def with_defaults(saved: dict) -> dict:
     for field in fields(TrainConfig):
         if field.name in saved:
             with contextlib.suppress(ValueError, TypeError):  # settings that are gone: compared as they are
-                complete[field.name] = _as_json(strict.convert(saved[field.name], hints[field.name], field.name))
+                content = _with_steps(saved[field.name])
+                complete[field.name] = _as_json(strict.convert(content, hints[field.name], field.name))
         elif field.default is not MISSING:
             complete[field.name] = field.default
         elif field.default_factory is not MISSING:
@@ -315,8 +316,24 @@ def with_defaults(saved: dict) -> dict:
     return complete
 
 
+def _with_steps(saved):
+    """What was saved as JSON, whose keys are texts, with those that are steps as numbers."""
+    if isinstance(saved, list):
+        return [_with_steps(each) for each in saved]
+    if isinstance(saved, dict):
+        return {int(key) if key.isdecimal() else key: _with_steps(value) for key, value in saved.items()}
+    return saved
+
+
+def _are_settings(value) -> bool:
+    """Whether it is a list of settings, as sources are."""
+    return isinstance(value, list) and all(isinstance(each, dict) for each in value)
+
+
 def _differences(saved, now, key: str) -> list[str]:
     """Where two settings differ, each as `key: before -> now`."""
+    if _are_settings(saved) and _are_settings(now) and len(saved) == len(now):
+        saved, now = dict(enumerate(saved)), dict(enumerate(now))
     if isinstance(saved, dict) and isinstance(now, dict):
         names = {**saved, **now}
         return [each for name in names for each in _differences(saved.get(name), now.get(name), f"{key}.{name}")]

@@ -239,6 +239,22 @@ def test_every_setting_that_changed_is_said_and_none_that_is_new(tmp_path):
         changes_since(wider, saved, tmp_path)
 
 
+def test_of_a_source_that_changed_only_the_key_is_said(tmp_path):
+    """Also with weights that change, whose steps are texts in a state."""
+    sources = [{"source": "emoji", "task": "draw", "weight": {0: 0.5, 10: 0.25}}, {"source": "dolls", "task": "answer"}]
+    config = config_of(tmp_path, data={"sources": sources, "per_device_batch_size": 4})
+    saved = json.loads(json.dumps(asdict(config)))
+    for source in saved["data"]["sources"]:
+        del source["long"], source["reasoning"]
+    assert changes_since(config, saved, tmp_path) == []
+    sources[0]["weight"] = {0: 0.5, 10: 0.5}
+    then = config_of(tmp_path, data={"sources": sources, "per_device_batch_size": 4})
+    assert changes_since(then, saved, tmp_path) == ["data.sources.0.weight.10: 0.25 -> 0.5"]
+    fewer = config_of(tmp_path, data={"sources": sources[:1], "per_device_batch_size": 4})
+    (told,) = changes_since(fewer, saved, tmp_path)
+    assert told.startswith("data.sources: [")
+
+
 class MoreData(ToyLoader):
     def changes(self, state):
         return ["toy has 9 records, 4 before"]
