@@ -36,7 +36,8 @@ def run(options: argparse.Namespace) -> Iterator[str]:
         data = planned_data(changed, on.processes)
         half = precision_on(changed, device) == "bf16"
         simulated = simulate(changed, data, device, sharded=on.shards > 1)
-        return data, simulated, bytes_of_process(simulated, on, half)
+        whole_gradients = changed.sharding.gradients == "whole" and changed.accumulation > 1
+        return data, simulated, bytes_of_process(simulated, on, half, whole_gradients)
 
     data, simulated, at_peak = planned(config, machines)
     for note in (*notes, *data.notes):

@@ -51,11 +51,14 @@ class Machines:
         return RESERVE if self.gpus else 0.0
 
 
-def bytes_of_process(simulated: Simulated, machines: Machines, half: bool) -> Counter[str]:
+def bytes_of_process(
+    simulated: Simulated, machines: Machines, half: bool, whole_gradients: bool = False
+) -> Counter[str]:
     """What one process holds at its peak, by purpose, in bytes.
 
     Args:
         half: weights are multiplied, and gathered, in bf16.
+        whole_gradients: those of sharded weights are kept whole until the last micro-batch.
     """
     at_peak = Counter(simulated.working)
     if machines.shards == 1:
@@ -67,6 +70,8 @@ def bytes_of_process(simulated: Simulated, machines: Machines, half: bool) -> Co
     whole = {"weights": 4 * weights, "gradients": 4 * simulated.trained, "optimizer": simulated.kept["optimizer"]}
     whole["average"] = simulated.kept["average"]
     at_peak += Counter({name: count // machines.shards for name, count in whole.items()})
+    if whole_gradients:
+        at_peak["gradients"] = whole["gradients"]
     at_peak["codecs"] += simulated.kept["codecs"]
     at_peak["weights gathered"] = size * (2 * simulated.largest_layer + simulated.outside_layers)
     at_peak["gradients not sharded yet"] = size * 2 * simulated.largest_layer

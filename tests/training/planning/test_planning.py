@@ -115,6 +115,8 @@ def test_sharded_weights_are_divided_and_what_is_gathered_is_added(tmp_path):
     assert sharded["weights"] == 4 * weights // 8
     assert sharded["optimizer"] == simulated.kept["optimizer"] // 8
     assert sharded["weights gathered"] == 2 * (2 * simulated.largest_layer + simulated.outside_layers)
+    whole = bytes_of_process(simulated, machines, half=True, whole_gradients=True)
+    assert whole["gradients"] - sharded["gradients"] == 4 * simulated.trained - 4 * simulated.trained // 8
     ddp = bytes_of_process(simulated, Machines(8, 80e9, "ddp", None, 0.4), half=True)
     assert sum(ddp.values()) == simulated.peak + 4 * simulated.trained
 
