@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from types import MethodType, SimpleNamespace
+from unittest.mock import patch
 
 import torch
 from accelerate.utils import convert_outputs_to_fp32
@@ -128,7 +129,9 @@ def _prepare(model: nn.Module, config: TrainConfig, count: ByteCount, device: st
             device=torch.device(device),
             is_main_process=False,
         )
-        prepare_model(model, config, accelerator)
+        # peft moves an adapter to where the weights are, which tensors without values refuse; all are in one place here
+        with patch.object(nn.Module, "to", lambda module, *_, **__: module):
+            prepare_model(model, config, accelerator)
         if sharded and config.precision == "bf16":
             _halve(model)
     freeze(model, config.groups)

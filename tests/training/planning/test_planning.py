@@ -16,6 +16,7 @@ from hybridgen.training.planning.batches import planned_data
 from hybridgen.training.planning.report import Machines, bytes_of_process, way_out
 from hybridgen.training.planning.simulation import simulate
 from hybridgen.training.planning.sizes import ByteCount
+from tests.pipelines import tiny_pipeline
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 TEXT = {
@@ -119,6 +120,22 @@ def test_sharded_weights_are_divided_and_what_is_gathered_is_added(tmp_path):
     assert whole["gradients"] - sharded["gradients"] == 4 * simulated.trained - 4 * simulated.trained // 8
     ddp = bytes_of_process(simulated, Machines(8, 80e9, "ddp", None, 0.4), half=True)
     assert sum(ddp.values()) == simulated.peak + 4 * simulated.trained
+
+
+def test_an_adapter_is_planned(tmp_path):
+    """Its weights alone have gradients and moments. Measured against a run: 1.00."""
+    tiny_pipeline().save_pretrained(tmp_path / "pipeline")
+    content = {
+        "output_dir": str(tmp_path / "run"), "steps": 2, "threads": 1, "precision": "fp32", "save_every": 100,
+        "model": {"from_pretrained": str(tmp_path / "pipeline")}, "lora": {"parts": ["backbone", "vq"], "rank": 4},
+        "data": {"sources": [DRAW], "sequence_length": 256, "per_device_batch_size": 8, "prefetch": 0},
+    }  # fmt: skip
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    config = load_config(tmp_path / "config.yaml")
+    planned = simulate(config, planned_data(config, 1), "cpu")
+    assert planned.trained == planned.parameters["adapter"] > 0
+    assert planned.kept["gradients"] <= 4 * planned.trained
+    assert planned.peak == pytest.approx(measured_peak(config), rel=0.15)
 
 
 def test_auto_is_the_attention_that_a_gpu_would_take(tmp_path):
