@@ -193,7 +193,8 @@ class SourceConfig:
             if getattr(self, key) not in (None, {}, False) and kind not in kinds:
                 belongs = "synthetic datasets" if kinds[0] == "synthetic" else " and ".join(kinds)
                 what = "synthetic dataset" if kind == "synthetic" else kind
-                raise ValueError(f"{self.name}: {key} belongs to {belongs}; a {what} has none, leave it out")
+                lines = ", or say format: jsonl if it holds lines" if (key, kind) == ("streaming", "json") else ""
+                raise ValueError(f"{self.name}: {key} belongs to {belongs}; a {what} has none, leave it out{lines}")
         for thing, factor in self.oversampling.items():
             if not isinstance(thing, str):
                 raise ValueError(f"{self.name}: oversampling has {thing!r}; its keys are names, as in {{dwarf: 2.5}}")

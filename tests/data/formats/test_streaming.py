@@ -237,6 +237,15 @@ def test_packed_lines_are_read_to_their_end_or_it_is_said_where_that_fails(tmp_p
         open_source(SourceConfig(str(file), streaming=True))
 
 
+def test_lines_in_json_gz_as_corpora_have_them_are_streamed_where_it_is_said_that_they_are_lines(tmp_path):
+    (tmp_path / "a.json.gz").write_bytes(PACKINGS["a.jsonl.gz"])
+    with pytest.raises(ValueError, match="a json has none, leave it out, or say format: jsonl if it holds lines"):
+        SourceConfig(f"{tmp_path}/*.json.gz", streaming=True)
+    source = open_source(SourceConfig(f"{tmp_path}/*.json.gz", format="jsonl", streaming=True, shuffle=False))
+    assert "<39> red" in str(source[39])
+    source.close()
+
+
 @pytest.mark.parametrize(("name", "packed"), [("a.jsonl", "gzip"), ("a.jsonl.gz", "zstd"), ("a.tar", "zstd")])
 def test_what_is_packed_otherwise_than_its_name_says_is_refused(tmp_path, name, packed):
     (tmp_path / name).write_bytes(PACKINGS["a.jsonl.gz" if packed == "gzip" else "a.jsonl.zst"])
