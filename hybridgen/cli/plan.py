@@ -9,6 +9,7 @@ from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.planning.batches import plan_config, planned_data
 from hybridgen.training.planning.report import (
     Machines,
+    amount,
     bytes_of_process,
     cache_lines,
     memory_lines,
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace) -> Iterator[str]:
     named, size = way_out(config, machines, lambda *each: sum(planned(*each)[2].values()) + machines.reserve)
     change = f"; set {' '.join(named)}" if named else ""
     enough = "it would fit" if size <= machines.memory else "even then it would not fit: take more or larger GPUs"
-    then = f": {size / 1e9:,.1f} GB, {enough}" if named else "; take a larger machine, or a smaller model"
+    then = f": {amount(size)}, {enough}" if named else "; take a larger machine, or a smaller model"
     yield f"it does not fit{change}{then}"
     return 1
 

@@ -119,9 +119,20 @@ def memory_lines(at_peak: Counter[str], machines: Machines) -> list[str]:
     rows += [("smaller things", rest)] if rest > 0 else []
     if machines.reserve:
         rows.append(("reserve: context, communication, fragments (assumed)", machines.reserve))
-    rows.append(("together, of " + f"{machines.memory / GB:,.1f} GB", sum(at_peak.values()) + machines.reserve))
+    rows.append(("together, of " + amount(machines.memory), sum(at_peak.values()) + machines.reserve))
     width = max(len(name) for name, _ in rows)
-    return [f"  {name:<{width}}  {size / GB:>9,.2f} GB" for name, size in rows]
+    return [f"  {name:<{width}}  {amount(size, f'{size / GB:,.2f} GB'):>12}" for name, size in rows]
+
+
+def amount(size: float, large: str | None = None) -> str:
+    """Bytes in GB, or in MB where they are less than one.
+
+    Args:
+        large: how it is said in GB; None = with one decimal.
+    """
+    if size < GB:
+        return f"{size / 1e6:,.0f} MB"
+    return large or f"{size / GB:,.1f} GB"
 
 
 def time_lines(simulated: Simulated, config: TrainConfig, machines: Machines, budget: float | None) -> list[str]:

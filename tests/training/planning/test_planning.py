@@ -13,7 +13,7 @@ from hybridgen.cli.main import main as cli
 from hybridgen.codecs.patch_vq import PatchVQ
 from hybridgen.training import load_config, train
 from hybridgen.training.planning.batches import planned_data
-from hybridgen.training.planning.report import Machines, bytes_of_process, way_out
+from hybridgen.training.planning.report import Machines, amount, bytes_of_process, way_out
 from hybridgen.training.planning.simulation import simulate
 from hybridgen.training.planning.sizes import ByteCount
 from tests.pipelines import tiny_pipeline
@@ -186,6 +186,11 @@ def test_the_command_says_what_fits_and_what_does_not(tmp_path, capsys):
     expected = ("gradient_checkpointing=true", "configs/accelerate/fsdp2.yaml", "days at 40 %")
     assert all(each in said for each in expected)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(("size", "said"), [(2.54e9, "2.5 GB"), (1e9, "1.0 GB"), (17.4e6, "17 MB"), (0, "0 MB")])
+def test_amounts_of_memory(size, said):
+    assert amount(size) == said
 
 
 def test_data_that_are_not_there_are_assumed_and_that_is_said(capsys):
