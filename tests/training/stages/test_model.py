@@ -246,7 +246,7 @@ def test_a_twin_is_read_clean():
     latents, targets = stage._noised(batch, fixed=False)
     clean = batch["diffusion_noised"].logical_not()
     assert clean.any()
-    assert torch.equal(latents[clean], batch["diffusion_images"][clean])
+    assert torch.equal(latents[clean], stage.pixels(batch)["diffusion_images"][clean])
     assert targets.timesteps[clean].eq(0).all()
     assert stage.counts(batch)["diffusion"] == int((~clean).sum())
 
