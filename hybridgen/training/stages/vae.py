@@ -9,6 +9,7 @@ Shapes: I pictures, H x W pixels, C channels and h x w places of a latent.
 """
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -74,13 +75,12 @@ class VAEStage(ReconstructionStage):
         return {"latent_mean": mean, "latent_std": std, "scaling_factor": model.vae.config.scaling_factor}
 
     def _pictures_to_measure(self) -> Iterator[Tensor]:
-        """The first pictures of the training data, batch by batch."""
-        left = self.settings.measured_pictures
-        for batch in self._pictures(self.config.data.per_device_batch_size, training=True):
-            yield batch["pictures"][:left]
-            left -= len(batch["pictures"])
-            if left <= 0:
-                return
+        """The first pictures of the training data, in batches. They are read one by one, as rows of a batch of another
+        size would be other pictures: what is measured must not depend on the number of processes."""
+        one_by_one = (batch["pictures"] for batch in self._pictures(1, training=True))
+        measured = islice(one_by_one, self.settings.measured_pictures)
+        while some := list(islice(measured, self.config.data.per_device_batch_size)):
+            yield torch.cat(some)
 
 
 def build_vae(settings: VAETrainingConfig, seed: int) -> AutoencoderKL:

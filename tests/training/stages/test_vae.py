@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch.distributions import Normal, kl_divergence
 
 from hybridgen.codecs.frozen import VAECodec
+from hybridgen.data.source_config import SourceConfig
 from hybridgen.data.sources import open_source
 from hybridgen.pipeline_hybridgen import load_pipeline
 from hybridgen.training import load_config, train
@@ -106,7 +107,8 @@ def test_latents_of_the_training_pictures_have_mean_0_and_variance_1(trained):
     folder, _ = trained
     vae = AutoencoderKL.from_pretrained(folder / "checkpoint" / "vae").eval()
     sources = load_config(folder / "given.yaml").data.sources
-    pictures = next(PictureLoader([open_source(source, 0) for source in sources], 10, 32))["pictures"]
+    loader = PictureLoader([open_source(source, 0) for source in sources], 1, 32)
+    pictures = torch.cat([next(loader)["pictures"] for _ in range(10)])
     with torch.no_grad():
         modes = vae.encode(pictures).latent_dist.mode()
     assert vae.config.shift_factor == pytest.approx(float(modes.mean()), abs=1e-5)  # measured 1e-8
@@ -140,9 +142,16 @@ def test_resumed_is_uninterrupted_discriminator_included(trained, tmp_path):
 
 
 def test_two_batches_a_step_are_one_of_twice_the_rows(tmp_path):
-    """Noise and weights included: the loss depends on neither."""
+    """Noise and weights included: the loss depends on neither. The pictures come from a stream, of which batches of any
+    size take the next ones; of a file, rows of another number would read them in another order."""
     terms = {"adversarial": {"start": 1, "channels": 8, "layers": 2}}
     words = ["steps=4", "log_every=1", "validation.every=0", "sampling.every=0"]
+    dolls, lines = open_source(SourceConfig("dolls", task="draw")), []
+    for number in range(20):
+        dolls.pictures(number)[0].save(tmp_path / f"{number}.png")
+        lines.append(json.dumps({"image": f"{number}.png", "text": "a doll"}))
+    (tmp_path / "dolls.jsonl").write_text("\n".join(lines))
+    words += [f"data.sources=[{{source: {tmp_path / 'dolls.jsonl'}, streaming: true, shuffle: false}}]"]
     whole = run(tmp_path / "whole", *words, **terms)
     halves = run(tmp_path / "halves", *words, "data.per_device_batch_size=2", "accumulation=2", **terms)
     for ours, theirs in zip(metrics_of(halves.parent), metrics_of(whole.parent), strict=True):
