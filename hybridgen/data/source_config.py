@@ -39,6 +39,7 @@ FORMATS_OF_KEY = {  # keys that not every format has
     "reasoning": ("synthetic",),
     "open_captions": ("synthetic",),
     "oversampling": ("synthetic",),
+    "size": ("synthetic",),
     "seed": ("synthetic",),
     "split": ("synthetic", "dataset", "folder"),
     "subset": ("dataset",),
@@ -86,10 +87,11 @@ class SourceConfig:
         categories: which of the dataset's CATEGORIES are asked about; None = all.
         reasoning: the assistant first writes what a yes or no follows from, between `<think>` and `</think>`;
             `HybridGenPipeline.answer` leaves that out.
-        open_captions: dolls only: the share of captions that leave something open, by which several pictures are right;
-            None = 0.
+        open_captions: synthetic datasets only: the share of captions that leave something open, by which several
+            pictures are right; None = 0.
         oversampling: synthetic datasets only: how much more often than others of their kind things are shown, as in
             {dwarf: 2.5, elf: 2}.
+        size: synthetic datasets only: pixels a side of their pictures; None = the dataset's own (dolls 32, emoji 64).
         shuffle: a new order in each epoch; False = as they stand.
         seed: synthetic datasets only: added to the run's, for pictures other than another source's.
     """
@@ -123,6 +125,7 @@ class SourceConfig:
     reasoning: bool = False
     open_captions: float | None = None
     oversampling: dict[str, float] = field(default_factory=dict)
+    size: int | None = None
     shuffle: bool = True
     seed: int = 0
 

@@ -109,6 +109,7 @@ def _open_synthetic(config: SourceConfig, seed: int) -> DocumentSource:
         reasoning=config.reasoning,
         oversampling=config.oversampling,
         open_captions=config.open_captions or 0.0,
+        size=config.size,
     )
     return DocumentSource(source, config, seed)
 

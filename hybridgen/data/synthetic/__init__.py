@@ -10,7 +10,7 @@ and, if there is to be a demo of it, its two configs in `CONFIGS` of `cli.demo`.
     SIZE, SPLITS, TASKS, CATEGORIES      side of a picture in pixels; the names that the functions accept and return
     Source(split, task, seed)            endless: `source[i]` is a chat record, `source.picture(i)` its picture
     spec_of(record)                      what a record's picture shows, as a named tuple: the spec
-    render, render_batch                 spec -> picture, specs -> (n, SIZE, SIZE, 3) uint8
+    render, render_batch                 spec -> picture, specs -> (n, SIZE, SIZE, 3) uint8; also of another `size`
     caption, parse_caption               spec -> words, words -> spec
     Question, questions(spec, rng)       the questions with an exact answer
     nearest_specs(images)                pictures -> the specs that they show best

@@ -13,6 +13,7 @@ from PIL import Image
 from hybridgen.data.records import chat_record, image_part, text_part
 from hybridgen.data.synthetic.chats import Scene, chat_turns
 from hybridgen.data.synthetic.questions import Question
+from hybridgen.data.synthetic.sizes import check_side
 
 TASKS = ("draw", "answer", "chat")
 LENGTH = 2**31  # records in a source: in effect endless, and an index fits every integer type
@@ -41,6 +42,9 @@ class SyntheticSource:
     `oversampling` shows some things more often than others of their kind, by the dataset's `names`: {"dwarf": 2.5}.
     Things that are easily confused are learned too slowly at their natural share of the pictures.
 
+    `size` is the side of the pictures in pixels: they are enlarged by whole pixels or pooled (`sizes`);
+    a dataset that draws from shapes draws itself at that size.
+
     `record["meta"]` is plain JSON for scoring: {"dataset", "spec", "questions": [[category, question, answer], ...]}
     (the questions asked, in order; none for "draw"); the dataset's `spec_of(record)` gives the spec back.
     """
@@ -50,6 +54,7 @@ class SyntheticSource:
     question_categories: tuple[str, ...]
     names: Sequence[str] = ()  # the keys that `oversampling` may have
     has_open_captions = False
+    native_size: int  # pixels a side, where `size` says nothing
 
     def __init__(
         self,
@@ -62,9 +67,10 @@ class SyntheticSource:
         oversampling: dict[str, float] | None = None,
         reasoning: bool = False,
         open_captions: float = 0.0,
+        size: int | None = None,
     ):
         """Raises ValueError for an unknown split, task, category or name, a negative seed, fewer than one question per
-        picture, or open captions of a dataset that has none."""
+        picture, open captions of a dataset that has none, or a size that its pictures cannot have."""
         if split not in self.splits:
             raise ValueError(f"unknown split {split!r} of {self.dataset}: it is one of {', '.join(self.splits)}")
         if task not in TASKS:
@@ -92,6 +98,11 @@ class SyntheticSource:
         self.split, self.task, self.seed, self.categories = split, task, seed, categories
         self.oversampling, self.reasoning, self.open_captions = oversampling or {}, reasoning, open_captions
         self.questions_per_picture, self.yes_no_questions = questions_per_picture, yes_no_questions
+        self.size = self.native_size if size is None else size
+        self._check_size()
+
+    def _check_size(self) -> None:
+        check_side(self.size, self.native_size)
 
     def __len__(self) -> int:
         return LENGTH
@@ -150,7 +161,8 @@ class SyntheticSource:
         rng = np.random.default_rng((self.seed, self.splits.index(self.split), index))
         return self._draw(index, rng), rng
 
-    # A dataset defines these. `rng` is the record's random stream, read in the order of the calls above.
+    # A dataset defines these. `rng` is the record's random stream, read in the order of the calls above;
+    # `_render` draws at `self.size`.
 
     def _draw(self, index: int, rng: np.random.Generator):
         raise NotImplementedError

@@ -65,6 +65,7 @@ class Dolls(SyntheticSource):
     splits = SPLITS
     question_categories = CATEGORIES
     has_open_captions = True
+    native_size = SIZE
 
     @property
     def names(self) -> list[str]:
@@ -74,7 +75,7 @@ class Dolls(SyntheticSource):
         return draw_spec(rng, self.split == "held_out", self.oversampling)
 
     def _render(self, spec: DollSpec) -> Image.Image:
-        return render(spec)
+        return render(spec, self.size)
 
     def _caption(self, spec: DollSpec, rng: np.random.Generator) -> str:
         return caption(spec)

@@ -19,6 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from hybridgen.data.synthetic.sizes import resized
+
 SIZE = 32
 LAYER_SLOTS = ("cloak", "base", "body", "head", "hand1", "hand2")  # in drawing order
 SLOTS = (*LAYER_SLOTS, "background")
@@ -112,14 +114,14 @@ def decode(rows: np.ndarray) -> list[DollSpec]:
     return [DollSpec(*(None if i < 0 else i for i in row[:-1]), names[row[-1]]) for row in rows.tolist()]
 
 
-def render_batch(specs: list[DollSpec]) -> np.ndarray:
-    """Draw n figures: (n, S, S, 3) uint8."""
-    return render_rows(encode(specs))
+def render_batch(specs: list[DollSpec], size: int = SIZE) -> np.ndarray:
+    """Draw n figures: (n, size, size, 3) uint8 (`sizes`)."""
+    return resized(render_rows(encode(specs)), size)
 
 
-def render(spec: DollSpec) -> Image.Image:
-    """Draw one figure: an RGB picture of S x S pixels."""
-    return Image.fromarray(render_batch([spec])[0])
+def render(spec: DollSpec, size: int = SIZE) -> Image.Image:
+    """Draw one figure: an RGB picture of `size` pixels a side."""
+    return Image.fromarray(render_batch([spec], size)[0])
 
 
 def render_rows(rows: np.ndarray) -> np.ndarray:

@@ -28,6 +28,7 @@ from hybridgen.data.synthetic.dolls.pictures import (
     render_rows,
 )
 from hybridgen.data.synthetic.questions import Tally, tally
+from hybridgen.data.synthetic.sizes import resized
 
 _CHUNK = 64  # pictures at a time, which bounds the memory for their candidates
 _SWEEPS = 12  # a bound only: descent stops by itself, since every change lowers the error; 3 to 5 sweeps are usual
@@ -35,7 +36,7 @@ _STARTS = 3
 
 
 def score_pictures(images: np.ndarray, specs: list[DollSpec]) -> dict[str, Tally]:
-    """How much of what was asked is in the pictures: (n, S, S, 3) uint8 against n specs.
+    """How much of what was asked is in the pictures: (n, S, S, 3) uint8, S = 32, 64 or more, against n specs.
 
     Returns a tally {"right", "n", "share"} for each of the seven slots, for "slots" (all of them together, n = 7
     pictures' worth) and for "all_seven" (pictures with every slot right). A slot whose two readings draw the same
@@ -87,13 +88,8 @@ def nearest_specs(images: np.ndarray) -> list[DollSpec]:
 
 
 def nearest_rows(images: np.ndarray) -> np.ndarray:
-    """As `nearest_specs`, encoded: (n, 7) int64."""
-    images = np.asarray(images)
-    if images.shape[1:] != (SIZE, SIZE, 3) or images.dtype != np.uint8:
-        raise ValueError(
-            f"pictures must be uint8 of shape (n, {SIZE}, {SIZE}, 3), not {images.dtype} {images.shape}: "
-            "resize and convert them first"
-        )
+    """As `nearest_specs`, encoded: (n, 7) int64. Pictures of another size are brought to 32 pixels first (`sizes`)."""
+    images = resized(images, SIZE)
     chunks = [_descend_from_starts(images[i : i + _CHUNK]) for i in range(0, len(images), _CHUNK)]
     return np.concatenate(chunks) if chunks else np.empty((0, len(SLOTS)), np.int64)
 

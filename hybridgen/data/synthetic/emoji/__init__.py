@@ -70,6 +70,7 @@ class Emoji(SyntheticSource):
     dataset = "emoji"
     splits = SPLITS
     question_categories = CATEGORIES
+    native_size = SIZE
 
     def _draw(self, index: int, rng: np.random.Generator) -> EmojiSpec:
         specs = specs_of_split(self.split)
@@ -77,7 +78,7 @@ class Emoji(SyntheticSource):
         return specs[_order(len(specs), self.seed, epoch)[position]]
 
     def _render(self, spec: EmojiSpec) -> Image.Image:
-        return render(spec)
+        return render(spec, self.size)
 
     def _caption(self, spec: EmojiSpec, rng: np.random.Generator) -> str:
         form = rng.random() if self.split == "train" else 1.0

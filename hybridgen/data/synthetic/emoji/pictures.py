@@ -17,6 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from hybridgen.data.synthetic.sizes import picture_of_side
+
 SIZE = 64
 STYLES = ("twitter", "google", "flat", "3d")
 SPLITS = ("train", "combo", "new")  # combo: emoji and style seen, the pair not; new: the emoji not seen in any style
@@ -96,15 +98,17 @@ def look_up(spec: EmojiSpec) -> EmojiPicture:
     return pictures()[spec]
 
 
-def render(spec: EmojiSpec) -> Image.Image:
-    """The picture on white: RGB, 64x64 pixels."""
+def render(spec: EmojiSpec, size: int = SIZE) -> Image.Image:
+    """The picture on white: RGB, `size` pixels a side (`sizes`)."""
     picture = _rgba(look_up(spec))
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    on_white = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return picture_of_side(on_white, size)
 
 
-def render_batch(specs: list[EmojiSpec]) -> np.ndarray:
-    """Pictures on white: (n, 64, 64, 3) uint8."""
-    return np.stack([np.asarray(render(spec)) for spec in specs]) if specs else np.empty((0, SIZE, SIZE, 3), np.uint8)
+def render_batch(specs: list[EmojiSpec], size: int = SIZE) -> np.ndarray:
+    """Pictures on white: (n, size, size, 3) uint8."""
+    pictures = [np.asarray(render(spec, size)) for spec in specs]
+    return np.stack(pictures) if specs else np.empty((0, size, size, 3), np.uint8)
 
 
 def main_colour(picture: Image.Image) -> tuple[str, float]:
