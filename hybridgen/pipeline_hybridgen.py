@@ -40,10 +40,10 @@ from hybridgen.configuration_hybridgen import require_path
 from hybridgen.core.documents import Document, left_pad
 from hybridgen.core.files import write_whole
 from hybridgen.core.hub import upload
-from hybridgen.core.messages import strip_reasoning
+from hybridgen.core.messages import check_messages, parts, strip_reasoning
 from hybridgen.core.names import MOST_IMAGES, WRITING_PATHS, check_values
 from hybridgen.core.noise import NoiseProcess
-from hybridgen.core.pictures import read_picture, read_pictures
+from hybridgen.core.pictures import read_picture, read_pictures, with_pictures
 from hybridgen.core.recognition import looks_like_folder, require_checkpoint, user_path
 from hybridgen.core.values import choice, each, flag, listed, shorten, shown, texts, whole_number
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
@@ -569,41 +569,90 @@ class HybridGenPipeline(DiffusionPipeline):
         Raises:
             ValueError: in one sentence, what is wrong.
         """
+        path = self._reading_path(path)
+        conversations = [
+            [{"role": "user", "content": [*map(_image_part, pictures), {"type": "text", "text": question}]}]
+            for pictures, question in pair_questions(images, questions)
+        ]
+        sampling = text_sampling(do_sample, temperature, top_k, top_p)
+        generators = image_generators(len(conversations), seed, of="questions are asked: give one per question")
+        return self._replies(conversations, path, max_new_tokens, max_batch, sampling, generators)
+
+    @torch.no_grad()
+    def reply(
+        self,
+        conversations: list[list[dict]],
+        path: str | list[str] = "understanding",
+        max_new_tokens: int | None = None,
+        max_batch: int = 64,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        do_sample: bool | None = None,
+        seed: int | list[int] | None = None,
+    ) -> list[Answer]:
+        """The assistant's next words in each of several conversations, as `answer` writes them: with any number of
+        turns before and of pictures, also none.
+
+        Args:
+            conversations: chat messages each, whose image parts hold pictures (see `core.pictures`), a user's last.
+            path: by which pictures are read, the assistant's earlier ones too. This and the rest as in `answer`.
+
+        Raises:
+            ValueError: in one sentence, what is wrong.
+        """
+        path = self._reading_path(path)
+        if not isinstance(conversations, list | tuple) or not conversations:
+            raise ValueError(f"conversations is {shown(conversations)}; give a list of at least one list of messages")
+        for number, messages in enumerate(conversations):
+            if check_messages(messages, f"conversation {number}")[-1]["role"] != "user":
+                raise ValueError(
+                    f"conversation {number} ends with a turn of the {messages[-1]['role']}; the user's "
+                    "must be the last, for the assistant to reply to"
+                )
+        conversations = [with_pictures(messages) for messages in conversations]
+        sampling = text_sampling(do_sample, temperature, top_k, top_p)
+        generators = image_generators(len(conversations), seed, of="conversations are given: give one per conversation")
+        return self._replies(conversations, path, max_new_tokens, max_batch, sampling, generators)
+
+    def _reading_path(self, path: str | list[str]) -> str | list[str]:
+        """The path, or paths, to read by. Raises ValueError for one that the model or its codecs lack."""
         path = path if isinstance(path, str) or listed(path) is None else listed(path)
         if isinstance(path, list) and not path:
             raise ValueError("path is []; name a path by which images are read, or several")
         for one in path if isinstance(path, list) else [path]:
             require_path(self.model.config.paths, one)
             self.check_codec(one)
+        return path
+
+    def _replies(
+        self, conversations: list[list[dict]], path: str | list[str], max_new_tokens: int | None, max_batch: int,
+        sampling: CodeSampling, generators: list[Generator],
+    ) -> list[Answer]:  # fmt: skip
+        """What the assistant says next, `max_batch` conversations at a time, those of equally long prompts together."""
         if max_new_tokens is not None:
             max_new_tokens = whole_number("max_new_tokens", max_new_tokens)
         max_batch = whole_number("max_batch", max_batch)
-        sampling = text_sampling(do_sample, temperature, top_k, top_p)
-        pairs = pair_questions(images, questions)
-        generators = image_generators(len(pairs), seed, of="questions are asked: give one per question")
         answers: list[Answer] = []
-        for start in range(0, len(pairs), max_batch):
+        for start in range(0, len(conversations), max_batch):
             chunk = slice(start, start + max_batch)
-            answers += self._answers(pairs[chunk], path, max_new_tokens, sampling, generators[chunk])
+            answers += self._replies_at_once(conversations[chunk], path, max_new_tokens, sampling, generators[chunk])
         return answers
 
-    def _answers(
-        self, pairs: list[tuple[list, str]], path: str | list[str], max_new_tokens: int | None, sampling: CodeSampling,
-        generators: list[Generator],
+    def _replies_at_once(
+        self, conversations: list[list[dict]], path: str | list[str], max_new_tokens: int | None,
+        sampling: CodeSampling, generators: list[Generator],
     ) -> list[Answer]:  # fmt: skip
-        """The answers to a few questions, those of equally long prompts together."""
         documents, limits = [], []
-        for pictures, question in pairs:
-            content = [
-                *({"type": "image", "image": picture} for picture in pictures),
-                {"type": "text", "text": question},
-            ]
-            documents.append(self.processor.prompt([{"role": "user", "content": content}], read=path))
+        for messages in conversations:
+            documents.append(document := self.processor.prompt(messages, read=path))
+            pictures = sum(part["type"] == "image" for message in messages for part in parts(message))
             fewer = "ask for fewer new tokens" if (max_new_tokens or 1) > 1 else None
-            fewer = "show fewer pictures" if fewer is None and len(pictures) > 1 else fewer
-            self.check_length(question, len(documents[-1]), max_new_tokens or 1, "the answer", fewer)
-            limits.append(max_new_tokens or int(min(self.context - len(documents[-1]), MOST_TOKENS)))
-        answers: list[Answer | None] = [None] * len(pairs)
+            fewer = "show fewer pictures" if fewer is None and pictures > 1 else fewer
+            asked = " ".join(part["text"] for part in parts(messages[-1]) if part["type"] == "text")
+            self.check_length(asked, len(document), max_new_tokens or 1, "the answer", fewer)
+            limits.append(max_new_tokens or int(min(self.context - len(document), MOST_TOKENS)))
+        answers: list[Answer | None] = [None] * len(conversations)
         for group in by_padded_length(documents, _ANSWER_PAD_MULTIPLE):
             written = write_text(
                 self.model,
@@ -844,6 +893,10 @@ class HybridGenPipeline(DiffusionPipeline):
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, **kwargs)
             return upload(Path(folder), repo_id, **hub)
+
+
+def _image_part(picture) -> dict:
+    return {"type": "image", "image": picture}
 
 
 def _returned_latents(returned, given: Tensor) -> Tensor:

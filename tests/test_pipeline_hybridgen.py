@@ -680,6 +680,58 @@ def test_a_question_may_have_several_pictures_whatever_stands_beside_it(pipe, pa
     )
 
 
+def conversations() -> list[list[dict]]:
+    """No picture; a picture and a turn before; two pictures, one the assistant's; a question about one picture."""
+
+    def turn(role: str, *content) -> dict:
+        content = [
+            {"type": "text", "text": c} if isinstance(c, str) else {"type": "image", "image": c} for c in content
+        ]
+        return {"role": role, "content": content}
+
+    return [
+        [{"role": "user", "content": "red or blue?"}],
+        [turn("user", picture(0), "what color?"), turn("assistant", "red"), turn("user", "is there a square?")],
+        [turn("user", "a"), turn("assistant", picture(1)), turn("user", picture(2), "red or blue? say yes")],
+        [turn("user", picture(3), "what color is the circle?")],
+    ]
+
+
+def test_replies_to_conversations_are_those_of_bare_generate_whatever_stands_beside(pipe):
+    tokens = pipe.processor.special_tokens
+    banned = [tokens.begin_image, tokens.end_image, tokens.understanding, tokens.diffusion, tokens.vq]
+    together = pipe.reply(conversations(), max_new_tokens=5)
+    assert together == pipe.reply(conversations()[::-1], max_new_tokens=5, max_batch=2)[::-1]
+    for messages, reply in zip(conversations(), together, strict=True):
+        document = pipe.processor.prompt(messages)
+        ids, pixels = torch.tensor([document.layout.input_ids]), document.pixels("understanding")
+        written = pipe.model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=5, suppress_tokens=banned,
+            eos_token_id=pipe.processor.tokenizer.eos_token_id,
+            pixel_values=torch.stack(pixels) if pixels else None,
+        )[0, ids.shape[1] :]  # fmt: skip
+        assert reply == pipe.processor.tokenizer.decode(written, skip_special_tokens=True).strip()
+    assert pipe.answer(picture(3), "what color is the circle?", max_new_tokens=5) == together[3:]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ([], "conversations is \\[\\]; give a list of at least one list of messages"),
+        ({"role": "user", "content": "a"}, "conversations is .*; give a list of at least one"),
+        ([[]], "conversation 0: messages must be a list of at least one message"),
+        (
+            [[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]],
+            "0 ends with a turn of the assis",
+        ),
+        ([[{"role": "user", "content": [{"type": "image", "image": "none.png"}]}]], "none.png"),
+    ],
+)
+def test_refuses_what_is_no_conversation_to_reply_to(pipe, given, words):
+    with pytest.raises(ValueError, match=words):
+        pipe.reply(given)
+
+
 def test_answers_have_all_the_room_there_is_and_say_when_they_were_cut(pipe, monkeypatch):
     """And room is made as it is needed, not for thousands of tokens before the first."""
     rooms, inner = [], Decoder.continue_from
