@@ -188,7 +188,7 @@ class SourceConfig:
             )
         if kind == "synthetic" and self.source not in DATASETS:
             raise ValueError(
-                f"{self.name}: there is no synthetic dataset {self.source!r}, only {' and '.join(DATASETS)}; a folder "
+                f"{self.name}: there is no synthetic dataset {self.source!r}, only {', '.join(DATASETS)}; a folder "
                 f"is written with a slash ({self.source + '/'!r}), a file with its suffix"
             )
         self._check_form()

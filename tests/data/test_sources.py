@@ -52,7 +52,7 @@ def test_synthetic_datasets_are_sources(dataset, unseen):
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        ({"source": "dols", "task": "draw"}, "there is no synthetic dataset 'dols', only dolls and emoji"),
+        ({"source": "dols", "task": "draw"}, "there is no synthetic dataset 'dols', only dolls, emoji"),
         ({"source": "dolls", "task": "paint"}, "unknown task 'paint' of dolls"),
         ({"source": "dolls", "task": "draw", "split": "test"}, "unknown split 'test' of dolls"),
         ({"source": "dolls", "task": "draw", "oversampling": {"drawf": 2}}, "oversampling of dolls has 'drawf'.*dwarf"),
