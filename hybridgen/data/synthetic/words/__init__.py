@@ -7,7 +7,7 @@ split `held_out` shows words that training never drew: a model must spell, not r
 import numpy as np
 from PIL import Image
 
-from hybridgen.data.synthetic.questions import Question, majority_shares
+from hybridgen.data.synthetic.questions import Question
 from hybridgen.data.synthetic.source import LENGTH, TASKS, SyntheticSource
 from hybridgen.data.synthetic.words.language import (
     CATEGORIES,

@@ -86,23 +86,31 @@ def parse_caption(text: str) -> WordsSpec:
     for line in lines:
         if not 1 <= len(line) <= MAX_LETTERS or not set(line) <= set(ALPHABET):
             raise ValueError(f"{line!r} in {text!r} cannot be drawn: a word has 1 to {MAX_LETTERS} letters a to z")
-    font = dict.fromkeys(("style", "family"))
-    for name in (match["font"] or "").split():
+    return WordsSpec(
+        lines, *_parse_font(match["font"] or "", text), *_parse_colours(match["ink"], match["paper"], text)
+    )
+
+
+def _parse_font(words: str, text: str) -> tuple[str | None, str | None]:
+    """ "bold serif", in any order -> family and style, None what is not named."""
+    font = {"family": None, "style": None}
+    for name in words.split():
         what = "style" if name in STYLES else "family" if name in FAMILIES else None
         if what is None or font[what] is not None:
+            fault = "no font" if what is None else f"a second {what}"
             known = f"one of {', '.join(STYLES)} and one of {', '.join(FAMILIES)}"
-            raise ValueError(
-                f"{name!r} in {text!r} is {'no font' if what is None else 'a second ' + what}: say {known}"
-            )
+            raise ValueError(f"{name!r} in {text!r} is {fault}: say {known}")
         font[what] = name
-    for name in (match["ink"], match["paper"]):
+    return font["family"], font["style"]
+
+
+def _parse_colours(ink: str | None, paper: str | None, text: str) -> tuple[str | None, str | None]:
+    for name in (ink, paper):
         if name is not None and name not in COLOURS:
             raise ValueError(f"unknown colour {name!r} in {text!r}: it is one of {', '.join(COLOURS)}")
-    if match["ink"] and match["paper"] and (match["ink"] in DARK) == (match["paper"] in DARK):
-        raise ValueError(
-            f"{match['ink']} on {match['paper']} in {text!r} cannot be read: take a dark and a light colour"
-        )
-    return WordsSpec(lines, font["family"], font["style"], match["ink"], match["paper"])
+    if ink and paper and (ink in DARK) == (paper in DARK):
+        raise ValueError(f"{ink} on {paper} in {text!r} cannot be read: take a dark and a light colour")
+    return ink, paper
 
 
 def questions(spec: WordsSpec, rng: np.random.Generator) -> list[Question]:

@@ -141,11 +141,8 @@ def render(spec: WordsSpec, size: int = SIZE) -> Image.Image:
 def render_batch(specs: Sequence[WordsSpec], size: int = SIZE) -> np.ndarray:
     """Draw n pictures: (n, size, size, 3) uint8."""
     check_size(size)
-    return (
-        np.stack([np.asarray(render(spec, size)) for spec in specs])
-        if specs
-        else np.empty((0, size, size, 3), np.uint8)
-    )
+    images = [np.asarray(render(spec, size)) for spec in specs]
+    return np.stack(images) if images else np.empty((0, size, size, 3), np.uint8)
 
 
 def check_spec(spec: WordsSpec) -> None:
