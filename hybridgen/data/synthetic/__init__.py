@@ -23,7 +23,7 @@ and, if there is to be a demo of it, its two configs in `CONFIGS` of `cli.demo`.
 import importlib
 from types import ModuleType
 
-DATASETS = ("dolls", "emoji", "words")  # packages beside this file
+DATASETS = ("dolls", "emoji", "shapes", "words")  # packages beside this file
 
 
 def open_synthetic(name: str) -> ModuleType:
