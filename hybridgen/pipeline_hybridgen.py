@@ -52,6 +52,7 @@ from hybridgen.sampling.codes import CodeSampling, write_codes
 from hybridgen.sampling.decoder import Decoder
 from hybridgen.sampling.denoise import OnStep, Stop, check_schedule_draws, draw_latents, prepare
 from hybridgen.sampling.guidance import Guidance
+from hybridgen.sampling.likelihood import Likelihood, log_likelihoods, rolling_windows
 from hybridgen.sampling.prefix import Prefix, read_prompts
 from hybridgen.sampling.requests import ImageRequest, batches, by_padded_length, expand_requests, pair_questions
 from hybridgen.sampling.seeds import image_generators
@@ -570,10 +571,7 @@ class HybridGenPipeline(DiffusionPipeline):
             ValueError: in one sentence, what is wrong.
         """
         path = self._reading_path(path)
-        conversations = [
-            [{"role": "user", "content": [*map(_image_part, pictures), {"type": "text", "text": question}]}]
-            for pictures, question in pair_questions(images, questions)
-        ]
+        conversations = [[_asked(*pair)] for pair in pair_questions(images, questions)]
         sampling = text_sampling(do_sample, temperature, top_k, top_p)
         generators = image_generators(len(conversations), seed, of="questions are asked: give one per question")
         return self._replies(conversations, path, max_new_tokens, max_batch, sampling, generators)
@@ -666,6 +664,67 @@ class HybridGenPipeline(DiffusionPipeline):
             for number, text in zip(group, written, strict=True):
                 answers[number] = Answer(strip_reasoning(text), text.truncated)
         return answers
+
+    # ------------------------------------------------------------------------------------------------- likelihoods
+
+    def score_answers(
+        self,
+        images,
+        questions: str | list[str],
+        answers: list[str],
+        path: str | list[str] = "understanding",
+        max_batch: int = 64,
+    ) -> list[Likelihood]:
+        """How likely the model holds given answers: of each, the log-likelihood of its words and of the end of the
+        assistant's turn, after the images and the question as in `answer`.
+
+        Args:
+            images, questions, path: as in `answer`.
+            answers: one for each question.
+
+        Raises:
+            ValueError: in one sentence, what is wrong.
+        """
+        path, pairs, answers = self._reading_path(path), pair_questions(images, questions), texts("answers", answers)
+        if len(answers) != len(pairs):
+            raise ValueError(f"{len(pairs)} questions have {len(answers)} answers; give one for each")
+        documents = []
+        for (pictures, question), answer in zip(pairs, answers, strict=True):
+            messages = [_asked(pictures, question), {"role": "assistant", "content": answer}]
+            documents.append(self.processor.document(messages, read=path))
+            self.check_length(question, len(documents[-1]), 0, "the answer", "give a shorter answer")
+        return self._likelihoods(documents, whole_number("max_batch", max_batch))
+
+    def score_texts(self, text: str | list[str], max_batch: int = 16) -> list[Likelihood]:
+        """How likely the model holds texts as such, without a chat template: of each, the log-likelihood of all of its
+        tokens. The first is predicted from the tokenizer's begin of text (or end, where it has none); a text longer
+        than the model's context is read in windows (`sampling.likelihood.rolling_windows`).
+
+        Raises:
+            ValueError: in one sentence, what is wrong.
+        """
+        given, max_batch = texts("text", text), whole_number("max_batch", max_batch)
+        begin = self.processor.begin_of_text()
+        windows = []
+        for one in given:
+            ids = self.processor.text_ids(one)
+            longest = int(min(self.context, len(ids) + 1))
+            windows.append(rolling_windows(ids, begin, longest, self.processor.special_tokens))
+        scored = iter(self._likelihoods([window for each in windows for window in each], max_batch))
+        sums = [[next(scored) for _ in each] for each in windows]
+        return [Likelihood(sum(part.nats for part in each), sum(part.tokens for part in each)) for each in sums]
+
+    def _likelihoods(self, documents: list[Document], max_batch: int) -> list[Likelihood]:
+        """Those of documents' labels, equally long documents together."""
+        scored: list[Likelihood | None] = [None] * len(documents)
+        for group in by_padded_length(documents, _ANSWER_PAD_MULTIPLE):
+            for start in range(0, len(group), max_batch):
+                numbers = group[start : start + max_batch]
+                some = [documents[number] for number in numbers]
+                inputs = self.prompt_inputs(some, _ANSWER_PAD_MULTIPLE)
+                for number, likelihood in zip(numbers, log_likelihoods(self.model, some, inputs), strict=True):
+                    scored[number] = likelihood
+        return scored
 
     @property
     def context(self) -> float:

@@ -416,6 +416,24 @@ class HybridGenProcessor(ProcessorMixin):
             return TextSegment(ids, loss=self._encode.inside(piece.text, piece.controls, piece.words))
         return TextSegment(ids, loss=loss_on is not None)
 
+    def text_ids(self, text: str) -> list[int]:
+        """The token ids of a text without a template, as `plain` documents hold them: all that it spells are words."""
+        self._set_template()
+        return self._encode(check_text(text, "the text"), ())
+
+    def begin_of_text(self) -> int:
+        """The token that the first one of a text without a template is predicted from: the tokenizer's begin of text,
+        or where it has none its end of text, as other harnesses do.
+
+        Raises:
+            ValueError: it has neither.
+        """
+        begin = self.tokenizer.bos_token_id
+        begin = self.tokenizer.eos_token_id if begin is None else begin
+        if begin is None:
+            raise ValueError("the tokenizer has no token that begins or ends a text; set tokenizer.eos_token")
+        return begin
+
     def _begin_of_text(self) -> list[TextSegment]:
         begin = self.tokenizer.bos_token_id
         return [] if begin is None else [TextSegment([begin], loss=False)]

@@ -25,6 +25,7 @@ from hybridgen.core.files import write_json
 from hybridgen.data.synthetic import open_synthetic
 from hybridgen.evaluation import environment, generation
 from hybridgen.evaluation.suites import open_suite
+from hybridgen.evaluation.work import Work
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.sampling.denoise import check_schedule_draws, prepare
 
@@ -48,16 +49,16 @@ def set_scheduler(pipeline: HybridGenPipeline, name: str | None, steps: list[int
 
 def measure(pipeline: HybridGenPipeline, options: argparse.Namespace, steps: int) -> tuple[dict, list]:
     """One line of the table, and its pictures."""
-    suite = open_suite(options.suite)
-    dataset = open_synthetic(suite.dataset)
-    prompts = generation.held_out_prompts(dataset, suite.split, options.samples, options.seed)
-    settings = generation.DrawSettings(steps=steps, guidance=options.guidance)
-    images, seconds = generation.draw(pipeline, prompts.captions, "diffusion", dataset.SIZE, options.seed, settings)
+    dataset = open_synthetic(options.suite)
+    prompts = generation.held_out_prompts(dataset, open_suite(options.suite).SPLIT, options.samples, options.seed)
+    settings = {"diffusion": generation.DrawSettings(steps=steps, guidance=options.guidance)}
+    work = Work(pipeline, options.suite, seed=options.seed, settings=settings)
+    images = list(work.draw("diffusion", prompts.captions, size=dataset.SIZE))
     line = {
         "scheduler": type(pipeline.scheduler).__name__,
         "steps": steps,
         "evaluations": len(prepare(pipeline.scheduler, steps, pipeline.model.config.diffusion_config)),
-        "seconds_per_picture": round(seconds / len(images), 4),
+        "seconds_per_picture": round(work.seconds() / len(images), 4),
         "scores": generation.score(dataset, images, prompts.specs),
     }
     return line, list(zip(prompts.captions, images, strict=True))[:SHOWN]

@@ -18,9 +18,12 @@ from pathlib import Path
 from hybridgen.cli import demo_report
 from hybridgen.cli.running import best_device, progress_bars
 from hybridgen.core.files import read_json, write_json
-from hybridgen.evaluation import suites
 from hybridgen.evaluation.generation import DrawSettings, denoising_frames
+from hybridgen.evaluation.result import Result
+from hybridgen.evaluation.run import evaluate, scores_of
 from hybridgen.evaluation.scores import load_scores
+from hybridgen.evaluation.suites import find_suite
+from hybridgen.evaluation.work import TaskProgress
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 from hybridgen.training.config.checks import load_config
 from hybridgen.training.config.renamed import with_new_names
@@ -68,7 +71,7 @@ class DemoPlan:
 
 
 def run_demo(
-    dataset: str, out: Path, seed: int, samples: int, overrides: list[str], progress: suites.TaskProgress
+    dataset: str, out: Path, seed: int, samples: int, overrides: list[str], progress: TaskProgress
 ) -> Iterator[str]:
     """
     1. Check every setting of both trainings, and what the folder holds.
@@ -93,20 +96,20 @@ def run_demo(
         say(f"training the {name} into {config.output_dir}")
         _train(plan, config, name, seconds)
     pipeline = best_device(load_pipeline(plan.out / "checkpoint"))
-    evaluation = _evaluate(plan, pipeline, seconds, progress)
-    caption, side = evaluation.prompts.captions[0], evaluation.dataset.SIZE
+    result, scores = _evaluate(plan, pipeline, seconds, progress)
     frames = {
-        path: denoising_frames(pipeline, caption, path, side, seed, plan.settings[path]) for path in plan.draw_paths
+        path: denoising_frames(pipeline, items[0].prompt, path, result.facts["size"], seed, plan.settings[path])
+        for path, items in result.items.get("generation", {}).items()
     }
-    yield from demo_report.write(plan.out, evaluation, frames)
+    yield from demo_report.write(plan.out, result, scores, frames)
 
 
 def _evaluate(
-    plan: DemoPlan, pipeline: HybridGenPipeline, seconds: dict[str, float], progress: suites.TaskProgress
-) -> suites.Evaluation:
+    plan: DemoPlan, pipeline: HybridGenPipeline, seconds: dict[str, float], progress: TaskProgress
+) -> tuple[Result, dict]:
     """Scores, with the seconds of each stage, the sizes of the models and the targets beside them."""
     started = time.perf_counter()
-    evaluation = suites.evaluate(
+    result = evaluate(
         pipeline,
         plan.dataset,
         samples=plan.samples,
@@ -118,12 +121,11 @@ def _evaluate(
         progress=progress,
     )
     parts = {"model": pipeline.model, "VQ tokenizer": pipeline.vq_model}
-    evaluation.scores |= {
+    return result, scores_of({plan.dataset: result}, plan.seed) | {
         "seconds": {**seconds, "evaluation": time.perf_counter() - started},
         "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()},
         "targets": [asdict(target) for target in demo_report.TARGETS[plan.dataset]],
     }
-    return evaluation
 
 
 def make_plan(dataset: str, out: Path, seed: int, samples: int, overrides: list[str]) -> DemoPlan:
@@ -135,7 +137,7 @@ def make_plan(dataset: str, out: Path, seed: int, samples: int, overrides: list[
     Raises:
         ValueError: one sentence about what is wrong.
     """
-    suites.open_suite(dataset)
+    find_suite(dataset)
     codec_file, model_file = (config_file(name) for name in CONFIGS[dataset])
     for_codec = [word.removeprefix("codec:") for word in overrides if word.startswith("codec:")]
     for_model = [word for word in overrides if not word.startswith("codec:")]
@@ -252,4 +254,6 @@ def _logged_seconds(config: TrainConfig) -> float:
 
 def _is_finished(plan: DemoPlan, page: Path) -> bool:
     scores = plan.out / "scores.json"
-    return page.is_file() and scores.is_file() and load_scores(scores)["samples"] == plan.samples
+    if not page.is_file() or not scores.is_file():
+        return False
+    return load_scores(scores)["suites"][plan.dataset]["samples"] == plan.samples

@@ -16,8 +16,8 @@ from hybridgen.core.files import write_whole
 from hybridgen.evaluation import environment
 from hybridgen.evaluation.report import ReportContent, Target, duration, render
 from hybridgen.evaluation.report_cards import answer_cards, drawing_cards, loss_panels
+from hybridgen.evaluation.result import Result
 from hybridgen.evaluation.scores import save_scores
-from hybridgen.evaluation.suites import Evaluation
 
 PAGE = "report.html"
 SHOWN = 24  # pictures on the sheet of a path
@@ -37,34 +37,31 @@ UNSEEN = {
     "dolls": "None of these creatures was ever seen in these clothes.",
     "emoji": "None of these emoji was ever seen in this style.",
 }
-CREDITS = {
-    "dolls": "The figures are pixel art of Dungeon Crawl Stone Soup, drawn by its artists, put together by hybridgen.",
-    "emoji": "The emoji are Twemoji (CC-BY 4.0), Noto (Apache 2.0) and Fluent (MIT).",
-}
 
 
-def write(out: Path, evaluation: Evaluation, frames: dict[str, list[Image.Image]]) -> Iterator[str]:
+def write(out: Path, result: Result, scores: dict, frames: dict[str, list[Image.Image]]) -> Iterator[str]:
     """Pictures, scores and, last of all, the page. Yields the paths of what a person wants to open.
 
     Args:
-        evaluation: its scores hold the demo's own numbers as well: `seconds` by stage, and `parameters`.
+        scores: what is to stand in `scores.json`, with the demo's own numbers: `seconds` by stage, and `parameters`.
         frames: by path, the stages of one picture from noise or nothing.
     """
     panels = {
         "the VQ tokenizer": loss_panels(out / "codec" / "metrics.jsonl"),
         "the model": loss_panels(out / "metrics.jsonl"),
     }
-    for path in evaluation.drawings:
-        page = grid(drawing_cards(evaluation, path)[:SHOWN], columns=4, title=f"drawn by {path}")
+    drawn, asked = (list(result.items.get(task, {})) for task in ("generation", "understanding"))
+    for path in drawn:
+        page = grid(drawing_cards(result, path)[:SHOWN], columns=4, title=f"drawn by {path}")
         save(page, out / f"drawn_{path}.png")
-    if evaluation.answers:
-        save(grid(answer_cards(evaluation)[: SHOWN // 2], columns=3, title="asked about"), out / "answers.png")
+    if asked:
+        save(grid(answer_cards(result)[: SHOWN // 2], columns=3, title="asked about"), out / "answers.png")
     save(plot([panel for stage in panels.values() for panel in stage]), out / "losses.png")
-    yield str(save_scores(evaluation.scores, out))
-    dataset, scores = evaluation.suite.dataset, evaluation.scores
+    yield str(save_scores(scores, out))
+    (dataset,) = scores["suites"]
     content = ReportContent(
         title="One model, three paths",
-        summary=summary(evaluation),
+        summary=summary(dataset, scores, drawn, asked),
         command=environment.command(),
         targets=TARGETS[dataset],
         panels=panels,
@@ -78,21 +75,20 @@ def write(out: Path, evaluation: Evaluation, frames: dict[str, list[Image.Image]
             "training the model": scores["seconds"].get("model", 0.0),
             "drawing and answering": scores["seconds"]["evaluation"],
         },
-        credit=CREDITS[dataset],
+        credit=result.credit,
     )
-    write_whole(out / PAGE, render(evaluation, content))
+    write_whole(out / PAGE, render(result, scores, content))
     yield str(out / PAGE)
 
 
-def summary(evaluation: Evaluation) -> str:
-    """What the page is about, in three sentences."""
-    scores = evaluation.scores
+def summary(dataset: str, scores: dict, drawn: list[str], asked: list[str]) -> str:
+    """What the page is about, in three sentences; `drawn` and `asked`: by which paths, and through which."""
     machine, seconds = scores["hardware"], scores["seconds"]
     where = machine.get("gpu", f"{machine['cores']} CPU cores")
     trained = duration(seconds.get("codec", 0.0) + seconds.get("model", 0.0))
     size = f"{scores['parameters']['model'] / 1e6:.1f} million parameters"
     return (
         f"A transformer of {size}, trained from nothing in {trained} on {where}. It draws pictures from words by "
-        f"{' and by '.join(evaluation.drawings)}, and answers questions about pictures that it reads through "
-        f"{' and through '.join(evaluation.answers)}. {UNSEEN[evaluation.suite.dataset]}"
+        f"{' and by '.join(drawn)}, and answers questions about pictures that it reads through "
+        f"{' and through '.join(asked)}. {UNSEEN[dataset]}"
     )

@@ -1,4 +1,4 @@
-"""`hybridgen evaluate`: scores of a checkpoint on held-out pictures; `evaluation.suites` draws, asks and scores."""
+"""`hybridgen evaluate`: scores of a checkpoint on one suite or several; `evaluation.run` draws, asks and scores."""
 
 import argparse
 from collections.abc import Iterator
@@ -8,12 +8,12 @@ from hybridgen.cli.arguments.evaluate import draw_paths
 from hybridgen.cli.arguments.types import DRAWING_OPTIONS, drawing_settings
 from hybridgen.cli.running import best_device, progress_bars
 from hybridgen.core.names import OF_PATH, WRITING_PATHS, check_belongs
-from hybridgen.evaluation import suites
 from hybridgen.evaluation.generation import DrawSettings
+from hybridgen.evaluation.run import evaluate_suites, scores_of
 from hybridgen.evaluation.scores import in_lines, save_scores
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 
-STOPPED = "nothing was written, and an older scores.json is as it was"  # after Ctrl-C
+STOPPED = "what was drawn and answered is kept: the same command goes on from there"  # after Ctrl-C
 
 
 def run(options: argparse.Namespace) -> Iterator[str]:
@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> Iterator[str]:
     pipeline = best_device(open_pipeline(options.checkpoint))
     check_belongs(settings, [path for path in WRITING_PATHS if path in pipeline.model.config.paths], DRAWING_OPTIONS)
     with progress_bars() as progress:
-        scores = suites.evaluate(
+        results = evaluate_suites(
             pipeline,
             options.suite,
             samples=options.samples,
@@ -31,9 +31,11 @@ def run(options: argparse.Namespace) -> Iterator[str]:
             answer_paths=options.paths if options.answer is None else options.answer,
             chat_paths=options.chat or [],
             settings={path: _draw_settings(settings, pipeline, path) for path in WRITING_PATHS},
+            options=dict(options.option),
+            out=options.out,
             progress=progress,
-        ).scores
-    scores["checkpoint"] = str(options.checkpoint)
+        )
+    scores = scores_of(results, options.seed) | {"checkpoint": str(options.checkpoint)}
     yield from in_lines(scores)
     yield str(save_scores(scores, options.out))
 

@@ -12,7 +12,6 @@ for another picture. And one for each greeting.
     words            words that ask for no picture were answered by words, and no picture
 """
 
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import ModuleType
@@ -26,14 +25,15 @@ from hybridgen.chat.session import Chat
 from hybridgen.core.messages import strip_reasoning
 from hybridgen.data.synthetic.questions import tally
 from hybridgen.evaluation import generation
-from hybridgen.evaluation.generation import DrawSettings, Progress, Prompts, no_progress
+from hybridgen.evaluation.generation import Prompts
 from hybridgen.evaluation.intervals import with_interval
-from hybridgen.evaluation.understanding import MAX_NEW_TOKENS
-from hybridgen.pipeline_hybridgen import HybridGenPipeline
+from hybridgen.evaluation.result import Item
+from hybridgen.evaluation.work import MAX_NEW_TOKENS, Work
 from hybridgen.sampling.seeds import nth_seed
 
 GREETINGS = ("hello", "Hello!", "hi", "good morning", "thank you", "who are you?", "what can you do?", "bye")
 QUESTIONS = 4  # about a drawn picture; two about one that is shown
+PICTURE_SCORES = ("slots", "all_seven", "picture")  # of a dataset's scores of pictures, those over the whole
 LABELS = {
     "drawn": "a picture where one is asked for",
     "after_drawing": "questions about what was just drawn",
@@ -49,41 +49,94 @@ class Reply(NamedTuple):
     images: list[Image.Image]
 
 
-class Transcript(NamedTuple):
-    """What was counted in one chat: requests for a picture and their replies, questions and answers."""
+class Plan(NamedTuple):
+    """What is asked in the two chats of a prompt: after its picture was drawn; about the picture shown in the second
+    chat, before another is asked for, and after that."""
 
-    requests: list[tuple[object, Reply]]  # (spec, reply)
+    after: list
+    about_shown: list
+    after_second: list
+
+
+class Transcript(NamedTuple):
+    """What was counted in one chat: a request for a picture and its reply, questions and answers."""
+
+    caption: str
+    spec: object
+    drawn: Reply
     after_drawing: list[tuple[object, str]]  # (question, answer)
     shown: list[tuple[object, str]]
+    picture: Image.Image | None  # that was shown
 
 
 def converse(
-    pipeline: HybridGenPipeline,
-    dataset: ModuleType,
-    prompts: Prompts,
-    path: str,
-    settings: DrawSettings,
-    seed: int = 0,
-    progress: Progress = no_progress,
-) -> tuple[dict[str, dict], float]:
-    """Tallies by category with 95 % intervals, and the seconds it took. The chats of prompt i draw from `seed + i`.
+    work: Work, dataset: ModuleType, prompts: Prompts, path: str, side: int
+) -> tuple[dict[str, dict], list[Item]]:
+    """Tallies by category with 95 % intervals, and what was asked for. The chats of prompt i draw from `seed + i`.
 
     Args:
         prompts: what is asked for; the picture shown beside prompt i is that of prompt i + 1.
+        side: of the pictures drawn, in pixels.
     """
-    started, transcripts = time.perf_counter(), []
-    for number in range(len(prompts)):
-        new_chat = partial(
-            pipeline.chat,
-            path=path,
-            seed=nth_seed(seed, number),
-            max_new_tokens=MAX_NEW_TOKENS,
-            **settings.arguments(path),
-        )
-        transcripts += _chats_about(new_chat, dataset, prompts, number, seed)
-        progress(number + 1, len(prompts))
-    greeted = [reply(pipeline.chat(path=path, seed=seed, max_new_tokens=MAX_NEW_TOKENS), text) for text in GREETINGS]
-    return _tallies(dataset, transcripts, greeted), time.perf_counter() - started
+    how = {"path": path, "max_new_tokens": MAX_NEW_TOKENS}
+    settings = {**work.settings_of(path).arguments(path), "height": side, "width": side}
+    plans = [_plan(dataset, prompts, number, work.seed) for number in range(len(prompts))]
+
+    def talk(number: int) -> list:
+        new_chat = partial(work.pipeline.chat, seed=nth_seed(work.seed, number), **how, **settings)
+        return _talk(new_chat, prompts, number, plans[number])
+
+    def greet(number: int) -> Reply:
+        return reply(work.pipeline.chat(seed=work.seed, **how), GREETINGS[number])
+
+    label = f"talking, drawing by {path}"
+    told = work.each(len(prompts), talk, f"chat-{path}", label)
+    greeted = [Reply(*each) for each in work.each(len(GREETINGS), greet, f"greet-{path}", f"{label}, greetings")]
+    transcripts = [each for i, replies in enumerate(told) for each in _transcripts(prompts, i, plans[i], replies)]
+    return _tallies(dataset, transcripts, greeted, side), _items(dataset, transcripts, greeted, path, side)
+
+
+def _plan(dataset: ModuleType, prompts: Prompts, number: int, seed: int) -> Plan:
+    rng = np.random.default_rng((seed, number))
+
+    def some_questions(of: object, count: int) -> list:
+        questions = dataset.questions(of, rng)
+        return [questions[place] for place in rng.permutation(len(questions))[:count]]
+
+    spec, beside = prompts.specs[number], prompts.specs[_beside(prompts, number)]
+    return Plan(some_questions(spec, QUESTIONS), some_questions(beside, 2), some_questions(spec, 1))
+
+
+def _beside(prompts: Prompts, number: int) -> int:
+    return (number + 1) % len(prompts)
+
+
+def _talk(new_chat: Callable[[], Chat], prompts: Prompts, number: int, plan: Plan) -> list[list[Reply]]:
+    """The replies in the two chats of prompt `number`, in the order of what was said."""
+    caption, shown = prompts.captions[number], prompts.pictures[_beside(prompts, number)]
+    chat = new_chat()
+    first = [reply(chat, caption), *(reply(chat, question.question) for question in plan.after)]
+    chat = new_chat()
+    second = [
+        reply(chat, question.question, () if place else (shown,)) for place, question in enumerate(plan.about_shown)
+    ]
+    second.append(reply(chat, caption))
+    return [first, second + [reply(chat, question.question) for question in plan.after_second]]
+
+
+def _transcripts(prompts: Prompts, number: int, plan: Plan, replies: list[list]) -> Iterator[Transcript]:
+    """The two chats of prompt `number`, replies beside what they are replies to."""
+    first, second = ([Reply(*each) for each in chat] for chat in replies)
+    asked, seen = (prompts.captions[number], prompts.specs[number]), len(plan.about_shown)
+    yield Transcript(*asked, first[0], _answers(plan.after, first[1:]), [], None)
+    shown = prompts.pictures[_beside(prompts, number)]
+    after = _answers(plan.after_second, second[seen + 1 :])
+    yield Transcript(*asked, second[seen], after, _answers(plan.about_shown, second[:seen]), shown)
+
+
+def _answers(questions: list, replies: list[Reply]) -> list[tuple[object, str]]:
+    """A picture is no answer to a question."""
+    return [(question, "" if each.images else each.text) for question, each in zip(questions, replies, strict=True)]
 
 
 def reply(chat: Chat, text: str, images: tuple = ()) -> Reply:
@@ -97,49 +150,60 @@ def reply(chat: Chat, text: str, images: tuple = ()) -> Reply:
     return Reply(strip_reasoning(written), drawn)
 
 
-def _chats_about(
-    new_chat: Callable[[], Chat], dataset: ModuleType, prompts: Prompts, number: int, seed: int
-) -> Iterator[Transcript]:
-    """The two chats of prompt `number`."""
-    rng = np.random.default_rng((seed, number))
-    caption, spec = prompts.captions[number], prompts.specs[number]
-    beside = (number + 1) % len(prompts)
-
-    def some_questions(of: object, count: int) -> list:
-        questions = dataset.questions(of, rng)
-        return [questions[place] for place in rng.permutation(len(questions))[:count]]
-
-    def answers(chat: Chat, questions: list, images: tuple = ()) -> list[tuple[object, str]]:
-        given = []
-        for question in questions:
-            answer = reply(chat, question.question, () if given else images)
-            given.append((question, "" if answer.images else answer.text))
-        return given
-
-    chat = new_chat()
-    drawn = reply(chat, caption)
-    yield Transcript([(spec, drawn)], answers(chat, some_questions(spec, QUESTIONS)), [])
-    chat = new_chat()
-    seen = answers(chat, some_questions(prompts.specs[beside], 2), (prompts.pictures[beside],))
-    drawn = reply(chat, caption)
-    yield Transcript([(spec, drawn)], answers(chat, some_questions(spec, 1)), seen)
+def _pictures(transcripts: list[Transcript], side: int) -> list[Image.Image]:
+    """What was drawn in each; black where no picture came."""
+    blank = Image.new("RGB", (side, side))
+    return [each.drawn.images[0] if each.drawn.images else blank for each in transcripts]
 
 
-def _tallies(dataset: ModuleType, transcripts: list[Transcript], greeted: list[Reply]) -> dict[str, dict]:
-    requests = [request for transcript in transcripts for request in transcript.requests]
-    blank = Image.new("RGB", (dataset.SIZE, dataset.SIZE))  # where no picture came
-    images = [answer.images[0] if answer.images else blank for _, answer in requests]
-    asked_only = sum(len(answer.images) == 1 and not answer.text for _, answer in requests)
-    counts = {"drawn": tally(asked_only, len(requests))}
+def _tallies(dataset: ModuleType, transcripts: list[Transcript], greeted: list[Reply], side: int) -> dict[str, dict]:
+    images = _pictures(transcripts, side)
+    counts = {"drawn": tally(sum(_is_picture(each.drawn) for each in transcripts), len(transcripts))}
     counts |= {
         name: count
-        for name, count in dataset.score_pictures(generation.stacked(images), [spec for spec, _ in requests]).items()
-        if name in ("slots", "all_seven", "picture")
+        for name, count in dataset.score_pictures(
+            generation.stacked(images), [each.spec for each in transcripts]
+        ).items()
+        if name in PICTURE_SCORES
     }
-    counts["words"] = tally(sum(bool(answer.text) and not answer.images for answer in greeted), len(greeted))
+    counts["words"] = tally(sum(_is_words(answer) for answer in greeted), len(greeted))
     for name in ("shown", "after_drawing"):
         given = [pair for transcript in transcripts for pair in getattr(transcript, name)]
         counts[name] = dataset.score_answers([answer for _, answer in given], [question for question, _ in given])[
             "all"
         ]
     return {name: with_interval(count) for name, count in counts.items()}
+
+
+def _is_picture(answer: Reply) -> bool:
+    return len(answer.images) == 1 and not answer.text
+
+
+def _is_words(answer: Reply) -> bool:
+    return bool(answer.text) and not answer.images
+
+
+def _items(
+    dataset: ModuleType, transcripts: list[Transcript], greeted: list[Reply], path: str, side: int
+) -> list[Item]:
+    """Everything that was said in the chats, one after the other, then the greetings."""
+    items = []
+    for transcript, image in zip(transcripts, _pictures(transcripts, side), strict=True):
+        items += [_item_of(dataset, pair, "shown", {"shown": transcript.picture}) for pair in transcript.shown]
+        (shares,) = generation.verdicts(dataset, [image], [transcript.spec])
+        verdict = {name: share for name, share in shares.items() if name in PICTURE_SCORES}
+        verdict["drawn"] = float(_is_picture(transcript.drawn))
+        pictures = {path: image} if transcript.drawn.images else {}
+        wrong = "" if all(share == 1 for share in verdict.values()) else "not all is as asked"
+        items.append(Item(transcript.caption, pictures, transcript.drawn.text or None, "", verdict, wrong))
+        items += [_item_of(dataset, pair, "after_drawing", pictures) for pair in transcript.after_drawing]
+    for greeting, answer in zip(GREETINGS, greeted, strict=True):
+        pictures = {path: answer.images[0]} if answer.images else {}
+        items.append(Item(greeting, pictures, answer.text, "words", {"words": float(_is_words(answer))}))
+    return items
+
+
+def _item_of(dataset: ModuleType, pair: tuple[object, str], category: str, pictures: dict) -> Item:
+    question, answer = pair
+    right = float(dataset.score_answers([answer], [question])["all"]["right"])
+    return Item(question.question, pictures, answer, question.answer, {category: right})

@@ -4,8 +4,6 @@ No picture is judged by a network. A scorer has limits of its own, so the true p
 beside the drawn ones, and a score is to be read against theirs.
 """
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from types import ModuleType
 
@@ -17,14 +15,8 @@ from hybridgen.core.names import DEFAULTS, OF_PATH
 from hybridgen.evaluation.intervals import with_interval
 from hybridgen.evaluation.samples import first_records
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
-from hybridgen.sampling.seeds import nth_seed
 
-CHUNK = 64  # prompts or questions between two reports of progress; results do not depend on it
-Progress = Callable[[int, int], None]  # done, of
-
-
-def no_progress(done: int, of: int) -> None:
-    """Progress that nobody watches."""
+CHUNK = 64  # pictures encoded at once
 
 
 @dataclass(frozen=True)
@@ -76,39 +68,25 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.captions)
 
+    def __getitem__(self, some: slice) -> "Prompts":
+        return Prompts(self.captions[some], self.specs[some], self.pictures[some])
 
-def held_out_prompts(dataset: ModuleType, split: str, samples: int, seed: int) -> Prompts:
+
+def held_out_prompts(dataset: ModuleType, split: str, samples: int, seed: int, size: int | None = None) -> Prompts:
     """The first `samples` drawing records of a dataset's split.
+
+    Args:
+        size: side of the true pictures in pixels; None = the dataset's own.
 
     Raises:
         ValueError: no sample is asked for, or more than the split has.
     """
     prompts = Prompts()
-    for record in first_records(dataset, split, "draw", samples, seed):
+    for record in first_records(dataset, split, "draw", samples, seed, size):
         prompts.captions.append(record["messages"][0]["content"][0]["text"])
         prompts.specs.append(dataset.spec_of(record))
         prompts.pictures.append(record["messages"][1]["content"][0]["image"])
     return prompts
-
-
-def draw(
-    pipeline: HybridGenPipeline,
-    captions: list[str],
-    path: str,
-    side: int,
-    seed: int,
-    settings: DrawSettings,
-    progress: Progress = no_progress,
-) -> tuple[list[Image.Image], float]:
-    """One picture per caption, `side` pixels square, and the seconds it took. Picture i's seed is `seed + i`."""
-    images, started = [], time.perf_counter()
-    for start in range(0, len(captions), CHUNK):
-        chunk = captions[start : start + CHUNK]
-        images += pipeline(
-            chunk, path=path, seed=nth_seed(seed, start), height=side, width=side, **settings.arguments(path)
-        ).images
-        progress(len(images), len(captions))
-    return images, time.perf_counter() - started
 
 
 def denoising_frames(
@@ -152,6 +130,14 @@ def reconstruct(pipeline: HybridGenPipeline, pictures: list[Image.Image]) -> lis
 def score(dataset: ModuleType, images: list[Image.Image], specs: list) -> dict[str, dict[str, float]]:
     """The dataset's tallies of pictures against what was asked for, with 95 % intervals."""
     return {name: with_interval(tally) for name, tally in dataset.score_pictures(stacked(images), specs).items()}
+
+
+def verdicts(dataset: ModuleType, images: list[Image.Image], specs: list) -> list[dict[str, float]]:
+    """The shares that `score` gives each picture alone."""
+    return [
+        {name: tally["share"] for name, tally in dataset.score_pictures(stacked([image]), [spec]).items()}
+        for image, spec in zip(images, specs, strict=True)
+    ]
 
 
 def wrong_categories(dataset: ModuleType, images: list[Image.Image], specs: list) -> list[list[str]]:

@@ -14,8 +14,8 @@ from markupsafe import Markup
 from PIL import Image
 
 from hybridgen.core.figures import Panel, panel_svg
-from hybridgen.evaluation import environment, generation
-from hybridgen.evaluation.suites import Evaluation
+from hybridgen.evaluation import environment
+from hybridgen.evaluation.result import BASELINES, TASKS, Item, Result
 
 _ASSETS = Path(__file__).parent / "assets"
 
@@ -63,22 +63,28 @@ class ReportContent:
     examples: int = 12
 
 
-def render(evaluation: Evaluation, content: ReportContent) -> str:
-    """The whole page."""
-    scores, half = evaluation.scores, max(1, content.examples // 2)
-    tallies = [(target, target.tally(scores)) for target in content.targets]
+def render(result: Result, scores: dict, content: ReportContent) -> str:
+    """The whole page of one suite.
+
+    Args:
+        scores: the `scores.json` that holds it.
+    """
+    half, drawn = max(1, content.examples // 2), result.items.get("generation", {})
+    tallies = [(target, target.tally(result.scores)) for target in content.targets]
+    size = result.facts["size"]
     return _templates().get_template("report.html.jinja").render(
-        evaluation=evaluation,
         content=content,
         style=Markup((_ASSETS / "report.css").read_text(encoding="utf-8")),
-        side=max(1, 128 // evaluation.dataset.SIZE - 1) * evaluation.dataset.SIZE,  # whole screen pixels each
+        side=max(1, 128 // size - 1) * size,  # whole screen pixels each
         half=half,
         targets=[(target, tally) for target, tally in tallies if tally is not None],
-        wrong={path: _wrong(evaluation, images) for path, images in evaluation.drawings.items()},
-        quiz=_quiz(evaluation, half),
-        tables=_tables(evaluation),
+        drawn=drawn,
+        answered=list(result.items.get("understanding", {})),
+        quiz=_quiz(result.items.get("understanding", {}), half),
+        tables=tables_of(result),
         charts={stage: [Markup(panel_svg(panel)) for panel in panels] for stage, panels in content.panels.items()},
-        facts=_facts(scores, content),
+        facts=_facts(result, scores, content),
+        version=scores["versions"]["hybridgen"],
     )  # fmt: skip
 
 
@@ -99,29 +105,20 @@ def _templates() -> jinja2.Environment:
 # ------------------------------------------------------------------------------------------------------- content
 
 
-def _wrong(evaluation: Evaluation, images: list[Image.Image]) -> list[str]:
-    """Picture by picture, what is not as asked, in words."""
-    wrong = generation.wrong_categories(evaluation.dataset, images, evaluation.prompts.specs)
-    return [", ".join(evaluation.suite.label(category) for category in categories) for categories in wrong]
-
-
-def _quiz(evaluation: Evaluation, pictures: int) -> list[tuple[Image.Image, list]]:
+def _quiz(answered: dict[str, list[Item]], pictures: int) -> list[tuple[Image.Image, list]]:
     """The first pictures, each with its questions and the answers to them: (path, text, right). A single answer, with
     no path, where all paths say the same."""
-    if not evaluation.answers:
-        return []
-    quiz = []
-    for picture, places in evaluation.quiz.by_picture()[:pictures]:
-        lines = []
-        for place in places:
-            question = evaluation.quiz.questions[place]
-            by_path = {path: answers[place] for path, answers in evaluation.answers.items()}
-            if len(set(by_path.values())) == 1:
-                by_path = {"": next(iter(by_path.values()))}
-            answers = [(path, text, evaluation.is_right(text, question)) for path, text in by_path.items()]
-            lines.append((question, answers))
-        quiz.append((picture, lines))
-    return quiz
+    quiz: dict[int, tuple[Image.Image, list]] = {}
+    for items in zip(*answered.values(), strict=True):
+        picture = items[0].pictures["shown"]
+        if id(picture) not in quiz and len(quiz) == pictures:
+            break
+        by_path = dict(zip(answered, items, strict=True))
+        if len({item.answer for item in items}) == 1:
+            by_path = {"": items[0]}
+        answers = [(path, item.answer, item.mean == 1) for path, item in by_path.items()]
+        quiz.setdefault(id(picture), (picture, []))[1].append((items[0], answers))
+    return list(quiz.values())
 
 
 @dataclass(frozen=True)
@@ -137,49 +134,52 @@ class CategoryTable:
     rows: list[tuple[str, list[dict | str]]]
 
 
-_BASELINES = {  # what stands beside a score, and its heading
-    "generation": {"majority": "constant picture", "true": "true pictures", "codec": "true, as codes"},
-    "understanding": {"majority": "constant answer", "blank": "blank"},
-    "conversation": {},
-}
+_OF_EACH_PATH = ("blank", "shuffled", "unseen", "codec")  # baselines that differ from path to path
 
 
-def _tables(evaluation: Evaluation) -> list[CategoryTable]:
+def tables_of(result: Result) -> list[CategoryTable]:
+    """A table for each task."""
     tables = []
-    for task, title in (
-        ("generation", "Drawing"),
-        ("understanding", "Answering"),
-        ("conversation", "In conversations"),
-    ):
-        results = {path: result["scores"] for path, result in evaluation.scores[task].items()}
+    for task, (_, title) in TASKS.items():
+        results = {path: of_path["scores"] for path, of_path in result.scores.get(task, {}).items()}
         if results:
-            tables.append(_table(evaluation, title, results, _BASELINES[task]))
+            tables.append(_table(result, title, results))
     return tables
 
 
-def _table(evaluation: Evaluation, title: str, results: dict[str, dict], baselines: dict[str, str]) -> CategoryTable:
-    """Baselines are the same for all paths and stand once, except the blank baseline: one column per path."""
+def _table(result: Result, title: str, results: dict[str, dict]) -> CategoryTable:
+    """Baselines that are the same for all paths stand once."""
     first = next(iter(results.values()))
-    listed = [name for name in evaluation.dataset.CATEGORIES if name in first] if "all" in first else []
-    names = listed + [name for name in first if name not in listed]
+    totals = [name for name in ("all",) if name in first]
+    names = [name for name in first if name not in totals] + totals
     columns: dict[str, list] = {path: [tallies[name] for name in names] for path, tallies in results.items()}
     columns["of"] = [str(first[name]["n"]) for name in names]
-    for key, heading in baselines.items():
-        with_baseline = [(path, tallies) for path, tallies in results.items() if key in tallies[names[0]]]
-        for path, tallies in with_baseline if key == "blank" else with_baseline[:1]:
-            shares = [percent(tallies[name][key]) for name in names]
-            columns[f"{heading}, {path}" if key == "blank" else heading] = shares
-    cells = zip(*columns.values(), strict=True)
-    rows = [(evaluation.suite.label(name), list(row)) for name, row in zip(names, cells, strict=True)]
+    for key, heading in BASELINES.items():
+        with_baseline = {path: tallies for path, tallies in results.items() if any(key in t for t in tallies.values())}
+        each = key in _OF_EACH_PATH and len(with_baseline) > 1
+        for path in list(with_baseline) if each else list(with_baseline)[:1]:
+            cells = [_number(with_baseline[path][name], key) for name in names]
+            columns[f"{heading}, {path}" if each else heading] = cells
+    rows = [
+        (result.label(name), list(row)) for name, row in zip(names, zip(*columns.values(), strict=True), strict=True)
+    ]
     return CategoryTable(title, list(columns), rows)
 
 
-def _facts(scores: dict, content: ReportContent) -> dict[str, str]:
+def _number(tally: dict, key: str) -> str:
+    """What stands beside a tally under a name, as the tally itself is shown."""
+    if key not in tally:
+        return ""
+    return percent(tally[key]) if "share" in tally else f"{tally[key]:.4g}"
+
+
+def _facts(result: Result, scores: dict, content: ReportContent) -> dict[str, str]:
+    facts, (suite,) = result.facts, scores["suites"]
     return {
         **content.facts,
         **{name: duration(seconds) for name, seconds in content.stage_seconds.items()},
-        "evaluated on": f"{scores['samples']} pictures and {scores['questions']} questions of {scores['suite']}, split "
-        f"{scores['split']}, seed {scores['seed']}",
+        "evaluated on": f"{facts['samples']} pictures and {facts['questions']} questions of {suite}, split "
+        f"{facts['split']}, seed {facts['seed']}",
         "hardware": environment.describe(scores["hardware"]),
         "versions": ", ".join(f"{name} {number}" for name, number in scores["versions"].items()),
     }

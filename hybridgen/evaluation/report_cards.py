@@ -6,27 +6,25 @@ It decides what stands beside what; `core.figures` draws it.
 from pathlib import Path
 
 from hybridgen.core.figures import Card, Panel, read_curves, side_by_side
-from hybridgen.evaluation.suites import Evaluation
+from hybridgen.evaluation.result import Result
 
 
-def drawing_cards(evaluation: Evaluation, path: str) -> list[Card]:
+def drawing_cards(result: Result, path: str) -> list[Card]:
     """One card per prompt: the true picture, and what a path drew."""
-    prompts = evaluation.prompts
-    return side_by_side(prompts.captions, {"true picture": prompts.pictures, path: evaluation.drawings[path]})
+    items = result.items["generation"][path]
+    columns = {heading: [item.pictures[heading] for item in items] for heading in ("true picture", path)}
+    return side_by_side([item.prompt for item in items], columns)
 
 
-def answer_cards(evaluation: Evaluation) -> list[Card]:
+def answer_cards(result: Result) -> list[Card]:
     """Each picture with all that was asked about it, and the first path's answers."""
-    path, answers = next(iter(evaluation.answers.items()))
-    cards = []
-    for picture, places in evaluation.quiz.by_picture():
-        lines = []
-        for place in places:
-            question, answer = evaluation.quiz.questions[place], answers[place]
-            correction = "" if evaluation.is_right(answer, question) else f"  (wrong: {question.answer})"
-            lines.append(f"{question.question} {answer}{correction}")
-        cards.append(Card({f"through {path}": picture}, tuple(lines), side=256))
-    return cards
+    path, items = next(iter(result.items["understanding"].items()))
+    lines: dict[int, list[str]] = {}
+    for item in items:
+        correction = "" if item.mean == 1 else f"  (wrong: {item.expected})"
+        lines.setdefault(id(item.pictures["shown"]), []).append(f"{item.prompt} {item.answer}{correction}")
+    pictures = {id(item.pictures["shown"]): item.pictures["shown"] for item in items}
+    return [Card({f"through {path}": pictures[key]}, tuple(of_one), side=256) for key, of_one in lines.items()]
 
 
 def loss_panels(metrics: Path) -> list[Panel]:

@@ -5,20 +5,16 @@ of each category) and the blank control (the same questions, asked of an empty g
 majority baseline without looking, because the wording of a question tells something; the blank control shows how much.
 """
 
-import time
 from dataclasses import dataclass, field
 from types import ModuleType
 
 from PIL import Image
 
-from hybridgen.evaluation import generation
-from hybridgen.evaluation.generation import Progress, no_progress
 from hybridgen.evaluation.intervals import with_interval
 from hybridgen.evaluation.samples import first_records
-from hybridgen.pipeline_hybridgen import HybridGenPipeline
+from hybridgen.evaluation.work import Work
 
 GRAY = (127, 127, 127)
-MAX_NEW_TOKENS = 32  # more than the longest answer of any dataset has, with its end token
 
 
 @dataclass
@@ -31,6 +27,11 @@ class Quiz:
     def __len__(self) -> int:
         return len(self.questions)
 
+    @property
+    def wordings(self) -> list[str]:
+        """What is asked, in words."""
+        return [question.question for question in self.questions]
+
     def by_picture(self) -> list[tuple[Image.Image, list[int]]]:
         """Each picture once, with the places of its questions."""
         places: dict[int, list[int]] = {}
@@ -39,14 +40,14 @@ class Quiz:
         return [(self.pictures[of_picture[0]], of_picture) for of_picture in places.values()]
 
 
-def held_out_quiz(dataset: ModuleType, split: str, samples: int, seed: int) -> Quiz:
-    """Every question about the first `samples` pictures of a dataset's split.
+def held_out_quiz(dataset: ModuleType, split: str, samples: int, seed: int, size: int | None = None) -> Quiz:
+    """Every question about the first `samples` pictures of a dataset's split, of `size` pixels a side.
 
     Raises:
         ValueError: no sample is asked for, or more than the split has.
     """
     quiz = Quiz()
-    for record in first_records(dataset, split, "answer", samples, seed):
+    for record in first_records(dataset, split, "answer", samples, seed, size):
         picture = record["messages"][0]["content"][0]["image"]
         for item in record["meta"]["questions"]:
             quiz.pictures.append(picture)
@@ -54,26 +55,13 @@ def held_out_quiz(dataset: ModuleType, split: str, samples: int, seed: int) -> Q
     return quiz
 
 
-def answer(
-    pipeline: HybridGenPipeline, quiz: Quiz, path: str, progress: Progress = no_progress
-) -> tuple[list[str], float]:
-    """One answer per question, read through `path`, and the seconds it took."""
-    answers, started = [], time.perf_counter()
-    for start in range(0, len(quiz), generation.CHUNK):
-        chunk = slice(start, start + generation.CHUNK)
-        questions = [question.question for question in quiz.questions[chunk]]
-        answers += pipeline.answer(quiz.pictures[chunk], questions, path=path, max_new_tokens=MAX_NEW_TOKENS)
-        progress(len(answers), len(quiz))
-    return answers, time.perf_counter() - started
-
-
-def answer_blank(pipeline: HybridGenPipeline, quiz: Quiz, path: str) -> list[str]:
+def answer_blank(work: Work, quiz: Quiz, path: str) -> list[str]:
     """The quiz' questions, asked of an empty gray picture. Each wording is asked once: the answer cannot differ."""
-    wordings = {question.question: question for question in quiz.questions}
-    blank = Image.new("RGB", quiz.pictures[0].size, GRAY)
-    answers, _ = answer(pipeline, Quiz([blank] * len(wordings), list(wordings.values())), path)
-    by_wording = dict(zip(wordings, answers, strict=True))
-    return [by_wording[question.question] for question in quiz.questions]
+    wordings = list(dict.fromkeys(quiz.wordings))
+    blank = [Image.new("RGB", quiz.pictures[0].size, GRAY)] * len(wordings)
+    label = f"answering through {path}, of a blank picture"
+    by_wording = dict(zip(wordings, work.answer(path, blank, wordings, f"blank-{path}", label=label), strict=True))
+    return [by_wording[wording] for wording in quiz.wordings]
 
 
 def score(

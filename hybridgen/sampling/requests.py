@@ -95,15 +95,17 @@ def pair_questions(images, questions: str | list[str]) -> list[tuple[list, str]]
 
     Args:
         images: a picture, or a list of what belongs to one question each: a picture, or a list of several. An array or
-            tensor of four dimensions is a list of pictures.
+            tensor of four dimensions is a list of pictures. None in a list: that question has no picture.
 
     Raises:
         ValueError: there are none, or they do not pair.
     """
     if images is None:
-        raise ValueError("images is None; give a picture, or a list with one or several for each question")
+        raise ValueError("images is None; give a picture, or a list with one, several or None for each question")
+    without = []
     if isinstance(images, list | tuple):
-        images = [read_pictures(of_question) for of_question in images]
+        without = [place for place, of_question in enumerate(images) if of_question is None]
+        images = [[] if of_question is None else read_pictures(of_question) for of_question in images]
     else:
         images = [[image] for image in read_pictures(images)]
     given = questions
@@ -118,8 +120,9 @@ def pair_questions(images, questions: str | list[str]) -> list[tuple[list, str]]
         raise ValueError(
             f"{len(images)} images and {len(questions)} questions do not pair; give equally many, or one of either"
         )
-    if [] in images:
-        raise ValueError(f"question {images.index([]) + 1} has no picture; give each at least one")
+    for place, of_question in enumerate(images):
+        if not of_question and place not in without:
+            raise ValueError(f"question {place + 1} has no picture; give each at least one, or None")
     count = max(len(images), len(questions))
     images = images * count if len(images) == 1 else images
     questions = questions * count if len(questions) == 1 else questions

@@ -106,11 +106,12 @@ def test_it_writes_all_it_promises(finished):
 
 def test_scores_are_those_of_what_was_trained(finished):
     scores = json.loads((finished / "scores.json").read_text())
-    assert list(scores["generation"]) == ["diffusion", "vq"]
-    assert list(scores["understanding"]) == ["understanding"]
-    assert scores["samples"] == 2
-    assert (scores["generation"]["diffusion"]["steps"], scores["generation"]["diffusion"]["guidance"]) == (2, 2.0)
-    assert scores["generation"]["vq"]["guidance"] == 1.0
+    dolls = scores["suites"]["dolls"]
+    assert list(dolls["generation"]) == ["diffusion", "vq"]
+    assert list(dolls["understanding"]) == ["understanding"]
+    assert dolls["samples"] == 2
+    assert (dolls["generation"]["diffusion"]["steps"], dolls["generation"]["diffusion"]["guidance"]) == (2, 2.0)
+    assert dolls["generation"]["vq"]["guidance"] == 1.0
     assert set(scores["seconds"]) == {"codec", "model", "evaluation"}
     assert all(seconds > 0 for seconds in scores["seconds"].values())
     assert [target["share"] for target in scores["targets"]] == [0.98, 0.90, 0.95, 0.98, 0.96, 0.95, 0.90]
@@ -145,14 +146,13 @@ def test_without_its_report_it_scores_again_but_does_not_train(copy):
     assert times(copy / "checkpoint") == before
     again = json.loads((copy / "scores.json").read_text())
     assert (copy / "report.html").is_file()
-    assert {path: result["scores"] for path, result in again["generation"].items()} == {
-        path: result["scores"] for path, result in scores["generation"].items()
-    }
+    first, second = (each["suites"]["dolls"]["generation"] for each in (scores, again))
+    assert {path: each["scores"] for path, each in first.items()} == {p: each["scores"] for p, each in second.items()}
 
 
 def test_other_samples_are_scored_anew(copy):
     run(copy, samples=1)
-    assert json.loads((copy / "scores.json").read_text())["samples"] == 1
+    assert json.loads((copy / "scores.json").read_text())["suites"]["dolls"]["samples"] == 1
 
 
 def test_it_goes_on_with_the_model_when_the_codec_is_done(copy):

@@ -180,10 +180,13 @@ def test_ctrl_c_in_an_evaluation_says_what_is_safe(run, tiny_checkpoint, tmp_pat
     def stop(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate.suites, "evaluate", stop)
+    monkeypatch.setattr(evaluate, "evaluate_suites", stop)
     code, lines, error = run("evaluate", tiny_checkpoint, "--suite", "dolls", "--out", tmp_path)
     assert (code, lines) == (130, [])
-    assert error.splitlines()[-1] == "hybridgen: stopped; nothing was written, and an older scores.json is as it was"
+    assert (
+        error.splitlines()[-1]
+        == "hybridgen: stopped; what was drawn and answered is kept: the same command goes on from there"
+    )
     assert (tmp_path / "scores.json").read_text() == "{}"
 
 

@@ -9,8 +9,10 @@ from PIL import Image
 
 from hybridgen.chat.events import ImageDone, TextDelta
 from hybridgen.data.synthetic import dolls
-from hybridgen.evaluation import conversations, generation, suites
+from hybridgen.evaluation import conversations, generation
 from hybridgen.evaluation.generation import DrawSettings
+from hybridgen.evaluation.run import evaluate
+from hybridgen.evaluation.work import Work
 from hybridgen.pipeline_hybridgen import load_pipeline
 
 CHATS = 3
@@ -61,7 +63,12 @@ def prompts():
 
 
 def talk(partner, prompts, seed: int = 4) -> dict:
-    return conversations.converse(partner, dolls, prompts, "vq", DrawSettings(guidance=1.5), seed=seed)[0]
+    work = Work(partner, seed=seed, settings={"vq": DrawSettings(guidance=1.5)})
+    tallies, items = conversations.converse(work, dolls, prompts, "vq", 32)
+    for category, tally in tallies.items():  # the items say the same
+        judged = [item.verdict[category] for item in items if category in item.verdict]
+        assert sum(judged) / len(judged) == pytest.approx(tally["share"])
+    return tallies
 
 
 def test_who_is_always_right_scores_all(prompts):
@@ -103,10 +110,11 @@ def test_conversations_of_a_model_stand_in_its_scores(tiny_checkpoint):
     """Random weights: nothing is right, all is counted; without `chat_paths` no conversation is held."""
     quick = {"vq": DrawSettings(guidance=1.0)}
     pipe = load_pipeline(tiny_checkpoint)
-    done = suites.evaluate(pipe, "dolls", 2, 0, [], [], chat_paths=["vq"], chats=1, settings=quick)
+    how = {"samples": 2, "draw_paths": [], "answer_paths": [], "settings": quick}
+    done = evaluate(pipe, "dolls", chat_paths=["vq"], options={"chats": 1}, **how)
     result = done.scores["conversation"]["vq"]["scores"]
     assert {name: tally["n"] for name, tally in result.items()} == {
         "drawn": 2, "slots": 14, "all_seven": 2, "words": 8, "shown": 2, "after_drawing": 5,
     }  # fmt: skip
     with pytest.raises(ValueError, match="the understanding path reads and cannot draw"):
-        suites.evaluate(pipe, "dolls", 2, 0, [], [], chat_paths=["understanding"])
+        evaluate(pipe, "dolls", chat_paths=["understanding"], **how)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from hybridgen.evaluation import generation, suites
+from hybridgen.evaluation import generation
 from hybridgen.evaluation.generation import DrawSettings
+from hybridgen.evaluation.run import evaluate
 from tests.dolls import tiny_dolls_pipeline
 from tests.pretended_device import DEVICE, PretendedTensor, pretended_device, put_on
 
@@ -31,21 +32,20 @@ def test_a_whole_evaluation_runs_on_another_device():
     Attention is another kernel there, so codes and letters of random weights may differ; pixels by diffusion do not.
     """
     here, there = tiny_dolls_pipeline(), tiny_dolls_pipeline()
-    expected = suites.evaluate(here, "dolls", samples=2, seed=0, settings=FAST)
+    expected = evaluate(here, "dolls", samples=2, seed=0, settings=FAST)
     with pretended_device():
         put_on(there.model)
         put_on(there.vq_model)
         assert there.device == DEVICE
-        done = suites.evaluate(there, "dolls", samples=2, seed=0, settings=FAST)
+        done = evaluate(there, "dolls", samples=2, seed=0, settings=FAST)
         frames = {path: generation.denoising_frames(there, "an orc", path, 32, 0, FAST[path], 2) for path in FAST}
-    assert {path: len(answers) for path, answers in done.answers.items()} == {
-        path: len(answers) for path, answers in expected.answers.items()
-    }
-    assert {path: [image.size for image in images] for path, images in done.drawings.items()} == {
-        path: [(32, 32)] * 2 for path in FAST
-    }
+    for task in ("generation", "understanding"):
+        counts = [{path: len(items) for path, items in each.items[task].items()} for each in (done, expected)]
+        assert counts[0] == counts[1]
     assert {path: len(images) for path, images in frames.items()} == {"diffusion": 2, "vq": 2}
-    alike = zip(done.reconstructions, expected.reconstructions, strict=True)
-    alike = [*alike, *zip(done.drawings["diffusion"], expected.drawings["diffusion"], strict=True)]
-    for image, other in alike:
-        assert np.abs(np.asarray(image, int) - np.asarray(other, int)).max() <= 1
+    for path, heading in (("vq", "vq"), ("vq", "as codes"), ("diffusion", "diffusion")):
+        for item, other in zip(done.items["generation"][path], expected.items["generation"][path], strict=True):
+            assert item.pictures[heading].size == (32, 32)
+            if heading != "vq":
+                one, two = (np.asarray(each.pictures[heading], int) for each in (item, other))
+                assert np.abs(one - two).max() <= 1

@@ -26,21 +26,6 @@ def test_refuses_no_samples(samples):
         generation.held_out_prompts(dolls, "held_out", samples, seed=0)
 
 
-@pytest.mark.parametrize("path", ["diffusion", "vq"])
-def test_chunks_do_not_change_pictures(pipeline, path, monkeypatch):
-    captions = generation.held_out_prompts(dolls, "held_out", 5, seed=0).captions
-    pipeline.set_progress_bar_config(disable=True)
-    reported = []
-    together, _ = generation.draw(pipeline, captions, path, 32, 7, FAST)
-    monkeypatch.setattr(generation, "CHUNK", 2)
-    apart, seconds = generation.draw(pipeline, captions, path, 32, 7, FAST, lambda *done: reported.append(done))
-    assert seconds > 0
-    assert reported == [(2, 5), (4, 5), (5, 5)]
-    for one, other in zip(together, apart, strict=True):
-        # batches of other sizes round differently: at most one level of 255
-        assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
-
-
 def test_true_pictures_score_everything_and_shifted_ones_do_not():
     prompts = generation.held_out_prompts(dolls, "held_out", 8, seed=0)
     scores = generation.score(dolls, prompts.pictures, prompts.specs)

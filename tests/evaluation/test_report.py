@@ -3,17 +3,21 @@
 import base64
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from hybridgen.core.figures import Panel
 from hybridgen.data.synthetic import dolls
-from hybridgen.evaluation import generation, report, suites
+from hybridgen.evaluation import report
 from hybridgen.evaluation.generation import DrawSettings
-from hybridgen.evaluation.report import ReportContent, Target, data_url, duration, percent, render
+from hybridgen.evaluation.report import ReportContent, Target, data_url, duration, percent
+from hybridgen.evaluation.result import Result
+from hybridgen.evaluation.run import evaluate, scores_of
 from hybridgen.pipeline_hybridgen import load_pipeline
 
 VOID = {"meta", "img", "br"}
@@ -44,7 +48,7 @@ class Checker(HTMLParser):
 @pytest.fixture(scope="module")
 def evaluation(tiny_checkpoint):
     settings = dict.fromkeys(("diffusion", "vq"), DrawSettings(steps=2, guidance=1.0))
-    return suites.evaluate(load_pipeline(tiny_checkpoint), "dolls", samples=3, seed=0, settings=settings)
+    return evaluate(load_pipeline(tiny_checkpoint), "dolls", samples=3, seed=0, settings=settings)
 
 
 CONTENT = ReportContent(
@@ -61,6 +65,16 @@ CONTENT = ReportContent(
     stage_seconds={"training": 61.0},
     examples=2,
 )
+
+
+def render(result: Result, content: ReportContent) -> str:
+    return report.render(result, scores_of({"dolls": result}, 0), content)
+
+
+def changed_items(result: Result, task: str, **changes) -> Result:
+    """The result with other values in the first item of each path."""
+    of_task = {path: [replace(items[0], **changes), *items[1:]] for path, items in result.items[task].items()}
+    return replace(result, items={**result.items, task: of_task})
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +105,10 @@ def test_texts_are_escaped(page):
 def test_every_picture_that_was_scored_is_on_it(evaluation, page):
     encoded = [base64.b64decode(data) for data in re.findall(r"data:image/png;base64,([^\"]+)", page)]
     shown = {Image.open(io.BytesIO(data)).convert("RGB").tobytes() for data in encoded}
-    for images in (*evaluation.drawings.values(), evaluation.prompts.pictures[:2], evaluation.reconstructions[:1]):
-        assert {image.tobytes() for image in images} <= shown
+    drawn = evaluation.items["generation"]
+    pictures = [item.pictures[path] for path, items in drawn.items() for item in items]
+    pictures += [item.pictures["true picture"] for item in drawn["vq"][:2]] + [drawn["vq"][0].pictures["as codes"]]
+    assert {image.tobytes() for image in pictures} <= shown
 
 
 def test_targets_stand_beside_scores(page):
@@ -109,32 +125,28 @@ def test_numbers_and_origins_are_told(evaluation, page):
         "right hand",
         "whole pictures",
         "all questions",
-        "constant answer",
-        "constant picture",
+        "constant answer or picture",
         "true, as codes",
     ):
         assert word in page
     for fact in (
         "1 min 1 s",
         "hybridgen demo --out &#39;a b&#39;",
-        evaluation.scores["versions"]["torch"],
+        torch.__version__,
         "held_out",
     ):
         assert fact in page
 
 
 def test_wrong_answers_are_struck_and_put_right(evaluation):
-    question = evaluation.quiz.questions[0]
-    answers = {path: ["<b>"] + answers[1:] for path, answers in evaluation.answers.items()}
-    changed = suites.Evaluation(**{**vars(evaluation), "answers": answers})
-    page = render(changed, CONTENT)
-    assert f'<s class="wrong">&lt;b&gt;</s> {question.answer}' in page
+    item = evaluation.items["understanding"]["vq"][0]
+    page = render(changed_items(evaluation, "understanding", answer="<b>", verdict={"all": 0.0}), CONTENT)
+    assert f'<s class="wrong">&lt;b&gt;</s> {item.expected}' in page
 
 
 def test_parts_that_were_not_evaluated_are_left_out(evaluation):
-    scores = {**evaluation.scores, "generation": {}}
-    only_answers = suites.Evaluation(**{**vars(evaluation), "scores": scores, "drawings": {}, "reconstructions": []})
-    page = render(only_answers, ReportContent("t", "s", "c"))
+    only = {name: {"understanding": getattr(evaluation, name)["understanding"]} for name in ("scores", "items")}
+    page = render(replace(evaluation, **only), ReportContent("t", "s", "c"))
     assert "Drawn from words" not in page
     assert "Asked about pictures" in page
     assert "Scores beside their targets" not in page
@@ -167,7 +179,7 @@ def test_durations(seconds, shown):
 def test_totals_stand_out(evaluation, page):
     rows = re.findall(r"<tr( class=\"total\")?><td>([^<]+)</td>", page)
     assert [label for total, label in rows if total] == ["whole pictures", "all questions"]
-    (drawing, answering) = report._tables(evaluation)
+    (drawing, answering) = report.tables_of(evaluation)
     assert [label for _, label in rows] == [label for table in (drawing, answering) for label, _ in table.rows]
 
 
@@ -185,15 +197,13 @@ def test_what_is_escaped_is_escaped_once(evaluation):
     changed["targets"] = [Target(word, "generation", "diffusion", "slots", 0.0)]
     changed["panels"] = {word: CONTENT.panels["the model"]}
     changed["stage_seconds"] = {word: 1.0}
-    prompts = generation.Prompts([word] * 3, evaluation.prompts.specs, evaluation.prompts.pictures)
-    answers = {path: [word, *texts[1:]] for path, texts in evaluation.answers.items()}
-    page = render(
-        suites.Evaluation(**{**vars(evaluation), "prompts": prompts, "answers": answers}), ReportContent(**changed)
-    )
+    wordy = changed_items(evaluation, "generation", prompt=word, wrong=word)
+    wordy = changed_items(wordy, "understanding", prompt=word, answer=word, expected=word, verdict={"all": 0.0})
+    page = render(wordy, ReportContent(**changed))
     assert "<i>" not in page
     assert "&amp;amp;" not in page
     assert "&amp;lt;" not in page
     checker = Checker()
     checker.feed(page)
     assert not checker.open
-    assert sum(word in text for text in checker.words) >= 12
+    assert sum(word in text for text in checker.words) >= 11

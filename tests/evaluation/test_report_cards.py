@@ -6,33 +6,42 @@ import pytest
 
 from hybridgen.data.synthetic import dolls
 from hybridgen.evaluation import environment, generation, report_cards, understanding
-from hybridgen.evaluation.suites import SUITES, Evaluation
+from hybridgen.evaluation.result import Item, Result
 
 
 @pytest.fixture
-def evaluation() -> Evaluation:
+def prompts() -> generation.Prompts:
+    return generation.held_out_prompts(dolls, "held_out", 3, seed=0)
+
+
+@pytest.fixture
+def result(prompts) -> Result:
     """Drawn: the true pictures, moved by one. Said: the right answers, but for the first."""
-    prompts = generation.held_out_prompts(dolls, "held_out", 3, seed=0)
     quiz = understanding.held_out_quiz(dolls, "held_out", 3, seed=0)
-    right = [question.answer for question in quiz.questions]
-    drawn = {"vq": prompts.pictures[1:] + prompts.pictures[:1]}
-    return Evaluation(SUITES["dolls"], dolls, {}, prompts, quiz, drawn, {"diffusion": ["a boat", *right[1:]]})
+    drawn = prompts.pictures[1:] + prompts.pictures[:1]
+    pictures = zip(prompts.captions, prompts.pictures, drawn, strict=True)
+    items = [Item(caption, {"true picture": true, "vq": came}) for caption, true, came in pictures]
+    answered = [
+        Item(question.question, {"shown": picture}, question.answer, question.answer, {"all": 1.0})
+        for picture, question in zip(quiz.pictures, quiz.questions, strict=True)
+    ]
+    answered[0].answer, answered[0].verdict = "a boat", {"all": 0.0}
+    return Result(items={"generation": {"vq": items}, "understanding": {"diffusion": answered}})
 
 
-def test_drawing_cards_pair_what_was_asked_with_what_came(evaluation):
-    cards = report_cards.drawing_cards(evaluation, "vq")
-    assert [card.lines for card in cards] == [(caption,) for caption in evaluation.prompts.captions]
+def test_drawing_cards_pair_what_was_asked_with_what_came(result, prompts):
+    cards = report_cards.drawing_cards(result, "vq")
+    assert [card.lines for card in cards] == [(caption,) for caption in prompts.captions]
     assert [list(card.pictures) for card in cards] == [["true picture", "vq"]] * 3
-    assert cards[0].pictures["vq"] is evaluation.prompts.pictures[1]
-    assert cards[0].pictures["true picture"] is evaluation.prompts.pictures[0]
+    assert cards[0].pictures["vq"] is prompts.pictures[1]
+    assert cards[0].pictures["true picture"] is prompts.pictures[0]
 
 
-def test_answer_cards_hold_every_question_of_a_picture(evaluation):
-    cards = report_cards.answer_cards(evaluation)
+def test_answer_cards_hold_every_question_of_a_picture(result):
+    cards, asked = report_cards.answer_cards(result), result.items["understanding"]["diffusion"]
     assert len(cards) == 3
-    assert sum(len(card.lines) for card in cards) == len(evaluation.quiz)
-    first = evaluation.quiz.questions[0]
-    assert cards[0].lines[0] == f"{first.question} a boat  (wrong: {first.answer})"
+    assert sum(len(card.lines) for card in cards) == len(asked)
+    assert cards[0].lines[0] == f"{asked[0].prompt} a boat  (wrong: {asked[0].expected})"
     assert not any("wrong" in line for card in cards for line in card.lines[1:])
 
 

@@ -3,8 +3,9 @@
 import pytest
 
 from hybridgen.data.synthetic import dolls
-from hybridgen.evaluation import generation, understanding
+from hybridgen.evaluation import understanding
 from hybridgen.evaluation.understanding import Quiz
+from hybridgen.evaluation.work import Work
 
 
 @pytest.fixture(scope="module")
@@ -32,23 +33,14 @@ def test_refuses_no_samples():
         understanding.held_out_quiz(dolls, "held_out", 0, seed=0)
 
 
-@pytest.mark.parametrize("path", ["understanding", "diffusion", "vq"])
-def test_answers_are_one_a_question_whatever_the_chunks(pipeline, quiz, path, monkeypatch):
-    together, seconds = understanding.answer(pipeline, quiz, path)
-    assert seconds > 0
-    monkeypatch.setattr(generation, "CHUNK", 7)
-    assert understanding.answer(pipeline, quiz, path)[0] == together
-    assert len(together) == len(quiz)
-
-
 def test_blank_control_does_not_look(pipeline, quiz):
     """The same wording gets the same answer, whatever the picture."""
-    blank = understanding.answer_blank(pipeline, quiz, "understanding")
+    blank = understanding.answer_blank(Work(pipeline), quiz, "understanding")
     answers = {}
     for question, text in zip(quiz.questions, blank, strict=True):
         assert answers.setdefault(question.question, text) == text
     other = Quiz(quiz.pictures[::-1], quiz.questions)
-    assert understanding.answer_blank(pipeline, other, "understanding") == blank
+    assert understanding.answer_blank(Work(pipeline), other, "understanding") == blank
 
 
 def test_scores_stand_beside_the_blind(quiz):

@@ -4,8 +4,8 @@ For training and evaluation on known ground; data of your own is read by `hybrid
 from its index, not read from a list, so `source[i]` is always the same.
 
 Every dataset is a package of `pictures` (what is drawn), `language` (captions, questions, answers) and `scoring`. To
-add one, copy `dolls/` and name it in `DATASETS`; name the split that is evaluated in `SUITES` of `evaluation.suites`
-and, if there is to be a demo of it, its two configs in `CONFIGS` of `cli.demo`. Its `__init__` offers these names:
+add one, copy `dolls/` and name it in `DATASETS`; copy `evaluation/suites/dolls.py`, which names the split that is
+evaluated, and, if there is to be a demo of it, its two configs in `CONFIGS` of `cli.demo`. Its `__init__` offers these names:
 
     SIZE, SPLITS, TASKS, CATEGORIES      side of a picture in pixels; the names that the functions accept and return
     Source(split, task, seed)            endless: `source[i]` is a chat record, `source.picture(i)` its picture

@@ -1,0 +1,53 @@
+"""One process or several that evaluate together: who does what, and how all get to know it.
+
+Started by `accelerate launch`; the group of processes is torch's own. Weights are whole in each process.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that evaluate together.
+
+    Args:
+        rank, count: its number, and how many there are.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def running(cls) -> "Processes":
+        """Those of torch's group; one alone where there is none."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return cls()
+        return cls(dist.get_rank(), dist.get_world_size())
+
+    @property
+    def is_main(self) -> bool:
+        """Whether it is the one that writes scores and speaks."""
+        return self.rank == 0
+
+    def gather(self, value: Any) -> list:
+        """The value of each process, in all of them. They wait for each other here."""
+        if self.count == 1:
+            return [value]
+        gathered = [None] * self.count
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def agree(self, error: Exception | None = None) -> None:
+        """Raise the error of the first process that has one, in all of them: alone, it would leave the others waiting.
+
+        Raises:
+            ValueError, OSError: in all processes, with the same sentence.
+        """
+        told = self.gather(None if error is None else (isinstance(error, OSError), str(error)))
+        if error is not None:
+            raise error
+        for is_os, sentence in filter(None, told):
+            raise (OSError if is_os else ValueError)(sentence)

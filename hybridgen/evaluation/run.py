@@ -1,0 +1,105 @@
+"""`evaluate`: one suite on one pipeline; `evaluate_suites`: several, into a folder.
+
+OUT/evaluation.json   what is evaluated, which another evaluation into the folder must not contradict (`folder`)
+OUT/SUITE/...         what was drawn and answered so far (`work`)
+OUT/scores.json       the scores, once all is done
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hybridgen.configuration_hybridgen import require_path
+from hybridgen.core.names import WRITING_PATHS
+from hybridgen.evaluation import environment
+from hybridgen.evaluation.generation import DrawSettings
+from hybridgen.evaluation.processes import Processes
+from hybridgen.evaluation.result import Result
+from hybridgen.evaluation.suites import open_suite, options_by_suite
+from hybridgen.evaluation.work import TaskProgress, Work
+from hybridgen.pipeline_hybridgen import HybridGenPipeline
+
+
+def evaluate(pipeline: HybridGenPipeline, suite: str, **how) -> Result:
+    """One suite; arguments as of `evaluate_suites`. Its scores are `result.scores[task][path]["scores"][category]`."""
+    return evaluate_suites(pipeline, [suite], **how)[suite]
+
+
+def evaluate_suites(
+    pipeline: HybridGenPipeline,
+    suites: Sequence[str],
+    samples: int | None = None,
+    seed: int = 0,
+    draw_paths: Sequence[str] | None = None,
+    answer_paths: Sequence[str] | None = None,
+    chat_paths: Sequence[str] = (),
+    settings: dict[str, DrawSettings] | None = None,
+    options: dict[str, Any] | None = None,
+    out: str | Path | None = None,
+    progress: TaskProgress = lambda what, done, of: None,
+) -> dict[str, Result]:
+    """
+    1. Check all that can be checked before any long work, of all suites.
+    2. Run one suite after the other.
+
+    Args:
+        suites: names of `suites.SUITES`, or files of own data.
+        samples: how many items of each; None = as many as is usual for the suite.
+        seed: of the samples, and of the drawing (picture i is drawn with seed + i).
+        draw_paths, answer_paths: None = every path of the model that can.
+        chat_paths: by which conversations draw; none, unless they are named: only a model that was trained on
+            conversations can hold them.
+        settings: how to draw, by path.
+        options: of the suites: {"KEY": value}, or {"SUITE:KEY": value} for one alone.
+        out: folder to which finished pieces are written, so that the same call goes on after a stop; None = memory.
+
+    Raises:
+        ValueError: an unknown suite or option, a path that the model lacks or that cannot draw, more samples than there
+            are, or what a suite refuses.
+    """
+    draw_paths, answer_paths = _paths(tuple(pipeline.model.config.paths), draw_paths, answer_paths, chat_paths)
+    shares = options_by_suite(suites, options or {})
+    works = {
+        name: Work(
+            pipeline, name, draw_paths, answer_paths, list(chat_paths), samples, seed, settings or {}, shares[name],
+            None if out is None else Path(out) / folder_name(name), progress,
+        )
+        for name in suites
+    }  # fmt: skip
+    modules = {name: open_suite(name) for name in suites}
+    for name, module in modules.items():
+        getattr(module, "check", lambda work: None)(works[name])
+    pipeline.set_progress_bar_config(disable=True)  # `progress` tells more
+    return {name: module.run(works[name]) for name, module in modules.items()}
+
+
+def folder_name(suite: str) -> str:
+    """The folder of a suite: its name; of own data, the file's without its suffix."""
+    return Path(suite).stem if suite.endswith(".jsonl") else Path(suite).name
+
+
+def scores_of(results: dict[str, Result], seed: int) -> dict:
+    """What `scores.json` holds of these results."""
+    return {
+        "suites": {name: result.as_json() for name, result in results.items()},
+        "seed": seed,
+        "versions": environment.versions(),
+        "hardware": environment.hardware(),
+        "processes": Processes.running().count,
+    }
+
+
+def _paths(
+    of_model: tuple[str, ...], draw: Sequence[str] | None, answer: Sequence[str] | None, chat: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """The paths to draw by and to answer through, checked."""
+    draw = [path for path in of_model if path in WRITING_PATHS] if draw is None else list(draw)
+    answer = list(of_model) if answer is None else list(answer)
+    for path in (*draw, *answer, *chat):
+        require_path(of_model, path)
+    for path in (*draw, *chat):
+        if path not in WRITING_PATHS:
+            raise ValueError(f"the {path} path reads and cannot draw; draw by {' or '.join(WRITING_PATHS)}")
+    if not draw and not answer and not chat:
+        raise ValueError("there is nothing to evaluate; name a path to draw by or to answer through")
+    return draw, answer
