@@ -954,8 +954,10 @@ class HybridGenPipeline(DiffusionPipeline):
             return upload(Path(folder), repo_id, **hub)
 
 
-def _image_part(picture) -> dict:
-    return {"type": "image", "image": picture}
+def _asked(pictures: list, question: str) -> dict:
+    """A question after its pictures as the user's message."""
+    images = [{"type": "image", "image": picture} for picture in pictures]
+    return {"role": "user", "content": [*images, {"type": "text", "text": question}]}
 
 
 def _returned_latents(returned, given: Tensor) -> Tensor:
