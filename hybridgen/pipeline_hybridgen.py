@@ -44,7 +44,7 @@ from hybridgen.core.messages import check_messages, parts, strip_reasoning
 from hybridgen.core.names import MOST_IMAGES, WRITING_PATHS, check_values
 from hybridgen.core.noise import NoiseProcess
 from hybridgen.core.pictures import read_picture, read_pictures, with_pictures
-from hybridgen.core.recognition import looks_like_folder, require_checkpoint, user_path
+from hybridgen.core.recognition import checkpoint_path, looks_like_folder, require_checkpoint, user_path
 from hybridgen.core.values import choice, each, flag, listed, shorten, shown, texts, whole_number
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.processing_hybridgen import HybridGenProcessor
@@ -910,7 +910,7 @@ class HybridGenPipeline(DiffusionPipeline):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs):
         """As everywhere in diffusers; a local folder is checked first, so that an error names what is missing."""
-        folder = user_path(pretrained_model_name_or_path)
+        folder = checkpoint_path(pretrained_model_name_or_path)
         if not folder.is_dir():
             if folder.is_absolute() or looks_like_folder(pretrained_model_name_or_path):
                 require_checkpoint(folder)
@@ -981,7 +981,7 @@ def load_pipeline(checkpoint: str | Path, model: HybridGenForConditionalGenerati
     Raises:
         ValueError: in one sentence, what the folder is or lacks.
     """
-    folder = user_path(checkpoint)
+    folder = checkpoint_path(checkpoint)
     check_checkpoint(folder)
     with friendly_errors(folder):
         pipeline = HybridGenPipeline.from_pretrained(folder, model=model or load_model(folder / "model"))

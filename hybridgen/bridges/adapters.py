@@ -14,7 +14,7 @@ from transformers.utils import is_peft_available
 
 from hybridgen.bridges.lora_config import PARTS, LoraConfig
 from hybridgen.checkpoints.loading import adapter_base, friendly_errors, is_adapter, quiet
-from hybridgen.core.recognition import check_files, require_folder, user_path
+from hybridgen.core.recognition import check_files, checkpoint_path, require_folder, user_path
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 
@@ -66,7 +66,7 @@ def open_pipeline(folder: str | Path) -> HybridGenPipeline:
     Raises:
         ValueError: in one sentence, what the folder is or lacks.
     """
-    folder = user_path(folder)
+    folder = checkpoint_path(folder)
     if not is_adapter(folder):
         return load_pipeline(folder)
     check_files(folder)

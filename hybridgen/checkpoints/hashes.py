@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hybridgen.checkpoints.loading import adapter_base, is_adapter
 from hybridgen.core.files import read_json, write_json
-from hybridgen.core.recognition import ADAPTER, INDEX, user_path
+from hybridgen.core.recognition import ADAPTER, INDEX, checkpoint_path, packaged_name
 
 _VOLATILE = ("_diffusers_version", "transformers_version", "_name_or_path", "base_model_name_or_path")
 _SETTINGS = (  # as transformers, diffusers and peft call them; other files in a folder are the user's
@@ -25,7 +25,8 @@ _SETTINGS = (  # as transformers, diffusers and peft call them; other files in a
 def checkpoint_hashes(checkpoint: str | Path) -> dict[str, str]:
     """What pictures were drawn by: the folder, and the hashes of what is in it."""
     hashes = {"weights": weights_hash(checkpoint), "config": config_hash(checkpoint)}
-    return {"checkpoint": str(user_path(checkpoint).absolute()), **hashes}
+    folder = checkpoint_path(checkpoint).absolute()
+    return {"checkpoint": packaged_name(folder) or str(folder), **hashes}
 
 
 def weights_hash(checkpoint: str | Path) -> str:
@@ -51,7 +52,7 @@ def config_hash(checkpoint: str | Path) -> str:
 
 
 def _folders(checkpoint: str | Path) -> list[Path]:
-    folder = user_path(checkpoint)
+    folder = checkpoint_path(checkpoint)
     return [folder, adapter_base(folder)] if is_adapter(folder) else [folder]
 
 

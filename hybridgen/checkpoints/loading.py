@@ -23,7 +23,14 @@ from torch import nn
 from hybridgen.configuration_hybridgen import HybridGenConfig, check_memory
 from hybridgen.core.files import put_in_place, read_json, write_whole
 from hybridgen.core.hub import INDEX
-from hybridgen.core.recognition import ADAPTER, check_absent, check_files, require_checkpoint, user_path
+from hybridgen.core.recognition import (
+    ADAPTER,
+    check_absent,
+    check_files,
+    checkpoint_path,
+    require_checkpoint,
+    user_path,
+)
 from hybridgen.core.values import one_line, shorten
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 
@@ -43,7 +50,7 @@ def check_checkpoint(folder: str | Path, components: tuple[str, ...] = ()) -> No
     Args:
         components: names of those that the caller brings along, which need no files.
     """
-    folder = user_path(folder)
+    folder = checkpoint_path(folder)
     require_checkpoint(folder)
     is_adapter = ", so it is not a checkpoint of hybridgen: it is an adapter; make one of it with hybridgen merge first"
     index = read_json(folder / INDEX, missing=is_adapter)
@@ -107,7 +114,7 @@ def require_weights(folder: Path) -> None:
 
 def is_adapter(folder: str | Path) -> bool:
     """Whether a folder holds an adapter, and not a whole pipeline."""
-    return (user_path(folder) / ADAPTER).is_file()
+    return (checkpoint_path(folder) / ADAPTER).is_file()
 
 
 def adapter_base(folder: Path) -> Path:

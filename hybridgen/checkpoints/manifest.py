@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hybridgen.checkpoints.hashes import checkpoint_hashes, file_hash, weights_state
 from hybridgen.core.pictures import picture_file, pixels_hash
-from hybridgen.core.recognition import user_path
+from hybridgen.core.recognition import checkpoint_path
 from hybridgen.core.versions import version_of
 from hybridgen.sampling.guidance import Guidance
 from hybridgen.version import __version__
@@ -107,7 +107,7 @@ class Provenance:
     """
 
     def __init__(self, folder: str | Path, components: list[nn.Module]):
-        self._folder = user_path(folder)
+        self._folder = checkpoint_path(folder)
         self._files, self._weights = weights_state(folder), _weights_versions(components)
         self._samples = [_sample_of(component) for component in components]
         self._origin: dict[str, str] | None = None  # hashed once

@@ -27,7 +27,7 @@ from hybridgen.cli.pictures import open_picture, png_text, png_texts, save_png
 from hybridgen.cli.running import best_device
 from hybridgen.core.names import OF_PATH
 from hybridgen.core.pictures import read_picture
-from hybridgen.core.recognition import require_checkpoint, user_path
+from hybridgen.core.recognition import checkpoint_path, require_checkpoint
 from hybridgen.core.values import one_line, shown
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.sampling.guidance import Guidance
@@ -74,7 +74,7 @@ def replay(file: Path, picture: Image.Image, checkpoint: Path | None = None) -> 
         ValueError: there is no manifest, or it is of other weights; before anything is drawn.
     """
     manifest = read_manifest(file)
-    folder = _find_checkpoint(manifest["checkpoint"], file) if checkpoint is None else user_path(checkpoint)
+    folder = _find_checkpoint(manifest["checkpoint"], file) if checkpoint is None else checkpoint_path(checkpoint)
     require_checkpoint(folder, f"name the one that drew {file} after it")
     check_weights(manifest, folder)
     pipeline = best_device(open_pipeline(folder))
@@ -190,7 +190,7 @@ def _wrong_values(manifest: dict) -> Iterator[str]:
 
 def _find_checkpoint(named: str, drawn: Path) -> Path:
     """The folder that a manifest names; old ones name it as seen from a folder around the picture that was drawn."""
-    folder = user_path(named)
+    folder = checkpoint_path(named)
     places = [folder, *(parent / folder for parent in drawn.absolute().parents)]
     return next((place for place in places if place.is_dir()), folder)
 

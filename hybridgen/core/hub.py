@@ -12,14 +12,14 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
 from transformers.utils import cached_file
 
-from hybridgen.core.recognition import INDEX, does_not_exist, looks_like_folder, user_path
+from hybridgen.core.recognition import INDEX, checkpoint_path, does_not_exist, looks_like_folder
 
 
 def is_whole(name: str | PathLike | None, **kwargs) -> bool:
     """Whether a folder or hub repository is a whole checkpoint. `kwargs` are those of `from_pretrained`."""
     if name is None:
         return False
-    if (folder := user_path(name)).exists():  # a file is none, and no name on the hub either
+    if (folder := checkpoint_path(name)).exists():  # a file is none, and no name on the hub either
         return (folder / INDEX).is_file()
     quiet = dict.fromkeys(("gated_repo", "missing_entries", "connection_errors"), False)
     quiet = {f"_raise_exceptions_for_{kind}": value for kind, value in quiet.items()}
@@ -28,7 +28,7 @@ def is_whole(name: str | PathLike | None, **kwargs) -> bool:
 
 def part_of(name: str | PathLike | None, part: str, **kwargs) -> str | PathLike | None:
     """The folder of a component in a whole checkpoint, downloaded as far as needed; or `name` itself."""
-    folder = None if name is None else user_path(name)
+    folder = None if name is None else checkpoint_path(name)
     if folder is not None and folder.is_dir():
         name = folder
     elif folder is not None and not folder.exists() and (folder.is_absolute() or looks_like_folder(name)):
@@ -49,7 +49,7 @@ def whole_around(name: str | PathLike | None, **kwargs) -> str | PathLike | None
     """The whole checkpoint that a name belongs to: itself, or the folder around a model's folder; None = neither."""
     if is_whole(name, **kwargs):
         return name
-    if name is not None and (folder := user_path(name)).is_dir() and (folder.resolve().parent / INDEX).is_file():
+    if name is not None and (folder := checkpoint_path(name)).is_dir() and (folder.resolve().parent / INDEX).is_file():
         return folder.resolve().parent
     return None
 

@@ -20,6 +20,8 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _RECORDS = (".jsonl", ".json", ".parquet", ".arrow", ".tar", ".csv", ".txt")
 _EXPECTED = dict.fromkeys((".bin", ".pt", ".pth", ".ckpt"), ("zip archive",)) | {".gguf": ("GGUF",)}
+SMALL = "hybridgen/small"
+PACKAGED = {SMALL: Path(__file__).parents[1] / "small"}  # checkpoints that come with the package
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _MAGIC = (  # first bytes of a file -> what it is
     (LFS_POINTER, "is a pointer of git lfs, not the file itself; run `git lfs pull` where it was cloned"),
@@ -54,6 +56,20 @@ def user_path(path: str | os.PathLike) -> Path:
     if re.match("[A-Za-z][A-Za-z0-9+.-]+://", text) and not text.startswith("file:"):
         raise ValueError(f"{text!r} is an address, not a path; nothing is downloaded here, name a file or folder")
     return Path(expand(text))
+
+
+def checkpoint_path(name: str | os.PathLike) -> Path:
+    """`user_path` of a checkpoint, which may be one that came with the package: "hybridgen/small", unless a folder of
+    that name stands here."""
+    path = user_path(name)
+    if os.fspath(name) in PACKAGED and not is_there(path):
+        return PACKAGED[os.fspath(name)]
+    return path
+
+
+def packaged_name(folder: Path) -> str | None:
+    """The name of a checkpoint that came with the package, by its folder; None for any other folder."""
+    return next((name for name, packaged in PACKAGED.items() if folder.absolute() == packaged), None)
 
 
 def looks_like_folder(name: str | os.PathLike) -> bool:

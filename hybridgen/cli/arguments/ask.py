@@ -14,13 +14,14 @@ from hybridgen.cli.arguments.types import (
     whole_number,
 )
 from hybridgen.core.names import PATHS
-from hybridgen.core.recognition import require_checkpoint
+from hybridgen.core.recognition import SMALL, require_checkpoint
 
 ABOUT = """\
 Print the answer to a question about a picture, or about several, and nothing else: a line for each --question.
 The answer is the likeliest, the same every time, unless --temperature, --top-k or --top-p draw its words.
 
 examples:
+  hybridgen ask --image pictures/an-elf-wearing-a-green-robe-diffusion-seed0.png --question "what creature is this?"
   hybridgen ask runs/demo/checkpoint --image orc.png --question "what is worn on the body?"
   hybridgen ask runs/demo/checkpoint --image orc.png --question "is there a crossbow?" --path diffusion
   hybridgen ask runs/demo/checkpoint --image orc.png --image elf.png --question "who wears a robe?"
@@ -29,7 +30,7 @@ examples:
 
 def add_arguments(commands) -> None:
     command = new_command(commands, "ask", "ask a question about a picture", ABOUT)
-    add_checkpoint(command)
+    add_checkpoint(command, default=SMALL)
     again = {"action": "append", "required": True}
     command.add_argument(
         "--image", type=path_to, metavar="FILE", help="the picture; give it again for more, read in this order", **again

@@ -18,7 +18,7 @@ from hybridgen.cli.arguments.types import (
     whole_number,
 )
 from hybridgen.core.names import OF_PATH, REREAD
-from hybridgen.core.recognition import require_checkpoint
+from hybridgen.core.recognition import SMALL, require_checkpoint
 
 SLASH_COMMANDS = """\
   /image FILE   attach a picture to the next message
@@ -37,6 +37,7 @@ Lines that begin with / are commands:
 At a terminal Ctrl-C stops an answer, and a mistake ends nothing. From a pipe a mistake ends the chat with exit code 2.
 
 examples:
+  hybridgen chat
   hybridgen chat runs/demo/checkpoint
   hybridgen chat runs/demo/checkpoint --path vq --seed 0 --out talk
 """
@@ -44,7 +45,7 @@ examples:
 
 def add_arguments(commands) -> None:
     command = new_command(commands, "chat", "talk with a checkpoint, which answers and draws", ABOUT)
-    add_checkpoint(command)
+    add_checkpoint(command, default=SMALL)
     talk = command.add_argument_group("how to talk")
     talk.add_argument("--system", metavar="TEXT", help="system message to begin with (default: none)")
     talk.add_argument(

@@ -2,7 +2,7 @@
 
 import argparse
 
-from hybridgen.cli.arguments.types import check_image, check_out, new_command, path_to
+from hybridgen.cli.arguments.types import check_image, check_out, checkpoint_to, new_command, path_to
 from hybridgen.core.recognition import require_checkpoint
 
 ABOUT = """\
@@ -19,7 +19,11 @@ def add_arguments(commands) -> None:
     command = new_command(commands, "replay", "draw a picture again from what its PNG says", ABOUT)
     command.add_argument("picture", metavar="PNG", type=path_to, help="a picture that hybridgen drew")
     command.add_argument(
-        "checkpoint", metavar="CHECKPOINT", type=path_to, nargs="?", help="that drew it (default: the folder it names)"
+        "checkpoint",
+        metavar="CHECKPOINT",
+        type=checkpoint_to,
+        nargs="?",
+        help="that drew it (default: the folder it names)",
     )
     command.add_argument("--out", type=path_to, metavar="DIR", help="folder for the picture drawn again")
 

@@ -1,6 +1,7 @@
 """What `hybridgen sample` takes."""
 
 import argparse
+from pathlib import Path
 
 from hybridgen.cli.arguments.types import (
     add_checkpoint,
@@ -19,13 +20,14 @@ from hybridgen.cli.arguments.types import (
     share,
 )
 from hybridgen.core.names import OF_PATH
-from hybridgen.core.recognition import require_checkpoint
+from hybridgen.core.recognition import SMALL, require_checkpoint
 
 ABOUT = """\
 Draw pictures and print the paths of the PNG files. Each carries its prompt, path, seed and settings as text,
 and no file is ever written over. Picture i is drawn with seed + i, whatever is drawn beside it.
 
 examples:
+  hybridgen sample --prompt "an elf wearing a green robe"
   hybridgen sample runs/demo/checkpoint --prompt "an orc wearing a purple robe, blue background" --out pictures
   hybridgen sample runs/demo/checkpoint --prompt "an elf, sand background" --path vq --num-images 8 --out elves
 """
@@ -33,7 +35,7 @@ examples:
 
 def add_arguments(commands) -> None:
     command = new_command(commands, "sample", "draw pictures from prompts", ABOUT)
-    add_checkpoint(command)
+    add_checkpoint(command, default=SMALL)
     what = command.add_argument_group("what to draw")
     what.add_argument("--prompt", action="append", required=True, help="what to draw; give it again for more prompts")
     what.add_argument(
@@ -63,7 +65,13 @@ def add_arguments(commands) -> None:
     )
     add_drawing_options(how)
     _add_guidance(command.add_argument_group("how to guide"))
-    command.add_argument("--out", type=path_to, required=True, metavar="DIR", help="folder for the PNG files")
+    command.add_argument(
+        "--out",
+        type=path_to,
+        default=Path("pictures"),
+        metavar="DIR",
+        help="folder of the PNG files (default: pictures)",
+    )
 
 
 def _add_guidance(group) -> None:

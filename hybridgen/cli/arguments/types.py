@@ -282,9 +282,25 @@ def default_of(option: str) -> str:
     return f"default: the checkpoint's, else {package}"
 
 
-def add_checkpoint(command) -> None:
+def checkpoint_to(text: str) -> Path:
+    """The folder of a checkpoint, also by the name of one that comes with the package."""
+    try:
+        return recognition.checkpoint_path(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_checkpoint(command, default: str | None = None) -> None:
+    """The positional CHECKPOINT; it may be left out where there is a `default` that this installation has."""
+    has_default = default is not None and recognition.checkpoint_path(default).is_dir()
+    optional = {"nargs": "?", "default": default} if has_default else {}
+    told = f" (default: {default}, the model that comes with hybridgen)" if has_default else ""
     command.add_argument(
-        "checkpoint", metavar="CHECKPOINT", type=path_to, help="folder of a saved pipeline, or of an adapter"
+        "checkpoint",
+        metavar="CHECKPOINT",
+        type=checkpoint_to,
+        help="folder of a saved pipeline, or of an adapter" + told,
+        **optional,
     )
 
 

@@ -29,7 +29,7 @@ from hybridgen.configuration_hybridgen import (
     check_sizes,
 )
 from hybridgen.core.files import read_json
-from hybridgen.core.recognition import check_files, require_folder, user_path
+from hybridgen.core.recognition import check_files, checkpoint_path, require_folder, user_path
 from hybridgen.paths.understanding import check_tower
 from hybridgen.training.config.codec import VAETrainingConfig, VQTrainingConfig
 from hybridgen.training.config.renamed import new_name
@@ -230,7 +230,7 @@ def _pretrained_config(model: ModelConfig) -> HybridGenConfig:
         )
     with said_of("model.from_pretrained"):
         check_checkpoint(model.from_pretrained)
-        config = HybridGenConfig.from_dict(model_settings(user_path(model.from_pretrained) / "model"))
+        config = HybridGenConfig.from_dict(model_settings(checkpoint_path(model.from_pretrained) / "model"))
         check_config(config.text_config, "the backbone")
         return config
 
@@ -325,7 +325,7 @@ def _check_autoencoder(folder: Path, kind: str | None) -> None:
 
 def codec_folders(codec: CodecPaths, from_pretrained: str | None) -> dict[str, Path | None]:
     """Where the codecs are: as the config says, or in the pipeline folder that training goes on from."""
-    start = None if from_pretrained is None else user_path(from_pretrained)
+    start = None if from_pretrained is None else checkpoint_path(from_pretrained)
     folders = {}
     for name, component in (("vq", "vq_model"), ("vae", "vae")):
         folder = getattr(codec, name)

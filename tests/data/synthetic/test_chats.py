@@ -128,8 +128,19 @@ def test_without_open_captions_nothing_changes():
 
 
 def test_a_dataset_without_open_captions_says_so():
+    class Closed(Emoji):
+        has_open_captions = False
+
     with pytest.raises(ValueError, match="emoji has no captions that leave something open; leave open_captions out"):
-        Emoji("train", "draw", 0, open_captions=1.0)
+        Closed("train", "draw", 0, open_captions=1.0)
+
+
+def test_open_captions_of_emoji_leave_the_style_out():
+    source = Emoji("train", "draw", 0, open_captions=1.0)
+    for index in range(50):
+        words, spec = text_of(source[index]["messages"][0]), source.spec(index)
+        assert words in emoji_caption(spec)
+        assert spec.style not in words.split(", ")[-1] or spec.style in spec.label
 
 
 def test_conversations_about_emoji():

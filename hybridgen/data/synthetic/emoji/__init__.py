@@ -13,6 +13,7 @@ from PIL import Image
 from hybridgen.data.synthetic.emoji.language import (
     CATEGORIES,
     caption,
+    open_caption,
     parse_caption,
     questions,
     reasoning,
@@ -47,6 +48,7 @@ __all__ = [
     "judge_pictures",
     "majority_baselines",
     "nearest_specs",
+    "open_caption",
     "parse_caption",
     "questions",
     "render",
@@ -70,6 +72,7 @@ class Emoji(SyntheticSource):
     dataset = "emoji"
     splits = SPLITS
     question_categories = CATEGORIES
+    has_open_captions = True
     native_size = SIZE
 
     def _draw(self, index: int, rng: np.random.Generator) -> EmojiSpec:
@@ -85,6 +88,9 @@ class Emoji(SyntheticSource):
         if form < 0.5:
             return caption(spec)
         return tags_only_caption(spec, rng) if form < 0.75 else tagged_caption(spec, rng)
+
+    def _open_caption(self, spec: EmojiSpec, rng: np.random.Generator) -> str:
+        return open_caption(spec, rng)
 
     def _questions(self, spec: EmojiSpec, rng: np.random.Generator) -> list[Question]:
         return questions(spec, rng)

@@ -37,6 +37,11 @@ def tags_only_caption(spec: EmojiSpec, rng: np.random.Generator) -> str:
     return f"{', '.join(_some_tags(spec, rng))}, {spec.style} style"
 
 
+def open_caption(spec: EmojiSpec, rng: np.random.Generator) -> str:
+    """The name, and the style unsaid: "a crown". Any style in which it is drawn is right."""
+    return _with_article(spec.label)
+
+
 def parse_caption(text: str) -> EmojiSpec:
     """Read back what `caption` or `tagged_caption` wrote; case and articles do not matter.
 
