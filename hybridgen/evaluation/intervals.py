@@ -1,12 +1,19 @@
-"""How sure a share is: the Wilson score interval of "right of n".
+"""How sure a number is: the Wilson score interval of "right of n", and the bootstrap for what is no share.
 
 For counts of independent trials. The usual "plus or minus two standard errors" says that 50 of 50 is 100 % for certain;
 Wilson's interval (J. Am. Stat. Assoc. 22, 1927) says 92.9 to 100 %, and stays in [0, 1]. The seven slots of one picture
 are not quite independent, so an interval over slots is a little too narrow; over pictures or over questions of one
 category it is right.
+
+The bootstrap (Efron, Ann. Stat. 7, 1979; its percentile interval) draws the items anew many times, with a fixed seed,
+and looks at how the value varies. It knows only what is among the items: of few of them, or of equal ones, it says too
+little, and of one nothing.
 """
 
 import math
+from collections.abc import Callable
+
+import numpy as np
 
 Z95 = 1.959963984540054  # the 97.5 % point of the normal distribution
 
@@ -34,3 +41,47 @@ def with_interval(tally: dict[str, float]) -> dict[str, float]:
     """A tally {"right", "n", "share"} with the ends of its interval, "low" and "high", added."""
     low, high = wilson(int(tally["right"]), int(tally["n"]))
     return {**tally, "low": low, "high": high}
+
+
+RESAMPLES = 1000
+_AT_ONCE = 2**22  # numbers drawn at a time, which bounds the memory
+
+
+def mean_of_sums(sums: np.ndarray) -> np.ndarray:
+    """A statistic for `bootstrap`: (R, 2) sums of values and of ones -> (R,) means."""
+    return sums[:, 0] / sums[:, 1]
+
+
+def bootstrap(
+    items: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], unit: str = "", seed: int = 0
+) -> dict[str, float | int | str | None]:
+    """A value that is a function of sums over items, with its 95 % interval: {"value", "n", "low", "high", "unit"}.
+
+    Means, ratios of two sums and F1 are such values. Of a single item there is no interval: its ends are None.
+
+    Args:
+        items: (n, k) numbers.
+        statistic: (R, k) sums over the items -> (R,) values.
+
+    Raises:
+        ValueError: there is no item.
+    """
+    items = np.asarray(items, float)
+    count = len(items)
+    if count == 0:
+        raise ValueError("a value of no item has no interval; give at least one")
+    value, low, high = float(statistic(items.sum(0, keepdims=True))[0]), None, None
+    if count > 1:
+        rng, at_once = np.random.default_rng(seed), max(1, _AT_ONCE // count)
+        sums = [
+            rng.multinomial(count, np.full(count, 1 / count), size=min(at_once, RESAMPLES - start)) @ items
+            for start in range(0, RESAMPLES, at_once)
+        ]
+        low, high = (float(end) for end in np.quantile(statistic(np.concatenate(sums)), (0.025, 0.975)))
+    return {"value": value, "n": count, "low": low, "high": high, "unit": unit}
+
+
+def bootstrap_mean(values: list[float] | np.ndarray, unit: str = "", seed: int = 0) -> dict:
+    """The mean of some values with its interval; see `bootstrap`."""
+    values = np.asarray(values, float)
+    return bootstrap(np.stack([values, np.ones_like(values)], axis=-1), mean_of_sums, unit, seed)
