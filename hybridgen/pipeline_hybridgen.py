@@ -278,6 +278,7 @@ class HybridGenPipeline(DiffusionPipeline):
         callback_on_step_end_tensor_inputs: list[str] | None = None,
         guider=None,
         guidance_rescale: float | None = None,
+        guidance_interval: list[float] | tuple[float, float] | None = None,
         shift: float | None = None,
         image=None,
         image_guidance_scale: float | list[float] | None = None,
@@ -317,9 +318,11 @@ class HybridGenPipeline(DiffusionPipeline):
                 (latents with the noise that is left, codes with 0 where none is yet), and those of batches that had not
                 begun are left out.
             guider: another way to guide than plain guidance: one of `diffusers.guiders` (ClassifierFreeGuidance,
-                AdaptiveProjectedGuidance, ClassifierFreeZeroStarGuidance), or a `Guidance`. Its scale and rescale hold
-                where the call gives none.
+                AdaptiveProjectedGuidance, ClassifierFreeZeroStarGuidance), or a `Guidance`. Its scale, rescale and
+                interval hold where the call gives none.
             guidance_rescale: 0 to 1, against the glare of strong guidance.
+            guidance_interval: shares of the steps (of the codes) from which and to which guidance is on; elsewhere an
+                image costs one row. (0, 0.5) guides in the noise alone, which keeps grain out of what is nearly done.
             shift: of flow matching's noise levels; above 1 = more steps in the noise. None = as the scheduler has it.
             image: one, or one per prompt, that stands before the prompt: whatever `core.pictures` reads.
             image_guidance_scale: one, or one per prompt: how closely to follow `image`; other than 1 costs a third row.
@@ -342,8 +345,9 @@ class HybridGenPipeline(DiffusionPipeline):
         self.check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         setup = self.drawing_setup(
             path, guider, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, shift=shift,
-            guidance_rescale=guidance_rescale, image_guidance_scale=image_guidance_scale, temperature=temperature,
-            top_k=top_k, top_p=top_p, precision=precision, window=window,
+            guidance_rescale=guidance_rescale, guidance_interval=guidance_interval,
+            image_guidance_scale=image_guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p,
+            precision=precision, window=window,
         )  # fmt: skip
         sizes = self.check_sizes(each("height", height, len(prompts)), each("width", width, len(prompts)), path)
         requests = self._requests(setup, prompts, negative_prompt, sizes, image, read)
@@ -408,7 +412,8 @@ class HybridGenPipeline(DiffusionPipeline):
         if guider is not None:
             overrides = with_scales_of(guidance, overrides)
         settings = self.sampling_settings(path, **overrides)
-        guidance = replace(guidance, guidance_rescale=settings["guidance_rescale"])
+        start, stop = settings["guidance_interval"]
+        guidance = replace(guidance, guidance_rescale=settings["guidance_rescale"], start=start, stop=stop)
         decoder = self.decoder(settings["precision"])
         setup = DrawingSetup(path, settings, guidance, code_sampling(settings), decoder)
         self.check_drawing(path, setup.num_inference_steps, guidance, setup.shift)

@@ -315,6 +315,25 @@ def test_shift_is_the_schedulers(pipe):
     assert not same(made, pipe(PROMPTS[0], seed=0, **FAST).images)
 
 
+@pytest.mark.parametrize("path", ["diffusion", "vq"])
+def test_the_interval_is_the_guiders(pipe, path):
+    """As an argument, of a guider, and as a default of the folder, whichever comes first in this order."""
+    settings = {"path": path, "seed": 0, "num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "latent"}
+    drawn = {stop: pipe(PROMPTS[0], guider=Guidance(3.0, stop=stop), **settings).images for stop in (0.25, 0.5, 1.0)}
+    assert not torch.equal(drawn[0.25], drawn[0.5])
+    assert not torch.equal(drawn[0.5], drawn[1.0])
+    assert torch.equal(pipe(PROMPTS[0], guidance_interval=(0, 0.5), **settings).images, drawn[0.5])
+    own = HybridGenPipeline(
+        pipe.model, pipe.processor, pipe.scheduler, vq_model=pipe.vq_model,
+        sampling_defaults={path: {"guidance_interval": [0.0, 0.5]}},
+    )  # fmt: skip
+    own.set_progress_bar_config(disable=True)
+    assert torch.equal(own(PROMPTS[0], **settings).images, drawn[0.5])
+    assert torch.equal(own(PROMPTS[0], guider=Guidance(9.0, stop=0.25), **settings).images, drawn[0.25])
+    both = {"guider": Guidance(9.0, stop=0.25), "guidance_interval": [0.0, 1.0]}
+    assert torch.equal(own(PROMPTS[0], **both, **settings).images, drawn[1.0])
+
+
 def test_a_folder_has_defaults_of_its_own(pipe, tmp_path):
     defaults = {"diffusion": {"num_inference_steps": 2, "guidance_scale": 1.0}, "vq": {"temperature": 0.0}}
     own = HybridGenPipeline(pipe.model, pipe.processor, vq_model=pipe.vq_model, sampling_defaults=defaults)
@@ -329,6 +348,7 @@ def test_a_folder_has_defaults_of_its_own(pipe, tmp_path):
     assert pipe.sampling_settings("diffusion")["guidance_scale"] == 3.0
     for wrong, message in (
         ({"vq": {"guidance": 5}}, "sampling_defaults of vq have 'guidance'; there are: guidance_scale"),
+        ({"vq": {"guidance_interval": 0.5}}, "vq: guidance_interval is 0.5; give two shares from 0 to 1"),
         ({"understanding": {}}, "sampling_defaults has 'understanding'"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -840,6 +860,9 @@ def test_answers_hold_no_token_of_images(pipe):
         ({"guidance_scale": [1.0, 2.0]}, "guidance_scale is a list of 2 for 1 prompts; give one for each"),
         ({"guidance_scale": [float("nan")]}, "guidance_scale is nan; it must be a number of at least 0"),
         ({"guidance_rescale": 2.0}, "guidance_rescale is 2.0; it must be a number from 0 to 1"),
+        ({"guidance_interval": [0.5]}, r"guidance_interval is \[0.5\]; give two shares from 0 to 1, where it begins"),
+        ({"guidance_interval": (0.5, 0.2)}, r"guidance_interval is \(0.5, 0.2\); it ends before it begins"),
+        ({"guidance_interval": (0, 1.5)}, "guidance_interval is 1.5; it must be a number from 0 to 1"),
         ({"guider": 3.0}, "guider is 3.0; give one of diffusers.guiders"),
         ({"guider": TangentialClassifierFreeGuidance()}, "TangentialClassifierFreeGuidance cannot guide here"),
         ({"guider": AdaptiveProjectedGuidance(), "path": "vq"}, r"norm_threshold \(.*_rescale\) is 15"),

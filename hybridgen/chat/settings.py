@@ -59,6 +59,7 @@ class TurnSettings:
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     guidance_rescale: float | None = None
+    guidance_interval: list[float] | tuple[float, float] | None = None
     negative_prompt: str | None = None
     guider: object | None = None
     shift: float | None = None

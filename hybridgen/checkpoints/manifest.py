@@ -64,7 +64,7 @@ def make_manifest(
         "height": size[0],
         "width": size[1],
         "settings": settings,
-        "guider": None if guidance is None else _without_scales(guidance),
+        "guider": None if guidance is None else _method_of(guidance),
         "image": image,
         "scheduler": scheduler and {"class": type(scheduler).__name__, "config": _in_order(scheduler.config)},
         **drawn_by,
@@ -92,10 +92,10 @@ def _in_order(config: dict) -> dict:
     return dict(config) | ({name: sorted(config[name])} if name in config else {})
 
 
-def _without_scales(guidance: Guidance) -> dict:
-    """The settings say what the scales are."""
-    scales = ("scale", "image_scale", "guidance_rescale")
-    return {name: value for name, value in asdict(guidance).items() if name not in scales}
+def _method_of(guidance: Guidance) -> dict:
+    """All of it but the scales and the interval, which stand in the settings."""
+    in_settings = ("scale", "image_scale", "guidance_rescale", "start", "stop")
+    return {name: value for name, value in asdict(guidance).items() if name not in in_settings}
 
 
 class Provenance:

@@ -25,7 +25,7 @@ from hybridgen.checkpoints.hashes import checkpoint_hashes
 from hybridgen.checkpoints.manifest import FORMAT, KEY, is_image_of, versions
 from hybridgen.cli.pictures import open_picture, png_text, png_texts, save_png
 from hybridgen.cli.running import best_device
-from hybridgen.core.names import OF_PATH
+from hybridgen.core.names import DEFAULTS, OF_PATH
 from hybridgen.core.pictures import read_picture
 from hybridgen.core.recognition import checkpoint_path, require_checkpoint
 from hybridgen.core.values import one_line, shown
@@ -91,7 +91,7 @@ def replay(file: Path, picture: Image.Image, checkpoint: Path | None = None) -> 
         width=manifest["width"],
         guider=None if manifest.get("guider") is None else Guidance(**manifest["guider"]),
         **{} if condition is None else {"image": _open_condition(condition, file), "read": condition["read"]},
-        **manifest["settings"],
+        **_settings_of(manifest),
     ).images[0]
     new_manifest = manifest | {"checkpoint": str(folder), "device": pipeline.model.device.type, "versions": versions()}
     return Replay(image, new_manifest, *_compare(picture, image, _changes(manifest, new_manifest)))
@@ -211,6 +211,14 @@ def _seed_of(manifest: dict) -> int:
     """Format 1 is of a time when the low 32 bits of a seed alone counted."""
     seed = manifest["seed"]
     return seed % (1 << 32) if manifest.get("format", 0) < 2 and isinstance(seed, int) else seed
+
+
+def _settings_of(manifest: dict) -> dict:
+    """With what older manifests leave out, as it was then: the checkpoint's own may be another by now."""
+    settings = manifest["settings"]
+    if manifest.get("guider") is None and settings.get("guidance_interval") is None:
+        return settings | {"guidance_interval": DEFAULTS["guidance_interval"]}
+    return settings
 
 
 def _set_scheduler(pipeline: HybridGenPipeline, saved: dict | None, file: Path) -> None:

@@ -79,11 +79,10 @@ def _saying_what_is_written(written: int, total: int) -> Iterator[None]:
 
 
 def _guidance(options: argparse.Namespace, path: str) -> Guidance | None:
-    if options.guider is None and options.guidance_interval is None:
+    if (method := options.guider) is None:
         return None
-    method, (start, stop) = options.guider or "cfg", options.guidance_interval or (0.0, 1.0)
     apg = {name: value for name, value in _APG.items() if method == "apg" and (path != "vq" or name != "momentum")}
-    return Guidance(method=method, start=start, stop=stop, **apg)
+    return Guidance(method=method, **apg)
 
 
 def _for_each(options: argparse.Namespace, given: list | None) -> list:

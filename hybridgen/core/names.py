@@ -6,7 +6,7 @@ It imports no library: arguments are checked against these names, and values, be
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from hybridgen.core.values import choice, number, one_or_each, whole_number
+from hybridgen.core.values import choice, interval, number, one_or_each, whole_number
 
 PRECISIONS = ("model", "fp32", "bf16", "int8")  # of weights in inner loops (`sampling.decoder`)
 PATHS = ("understanding", "diffusion", "vq")  # in the order in which a default is looked for
@@ -16,6 +16,7 @@ DEFAULTS = {  # settings of drawing, where neither a call nor the checkpoint's f
     "num_inference_steps": 30,
     "guidance_scale": 3.0,
     "guidance_rescale": 0.0,
+    "guidance_interval": [0.0, 1.0],
     "image_guidance_scale": 1.0,
     "shift": None,
     "temperature": 1.0,
@@ -27,11 +28,12 @@ DEFAULTS = {  # settings of drawing, where neither a call nor the checkpoint's f
 MOST_IMAGES = 1_000_000  # of one call; more are drawn by several calls with other seeds
 OF_PATH = {  # those that matter to a path
     "diffusion": (
-        "num_inference_steps", "guidance_scale", "guidance_rescale", "image_guidance_scale", "shift", "precision",
+        "num_inference_steps", "guidance_scale", "guidance_rescale", "guidance_interval", "image_guidance_scale",
+        "shift", "precision",
     ),
     "vq": (
-        "guidance_scale", "guidance_rescale", "image_guidance_scale", "temperature", "top_k", "top_p", "precision",
-        "window",
+        "guidance_scale", "guidance_rescale", "guidance_interval", "image_guidance_scale", "temperature", "top_k",
+        "top_p", "precision", "window",
     ),
 }  # fmt: skip
 check_scale = partial(number, meaning="1 = none, more = closer to the prompt")  # of guidance
@@ -39,6 +41,7 @@ KINDS: dict[str, Callable] = {  # (name, value) -> the value as plain Python; ra
     "num_inference_steps": whole_number,
     "guidance_scale": partial(one_or_each, check=check_scale),  # or one per prompt
     "guidance_rescale": partial(number, most=1),
+    "guidance_interval": interval,  # shares of the steps
     "image_guidance_scale": partial(one_or_each, check=check_scale),
     "shift": partial(number, above=True, meaning="1 = none, more = more steps in the noise"),
     "temperature": partial(number, meaning="0 = always the likeliest"),

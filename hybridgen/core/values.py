@@ -133,6 +133,17 @@ def each(name: str, value, count: int, of: str = "prompts") -> list:
     return several
 
 
+def interval(name: str, value) -> list[float]:
+    """Where something begins and ends, as shares from 0 to 1: a list of two."""
+    ends = listed(value)
+    if ends is None or len(ends) != 2:
+        raise ValueError(f"{name} is {shown(value)}; give two shares from 0 to 1, where it begins and where it ends")
+    start, stop = (number(name, end, most=1) for end in ends)
+    if start > stop:
+        raise ValueError(f"{name} is {shown(value)}; it ends before it begins, so give the smaller one first")
+    return [start, stop]
+
+
 def one_or_each(name: str, value, check: Callable):
     """One value, or a list of them, each checked: `check(name, value)`; a list stays one."""
     several = listed(value)

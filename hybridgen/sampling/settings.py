@@ -108,10 +108,11 @@ def guidance_of(guider) -> Guidance:
 
 
 def with_scales_of(guider: Guidance, overrides: dict) -> dict:
-    """The settings of a call, those scales that it leaves at None filled in from its guider."""
+    """The settings of a call, the scales and the interval that it leaves at None filled in from its guider."""
     scales = {
         "guidance_scale": guider.scale,
         "guidance_rescale": guider.guidance_rescale,
+        "guidance_interval": [guider.start, guider.stop],
         "image_guidance_scale": guider.image_scale,
     }
     filled = {name: scales[name] for name in scales if name in overrides and overrides[name] is None}

@@ -74,7 +74,7 @@ ARGUMENTS = {
     "guidance in words": Bad("sample {ck} {sample} --guidance high", "--guidance: 'high' is not a number"),
     "rescale 2": Bad("sample {ck} {sample} --guidance-rescale 2", "--guidance-rescale: '2' is not a number from 0 to 1"),
     "interval beyond 1": Bad("sample {ck} {sample} --guidance-interval 0 1.5", "'1.5' is not a number from 0 to 1"),
-    "interval backwards": Bad("sample {ck} {sample} --guidance-interval .8 .2", "--guidance-interval 0.8 0.2 ends"),
+    "interval backwards": Bad("sample {ck} {sample} --guidance-interval .8 .2", r"--guidance-interval is \[0.8, 0.2\]; it ends before"),
     "top-p 2": Bad("sample {ck} --prompt elf --path vq --out {tmp}/out --top-p 2", "--top-p: '2' is not a number above 0 and at most 1"),
     "top-p 0": Bad("sample {ck} --prompt elf --path vq --out {tmp}/out --top-p 0", "--top-p: '0' is not a number above"),
     "height 1000000": Bad("sample {ck} {sample} --height 1000000", "--height: '1000000' is not a whole number from 1 to"),

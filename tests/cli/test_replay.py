@@ -35,6 +35,7 @@ WAYS = {
         "--steps", 4, "--guider", "apg", "--guidance-interval", 0.25, 1, "--guidance-rescale", 0.5, "--shift", 2,
         "--negative-prompt", "a troll", "--height", 16, "--width", 40,
     ),
+    "guided in the noise alone": ("--steps", 4, "--guidance-interval", 0, 0.5),
     "codes": ("--path", "vq", "--temperature", 0.7, "--top-k", 20, "--top-p", 0.9, "--guidance", 2, "--num-images", 3),
     "codes, projected": ("--path", "vq", "--guider", "apg", "--guidance", 2),
     "from an image": ("--steps", 2, "--image", "{image}", "--image-guidance", 2, "--read", "vq"),
@@ -82,6 +83,22 @@ def test_the_picture_before_the_prompt_is_found_and_seen_as_it_was(run, tiny_che
     code, _, error = run("replay", drawn, tiny_checkpoint)
     assert code == 2
     assert f"drawn from the image {tmp_path}/a/photo.png, which is no longer there or has changed; put it back" in error
+
+
+def test_an_older_manifest_is_guided_all_along(run, tiny_checkpoint, tmp_path):
+    """It holds no interval, and the checkpoint that drew it has one of its own by now."""
+    _, (file,), _ = run("sample", tiny_checkpoint, "--prompt", "an orc", "--steps", 4, "--out", tmp_path)
+    settings = json.loads(Image.open(file).text["manifest"])["settings"]
+    older = {name: value for name, value in settings.items() if name != "guidance_interval"}
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_checkpoint, copy)
+    index = json.loads((copy / "model_index.json").read_text())
+    own = {"diffusion": {"guidance_interval": [0.0, 0.5]}}
+    (copy / "model_index.json").write_text(json.dumps(index | {"sampling_defaults": own}))
+    for told in (settings, older):
+        assert run("replay", changed(file, tmp_path / "b.png", settings=told), copy)[0] == 0
+    _, (other,), _ = run("sample", copy, "--prompt", "an orc", "--steps", 4, "--out", tmp_path / "own")
+    assert Image.open(other).tobytes() != Image.open(file).tobytes()
 
 
 def test_the_scheduler_is_that_of_the_manifest(run, tiny_checkpoint, tmp_path):

@@ -210,8 +210,13 @@ DRAWN = {  # recipe: how the paper draws (and where it says so), and by which sc
     "janusflow": (  # deepseek-ai/Janus, demo/app_janusflow.py: `generate`'s 30 Euler steps, cfg_weight 2
         {"diffusion": {"num_inference_steps": 30, "guidance_scale": 2.0}}, "FlowMatchEulerDiscreteScheduler",
     ),
-    "bagel": (  # ByteDance-Seed/Bagel, inference.ipynb: 50 steps, timestep_shift 3, cfg_text_scale 4
-        {"diffusion": {"num_inference_steps": 50, "guidance_scale": 4.0, "shift": 3.0}},
+    "bagel": (  # ByteDance-Seed/Bagel, inference.ipynb: 50 steps, timestep_shift 3, cfg_text_scale 4, cfg_interval
+        # .4 to 1, in noise levels: of 50 shifted ones, 41 are above .4
+        {
+            "diffusion": {
+                "num_inference_steps": 50, "guidance_scale": 4.0, "shift": 3.0, "guidance_interval": [0.0, 0.82],
+            },
+        },
         "FlowMatchEulerDiscreteScheduler",
     ),
     # arXiv 2410.13848, 3.4, and deepseek-ai/Janus, generation_inference.py: guidance 5, temperature 1

@@ -90,7 +90,7 @@ def _add_guidance(group) -> None:
         nargs=2,
         type=share,
         metavar=("START", "STOP"),
-        help="shares of the steps that are guided (default: 0 1)",
+        help=f"shares of the steps that are guided ({default_of('--guidance-interval')})",
     )
     group.add_argument(
         "--image-guidance", help=f"how closely to follow --image ({default_of('--image-guidance')})", **number
@@ -109,9 +109,6 @@ def check(options: argparse.Namespace) -> None:
         raise ValueError("--read says how to read --image, but none is given; leave it out")
     if options.image_guidance not in (None, 1) and options.image is None:
         raise ValueError("--image-guidance says how closely to follow --image, but none is given; leave it out")
-    if options.guidance_interval is not None and options.guidance_interval[0] > options.guidance_interval[1]:
-        start, stop = options.guidance_interval
-        raise ValueError(f"--guidance-interval {start:g} {stop:g} ends before it begins; give the smaller one first")
     for name in ("--height", "--width", "--negative-prompt", "--image"):
         given = getattr(options, name.removeprefix("--").replace("-", "_"))
         if given is not None and len(given) not in (1, len(options.prompt)):

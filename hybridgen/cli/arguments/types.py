@@ -186,6 +186,7 @@ DRAWING_OPTIONS = {  # settings of drawing, as the pipeline calls them -> option
     "num_inference_steps": "--steps",
     "guidance_scale": "--guidance",
     "guidance_rescale": "--guidance-rescale",
+    "guidance_interval": "--guidance-interval",
     "image_guidance_scale": "--image-guidance",
     "shift": "--shift",
     "temperature": "--temperature",
@@ -278,6 +279,7 @@ def default_of(option: str) -> str:
     """What the help of an option of drawing says of its default."""
     setting = next(setting for setting, its_option in DRAWING_OPTIONS.items() if its_option == option)
     package = DEFAULTS[setting]
+    package = " ".join(f"{value:g}" for value in package) if isinstance(package, list) else package
     package = f"{package:g}" if isinstance(package, float) else package
     return f"default: the checkpoint's, else {package}"
 

@@ -96,6 +96,7 @@ def test_codec_stage(load, codec_content):
         ("sampling.guidance_vq=-1", "sampling.guidance_vq is -1.0; it must be 0 or more"),
         ("sampling.diffusion={shfit: 3}", r"unknown key 'sampling.diffusion.shfit' \(value 3\); did you mean 'shift'"),
         ("sampling.diffusion={shift: 0}", "sampling.diffusion.shift is 0; it must be a number above 0"),
+        ("sampling.diffusion={guidance_interval: [0.5, 0.2]}", r"guidance_interval is \[0.5, 0.2\]; it ends before"),
         ("sampling.diffusion={num_inference_steps: 1001}", "num_inference_steps is 1001; it must be from 1 to 1000"),
         ("sampling.vq={shift: 3}", "unknown key 'sampling.vq.shift'"),
         ("sampling.scheduler=DDPMSchduler", "sampling.scheduler: diffusers has no scheduler 'DDPMSchduler'; name a"),
