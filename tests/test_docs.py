@@ -242,7 +242,7 @@ def demo_plan(arguments: list[str]) -> None:
     from hybridgen.cli import demo
 
     options: Namespace = parse(["demo", *arguments])
-    demo.make_plan(options.dataset, Path("runs/plan"), options.seed, options.samples, options.overrides)
+    demo.make_plan(Path("runs/plan"), options.seed, options.samples, options.overrides)
 
 
 def check_pip(arguments: list[str]) -> None:

@@ -5,6 +5,7 @@ over: a stage that is complete is skipped, one that was interrupted goes on from
 holds something else is refused.
 
     OUT/demo.json   the demo's settings     OUT/codec/   the VQ tokenizer's run     OUT/checkpoint/   the pipeline
+    OUT/first.png   what the model that comes with hybridgen draws and answers, before anything is trained
 """
 
 import argparse
@@ -15,14 +16,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from hybridgen.cli import demo_report
+from hybridgen.cli import demo_first, demo_report
 from hybridgen.cli.running import best_device, progress_bars
 from hybridgen.core.files import read_json, write_json
 from hybridgen.evaluation.generation import DrawSettings, denoising_frames
 from hybridgen.evaluation.result import Result
 from hybridgen.evaluation.run import evaluate, scores_of
 from hybridgen.evaluation.scores import load_scores
-from hybridgen.evaluation.suites import find_suite
 from hybridgen.evaluation.work import TaskProgress
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 from hybridgen.training.config.checks import load_config
@@ -35,16 +35,16 @@ from hybridgen.training.stages.vq import build_vq_model
 from hybridgen.training.state.saving import with_defaults
 
 STOPPED = "the same command goes on from what was saved last"  # after Ctrl-C
-CONFIGS = {"dolls": ("demo_codec.yaml", "demo.yaml"), "emoji": ("emoji_codec.yaml", "emoji.yaml")}
+DATASET = "dolls"  # what it trains on, and the suite that scores it
+CONFIGS = {"codec": "demo_codec.yaml", "model": "demo.yaml"}
 # keys that may differ when a demo is continued
 _NOT_COMPARED = ("output_dir", "codec", "resume", "threads", "wandb")
 
 
 def run(options: argparse.Namespace) -> Iterator[str]:
     """Yields the paths of what a person wants to open."""
-    out = options.out or Path("runs", "demo" if options.dataset == "dolls" else options.dataset)
     with progress_bars() as progress:
-        yield from run_demo(options.dataset, out, options.seed, options.samples, options.overrides, progress)
+        yield from run_demo(options.out, options.seed, options.samples, options.overrides, progress)
 
 
 @dataclass
@@ -58,7 +58,6 @@ class DemoPlan:
         draw_paths, answer_paths, chat_paths: what the model is trained for.
     """
 
-    dataset: str
     out: Path
     seed: int
     samples: int
@@ -70,25 +69,26 @@ class DemoPlan:
     chat_paths: list[str]
 
 
-def run_demo(
-    dataset: str, out: Path, seed: int, samples: int, overrides: list[str], progress: TaskProgress
-) -> Iterator[str]:
+def run_demo(out: Path, seed: int, samples: int, overrides: list[str], progress: TaskProgress) -> Iterator[str]:
     """
     1. Check every setting of both trainings, and what the folder holds.
-    2. Train the codec, then the model; what is complete is not trained again.
-    3. Draw and answer what is held out, and score it.
-    4. Write scores, pictures and the report. Yields the paths of what a person wants to open.
+    2. Show what the model that comes with hybridgen draws and answers.
+    3. Train the codec, then the model; what is complete is not trained again.
+    4. Draw and answer what is held out, and score it.
+    5. Write scores, pictures and the report. Yields the paths of what a person wants to open.
 
     Raises:
         ValueError: a setting is wrong, or the folder holds something else.
     """
-    plan = make_plan(dataset, Path(out), seed, samples, overrides)
+    plan = make_plan(Path(out), seed, samples, overrides)
     seconds = _open_folder(plan)
     page = plan.out / demo_report.PAGE
     if _is_finished(plan, page):
         say(f"{plan.out} is finished; delete its scores.json to score again, or all of it to train again")
         yield str(page)
         return
+    if not (plan.out / demo_first.SHEET).is_file():
+        yield from demo_first.show(plan.out)
     for name, config in (("codec", plan.codec), ("model", plan.model)):
         if (Path(config.output_dir) / "checkpoint").is_dir():
             say(f"the {name} is trained already")
@@ -111,7 +111,7 @@ def _evaluate(
     started = time.perf_counter()
     result = evaluate(
         pipeline,
-        plan.dataset,
+        DATASET,
         samples=plan.samples,
         seed=plan.seed,
         draw_paths=plan.draw_paths,
@@ -121,14 +121,14 @@ def _evaluate(
         progress=progress,
     )
     parts = {"model": pipeline.model, "VQ tokenizer": pipeline.vq_model}
-    return result, scores_of({plan.dataset: result}, plan.seed) | {
+    return result, scores_of({DATASET: result}, plan.seed) | {
         "seconds": {**seconds, "evaluation": time.perf_counter() - started},
         "parameters": {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()},
-        "targets": [asdict(target) for target in demo_report.TARGETS[plan.dataset]],
+        "targets": [asdict(target) for target in demo_report.TARGETS],
     }
 
 
-def make_plan(dataset: str, out: Path, seed: int, samples: int, overrides: list[str]) -> DemoPlan:
+def make_plan(out: Path, seed: int, samples: int, overrides: list[str]) -> DemoPlan:
     """Both configs, checked in full.
 
     The codec that the model will use is not trained yet, so an untrained codec of the same shape is saved to a
@@ -137,8 +137,7 @@ def make_plan(dataset: str, out: Path, seed: int, samples: int, overrides: list[
     Raises:
         ValueError: one sentence about what is wrong.
     """
-    find_suite(dataset)
-    codec_file, model_file = (config_file(name) for name in CONFIGS[dataset])
+    codec_file, model_file = (config_file(name) for name in CONFIGS.values())
     for_codec = [word.removeprefix("codec:") for word in overrides if word.startswith("codec:")]
     for_model = [word for word in overrides if not word.startswith("codec:")]
     codec = load_config(codec_file, [f"seed={seed}", f"output_dir={_quoted(out / 'codec')}", *for_codec])
@@ -156,7 +155,7 @@ def make_plan(dataset: str, out: Path, seed: int, samples: int, overrides: list[
     answer = [source.read for source in model.data.sources if source.task == "answer"]
     chat = [source.write for source in model.data.sources if source.task == "chat" and source.write]
     paths = map(_unique, (draw, answer, chat))
-    return DemoPlan(dataset, out, seed, samples, codec, model, settings, *paths)
+    return DemoPlan(out, seed, samples, codec, model, settings, *paths)
 
 
 def _unique(paths: list[str]) -> list[str]:
@@ -172,13 +171,13 @@ def config_file(name: str) -> Path:
     raise ValueError(f"{name} is not among the configs of this installation; install hybridgen again")
 
 
-def save_untrained_pipeline(folder: Path, dataset: str = "dolls", seed: int = 0) -> Path:
+def save_untrained_pipeline(folder: Path, seed: int = 0) -> Path:
     """The pipeline that the demo starts from, random weights throughout, saved in a folder: to try code on, in seconds.
 
     Returns:
         the folder of the checkpoint.
     """
-    plan = make_plan(dataset, Path(folder), seed, 1, [])
+    plan = make_plan(Path(folder), seed, 1, [])
     build_vq_model(plan.codec.vq_model, seed).save_pretrained(plan.model.codec.vq)
     build_parts(plan.model).pipeline.save_pretrained(plan.out / "checkpoint")
     return plan.out / "checkpoint"
@@ -198,7 +197,7 @@ def _open_folder(plan: DemoPlan) -> dict[str, float]:
         ValueError: it holds a run with other settings, or something else.
     """
     file = plan.out / "demo.json"
-    settings = {"dataset": plan.dataset, "seed": plan.seed, "codec": asdict(plan.codec), "model": asdict(plan.model)}
+    settings = {"dataset": DATASET, "seed": plan.seed, "codec": asdict(plan.codec), "model": asdict(plan.model)}
     settings = json.loads(json.dumps(settings))  # as they are saved, where a tuple is a list
     if file.is_file():
         saved = read_json(file)
@@ -256,4 +255,4 @@ def _is_finished(plan: DemoPlan, page: Path) -> bool:
     scores = plan.out / "scores.json"
     if not page.is_file() or not scores.is_file():
         return False
-    return load_scores(scores)["suites"][plan.dataset]["samples"] == plan.samples
+    return load_scores(scores)["suites"][DATASET]["samples"] == plan.samples

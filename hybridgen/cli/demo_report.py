@@ -21,22 +21,16 @@ from hybridgen.evaluation.scores import save_scores
 
 PAGE = "report.html"
 SHOWN = 24  # pictures on the sheet of a path
-TARGETS = {
-    "dolls": [
-        Target("Drawing by diffusion, parts right", "generation", "diffusion", "slots", 0.98),
-        Target("Drawing by diffusion, whole pictures right", "generation", "diffusion", "all_seven", 0.90),
-        Target("Drawing by vq, parts right", "generation", "vq", "slots", 0.95),
-        Target("Answers through understanding", "understanding", "understanding", "all", 0.98),
-        Target("Answers through diffusion", "understanding", "diffusion", "all", 0.96),
-        Target("In a chat: answers after drawing by diffusion", "conversation", "diffusion", "after_drawing", 0.95),
-        Target("In a chat: answers after drawing by vq", "conversation", "vq", "after_drawing", 0.90),
-    ],
-    "emoji": [],
-}
-UNSEEN = {
-    "dolls": "None of these creatures was ever seen in these clothes.",
-    "emoji": "None of these emoji was ever seen in this style.",
-}
+TARGETS = [
+    Target("Drawing by diffusion, parts right", "generation", "diffusion", "slots", 0.98),
+    Target("Drawing by diffusion, whole pictures right", "generation", "diffusion", "all_seven", 0.90),
+    Target("Drawing by vq, parts right", "generation", "vq", "slots", 0.95),
+    Target("Answers through understanding", "understanding", "understanding", "all", 0.98),
+    Target("Answers through diffusion", "understanding", "diffusion", "all", 0.96),
+    Target("In a chat: answers after drawing by diffusion", "conversation", "diffusion", "after_drawing", 0.95),
+    Target("In a chat: answers after drawing by vq", "conversation", "vq", "after_drawing", 0.90),
+]
+UNSEEN = "None of these creatures was ever seen in these clothes."
 
 
 def write(out: Path, result: Result, scores: dict, frames: dict[str, list[Image.Image]]) -> Iterator[str]:
@@ -58,12 +52,11 @@ def write(out: Path, result: Result, scores: dict, frames: dict[str, list[Image.
         save(grid(answer_cards(result)[: SHOWN // 2], columns=3, title="asked about"), out / "answers.png")
     save(plot([panel for stage in panels.values() for panel in stage]), out / "losses.png")
     yield str(save_scores(scores, out))
-    (dataset,) = scores["suites"]
     content = ReportContent(
         title="One model, three paths",
-        summary=summary(dataset, scores, drawn, asked),
+        summary=summary(scores, drawn, asked),
         command=environment.command(),
-        targets=TARGETS[dataset],
+        targets=TARGETS,
         panels=panels,
         denoising_frames=frames,
         facts={
@@ -81,7 +74,7 @@ def write(out: Path, result: Result, scores: dict, frames: dict[str, list[Image.
     yield str(out / PAGE)
 
 
-def summary(dataset: str, scores: dict, drawn: list[str], asked: list[str]) -> str:
+def summary(scores: dict, drawn: list[str], asked: list[str]) -> str:
     """What the page is about, in three sentences; `drawn` and `asked`: by which paths, and through which."""
     machine, seconds = scores["hardware"], scores["seconds"]
     where = machine.get("gpu", f"{machine['cores']} CPU cores")
@@ -90,5 +83,5 @@ def summary(dataset: str, scores: dict, drawn: list[str], asked: list[str]) -> s
     return (
         f"A transformer of {size}, trained from nothing in {trained} on {where}. It draws pictures from words by "
         f"{' and by '.join(drawn)}, and answers questions about pictures that it reads through "
-        f"{' and through '.join(asked)}. {UNSEEN[dataset]}"
+        f"{' and through '.join(asked)}. {UNSEEN}"
     )

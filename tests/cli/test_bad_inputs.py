@@ -58,7 +58,6 @@ ARGUMENTS = {
     "no command": Bad("", "required: COMMAND"),
     "an unknown command": Bad("draw", "invalid choice: 'draw'"),
     "an unknown option": Bad("ask {ck} --image {doll} --question x --colour red", "unrecognized arguments: --colour"),
-    "an option's old name": Bad("demo --world dolls", "--world is called --dataset now"),
     "a missing option": Bad("sample {ck} --out {tmp}/out", "required: --prompt"),
     "an option without its value": Bad("sample {ck} --out {tmp}/out --prompt", "--prompt: expected one argument"),
     "steps 0": Bad("sample {ck} {sample} --steps 0", "--steps: '0' is not a whole number of at least 1"),
@@ -100,7 +99,6 @@ ARGUMENTS = {
     "an out twice": Bad("sample {ck} {sample} --out {tmp}/other", "--out is given twice"),
     "an empty prompt list": Bad("sample {ck} --out {tmp}/out --prompt --steps 1", "--prompt: expected one argument"),
     "an unknown suite": Bad("evaluate {ck} --suite cats --out {tmp}/out", "there is no suite 'cats'; choose dolls or emoji"),
-    "an unknown dataset": Bad("demo --dataset cats --out {tmp}/out", "there is no suite 'cats'"),
     "steps where codes are scored": Bad(
         "evaluate {ck} --suite dolls --out {tmp}/out --draw vq --steps 2", "--steps is for the diffusion path"
     ),

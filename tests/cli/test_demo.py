@@ -10,7 +10,9 @@ from PIL import Image
 
 from hybridgen.cli import demo
 from hybridgen.cli.main import main
+from hybridgen.core import recognition
 from hybridgen.training.config.schema import UNSAID
+from tests.pipelines import tiny_pipeline
 
 OWN = dict(demo.CONFIGS)
 CODEC = {
@@ -70,12 +72,14 @@ def configs(tmp_path_factory):
     for name, content in (("codec.yaml", CODEC), ("model.yaml", MODEL)):
         (folder / name).write_text(yaml.safe_dump(content))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(demo.CONFIGS, "dolls", (str(folder / "codec.yaml"), str(folder / "model.yaml")))
+        for stage in demo.CONFIGS:
+            patch.setitem(demo.CONFIGS, stage, str(folder / f"{stage}.yaml"))
+        patch.setitem(recognition.PACKAGED, recognition.SMALL, folder / "none")  # most tests here show nothing first
         yield folder
 
 
 def run(out: Path, *overrides: str, samples: int = 2, seed: int = 0) -> list[str]:
-    return list(demo.run_demo("dolls", out, seed, samples, list(overrides), lambda what, done, of: None))
+    return list(demo.run_demo(out, seed, samples, list(overrides), lambda what, done, of: None))
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +173,7 @@ def test_it_goes_on_with_the_model_when_the_codec_is_done(copy):
 
 
 def test_overrides_reach_their_config(configs, tmp_path):
-    plan = demo.make_plan("dolls", tmp_path / "demo", 3, 4, ["steps=7", "codec:steps=5", "codec:vq_model.l1=2.0"])
+    plan = demo.make_plan(tmp_path / "demo", 3, 4, ["steps=7", "codec:steps=5", "codec:vq_model.l1=2.0"])
     assert (plan.model.steps, plan.codec.steps, plan.codec.vq_model.l1) == (7, 5, 2.0)
     assert (plan.model.seed, plan.codec.seed) == (3, 3)
     assert plan.model.codec.vq == str(tmp_path / "demo" / "codec" / "checkpoint" / "vq_model")
@@ -245,7 +249,7 @@ def test_a_folder_of_something_else_is_left_alone(configs, tmp_path):
 
 
 def test_a_strange_folder_name_is_no_yaml(configs, tmp_path):
-    plan = demo.make_plan("dolls", tmp_path / "runs: 1, #2", 0, 2, [])
+    plan = demo.make_plan(tmp_path / "runs: 1, #2", 0, 2, [])
     assert plan.model.output_dir == str(tmp_path / "runs: 1, #2")
 
 
@@ -254,13 +258,30 @@ def test_on_the_command_line(finished, capsys):
     assert capsys.readouterr().out == f"{finished / 'report.html'}\n"
 
 
-@pytest.mark.parametrize("dataset", ["dolls", "emoji"])
-def test_the_configs_that_come_with_hybridgen_fit_together(dataset, tmp_path, monkeypatch):
-    monkeypatch.setitem(demo.CONFIGS, dataset, OWN[dataset])
-    for name in demo.CONFIGS[dataset]:
+def test_the_configs_that_come_with_hybridgen_fit_together(tmp_path, monkeypatch):
+    for stage, name in OWN.items():
+        monkeypatch.setitem(demo.CONFIGS, stage, name)
         assert demo.config_file(name).is_file()
-    plan = demo.make_plan(dataset, tmp_path / "demo", 0, 256, [])
-    assert plan.draw_paths == ["diffusion", "vq"]
+    plan = demo.make_plan(tmp_path / "demo", 0, 256, [])
+    assert plan.draw_paths == plan.chat_paths == ["diffusion", "vq"]
     assert set(plan.answer_paths) == {"understanding", "diffusion"}
-    assert plan.chat_paths == (["diffusion", "vq"] if dataset == "dolls" else [])
-    assert {source.source for source in plan.model.data.sources} == {dataset}
+    assert {source.source for source in plan.model.data.sources} == {"dolls"}
+
+
+def test_it_begins_with_what_the_packages_own_model_draws(configs, tmp_path, monkeypatch, capsys):
+    small = tmp_path / "small"
+    tiny_pipeline().save_pretrained(small)
+    monkeypatch.setitem(recognition.PACKAGED, recognition.SMALL, small)
+    out = tmp_path / "demo"
+    first, *rest = run(out)
+    assert first == str(out / "first.png")
+    assert len(rest) == 2
+    Image.open(first).verify()
+    (out / "scores.json").unlink()
+    assert len(run(out)) == 2  # a demo that goes on does not show it again
+
+
+def test_an_installation_without_that_model_says_so(configs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(recognition.PACKAGED, recognition.SMALL, tmp_path / "none")
+    assert len(run(tmp_path / "demo")) == 2
+    assert "hybridgen/small is not in this installation" in capsys.readouterr().err

@@ -271,7 +271,7 @@ print(code, heavy, file=sys.stderr)
         (["sample", "nowhere", "--prompt", "a", "--out", "x", "--path", "vq", "--steps", "3"], 2),
         (["ask", "nowhere", "--image", "none.png", "--question", "?"], 2),
         (["train", "none.yaml"], 2),
-        (["demo", "--dataset", "cats"], 2),
+        (["demo", "--samples", "0"], 2),
     ],
 )
 def test_help_and_mistakes_load_no_library(words, code):

@@ -48,7 +48,8 @@ def test_a_manifest_names_it_as_it_is_called_everywhere(packaged):
 def test_commands_draw_with_it_where_no_checkpoint_is_named(packaged, capsys):
     assert main(["sample", "--prompt", "a word", "--path", "diffusion", "--steps", "1"]) == 0
     drawn = capsys.readouterr().out.split()
-    assert drawn and drawn[0].startswith("pictures")
+    assert drawn
+    assert drawn[0].startswith("pictures")
     assert main(["replay", drawn[0]]) == 0
     assert main(["ask", "--image", drawn[0], "--question", "what is it?", "--max-new-tokens", "1"]) == 0
 

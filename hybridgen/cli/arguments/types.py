@@ -16,7 +16,6 @@ from hybridgen.core import recognition
 from hybridgen.core.names import DEFAULTS, MOST_IMAGES, PATHS, PRECISIONS, check_belongs, check_values
 from hybridgen.core.values import shown
 
-RENAMED_OPTIONS = {"--world": "--dataset"}  # old -> new; an old one is refused with its new name
 OVERRIDES_HELP = "settings that replace those of the file, such as steps=100 or optimizer.lr=1e-3"
 
 KeepLines = argparse.RawDescriptionHelpFormatter
@@ -63,19 +62,13 @@ class CommandParser(argparse.ArgumentParser):
                 options.overrides, unknown = [*options.overrides, *unknown], []  # argparse reads none after an option
             self._check_keys(options.overrides)
         if unknown:
-            self._refuse(unknown)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return options
 
     def _check_keys(self, overrides: list[str]) -> None:
         keys = [word.partition("=")[0] for word in overrides if "=" in word]
         if twice := [key for key in keys if keys.count(key) > 1]:
             self.error(f"{twice[0]} is given twice; give it once")
-
-    def _refuse(self, unknown: list[str]) -> None:
-        for word in unknown:
-            if new := RENAMED_OPTIONS.get(word.partition("=")[0]):
-                self.error(f"{word.partition('=')[0]} is called {new} now")
-        self.error(f"unrecognized arguments: {' '.join(unknown)}")
 
     def error(self, message: str) -> None:
         self.exit(2, f"hybridgen: {message}; `{self.prog} --help` shows how it is used\n")

@@ -5,7 +5,7 @@ from its index, not read from a list, so `source[i]` is always the same.
 
 Every dataset is a package of `pictures` (what is drawn), `language` (captions, questions, answers) and `scoring`. To
 add one, copy `dolls/` and name it in `DATASETS`; copy `evaluation/suites/dolls.py`, which names the split that is
-evaluated, and, if there is to be a demo of it, its two configs in `CONFIGS` of `cli.demo`. Its `__init__` offers:
+evaluated. Its `__init__` offers:
 
     SIZE, SPLITS, TASKS, CATEGORIES      side of a picture in pixels; the names that the functions accept and return
     Source(split, task, seed)            endless: `source[i]` is a chat record, `source.picture(i)` its picture
