@@ -18,7 +18,7 @@ from hybridgen.bridges.janus.prompts import ROLES
 from hybridgen.bridges.layouts import LAYOUTS, STYLES
 from hybridgen.cli import ask
 from hybridgen.cli.arguments.parser import ARGUMENTS, parser
-from hybridgen.cli.arguments.types import RENAMED_OPTIONS, CommandParser
+from hybridgen.cli.arguments.types import CommandParser
 from hybridgen.cli.main import COMMANDS, main
 from hybridgen.data.synthetic import DATASETS
 from hybridgen.evaluation.suites import SUITES, open_suite
@@ -120,7 +120,7 @@ def test_an_interrupted_process_is_quiet(doll, tiny_checkpoint):
 # ------------------------------------------------------------------------------------------- the form of a command
 
 FOLDER = Path(sys.modules["hybridgen.cli"].__path__[0])
-HELPERS = {"__init__", "main", "console", "errors", "pictures", "running", "demo_report"}
+HELPERS = {"demo_first", "__init__", "main", "console", "errors", "pictures", "running", "demo_report"}
 
 
 def test_every_file_is_a_command_or_a_helper():
@@ -232,14 +232,6 @@ def test_a_setting_of_a_config_given_twice_is_refused(run):
     code, _, error = run("train", "c.yaml", "steps=3", "seed=1", "steps=5")
     assert code == 2
     assert error.startswith("hybridgen: steps is given twice; give it once")
-
-
-@pytest.mark.parametrize("old", RENAMED_OPTIONS)
-@pytest.mark.parametrize("between", [" ", "="])
-def test_an_option_that_was_renamed_is_refused_with_its_new_name(run, old, between):
-    code, lines, error = run(*f"demo {old}{between}emoji steps=3".split())
-    assert (code, lines) == (2, [])
-    assert error.startswith(f"hybridgen: {old} is called {RENAMED_OPTIONS[old]} now; ")
 
 
 def test_version(run):
