@@ -21,7 +21,6 @@ Print the answer to a question about a picture, or about several, and nothing el
 The answer is the likeliest, the same every time, unless --temperature, --top-k or --top-p draw its words.
 
 examples:
-  hybridgen ask --image pictures/an-elf-wearing-a-green-robe-diffusion-seed0.png --question "what creature is this?"
   hybridgen ask runs/demo/checkpoint --image orc.png --question "what is worn on the body?"
   hybridgen ask runs/demo/checkpoint --image orc.png --question "is there a crossbow?" --path diffusion
   hybridgen ask runs/demo/checkpoint --image orc.png --image elf.png --question "who wears a robe?"

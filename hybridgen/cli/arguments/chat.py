@@ -37,7 +37,6 @@ Lines that begin with / are commands:
 At a terminal Ctrl-C stops an answer, and a mistake ends nothing. From a pipe a mistake ends the chat with exit code 2.
 
 examples:
-  hybridgen chat
   hybridgen chat runs/demo/checkpoint
   hybridgen chat runs/demo/checkpoint --path vq --seed 0 --out talk
 """

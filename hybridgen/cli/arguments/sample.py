@@ -27,7 +27,6 @@ Draw pictures and print the paths of the PNG files. Each carries its prompt, pat
 and no file is ever written over. Picture i is drawn with seed + i, whatever is drawn beside it.
 
 examples:
-  hybridgen sample --prompt "an elf wearing a green robe"
   hybridgen sample runs/demo/checkpoint --prompt "an orc wearing a purple robe, blue background" --out pictures
   hybridgen sample runs/demo/checkpoint --prompt "an elf, sand background" --path vq --num-images 8 --out elves
 """
