@@ -28,12 +28,12 @@ def caption(spec: ShapesSpec) -> str:
 
     "a blue square left of a green star, black background", "three red circles, white background"
     """
-    if spec.tag == "counting":
+    if spec.tag == "counting" and len({thing[:2] for thing in spec.things}) == 1:
         first = spec.things[0]
         words = _noun_phrase(first.shape, first.colour, len(spec.things))
     else:
         phrases = [_with_article(_noun_phrase(thing.shape, thing.colour)) for thing in spec.things]
-        words = f" {spec.relation or 'and'} ".join(phrases)
+        words = f" {spec.relation or 'and'} ".join(phrases) or "nothing"  # what a scorer may find
     return words + (f", {spec.background} background" if spec.background else "")
 
 
