@@ -24,6 +24,7 @@ def in_lines(scores: dict) -> Iterator[str]:
                 for category, tally in result["scores"].items():
                     label = labels.get(category, category.replace("_", " "))
                     yield f"{begin}{verb.format(path=path)}, {label}: {in_words(tally)}"
+        yield from (f"{begin}{note}" for note in of_suite.get("notes", ()))
 
 
 def in_words(tally: dict) -> str:

@@ -54,9 +54,24 @@ class Suite:
 
 _CHATS = {"chats": "prompts that conversations are about, two each (24)"}
 _SIZE = {"size": "side of the pictures in pixels (as the checkpoint draws, where that can be scored)"}
+_DRAWN = {"data": "the benchmark's own file or folder of prompts", "size": "side of the pictures in pixels"}
+_VQA = {"vqa": "a checkpoint that answers the questions (the one evaluated)"}
+_EACH = {"n_samples": "pictures of each prompt (4)"}
 SUITES = {
     "dolls": Suite("held-out dolls: seven parts of a picture, drawn and asked about", _CHATS | _SIZE),
     "emoji": Suite("emoji in a style that they were not trained in, drawn and asked about", _CHATS | _SIZE),
+    "shapes": Suite("plain shapes in GenEval's six categories, drawn and asked about", _CHATS | _SIZE),
+    "geneval": Suite(
+        "GenEval's prompts, laid out for its scorer, or scored with a detector",
+        _DRAWN | _EACH | {"detector": "MODULE:NAME of an object detector"},
+    ),
+    "geneval2": Suite(
+        "GenEval 2: questions about drawn pictures (Soft-TIFA)",
+        _DRAWN | _VQA | {"instruction": "what stands after each question (Answer in one word.)"},
+    ),
+    "dpg": Suite("DPG-Bench's long prompts and questions", _DRAWN | _EACH | _VQA | {"questions": "dpg_bench.csv"}),
+    "tiif": Suite("TIIF-Bench's prompts and questions", _DRAWN | _VQA | {"questions": "the folder of eval prompts"}),
+    "wise": Suite("WISE's prompts, laid out for its judge", _DRAWN),
 }
 OWN_DATA = Suite("your own data: chat records with prompts to draw, or pictures with questions and answers")
 

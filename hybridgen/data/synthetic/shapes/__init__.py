@@ -27,10 +27,19 @@ from hybridgen.data.synthetic.shapes.pictures import (
     SPLITS,
     ShapesSpec,
     Thing,
+    complete,
     draw_spec,
     held_out,
     render,
     render_batch,
+)
+from hybridgen.data.synthetic.shapes.scoring import (
+    detect,
+    geneval_line,
+    judge_pictures,
+    majority_pictures,
+    nearest_specs,
+    score_pictures,
 )
 from hybridgen.data.synthetic.source import LENGTH, TASKS, SyntheticSource
 
@@ -51,9 +60,14 @@ __all__ = [
     "TASKS",
     "Thing",
     "caption",
+    "complete",
+    "detect",
     "draw_spec",
+    "geneval_line",
     "held_out",
+    "judge_pictures",
     "majority_baselines",
+    "nearest_specs",
     "open_caption",
     "parse_caption",
     "prompt",
@@ -61,6 +75,7 @@ __all__ = [
     "render",
     "render_batch",
     "score_answers",
+    "score_pictures",
     "spec_of",
 ]
 
@@ -112,10 +127,14 @@ def spec_of(record: dict) -> ShapesSpec:
 
 
 def majority_baselines(n: int, seed: int, split: str = "train") -> dict[str, dict[str, float]]:
-    """What constant answers would score on `n` scenes of a split.
+    """What constant answers and a constant picture would score on `n` scenes of a split.
 
-    Returns {"answers": {category: share, ..., "all"}}, the names that `score_answers` uses.
+    Returns {"answers": {category: share, ..., "all"}, "pictures": {category of GenEval: share, ..., "pictures",
+    "exact"}}, the names that `score_answers` and `score_pictures` use.
     """
     source = Shapes(split, "answer", seed)
     all_questions = [Question(*entry) for index in range(n) for entry in source[index]["meta"]["questions"]]
-    return {"answers": majority_shares(all_questions)}
+    return {
+        "answers": majority_shares(all_questions),
+        "pictures": majority_pictures([source.spec(index) for index in range(n)]),
+    }

@@ -9,7 +9,7 @@ pooled to 32, it is what is drawn at 32 (to one level of rounding).
 
 import hashlib
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache, lru_cache
 from typing import NamedTuple
 
@@ -110,6 +110,8 @@ def check_scene(spec: ShapesSpec) -> None:
             raise ValueError(f"the spec leaves the {name} open and cannot be drawn: draw_spec draws whole scenes")
         if value not in known:
             raise ValueError(f"unknown {name} {value!r}: it is one of {', '.join(known)}")
+    if hidden := [thing for thing in spec.things if thing.colour == spec.background]:
+        raise ValueError(f"a {hidden[0].colour} {hidden[0].shape} does not show on a {spec.background} background")
     if any(None in thing for thing in spec.things):
         raise ValueError("the spec does not say where its things stand and how large they are: draw_spec places them")
 
@@ -301,13 +303,41 @@ def draw_spec(
         wanted = len(spec.things) if unseen and kind in ("colour", "background") else int(unseen)
         if parts.pop(kind) == wanted and not any(parts.values()):
             break
+    return _placed(rng, spec, lambda held: held == {spec.relation} if spec.relation else not _is_held_out(spec, held))
+
+
+def complete(asked: ShapesSpec, rng: np.random.Generator) -> ShapesSpec:
+    """A scene that shows what a spec says (`language.parse_caption`), and anything in place of what it leaves open."""
+    things = list(asked.things)
+    grounds = tuple(name for name in BACKGROUNDS if all(name != thing.colour for thing in things))
+    background = asked.background or _choose(rng, grounds, {})
+    for i, thing in enumerate(things):
+        if asked.tag == "counting" and i:
+            things[i] = things[0]
+            continue
+        others = {other.shape for other in things}
+        shape = thing.shape or _choose(rng, tuple(name for name in SHAPES if name not in others), {})
+        visible = tuple(name for name in COLOURS if name != background)
+        things[i] = Thing(shape, thing.colour or _choose(rng, visible, {}))
+    whole = asked._replace(things=tuple(things), background=background)
+    return _placed(rng, whole, lambda held: asked.relation is None or held == {asked.relation})
+
+
+def _placed(rng: np.random.Generator, spec: ShapesSpec, fits: Callable[[set[str]], bool]) -> ShapesSpec:
+    """Give the things of a spec random places and sizes; of two things `fits` judges their relations."""
     while True:
         for layout in _layouts(rng, len(spec.things)):
             things = tuple(
                 thing._replace(x=x, y=y, size=size) for thing, (x, y, size) in zip(spec.things, layout, strict=True)
             )
-            if _relations_fit(spec, things):
+            if len(things) != 2 or fits(relations(box_of(things[0]), box_of(things[1]))):
                 return spec._replace(things=things)
+
+
+def _is_held_out(spec: ShapesSpec, held: set[str]) -> bool:
+    """Whether two things have a held-out relation to each other."""
+    first, second = (thing.shape for thing in spec.things)
+    return not held_out()["relation"].isdisjoint((first, relation, second) for relation in held)
 
 
 def _draw_things(rng: np.random.Generator, tag: str, weights: Mapping[str, float]) -> ShapesSpec:
@@ -346,13 +376,3 @@ def _layouts(rng: np.random.Generator, count: int, tries: int = 64) -> list:
         room = (size[:, one] + size[:, other]) / 2 + GAP
         apart &= (abs(x[:, one] - x[:, other]) >= room) | (abs(y[:, one] - y[:, other]) >= room)
     return np.stack([x, y, size], axis=-1)[apart].tolist()
-
-
-def _relations_fit(spec: ShapesSpec, things: tuple[Thing, ...]) -> bool:
-    """Whether two placed things have the relation asked for and no other; where none is asked for, no held-out one."""
-    if len(things) != 2 or things[0].shape == things[1].shape:
-        return True
-    held = relations(box_of(things[0]), box_of(things[1]))
-    if spec.relation:
-        return held == {spec.relation}
-    return held_out()["relation"].isdisjoint((things[0].shape, relation, things[1].shape) for relation in held)

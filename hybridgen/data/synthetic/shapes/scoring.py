@@ -1,7 +1,8 @@
 """Exact scores for drawn scenes: which shapes does a picture show, and are they what its prompt asks for?
 
-No network judges here and nothing is learned. A picture is explained shape by shape: the one shape, colour, size and
-place that explains most is found and taken away, until nothing that looks like a shape is left (`find_things`). What was found is judged by GenEval's rule (`core.geneval`).
+No network judges here and nothing is learned. A picture is explained shape by shape: the shape, colour, size and place
+that explain most are found and taken away, until nothing that looks like a shape is left (`find_things`). What was
+found is judged by GenEval's rule (`core.geneval`).
 
 1. The background is the mean colour of the picture's rim, where no scene has a thing.
 2. Coarsely, at 16 x 16: every shape in five sizes at every second pixel, in every colour.
@@ -9,8 +10,9 @@ place that explains most is found and taken away, until nothing that looks like 
 
 A shape is covered pixels T (0 to 1) times (colour - background) d. Taking it away from what is left of the picture, r,
 lowers the squared error by 2 sum(T r.d) - |d|^2 sum(T^2): its gain. The gain over |d|^2 sum(T^2), which is 1 where the
-shape is there exactly and negative where nothing is, is how sure the find is. What is best has the largest product of
-the two: the gain alone prefers one large shape over four small ones that it half covers.
+shape is there exactly and negative where nothing is, is how sure the find is. Finely, the largest gain is the best;
+coarsely, the largest product of gain and sureness (at most 1), as the gain alone prefers one large shape over four
+small ones that it half covers.
 
 Shapes: n pictures, m templates of P pixels, k = 10 colours.
 """
@@ -64,7 +66,7 @@ class Sighting(NamedTuple):
 def score_pictures(images: np.ndarray, specs: list[ShapesSpec]) -> dict[str, Tally]:
     """How many pictures show what was asked: (n, S, S, 3) uint8 against n specs.
 
-    Returns a tally {"right", "n", "share"} for each category of GenEval that the specs have, for "all" pictures, and
+    Returns a tally {"right", "n", "share"} for each category of GenEval that the specs have, for all "pictures", and
     "exact": those that show nothing besides (GenEval's rule allows more, but for counting).
 
     Raises ValueError when the counts differ or the images have another shape or type.
@@ -75,12 +77,12 @@ def score_pictures(images: np.ndarray, specs: list[ShapesSpec]) -> dict[str, Tal
         for tag in TAGS
         if any(tag in verdict for verdict in verdicts)
     }
-    tags |= {name: [verdict[name] for verdict in verdicts] for name in ("all", "exact")}
+    tags |= {name: [verdict[name] for verdict in verdicts] for name in ("pictures", "exact")}
     return {name: tally(sum(rights), len(rights)) for name, rights in tags.items()}
 
 
 def judge_pictures(images: np.ndarray, specs: list[ShapesSpec]) -> list[dict[str, bool]]:
-    """As `score_pictures`, picture by picture: {the spec's category, "all" and "exact": whether it is right}.
+    """As `score_pictures`, picture by picture: {the spec's category, "pictures" and "exact": whether it is right}.
 
     Of a scene its category's prompt is judged (`language.prompt`), of a spec without places (`parse_caption`) all that
     it says.
@@ -112,7 +114,7 @@ def _judge(seen: ShapesSpec, asked: ShapesSpec) -> dict[str, bool]:
             colours[box] = thing.colour
         line = geneval_line(asked)
         right = same_ground and not faults(objects, line, lambda name, some: [colours[each.box] for each in some])
-    return {asked.tag: right, "all": right, "exact": exact}
+    return {asked.tag: right, "pictures": right, "exact": exact}
 
 
 def _can_be(seen: ShapesSpec, asked: ShapesSpec) -> bool:
@@ -153,7 +155,7 @@ def majority_pictures(specs: list[ShapesSpec]) -> dict[str, float]:
     commonest = {tag: Counter(some).most_common(1)[0][1] for tag, some in prompts.items()}
     shares = {tag: commonest[tag] / len(prompts[tag]) for tag in TAGS if tag in prompts}
     overall = sum(commonest.values()) / len(specs)
-    return {**shares, "all": overall, "exact": overall}
+    return {**shares, "pictures": overall, "exact": overall}
 
 
 # ---- what a picture shows
@@ -248,7 +250,7 @@ def _coarse_places(rest: np.ndarray, colours: np.ndarray) -> tuple[np.ndarray, n
     """The place whose best shape gains most: (n, 3, 32, 32), (n, k, 3) -> (n, 2) x and y in pixels, (n,) sureness."""
     templates, places = _coarse_bank()
     small = rest.reshape(len(rest), 3, SIZE // 2, 2, SIZE // 2, 2).mean(axis=(3, 5)).reshape(len(rest), 3, -1)
-    best, _, sure = _best(small, templates, colours)
+    best, _, sure = _best(small, templates, colours, cautious=True)
     return places[best], sure
 
 
@@ -258,7 +260,7 @@ def _take_away(rest: np.ndarray, colours: np.ndarray, which: np.ndarray, places:
     half, sightings = _WINDOW // 2, []
     padded = np.pad(rest[which], ((0, 0), (0, 0), (half, half), (half, half)))
     windows = np.stack([one[:, y : y + _WINDOW, x : x + _WINDOW] for one, (x, y) in zip(padded, places, strict=True)])
-    best, colour, sure = _best(windows.reshape(len(which), 3, -1), templates, colours[which])
+    best, colour, sure = _best(windows.reshape(len(which), 3, -1), templates, colours[which], cautious=False)
     for one, i, (x, y), t, c, score in zip(padded, which, places, best, colour, sure, strict=True):
         template = templates[t].reshape(_WINDOW, _WINDOW)
         one[:, y : y + _WINDOW, x : x + _WINDOW] -= template * colours[i, c][:, None, None]
@@ -270,14 +272,22 @@ def _take_away(rest: np.ndarray, colours: np.ndarray, which: np.ndarray, places:
     return sightings
 
 
-def _best(rest: np.ndarray, templates: np.ndarray, colours: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What explains most: (n, 3, P), (m, P), (n, k, 3) -> template (n,), colour (n,) and sureness (n,)."""
+def _best(
+    rest: np.ndarray, templates: np.ndarray, colours: np.ndarray, cautious: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What explains most: (n, 3, P), (m, P), (n, k, 3) -> template (n,), colour (n,) and sureness (n,).
+
+    Args:
+        cautious: by the product of gain and sureness, not the gain alone.
+    """
     contrast, area = (colours**2).sum(-1), (templates**2).sum(-1)  # (n, k), (m,)
     sure = colours @ ((rest @ templates.T) * (2 / area))  # (n, k, m)
     sure /= np.maximum(contrast, 1)[..., None]
     sure -= 1
-    worth = np.abs(sure) * sure * area
-    worth *= np.where(contrast < _NEAR**2, 0, contrast)[..., None]
+    worth = sure * area
+    worth *= np.where(contrast < _NEAR**2, 0, contrast)[..., None]  # the gain
+    if cautious:
+        worth *= np.clip(sure, 0, 1)  # above 1: a colour that is too weak, which another one explains better
     colour, template = np.divmod(worth.reshape(len(rest), -1).argmax(axis=1), len(templates))
     return template, colour, sure[np.arange(len(rest)), colour, template]
 
@@ -304,7 +314,8 @@ def _fine_bank() -> tuple[np.ndarray, list[tuple[str, float, float, float]]]:
     for shape, size, half_x, half_y in itertools.product(SHAPES, _FINE_SIZES, (0, 0.5), (0, 0.5)):
         pixels = int(2 * middle)
         mask = coverage(shape, size, middle + half_x, middle + half_y, pixels, 8)
-        for dx, dy in itertools.product(_SHIFTS[_SHIFTS % 1 == half_x], _SHIFTS[_SHIFTS % 1 == half_y]):
+        across, down = (_SHIFTS[np.isclose(_SHIFTS % 1, half)] for half in (half_x, half_y))
+        for dx, dy in itertools.product(across, down):
             left, top = (int(middle - _WINDOW / 2 - (shift - half)) for shift, half in ((dx, half_x), (dy, half_y)))
             templates.append(mask[top : top + _WINDOW, left : left + _WINDOW].ravel())
             described.append((shape, size, float(dx), float(dy)))
