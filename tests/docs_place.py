@@ -69,6 +69,13 @@ def _data(folder: Path) -> None:
     captions = {name: f"picture {name} of many colours" for name in images}
     _lines(folder / "pictures" / "metadata.jsonl", [{"file_name": n, "text": t} for n, t in captions.items()])
 
+    line = {
+        "tag": "colors",
+        "prompt": "a photo of a red dog",
+        "include": [{"class": "dog", "count": 1, "color": "red"}],
+    }
+    _lines(folder / "evaluation_metadata.jsonl", [line] * RECORDS)
+
     def turns(asked, answered) -> dict:
         return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]}
 

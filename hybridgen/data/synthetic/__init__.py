@@ -27,7 +27,7 @@ DATASETS = ("dolls", "emoji", "shapes", "words")  # packages beside this file
 
 
 def open_synthetic(name: str) -> ModuleType:
-    """The package of the dataset `name`, "dolls" or "emoji". Raises ValueError for any other name."""
+    """The package of the dataset `name`, one of `DATASETS`. Raises ValueError for any other name."""
     if name not in DATASETS:
         known = ", ".join(sorted(DATASETS))
         raise ValueError(f"unknown dataset {name!r}: the synthetic datasets that ship with hybridgen are {known}")

@@ -101,9 +101,11 @@ def _files(number: int, line: dict, pictures: list[Image.Image]):
 
 def _score(work: Work, path: str, lines: list[dict], drawn, each: int) -> tuple[dict[str, dict], list[Item]]:
     detector = named(work.text("detector"))
-    wrong = work.each(
-        len(drawn), lambda i: picture_faults(detector, drawn[i], lines[i // each]), f"detect-{path}", f"judging {path}"
-    )
+
+    def judge(numbers: list[int]) -> list[list[str]]:
+        return [picture_faults(detector, drawn[i], lines[i // each]) for i in numbers]
+
+    wrong = work.batches(len(drawn), judge, f"detect-{path}", f"judging what was drawn by {path}")
     rights = [not sentences for sentences in wrong]
     scores = {}
     for tag in dict.fromkeys(line["tag"] for line in lines):

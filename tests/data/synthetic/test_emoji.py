@@ -307,6 +307,6 @@ def test_bad_arguments_are_refused(images, specs):
 def test_both_datasets_offer_the_same_names():
     names = "SIZE SPLITS TASKS CATEGORIES Source Question caption parse_caption questions render render_batch spec_of"
     names += " nearest_specs judge_pictures score_pictures score_answers majority_baselines"
-    for dataset in ("dolls", "emoji"):
+    for dataset in ("dolls", "emoji", "shapes"):
         assert not [name for name in names.split() if not hasattr(open_synthetic(dataset), name)]
     assert emoji.score_answers(["Krone"], [Question("translation", "?", "Krone")])["all"]["right"] == 1
