@@ -55,7 +55,7 @@ class SourceConfig:
     """One source of the mixture.
 
     Args:
-        source: a synthetic dataset (`dolls`, `shapes`, ...), a folder of captioned pictures (`formats.image_folder`), .jsonl,
+        source: a synthetic dataset (`dolls`), a folder of captioned pictures (`formats.image_folder`), .jsonl,
             .json, .csv, .parquet, .tar or .txt files (a pattern with * or {000..007} for many), or a data set's name or
             folder.
         name: what it is called in logs and checkpoints; None = made of source, task and path.
