@@ -31,14 +31,14 @@ class Painter:
 
     def answer(self, images, questions, **how):
         return [
-            "yes" if self.knows(image[0], question) else "no" for image, question in zip(images, questions, strict=True)
+            "yes" if self.knows(image, question) else "no" for image, question in zip(images, questions, strict=True)
         ]
 
     def score_answers(self, images, questions, answers, path):
         """Sure to 3/4 of the right word, as "yes" or "Yes" in equal parts."""
         weighed = []
         for image, question, answer in zip(images, questions, answers, strict=True):
-            right = ("yes" if self.knows(image[0], question) else "no") == answer.lower()
+            right = ("yes" if self.knows(image, question) else "no") == answer.lower()
             weighed.append(Likelihood(math.log(0.375 if right else 0.125), 2))
         return weighed
 

@@ -145,7 +145,7 @@ def held_out_combinations():
 
 def test_training_shows_no_held_out_combination_but_every_part():
     rng, held_out, seen = np.random.default_rng(3), held_out_combinations(), set()
-    for _ in range(5000):
+    for _ in range(3500):
         seen |= combinations(shapes.draw_spec(rng))
     assert not held_out & seen
     never = {"relation": 8 * 6}  # those of the six pairs that are held out altogether
@@ -171,7 +171,7 @@ def test_each_held_out_scene_combines_anew_what_its_prompt_names_and_nothing_els
 def test_no_held_out_prompt_is_a_training_caption():
     train = shapes.Shapes("train", "draw", 0, open_captions=0.3)
     test = shapes.Shapes("held_out", "draw", 0)
-    said = {train[i]["messages"][0]["content"][0]["text"] for i in range(1500)}
+    said = {train[i]["messages"][0]["content"][0]["text"] for i in range(1000)}
     asked = [test[i]["messages"][0]["content"][0]["text"] for i in range(240)]
     assert not said & set(asked)
     assert Counter(test.spec(i).tag for i in range(240)) == dict.fromkeys(TAGS, 40)
@@ -336,7 +336,8 @@ def test_a_record_depends_on_its_index_only(task):
 @pytest.mark.parametrize(
     ("name", "spoil", "pictures", "exact"),
     [
-        # measured on these: shares by the rule, and of those that show nothing besides
+        # shares by the rule, and of those that show nothing besides; measured on these: 1 and 1, 1 and 1, .983 and .983,
+        # .05 and .05, 0 and 0; blurred x4: .28 and .25; noise at 64 pixels: 1 and 1
         ("true", lambda x: x, (1, 1), (1, 1)),
         ("noise 40/255", lambda x: add_noise(x, 40), (0.97, 1), (0.95, 1)),
         ("blur x2", lambda x: blur(x, 2), (0.9, 1), (0.88, 1)),
@@ -401,10 +402,10 @@ def test_free_prompts_are_judged_by_all_that_they_say():
 def test_pictures_without_shapes_show_none():
     rng = np.random.default_rng(9)
     plain = np.full((1, 32, 32, 3), 128, np.uint8)
-    noise = rng.integers(0, 256, (1, 32, 32, 3), np.uint8)
+    noise = rng.integers(0, 256, (20, 32, 32, 3), np.uint8)
     slope = np.broadcast_to(np.linspace(0, 255, 32)[:, None, None], (1, 32, 32, 3)).astype(np.uint8)
-    for image in (plain, add_noise(plain, 40), noise):
-        assert shapes.nearest_specs(image)[0].things == ()
+    assert [spec.things for spec in shapes.nearest_specs(np.concatenate([plain, add_noise(plain, 40)]))] == [(), ()]
+    assert sum(map(bool, (spec.things for spec in shapes.nearest_specs(noise)))) <= 3  # of 20 (measured: 1)
     assert len(shapes.nearest_specs(slope)) == 1  # says something of anything, and does not fail
 
 

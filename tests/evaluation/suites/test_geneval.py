@@ -190,10 +190,10 @@ def test_the_mean_of_shares_is_their_mean_with_an_honest_interval():
     assert mean["low"] < mean["value"] < mean["high"]
     # of one share it is Wilson's interval
     assert mean_of_shares(tallies[2:])["low"] == pytest.approx(100 * 0.3664, abs=0.1)
-    rng = np.random.default_rng(0)  # it covers the truth as often as it says (measured: 0.956)
+    rng = np.random.default_rng(1)  # it covers the truth as often as it says (of 20,000: 0.950)
     truth, inside = np.array([0.9, 0.7, 0.5, 0.95, 0.3, 0.8]), 0
-    for _ in range(400):
+    for _ in range(1000):
         rights = rng.binomial(40, truth)
         mean = mean_of_shares([{"right": right, "n": 40, "share": right / 40} for right in rights])
         inside += mean["low"] <= 100 * truth.mean() <= mean["high"]
-    assert 0.92 < inside / 400 < 0.985
+    assert 0.93 < inside / 1000 < 0.97
