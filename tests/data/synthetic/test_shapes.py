@@ -336,8 +336,8 @@ def test_a_record_depends_on_its_index_only(task):
 @pytest.mark.parametrize(
     ("name", "spoil", "pictures", "exact"),
     [
-        # shares by the rule, and of those that show nothing besides; measured on these: 1 and 1, 1 and 1, .983 and .983,
-        # .05 and .05, 0 and 0; blurred x4: .28 and .25; noise at 64 pixels: 1 and 1
+        # shares by the rule, and of those that show nothing besides; measured on these: 1 and 1, 1 and 1, .983 twice,
+        # .05 twice, 0 and 0; blurred x4: .28 and .25; noise at 64 pixels: 1 and 1
         ("true", lambda x: x, (1, 1), (1, 1)),
         ("noise 40/255", lambda x: add_noise(x, 40), (0.97, 1), (0.95, 1)),
         ("blur x2", lambda x: blur(x, 2), (0.9, 1), (0.88, 1)),
