@@ -4,15 +4,13 @@
 path of the checkpoint on stdout, all else on stderr. What one of them fails at also goes into the launcher's report.
 """
 
-import os
 import sys
 
 from hybridgen.cli import console
 from hybridgen.cli.errors import is_for_the_user, one_line
+from hybridgen.core.launched import is_first, report_failure
 from hybridgen.training import load_config, train
-from hybridgen.training.distributed.launched import quiet_libraries, report_failure
-
-IS_FIRST = os.environ.get("RANK", "0") == "0"
+from hybridgen.training.distributed.launched import quiet_libraries
 
 
 def main(arguments: list[str]) -> int:
@@ -21,7 +19,7 @@ def main(arguments: list[str]) -> int:
         print("usage: train.py CONFIG.yaml [key=value ...]", file=sys.stderr)
         return 2
     console.settle()
-    quiet_libraries(also_warnings=not IS_FIRST)
+    quiet_libraries(also_warnings=not is_first())
     try:
         checkpoint = train(load_config(arguments[0], arguments[1:]))
     except KeyboardInterrupt:
@@ -30,10 +28,10 @@ def main(arguments: list[str]) -> int:
         if not is_for_the_user(error):
             raise
         sentence = f"train.py: {one_line(error)}"
-        if not report_failure(sentence) or IS_FIRST:
+        if not report_failure(sentence) or is_first():
             print(sentence, file=sys.stderr)
         return 2
-    if IS_FIRST:
+    if is_first():
         print(checkpoint)
     return 0
 

@@ -1,4 +1,5 @@
-"""Errors that the user of a command can mend, told apart from faults of ours, and printed as one line."""
+"""Errors that the user of a command can mend, told apart from faults of ours, and printed as one line: of several
+processes by the first alone, and in the launcher's report."""
 
 import os
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from hybridgen.cli import console
 from hybridgen.core import values
+from hybridgen.core.launched import is_first, report_failure
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # what torch's RuntimeErrors say, on GPUs and CPUs
 _PACKAGE = Path(__file__).parents[1]
@@ -23,7 +25,7 @@ def exit_code(run: Callable[[], int]) -> int:
     try:
         return run()
     except KeyboardInterrupt as stop:
-        print(f"hybridgen: {stop.args[0] if stop.args else 'stopped before anything was done'}", file=sys.stderr)
+        _say(stop.args[0] if stop.args else "stopped before anything was done")
         return 130
     except BrokenPipeError:  # whoever read our results went away, as `head` does
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (the interpreter flushes stdout once more at its end)
@@ -32,15 +34,19 @@ def exit_code(run: Callable[[], int]) -> int:
         if not isinstance(error, MemoryError) and not any(words in str(error) for words in OUT_OF_MEMORY):
             raise
         reason = f" ({one_line(error)[:200]})" if str(error) else ""
-        print(
-            f"hybridgen: not enough memory{reason}; ask for less at a time, or take a larger machine", file=sys.stderr
-        )
+        _say(f"not enough memory{reason}; ask for less at a time, or take a larger machine")
         return 2
     except (ValueError, OSError) as error:
         if not is_for_the_user(error):
             raise
-        print(f"hybridgen: {one_line(error)}", file=sys.stderr)
+        _say(one_line(error))
         return 2
+
+
+def _say(sentence: str) -> None:
+    report_failure(f"hybridgen: {sentence}")
+    if is_first():
+        print(f"hybridgen: {sentence}", file=sys.stderr)
 
 
 def is_for_the_user(error: Exception) -> bool:

@@ -24,7 +24,7 @@ from typing import TextIO
 import diffusers
 import transformers
 
-from hybridgen.cli import ask, chat, convert, data, demo, evaluate, init, merge, plan, replay, sample, train
+from hybridgen.cli import ask, chat, compare, convert, data, demo, evaluate, init, merge, plan, replay, sample, train
 from hybridgen.cli.arguments.parser import parse
 from hybridgen.cli.errors import exit_code
 
@@ -41,6 +41,7 @@ COMMANDS = {
     "chat": chat,
     "ask": ask,
     "evaluate": evaluate,
+    "compare": compare,
 }
 
 

@@ -18,7 +18,7 @@ def best_device(pipeline: HybridGenPipeline) -> HybridGenPipeline:
 
 
 @contextlib.contextmanager
-def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+def progress_bars(shown: bool = True) -> Iterator[Callable[[str, int, int], None]]:
     """Yields a function of (what, done, total) that shows a bar on stderr, a new one for each `what`."""
     bar: tqdm | None = None
 
@@ -27,7 +27,7 @@ def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
         if bar is None or bar.desc != what:
             if bar is not None:
                 bar.close()
-            bar = tqdm(desc=what, total=total, file=sys.stderr, dynamic_ncols=True)
+            bar = tqdm(desc=what, total=total, file=sys.stderr, dynamic_ncols=True, disable=not shown)
         bar.update(done - bar.n)
 
     try:

@@ -3,10 +3,19 @@
 Started by `accelerate launch`; the group of processes is torch's own. Weights are whole in each process.
 """
 
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from accelerate import PartialState
+
+TIMEOUT = timedelta(hours=12)  # one process may still draw when the others have long done their share
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,21 @@ class Processes:
         if not (dist.is_available() and dist.is_initialized()):
             return cls()
         return cls(dist.get_rank(), dist.get_world_size())
+
+    @classmethod
+    @contextmanager
+    def launched(cls) -> Iterator["Processes"]:
+        """Inside, the processes that `accelerate launch` or torchrun started are one group, each with its own GPU."""
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+            yield cls.running()
+            return
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="OMP_NUM_THREADS/MKL_NUM_THREADS unset")
+            PartialState(cpu=not torch.accelerator.is_available(), timeout=TIMEOUT)
+        try:
+            yield cls.running()
+        finally:
+            dist.destroy_process_group()
 
     @property
     def is_main(self) -> bool:

@@ -6,6 +6,7 @@ the page shows the first held-out prompts and pictures as they come, and every p
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,10 +14,12 @@ import jinja2
 from markupsafe import Markup
 from PIL import Image
 
-from hybridgen.core.figures import Panel, panel_svg
+from hybridgen.core.figures import Panel, panel_svg, scale_to_fit
+from hybridgen.core.pictures import pixels_hash, read_picture
 from hybridgen.evaluation import environment
 from hybridgen.evaluation.result import BASELINES, TASKS, Item, Result
 
+LARGEST = 256  # pixels of a picture's side on a page
 _ASSETS = Path(__file__).parent / "assets"
 
 
@@ -72,9 +75,10 @@ def render(result: Result, scores: dict, content: ReportContent) -> str:
     half, drawn = max(1, content.examples // 2), result.items.get("generation", {})
     tallies = [(target, target.tally(result.scores)) for target in content.targets]
     size = result.facts["size"]
-    return _templates().get_template("report.html.jinja").render(
+    return render_page(
+        "report.html.jinja",
         content=content,
-        style=Markup((_ASSETS / "report.css").read_text(encoding="utf-8")),
+        title=content.title,
         side=max(1, 128 // size - 1) * size,  # whole screen pixels each
         half=half,
         targets=[(target, tally) for target, tally in tallies if tally is not None],
@@ -85,7 +89,14 @@ def render(result: Result, scores: dict, content: ReportContent) -> str:
         charts={stage: [Markup(panel_svg(panel)) for panel in panels] for stage, panels in content.panels.items()},
         facts=_facts(result, scores, content),
         version=scores["versions"]["hybridgen"],
-    )  # fmt: skip
+        credit=content.credit,
+    )
+
+
+def render_page(template: str, **content) -> str:
+    """A page of `assets/` from what its template asks for."""
+    style = Markup((_ASSETS / "report.css").read_text(encoding="utf-8"))
+    return _templates().get_template(template).render(style=style, **content)
 
 
 def _templates() -> jinja2.Environment:
@@ -99,6 +110,7 @@ def _templates() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     templates.filters |= {"data_url": data_url, "percent": percent}
+    templates.globals["shared_headings"] = shared_headings
     return templates
 
 
@@ -188,10 +200,26 @@ def _facts(result: Result, scores: dict, content: ReportContent) -> dict[str, st
 # ------------------------------------------------------------------------------------------------------- formats
 
 
-def data_url(image: Image.Image) -> str:
-    """The picture as a PNG inside of a URL, to stand in a page without a file."""
-    file = io.BytesIO()
-    image.convert("RGB").save(file, "PNG", optimize=True)
+def shared_headings(items: Sequence[Item]) -> list[str]:
+    """The headings under which several items have the same picture; of one item, none."""
+    first, *others = items
+    return [
+        heading
+        for heading, picture in first.pictures.items()
+        if others and all(_pixels(picture) == _pixels(other.pictures.get(heading)) for other in others)
+    ]
+
+
+def _pixels(picture: Image.Image | Path | None) -> bytes | None:
+    return None if picture is None else pixels_hash(picture)
+
+
+def data_url(image: Image.Image | Path) -> str:
+    """The picture as a PNG inside of a URL, to stand in a page without a file; large ones made smaller."""
+    file, image = io.BytesIO(), read_picture(image)
+    if max(image.size) > LARGEST:
+        image = scale_to_fit(image, LARGEST)
+    image.save(file, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

@@ -7,11 +7,14 @@ OUT/scores.json       the scores, once all is done
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from hybridgen.configuration_hybridgen import require_path
 from hybridgen.core.names import WRITING_PATHS
+from hybridgen.core.recognition import user_path
 from hybridgen.evaluation import environment
+from hybridgen.evaluation.folder import checkpoint_identity, hashes_of_files, open_folder, save_items
 from hybridgen.evaluation.generation import DrawSettings
 from hybridgen.evaluation.processes import Processes
 from hybridgen.evaluation.result import Result
@@ -40,7 +43,8 @@ def evaluate_suites(
 ) -> dict[str, Result]:
     """
     1. Check all that can be checked before any long work, of all suites.
-    2. Run one suite after the other.
+    2. Begin a folder, or go on with it.
+    3. Run one suite after the other.
 
     Args:
         suites: names of `suites.SUITES`, or files of own data.
@@ -55,22 +59,66 @@ def evaluate_suites(
 
     Raises:
         ValueError: an unknown suite or option, a path that the model lacks or that cannot draw, more samples than there
-            are, or what a suite refuses.
+            are, what a suite refuses, or a folder that holds another evaluation.
+        OSError: the folder cannot be written to.
     """
+    out, processes, settings = None if out is None else user_path(out).absolute(), Processes.running(), settings or {}
+    if twice := [name for name in suites if sum(folder_name(name) == folder_name(other) for other in suites) > 1]:
+        raise ValueError(f"two suites are called {folder_name(twice[0])!r}; evaluate them one after the other")
     draw_paths, answer_paths = _paths(tuple(pipeline.model.config.paths), draw_paths, answer_paths, chat_paths)
     shares = options_by_suite(suites, options or {})
     works = {
         name: Work(
-            pipeline, name, draw_paths, answer_paths, list(chat_paths), samples, seed, settings or {}, shares[name],
-            None if out is None else Path(out) / folder_name(name), progress,
+            pipeline, name, draw_paths, answer_paths, list(chat_paths), samples, seed, settings, shares[name],
+            None if out is None else out / folder_name(name), progress, processes,
         )
         for name in suites
     }  # fmt: skip
     modules = {name: open_suite(name) for name in suites}
     for name, module in modules.items():
         getattr(module, "check", lambda work: None)(works[name])
+    if out is not None:
+        paths = {"draw": draw_paths, "answer": answer_paths, "chat": list(chat_paths)}
+        open_folder(out, identity(pipeline, suites, samples, seed, paths, settings, options or {}), processes)
     pipeline.set_progress_bar_config(disable=True)  # `progress` tells more
-    return {name: module.run(works[name]) for name, module in modules.items()}
+    return {name: _run(module, works[name]) for name, module in modules.items()}
+
+
+def _run(module: ModuleType, work: Work) -> Result:
+    result = module.run(work)
+    if work.out is not None:
+        error = None
+        if work.processes.is_main:
+            try:
+                save_items(work.out, result.items)
+            except OSError as raised:
+                error = raised
+        work.processes.agree(error)
+    return result
+
+
+def identity(
+    pipeline: HybridGenPipeline,
+    suites: Sequence[str],
+    samples: int | None,
+    seed: int,
+    paths: dict[str, list[str]],
+    settings: dict[str, DrawSettings],
+    options: dict[str, Any],
+) -> dict:
+    """What the numbers of an evaluation depend on, as JSON."""
+    drawn = [path for path in WRITING_PATHS if path in (*paths["draw"], *paths["chat"])]
+    return {
+        "format": 1,
+        "suites": [folder_name(name) for name in suites],
+        "samples": samples,
+        "seed": seed,
+        "options": {name: str(value) for name, value in options.items()},
+        "files": hashes_of_files([*suites, *options.values()]),
+        "paths": paths,
+        "settings": {path: settings.get(path, DrawSettings()).of_path(path) for path in drawn},
+        "checkpoint": checkpoint_identity(pipeline),
+    }
 
 
 def folder_name(suite: str) -> str:
@@ -78,14 +126,14 @@ def folder_name(suite: str) -> str:
     return Path(suite).stem if suite.endswith(".jsonl") else Path(suite).name
 
 
-def scores_of(results: dict[str, Result], seed: int) -> dict:
-    """What `scores.json` holds of these results."""
+def scores_of(results: dict[str, Result], seed: int, processes: int = 1) -> dict:
+    """What `scores.json` holds of these results, that so many processes came to."""
     return {
-        "suites": {name: result.as_json() for name, result in results.items()},
+        "suites": {folder_name(name): result.as_json() for name, result in results.items()},
         "seed": seed,
         "versions": environment.versions(),
         "hardware": environment.hardware(),
-        "processes": Processes.running().count,
+        "processes": processes,
     }
 
 

@@ -36,7 +36,9 @@ def in_words(tally: dict) -> str:
     else:
         unit = f" {tally['unit']}" if tally.get("unit") else ""
         number = f"{tally['value']:.4g}{unit} of {tally['n']}"
-        interval = f"95 % interval {tally['low']:.4g} to {tally['high']:.4g}"
+        interval = "no interval"  # of a single item
+        if tally["low"] is not None:
+            interval = f"95 % interval {tally['low']:.4g} to {tally['high']:.4g}"
         beside = [f"{name} {tally[name]:.4g}" for name in BASELINES if name in tally]
     return f"{number} ({'; '.join([interval, ', '.join(beside)] if beside else [interval])})"
 

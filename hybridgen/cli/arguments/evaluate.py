@@ -16,12 +16,13 @@ from hybridgen.cli.arguments.types import (
 from hybridgen.core.names import WRITING_PATHS
 from hybridgen.core.recognition import require_checkpoint
 from hybridgen.core.values import shown
-from hybridgen.evaluation.suites import SUITES, find_suite, options_by_suite
+from hybridgen.evaluation.suites import OWN_DATA, SUITES, find_suite, options_by_suite
 
 ABOUT = """\
-Draw held-out captions, answer held-out questions, score both exactly, and write scores.json: for each path
-and category the share that is right, with counts and a 95 % interval, beside what a constant answer, a blank
-picture and the true pictures score. An older scores.json in the folder is replaced, once all is done.
+Draw, ask and score what a suite holds, and write scores.json and report.html: every number with its count and
+95 % interval, beside what a constant answer, a blank picture and the true pictures score; pictures with the worst
+first. What is done is kept in the folder piece by piece: the same command goes on after a stop, also on another
+number of processes (accelerate launch -m hybridgen evaluate ...).
 
 examples:
   hybridgen evaluate runs/demo/checkpoint --suite dolls --out scores
@@ -30,12 +31,28 @@ examples:
 
 
 def add_arguments(commands) -> None:
-    command = new_command(commands, "evaluate", "score a checkpoint on held-out pictures", ABOUT)
+    command = new_command(commands, "evaluate", "score a checkpoint on one suite or several", ABOUT)
+    command.epilog += f"\n{suites_help()}"
     add_checkpoint(command)
+    add_evaluation(command, required=True)
+    command.add_argument("--out", type=path_to, required=True, metavar="DIR", help="folder for all that is written")
+
+
+def suites_help() -> str:
+    """The suites and their options, for the help."""
+    lines = ["suites:"]
+    for name, suite in {**SUITES, "FILE.jsonl": OWN_DATA}.items():
+        lines.append(f"  {name:<12}{suite.about}")
+        lines += [f"{'':<14}--option {key}=...  {about}" for key, about in suite.options.items()]
+    return "\n".join(lines)
+
+
+def add_evaluation(command, required: bool) -> None:
+    """What is evaluated, and how."""
     what = command.add_argument_group("what to evaluate")
     what.add_argument(
-        "--suite", required=True, type=suite_names, metavar="NAME[,NAME]",
-        help=f"one or several of {', '.join(SUITES)}, or a .jsonl file of chat records of your own",
+        "--suite", required=required, type=suite_names, metavar="NAME[,NAME]",
+        help="one or several of those below, or a .jsonl file of chat records of your own",
     )  # fmt: skip
     what.add_argument(
         "--option", type=key_and_value, action="append", default=[], metavar="KEY=VALUE",
@@ -51,17 +68,21 @@ def add_arguments(commands) -> None:
     what.add_argument("--samples", type=picture_count, help="items of each suite (default: as many as is usual for it)")
     what.add_argument("--seed", type=seed_number, default=0, help="seed of samples and drawing (default: 0)")
     add_drawing_options(command.add_argument_group("how to draw"))
-    command.add_argument("--out", type=path_to, required=True, metavar="DIR", help="folder for scores.json")
 
 
 def check(options: argparse.Namespace) -> None:
     """Raises ValueError for what shows without opening the checkpoint."""
+    check_evaluation(options)
+    check_out(options.out)
+    require_checkpoint(options.checkpoint)
+
+
+def check_evaluation(options: argparse.Namespace) -> None:
+    """Raises ValueError for what `add_evaluation` took and cannot be."""
     check_suites(options.suite, [key for key, _ in options.option])
     check_drawing(options, draw_paths(options))
     if options.draw == [] and options.answer == [] and not options.chat:
         raise ValueError("nothing is to be evaluated: --draw and --answer name no path; name one, or leave one out")
-    check_out(options.out)
-    require_checkpoint(options.checkpoint)
 
 
 def suite_names(text: str) -> list[str]:

@@ -4,7 +4,21 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from hybridgen.cli.arguments import ask, chat, convert, data, demo, evaluate, init, merge, plan, replay, sample, train
+from hybridgen.cli.arguments import (
+    ask,
+    chat,
+    compare,
+    convert,
+    data,
+    demo,
+    evaluate,
+    init,
+    merge,
+    plan,
+    replay,
+    sample,
+    train,
+)
 from hybridgen.cli.arguments.types import CommandParser, KeepLines
 from hybridgen.cli.errors import exit_code
 from hybridgen.core.utf8 import check_text
@@ -23,6 +37,7 @@ ARGUMENTS = {  # in the order of the help
     "chat": chat,
     "ask": ask,
     "evaluate": evaluate,
+    "compare": compare,
 }
 ABOUT = """\
 One transformer for text and images. It reads pictures through three paths and draws them by two:

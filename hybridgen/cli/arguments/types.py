@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hybridgen.core import recognition
+from hybridgen.core.launched import is_first, report_failure
 from hybridgen.core.names import DEFAULTS, MOST_IMAGES, PATHS, PRECISIONS, check_belongs, check_values
 from hybridgen.core.values import shown
 
@@ -71,7 +72,9 @@ class CommandParser(argparse.ArgumentParser):
             self.error(f"{twice[0]} is given twice; give it once")
 
     def error(self, message: str) -> None:
-        self.exit(2, f"hybridgen: {message}; `{self.prog} --help` shows how it is used\n")
+        sentence = f"hybridgen: {message}; `{self.prog} --help` shows how it is used"
+        report_failure(sentence)
+        self.exit(2, f"{sentence}\n" if is_first() else None)
 
 
 def new_command(commands, name: str, summary: str, about: str) -> argparse.ArgumentParser:

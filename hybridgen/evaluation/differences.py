@@ -1,0 +1,79 @@
+"""Whether two evaluations of the same items differ.
+
+Two models that were asked the same are compared item by item, which tells more than two intervals beside each other: an
+item that is hard for both says nothing. Where each item is right or wrong and stands alone, that is McNemar's test
+(Psychometrika 12, 1947), exact; else the paired bootstrap.
+"""
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hybridgen.evaluation.intervals import bootstrap, mean_of_sums
+
+LEVEL = 0.05  # what chance does more seldom than this is said to be a difference
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much higher the second of two evaluations of the same items is.
+
+    Args:
+        mean: of the items' differences.
+        low, high: ends of its 95 % interval, by the paired bootstrap; None of a single item.
+        p: how often chance alone would do as much, by McNemar's exact test; None where it does not apply.
+        n: items.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    p: float | None
+    n: int
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the data say that there is a difference at all."""
+        if self.p is not None:
+            return self.p < LEVEL
+        return self.low is not None and not self.low <= 0 <= self.high
+
+
+def compare_items(
+    first: Sequence[float], second: Sequence[float], groups: Sequence[Hashable] | None = None, seed: int = 0
+) -> Difference:
+    """The difference between two evaluations of the same items.
+
+    Args:
+        first, second: a value for each item.
+        groups: items of one group are not independent, such as questions about one picture, and are drawn again
+            together; None = each stands alone.
+
+    Raises:
+        ValueError: there are none, or not equally many.
+    """
+    if len(first) != len(second) or not len(first):
+        raise ValueError(f"{len(first)} and {len(second)} items cannot be compared; give equally many, at least one")
+    first, second = (np.asarray(values, dtype=np.float64) for values in (first, second))
+    places = _numbers(range(len(first)) if groups is None else groups)
+    sums, counts = (np.bincount(places, weights) for weights in (second - first, np.ones(len(first))))
+    found = bootstrap(np.stack([sums, counts], axis=-1), mean_of_sums, seed=seed)
+    is_alone = len(counts) == len(first) and np.isin([first, second], (0, 1)).all()
+    p = mcnemar(first, second) if is_alone else None
+    return Difference(found["value"], found["low"], found["high"], p, len(first))
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
+    """The exact two-sided p of McNemar's test: of the items that only one got right, were they as often the one's as
+    the other's? Values are 0 or 1."""
+    gained, lost = int(((first == 0) & (second == 1)).sum()), int(((first == 1) & (second == 0)).sum())
+    n, fewer = gained + lost, min(gained, lost)
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
+
+
+def _numbers(groups: Sequence[Hashable]) -> np.ndarray:
+    """Groups as numbers, in the order in which they first come."""
+    known: dict[Hashable, int] = {}
+    return np.array([known.setdefault(group, len(known)) for group in groups])
