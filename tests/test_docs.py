@@ -259,10 +259,14 @@ def check_pip(arguments: list[str]) -> None:
 
 def run_accelerate(arguments: list[str], monkeypatch) -> None:
     """One process is run in this one. Of several, everything is read and nothing started: that takes a minute, and
-    tests/training/distributed does it."""
+    tests/training/distributed and tests/cli/test_evaluate.py do it."""
     assert arguments[0] == "launch"
     options = launch_command_parser().parse_args(arguments[1:])
     processes = options.num_processes or load_config_from_file(options.config_file).num_processes
+    if options.module:
+        assert options.training_script == "hybridgen"
+        parse([*options.training_script_args, *SMALLER[options.training_script_args[0]]])
+        return
     assert options.training_script == "scripts/train.py"
     config, *overrides = options.training_script_args
     if processes > 1:

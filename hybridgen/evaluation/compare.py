@@ -47,7 +47,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class SideBySide:
     """Two evaluations side by side.
 
     Args:
@@ -69,7 +69,7 @@ class Comparison:
                     yield f"{begin}, {line.label}: {line.first}, then {line.second}; {line.difference}: {line.verdict}"
 
 
-def compare(first: Path, second: Path) -> Comparison:
+def compare(first: Path, second: Path) -> SideBySide:
     """
     1. Read both folders, and see that they asked the same.
     2. For each suite, task and path of both: compare each category, item by item.
@@ -101,7 +101,7 @@ def compare(first: Path, second: Path) -> Comparison:
         facts[f"{key}: A, B"] = f"{shown(one)}, {shown(other)}"
     if left_out:
         facts["only in one of them"] = ", ".join(left_out)
-    return Comparison(f"The same items of {', '.join(suites)}: A is {first}, B is {second}.", facts, parts)
+    return SideBySide(f"The same items of {', '.join(suites)}: A is {first}, B is {second}.", facts, parts)
 
 
 def _read(folder: Path) -> tuple[dict, dict]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hybridgen.evaluation import environment
-from hybridgen.evaluation.compare import Comparison
+from hybridgen.evaluation.compare import SideBySide
 from hybridgen.evaluation.report import CategoryTable, render_page, tables_of
 from hybridgen.evaluation.result import TASKS, Item, Result
 
@@ -80,9 +80,9 @@ def _sheets(result: Result) -> list[Sheet]:
             shown = sorted(items, key=lambda item: item.mean)[:SHOWN]
             right = sum(item.mean == 1 for item in items)
             judged = any(item.verdict for item in items)
-            note = f"{right} of {len(items)} right in all. " if judged else ""
-            note += f"The worst {len(shown)}." if judged and len(shown) < len(items) else ""
-            note += f"The first {len(shown)} of {len(items)}." if not judged else ""
+            note = f"{right} of {len(items)} right in all." if judged else ""
+            if len(shown) < len(items):
+                note += f" The {'worst' if judged else 'first'} {len(shown)} of {len(items)}."
             sheets.append(Sheet(title_of(task, path), note.strip(), shown))
     return sheets
 
@@ -93,7 +93,7 @@ def title_of(task: str, path: str) -> str:
     return words[0].upper() + words[1:]
 
 
-def render_comparison(comparison: Comparison) -> str:
+def render_comparison(comparison: SideBySide) -> str:
     """The page of two evaluations side by side."""
     suites = [
         {

@@ -57,11 +57,21 @@ class Processes:
         return self.rank == 0
 
     def gather(self, value: Any) -> list:
-        """The value of each process, in all of them. They wait for each other here."""
+        """The value of each process, in all of them. They wait for each other here.
+
+        Raises:
+            ConnectionError: one of them is gone.
+        """
         if self.count == 1:
             return [value]
         gathered = [None] * self.count
-        dist.all_gather_object(gathered, value)
+        try:
+            dist.all_gather_object(gathered, value)
+        except RuntimeError as error:  # torch's own errors of collectives are such
+            raise ConnectionError(
+                f"another of {self.count} processes is gone (killed, out of memory, or it said why itself); what was "
+                "drawn and answered is kept: the same command goes on from there"
+            ) from error
         return gathered
 
     def agree(self, error: Exception | None = None) -> None:

@@ -1,8 +1,8 @@
 """What a suite hands back: scores, and every item with what the scorer says of it.
 
 A *tally* is one number of the scores. A share is {"right", "n", "share", "low", "high"}, with the ends of its 95 %
-interval; anything else is {"value", "n", "low", "high", "unit"} (`intervals.bootstrap`). Beside either may stand what it is to be
-read against, under the names of `BASELINES`.
+interval; anything else is {"value", "n", "low", "high", "unit"} (`intervals.bootstrap`). Beside either may stand what
+it is to be read against, under the names of `BASELINES`.
 
 An *item* is one thing that a path was asked for. Items are what the report shows, worst first, and what two
 evaluations of the same suite are compared by: item i of a task is the same thing for every path and every checkpoint.

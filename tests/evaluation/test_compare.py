@@ -103,7 +103,7 @@ def test_lines_and_page_say_it(folders):
     assert "no difference shown" in page
     assert "&lt;caption&gt; 30" in page
     assert "<caption>" not in page
-    assert page.index("&lt;caption&gt; 30") < page.index("&lt;caption&gt; 50")
+    assert page.index("&lt;caption&gt; 30") < page.index("&lt;caption&gt; 45")
     assert page.count("true picture: &lt;caption&gt; 30") == 1  # the same in both, so shown once
     assert "A vq" in page
 
