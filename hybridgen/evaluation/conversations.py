@@ -190,8 +190,8 @@ def _items(
     items = []
     for transcript, image in zip(transcripts, _pictures(transcripts, side), strict=True):
         items += [_item_of(dataset, pair, "shown", {"shown": transcript.picture}) for pair in transcript.shown]
-        (shares,) = generation.verdicts(dataset, [image], [transcript.spec])
-        verdict = {name: share for name, share in shares.items() if name in PICTURE_SCORES}
+        (judged,) = generation.judge(dataset, [image], [transcript.spec])
+        verdict = {name: share for name, share in judged.shares.items() if name in PICTURE_SCORES}
         verdict["drawn"] = float(_is_picture(transcript.drawn))
         pictures = {path: image} if transcript.drawn.images else {}
         wrong = "" if all(share == 1 for share in verdict.values()) else "not all is as asked"

@@ -6,6 +6,7 @@ beside the drawn ones, and a score is to be read against theirs.
 
 from dataclasses import dataclass, field, fields
 from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ class DrawSettings:
         temperature, top_k, top_p: of the vq path's codes.
         precision: of the inner loop's weights.
         window: codes read at once (vq).
+        guidance_rescale, guidance_interval, shift: the pipeline's of these names; None = as the checkpoint says.
     """
 
     steps: int = DEFAULTS["num_inference_steps"]
@@ -38,6 +40,9 @@ class DrawSettings:
     top_p: float = DEFAULTS["top_p"]
     precision: str = DEFAULTS["precision"]
     window: int = DEFAULTS["window"]
+    guidance_rescale: float | None = None
+    guidance_interval: list[float] | None = None
+    shift: float | None = None
 
     @staticmethod
     def names(path: str) -> dict[str, str]:
@@ -46,11 +51,11 @@ class DrawSettings:
 
     def of_path(self, path: str) -> dict[str, float]:
         """The settings that matter to a path."""
-        return {name: getattr(self, name) for name in self.names(path)}
+        return {name: getattr(self, name) for name in self.names(path) if getattr(self, name) is not None}
 
     def arguments(self, path: str) -> dict[str, float]:
         """The settings that matter to a path, as the pipeline's call names them."""
-        return {argument: getattr(self, name) for name, argument in self.names(path).items()}
+        return {self.names(path)[name]: value for name, value in self.of_path(path).items()}
 
 
 _SHORT_NAMES = {"num_inference_steps": "steps", "guidance_scale": "guidance"}
@@ -132,18 +137,26 @@ def score(dataset: ModuleType, images: list[Image.Image], specs: list) -> dict[s
     return {name: with_interval(tally) for name, tally in dataset.score_pictures(stacked(images), specs).items()}
 
 
-def verdicts(dataset: ModuleType, images: list[Image.Image], specs: list) -> list[dict[str, float]]:
-    """The shares that `score` gives each picture alone."""
-    return [
-        {name: tally["share"] for name, tally in dataset.score_pictures(stacked([image]), [spec]).items()}
-        for image, spec in zip(images, specs, strict=True)
-    ]
+class Verdict(NamedTuple):
+    """Of one picture: the shares that `score` gives it alone, and the categories in which it is not as asked."""
+
+    shares: dict[str, float]
+    wrong: list[str]
 
 
-def wrong_categories(dataset: ModuleType, images: list[Image.Image], specs: list) -> list[list[str]]:
-    """Picture by picture, the categories in which it is not what was asked for."""
-    verdicts = dataset.judge_pictures(stacked(images), specs)
-    return [[name for name, right in verdict.items() if not right] for verdict in verdicts]
+def judge(dataset: ModuleType, images: list[Image.Image], specs: list) -> list[Verdict]:
+    """The dataset's verdicts, picture by picture."""
+    judged = dataset.judge_pictures(stacked(images), specs)
+    # totals, such as all parts of a picture together, are scores that are no verdicts
+    has_totals = bool(images) and set(dataset.score_pictures(stacked(images[:1]), specs[:1])) > set(judged[0])
+    verdicts = []
+    for image, spec, of_one in zip(images, specs, judged, strict=True):
+        shares = {name: float(right) for name, right in of_one.items()}
+        if has_totals:
+            tallies = dataset.score_pictures(stacked([image]), [spec])
+            shares |= {name: tally["share"] for name, tally in tallies.items()}
+        verdicts.append(Verdict(shares, [name for name, right in of_one.items() if not right]))
+    return verdicts
 
 
 def stacked(images: list[Image.Image]) -> np.ndarray:

@@ -85,14 +85,13 @@ def _draw(
         category: {**tally, **{name: shares.get(category, 0.0) for name, shares in beside.items()}}
         for category, tally in generation.score(dataset, images, prompts.specs).items()
     }
-    verdicts = generation.verdicts(dataset, images, prompts.specs)
-    wrong = generation.wrong_categories(dataset, images, prompts.specs)
+    verdicts = generation.judge(dataset, images, prompts.specs)
     items = [
         Item(
             caption,
             {**{heading: pictures[i] for heading, pictures in shown.items()}, path: images[i]},
-            verdict=verdicts[i],
-            wrong=", ".join(map(result.label, wrong[i])),
+            verdict=verdicts[i].shares,
+            wrong=", ".join(map(result.label, verdicts[i].wrong)),
         )
         for i, caption in enumerate(prompts.captions)
     ]

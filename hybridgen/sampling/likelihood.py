@@ -54,5 +54,5 @@ def rolling_windows(ids: list[int], first: int, context: int, tokens: SpecialTok
     line = [first, *ids]
     return [
         Document(lay_out([TextSegment(line[start : start + context])], tokens), plain=True)
-        for start in range(0, len(ids), context - 1)
+        for start in range(0, len(ids), max(1, context - 1))
     ]

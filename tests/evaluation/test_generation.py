@@ -7,7 +7,14 @@ from hybridgen.data.synthetic import dolls
 from hybridgen.evaluation import generation
 from hybridgen.evaluation.generation import DrawSettings
 
-FAST = DrawSettings(steps=2, guidance=1.0)
+
+def wrong_of(images: list, specs: list) -> list[list[str]]:
+    """What is wrong in each picture; the verdicts' shares are those of the scorer."""
+    verdicts = generation.judge(dolls, images, specs)
+    for verdict, image, spec in zip(verdicts, images, specs, strict=True):
+        scores = generation.score(dolls, [image], [spec])
+        assert verdict.shares == {name: tally["share"] for name, tally in scores.items()}
+    return [verdict.wrong for verdict in verdicts]
 
 
 def test_prompts_are_those_of_the_split():
@@ -30,18 +37,16 @@ def test_true_pictures_score_everything_and_shifted_ones_do_not():
     prompts = generation.held_out_prompts(dolls, "held_out", 8, seed=0)
     scores = generation.score(dolls, prompts.pictures, prompts.specs)
     assert scores["slots"] == {"right": 56, "n": 56, "share": 1.0, "low": pytest.approx(0.9358, abs=1e-4), "high": 1.0}
-    assert generation.wrong_categories(dolls, prompts.pictures, prompts.specs) == [[]] * 8
+    assert wrong_of(prompts.pictures, prompts.specs) == [[]] * 8
     wrong = prompts.pictures[1:] + prompts.pictures[:1]
     assert generation.score(dolls, wrong, prompts.specs)["all_seven"]["right"] == 0
-    assert all(generation.wrong_categories(dolls, wrong, prompts.specs))
+    assert all(wrong_of(wrong, prompts.specs))
 
 
 def test_wrong_categories_name_what_is_wrong():
     spec = generation.held_out_prompts(dolls, "held_out", 1, seed=0).specs[0]
     other = "black" if spec.background != "black" else "white"
-    assert generation.wrong_categories(dolls, [dolls.render(spec._replace(background=other))], [spec]) == [
-        ["background"]
-    ]
+    assert wrong_of([dolls.render(spec._replace(background=other))], [spec]) == [["background"]]
 
 
 def test_reconstruction_keeps_size_and_order(pipeline):

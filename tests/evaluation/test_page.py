@@ -10,7 +10,7 @@ from hybridgen.evaluation import page as module
 from hybridgen.evaluation.intervals import bootstrap_mean, with_interval
 from hybridgen.evaluation.result import Item, Result
 from hybridgen.evaluation.run import scores_of
-from tests.evaluation.test_report import Checker
+from tests.evaluation.pages import Checker
 
 SMALL = Image.new("RGB", (4, 4))
 

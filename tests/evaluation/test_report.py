@@ -4,7 +4,6 @@ import base64
 import io
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -19,30 +18,7 @@ from hybridgen.evaluation.report import ReportContent, Target, data_url, duratio
 from hybridgen.evaluation.result import Result
 from hybridgen.evaluation.run import evaluate, scores_of
 from hybridgen.pipeline_hybridgen import load_pipeline
-
-VOID = {"meta", "img", "br"}
-
-
-class Checker(HTMLParser):
-    """Every element that opens closes, in order; collects texts and what is loaded."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.sources, self.words = [], [], []
-
-    def handle_starttag(self, tag, attributes):
-        if tag not in VOID:
-            self.open.append(tag)
-        self.sources += [value for name, value in attributes if name in ("src", "href", "xlink:href", "srcset")]
-
-    def handle_startendtag(self, tag, attributes):
-        self.sources += [value for name, value in attributes if name in ("src", "href", "xlink:href", "srcset")]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
+from tests.evaluation.pages import Checker
 
 
 @pytest.fixture(scope="module")

@@ -68,7 +68,7 @@ def test_what_was_done_is_not_done_again_and_what_was_not_is(tmp_path):
             stop_at.remove(i)
             raise KeyboardInterrupt
         done.append(i)
-        return {"number": i / 3, "nested": [picture, {"again": picture}], "text": "\ud83d\ude00 é", "none": None}
+        return {"number": i / 3, "nested": [picture, {"again": picture}], "text": "one é 😀", "none": None}
 
     with pytest.raises(KeyboardInterrupt):
         Work(None, out=tmp_path).each(5, value, "part")
@@ -170,12 +170,12 @@ def test_what_a_suite_cannot_have_is_refused_in_a_sentence(pipeline, tmp_path):
     assert work.count(9, 4) == 9
     for refused, message in (
         (lambda: work.count(8, 4), "9 samples cannot be taken of suite mine, which has 8; take 1 to 8"),
-        (lambda: work.number("chats", 4), "option chats of suite mine is 'many'; give a whole number from 1 on"),
+        (lambda: work.number("chats", 4), "option chats of suite mine is 'many'; give a whole number of at least 1"),
         (lambda: work.number("side", 4), "option side of suite mine is '0'"),
         (lambda: work.file("weights", "get them from X"), "option weights of suite mine: there is no .*w.pt; get them"),
         (lambda: work.file("judge", "get it from X"), "suite mine needs --option judge=FILE: get it from X"),
         (lambda: work.require("sound", "to hear"), "suite mine needs the sound path to hear, but this checkpoint has"),
-        (work.require_drawing, "suite mine draws, but there is no path to draw by"),
+        (work.require_drawing, "suite mine draws pictures, but there is no path to draw by"),
         (work.require_answering, "suite mine asks questions, but there is no path to answer through"),
     ):
         with pytest.raises(ValueError, match=message):

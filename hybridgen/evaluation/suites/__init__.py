@@ -89,7 +89,9 @@ def find_suite(name: str) -> Suite:
 
 def is_own(name: str) -> bool:
     """Whether it names the user's own data, not a suite."""
-    return name not in SUITES and (name.endswith(".jsonl") or (is_there(user_path(name)) and user_path(name).is_file()))
+    if not name or name in SUITES:
+        return False
+    return name.endswith(".jsonl") or (is_there(user_path(name)) and user_path(name).is_file())
 
 
 def open_suite(name: str) -> ModuleType:
