@@ -1,1 +1,1 @@
-"""Tests mirror the package. A package of its own: some libraries bring a folder `tests` too, which would hide this one."""
+"""Tests mirror the package. They are a package, as some libraries bring one named `tests`, which would hide them."""
