@@ -7,7 +7,7 @@ split `held_out` shows words that training never drew: a model must spell, not r
 import numpy as np
 from PIL import Image
 
-from hybridgen.data.synthetic.questions import Question
+from hybridgen.data.synthetic.questions import Question, majority_shares
 from hybridgen.data.synthetic.source import LENGTH, TASKS, SyntheticSource
 from hybridgen.data.synthetic.words.language import (
     CATEGORIES,
@@ -34,6 +34,12 @@ from hybridgen.data.synthetic.words.pictures import (
     vocabulary,
     words_of_split,
 )
+from hybridgen.data.synthetic.words.scoring import (
+    judge_pictures,
+    majority_pictures,
+    nearest_specs,
+    score_pictures,
+)
 
 __all__ = [
     "CATEGORIES",
@@ -50,13 +56,17 @@ __all__ = [
     "WordsSpec",
     "caption",
     "draw_spec",
+    "judge_pictures",
     "leave_open",
+    "majority_baselines",
+    "nearest_specs",
     "open_caption",
     "parse_caption",
     "questions",
     "render",
     "render_batch",
     "score_answers",
+    "score_pictures",
     "spec_of",
     "spell",
     "vocabulary",
@@ -112,3 +122,17 @@ def spec_of(record: dict) -> WordsSpec:
     """What a record of this dataset shows, from its "meta" (also after a round trip through JSON)."""
     fields = record["meta"]["spec"]
     return WordsSpec(**{**fields, "lines": tuple(fields["lines"])})
+
+
+def majority_baselines(n: int, seed: int, split: str = "train") -> dict[str, dict[str, float]]:
+    """What constant answers and a constant picture would score on `n` pictures of a split.
+
+    Returns {"answers": {category: share, ..., "all"}, "pictures": {score: share}}, the names that `score_answers` and
+    `score_pictures` use.
+    """
+    source = Words(split, "answer", seed)
+    all_questions = [Question(*entry) for index in range(n) for entry in source[index]["meta"]["questions"]]
+    return {
+        "answers": majority_shares(all_questions),
+        "pictures": majority_pictures([source.spec(index) for index in range(n)]),
+    }

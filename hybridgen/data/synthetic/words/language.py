@@ -8,8 +8,8 @@ import re
 
 import numpy as np
 
-from hybridgen.data.synthetic import questions as shared
 from hybridgen.data.synthetic.questions import Question, Tally
+from hybridgen.data.synthetic.questions import score_answers as score_exactly
 from hybridgen.data.synthetic.words.pictures import (
     ALPHABET,
     COLOURS,
@@ -153,7 +153,7 @@ def score_answers(answers: list[str], questions: list[Question]) -> dict[str, Ta
         spell(re.sub(r'[\s".]', "", answer)) if i < len(questions) and questions[i].category in SPELLED else answer
         for i, answer in enumerate(answers)
     ]
-    return shared.score_answers(read, questions)
+    return score_exactly(read, questions)
 
 
 def _join(items: list[str]) -> str:
