@@ -72,6 +72,10 @@ SUITES = {
     "dpg": Suite("DPG-Bench's long prompts and questions", _DRAWN | _EACH | _VQA | {"questions": "dpg_bench.csv"}),
     "tiif": Suite("TIIF-Bench's prompts and questions", _DRAWN | _VQA | {"questions": "the folder of eval prompts"}),
     "wise": Suite("WISE's prompts, laid out for its judge", _DRAWN),
+    "words": Suite(
+        "words that were not trained on, drawn and read back by OCR, and asked about",
+        {"reader": "what reads them: rapidocr (the default), MODULE:NAME of your own, or none"} | _CHATS | _SIZE,
+    ),
 }
 OWN_DATA = Suite("your own data: chat records with prompts to draw, or pictures with questions and answers")
 

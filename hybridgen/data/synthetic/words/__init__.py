@@ -38,6 +38,7 @@ from hybridgen.data.synthetic.words.scoring import (
     judge_pictures,
     majority_pictures,
     nearest_specs,
+    right_letters,
     score_pictures,
 )
 
@@ -65,6 +66,7 @@ __all__ = [
     "questions",
     "render",
     "render_batch",
+    "right_letters",
     "score_answers",
     "score_pictures",
     "spec_of",

@@ -243,7 +243,7 @@ def _line_errors(errors: np.ndarray, points: int) -> np.ndarray:
 def _spell_out(errors: np.ndarray, widths: np.ndarray) -> str:
     """The best line of one font: errors (S, g) by where a cell begins, widths (g,) -> its letters."""
     side = len(errors)
-    ends = {0: {x: (0.0, "") for x in range(side)}}  # of lines of k letters: where they end -> error and letters
+    ends = {0: dict.fromkeys(range(side), (0.0, ""))}  # of lines of k letters: where they end -> error and letters
     for k in range(1, MAX_LETTERS + 1):
         ends[k] = {}
         for start, (error, word) in ends[k - 1].items():
