@@ -1,9 +1,9 @@
 """Readers of written text (OCR), behind one small protocol: pictures -> what each says.
 
-A reader knows nothing of who drew a picture, and makes mistakes of its own; so what it reads in the true pictures stands
-beside what it reads in drawn ones. `rapidocr` (extra `ocr`) runs PP-OCRv6 with weights that lie in its wheel (Apache-2.0,
-Baidu and RapidAI): nothing is downloaded. It was trained on photographs and documents, so small pictures are enlarged
-before it looks, by a smooth filter and with more of their rim around.
+A reader knows nothing of who drew a picture, and makes mistakes of its own; so what it reads in the true pictures
+stands beside what it reads in drawn ones. `rapidocr` (extra `ocr`) runs PP-OCRv6 with weights that lie in its wheel
+(Apache-2.0, Baidu and RapidAI): nothing is downloaded. It was trained on photographs and documents, so small pictures
+are enlarged before it looks, by a smooth filter and with more of their rim around.
 """
 
 import importlib
@@ -21,7 +21,7 @@ _RIM = 32  # pixels of rim repeated around it, then
 
 
 class Reader(Protocol):
-    """Reads pictures: one text each, its lines from top to bottom, divided by line feeds; empty where nothing stands."""
+    """Reads pictures: one text each, its lines from the top, divided by line feeds; empty where nothing stands."""
 
     def __call__(self, pictures: Sequence[Image.Image]) -> list[str]: ...
 

@@ -76,6 +76,17 @@ SUITES = {
         "words that were not trained on, drawn and read back by OCR, and asked about",
         {"reader": "what reads them: rapidocr (the default), MODULE:NAME of your own, or none"} | _CHATS | _SIZE,
     ),
+    "distribution": Suite(
+        "FID, KID, CMMD, precision and recall, CLIP score, with weights from your disk",
+        {
+            "data": "captioned pictures: a synthetic dataset (dolls), or a file or folder of your own",
+            "inception": "weights of FID's network",
+            "clip": "folder of a CLIP",
+            "extractor": "features of your own, MODULE:NAME",
+            "resize": "to Inception's size: original (the default) or antialiased",
+        }
+        | _SIZE,
+    ),
 }
 OWN_DATA = Suite("your own data: chat records with prompts to draw, or pictures with questions and answers")
 

@@ -1,13 +1,13 @@
-"""words: pictures of short words that training never showed, read back by the world's own scorer and by an OCR reader.
+"""words: pictures of short words that training never showed, read by the world's own scorer and by an OCR reader.
 
-Source: `data.synthetic.words`, words of SCOWL in the fonts of matplotlib; the split `held_out` holds words that are never
-drawn in training. There is no reference harness: papers report the accuracy of words read by some OCR system on prompts of
-their own, mostly in pictures of 512 pixels and more. Ours are 64 pixels by default, and a word is right when all its
+Source: `data.synthetic.words`, words of SCOWL in the fonts of matplotlib; `held_out` holds words that training
+never draws. There is no reference harness: papers report the accuracy of words read by some OCR system on prompts of
+their own, mostly in pictures of 512 pixels and more. Ours are 64 pixels by default, and a picture is right when all its
 letters are read in order, whatever their case, accents and spaces (`evaluation.readers`).
 
-Two judges: `text`, `letters`, `picture` and the like are of the exact scorer, which knows the fonts; `read` (all words of a
-picture), `read_letters` (letters wanted less the edits to what is read) and `read_1` to `read_8` (pictures of one word of so
-many letters) are of the reader, and beside them stands what it reads in the true pictures.
+Two judges: `text`, `letters`, `picture` and the like are of the exact scorer, which knows the fonts; `read` (all words
+of a picture), `read_letters` (letters wanted less the edits to what is read) and `read_1` to `read_8` (pictures of one
+word of so many letters) are of the reader, and beside them stands what it reads in the true pictures.
 """
 
 from collections import Counter

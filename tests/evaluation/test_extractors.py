@@ -1,0 +1,117 @@
+"""Networks for distances of distributions: they compute what their libraries do; what is missing is said."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+from hybridgen.evaluation.extractors import Clip, inception, own_extractor
+from hybridgen.tokenization_hybridgen import build_tokenizer
+
+
+def pictures(n=3, size=(20, 24), seed=0):
+    rng = np.random.default_rng(seed)
+    return [Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)) for _ in range(n)]
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    """A CLIP of random weights, with a tokenizer and a processor, as transformers saves it."""
+    folder = tmp_path_factory.mktemp("clips") / "tiny-clip"
+    layers = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tokenizer = build_tokenizer(["a red square on a blue ground"] * 4, 300)
+    text = {
+        **layers,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 8,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    torch.manual_seed(0)
+    config = CLIPConfig(
+        text_config=text, vision_config={**layers, "image_size": 16, "patch_size": 8}, projection_dim=12
+    )
+    CLIPModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}).save_pretrained(folder)
+    return folder
+
+
+def test_clip_scores_are_the_cosines_of_transformers(clip_folder):
+    clip = Clip(clip_folder)
+    captions = ["a red square", "blue ground", "a red square on a blue ground on a red square"]  # the last one is cut
+    found = clip.fit(pictures(), captions)
+    tokens = clip._tokenizer(captions, padding=True, truncation=True, max_length=8, return_tensors="pt")
+    seen = clip._processor(pictures(), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        out = clip._model(**tokens, pixel_values=seen)
+    cosines = (out.logits_per_image / clip._model.logit_scale.exp()).diagonal()
+    assert found == pytest.approx((100 * cosines).clamp(min=0).tolist(), abs=1e-4)
+    assert len(set(found)) > 1
+
+
+def test_embeddings_are_of_length_one_and_of_the_whole_picture(clip_folder):
+    clip = Clip(clip_folder)
+    features = clip.extractor()(pictures())
+    assert features.shape == (3, 12)
+    assert torch.allclose(features.norm(dim=1), torch.ones(3, dtype=torch.float64), atol=1e-6)
+    changed = pictures()
+    changed[0].paste((0, 0, 0), (22, 0, 24, 20))  # a rim that CLIP's own processor cuts off
+    assert not torch.allclose(clip.extractor()(changed)[0], features[0])
+    assert not clip.is_of_cmmd
+
+
+def test_inception_is_that_of_torch_fidelity(tmp_path, monkeypatch):
+    monkeypatch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+    torch.save({}, tmp_path / "none.pth")
+    torch.manual_seed(0)
+    reference = FeatureExtractorInceptionV3("x", ["2048"], feature_extractor_weights_path=str(tmp_path / "none.pth"))
+    monkeypatch.undo()
+    file = tmp_path / "weights.pth"
+    torch.save(reference.state_dict(), file)
+    extractor = inception(file)
+    pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures()])).permute(0, 3, 1, 2)
+    expected = reference(pixels)[0].double()
+    assert torch.equal(extractor(pictures()), expected)
+    assert extractor.facts["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+    smooth = inception(file, "antialiased")(pictures())
+    assert not torch.allclose(smooth, expected)
+    by_hand = [picture.resize((299, 299), Image.Resampling.BICUBIC) for picture in pictures()]
+    assert torch.equal(smooth, extractor(by_hand))
+    mixed = extractor([pictures()[0], pictures(1, (30, 30))[0]])
+    assert torch.allclose(mixed[0], expected[0], atol=1e-5)
+
+
+def test_other_weights_are_refused(tmp_path, clip_folder):
+    file = tmp_path / "weights.pth"
+    torch.save({"fc.weight": torch.zeros(3)}, file)
+    with pytest.raises(ValueError, match="does not hold the weights of FID's Inception; give weights-inception-2015"):
+        inception(file)
+    file.write_text("no weights")
+    with pytest.raises(ValueError, match="does not hold the weights"):
+        inception(file)
+    with pytest.raises(ValueError, match="no resizing 'nearest'; choose original or antialiased"):
+        inception(file, "nearest")
+    with pytest.raises(ValueError, match="holds no CLIP with its tokenizer; give a folder of transformers"):
+        Clip(tmp_path)
+
+
+def test_an_extractor_of_ones_own():
+    assert own_extractor("tests.evaluation.test_extractors:mean_colours")(pictures()).shape == (3, 3)
+    for name, fault in (
+        ("mean_colours", "cannot be had, as MODULE:NAME"),
+        ("no.such:thing", "cannot be had"),
+        ("hashlib:nothing", "cannot be had"),
+        ("hybridgen.version:__version__", "is str; it must be callable"),
+    ):
+        with pytest.raises(ValueError, match=fault):
+            own_extractor(name)
+    with pytest.raises(ValueError, match="a row for each picture; for 3 pictures it gave"):
+        own_extractor("builtins:len")(pictures())
+
+
+def mean_colours(some):
+    return np.stack([np.asarray(picture, float).mean((0, 1)) for picture in some])
