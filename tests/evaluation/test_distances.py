@@ -14,13 +14,12 @@ from hybridgen.evaluation.distances import CMMD, GROUPS, KID, frechet, inside, k
 def clouds(n, m, d, seed=0):
     """Two clouds of points whose means and covariances differ."""
     rng = np.random.default_rng(seed)
-    spread = rng.normal(size=(d, d)) / np.sqrt(d)
+    spread = np.random.default_rng(d).normal(size=(d, d)) / np.sqrt(d)
     return torch.from_numpy(rng.normal(size=(n, d)) @ spread + 0.3), torch.from_numpy(rng.normal(size=(m, d)))
 
 
-@pytest.mark.parametrize(
-    ("n", "m", "d"), [(200, 300, 8), (30, 40, 64), (50, 500, 64)]
-)  # also fewer points than features
+# in two of them there are fewer points than features
+@pytest.mark.parametrize(("n", "m", "d"), [(200, 300, 8), (30, 40, 64), (50, 500, 64)])
 def test_frechet_is_that_of_torchmetrics_and_of_the_root_of_the_product(n, m, d):
     drawn, true = clouds(n, m, d)
     found = frechet(drawn, true)
@@ -36,7 +35,6 @@ def test_frechet_is_that_of_torchmetrics_and_of_the_root_of_the_product(n, m, d)
 
 def test_kid_is_that_of_torchmetrics():
     drawn, true = clouds(60, 80, 12)
-    assert kernel_distance(drawn, true, KID)["value"] == pytest.approx(float(poly_mmd(true, drawn)), rel=1e-9)
     assert poly_mmd(true[:60], drawn) == pytest.approx(kernel_distance(drawn, true[:60], KID)["value"], rel=1e-9)
     rng = np.random.default_rng(1)  # the usual mean over random subsets tends to the same
     subsets = [float(poly_mmd(true[rng.permutation(80)[:30]], drawn[rng.permutation(60)[:30]])) for _ in range(800)]
@@ -57,6 +55,7 @@ def test_cmmd_is_the_formula_with_each_point_close_to_itself():
 
 def test_precision_and_recall_are_those_of_torch_fidelity():
     drawn, true = clouds(120, 150, 3)
+    drawn = drawn + 1
     precision, recall = calculate_precision_recall_part(drawn, true)
     assert inside(drawn, true).double().mean() == pytest.approx(precision, abs=1e-6)
     assert inside(true, drawn).double().mean() == pytest.approx(recall, abs=1e-6)

@@ -43,12 +43,15 @@ def clip_folder(tmp_path_factory):
 def test_clip_scores_are_the_cosines_of_transformers(clip_folder):
     clip = Clip(clip_folder)
     captions = ["a red square", "blue ground", "a red square on a blue ground on a red square"]  # the last one is cut
-    found = clip.fit(pictures(), captions)
     tokens = clip._tokenizer(captions, padding=True, truncation=True, max_length=8, return_tensors="pt")
     seen = clip._processor(pictures(), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         out = clip._model(**tokens, pixel_values=seen)
-    cosines = (out.logits_per_image / clip._model.logit_scale.exp()).diagonal()
+        cosines = (out.logits_per_image / clip._model.logit_scale.exp()).diagonal()
+        if cosines.max() < 0.01:  # random weights: turned round, so that not all scores are 0
+            clip._model.visual_projection.weight.neg_()
+            cosines = -cosines
+    found = clip.fit(pictures(), captions)
     assert found == pytest.approx((100 * cosines).clamp(min=0).tolist(), abs=1e-4)
     assert len(set(found)) > 1
 

@@ -55,7 +55,7 @@ def test_a_letter_is_what_pillow_writes():
 
 @pytest.mark.parametrize("size", [32, 64, 100, 128])
 def test_every_word_fits_and_lines_do_not_touch(specs, size):
-    widest = [words.WordsSpec(("mmmmmm",), family, "bold", "black", "white") for family in words.FAMILIES]
+    widest = [words.WordsSpec(("mmmmmmmm",), family, "bold", "black", "white") for family in words.FAMILIES]
     for spec in [*specs, *widest]:
         picture = np.asarray(words.render(spec, size)).astype(int)
         rim = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])

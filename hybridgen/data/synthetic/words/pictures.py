@@ -45,7 +45,7 @@ DARK = {
 LIGHT = {"white": (250, 250, 250), "yellow": (255, 222, 64), "pink": (255, 200, 216)}
 COLOURS = DARK | LIGHT  # ink and paper: one dark, the other light; their contrast is 4.5 at least, as WCAG 2 asks
 
-_POINTS = (26, 22, 18, 15, 13, 11, 10, 9, 8, 7)  # sizes of letters on a picture of 64 pixels: the largest that fits
+_POINTS = (26, 22, 18, 15, 13, 11, 10, 9, 8, 7, 6, 5)  # sizes of letters on 64 pixels: the largest that fits
 _MARGIN = 2  # pixels of 64
 _STEP, _BASE = 1.15, 0.86  # from line to line, and from the top of a line to its base, in sizes of letters
 _LINES = {1: 0.72, 2: 0.2, 3: 0.08}  # how often a picture has so many
@@ -183,7 +183,7 @@ def layout_of(spec: WordsSpec, size: int) -> Layout:
 
 def sizes_of_letters(size: int) -> list[int]:
     """The sizes that letters have on a picture of `size` pixels, the largest first."""
-    return sorted({max(round(points * size / SIZE), 3) for points in _POINTS}, reverse=True)
+    return sorted({round(points * size / SIZE) for points in _POINTS}, reverse=True)
 
 
 def line_step(points: int) -> int:
@@ -200,11 +200,13 @@ def bases(lines: int, points: int, size: int) -> tuple[int, ...]:
 
 @lru_cache(maxsize=20_000)  # 12 fonts, 26 letters, 10 sizes, for several sizes of pictures
 def glyph(family: str, style: str, points: int, letter: str) -> Glyph:
-    """A letter in its cell: as wide as the font spaces it and as its ink is, and one part in sixteen more."""
+    """A letter in its cell: as wide as the font spaces it and as its ink is, and a sixteenth of its size more, a pixel
+    at least where there is room for it."""
     font = _font(family, style, points)
     left, top, right, bottom = font.getbbox(letter, anchor="ls")
     start, end = min(left, 0), max(right, round(font.getlength(letter)))
-    cell = Image.new("L", (end - start + max(round(points / 16), 1), bottom - top))
+    gap = max(round(points / 16), 1 if points >= 5 else 0)
+    cell = Image.new("L", (end - start + gap, bottom - top))
     ink, _ = font.getmask2(letter, mode="L", anchor="ls")
     cell.paste(Image.frombytes("L", ink.size, bytes(ink)), (left - start, 0))
     return Glyph(np.asarray(cell), -top)
