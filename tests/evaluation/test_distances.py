@@ -24,11 +24,11 @@ def test_frechet_is_that_of_torchmetrics_and_of_the_root_of_the_product(n, m, d)
     drawn, true = clouds(n, m, d)
     found = frechet(drawn, true)
     gaussians = [(x.mean(0), torch.cov(x.T)) for x in (drawn, true)]
-    assert found["value"] == pytest.approx(float(_compute_fid(*gaussians[0], *gaussians[1])), rel=1e-5)
+    assert found["value"] == pytest.approx(float(_compute_fid(*gaussians[0], *gaussians[1])), rel=1e-6)
     root = scipy.linalg.sqrtm((gaussians[0][1] @ gaussians[1][1]).numpy()).real
     squares = float(((gaussians[0][0] - gaussians[1][0]) ** 2).sum())
     direct = squares + float(gaussians[0][1].trace() + gaussians[1][1].trace()) - 2 * np.trace(root)
-    assert found["value"] == pytest.approx(direct, rel=1e-5)  # worst seen 3e-8, where sqrtm is singular 2e-6
+    assert found["value"] == pytest.approx(direct, rel=1e-6)  # worst seen 2e-8, with fewer points than features
     assert found["n"] == n
     assert frechet(true, true)["value"] == pytest.approx(0, abs=1e-9)
 
@@ -66,7 +66,7 @@ def test_precision_and_recall_are_those_of_torch_fidelity():
 
 @pytest.mark.parametrize("distance", [frechet, lambda a, b: kernel_distance(a, b, KID)])
 def test_intervals_hold_what_other_drawings_of_as_many_pictures_give(distance):
-    """Of 40 repetitions, the interval holds the mean of all in most: 95 % of them if it were exact; 37 and 38 seen."""
+    """Of 40 repetitions, the interval holds the mean of all in most: 95 % of them if it were exact; 38 and 37 seen."""
     runs = [distance(clouds(100, 2, 4, seed)[0], clouds(2, 400, 4, 999)[1]) for seed in range(40)]
     middle = np.mean([run["value"] for run in runs])
     assert sum(run["low"] <= middle <= run["high"] for run in runs) >= 33
