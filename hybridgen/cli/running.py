@@ -19,15 +19,17 @@ def best_device(pipeline: HybridGenPipeline) -> HybridGenPipeline:
 
 @contextlib.contextmanager
 def progress_bars(shown: bool = True) -> Iterator[Callable[[str, int, int], None]]:
-    """Yields a function of (what, done, total) that shows a bar on stderr, a new one for each `what`."""
+    """Yields a function of (what, done, total) that shows a bar on stderr, a new one for each `what`; or none."""
     bar: tqdm | None = None
 
     def report(what: str, done: int, total: int) -> None:
         nonlocal bar
+        if not shown:
+            return
         if bar is None or bar.desc != what:
             if bar is not None:
                 bar.close()
-            bar = tqdm(desc=what, total=total, file=sys.stderr, dynamic_ncols=True, disable=not shown)
+            bar = tqdm(desc=what, total=total, file=sys.stderr, dynamic_ncols=True)
         bar.update(done - bar.n)
 
     try:

@@ -127,6 +127,22 @@ def test_two_processes_are_one(tiny_checkpoint, whole, tmp_path):
     assert group.output(1) == ""
 
 
+def test_the_death_of_one_process_is_told_by_the_other(tiny_checkpoint, whole, tmp_path):
+    """It would wait for ever. What it has done is kept."""
+    out = tmp_path / "out"
+    shutil.copytree(whole, out)
+    for name in ("draw-diffusion", "draw-vq"):
+        shutil.rmtree(out / "dolls" / name)
+    group = ProcessGroup(tmp_path / "logs", evaluate, 2, "ddp", checkpoint=str(tiny_checkpoint), out=str(out))
+    group.wait_for(out / "dolls" / "draw-diffusion" / "000000.json")
+    group.kill(rank=1)
+    codes = group.wait()
+    assert codes[0] == 2
+    assert "another of 2 processes is gone" in group.output(0)
+    assert "the same command goes on from there" in group.output(0)
+    assert (out / "dolls" / "draw-diffusion" / "000000.json").is_file()
+
+
 def test_a_mistake_of_two_processes_is_said_once(tiny_checkpoint, whole, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(whole, out)
