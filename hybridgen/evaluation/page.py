@@ -31,6 +31,7 @@ class SuitePart:
 
     name: str
     about: str
+    notes: list[str]
     tables: list[CategoryTable]
     sheets: list[Sheet]
 
@@ -44,7 +45,7 @@ def render_evaluation(results: dict[str, Result], scores: dict, out: Path) -> st
         out: its folder.
     """
     suites = [
-        SuitePart(name, _about(result), tables_of(result), _sheets(result))
+        SuitePart(name, _about(result), result.facts.get("notes", []), tables_of(result), _sheets(result))
         for name, result in zip(scores["suites"], results.values(), strict=True)
     ]
     facts = {
@@ -70,7 +71,7 @@ def render_evaluation(results: dict[str, Result], scores: dict, out: Path) -> st
 
 def _about(result: Result) -> str:
     """A suite's facts in half a sentence."""
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in result.facts.items())
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in result.facts.items() if name != "notes")
 
 
 def _sheets(result: Result) -> list[Sheet]:

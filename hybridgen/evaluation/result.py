@@ -63,7 +63,8 @@ class Result:
     Args:
         scores: task -> path -> {"seconds", the settings it was drawn with, "scores": {category: tally}}.
         items: task -> path -> its items, in the order of the suite.
-        facts: what else stands in `scores.json`, such as the split and the number of questions.
+        facts: what else stands in `scores.json`, such as the split and the number of questions; under "notes", lines
+            to be read after the scores.
         labels: what a category is called where people read it, when its own name will not do.
         credit: whose pictures or questions these are, for the foot of the page.
     """
@@ -75,7 +76,13 @@ class Result:
     credit: str = ""
 
     def add(self, task: str, path: str, scores: dict[str, dict], items: list[Item] | None = None, **beside) -> None:
-        """The tallies of one path, its items, and what stands beside them in `scores.json` (seconds, settings)."""
+        """The tallies of one path, its items, and what stands beside them in `scores.json` (seconds, settings).
+
+        Raises:
+            ValueError: there is no such task.
+        """
+        if task not in TASKS:
+            raise ValueError(f"scores of task {task!r} would be shown nowhere; use one of {', '.join(TASKS)}")
         self.scores.setdefault(task, {})[path] = {**beside, "scores": scores}
         if items is not None:
             self.items.setdefault(task, {})[path] = items

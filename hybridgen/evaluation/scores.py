@@ -16,7 +16,7 @@ _OF_ALL = ("checkpoint", "versions", "hardware", "seconds", "parameters", "targe
 
 def in_lines(scores: dict) -> Iterator[str]:
     """The scores of each path and category as lines to read, such as `drawing by vq, creature: 97.3 % of 256 (...)`;
-    of several suites, each begins with the name of its own."""
+    of several suites, each begins with the name of its own. Last come a suite's notes."""
     for suite, of_suite in scores["suites"].items():
         labels, begin = of_suite.get("labels", {}), f"{suite}, " if len(scores["suites"]) > 1 else ""
         for task, (verb, _) in TASKS.items():
@@ -24,6 +24,7 @@ def in_lines(scores: dict) -> Iterator[str]:
                 for category, tally in result["scores"].items():
                     label = labels.get(category, category.replace("_", " "))
                     yield f"{begin}{verb.format(path=path)}, {label}: {in_words(tally)}"
+        yield from (f"{begin}{note}" for note in of_suite.get("notes", ()))
         yield from (f"{begin}{note}" for note in of_suite.get("notes", ()))
 
 

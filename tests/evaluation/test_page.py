@@ -17,7 +17,7 @@ SMALL = Image.new("RGB", (4, 4))
 
 @pytest.fixture(scope="module")
 def results() -> dict[str, Result]:
-    drawing, text = Result(credit="Whose <they> are.", facts={"samples": 60}), Result()
+    drawing, text = Result(credit="Whose <they> are.", facts={"samples": 60, "notes": ["to be <read>"]}), Result()
     items = [
         Item(f"prompt {i:02}", {"true picture": Image.new("RGB", (600, 300), (i, 9, 9)), "vq": SMALL},
              None, "", {"shape": float(i % 3 > 0), "colour": 1.0}, "" if i % 3 else "shape & form")
@@ -45,6 +45,7 @@ def test_it_is_well_formed_and_loads_nothing(page):
     assert not checker.open
     assert all(source.startswith(("data:image/png;base64,", "#")) for source in checker.sources)
     assert "Whose &lt;they&gt; are." in page
+    assert "<p>to be &lt;read&gt;</p>" in page
     assert "&lt;b&gt;" in page
     assert "<b>" not in page
 

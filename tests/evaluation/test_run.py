@@ -7,6 +7,7 @@ import pytest
 from hybridgen.data.synthetic import dolls
 from hybridgen.evaluation import scores as files
 from hybridgen.evaluation.generation import DrawSettings
+from hybridgen.evaluation.result import Result
 from hybridgen.evaluation.run import evaluate, scores_of
 from hybridgen.pipeline_hybridgen import load_pipeline
 
@@ -142,3 +143,10 @@ def test_lines_of_several_suites_say_of_which(evaluation):
     lines = list(files.in_lines(scores_of({"dolls": evaluation, "other": evaluation}, 0)))
     assert sum(line.startswith("dolls, drawing by vq, right hand: ") for line in lines) == 1
     assert sum(line.startswith("other, ") for line in lines) == len(lines) / 2
+
+
+def test_a_task_that_is_shown_nowhere_is_refused_and_notes_stand_last(evaluation):
+    with pytest.raises(ValueError, match="scores of task 'singing' would be shown nowhere; use one of generation"):
+        Result().add("singing", "vq", {})
+    noted = Result(evaluation.scores, facts={"notes": ["how to go on"]})
+    assert list(files.in_lines(scores_of({"dolls": noted}, 0)))[-1] == "how to go on"
