@@ -25,7 +25,6 @@ def in_lines(scores: dict) -> Iterator[str]:
                     label = labels.get(category, category.replace("_", " "))
                     yield f"{begin}{verb.format(path=path)}, {label}: {in_words(tally)}"
         yield from (f"{begin}{note}" for note in of_suite.get("notes", ()))
-        yield from (f"{begin}{note}" for note in of_suite.get("notes", ()))
 
 
 def in_words(tally: dict) -> str:
