@@ -24,6 +24,7 @@ from hybridgen.core.figures import grid, save, side_by_side
 from hybridgen.core.files import write_json
 from hybridgen.data.synthetic import open_synthetic
 from hybridgen.evaluation import environment, generation
+from hybridgen.evaluation.generation import DrawSettings
 from hybridgen.evaluation.suites import open_suite
 from hybridgen.evaluation.work import Work
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
@@ -51,7 +52,8 @@ def measure(pipeline: HybridGenPipeline, options: argparse.Namespace, steps: int
     """One line of the table, and its pictures."""
     dataset = open_synthetic(options.suite)
     prompts = generation.held_out_prompts(dataset, open_suite(options.suite).SPLIT, options.samples, options.seed)
-    settings = {"diffusion": generation.DrawSettings(steps=steps, guidance=options.guidance)}
+    asked = {"num_inference_steps": steps, "guidance_scale": options.guidance}
+    settings = {"diffusion": DrawSettings.of("diffusion", pipeline.sampling_settings("diffusion", **asked))}
     work = Work(pipeline, options.suite, seed=options.seed, settings=settings)
     images = list(work.draw("diffusion", prompts.captions, size=dataset.SIZE))
     line = {
@@ -99,7 +101,7 @@ def main() -> int:
         if options.guidance is None:
             options.guidance = pipeline.sampling_settings("diffusion")["guidance_scale"]
         for name in options.schedulers:
-            set_scheduler(pipeline, name, options.steps, None)
+            set_scheduler(pipeline, name, options.steps, pipeline.sampling_settings("diffusion")["shift"])
             for steps in tqdm(options.steps, desc=type(pipeline.scheduler).__name__):
                 line, shown = measure(pipeline, options, steps)
                 lines.append(line)

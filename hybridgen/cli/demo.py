@@ -146,11 +146,7 @@ def make_plan(out: Path, seed: int, samples: int, overrides: list[str]) -> DemoP
         folders = [f"output_dir={_quoted(out)}", f"codec.vq={_quoted(stand_in)}"]
         model = load_config(model_file, [f"seed={seed}", *folders, *for_model])
     model = replace(model, codec=CodecPaths(vq=str(out / "codec" / "checkpoint" / "vq_model")))
-    denoising, codes = (model.sampling.of_path(path) for path in ("diffusion", "vq"))
-    settings = {
-        "diffusion": DrawSettings(steps=denoising["num_inference_steps"], guidance=denoising["guidance_scale"]),
-        "vq": DrawSettings(guidance=codes["guidance_scale"], temperature=codes["temperature"]),
-    }
+    settings = {path: DrawSettings.of(path, model.sampling.of_path(path)) for path in ("diffusion", "vq")}
     draw = [source.write for source in model.data.sources if source.task == "draw" and source.write]
     answer = [source.read for source in model.data.sources if source.task == "answer"]
     chat = [source.write for source in model.data.sources if source.task == "chat" and source.write]

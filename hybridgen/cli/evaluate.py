@@ -72,5 +72,4 @@ def _evaluate(checkpoint: Path, options: argparse.Namespace, out: Path, progress
 def _draw_settings(settings: dict, pipeline: HybridGenPipeline, path: str) -> DrawSettings:
     """All settings of a path: those of the command line, else as the checkpoint draws."""
     of_path = {name: value for name, value in settings.items() if name in OF_PATH[path]}
-    complete = pipeline.sampling_settings(path, **of_path)
-    return DrawSettings(**{name: complete[full_name] for name, full_name in DrawSettings.names(path).items()})
+    return DrawSettings.of(path, pipeline.sampling_settings(path, **of_path))

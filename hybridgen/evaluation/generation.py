@@ -4,6 +4,7 @@ No picture is judged by a network. A scorer has limits of its own, so the true p
 beside the drawn ones, and a score is to be read against theirs.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from types import ModuleType
 from typing import NamedTuple
@@ -43,6 +44,11 @@ class DrawSettings:
     guidance_rescale: float | None = None
     guidance_interval: list[float] | None = None
     shift: float | None = None
+
+    @classmethod
+    def of(cls, path: str, settings: Mapping) -> "DrawSettings":
+        """Those of a path, of settings as the pipeline's call names them."""
+        return cls(**{name: settings[argument] for name, argument in cls.names(path).items() if argument in settings})
 
     @staticmethod
     def names(path: str) -> dict[str, str]:

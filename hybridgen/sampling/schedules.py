@@ -123,7 +123,8 @@ def _prediction_type(scheduler) -> str | None:
 
 
 def with_shift(scheduler, shift: float):
-    """A new scheduler whose noise levels are s -> shift s / (1 + (shift - 1) s): above 1, more steps in noise.
+    """A new scheduler whose noise levels are s -> shift s / (1 + (shift - 1) s): above 1, more steps in noise. At 1,
+    one that cannot be shifted passes as it is.
 
     Raises:
         ValueError: shift is not above 0, or the scheduler does not sample flow matching.
@@ -132,8 +133,12 @@ def with_shift(scheduler, shift: float):
     config = scheduler.config
     name = next((name for name in ("shift", "flow_shift") if name in config), None)
     if name is None or not _is_flow(scheduler):
-        raise ValueError(f"shift moves the noise levels of flow matching, but {type(scheduler).__name__} has none; "
-                         "leave it out")  # fmt: skip
+        if shift == 1:
+            return copy.deepcopy(scheduler)
+        raise ValueError(
+            f"shift moves the noise levels of flow matching, but {type(scheduler).__name__} has none; leave it out, or "
+            "say 1 where the checkpoint has a shift of its own"
+        )
     static = {"use_dynamic_shifting": False} if config.get("use_dynamic_shifting") else {}
     return type(scheduler).from_config(config, **{name: shift}, **static)
 

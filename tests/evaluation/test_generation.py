@@ -59,6 +59,9 @@ def test_reconstruction_keeps_size_and_order(pipeline):
 
 def test_settings_name_what_matters_to_a_path():
     assert DrawSettings(steps=5).of_path("diffusion") == {"steps": 5, "guidance": 3.0, "precision": "model"}
+    told = {"guidance_scale": 1.2, "guidance_interval": [0.0, 0.5], "shift": 3.0, "temperature": 0.3}
+    assert DrawSettings.of("diffusion", told) == DrawSettings(guidance=1.2, guidance_interval=[0.0, 0.5], shift=3.0)
+    assert DrawSettings.of("vq", told) == DrawSettings(guidance=1.2, guidance_interval=[0.0, 0.5], temperature=0.3)
     assert "steps" not in DrawSettings().of_path("vq")
     assert DrawSettings(steps=5, top_k=3).arguments("vq") == {
         "guidance_scale": 3.0, "temperature": 1.0, "top_k": 3, "top_p": 1.0, "precision": "model", "window": 1,

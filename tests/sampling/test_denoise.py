@@ -249,6 +249,14 @@ def test_a_shift_that_means_nothing_is_refused(scheduler, shift, message):
         prepare(scheduler, STEPS, FLOW_CONFIG, shift=shift)
 
 
+def test_a_shift_of_one_moves_nothing():
+    """Also of a scheduler that has none: so a call undoes a checkpoint's own."""
+    for scheduler, config in ((DDPM["ddim"], COSINE_CONFIG), (FLOW["euler"], FLOW_CONFIG)):
+        ours, plain = prepare(scheduler, STEPS, config, shift=1.0), prepare(scheduler, STEPS, config)
+        assert torch.equal(ours.timesteps, plain.timesteps)
+        assert torch.equal(ours.sigma, plain.sigma)
+
+
 def test_flow_tells_a_thousandfold_of_s():
     schedule = prepare(FLOW["euler"], 4, FLOW_CONFIG)
     assert schedule.timesteps.tolist() == [1000, 750, 500, 250]
