@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hybridgen.core.documents import Document, DocumentImage
 from hybridgen.core.layout import SequenceLayout, pack
+from hybridgen.core.threads import compute_alone
 from hybridgen.data.attribution import attribute
 from hybridgen.data.bad_records import BadRecord, BadRecordLog, Met
 from hybridgen.data.document_source import DocumentSource
@@ -420,6 +421,7 @@ class _PrefetchThread:
         self._thread.join()
 
     def _run(self) -> None:
+        compute_alone()
         while not self._stopped.is_set():
             try:
                 result = self._make(), None

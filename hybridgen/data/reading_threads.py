@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from hybridgen.core.threads import compute_alone
+
 
 class ReadingThreads:
     """Up to `count` threads; none are there before the first work, and after `close` until the next.
@@ -18,7 +20,7 @@ class ReadingThreads:
     def submit(self, work: Callable, *arguments) -> Future:
         """Begin work in one of them."""
         if self._pool is None:
-            self._pool = ThreadPoolExecutor(self.count, "hybridgen-data")
+            self._pool = ThreadPoolExecutor(self.count, "hybridgen-data", compute_alone)
         return self._pool.submit(work, *arguments)
 
     def close(self) -> None:

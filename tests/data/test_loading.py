@@ -204,6 +204,38 @@ def test_figures_are_those_of_what_was_handed_out():
 # ------------------------------------------------------------------------------------------------ what is refused
 
 
+@pytest.mark.parametrize("reading", [0, 2])
+def test_threads_of_the_loader_have_no_team_of_their_own(reading):
+    """torch computes in each of them alone, and in all others, also later ones, as it did."""
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(3)
+    try:
+
+        class Counted(list):
+            def __getitem__(self, place):
+                if threading.current_thread() is not threading.main_thread():
+                    seen.append((threading.current_thread().name.split("_")[0], torch.get_num_threads()))
+                return super().__getitem__(place)
+
+        records = numbered(17)
+        records.conversations = Counted(records.conversations)
+        stream = RowLoader(
+            Mixture([source_of(records, name="text")], loader_threads=reading), PROCESSOR, 2, 96,
+            prepare=lambda batch: seen.append((threading.current_thread().name, torch.get_num_threads())) or batch,
+        )  # fmt: skip
+        take(stream, 4)
+        stream.close()
+        later = []
+        thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert {name for name, _ in seen} == {"hybridgen-loader"} | ({"hybridgen-data"} if reading else set())
+        assert {threads for _, threads in seen} == {1}
+        assert (torch.get_num_threads(), later) == (3, [3])
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_errors_of_the_thread_are_raised_where_a_batch_is_asked_for():
     broken = numbered(10)
     broken.conversations[7] = [user("what?"), assistant(" red" * 200)]
