@@ -84,30 +84,30 @@ def run(work: Work) -> Result:
     return result
 
 
-def _score(vqa: Work, reader: str, path: str, prompts: dict[str, str], drawn, each: int, asked: dict) -> tuple:
-    order = [
-        (i, number) for i, name in enumerate(prompts) for _ in range(each) for number in asked[name]
-    ]  # sample by sample
-    places = [i * each + k for i, name in enumerate(prompts) for k in range(each) for _ in asked[name]]
-    names = list(prompts)
-    questions = [asked[names[i]][number].question for i, number in order]
-    said = iter(ask_yes_no(vqa, reader, path, [drawn[place] for place in places], questions))
+def _score(
+    vqa: Work, reader: str, path: str, prompts: dict[str, str], drawn, each: int, asked: dict[str, dict]
+) -> tuple[dict[str, dict], list[Item]]:
+    """Ask all questions of all samples; the tallies, and an item for each prompt."""
+    names = [name for name in prompts for _ in range(each)]  # of each picture
+    pictures = [drawn[i] for i, name in enumerate(names) for _ in asked[name]]
+    questions = [proposition.question for name in names for proposition in asked[name].values()]
+    said = iter(ask_yes_no(vqa, reader, path, pictures, questions))
     categories: dict[str, list[float]] = {}
-    means, items = [], []
-    for name in names:
-        shares = []
+    items = []
+    for i, (name, prompt) in enumerate(prompts.items()):
+        verdicts: dict[str, list[float]] = {}
         for _ in range(each):
             yes = {number: next(said) is True for number in asked[name]}
             for number, proposition in asked[name].items():
-                categories.setdefault(proposition.category, []).append(100.0 * yes[number])
-            shares.append(share_of_right(asked[name], yes))
-        means.append(100 * float(np.mean(shares)))
-        place = names.index(name) * each
-        items.append(
-            Item(prompts[name], {path: in_a_grid(drawn[place : place + each], 2)}, verdict={"dpg": means[-1] / 100})
-        )
-    scores = {category: bootstrap_mean(values, "%") for category, values in sorted(categories.items())}
-    return scores | {"dpg": bootstrap_mean(means, "%")}, items
+                verdicts.setdefault(proposition.category, []).append(float(yes[number]))
+            verdicts.setdefault("dpg", []).append(share_of_right(asked[name], yes))
+        for category in verdicts:
+            categories.setdefault(category, []).extend(verdicts[category])
+        means = {category: float(np.mean(values)) for category, values in verdicts.items()}
+        items.append(Item(prompt, {path: in_a_grid(drawn[i * each : (i + 1) * each], 2)}, verdict=means))
+    categories["dpg"] = [item.verdict["dpg"] for item in items]  # by prompt: its samples are not independent
+    ordered = sorted(categories, key=lambda category: (category == "dpg", category))
+    return {name: bootstrap_mean([100 * value for value in categories[name]], "%") for name in ordered}, items
 
 
 def share_of_right(asked: dict[int, Proposition], yes: dict[int, bool]) -> float:

@@ -61,7 +61,10 @@ def run(work: Work) -> Result:
             probabilities = ask(work, vqa, path, reader, drawn, some)
             items = [
                 Item(
-                    line["prompt"], {path: drawn[i]}, verdict={"am": float(np.mean(of_one))}, wrong=_worst(line, of_one)
+                    line["prompt"],
+                    {path: drawn[i]},
+                    verdict={"am": float(np.mean(of_one)), "gm": _geometric_mean(of_one)},
+                    wrong=_worst(line, of_one),
                 )
                 for i, (line, of_one) in enumerate(zip(some, probabilities, strict=True))
             ]

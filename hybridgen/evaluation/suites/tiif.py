@@ -76,12 +76,12 @@ def _score(vqa: Work, reader: str, path: str, wordings: list, prompts: dict, dra
     items = []
     for i, (key, length) in enumerate(wordings):
         right = [next(said) is expected for _, expected in asked[key]]
-        for name in (key[0], length.split("_")[0], "all"):
+        categories = (key[0], length.split("_")[0], "all")
+        for name in categories:
             rights.setdefault(name, []).extend(right)
         wrong = "; ".join(question for (question, _), hit in zip(asked[key], right, strict=True) if not hit)
-        items.append(
-            Item(prompts[key][length], {path: drawn[i]}, verdict={"all": sum(right) / len(right)}, wrong=wrong)
-        )
+        verdict = dict.fromkeys(categories, sum(right) / len(right))
+        items.append(Item(prompts[key][length], {path: drawn[i]}, verdict=verdict, wrong=wrong))
     return {name: with_interval(tally(sum(some), len(some))) for name, some in rights.items()}, items
 
 
