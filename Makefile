@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format notebooks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hybridgen demo $(ARGS)
@@ -20,6 +20,10 @@ lint: $(VENV)/.installed
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Runs the notebooks and keeps what they show; `make notebooks ARGS="text_to_image"` runs one.
+notebooks: $(VENV)/.installed
+	$(BIN)/python scripts/run_notebooks.py $(ARGS)
 
 # The stamp is made last, so an interrupted install is done again.
 $(VENV)/.installed: pyproject.toml constraints.txt
