@@ -150,7 +150,7 @@ def _how_alike(pair: tuple[Item, Item]) -> tuple[float, bool]:
 
 
 def _lines(tallies: tuple[dict, dict], pairs: list[tuple[Item, Item]], labels: dict[str, str]) -> Iterator[Line]:
-    for category, one in tallies[0].items():
+    for category, one in sorted(tallies[0].items(), key=lambda pair: pair[0] == "all"):  # the total last
         other = tallies[1].get(category)
         if other is None:
             continue
@@ -175,8 +175,8 @@ def _group(place: int, item: Item) -> object:
 
 
 def _line_of_items(label: str, one: dict, other: dict, found: Difference) -> Line:
-    scale, unit = (100, " %") if "share" in one else (1, f" {one.get('unit', '')}".rstrip())
-    test = f"p = {found.p:.2g}" if found.p is not None else "by items"
+    scale, unit = (100, " points") if "share" in one else (1, f" {one.get('unit', '')}".rstrip())
+    test = f"p = {found.p:.2g}" if found.p is not None else "bootstrap"
     interval = "" if found.low is None else f"{scale * found.low:+.3g} to {scale * found.high:+.3g}, "
     difference = f"{scale * found.mean:+.4g}{unit} ({interval}{test})"
     verdict = ("B is higher" if found.mean > 0 else "A is higher") if found.is_shown else "no difference shown"

@@ -73,15 +73,15 @@ def test_differences_are_those_of_the_items(folders):
     comparison = module.compare(*folders)
     drawing, answering = comparison.suites["toy"]
     assert [part.task for part in (drawing, answering)] == ["generation", "understanding"]
-    line, whole = drawing.lines
+    whole, line = drawing.lines  # the total last
     assert (line.label, line.n, line.is_shown, line.verdict) == ("all of it", 60, True, "B is higher")
-    assert line.difference.startswith("+11.67 % (")
+    assert line.difference.startswith("+11.67 points (")
     assert "p = 0.039" in line.difference  # 2 (1 + 9) / 2^9
     assert line.first.startswith("50.0 % (")
     assert (whole.verdict, whole.is_shown) == ("the intervals lie apart", True)
     (said,) = answering.lines
     assert (said.verdict, said.is_shown) == ("no difference shown", False)
-    assert "by items" in said.difference  # two questions about each picture: McNemar does not apply
+    assert "bootstrap" in said.difference  # two questions about each picture: McNemar does not apply
     assert comparison.facts["settings.steps: A, B"] == "3, 9"
 
 
@@ -96,8 +96,8 @@ def test_lines_and_page_say_it(folders):
     comparison = module.compare(*folders)
     lines = list(comparison.in_lines())
     assert len(lines) == 3
-    assert lines[0].startswith("toy, drawing by vq, all of it: 50.0 % (")
-    assert lines[0].endswith(": B is higher")
+    assert lines[1].startswith("toy, drawing by vq, all of it: 50.0 % (")
+    assert lines[1].endswith(": B is higher")
     page = render_comparison(comparison)
     assert "B is higher" in page
     assert "no difference shown" in page
