@@ -53,7 +53,7 @@ def evaluate_suites(
         draw_paths, answer_paths: None = every path of the model that can.
         chat_paths: by which conversations draw; none, unless they are named: only a model that was trained on
             conversations can hold them.
-        settings: how to draw, by path.
+        settings: how to draw, by path; of a path that is not named, as the checkpoint draws.
         options: of the suites: {"KEY": value}, or {"SUITE:KEY": value} for one alone.
         out: folder to which finished pieces are written, so that the same call goes on after a stop; None = memory.
 
@@ -79,6 +79,8 @@ def evaluate_suites(
         getattr(module, "check", lambda work: None)(works[name])
     if out is not None:
         paths = {"draw": draw_paths, "answer": answer_paths, "chat": list(chat_paths)}
+        drawn = [path for path in WRITING_PATHS if path in (*draw_paths, *chat_paths)]
+        settings = {path: works[suites[0]].settings_of(path).of_path(path) for path in drawn}
         open_folder(out, identity(pipeline, suites, samples, seed, paths, settings, options or {}), processes)
     pipeline.set_progress_bar_config(disable=True)  # `progress` tells more
     return {name: _run(module, works[name]) for name, module in modules.items()}
@@ -103,11 +105,10 @@ def identity(
     samples: int | None,
     seed: int,
     paths: dict[str, list[str]],
-    settings: dict[str, DrawSettings],
+    settings: dict[str, dict],
     options: dict[str, Any],
 ) -> dict:
     """What the numbers of an evaluation depend on, as JSON."""
-    drawn = [path for path in WRITING_PATHS if path in (*paths["draw"], *paths["chat"])]
     return {
         "format": 1,
         "suites": [folder_name(name) for name in suites],
@@ -116,7 +117,7 @@ def identity(
         "options": {name: str(value) for name, value in options.items()},
         "files": hashes_of_files([*suites, *options.values()]),
         "paths": paths,
-        "settings": {path: settings.get(path, DrawSettings()).of_path(path) for path in drawn},
+        "settings": settings,
         "checkpoint": checkpoint_identity(pipeline),
     }
 

@@ -44,7 +44,7 @@ class Work:
         draw_paths, answer_paths, chat_paths: the paths of the checkpoint that were asked for.
         samples: how many items were asked for; None = as many as is usual for the suite.
         seed: of samples and drawing: picture i is drawn with seed + i.
-        settings: how to draw, by path.
+        settings: how to draw, by path; see `settings_of`.
         options: of this suite, as given; see `number`, `text` and `file`.
         out: folder of this suite; None = everything stays in memory.
     """
@@ -199,7 +199,10 @@ class Work:
     # ------------------------------------------------------------------------------------------ what it was told to do
 
     def settings_of(self, path: str) -> DrawSettings:
-        return self.settings.get(path, DrawSettings())
+        """How to draw by a path: as it was told to, else as the checkpoint draws."""
+        if path in self.settings:
+            return self.settings[path]
+        return DrawSettings.of(path, self.pipeline.sampling_settings(path))
 
     @property
     def paths(self) -> tuple[str, ...]:

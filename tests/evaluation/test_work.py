@@ -9,6 +9,7 @@ from hybridgen.evaluation import work as module
 from hybridgen.evaluation.generation import DrawSettings
 from hybridgen.evaluation.processes import Processes
 from hybridgen.evaluation.work import Work
+from hybridgen.pipeline_hybridgen import load_pipeline
 
 FAST = dict.fromkeys(("diffusion", "vq"), DrawSettings(steps=2, guidance=1.5))
 PROMPTS = ["an orc", "an elf wearing a robe", "a dwarf", "an orc", "a human"]
@@ -47,6 +48,16 @@ def test_pictures_are_those_of_the_pipeline_with_seed_and_number(pipeline, path,
     own = folder.draw(path, PROMPTS, seeds=seeds, size=32, part="own seeds")
     assert same(own[1:2], pipeline(PROMPTS[1], seed=7, **how).images)
     assert folder.draw(path, ["an orc"], part="default size")[0].size == (32, 32)
+
+
+def test_what_is_not_said_is_as_the_checkpoint_draws(tiny_checkpoint, tmp_path):
+    pipeline = load_pipeline(tiny_checkpoint)
+    pipeline.register_to_config(sampling_defaults={"diffusion": {"num_inference_steps": 3, "shift": 2.0}})
+    pipeline.set_progress_bar_config(disable=True)
+    work = Work(pipeline, settings={"vq": DrawSettings(guidance=1.0)})
+    assert work.settings_of("diffusion").of_path("diffusion")["steps"] == 3
+    assert work.settings_of("vq").guidance == 1.0
+    assert same(work.draw("diffusion", ["an orc"]), pipeline("an orc", path="diffusion", seed=0).images)
 
 
 def test_answers_are_those_of_the_pipeline(pipeline, small_chunks, tmp_path):
