@@ -1,9 +1,9 @@
 """Settings of drawing: as a call gives them, else as the checkpoint's folder says, else as the package does.
 
 A model that was trained for guidance 5 says so in its folder (`sampling_defaults` in `model_index.json`), and every
-call of the pipeline, every conversation, every evaluation and every command that opens the folder draws it so. Defaults
-are stated path by path: those for `vq` do not hold for `diffusion`. Beside the paths, `chat` says how conversations read
-what they have drawn.
+call of the pipeline, conversation, evaluation and command that opens the folder draws it so. Defaults are stated path
+by path: those for `vq` do not hold for `diffusion`. Beside the paths, `chat` says how conversations read what they have
+drawn.
 """
 
 from collections.abc import Mapping
