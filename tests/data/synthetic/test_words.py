@@ -87,6 +87,17 @@ def test_held_out_words_are_never_drawn_in_training():
     assert all(set(words.draw_spec(rng, held_out=True).lines) <= held_out for _ in range(200))
 
 
+def test_random_letters_never_spell_a_held_out_word_by_chance(monkeypatch):
+    """As if every word that begins with a to m were held out: then none of the random letters begins so."""
+    train = set(words.words_of_split("train"))
+    words.draw_spec(np.random.default_rng(0))  # knows its words by now
+    monkeypatch.setattr(pictures, "_is_held_out", lambda word: word[0] < "n")
+    rng = np.random.default_rng(1)
+    no_words = [line for _ in range(200) for line in words.draw_spec(rng).lines if line not in train]
+    assert len(no_words) > 50
+    assert min(no_words)[0] >= "n"
+
+
 def test_captions_are_read_back_spelled_or_not(specs):
     rng = np.random.default_rng(2)
     for spec in specs:
