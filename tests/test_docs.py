@@ -35,6 +35,8 @@ from hybridgen.data.records import check_record
 from hybridgen.data.source_config import SourceConfig
 from hybridgen.data.sources import open_source
 from hybridgen.sampling.settings import check_defaults
+from hybridgen.studies.scaling import read_ladder
+from hybridgen.studies.study_config import read_study
 from hybridgen.training import load_config
 from hybridgen.training.config import strict
 from hybridgen.training.config.schema import TrainConfig
@@ -301,11 +303,16 @@ def read_yaml(block: Block) -> None:
         for entry in content:
             open_first(strict.build(SourceConfig, entry))
         return
-    if "base" in content or "output_dir" in content:
+    if "variants" in content or "base" in content or "output_dir" in content:
         named = re.match(r"# (\S+\.yaml)\n", block.text)
         file = Path(named[1] if named else f"configs/{block.page.stem}_{block.line}.yaml")
+        file.parent.mkdir(exist_ok=True)
         file.write_text(block.text, encoding="utf-8")
-        if "base" in content:  # its data are the base's, and not here
+        if "variants" in content:
+            read_study(file.parent)
+        elif "ladder" in content:
+            read_ladder(file)
+        elif "base" in content:  # its data are the base's, and not here
             strict.build(TrainConfig, strict.read(file))
         else:
             load_config(file)

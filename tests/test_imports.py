@@ -36,6 +36,7 @@ ROOMS = [
     "bridges",
     "evaluation",
     "training",
+    "studies",
     "cli",
     "__main__",
 ]

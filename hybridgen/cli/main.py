@@ -24,7 +24,23 @@ from typing import TextIO
 import diffusers
 import transformers
 
-from hybridgen.cli import ask, chat, compare, convert, data, demo, evaluate, init, merge, plan, replay, sample, train
+from hybridgen.cli import (
+    ask,
+    chat,
+    compare,
+    convert,
+    data,
+    demo,
+    evaluate,
+    init,
+    merge,
+    plan,
+    replay,
+    sample,
+    scale,
+    study,
+    train,
+)
 from hybridgen.cli.arguments.parser import parse
 from hybridgen.cli.errors import exit_code
 
@@ -42,6 +58,8 @@ COMMANDS = {
     "ask": ask,
     "evaluate": evaluate,
     "compare": compare,
+    "study": study,
+    "scale": scale,
 }
 
 

@@ -9,6 +9,7 @@ import io
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hybridgen.core.files import whole_file
 
-_PAPER, _INK, _SOFT, _RULE = "#ffffff", "#1a1c20", "#687078", "#dfe2e6"
+_PAPER, _INK = "#ffffff", "#1a1c20"
+PAPER_TEXT, PAPER_RULE = "#687078", "#dfe2e6"  # quiet text, and lines that are no curves
 _GAP, _TITLE, _TEXT, _SMALL = 12, 16, 14, 12  # pixels
 _DPI = 130  # of plots
 
@@ -87,7 +89,7 @@ class Card:
         card = Image.new("RGB", (width, head + tallest + 6 + (_TEXT + 4) * len(text)), _PAPER)
         pen, left = ImageDraw.Draw(card), 0
         for heading, image in shown.items():
-            pen.text((left, 0), heading, _SOFT, _font(_SMALL))
+            pen.text((left, 0), heading, PAPER_TEXT, _font(_SMALL))
             card.paste(image.convert("RGB"), (left, head))
             left += image.width + _GAP
         for number, line in enumerate(text):
@@ -182,13 +184,13 @@ class Panel:
     log: bool = True
 
 
-_PALETTE = (  # what a legend can tell apart; more curves than these take shades in order
+PALETTE = (  # what a legend can tell apart; more curves than these take shades in order
     "#2563a8", "#b4541a", "#3c7d4e", "#7a4fa3", "#b08a12", "#b5367a", "#2a8f94", "#7a5230", "#7b828c", "#8fae2b",
 )  # fmt: skip
 _NAMED = 8  # curves in a legend, at most
 
 
-def plot(panels: list[Panel], columns: int = 3, soft: str = _SOFT, rule: str = _RULE) -> Any:
+def plot(panels: list[Panel], columns: int = 3, soft: str = PAPER_TEXT, rule: str = PAPER_RULE) -> Any:
     """The panels as one matplotlib figure, `columns` per row.
 
     Args:
@@ -214,24 +216,29 @@ def _draw_panel(axes: Any, panel: Panel, soft: str, rule: str) -> None:
         marker = "o" if len(steps) == 1 else None  # a line of one point is not seen
         axes.plot(steps, values, color=colour, linewidth=1.3, marker=marker, label=name)
     _scale(axes, panel)
+    set_style(axes, panel.title, "step", soft, rule)
+    lines = axes.get_lines()
+    axes.legend(handles=lines[:: -(-len(lines) // _NAMED)], fontsize=7, frameon=False, labelcolor=soft)
+
+
+def set_style(axes: Any, title: str, below: str, soft: str = PAPER_TEXT, rule: str = PAPER_RULE) -> None:
+    """How all charts look: title, what stands below, quiet lines."""
     axes.patch.set_alpha(0)
-    axes.set_title(panel.title, fontsize=10, color=soft, loc="left")
-    axes.set_xlabel("step", fontsize=8, color=soft)
+    axes.set_title(title, fontsize=10, color=soft, loc="left")
+    axes.set_xlabel(below, fontsize=8, color=soft)
     axes.tick_params(labelsize=8, colors=soft, which="both")
     axes.grid(color=rule, linewidth=0.6)
     for name, spine in axes.spines.items():
         spine.set_visible(name in ("left", "bottom"))
         spine.set_color(rule)
-    lines = axes.get_lines()
-    axes.legend(handles=lines[:: -(-len(lines) // _NAMED)], fontsize=7, frameon=False, labelcolor=soft)
 
 
 def _colours(count: int) -> list:
     """Colours that can be told apart; shades in order where there are too many curves for that."""
     from matplotlib import colormaps
 
-    if count <= len(_PALETTE):
-        return list(_PALETTE[:count])
+    if count <= len(PALETTE):
+        return list(PALETTE[:count])
     return [colormaps["viridis"](number / (count - 1)) for number in range(count)]
 
 
@@ -251,16 +258,26 @@ def _scale(axes: Any, panel: Panel) -> None:
 
 # stand-ins that nothing else in a chart uses, and curves' colours -> variables of the page that a chart stands on
 _THEME = {"#010203": "var(--soft)", "#010204": "var(--rule)"}
-_OF_PAGE = dict(zip(_PALETTE, ("var(--blue)", "var(--rust)", "var(--green)", "var(--violet)"), strict=False))
+_OF_PAGE = dict(zip(PALETTE, ("var(--blue)", "var(--rust)", "var(--green)", "var(--violet)"), strict=False))
 
 
 def panel_svg(panel: Panel) -> str:
-    """A panel as an `<svg>` element for an HTML page, whose CSS variables (--soft, --rule, --blue, ...) colour it."""
+    """A panel as an `<svg>` element for an HTML page; see `themed_svg`."""
+    return themed_svg(lambda soft, rule: plot([panel], 1, soft, rule), panel.title)
+
+
+def themed_svg(draw: Callable[[str, str], Any], name: str) -> str:
+    """A plot as an `<svg>` element for an HTML page, whose CSS variables (--soft, --rule, --blue, ...) colour it.
+
+    Args:
+        draw: makes the figure, given the colours of its text and of lines that are no curves.
+        name: other than those of all other plots on the page, as their ids begin with it.
+    """
     import matplotlib
 
     text = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": panel.title, "font.family": "sans-serif"}):
-        figure = plot([panel], 1, *_THEME)
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif"}):
+        figure = draw(*_THEME)
         figure.patch.set_alpha(0)
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
@@ -269,7 +286,7 @@ def panel_svg(panel: Panel) -> str:
     for colour, variable in (_THEME | _OF_PAGE).items():
         svg = svg.replace(colour, variable)
     # two charts on a page must not share ids, and the page decides the size
-    prefix = re.sub(r"\W+", "-", panel.title.lower())
+    prefix = re.sub(r"\W+", "-", name.lower())
     svg = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{prefix}-", svg)
     for side in ("width", "height"):
         svg = re.sub(rf'(<svg[^>]*?) {side}="[^"]*"', r"\1", svg, count=1)

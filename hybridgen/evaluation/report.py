@@ -93,16 +93,16 @@ def render(result: Result, scores: dict, content: ReportContent) -> str:
     )
 
 
-def render_page(template: str, **content) -> str:
-    """A page of `assets/` from what its template asks for."""
+def render_page(template: str, folder: Path = _ASSETS, **content) -> str:
+    """A page of `assets/`, or of a `folder` of other rooms' pages, from what its template asks for."""
     style = Markup((_ASSETS / "report.css").read_text(encoding="utf-8"))
-    return _templates().get_template(template).render(style=style, **content)
+    return _templates(folder).get_template(template).render(style=style, **content)
 
 
-def _templates() -> jinja2.Environment:
-    """Templates of `assets/`: what they are handed is escaped, unless it is `Markup`; an unknown name is an error."""
+def _templates(folder: Path = _ASSETS) -> jinja2.Environment:
+    """Templates of a folder and of `assets/`: what they are handed is escaped, unless it is `Markup`; an unknown name is an error."""
     templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_ASSETS),
+        loader=jinja2.FileSystemLoader([folder, _ASSETS]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

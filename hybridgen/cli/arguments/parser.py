@@ -17,6 +17,8 @@ from hybridgen.cli.arguments import (
     plan,
     replay,
     sample,
+    scale,
+    study,
     train,
 )
 from hybridgen.cli.arguments.types import CommandParser, KeepLines
@@ -38,6 +40,8 @@ ARGUMENTS = {  # in the order of the help
     "ask": ask,
     "evaluate": evaluate,
     "compare": compare,
+    "study": study,
+    "scale": scale,
 }
 ABOUT = """\
 One transformer for text and images. It reads pictures through three paths and draws them by two:

@@ -174,7 +174,7 @@ class Diagnostics:
         numbers = {"peak_memory_gb": float(agreed[:ranks].max()) / 1e9}
         flops, peak = agreed[ranks : ranks + 2].tolist()
         if flops:
-            numbers |= {"tflops": flops / seconds / 1e12, "mfu": flops / seconds / peak}
+            numbers |= {"flops": flops, "tflops": flops / seconds / 1e12, "mfu": flops / seconds / peak}
         if self.breakdown is not None:
             numbers |= self.breakdown.describe(agreed[ranks + 2 :])
         return numbers

@@ -44,6 +44,7 @@ class Meter:
         seconds = now - self.since
         sums, counts = self.tally
         numbers = self.means(sums[:-1], counts[:-1]) if counts[:-1].any() else {}
+        numbers[self.stage.unit] = float(sums[-1])
         numbers[f"{self.stage.unit}_per_second"] = float(sums[-1]) / seconds
         numbers |= {"fill": float(sums[-1] / counts[-1]), "data_wait": self.waited / seconds}
         self.tally = torch.zeros_like(self.tally)

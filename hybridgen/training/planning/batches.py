@@ -148,16 +148,26 @@ def planned_data(config: TrainConfig, processes: int) -> PlannedData:
     """
     if missing := _missing(config):
         return _assumed(config, missing)
+    loader, hybrid, processor = planned_loader(config, processes)
+    codecs = codec_folders(config.codec, config.model.from_pretrained)
+    batch = _with_noise(next(loader), config, hybrid, codecs)
+    loader.close()
+    return PlannedData(hybrid, batch, codecs, list(loader.shares()), processor.image_processor)
+
+
+def planned_loader(config: TrainConfig, processes: int = 1) -> tuple[RowLoader, HybridGenConfig, HybridGenProcessor]:
+    """The batches of the run itself, which has not begun, with the model's config and the processor. Nothing is saved.
+
+    Raises:
+        ValueError: the data or codecs are not there, or cannot be used.
+    """
     sources = [open_source(source, config.seed) for source in config.data.sources]
     processor = build_processor(config, sources)
     hybrid = _model_config(config, len(processor.tokenizer), image_token_ids(processor.tokenizer))
     data, longest = config.data, getattr(hybrid.text_config, "max_position_embeddings", None)
     mixture = Mixture(sources, None, data.temperature, data.max_broken, max_positions=longest)
     loader = RowLoader(mixture, processor, data.per_device_batch_size, data.sequence_length, 0, processes, prefetch=0)
-    codecs = codec_folders(config.codec, config.model.from_pretrained)
-    batch = _with_noise(next(loader), config, hybrid, codecs)
-    loader.close()
-    return PlannedData(hybrid, batch, codecs, list(loader.shares()), processor.image_processor)
+    return loader, hybrid, processor
 
 
 def _with_noise(batch: dict, config: TrainConfig, hybrid: HybridGenConfig, codecs: dict[str, Path | None]) -> dict:

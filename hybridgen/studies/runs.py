@@ -1,0 +1,197 @@
+"""One run of a study, from its config to its numbers, and many of them one after the other or side by side.
+
+    FOLDER/run.json      what the run is: its config, and how it is scored; written first
+    FOLDER/...           as training leaves it (metrics.jsonl, samples/, checkpoint/; state/ until it is finished)
+    FOLDER/result.json   its numbers; written last, so that a run that has one is finished
+
+A run that is finished is skipped, one that was interrupted goes on from its last saved state. A folder that holds a run
+of other settings is refused: two of a study's runs must not differ in what nobody asked for.
+"""
+
+import gc
+import json
+import math
+import multiprocessing
+import shutil
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hybridgen.core.devices import best_device
+from hybridgen.core.figures import read_curves
+from hybridgen.core.files import read_json, write_json
+from hybridgen.core.values import one_line, shown
+from hybridgen.evaluation import environment
+from hybridgen.pipeline_hybridgen import load_pipeline
+from hybridgen.studies.scoring import Scoring, score
+from hybridgen.training.config.checks import load_config
+from hybridgen.training.config.schema import TrainConfig
+from hybridgen.training.monitor.tracking import say
+from hybridgen.training.run import train
+
+NOT_COMPARED = ("output_dir", "resume", "threads", "wandb", "codec", "save_every", "keep_last", "log_every")
+LOOKS = 10  # at held-out losses over a run
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    Args:
+        name: of what is varied; the folder is made of it and the seed.
+        file, overrides: its config, as `hybridgen train` takes both.
+        scoring: how the checkpoint is scored; None = held-out losses are enough.
+        about: what is known of it beforehand, as it will stand in its result.
+    """
+
+    name: str
+    seed: int
+    folder: Path
+    file: Path
+    overrides: tuple[str, ...]
+    scoring: Scoring | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def result_file(self) -> Path:
+        return self.folder / "result.json"
+
+    @property
+    def is_finished(self) -> bool:
+        return self.result_file.is_file()
+
+    def config(self) -> TrainConfig:
+        return load_config(self.file, list(self.overrides))
+
+    def result(self) -> dict:
+        return read_json(self.result_file)
+
+
+def overrides_of(folder: Path, steps: int, seed: int) -> tuple[str, ...]:
+    """What a study sets in every config: where a run writes, how long it is, and when it looks at held-out losses."""
+    every = max(1, math.ceil(steps / LOOKS))
+    settings = {"output_dir": str(folder), "steps": steps, "seed": seed, "validation.every": every}
+    settings |= {"save_every": max(1, math.ceil(steps / 4)), "keep_last": 1, "log_every": min(20, every)}
+    return tuple(f"{key}={json.dumps(value)}" for key, value in settings.items())
+
+
+def run_all(runs: Sequence[Run], jobs: int = 1) -> None:
+    """Every run that is not finished yet, `jobs` of them at a time, each in a process of its own (1: all in this one).
+
+    A run that fails does not keep the others from being made.
+
+    Raises:
+        ValueError: a folder holds another run (before any is begun), or runs failed (after all others are done).
+    """
+    for run in runs:
+        check_folder(run)
+    waiting = [run for run in runs if not run.is_finished]
+    if done := len(runs) - len(waiting):
+        say(f"{done} of {len(runs)} runs are finished already")
+    failed = dict(_one_by_one(waiting) if jobs == 1 else _side_by_side(waiting, jobs))
+    if failed:
+        names = "; ".join(f"{run.name}, seed {run.seed}: {reason}" for run, reason in failed.items())
+        raise ValueError(f"{len(failed)} of {len(runs)} runs failed ({names}); mend it, and the same command goes on")
+
+
+def _one_by_one(runs: Sequence[Run]) -> Iterator[tuple[Run, str]]:
+    for number, run in enumerate(runs, start=1):
+        say(f"{run.name}, seed {run.seed} ({number} of {len(runs)} to be made)")
+        try:
+            make(run)
+        except (ValueError, OSError) as error:
+            say(f"{run.name}, seed {run.seed}: {one_line(error)}")
+            yield run, one_line(error)
+
+
+def _side_by_side(runs: Sequence[Run], jobs: int) -> Iterator[tuple[Run, str]]:
+    """New processes, not forked ones: torch's threads do not survive a fork. What stops this one stops them all, each
+    with its state saved."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool:
+        before = signal.signal(signal.SIGTERM, _stop_children)
+        try:
+            futures = {pool.submit(make, run): run for run in runs}
+            for number, future in enumerate(as_completed(futures), start=1):
+                run = futures[future]
+                try:
+                    future.result()
+                    say(f"{run.name}, seed {run.seed}: done ({number} of {len(runs)})")
+                except (ValueError, OSError) as error:
+                    say(f"{run.name}, seed {run.seed}: {one_line(error)}")
+                    yield run, one_line(error)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            _stop_children()
+            raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _stop_children(*signalled) -> None:
+    for child in multiprocessing.active_children():
+        child.terminate()  # SIGTERM, upon which a run saves its state
+    if signalled:
+        raise SystemExit(143)
+
+
+def make(run: Run) -> dict:
+    """Train, score, and write the result; what is done already is not done again. Returns the result."""
+    if run.is_finished:
+        return run.result()
+    config = run.config()
+    write_json(run.folder / "run.json", identity(run))
+    if not (run.folder / "checkpoint").is_dir():
+        torch._dynamo.reset()  # else layers of the last run's shapes count against how often one may be compiled anew
+        train(config)
+        gc.collect()
+    scores = {}
+    if run.scoring is not None:
+        pipeline = load_pipeline(run.folder / "checkpoint").to(best_device())
+        scores = score(pipeline, run.scoring, run.folder)
+    curves = read_curves(run.folder / "metrics.jsonl")
+    held_out = {name: values[-1] for name, (_, values) in curves.items() if name.startswith("validation/")}
+    result = {
+        "name": run.name, "seed": run.seed, **run.about, "steps": config.steps,
+        "flops": sum(curves.get("flops", ((), ()))[1]), "tokens": sum(curves.get("tokens", ((), ()))[1]),
+        "seconds": curves["seconds"][1][-1] if "seconds" in curves else None,
+        "numbers": held_out | scores,
+        "threads": torch.get_num_threads(), "versions": environment.versions(), "hardware": environment.hardware(),
+    }  # fmt: skip
+    write_json(run.result_file, result)
+    shutil.rmtree(run.folder / "state", ignore_errors=True)  # what a finished run would go on from
+    return result
+
+
+def identity(run: Run) -> dict:
+    """What two runs of the same name must have in common."""
+    settings = {key: value for key, value in asdict(run.config()).items() if key not in NOT_COMPARED}
+    scoring = None if run.scoring is None else asdict(run.scoring)
+    return json.loads(json.dumps({"config": settings, "scoring": scoring}))  # as saved, where a tuple is a list
+
+
+def check_folder(run: Run) -> None:
+    """Raises ValueError where a run's folder holds a run of other settings, or something else."""
+    file = run.folder / "run.json"
+    if not file.is_file():
+        if run.folder.exists() and (not run.folder.is_dir() or any(run.folder.iterdir())):
+            raise ValueError(f"{run.folder} holds something that no study wrote; choose another --out, or delete it")
+        return
+    for key, then, now in differences(read_json(file), identity(run)):
+        raise ValueError(
+            f"{run.folder} holds a run with {key} {shown(then)}, not {shown(now)}; choose another --out, or delete it"
+        )
+
+
+def differences(then: dict, now: dict, parent: str = "") -> Iterator[tuple[str, object, object]]:
+    """Every key whose values differ, with both."""
+    for key in sorted(set(then) | set(now)):
+        old, new = then.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from differences(old, new, f"{parent}{key}.")
+        elif old != new:
+            yield f"{parent}{key}", old, new
