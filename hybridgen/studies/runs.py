@@ -124,6 +124,10 @@ def _side_by_side(runs: Sequence[Run], jobs: int) -> Iterator[tuple[Run, str]]:
                 except (ValueError, OSError) as error:
                     say(f"{run.name}, seed {run.seed}: {one_line(error)}")
                     yield run, one_line(error)
+        except KeyboardInterrupt:  # which a terminal sends to all; after it, another signal would end them at once
+            say("waiting until the runs have saved their states")
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             _stop_children()
@@ -136,7 +140,7 @@ def _stop_children(*signalled) -> None:
     for child in multiprocessing.active_children():
         child.terminate()  # SIGTERM, upon which a run saves its state
     if signalled:
-        raise SystemExit(143)
+        raise SystemExit(0)  # as a single run that SIGTERM stops
 
 
 def make(run: Run) -> dict:

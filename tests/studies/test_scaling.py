@@ -22,7 +22,7 @@ SIZES = {
     }
     for name, width in (("small", 8), ("middle", 16), ("large", 32))
 }
-LADDER = {"sizes": SIZES, "tokens": [1200, 2400, 4800]}
+LADDER = {"sizes": SIZES, "tokens": [1125, 2250, 4500]}
 
 
 def write_ladder(folder: Path, name: str = "ladder", config: dict = ALONE, **changes) -> Path:
