@@ -100,7 +100,8 @@ def render_page(template: str, folder: Path = _ASSETS, **content) -> str:
 
 
 def _templates(folder: Path = _ASSETS) -> jinja2.Environment:
-    """Templates of a folder and of `assets/`: what they are handed is escaped, unless it is `Markup`; an unknown name is an error."""
+    """Templates of a folder and of `assets/`: what they are handed is escaped, unless it is `Markup`; an unknown name
+    is an error."""
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader([folder, _ASSETS]),
         autoescape=True,

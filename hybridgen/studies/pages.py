@@ -36,7 +36,13 @@ def write_study(out: Path, content: dict, curves: dict[str, dict]) -> Path:
         charts += _learning(question, curves, folder, number)
         questions.append({**question, "charts": charts})
     html = render_page(
-        "study.html.jinja", _ASSETS, content=content, questions=questions, facts=_facts(content), shown=_shown
+        "study.html.jinja",
+        _ASSETS,
+        title=content["title"],
+        content=content,
+        questions=questions,
+        shown=_shown,
+        **_foot(content),
     )
     write_whole(out / PAGE, html)
     return out / PAGE
@@ -74,16 +80,20 @@ def write_scaling(out: Path, content: dict) -> Path:
             for loss, counts in recipe["losses"].items()
         ]  # fmt: skip
         recipes.append({"name": name, "laws": laws, "runs": recipe["runs"]})
-    html = render_page("scaling.html.jinja", _ASSETS, content=content, recipes=recipes, facts=_facts(content))
+    html = render_page(
+        "scaling.html.jinja", _ASSETS, title="Scaling laws", content=content, recipes=recipes, **_foot(content)
+    )
     write_whole(out / PAGE, html)
     return out / PAGE
 
 
-def _facts(content: dict) -> dict[str, str]:
-    return {
+def _foot(content: dict) -> dict:
+    """What all pages take."""
+    facts = {
         "hardware": environment.describe(content["hardware"]),
         "versions": ", ".join(f"{name} {number}" for name, number in content["versions"].items()),
     }
+    return {"facts": facts, "version": content["versions"]["hybridgen"], "credit": "", "side": 128}
 
 
 def _slug(text: str) -> str:
