@@ -37,7 +37,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Difference:
+class ArmDifference:
     """One arm less the first one, seed by seed.
 
     Args:
@@ -72,7 +72,7 @@ class ArmComparison:
     is_loss: bool
     values: dict[str, dict[int, float]]
     means: dict[str, Interval]
-    differences: list[Difference]
+    differences: list[ArmDifference]
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
@@ -108,7 +108,7 @@ def compare(
         sign = -interval.sign if is_loss else interval.sign
         better = {1: arm, -1: reference, 0: None}[sign]
         papers = expected if expected in (arm, reference) else None
-        differences.append(Difference(arm, reference, over_seeds, interval, better, papers))
+        differences.append(ArmDifference(arm, reference, over_seeds, interval, better, papers))
     means = {arm: mean_interval(list(of_arm.values())) for arm, of_arm in paired.items()}
     return ArmComparison(measure, is_loss, paired, means, differences)
 
@@ -118,7 +118,7 @@ def sentences(comparison: ArmComparison) -> list[str]:
     return [_sentence(comparison, difference) for difference in comparison.differences]
 
 
-def _sentence(comparison: ArmComparison, difference: Difference) -> str:
+def _sentence(comparison: ArmComparison, difference: ArmDifference) -> str:
     shown = loss_number if comparison.is_loss else share_number
     seeds = len(difference.over_seeds)
     both = ", ".join(f"{arm} {shown(comparison.means[arm].mean)}" for arm in (difference.reference, difference.arm))

@@ -47,16 +47,11 @@ def score(pipeline: HybridGenPipeline, scoring: Scoring, folder: Path) -> dict[s
         seed=scoring.seed,
         draw_paths=list(scoring.draw),
         answer_paths=[path for path in scoring.answer if path in pipeline.model.config.paths],
-        settings={path: _as_the_checkpoint_draws(pipeline, path) for path in scoring.draw},
+        settings={path: DrawSettings.of(path, pipeline.sampling_settings(path)) for path in scoring.draw},
         out=folder,
     )
     write_json(folder / "scores.json", scores_of(results, scoring.seed))
     return {name: value for suite, result in results.items() for name, value in flat(suite, result.scores)}
-
-
-def _as_the_checkpoint_draws(pipeline: HybridGenPipeline, path: str) -> DrawSettings:
-    complete = pipeline.sampling_settings(path)
-    return DrawSettings(**{name: complete[full_name] for name, full_name in DrawSettings.names(path).items()})
 
 
 def flat(suite: str, scores: dict) -> Iterator[tuple[str, float]]:

@@ -202,6 +202,8 @@ def options_of(name: str) -> list[argparse.Action]:
 SEVERAL = {  # options that may be given again
     "sample": {"prompt", "negative_prompt", "height", "width", "image"},
     "ask": {"image", "question"},
+    "evaluate": {"option"},
+    "compare": {"option"},
 }
 
 
