@@ -72,24 +72,40 @@ class Law:
 
     def best_size(self, flops: float) -> tuple[float, float]:
         """(N*, D*): the weights and the tokens that give the lowest loss for so many FLOPs."""
-        p = self.cost_exponent
-        ratio = self.alpha * self.A / (p * self.beta * self.B)
-        size = (ratio * (flops / self.cost) ** self.beta) ** (1 / (self.alpha + p * self.beta))
-        return size, flops / (self.cost * size**p)
+        return tuple(map(_exp, self._log_best(math.log(flops))))
 
     def best_loss(self, flops: float) -> float:
         """The lowest loss that so many FLOPs buy."""
-        return float(self.loss(*self.best_size(flops)))
+        return self.E + _exp(self._log_excess(math.log(flops)))
 
     def flops_for(self, loss: float) -> float:
         """The FLOPs whose best loss it is; infinite where the law never gets there.
 
-        The best loss falls as E + K / C^gamma, so that one point of it gives K.
+        The best loss falls as E + K / C^gamma, and K is what is above E at one FLOP.
         """
         if loss <= self.E:
             return math.inf
         gamma = self.alpha * self.size_exponent
-        return float((self.best_loss(1.0) - self.E) / (loss - self.E)) ** (1 / gamma)
+        return _exp((self._log_excess(0.0) - math.log(loss - self.E)) / gamma)
+
+    def _log_best(self, log_flops: float) -> tuple[float, float]:
+        """log N* and log D*. In logarithms, as laws of a poor ladder's refits have terms of 1e-11 and exponents of
+        0.01, whose best sizes no float holds."""
+        p, budget = self.cost_exponent, log_flops - math.log(self.cost)
+        log_ratio = math.log(self.alpha / (p * self.beta)) + math.log(self.A) - math.log(self.B)
+        log_size = (log_ratio + self.beta * budget) / (self.alpha + p * self.beta)
+        return log_size, budget - p * log_size
+
+    def _log_excess(self, log_flops: float) -> float:
+        """log of what the best loss is above E."""
+        log_size, log_tokens = self._log_best(log_flops)
+        terms = math.log(self.A) - self.alpha * log_size, math.log(self.B) - self.beta * log_tokens
+        return max(terms) + math.log1p(math.exp(min(terms) - max(terms)))
+
+
+def _exp(value: float) -> float:
+    """e to the power of it; infinite where no float holds that."""
+    return math.exp(value) if value < 709 else math.inf
 
 
 def check_points(points: Sequence[Point], what: str) -> None:

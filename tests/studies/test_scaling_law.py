@@ -144,6 +144,18 @@ def test_parity_of_fitted_ladders_holds_the_truth():
     assert high < 4
 
 
+def test_a_law_that_says_nothing_breaks_nothing():
+    """As refits of a poor ladder are: no size matters, and none is the best one that a float holds."""
+    law = Law(E=0.27, A=1.5e-11, alpha=0.01, B=0.0097, beta=0.01, cost=2.2, cost_exponent=1.04)
+    size, tokens = law.best_size(3.5e8)
+    assert size == pytest.approx(0)
+    assert tokens == math.inf or tokens > 1e100
+    assert 0.27 < law.best_loss(3.5e8) < 0.28
+    assert law.flops_for(0.2701) == 0  # as good as free
+    assert parity(law, law, 3.5e8) == pytest.approx(1, rel=1e-6)
+    assert parity(TRUTH, law, 1e14) >= 0
+
+
 def test_an_interval_may_end_at_infinity():
     assert interval([1.0] * 10 + [math.inf] * 10) == (1.0, math.inf)
 
