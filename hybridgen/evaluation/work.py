@@ -13,6 +13,7 @@ Without a folder everything stays in memory.
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -331,7 +332,7 @@ class _Store:
     def share(self, processes: Processes, chunks: list[list[int]]) -> None:
         """All chunks, in every process: through the folder, or through messages where there is none."""
         if self._folder is not None:
-            self._chunks = {numbers[0]: read_json(self._file(numbers)) for numbers in chunks}
+            self._chunks = {numbers[0]: self._read(numbers) for numbers in chunks}
         else:
             for others, pictures in processes.gather((self._chunks, self._pictures)):
                 self._chunks, self._pictures = self._chunks | others, self._pictures | pictures
@@ -351,6 +352,18 @@ class _Store:
         picture = Image.open(self._folder / name)
         picture.load()  # and its file is closed; it still knows its name
         return picture
+
+    def _read(self, numbers: list[int]) -> dict:
+        """A finished chunk. Raises ValueError where its file was changed: it was written whole."""
+        file, chunk = self._file(numbers), {}
+        with suppress(ValueError):
+            chunk = read_json(file)
+        if not isinstance(chunk.get("values"), list) or len(chunk["values"]) != len(numbers):
+            raise ValueError(
+                f"{file} does not hold the {len(numbers)} finished items that it should; delete it, and the same "
+                "command does them again"
+            )
+        return chunk
 
     def _file(self, numbers: list[int]) -> Path:
         return self._folder / f"{numbers[0]:06d}.json"

@@ -97,9 +97,10 @@ def test_what_was_done_is_not_done_again_and_what_was_not_is(tmp_path):
 def test_a_chunk_that_was_cut_off_is_said_to_be(tmp_path):
     """A file appears whole or not at all, so this is a damaged disk, and not ours to guess at."""
     Work(None, out=tmp_path).each(2, float, "part")
-    (tmp_path / "part" / "000001.json").write_text('{"seconds": 0.0, "val')
-    with pytest.raises(ValueError, match="000001.json is not valid JSON"):
-        Work(None, out=tmp_path).each(2, float, "part")
+    for broken in ('{"seconds": 0.0, "val', '{"seconds": 0.0, "values": []}', "[1]", '{"values": "1"}'):
+        (tmp_path / "part" / "000001.json").write_text(broken)
+        with pytest.raises(ValueError, match="000001.json does not hold the 1 finished items that it should; delete"):
+            Work(None, out=tmp_path).each(2, float, "part")
 
 
 def test_one_part_is_one_piece_of_work():
@@ -123,7 +124,7 @@ def test_each_process_does_every_second_chunk(tmp_path):
         work = Work(None, out=tmp_path, processes=TwoInTurn(rank, 2))
         do = lambda numbers, rank=rank: done[rank].extend(numbers) or [float(i) for i in numbers]  # noqa: E731
         if rank == 0:
-            with pytest.raises(ValueError, match="has no 000002.json"):
+            with pytest.raises(ValueError, match="000002.json does not hold the 2 finished items"):
                 work.batches(7, do, "part", "label", 2)
         else:
             values = work.batches(7, do, "part", "label", 2)
