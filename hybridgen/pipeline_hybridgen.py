@@ -700,21 +700,27 @@ class HybridGenPipeline(DiffusionPipeline):
             self.check_length(question, len(documents[-1]), 0, "the answer", "give a shorter answer")
         return self._likelihoods(documents, whole_number("max_batch", max_batch))
 
-    def score_texts(self, text: str | list[str], max_batch: int = 16) -> list[Likelihood]:
+    def score_texts(self, text: str | list[str], max_batch: int = 16, stride: int | None = None) -> list[Likelihood]:
         """How likely the model holds texts as such, without a chat template: of each, the log-likelihood of all of its
         tokens. The first is predicted from the tokenizer's begin of text (or end, where it has none); a text longer
         than the model's context is read in windows (`sampling.likelihood.rolling_windows`).
+
+        Args:
+            max_batch: windows at a time.
+            stride: tokens that each window after the first predicts; None = as many as it can.
 
         Raises:
             ValueError: in one sentence, what is wrong.
         """
         given, max_batch = texts("text", text), whole_number("max_batch", max_batch)
+        if stride is not None:
+            stride = whole_number("stride", stride, most=None if self.context == float("inf") else self.context - 1)
         begin = self.processor.begin_of_text()
         windows = []
         for one in given:
             ids = self.processor.text_ids(one)
             longest = int(min(self.context, len(ids) + 1))
-            windows.append(rolling_windows(ids, begin, longest, self.processor.special_tokens))
+            windows.append(rolling_windows(ids, begin, longest, self.processor.special_tokens, stride))
         scored = iter(self._likelihoods([window for each in windows for window in each], max_batch))
         sums = [[next(scored) for _ in each] for each in windows]
         return [Likelihood(sum(part.nats for part in each), sum(part.tokens for part in each)) for each in sums]

@@ -22,9 +22,9 @@ from hybridgen.bridges.adapters import open_pipeline
 from hybridgen.checkpoints.loading import new_folder
 from hybridgen.data.formats.json_files import JsonlSource
 from hybridgen.data.keyed_random import hash_uniform
-from hybridgen.data.synthetic.questions import Question, majority_shares, score_answers
-from hybridgen.evaluation.intervals import with_interval
-from hybridgen.evaluation.understanding import Quiz, answer_blank
+from hybridgen.data.synthetic.questions import Question, score_answers
+from hybridgen.evaluation import understanding
+from hybridgen.evaluation.understanding import Quiz
 from hybridgen.evaluation.work import Work
 
 PACKAGE = "tuxpaint-stamps-default"
@@ -116,11 +116,7 @@ def score(checkpoint: Path, folder: Path) -> dict:
         question, kind = source[index]["messages"][:2]
         quiz.pictures.append(question["content"][0]["image"])
         quiz.questions.append(Question("kind", QUESTION, kind["content"][0]["text"]))
-    work = Work(pipeline)
-    answers = list(work.answer("understanding", quiz.pictures, quiz.wordings))
-    blank = score_answers(answer_blank(work, quiz, "understanding"), quiz.questions)["kind"]["share"]
-    tally = with_interval(score_answers(answers, quiz.questions)["kind"])
-    return {**tally, "majority": majority_shares(quiz.questions)["kind"], "blank": blank}
+    return understanding.answer(Work(pipeline), quiz, "understanding", score_answers).tallies["kind"]
 
 
 if __name__ == "__main__":

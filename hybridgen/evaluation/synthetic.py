@@ -48,7 +48,7 @@ def evaluate_synthetic(work: Work, name: str, split: str, labels: dict[str, str]
     for path in work.draw_paths:
         _draw(work, result, dataset, prompts, path, beside, side)
     for path in work.answer_paths:
-        _answer(work, result, dataset, quiz, path, majority["answers"])
+        _answer(work, result, dataset, quiz, path)
     for path in work.chat_paths:
         some = prompts[: work.number("chats", USUAL_CHATS)]
         tallies, items = conversations.converse(work, dataset, some, path, side)
@@ -99,17 +99,16 @@ def _draw(
     result.add("generation", path, tallies, items, seconds=work.seconds(f"draw-{path}"), **settings)
 
 
-def _answer(work: Work, result: Result, dataset: ModuleType, quiz: Quiz, path: str, majority: dict[str, float]) -> None:
+def _answer(work: Work, result: Result, dataset: ModuleType, quiz: Quiz, path: str) -> None:
     """Step 3 of `evaluate_synthetic`, for one path."""
-    answers = list(work.answer(path, quiz.pictures, quiz.wordings))
-    blank = understanding.answer_blank(work, quiz, path)
-    tallies = understanding.score(dataset, quiz, answers, blank, majority)
+    answers, tallies, notes = understanding.answer(work, quiz, path, dataset.score_answers)
     items = []
     for picture, question, answer in zip(quiz.pictures, quiz.questions, answers, strict=True):
         right = float(dataset.score_answers([answer], [question])["all"]["right"])
         verdict = {"all": right, question.category: right}
         items.append(Item(question.question, {"shown": picture}, answer, question.answer, verdict))
-    result.add("understanding", path, tallies, items, seconds=work.seconds(f"answer-{path}"))
+    beside = {"notes": notes} if notes else {}
+    result.add("understanding", path, tallies, items, seconds=work.seconds(f"answer-{path}"), **beside)
 
 
 def _shares(tallies: dict[str, dict]) -> dict[str, float]:

@@ -1,20 +1,18 @@
-"""Answering about what was never seen: exact match by category, beside what answering blindly would score.
+"""Answering about what was never seen: a dataset's questions about held-out pictures, by exact match.
 
-A high share alone means little, so two blind baselines stand beside it: the majority baseline (the best constant answer
-of each category) and the blank control (the same questions, asked of an empty gray picture). A model can beat the
-majority baseline without looking, because the wording of a question tells something; the blank control shows how much.
+A high share alone means little: what is answered without looking stands beside it (`controls`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
 
 from PIL import Image
 
+from hybridgen.evaluation.controls import Controlled, answer_with_controls, most_frequent
 from hybridgen.evaluation.intervals import with_interval
 from hybridgen.evaluation.samples import first_records
 from hybridgen.evaluation.work import Work
-
-GRAY = (127, 127, 127)
 
 
 @dataclass
@@ -55,26 +53,17 @@ def held_out_quiz(dataset: ModuleType, split: str, samples: int, seed: int, size
     return quiz
 
 
-def answer_blank(work: Work, quiz: Quiz, path: str) -> list[str]:
-    """The quiz' questions, asked of an empty gray picture. Each wording is asked once: the answer cannot differ."""
-    wordings = list(dict.fromkeys(quiz.wordings))
-    blank = [Image.new("RGB", quiz.pictures[0].size, GRAY)] * len(wordings)
-    label = f"answering through {path}, of a blank picture"
-    by_wording = dict(zip(wordings, work.answer(path, blank, wordings, f"blank-{path}", label=label), strict=True))
-    return [by_wording[wording] for wording in quiz.wordings]
-
-
-def score(
-    dataset: ModuleType, quiz: Quiz, answers: list[str], blank: list[str], majority: dict[str, float]
-) -> dict[str, dict[str, float]]:
-    """Tallies by category and over "all", with 95 % intervals, and beside each what answering blindly scores.
+def answer(work: Work, quiz: Quiz, path: str, score_answers: Callable[[list[str], list], dict]) -> Controlled:
+    """The quiz answered through a path: tallies by category and over "all", with 95 % intervals and the controls beside
+    each.
 
     Args:
-        blank: the answers to an empty picture (`answer_blank`).
-        majority: share of the best constant answer, by category.
+        score_answers: the dataset's: answers, questions -> {category: tally}.
     """
-    of_blank = dataset.score_answers(blank, quiz.questions)
-    return {
-        name: {**with_interval(tally), "majority": majority.get(name, 0.0), "blank": of_blank[name]["share"]}
-        for name, tally in dataset.score_answers(answers, quiz.questions).items()
-    }
+
+    def score(answers: list[str]) -> dict[str, dict]:
+        return {name: with_interval(tally) for name, tally in score_answers(answers, quiz.questions).items()}
+
+    categories = [question.category for question in quiz.questions]
+    constants = most_frequent(categories, [[question.answer] for question in quiz.questions])
+    return answer_with_controls(work, path, quiz.pictures, quiz.wordings, score, constants)

@@ -154,11 +154,13 @@ class Work:
         means = [[next(scored).mean for _ in of_one] for of_one in choices]
         return [max(range(len(of_one)), key=of_one.__getitem__) for of_one in means]
 
-    def score_text(self, texts: Sequence[str], part: str = "text", label: str = "reading texts") -> list[float]:
+    def score_text(
+        self, texts: Sequence[str], part: str = "text", label: str = "reading texts", stride: int | None = None
+    ) -> list[float]:
         """The log-likelihood of each text in nats, at most 0 (`HybridGenPipeline.score_texts`)."""
 
         def score(numbers: list[int]) -> list[float]:
-            return [one.nats for one in self.pipeline.score_texts([texts[i] for i in numbers])]
+            return [one.nats for one in self.pipeline.score_texts([texts[i] for i in numbers], stride=stride)]
 
         return list(self.batches(len(texts), score, part, label, DRAWN_AT_ONCE))
 

@@ -45,14 +45,22 @@ def log_likelihoods(
     return [Likelihood(-float(of_one.sum()), count) for of_one, count in zip(losses.split(counts), counts, strict=True)]
 
 
-def rolling_windows(ids: list[int], first: int, context: int, tokens: SpecialTokens) -> list[Document]:
+def rolling_windows(
+    ids: list[int], first: int, context: int, tokens: SpecialTokens, stride: int | None = None
+) -> list[Document]:
     """A text of any length as documents of at most `context` tokens that together predict each of its tokens once.
 
-    Each window begins with the last token of the one before, the first one with the token `first`, which are only
-    read: the windows of EleutherAI's lm-evaluation-harness (`loglikelihood_rolling`) with one token of context.
+    The first window predicts all it can after the token `first`, each further one `stride` tokens more, at its end,
+    after as much of the text before as there is room for. None = as many as fit after one token of context, the windows
+    of EleutherAI's lm-evaluation-harness (`loglikelihood_rolling`); half the context is usual where a lower figure is
+    worth twice the work (transformers' guide to perplexity).
     """
-    line = [first, *ids]
-    return [
-        Document(lay_out([TextSegment(line[start : start + context])], tokens), plain=True)
-        for start in range(0, len(ids), max(1, context - 1))
-    ]
+    line, stride = [first, *ids], max(1, context - 1) if stride is None else stride
+    ends = [*range(min(context, len(line)), len(line), stride), len(line)] if ids else []
+    windows, predicted = [], 1  # of the line's tokens; `first` is only read
+    for end in ends:
+        start = max(0, end - context)
+        losses = [place >= predicted for place in range(start, end)]
+        windows.append(Document(lay_out([TextSegment(line[start:end], losses)], tokens), plain=True))
+        predicted = end
+    return windows

@@ -79,7 +79,7 @@ def test_emoji_suite(pipeline):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"suite": "cats"}, "there is no suite 'cats'; choose dolls or emoji.*or name a .jsonl file"),
+        ({"suite": "cats"}, "there is no suite 'cats'; choose dolls or emoji or .*or name a .jsonl file"),
         ({"suite": "dolls", "draw_paths": ["understanding"]}, "the understanding path reads and cannot draw"),
         ({"suite": "dolls", "answer_paths": ["sound"]}, "no path 'sound' here; this model has: understanding"),
         ({"suite": "dolls", "samples": 0}, "0 samples cannot be taken"),

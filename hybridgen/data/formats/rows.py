@@ -96,11 +96,13 @@ class RowSource:
         Args:
             variant: which of several captions or answers it takes, counted round and round.
         """
+        return self.record_of(self.row(index), self.where(index), variant)
+
+    def row(self, index: int) -> Any:
+        """Row `index` as its file holds it: what a record leaves out of it, such as further accepted answers."""
         check_index(self, index, self.name)
-        where = self.where(index)
-        with record_errors(where, ends_run=OSError):  # of the source's own file
-            row = self._row(index)
-        return self.record_of(row, where, variant)
+        with record_errors(self.where(index), ends_run=OSError):  # of the source's own file
+            return self._row(index)
 
     def record_of(self, row: Any, where: str, variant: int = 0) -> dict:
         """The record that a row is. Raises ValueError, whatever is wrong with it."""

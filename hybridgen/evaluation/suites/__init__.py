@@ -87,8 +87,22 @@ SUITES = {
         }
         | _SIZE,
     ),
+    "unified": Suite(
+        "does it recognise what it drew: draws a world's captions and asks about the drawn pictures",
+        {"world": "dolls, emoji, ...: whose captions and questions (dolls)"} | _CHATS | _SIZE,
+    ),
+    "text": Suite(
+        "bits per byte of plain texts",
+        {
+            "text": "the texts: .txt or .jsonl files, between commas; * stands for many",
+            "stride": "tokens that each window of a long text predicts after the first (as many as it can)",
+        },
+    ),
 }
-OWN_DATA = Suite("your own data: chat records with prompts to draw, or pictures with questions and answers")
+OWN_DATA = Suite(
+    "your own data: chat records with prompts to draw, or pictures with questions and answers",
+    {"max_new_tokens": "of an answer to a question of own data (64)"},
+)
 
 
 def find_suite(name: str) -> Suite:

@@ -1,0 +1,135 @@
+"""Own data on a tiny model: scores, controls, pictures, notes; by the command line, again, and in Python."""
+
+import json
+import re
+
+import pytest
+from PIL import Image
+
+from hybridgen.cli.main import main
+from hybridgen.data.synthetic import dolls
+from hybridgen.evaluation.generation import DrawSettings
+from hybridgen.evaluation.run import evaluate
+from hybridgen.pipeline_hybridgen import load_pipeline
+
+QUICK = {path: DrawSettings(steps=2, guidance=1.0) for path in ("diffusion", "vq")}
+
+
+def user(*content) -> dict:
+    return {"role": "user", "content": [
+        {"type": "text", "text": one} if " " in one else {"type": "image", "image": one} for one in content
+    ]}  # fmt: skip
+
+
+def said(text: str) -> dict:
+    return {"role": "assistant", "content": text}
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory) -> str:
+    folder, source = tmp_path_factory.mktemp("own"), dolls.Dolls("held_out", "draw", 0)
+    for i in range(3):
+        source.picture(i).save(folder / f"{i}.png")
+    drawn = [{"role": "assistant", "content": [{"type": "image", "image": "0.png"}]}]
+    rows = [
+        {"messages": [user("0.png", "what creature is this?"), said("an orc")], "category": "creatures"},
+        {"messages": [user("1.png", "is it red?"), said("yes"), user("is it blue?"), said("no")]},
+        {"messages": [user("2.png", "which one?"), said("B")], "choices": ["an orc", "a man"]},
+        {"image": "1.png", "question": "what is worn?", "answers": ["robe"] * 6 + ["cloak"] * 4},
+        {"messages": [user("a dwarf, red background"), *drawn]},
+        {"messages": [user("1.png", "now an orc"), *drawn], "meta": source[0]["meta"]},
+        {"messages": [user("2.png", "nobody answers")]},
+    ]
+    file = folder / "own.jsonl"
+    file.write_text("".join(f"{json.dumps(row, default=int)}\n" for row in rows))
+    return str(file)
+
+
+@pytest.fixture(scope="module")
+def done(own, tiny_checkpoint, tmp_path_factory):
+    pipeline, out = load_pipeline(tiny_checkpoint), tmp_path_factory.mktemp("out")
+    how = {"draw_paths": ["diffusion"], "answer_paths": ["understanding"], "settings": QUICK}
+    return evaluate(pipeline, own, **how, options={"max_new_tokens": 8}), pipeline, how, out
+
+
+def test_scores_and_controls(done):
+    result = done[0]
+    scores = result.scores["understanding"]["understanding"]["scores"]
+    assert {name: tally["n"] for name, tally in scores.items() if "unclear" not in name} == {
+        "exact": 1, "exact of creatures": 1, "multiple_choice": 1, "vqa": 1, "yes_no": 2, "yes_no_f1": 2,
+        "yes_no_precision": scores["yes_no_precision"]["n"], "yes_no_recall": 1, "yes_no_yes_ratio": 2, "all": 5,
+    }  # fmt: skip
+    for name in ("majority", "blank", "shuffled", "unseen"):
+        assert all(name in tally for tally in scores.values())
+    assert scores["exact"]["majority"] == scores["multiple_choice"]["majority"] == 1.0
+    assert scores["vqa"]["majority"] == pytest.approx(1.0)
+    assert result.facts["records"] == 6
+    assert result.facts["broken"] == 1
+    assert "own.jsonl:7: it has no answer" in result.facts["notes"][0]
+    assert any("inferred" in note and "2 yes_no" in note for note in result.facts["notes"])
+
+
+def test_answers_are_those_of_the_conversations(done):
+    result, pipeline, *_ = done
+    items = result.items["understanding"]["understanding"]
+    picture = items[1].pictures["shown"]
+    conversation = [
+        {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "is it red?"}]},
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": "is it blue?"},
+    ]
+    assert items[2].answer == pipeline.reply([conversation], max_new_tokens=8)[0]
+
+
+def test_pictures_stand_beside_the_true_ones_and_a_named_world_scores_them(done):
+    result = done[0]
+    first, second = result.items["generation"]["diffusion"]
+    assert list(first.pictures) == ["true picture", "diffusion"]
+    assert first.verdict == {}
+    assert set(second.verdict) > {"slots", "all_seven"}
+    scores = result.scores["generation"]["diffusion"]["scores"]
+    assert scores["dolls: slots"]["n"] == 7
+    assert any("1 pictures are drawn and shown, and scored by nothing" in note for note in result.facts["notes"])
+
+
+def test_a_prompt_alone_is_drawn_as_by_the_pipeline(done):
+    result, pipeline, *_ = done
+    image = result.items["generation"]["diffusion"][0].pictures["diffusion"]
+    (alone,) = pipeline(
+        "a dwarf, red background", path="diffusion", seed=0, **QUICK["diffusion"].arguments("diffusion")
+    ).images
+    assert image.tobytes() == alone.tobytes()
+    assert isinstance(image, Image.Image)
+
+
+def test_by_the_command_line_and_again(own, tiny_checkpoint, tmp_path, capsys):
+    words = ["evaluate", str(tiny_checkpoint), "--suite", own, "--draw", "--answer", "vq", "--out", str(tmp_path)]
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("note: 1 broken records are left out") for line in lines)
+    assert any("exact match: " in line and "majority 100.0" in line and "unseen" in line for line in lines)
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["suites"][own]["broken"] == 1
+    (tmp_path / "scores.json").unlink()
+    assert main(words) == 0
+    again = json.loads((tmp_path / "scores.json").read_text())
+    assert again["suites"] == scores["suites"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "own.jsonl"),
+        ('{"messages": [{"role": "user", "content": "what?"}]}\n', "holds no record that can be evaluated"),
+        ('{"messages": [{"role": "user", "content": "a dog"}], "type": "draw"}\n', "suite .*own.jsonl draws pictures"),
+    ],
+)
+def test_refusals_are_one_line_and_nothing_is_written(content, words, tiny_checkpoint, tmp_path, capsys):
+    file, out = tmp_path / "own.jsonl", tmp_path / "out"
+    file.write_text(content)
+    code = main(["evaluate", str(tiny_checkpoint), "--suite", str(file), "--draw", "--answer", "vq", "--out", str(out)])
+    lines = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert len(lines) == 1
+    assert re.search(words, lines[0])
+    assert not (out / "scores.json").exists()
