@@ -98,7 +98,7 @@ ARGUMENTS = {
     "an option twice": Bad("sample {ck} {sample} --seed 1 --seed 2", "--seed is given twice"),
     "an out twice": Bad("sample {ck} {sample} --out {tmp}/other", "--out is given twice"),
     "an empty prompt list": Bad("sample {ck} --out {tmp}/out --prompt --steps 1", "--prompt: expected one argument"),
-    "an unknown suite": Bad("evaluate {ck} --suite cats --out {tmp}/out", "there is no suite 'cats'; choose dolls or emoji"),
+    "an unknown suite": Bad("evaluate {ck} --suite cats --out {tmp}/out", "there is no suite 'cats'; choose dolls or emoji or"),
     "steps where codes are scored": Bad(
         "evaluate {ck} --suite dolls --out {tmp}/out --draw vq --steps 2", "--steps is for the diffusion path"
     ),
