@@ -87,6 +87,12 @@ class Result:
         if items is not None:
             self.items.setdefault(task, {})[path] = items
 
+    def note(self, *notes: str) -> None:
+        """Add lines to be read after the scores, each once."""
+        for note in notes:
+            if note not in (told := self.facts.setdefault("notes", [])):
+                told.append(note)
+
     def label(self, category: str) -> str:
         return self.labels.get(category, category.replace("_", " "))
 

@@ -19,10 +19,8 @@ def in_lines(scores: dict) -> Iterator[str]:
     of several suites, each begins with the name of its own. Last come a suite's notes."""
     for suite, of_suite in scores["suites"].items():
         labels, begin = of_suite.get("labels", {}), f"{suite}, " if len(scores["suites"]) > 1 else ""
-        yield from (f"{begin}note: {note}" for note in of_suite.get("notes", ()))
         for task, (verb, _) in TASKS.items():
             for path, result in of_suite.get(task, {}).items():
-                yield from (f"{begin}{verb.format(path=path)}, note: {note}" for note in result.get("notes", ()))
                 for category, tally in result["scores"].items():
                     label = labels.get(category, category.replace("_", " "))
                     yield f"{begin}{verb.format(path=path)}, {label}: {in_words(tally)}"

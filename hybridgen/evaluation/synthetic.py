@@ -107,8 +107,8 @@ def _answer(work: Work, result: Result, dataset: ModuleType, quiz: Quiz, path: s
         right = float(dataset.score_answers([answer], [question])["all"]["right"])
         verdict = {"all": right, question.category: right}
         items.append(Item(question.question, {"shown": picture}, answer, question.answer, verdict))
-    beside = {"notes": notes} if notes else {}
-    result.add("understanding", path, tallies, items, seconds=work.seconds(f"answer-{path}"), **beside)
+    result.add("understanding", path, tallies, items, seconds=work.seconds(f"answer-{path}"))
+    result.note(*notes)
 
 
 def _shares(tallies: dict[str, dict]) -> dict[str, float]:

@@ -56,7 +56,8 @@ def run(work: Work) -> Result:
     asked, wanted, bad, unread = _read(work)
     records = len({task.where for task in (*asked, *wanted)})
     facts = {"records": records, "broken": len(bad), "questions": len(asked), "prompts": len(wanted), "seed": work.seed}
-    result = Result(facts={**facts, "notes": _notes(work, asked, wanted, bad, unread)}, labels=dict(LABELS))
+    result = Result(facts=facts, labels=dict(LABELS))
+    result.note(*_notes(work, asked, wanted, bad, unread))
     for path in work.answer_paths if asked else ():
         _answer(work, result, path, asked)
     for path in work.draw_paths if wanted else ():
@@ -105,8 +106,8 @@ def _answer(work: Work, result: Result, path: str, asked: list[Asked]) -> None:
         expected = " / ".join(dict.fromkeys(one.accepted))
         wrong = "" if credit == 1 else f"{one.where}: {expected}"
         items.append(Item(one.question, pictures, answer, expected, {"all": credit, one.kind: credit}, wrong))
-    notes = {"notes": done.notes} if done.notes else {}
-    result.add("understanding", path, done.tallies, items, seconds=work.seconds(f"answer-{path}"), **notes)
+    result.add("understanding", path, done.tallies, items, seconds=work.seconds(f"answer-{path}"))
+    result.note(*done.notes)
 
 
 def _replies(work: Work, path: str) -> Ask:

@@ -57,8 +57,9 @@ def run(work: Work) -> Result:
         Item(shorten(text.words, 200), answer=f"{bits / length:.3f} {UNIT}", wrong=text.where)
         for text, (bits, length) in zip(texts, sizes, strict=True)
     ]
-    facts = {"texts": len(texts), "bytes": int(sizes[:, 1].sum()), "stride": _stride(work), "notes": _notes(work, bad)}
+    facts = {"texts": len(texts), "bytes": int(sizes[:, 1].sum()), "stride": _stride(work)}
     result = Result(facts=facts, labels={"all": "all texts"} | {file: file for file in files})
+    result.note(*_notes(bad))
     result.add("text", "text", tallies, items, seconds=work.seconds("text"))
     return result
 
@@ -118,7 +119,7 @@ def _texts_of(file: str, bad: list[BadRecord]) -> list[_Text]:
     return texts
 
 
-def _notes(work: Work, bad: list[BadRecord]) -> list[str]:
+def _notes(bad: list[BadRecord]) -> list[str]:
     if not bad:
         return []
     more = f"; and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""

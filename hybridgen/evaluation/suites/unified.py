@@ -190,8 +190,8 @@ def _ask(
     tallies["as_asked"]["true"] = true
     items = [_item(one, answer, prompts, images[one.number], draw) for one, answer in zip(asked, answers, strict=True)]
     seconds = work.seconds(f"draw-{draw}", f"{draw}-answer-{read}")
-    beside = {"notes": notes} if notes else {}
-    result.add("unified", f"by {draw}, through {read}", tallies, items, seconds=seconds, **beside)
+    result.add("unified", f"by {draw}, through {read}", tallies, items, seconds=seconds)
+    result.note(*notes)
 
 
 def _item(one: _Asked, answer: str, prompts: generation.Prompts, image: Image.Image, draw: str) -> Item:
