@@ -21,6 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hybridgen.core.threads import compute_alone
 from hybridgen.data.formats.endless import LINE, START, EndlessRows, Epochs
 from hybridgen.data.formats.hf_datasets import said_by_us
 from hybridgen.data.formats.rows import RowSource
@@ -233,7 +234,7 @@ class StreamSource(RowSource):
         """Begin to read a chunk for all rows that are not past it, or, if it was read before, for this row."""
         if self._threads is None:
             self._stopped = threading.Event()
-            self._threads = ThreadPoolExecutor(1, "hybridgen-stream")
+            self._threads = ThreadPoolExecutor(1, "hybridgen-stream", compute_alone)
         rows = {row}
         if read is None:
             own = range(self._own.first, self._own.first + self._own.count)

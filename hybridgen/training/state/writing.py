@@ -16,6 +16,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed import checkpoint as sharded_files
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
+from hybridgen.core.threads import compute_alone
 from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.state.checkpointing import begin_folder, finish_folder, raise_everywhere
 
@@ -48,7 +49,7 @@ class BackgroundWriter:
         several = accelerator.num_processes > 1
         self._group = torch.distributed.new_group(backend="gloo") if several else None
         self._stager = DefaultStager(StagingOptions(False, False, False, False))  # one copy, made before it returns
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="state")
+        self._thread = ThreadPoolExecutor(1, "state", compute_alone)
         self._pending: Future | None = None
         self._folder = Path()
 
