@@ -12,8 +12,8 @@ With `questions`, each is asked of the checkpoint itself through each of its rea
 and prompts of the share of right questions; a category's is the share of its own questions, parents left aside.
 
 How ours differs: the reference asks mPLUG-large of ModelScope, and leaves out the first question of the file (it skips
-the first row behind the header); ours asks all. The folder could be looked at here, the .csv not: its columns are those
-that the script reads.
+the first row behind the header); ours asks all. The folder was read here, the .csv was not to be had: its columns are
+those that the script reads.
 """
 
 import csv

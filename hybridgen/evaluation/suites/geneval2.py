@@ -15,6 +15,7 @@ How ours differs: the reference asks Qwen3-VL-8B-Instruct and sums the probabili
 answer's spellings ("four", "Four", "4"; "Yes", "yes"); ours sums the probabilities of the *whole* spellings with the
 end of the turn after them, which does not count "forty" for "four". The words "Answer in one word." stand after each
 question as there (option `instruction`; empty for a model that was trained without).
+The file itself was read here; the reference's reader was not run.
 """
 
 import math

@@ -394,6 +394,7 @@ def test_free_prompts_are_judged_by_all_that_they_say():
         ("one circle", True, False),
         ("a red object and a blue object", True, True),
         ("a red star and a blue circle", False, False),
+        ("a circle and a circle", False, False),
     ]:
         verdict = shapes.judge_pictures(image, [shapes.parse_caption(words)])[0]
         assert (verdict["pictures"], verdict["exact"]) == (right, exact), words

@@ -103,7 +103,9 @@ def asked_of(spec: ShapesSpec) -> ShapesSpec:
 def _judge(seen: ShapesSpec, asked: ShapesSpec) -> dict[str, bool]:
     same_ground = asked.background in (None, seen.background)
     exact = same_ground and len(seen.things) == len(asked.things) and _can_be(seen, asked)
-    if any(thing.shape is None for thing in asked.things):  # GenEval has no prompt that leaves the thing open
+    names = [thing.shape for thing in asked.things]
+    if None in names or (asked.tag != "counting" and len(set(names)) < len(names)):
+        # what GenEval does not ask: a thing that is left open, or one beside another of its kind
         right = exact if asked.tag == "counting" else same_ground and _can_be(seen, asked)
     else:
         objects: dict[str, list[Found]] = {}
