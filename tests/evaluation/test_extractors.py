@@ -65,6 +65,14 @@ def test_embeddings_are_of_length_one_and_of_the_whole_picture(clip_folder):
     changed[0].paste((0, 0, 0), (22, 0, 24, 20))  # a rim that CLIP's own processor cuts off
     assert not torch.allclose(clip.extractor()(changed)[0], features[0])
     assert not clip.is_of_cmmd
+    pixels = torch.stack([torch.from_numpy(np.asarray(picture) / np.float32(255)) for picture in pictures()])
+    resized = torch.nn.functional.interpolate(pixels.permute(0, 3, 1, 2), size=(16, 16), mode="bicubic")
+    mean, std = (
+        torch.tensor(values)[:, None, None] for values in (clip._processor.image_mean, clip._processor.image_std)
+    )
+    with torch.no_grad():
+        out = clip._model(input_ids=torch.zeros(1, 2, dtype=torch.long), pixel_values=(resized - mean) / std)
+    assert torch.allclose(features, out.image_embeds.double(), atol=1e-5)
 
 
 def test_inception_is_that_of_torch_fidelity(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from hybridgen.evaluation import readers
 
 
 def test_true_pictures_are_read_right_and_empty_ones_as_nothing():
-    """75 of 75 held-out pictures were read right when the world was made; here one of each font, of five letters."""
+    """450 of 450 held-out pictures were read right when the world was made; here one of each font, of five letters."""
     five = [word for word in words.words_of_split("held_out") if len(word) == 5]
     specs = [
         words.WordsSpec((five[7 * i + j],), family, style, *("blue", "white") if j % 2 else ("yellow", "black"))

@@ -26,8 +26,10 @@ from hybridgen.evaluation.work import Work
 
 SPLIT = "held_out"
 LABELS = {
-    "text": "all words",
+    "text": "what is written",
     "letters": "letters",
+    "word_count": "how many words",
+    "letter_count": "how many letters",
     "picture": "words, font and colours",
     "read": "words as read by OCR",
     "read_letters": "letters as read by OCR",

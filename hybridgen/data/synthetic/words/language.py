@@ -24,7 +24,7 @@ from hybridgen.data.synthetic.words.pictures import (
 )
 
 CATEGORIES = (
-    "text", "words", "letters", "first_letter", "last_letter", "style", "family", "ink", "paper", "yes_no",
+    "text", "word_count", "letter_count", "first_letter", "last_letter", "style", "family", "ink", "paper", "yes_no",
 )  # fmt: skip
 SPELLED = ("text",)  # the categories whose answers are words: right whether they are spelled or not
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
@@ -119,7 +119,7 @@ def questions(spec: WordsSpec, rng: np.random.Generator) -> list[Question]:
     Of several words each is asked for by its place; letters are counted and named of a lone word.
     """
     applicable = [
-        Question("words", "how many words are there?", _NUMBERS[len(spec.lines)]),
+        Question("word_count", "how many words are there?", _NUMBERS[len(spec.lines)]),
         Question("style", "is it plain, bold or italic?", spec.style),
         Question("family", "is it sans, serif, mono or roman?", spec.family),
         Question("ink", "what colour is the ink?", spec.ink),
@@ -130,7 +130,7 @@ def questions(spec: WordsSpec, rng: np.random.Generator) -> list[Question]:
         (word,) = spec.lines
         return [
             Question("text", "what is written?", spell(word)),
-            Question("letters", "how many letters are there?", _NUMBERS[len(word)]),
+            Question("letter_count", "how many letters are there?", _NUMBERS[len(word)]),
             Question("first_letter", "what is the first letter?", word[0]),
             Question("last_letter", "what is the last letter?", word[-1]),
             *applicable,
