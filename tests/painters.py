@@ -9,6 +9,7 @@ import numpy as np
 from hybridgen.data.synthetic import shapes
 from hybridgen.evaluation.work import Work
 from hybridgen.sampling.likelihood import Likelihood
+from hybridgen.sampling.settings import settings_of
 
 
 class Painter:
@@ -24,6 +25,9 @@ class Painter:
     def __call__(self, prompts, seed, height=None, width=None, **how):
         self.calls += list(zip(prompts, seed, strict=True))
         return SimpleNamespace(images=[self.draw(*one, height or 32) for one in zip(prompts, seed, strict=True)])
+
+    def sampling_settings(self, path, **overrides):
+        return settings_of(path, {}, overrides)
 
     def draw(self, prompt: str, seed: int, size: int):
         asked = shapes.parse_caption("one heart" if self.wrong else prompt)

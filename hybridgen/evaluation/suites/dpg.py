@@ -63,14 +63,14 @@ def run(work: Work) -> Result:
     names = [list(prompts)[i] for i in taken_evenly(work, len(prompts))]
     asked = read_questions(work.file("questions", WHERE_QUESTIONS)) if work.text("questions") is not None else {}
     vqa = vqa_of(work)
-    facts = {"prompts": len(names), "n_samples": each, "seed": work.seed, "notes": []}
+    facts = {"prompts": len(names), "n_samples": each, "seed": work.seed}
     result = Result(facts=facts, labels=LABELS, credit="The prompts are DPG-Bench's (ELLA, Apache-2.0).")
     for path in work.draw_paths:
         drawn = draw_samples(work, path, [prompts[name] for name in names], each)
         grids = ((f"{name}.png", in_a_grid(drawn[i * each : (i + 1) * each], 2)) for i, name in enumerate(names))
         folder, side = lay_out(work, path, grids), drawn[0].width
         if folder is not None:
-            result.facts["notes"].append(
+            result.note(
                 f"drawn by {path}, for the official scorer: python dpg_bench/compute_dpg_bench.py --image-root-path "
                 f"{folder} --resolution {side} --pic-num {each}"
             )

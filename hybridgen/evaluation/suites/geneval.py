@@ -69,7 +69,7 @@ def run(work: Work) -> Result:
     lines, each = read_metadata(work.file("data", WHERE)), work.number("n_samples", SAMPLES)
     numbers = taken_evenly(work, len(lines))
     some = [lines[i] for i in numbers]
-    facts = {"prompts": len(some), "n_samples": each, "seed": work.seed, "notes": []}
+    facts = {"prompts": len(some), "n_samples": each, "seed": work.seed}
     result = Result(facts=facts, labels=LABELS, credit="The prompts are GenEval's (Ghosh et al., MIT licence).")
     for path in work.draw_paths:
         drawn = draw_samples(work, path, [line["prompt"] for line in some], each)
@@ -80,7 +80,7 @@ def run(work: Work) -> Result:
         )
         folder = lay_out(work, path, files)
         if folder is not None:
-            result.facts["notes"].append(
+            result.note(
                 f"drawn by {path}, for the official scorer: python evaluation/evaluate_images.py {folder} --outfile "
                 "results.jsonl --model-path MODELS, then python evaluation/summary_scores.py results.jsonl"
             )

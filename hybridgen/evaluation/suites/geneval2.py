@@ -45,7 +45,7 @@ def check(work: Work) -> None:
 def run(work: Work) -> Result:
     lines = read_prompts(work.file("data", WHERE))
     some, vqa = [lines[i] for i in taken_evenly(work, len(lines))], vqa_of(work)
-    facts = {"prompts": len(some), "seed": work.seed, "vqa": work.text("vqa", "the checkpoint itself"), "notes": []}
+    facts = {"prompts": len(some), "seed": work.seed, "vqa": work.text("vqa", "the checkpoint itself")}
     result = Result(facts=facts, labels=LABELS, credit="The prompts and questions are GenEval 2's (CC BY-NC 4.0).")
     for path in work.draw_paths:
         drawn = draw_samples(work, path, [line["prompt"] for line in some])
@@ -54,7 +54,7 @@ def run(work: Work) -> Result:
         if folder is not None:
             files = {line["prompt"]: str(folder / name) for line, name in zip(some, names, strict=True)}
             lay_out(work, path, [("images.json", files)])
-            result.facts["notes"].append(
+            result.note(
                 f"drawn by {path}, for the official scorer: python evaluation.py --benchmark_data geneval2_data.jsonl "
                 f"--image_filepath_data {folder / 'images.json'} --method soft_tifa_gm --output_file scores.json"
             )

@@ -44,7 +44,7 @@ def run(work: Work) -> Result:
     prompts = read_folder(work.file("data", WHERE), LENGTHS, WHERE)
     keys = [list(prompts)[i] for i in taken_evenly(work, len(prompts))]
     asked = _questions(work, prompts) if work.text("questions") is not None else {}
-    vqa, facts = vqa_of(work), {"prompts": len(keys), "seed": work.seed, "notes": []}
+    vqa, facts = vqa_of(work), {"prompts": len(keys), "seed": work.seed}
     result = Result(facts=facts, labels={"all": "all questions"}, credit="The prompts are TIIF-Bench's (Wei et al.).")
     wordings = [(key, length) for key in keys for length in LENGTHS]
     for path in work.draw_paths:
@@ -55,7 +55,7 @@ def run(work: Work) -> Result:
         )
         folder = lay_out(work, path, named)
         if folder is not None:
-            result.facts["notes"].append(
+            result.note(
                 f"drawn by {path}, for TIIF-Bench's own judge: python eval/eval_with_vlm.py --jsonl_dir "
                 f"data/testmini_eval_prompts --image_dir {folder} --eval_model {path} --output_dir eval_results"
             )

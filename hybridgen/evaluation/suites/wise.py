@@ -28,13 +28,13 @@ def check(work: Work) -> None:
 def run(work: Work) -> Result:
     entries = _prompts(work)
     some = [entries[i] for i in taken_evenly(work, len(entries))]
-    facts = {"prompts": len(some), "seed": work.seed, "notes": []}
+    facts = {"prompts": len(some), "seed": work.seed}
     result = Result(facts=facts, credit="The prompts are those of WISE (Niu et al.).")
     for path in work.draw_paths:
         drawn = draw_samples(work, path, [entry["Prompt"] for entry in some])
         named = ((f"{entry['prompt_id']}.png", picture) for entry, picture in zip(some, drawn, strict=True))
         folder = lay_out(work, path, named)
-        result.facts["notes"].append(f"drawn by {path}, for WISE's own judge: IMAGE_DIR={folder} bash eval_qwen.sh")
+        result.note(f"drawn by {path}, for WISE's own judge: IMAGE_DIR={folder} bash eval_qwen.sh")
         settings = work.settings_of(path).of_path(path)
         result.add("generation", path, {}, seconds=work.seconds(f"draw-{path}"), **settings)
     return result
