@@ -7,6 +7,7 @@ OUT/SUITE/pictures/     those pictures that no part of the work has kept, by wha
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -45,10 +46,11 @@ def _weights_hash(pipeline: HybridGenPipeline) -> str:
     return digest.hexdigest()
 
 
-def hashes_of_files(values: Iterator[Any]) -> dict[str, str]:
-    """Of those values that name files of this machine, the hashes of what is in them."""
-    files = [Path(value).expanduser() for value in values if isinstance(value, str | Path) and str(value)]
-    return {str(file): file_hash(file) for file in files if _is_file(file)}
+def known_as(value: Any) -> str:
+    """A value of an option as an evaluation is known by it: a file by what is in it, wherever it is."""
+    text = str(value)
+    path = Path(os.path.expanduser(text))
+    return f"a file of sha256 {file_hash(path)}" if _is_file(path) else text
 
 
 def _is_file(path: Path) -> bool:

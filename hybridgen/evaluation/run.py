@@ -14,11 +14,11 @@ from hybridgen.configuration_hybridgen import require_path
 from hybridgen.core.names import WRITING_PATHS
 from hybridgen.core.recognition import user_path
 from hybridgen.evaluation import environment
-from hybridgen.evaluation.folder import checkpoint_identity, hashes_of_files, open_folder, save_items
+from hybridgen.evaluation.folder import checkpoint_identity, known_as, open_folder, save_items
 from hybridgen.evaluation.generation import DrawSettings
 from hybridgen.evaluation.processes import Processes
 from hybridgen.evaluation.result import Result
-from hybridgen.evaluation.suites import open_suite, options_by_suite
+from hybridgen.evaluation.suites import is_own, open_suite, options_by_suite
 from hybridgen.evaluation.work import TaskProgress, Work
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 
@@ -114,8 +114,8 @@ def identity(
         "suites": [folder_name(name) for name in suites],
         "samples": samples,
         "seed": seed,
-        "options": {name: str(value) for name, value in options.items()},
-        "files": hashes_of_files([*suites, *options.values()]),
+        "options": {name: known_as(value) for name, value in options.items()},
+        "files": {folder_name(name): known_as(name) for name in suites if is_own(name)},
         "paths": paths,
         "settings": settings,
         "checkpoint": checkpoint_identity(pipeline),

@@ -66,13 +66,20 @@ def test_weights_in_memory_have_a_name_of_their_own(tmp_path):
 
 
 def test_files_are_known_by_what_is_in_them(tmp_path):
-    file = tmp_path / "a.jsonl"
+    file, moved = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     file.write_text("one")
-    first = folder.hashes_of_files(["dolls", str(file), 3, "", "\0"])
+    moved.write_text("one")
+    first = folder.known_as(str(file))
+    assert first == folder.known_as(moved)
     file.write_text("two!")
-    second = folder.hashes_of_files([str(file)])
-    assert list(first) == list(second) == [str(file)]
-    assert first != second
+    assert folder.known_as(file) != first
+    assert [folder.known_as(value) for value in ("dolls", 3, "", "\0", "x" * 300)] == [
+        "dolls",
+        "3",
+        "",
+        "\0",
+        "x" * 300,
+    ]
 
 
 def test_what_is_refused_leaves_nothing_behind(pipeline, tmp_path):
