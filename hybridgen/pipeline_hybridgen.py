@@ -66,7 +66,7 @@ from hybridgen.sampling.settings import (
     text_sampling,
     with_scales_of,
 )
-from hybridgen.sampling.text import Answer, write_text
+from hybridgen.sampling.text import Answer, unwritable_tokens, write_text
 
 __all__ = ["CallState", "HybridGenPipeline", "load_pipeline"]
 
@@ -575,7 +575,7 @@ class HybridGenPipeline(DiffusionPipeline):
         Raises:
             ValueError: in one sentence, what is wrong.
         """
-        path = self._reading_path(path)
+        path = self.reading_path(path)
         conversations = [[_asked(*pair)] for pair in pair_questions(images, questions)]
         sampling = text_sampling(do_sample, temperature, top_k, top_p)
         generators = image_generators(len(conversations), seed, of="questions are asked: give one per question")
@@ -604,21 +604,13 @@ class HybridGenPipeline(DiffusionPipeline):
         Raises:
             ValueError: in one sentence, what is wrong.
         """
-        path = self._reading_path(path)
-        if not isinstance(conversations, list | tuple) or not conversations:
-            raise ValueError(f"conversations is {shown(conversations)}; give a list of at least one list of messages")
-        for number, messages in enumerate(conversations):
-            if check_messages(messages, f"conversation {number}")[-1]["role"] != "user":
-                raise ValueError(
-                    f"conversation {number} ends with a turn of the {messages[-1]['role']}; the user's "
-                    "must be the last, for the assistant to reply to"
-                )
-        conversations = [with_pictures(messages) for messages in conversations]
+        path = self.reading_path(path)
+        conversations = _checked_conversations(conversations)
         sampling = text_sampling(do_sample, temperature, top_k, top_p)
         generators = image_generators(len(conversations), seed, of="conversations are given: give one per conversation")
         return self._replies(conversations, path, max_new_tokens, max_batch, sampling, generators)
 
-    def _reading_path(self, path: str | list[str]) -> str | list[str]:
+    def reading_path(self, path: str | list[str]) -> str | list[str]:
         """The path, or paths, to read by. Raises ValueError for one that the model or its codecs lack."""
         path = path if isinstance(path, str) or listed(path) is None else listed(path)
         if isinstance(path, list) and not path:
@@ -690,15 +682,43 @@ class HybridGenPipeline(DiffusionPipeline):
         Raises:
             ValueError: in one sentence, what is wrong.
         """
-        path, pairs, answers = self._reading_path(path), pair_questions(images, questions), texts("answers", answers)
+        pairs, answers = pair_questions(images, questions), texts("answers", answers)
         if len(answers) != len(pairs):
             raise ValueError(f"{len(pairs)} questions have {len(answers)} answers; give one for each")
+        return self.score_replies([[_asked(*pair)] for pair in pairs], answers, path, max_batch)
+
+    def score_replies(
+        self,
+        conversations: list[list[dict]],
+        replies: list[str],
+        path: str | list[str] = "understanding",
+        max_batch: int = 64,
+        with_greedy: bool = False,
+    ) -> list[Likelihood]:
+        """How likely the model holds given replies, the end of the assistant's turn counted, in conversations as in
+        `reply`.
+
+        Args:
+            conversations, path: as in `reply`.
+            replies: one for each conversation.
+            with_greedy: say also whether each token is the likeliest, so that `reply` would write this reply.
+
+        Raises:
+            ValueError: in one sentence, what is wrong.
+        """
+        path, replies = self.reading_path(path), texts("replies", replies)
+        conversations = _checked_conversations(conversations)
+        if len(replies) != len(conversations):
+            raise ValueError(f"{len(conversations)} conversations have {len(replies)} replies; give one for each")
         documents = []
-        for (pictures, question), answer in zip(pairs, answers, strict=True):
-            messages = [_asked(pictures, question), {"role": "assistant", "content": answer}]
-            documents.append(self.processor.document(messages, read=path))
-            self.check_length(question, len(documents[-1]), 0, "the answer", "give a shorter answer")
-        return self._likelihoods(documents, whole_number("max_batch", max_batch))
+        for messages, reply in zip(conversations, replies, strict=True):
+            read_only = [{**one, "weight": 0} if one["role"] == "assistant" else one for one in messages]
+            documents.append(self.processor.document([*read_only, {"role": "assistant", "content": reply}], read=path))
+            self.check_length(reply, len(documents[-1]), 0, "the reply", "give a shorter reply")
+        unwritable = None
+        if flag("with_greedy", with_greedy):
+            unwritable = unwritable_tokens(self.model, self.processor.special_tokens)
+        return self._likelihoods(documents, whole_number("max_batch", max_batch), unwritable)
 
     def score_texts(self, text: str | list[str], max_batch: int = 16, stride: int | None = None) -> list[Likelihood]:
         """How likely the model holds texts as such, without a chat template: of each, the log-likelihood of all of its
@@ -725,7 +745,9 @@ class HybridGenPipeline(DiffusionPipeline):
         sums = [[next(scored) for _ in each] for each in windows]
         return [Likelihood(sum(part.nats for part in each), sum(part.tokens for part in each)) for each in sums]
 
-    def _likelihoods(self, documents: list[Document], max_batch: int) -> list[Likelihood]:
+    def _likelihoods(
+        self, documents: list[Document], max_batch: int, unwritable: Tensor | None = None
+    ) -> list[Likelihood]:
         """Those of documents' labels, equally long documents together."""
         scored: list[Likelihood | None] = [None] * len(documents)
         for group in by_padded_length(documents, _ANSWER_PAD_MULTIPLE):
@@ -733,7 +755,8 @@ class HybridGenPipeline(DiffusionPipeline):
                 numbers = group[start : start + max_batch]
                 some = [documents[number] for number in numbers]
                 inputs = self.prompt_inputs(some, _ANSWER_PAD_MULTIPLE)
-                for number, likelihood in zip(numbers, log_likelihoods(self.model, some, inputs), strict=True):
+                of_some = log_likelihoods(self.model, some, inputs, unwritable)
+                for number, likelihood in zip(numbers, of_some, strict=True):
                     scored[number] = likelihood
         return scored
 
@@ -963,6 +986,20 @@ class HybridGenPipeline(DiffusionPipeline):
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder, **kwargs)
             return upload(Path(folder), repo_id, **hub)
+
+
+def _checked_conversations(conversations) -> list[list[dict]]:
+    """Conversations to reply to, their pictures read. Raises ValueError for what is none, or where it is not the
+    assistant's turn."""
+    if not isinstance(conversations, list | tuple) or not conversations:
+        raise ValueError(f"conversations is {shown(conversations)}; give a list of at least one list of messages")
+    for number, messages in enumerate(conversations):
+        if check_messages(messages, f"conversation {number}")[-1]["role"] != "user":
+            raise ValueError(
+                f"conversation {number} ends with a turn of the {messages[-1]['role']}; the user's "
+                "must be the last, for the assistant to reply to"
+            )
+    return [with_pictures(messages) for messages in conversations]
 
 
 def _asked(pictures: list, question: str) -> dict:

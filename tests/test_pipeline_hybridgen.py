@@ -752,6 +752,57 @@ def test_refuses_what_is_no_conversation_to_reply_to(pipe, given, words):
         pipe.reply(given)
 
 
+@torch.no_grad()
+def test_replies_are_as_likely_as_their_tokens_are_one_by_one(pipe):
+    """After each conversation alone; the end of the turn counts, and no word of the assistant's that stands before."""
+    tokens, given = pipe.processor.special_tokens, ["red", "yes, a red circle", "a", "no no"]
+    banned = torch.tensor([tokens.begin_image, tokens.end_image, tokens.understanding, tokens.diffusion, tokens.vq])
+    scored = pipe.score_replies(conversations(), given, with_greedy=True, max_batch=2)
+    for messages, reply, likelihood in zip(conversations(), given, scored, strict=True):
+        prompt = pipe.processor.prompt(messages)
+        words = pipe.processor.tokenizer.encode(reply, add_special_tokens=False)
+        ids = torch.tensor([[*prompt.layout.input_ids, *words, pipe.processor.tokenizer.eos_token_id]])
+        pixels = prompt.pixels("understanding")
+        logits = pipe.model(ids, pixel_values=torch.stack(pixels) if pixels else None).logits[0, len(prompt) - 1 : -1]
+        targets = ids[0, len(prompt) :]
+        each = logits.log_softmax(-1)[range(len(targets)), targets]
+        assert likelihood.nats == pytest.approx(float(each.sum()), abs=1e-4)  # measured 6e-6
+        assert likelihood.tokens == len(words) + 1
+        assert likelihood.greedy == bool((logits.index_fill(-1, banned, -torch.inf).argmax(-1) == targets).all())
+    assert [one.greedy for one in pipe.score_replies(conversations(), given)] == [None] * 4
+    alone = pipe.score_answers(picture(3), "what color is the circle?", ["no no"])[0]
+    assert alone.nats == pytest.approx(scored[3].nats, abs=1e-5)
+    with pytest.raises(ValueError, match="4 conversations have 1 replies; give one for each"):
+        pipe.score_replies(conversations(), ["red"])
+    with pytest.raises(ValueError, match="0 ends with a turn of the assistant"):
+        pipe.score_replies([[*conversations()[0], {"role": "assistant", "content": "a"}]], ["red"])
+
+
+@torch.no_grad()
+def test_a_reply_that_is_written_is_the_likeliest_token_by_token(pipe):
+    """What `reply` writes up to its end is what `greedy` says yes to."""
+    document = pipe.processor.prompt(conversations()[0])
+    start = torch.tensor([document.layout.input_ids])
+    eos = pipe.processor.tokenizer.eos_token_id
+    head = pipe.model.lm_head.weight
+    state = pipe.model.model(start).last_hidden_state[0, -1]
+    word = pipe.processor.tokenizer.encode("a", add_special_tokens=False)
+    assert len(word) == 1
+    after = pipe.model.model(torch.cat([start, torch.tensor([word])], 1)).last_hidden_state[0, -1]
+    saved = head.data.clone()
+    try:
+        for token, towards in ((word[0], state), (eos, after)):  # its row answers to that state alone
+            other = after if towards is state else state
+            row = towards / towards.norm() - (other @ towards) / (other @ other) / towards.norm() * other
+            head.data[token] = 1000 * row
+        assert pipe.reply(conversations()[:1]) == ["a"]
+        (likelihood,) = pipe.score_replies(conversations()[:1], ["a"], with_greedy=True)
+        assert likelihood.greedy
+        assert not pipe.score_replies(conversations()[:1], ["b"], with_greedy=True)[0].greedy
+    finally:
+        head.data.copy_(saved)
+
+
 def test_answers_have_all_the_room_there_is_and_say_when_they_were_cut(pipe, monkeypatch):
     """And room is made as it is needed, not for thousands of tokens before the first."""
     rooms, inner = [], Decoder.continue_from

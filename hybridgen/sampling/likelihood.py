@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hybridgen.core.documents import Document
 from hybridgen.core.layout import IGNORE, SpecialTokens, TextSegment, lay_out
@@ -17,10 +18,14 @@ from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 
 
 class Likelihood(NamedTuple):
-    """Of a text: the sum of its tokens' log-probabilities in nats, at most 0, and how many tokens that are."""
+    """Of a text: the sum of its tokens' log-probabilities in nats, at most 0, and how many tokens that are.
+
+    `greedy` says whether each of them is the likeliest, where that was asked for.
+    """
 
     nats: float
     tokens: int
+    greedy: bool | None = None
 
     @property
     def mean(self) -> float:
@@ -30,19 +35,31 @@ class Likelihood(NamedTuple):
 
 @torch.no_grad()
 def log_likelihoods(
-    model: HybridGenForConditionalGeneration, documents: list[Document], inputs: dict[str, Tensor]
+    model: HybridGenForConditionalGeneration,
+    documents: list[Document],
+    inputs: dict[str, Tensor],
+    unwritable: Tensor | None = None,
 ) -> list[Likelihood]:
     """The log-likelihood of each document's labels.
 
     Args:
         inputs: the documents padded on the left, and their images, as `forward` takes them (B, N).
+        unwritable: tokens that the likeliest is not among; given where `greedy` is wanted, for which the logits of all
+            labels are made whole.
     """
     width, device = inputs["input_ids"].shape[1], inputs["input_ids"].device
     rows = [[IGNORE] * (width - len(document)) + document.layout.labels for document in documents]
     labels = torch.tensor(rows, device=device)  # B, N
-    losses = model(**inputs, text_labels=labels, use_cache=False).text_losses.cpu().double()  # kept
+    kept = None if unwritable is None else F.pad(labels[:, 1:] != IGNORE, (0, 1))  # B, N
+    outputs = model(**inputs, text_labels=labels, logits_to_keep=kept, use_cache=False)
     counts = [sum(label != IGNORE for label in row) for row in rows]
-    return [Likelihood(-float(of_one.sum()), count) for of_one, count in zip(losses.split(counts), counts, strict=True)]
+    losses = [float(of_one.sum()) for of_one in outputs.text_losses.cpu().double().split(counts)]
+    greedy = [None] * len(rows)
+    if unwritable is not None:
+        likeliest = outputs.logits.float().index_fill(-1, unwritable, -torch.inf).argmax(-1)
+        hits = (likeliest == labels[labels != IGNORE]).cpu()  # kept
+        greedy = [bool(of_one.all()) for of_one in hits.split(counts)]
+    return list(map(Likelihood, [-loss for loss in losses], counts, greedy))
 
 
 def rolling_windows(
