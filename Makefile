@@ -3,6 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# lmms-eval and lm-eval with what they import (lmms-eval 0.7 a filelock below 4): all of their dependencies would bring
+# another wandb and two hundred more.
+HARNESSES := lmms-eval lm-eval filelock==3.20.0 evaluate loguru tenacity sacrebleu portalocker tabulate colorama lxml pytz python-dotenv \
+	aiohttp aiohappyeyeballs aiosignal frozenlist multidict propcache yarl \
+	pytablewriter DataProperty mbstrdecoder pathvalidate tabledata tcolorpy typepy chardet sqlitedict
 
 .PHONY: demo test lint format notebooks clean
 
@@ -10,7 +15,7 @@ demo: $(VENV)/.installed
 	$(BIN)/hybridgen demo $(ARGS)
 
 # One thread a process: two spinning on a busy core take many times as long.
-test: $(VENV)/.installed $(VENV)/int8 lint
+test: $(VENV)/.installed $(VENV)/int8 $(VENV)/harnesses lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
 
 lint: $(VENV)/.installed
@@ -34,6 +39,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 # Only tests of int8 see these: transformers imports both wherever they are installed, at three seconds a start.
 $(VENV)/int8: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --target $@ torchao bitsandbytes
+	touch $@
+
+# Only tests of the harnesses see these: they would change what other tests import.
+$(VENV)/harnesses: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --target $@ $(HARNESSES)
 	touch $@
 
 clean:

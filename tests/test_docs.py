@@ -11,6 +11,7 @@ What is run is smaller than what is printed only by `SMALLER`. A block after `<!
 after `<!-- needs: MODULE -->` where that module is not installed; both are counted.
 """
 
+import ast
 import io
 import json
 import re
@@ -60,6 +61,7 @@ SMALLER = {  # what a command is about -> what is put behind it
         "model.diffusion_config.sample_size=4", "data.sequence_length=256",
     ],
     "configs/janus_pro_1b_lora.yaml": [*TRAINING, "accumulation=1", "data.sequence_length=256"],
+    "configs/easy_vqa.yaml": [*TRAINING, *WIDTHS, "model.tokenizer.samples=4"],
     "my_run.yaml": [*TRAINING, *WIDTHS, "model.tokenizer.samples=4", "validation.every=0"],
     "my_pictures.yaml": [*TRAINING, *WIDTHS, "model.tokenizer.samples=4"],
     "my_lora.yaml": [*TRAINING],
@@ -204,6 +206,8 @@ def run_command(words: list[str], monkeypatch) -> None:
         check_make(arguments)
     elif program == "pip":
         check_pip(arguments)
+    elif "-m" in words:
+        check_harness(words)
     elif program == "accelerate":
         run_accelerate(arguments, monkeypatch)
     elif program == "python":
@@ -275,6 +279,33 @@ def run_accelerate(arguments: list[str], monkeypatch) -> None:
         load_config(config, overrides)
     else:
         run_script(options.training_script, [config, *overrides, *SMALLER[config]], monkeypatch)
+
+
+def check_harness(words: list[str]) -> None:
+    """Not run: the data sets of lmms-eval and lm-eval are on the hub (tests/evaluation/harnesses runs them on local
+    ones). The adapter, its arguments, and where the harness is installed its tasks are there."""
+    module, *rest = words[words.index("-m") + 1 :]
+    name = module.rpartition(".")[2]
+    assert name in ("lmms_eval", "lm_eval"), f"nobody knows how to run the module {module}"
+    options = dict(zip(rest, rest[1:], strict=False))
+    assert options["--model"] == "hybridgen"
+    given = dict(argument.split("=", 1) for argument in options["--model_args"].split(","))
+    source = (ROOT / "hybridgen" / "evaluation" / "harnesses" / f"{name}.py").read_text(encoding="utf-8")
+    made = next(node for node in ast.walk(ast.parse(source)) if getattr(node, "name", "") == "__init__")
+    assert set(given) <= {argument.arg for argument in made.args.args}, f"{name}.py does not know all of {given}"
+    tasks = Path(sys.prefix) / "harnesses" / name / "tasks"
+    if tasks.is_dir():
+        wanted = options["--tasks"].split(",")
+        found = {task for task in wanted if any(defines(file, task) for file in tasks.rglob("*.yaml"))}
+        assert found == set(wanted), f"{name} has no task {set(wanted) - found}"
+
+
+def defines(file: Path, task: str) -> bool:
+    if task.split("_")[0].lower() not in str(file).lower():
+        return False
+    return (
+        re.search(rf"^(task|group): [\"']?{task}[\"']?\s*$", file.read_text(encoding="utf-8"), re.MULTILINE) is not None
+    )
 
 
 def run_script(script: str, arguments: list[str], monkeypatch) -> None:

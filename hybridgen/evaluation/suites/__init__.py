@@ -98,6 +98,7 @@ SUITES = {
             "stride": "tokens that each window of a long text predicts after the first (as many as it can)",
         },
     ),
+    "easy_vqa": Suite("the test questions of easy-VQA (PyPI, MIT) about pictures of one coloured shape"),
 }
 OWN_DATA = Suite(
     "your own data: chat records with prompts to draw, or pictures with questions and answers",
