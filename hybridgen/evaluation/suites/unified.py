@@ -237,4 +237,4 @@ def _chat(work: Work, result: Result, dataset: ModuleType, prompts: generation.P
         for name in ("as_asked", "as_drawn"):
             tallies[f"{name}_alone_{read}"] = alone[name]
             result.labels[f"{name}_alone_{read}"] = f"the same pictures alone, through {read}: {LABELS[name]}"
-    result.add("unified", f"by {draw}, in chats", tallies, seconds=work.seconds(f"chat-{draw}"))
+    result.add("conversation", draw, tallies, seconds=work.seconds(f"chat-{draw}"))

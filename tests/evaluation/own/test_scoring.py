@@ -55,3 +55,11 @@ def test_the_majority_answers_as_the_kind_wants():
     constants = constants_of([*ASKED[2:6], asked("multiple_choice", "A", choices=("cat", "owl"))])
     assert constants == ["yes", "yes", "cat", "cat", "cat"]
     assert score(constants, [*ASKED[2:6], asked("multiple_choice", "A", choices=("cat", "owl"))])["all"]["right"] == 3
+
+
+def test_answers_that_pick_no_choice_are_counted():
+    three = [asked("multiple_choice", "B", choices=("cat", "dog"))] * 3
+    tallies = score(["dog", "A", "an owl"], three)
+    assert {name: (one["right"], one["n"]) for name, one in tallies.items()} == {
+        "multiple_choice": (1, 3), "multiple_choice_unclear": (1, 3), "all": (1, 3),
+    }  # fmt: skip
