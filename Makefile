@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 	$(BIN)/hybridgen demo $(ARGS)
 
 # One thread a process: two spinning on a busy core take many times as long.
-test: $(VENV)/.installed $(VENV)/int8 $(VENV)/harnesses lint
+test: $(VENV)/.installed $(VENV)/int8 $(VENV)/metrics $(VENV)/harnesses lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
 
 lint: $(VENV)/.installed
@@ -39,6 +39,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 # Only tests of int8 see these: transformers imports both wherever they are installed, at three seconds a start.
 $(VENV)/int8: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --target $@ torchao bitsandbytes
+	touch $@
+
+# Only tests of distances see these: torch-fidelity brings a package named `tests`, which would hide ours.
+$(VENV)/metrics: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --target $@ torch-fidelity torchmetrics lightning-utilities
 	touch $@
 
 # Only tests of the harnesses see these: they would change what other tests import.

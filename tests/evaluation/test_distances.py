@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from torch_fidelity.metric_prc import calculate_precision_recall_part
-from torchmetrics.image.fid import _compute_fid
-from torchmetrics.image.kid import poly_mmd
 
 from hybridgen.evaluation.distances import CMMD, GROUPS, KID, frechet, inside, kernel_distance
+from tests.metrics import calculate_precision_recall_part, compute_fid, poly_mmd
 
 
 def clouds(n, m, d, seed=0):
@@ -24,7 +22,7 @@ def test_frechet_is_that_of_torchmetrics_and_of_the_root_of_the_product(n, m, d)
     drawn, true = clouds(n, m, d)
     found = frechet(drawn, true)
     gaussians = [(x.mean(0), torch.cov(x.T)) for x in (drawn, true)]
-    assert found["value"] == pytest.approx(float(_compute_fid(*gaussians[0], *gaussians[1])), rel=1e-6)
+    assert found["value"] == pytest.approx(float(compute_fid(*gaussians[0], *gaussians[1])), rel=1e-6)
     root = scipy.linalg.sqrtm((gaussians[0][1] @ gaussians[1][1]).numpy()).real
     squares = float(((gaussians[0][0] - gaussians[1][0]) ** 2).sum())
     direct = squares + float(gaussians[0][1].trace() + gaussians[1][1].trace()) - 2 * np.trace(root)

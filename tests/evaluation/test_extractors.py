@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from hybridgen.evaluation.extractors import Clip, inception, own_extractor
 from hybridgen.tokenization_hybridgen import build_tokenizer
+from tests.metrics import FeatureExtractorInceptionV3
 
 
 def pictures(n=3, size=(20, 24), seed=0):
