@@ -98,6 +98,9 @@ ARGUMENTS = {
     "an option twice": Bad("sample {ck} {sample} --seed 1 --seed 2", "--seed is given twice"),
     "an out twice": Bad("sample {ck} {sample} --out {tmp}/other", "--out is given twice"),
     "an empty prompt list": Bad("sample {ck} --out {tmp}/out --prompt --steps 1", "--prompt: expected one argument"),
+    "distances without weights": Bad("evaluate {ck} --suite distribution --out {tmp}/out", "suite distribution needs weights from your disk: --option inception=FILE .weights-inception-2015-12-05", loads=True),
+    "weights that are not there": Bad("evaluate {ck} --suite distribution --option inception={tmp}/no.pth --out {tmp}/out", "there is no {tmp}/no.pth; weights-inception-2015-12-05", loads=True),
+    "an unknown reader": Bad("evaluate {ck} --suite words --option reader=tess --out {tmp}/out", "there is no reader 'tess'; choose rapidocr, or name your own as MODULE:NAME", loads=True),
     "an unknown suite": Bad("evaluate {ck} --suite cats --out {tmp}/out", "there is no suite 'cats'; choose dolls or emoji or"),
     "steps where codes are scored": Bad(
         "evaluate {ck} --suite dolls --out {tmp}/out --draw vq --steps 2", "--steps is for the diffusion path"
