@@ -31,7 +31,7 @@ def same(first, second) -> bool:
 
 @pytest.mark.parametrize("path", ["diffusion", "vq"])
 def test_pictures_are_those_of_the_pipeline_with_seed_and_number(pipeline, path, small_chunks, tmp_path):
-    """Whatever the chunks, in memory and read again from a folder; measured worst case: 0 levels apart."""
+    """Whatever the chunks, in memory and read again from a folder: the same to the level."""
     pipeline.set_progress_bar_config(disable=True)
     how = FAST[path].arguments(path)
     how |= {"path": path, "height": 32, "width": 32}
@@ -152,7 +152,7 @@ def test_choices_are_weighed_as_the_model_weighs_them(pipeline, small_chunks, tm
                 loss = pipeline.model(**inputs, labels=torch.tensor([document.layout.labels])).loss
             means[-1].append(-float(loss))
     weighed = Work(pipeline).likelihoods("understanding", images[:1] * 2, questions[:1] * 2, choices[0])
-    assert [one.mean for one in weighed] == pytest.approx(means[0], abs=1e-5)  # measured: 2e-7
+    assert [one.mean for one in weighed] == pytest.approx(means[0], abs=1e-5)  # measured: 3e-7
     for out in (None, tmp_path):
         chosen = Work(pipeline, out=out).choose("understanding", images, questions, choices)
         assert chosen == [max(range(len(each)), key=each.__getitem__) for each in means]
@@ -169,7 +169,7 @@ def test_texts_are_scored_as_the_model_scores_them(pipeline, small_chunks, tmp_p
             logits = pipeline.model(input_ids=torch.tensor([[first, *ids]])).logits[0].double().log_softmax(-1)
         expected.append(sum(float(logits[i, token]) for i, token in enumerate(ids)))
     for out in (None, tmp_path):
-        assert Work(pipeline, out=out).score_text(texts) == pytest.approx(expected, abs=1e-4)  # measured: 3e-6
+        assert Work(pipeline, out=out).score_text(texts) == pytest.approx(expected, abs=1e-4)  # measured: 8e-7
 
 
 # ------------------------------------------------------------------------------------------------ what is refused
