@@ -103,6 +103,7 @@ print(json.dumps([seen, faults]))
 """
 
 
+@pytest.mark.slow
 def test_scores_what_the_backbone_scores_alone(tmp_path):
     for kind in ("llama", "qwen3"):
         save_backbone(tmp_path / kind, kind)

@@ -157,6 +157,7 @@ def conversation(pictures: list, text: str) -> list[dict]:
     return [{"role": "user", "content": [*images, {"type": "text", "text": text}]}]
 
 
+@pytest.mark.slow
 def test_lmms_eval_asks_the_pipeline(tmp_path):
     tiny_pipeline().save_pretrained(tmp_path / "start")
     docs, settings = write_tasks(tmp_path / "tasks"), environment(tmp_path)
