@@ -4,6 +4,7 @@ Both are folders that `evaluate` wrote. They must have asked the same: the same 
 files; checkpoints, paths and settings of drawing may differ, and are what is compared.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,8 +157,8 @@ def _lines(tallies: tuple[dict, dict], pairs: list[tuple[Item, Item]], labels: d
             continue
         judged = [pair for pair in pairs if category in pair[0].verdict and category in pair[1].verdict]
         label = labels.get(category, category.replace("_", " "))
-        if judged:
-            values = ([item.verdict[category] for item in column] for column in zip(*judged, strict=True))
+        values = [[item.verdict[category] for item in column] for column in zip(*judged, strict=True)]
+        if judged and all(map(_is_mean_of, (one, other), values)):
             found = compare_items(*values, groups=[_group(place, pair[0]) for place, pair in enumerate(judged)])
             yield _line_of_items(label, one, other, found)
         else:  # a number of the whole, as a distance of distributions is
@@ -174,8 +175,22 @@ def _group(place: int, item: Item) -> object:
     return tuple(sorted(map(str, item.pictures.values()))) or place
 
 
+def _is_mean_of(tally: dict, values: list[float]) -> bool:
+    """Whether a value is the mean of its items' verdicts, so that these say how much higher another one is; a CIDEr, of
+    which an item holds a share, is not. Shares always are: of parts, where an item holds the share of its own."""
+    if "share" in tally:
+        return True
+    return math.isclose(_scale(tally) * math.fsum(values) / len(values), tally["value"], rel_tol=1e-6, abs_tol=1e-9)
+
+
+def _scale(tally: dict) -> int:
+    """From verdicts, which are shares, to the number as it is shown: in percent, or as it is."""
+    return 100 if "share" in tally or tally.get("unit") == "%" else 1
+
+
 def _line_of_items(label: str, one: dict, other: dict, found: Difference) -> Line:
-    scale, unit = (100, " points") if "share" in one else (1, f" {one.get('unit', '')}".rstrip())
+    scale = _scale(one)
+    unit = " points" if scale == 100 else f" {one.get('unit', '')}".rstrip()
     test = f"p = {found.p:.2g}" if found.p is not None else "bootstrap"
     interval = "" if found.low is None else f"{scale * found.low:+.3g} to {scale * found.high:+.3g}, "
     difference = f"{scale * found.mean:+.4g}{unit} ({interval}{test})"

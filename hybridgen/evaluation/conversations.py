@@ -33,7 +33,7 @@ from hybridgen.sampling.seeds import nth_seed
 
 GREETINGS = ("hello", "Hello!", "hi", "good morning", "thank you", "who are you?", "what can you do?", "bye")
 QUESTIONS = 4  # about a drawn picture; two about one that is shown
-PICTURE_SCORES = ("slots", "all_seven", "picture")  # of a dataset's scores of pictures, those over the whole
+PICTURE_SCORES = ("slots", "all_seven", "picture", "pictures")  # a dataset's scores of pictures over the whole
 LABELS = {
     "drawn": "a picture where one is asked for",
     "after_drawing": "questions about what was just drawn",

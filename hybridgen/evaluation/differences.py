@@ -5,7 +5,6 @@ item that is hard for both says nothing. Where each item is right or wrong and s
 (Psychometrika 12, 1947), exact; else the paired bootstrap.
 """
 
-import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ import numpy as np
 from hybridgen.evaluation.intervals import bootstrap, mean_of_sums
 
 LEVEL = 0.05  # what chance does more seldom than this is said to be a difference
+FEWEST = 6  # things that stand alone: of fewer, chance puts all on one side more often than LEVEL (2 / 2^5)
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Difference:
         low, high: ends of its 95 % interval, by the paired bootstrap; None of a single item.
         p: how often chance alone would do as much, by McNemar's exact test; None where it does not apply.
         n: items.
+        groups: of them, those that stand alone; of fewer than `FEWEST`, a bootstrap shows nothing.
     """
 
     mean: float
@@ -32,13 +33,14 @@ class Difference:
     high: float | None
     p: float | None
     n: int
+    groups: int
 
     @property
     def is_shown(self) -> bool:
         """Whether the data say that there is a difference at all."""
         if self.p is not None:
             return self.p < LEVEL
-        return self.low is not None and not self.low <= 0 <= self.high
+        return self.groups >= FEWEST and not self.low <= 0 <= self.high
 
 
 def compare_items(
@@ -62,7 +64,7 @@ def compare_items(
     found = bootstrap(np.stack([sums, counts], axis=-1), mean_of_sums, seed=seed)
     is_alone = len(counts) == len(first) and np.isin([first, second], (0, 1)).all()
     p = mcnemar(first, second) if is_alone else None
-    return Difference(found["value"], found["low"], found["high"], p, len(first))
+    return Difference(found["value"], found["low"], found["high"], p, len(first), len(counts))
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
@@ -70,7 +72,11 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     the other's? Values are 0 or 1."""
     gained, lost = int(((first == 0) & (second == 1)).sum()), int(((first == 1) & (second == 0)).sum())
     n, fewer = gained + lost, min(gained, lost)
-    return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
+    ways = total = 1  # of choosing k of n, for k = 0, and all of these up to `fewer`: whole numbers of any length
+    for k in range(1, fewer + 1):
+        ways = ways * (n - k + 1) // k
+        total += ways
+    return min(1.0, 2 * total / 2**n)
 
 
 def _numbers(groups: Sequence[Hashable]) -> np.ndarray:

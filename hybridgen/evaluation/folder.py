@@ -25,7 +25,7 @@ from hybridgen.evaluation.result import Item
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 
 IDENTITY, ITEMS = "evaluation.json", "items.jsonl"
-_LEFT_OVER = ".*.????????.*"  # what a process that was killed was writing (`core.files.whole_file`)
+_LEFT_OVER = f".*.{'[0-9a-f]' * 8}.*"  # what a process that was killed was writing (`core.files.whole_file`)
 
 
 def checkpoint_identity(pipeline: HybridGenPipeline) -> dict[str, str]:
@@ -84,10 +84,11 @@ def _open(out: Path, identity: dict) -> None:
                 f"{out} holds an evaluation with {key} {shown(then)}, not {shown(now)}; give the same settings to go "
                 "on with it, another --out for a second one, or delete it"
             )
+        suites = [out / suite for suite in identity["suites"]]  # beside them, the folder may hold what is not ours
+        for left in (*out.glob(_LEFT_OVER), *(file for suite in suites for file in suite.rglob(_LEFT_OVER))):
+            left.unlink(missing_ok=True)
     else:
         write_json(file, identity)
-    for left in out.rglob(_LEFT_OVER):
-        left.unlink(missing_ok=True)
 
 
 def differences(then: dict, now: dict, parent: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -147,7 +147,7 @@ class CategoryTable:
     rows: list[tuple[str, list[dict | str]]]
 
 
-_OF_EACH_PATH = ("blank", "shuffled", "unseen", "codec")  # baselines that differ from path to path
+_OF_EACH_PATH = ("blank", "shuffled", "unseen", "codec")  # baselines that belong to a path, also where they agree
 
 
 def tables_of(result: Result) -> list[CategoryTable]:
@@ -169,10 +169,11 @@ def _table(result: Result, title: str, results: dict[str, dict]) -> CategoryTabl
     columns["of"] = [str(first[name]["n"]) for name in names]
     for key, heading in BASELINES.items():
         with_baseline = {path: tallies for path, tallies in results.items() if any(key in t for t in tallies.values())}
-        each = key in _OF_EACH_PATH and len(with_baseline) > 1
-        for path in list(with_baseline) if each else list(with_baseline)[:1]:
-            cells = [_number(with_baseline[path][name], key) for name in names]
-            columns[f"{heading}, {path}" if each else heading] = cells
+        cells = {path: [_number(tallies[name], key) for name in names] for path, tallies in with_baseline.items()}
+        differs = any(of_path != next(iter(cells.values())) for of_path in cells.values())
+        each = len(cells) > 1 and (key in _OF_EACH_PATH or differs)
+        for path in list(cells) if each else list(cells)[:1]:
+            columns[f"{heading}, {path}" if each else heading] = cells[path]
     rows = [
         (result.label(name), list(row)) for name, row in zip(names, zip(*columns.values(), strict=True), strict=True)
     ]

@@ -43,6 +43,8 @@ def test_mistakes_are_one_sentence(run, tiny_checkpoint, tmp_path):
         ((tiny_checkpoint, tmp_path), "has no evaluation.json; give a folder that `hybridgen evaluate` wrote"),
         ((tiny_checkpoint, tmp_path, "--suite", "cats"), "there is no suite 'cats'; choose dolls or emoji"),
         ((tiny_checkpoint, tmp_path, "--suite", "dolls"), "give a folder that training or save_pretrained wrote"),
+        ((tiny_checkpoint, tmp_path, "--samples", 2), "without --suite two evaluations are compared as they are"),
+        ((tiny_checkpoint, tmp_path, "--guidance", 2), "without --suite two evaluations are compared as they are"),
         ((tiny_checkpoint, tmp_path, "--out", tmp_path / "a.pdf"), "name a file that ends with .html"),
     ):
         code, lines, error = run("compare", *words)

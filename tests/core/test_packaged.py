@@ -7,6 +7,7 @@ import pytest
 from hybridgen import HybridGenForConditionalGeneration, HybridGenPipeline, HybridGenProcessor
 from hybridgen.bridges.adapters import open_pipeline
 from hybridgen.checkpoints.hashes import checkpoint_hashes
+from hybridgen.cli.arguments.parser import parse
 from hybridgen.cli.main import main
 from hybridgen.core import recognition
 from hybridgen.core.recognition import SMALL, checkpoint_path, packaged_name
@@ -52,6 +53,12 @@ def test_commands_draw_with_it_where_no_checkpoint_is_named(packaged, capsys):
     assert drawn[0].startswith("pictures")
     assert main(["replay", drawn[0]]) == 0
     assert main(["ask", "--image", drawn[0], "--question", "what is it?", "--max-new-tokens", "1"]) == 0
+
+
+def test_two_of_which_one_is_named_are_compared(packaged, tmp_path):
+    other = shutil.copytree(packaged, tmp_path / "other")
+    options = parse(["compare", SMALL, str(other), "--suite", "dolls"])
+    assert (options.a, options.b) == (packaged, other)
 
 
 def test_an_installation_without_it_asks_for_a_checkpoint(packaged, capsys):

@@ -127,6 +127,23 @@ def test_values_are_compared_by_the_bootstrap(tmp_path):
     assert "bits per byte" in part.lines[0].difference
 
 
+def test_a_value_in_percent_differs_by_points_and_one_that_items_do_not_make_is_compared_as_a_whole(tmp_path):
+    """Verdicts are shares: of Soft-TIFA in percent they are a hundredth, of a CIDEr (0 to 10) something else."""
+    rng, folders = np.random.default_rng(1), []
+    for name, shift in (("a", 0.0), ("b", 0.2)):
+        shares, result = 0.3 + shift + 0.2 * rng.random(100), Result()
+        items = [Item(f"prompt {i}", verdict={"am": share, "caption": share}) for i, share in enumerate(shares)]
+        scores = {"am": bootstrap_mean(100 * shares, "%"), "caption": bootstrap_mean(12 * shares, "CIDEr")}
+        result.add("unified", "vq", scores, items)
+        folders.append((write(tmp_path / name, result), shares.mean()))
+    (first, low), (second, high) = folders
+    (part,) = module.compare(first, second).suites["toy"]
+    am, caption = part.lines
+    assert am.difference.startswith(f"{100 * (high - low):+.4g} points (")
+    assert "bootstrap" in am.difference
+    assert (caption.difference, caption.verdict) == (f"{12 * (high - low):+.4g}", "the intervals lie apart")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -10,7 +10,7 @@ from hybridgen.evaluation.intervals import wilson
 def test_mcnemar_is_the_binomial_test_of_the_discordant():
     stats = pytest.importorskip("scipy.stats")
     rng = np.random.default_rng(0)
-    for n in (1, 7, 40, 300):
+    for n in (1, 7, 40, 300, 20_000):
         first, second = rng.integers(0, 2, (2, n))
         gained, lost = ((first == 0) & (second == 1)).sum(), ((first == 1) & (second == 0)).sum()
         expected = stats.binomtest(int(min(gained, lost)), int(gained + lost)).pvalue if gained + lost else 1.0
@@ -56,6 +56,14 @@ def test_items_of_one_group_count_as_one():
     assert alone.high - alone.low < 0.5 * (grouped.high - grouped.low)
     assert pictures.p is not None
     assert grouped.p is None
+
+
+@pytest.mark.parametrize(("groups", "is_shown"), [(2, False), (5, False), (6, True)])
+def test_of_a_few_pictures_that_all_got_better_nothing_is_shown(groups, is_shown):
+    """Five on one side are what chance does in 2 of 32 cases."""
+    first, second = np.zeros(2 * groups), np.ones(2 * groups)
+    assert compare_items(first, second, groups=[i // 2 for i in range(2 * groups)]).is_shown is is_shown
+    assert compare_items(first[:groups] + 0.25, second[:groups] - 0.25).is_shown is is_shown
 
 
 @pytest.mark.parametrize(("first", "second"), [([], []), ([1.0], [1.0, 0.0])])

@@ -98,6 +98,17 @@ def test_what_a_kill_left_half_written_is_cleared_away(pipeline, evaluated):
     assert not list(evaluated.rglob(".*"))
 
 
+def test_what_is_not_ours_is_left_alone(tiny_checkpoint, tmp_path):
+    """The folder may be one of the user's."""
+    theirs = [tmp_path / name for name in (".bash.personal.sh", "notes/.a.0123abcd.txt")]
+    for file in theirs:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("mine")
+    for _ in range(2):
+        run.evaluate(load_pipeline(tiny_checkpoint), "dolls", settings=FAST, out=tmp_path, **QUICK)
+        assert all(file.read_text() == "mine" for file in theirs)
+
+
 def test_items_come_back_with_their_pictures(tmp_path):
     rng = np.random.default_rng(0)
     shared, alone = (Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)) for _ in range(2))

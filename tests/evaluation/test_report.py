@@ -12,8 +12,10 @@ from PIL import Image
 
 from hybridgen.core.figures import Panel
 from hybridgen.data.synthetic import dolls
+from hybridgen.data.synthetic.questions import tally
 from hybridgen.evaluation import report
 from hybridgen.evaluation.generation import DrawSettings
+from hybridgen.evaluation.intervals import with_interval
 from hybridgen.evaluation.report import ReportContent, Target, data_url, duration, percent
 from hybridgen.evaluation.result import Result
 from hybridgen.evaluation.run import evaluate, scores_of
@@ -183,3 +185,16 @@ def test_what_is_escaped_is_escaped_once(evaluation):
     checker.feed(page)
     assert not checker.open
     assert sum(word in text for text in checker.words) >= 11
+
+
+def test_a_baseline_that_differs_from_path_to_path_stands_with_each():
+    """As what is right about true pictures does, read through different paths."""
+    result = Result()
+    for path, true in (("by vq, through vq", 0.5), ("by vq, through diffusion", 0.75)):
+        result.add("unified", path, {"as_asked": {**with_interval(tally(1, 4)), "true": true, "majority": 0.25}})
+    (table,) = report.tables_of(result)
+    assert [word for word in table.headings if word.startswith("true")] == [
+        "true pictures, by vq, through vq",
+        "true pictures, by vq, through diffusion",
+    ]
+    assert table.headings.count("constant answer or picture") == 1

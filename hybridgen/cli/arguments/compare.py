@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from hybridgen.cli.arguments.evaluate import add_evaluation, check_evaluation, suites_help
-from hybridgen.cli.arguments.types import check_out, new_command, path_to
+from hybridgen.cli.arguments.types import check_out, checkpoint_to, drawing_settings, new_command, path_to
 from hybridgen.core.recognition import require_checkpoint, require_folder
 
 ABOUT = """\
@@ -19,12 +19,15 @@ examples:
 """
 
 
+_OF_CHECKPOINTS = ("option", "paths", "draw", "answer", "chat", "samples")  # say how these are evaluated
+
+
 def add_arguments(commands) -> None:
     command = new_command(commands, "compare", "two evaluations side by side", ABOUT)
     command.epilog += f"\n{suites_help()}"
     for name in ("A", "B"):
         command.add_argument(
-            name.lower(), metavar=name, type=path_to, help="an evaluation, or with --suite a checkpoint"
+            name.lower(), metavar=name, type=checkpoint_to, help="an evaluation, or with --suite a checkpoint"
         )
     add_evaluation(command, required=False)
     command.add_argument(
@@ -44,6 +47,11 @@ def check(options: argparse.Namespace) -> None:
     if options.suite is None:
         for folder in (options.a, options.b):
             require_folder("evaluation", folder, "give a folder that `hybridgen evaluate` wrote")
+        if drawing_settings(options) or any(getattr(options, name) not in (None, []) for name in _OF_CHECKPOINTS):
+            raise ValueError(
+                "without --suite two evaluations are compared as they are; leave the settings of evaluating out, or "
+                "name checkpoints and --suite"
+            )
         return
     check_evaluation(options)
     for folder in (options.a, options.b):

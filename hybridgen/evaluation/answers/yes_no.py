@@ -40,7 +40,7 @@ def yes_no_scores(answers: Sequence[str], truth: Sequence[bool]) -> dict[str, di
         ValueError: the two differ in length.
     """
     said = [parse_yes_no(answer) for answer in answers]
-    pairs = list(zip(said, truth, strict=True))
+    pairs = list(zip(said, map(bool, truth), strict=True))  # numpy's True is not True
     # true positives, false positives, false negatives of each question
     cells = np.array([[say is True and yes, say is True and not yes, say is not True and yes] for say, yes in pairs])
     hits, wrong, missed = (int(count) for count in cells.reshape(-1, 3).sum(0))

@@ -52,7 +52,8 @@ def check(work: Work) -> None:
     for option, source in (("inception", INCEPTION_FROM), ("clip", CLIP_FROM)):
         if option in work.options:
             work.file(option, source)
-    work.count(*_there_are(work))
+    if (count := work.count(*_there_are(work))) < LEAST:
+        raise ValueError(f"{count} pictures are too few for suite {work.suite}; take {LEAST} or more")
 
 
 def run(work: Work) -> Result:
@@ -121,7 +122,12 @@ def _judges(work: Work) -> Judges:
         clip = Clip(work.file("clip", CLIP_FROM), device)
         extractors.append(clip.extractor())
     if "extractor" in work.options:
-        extractors.append(own_extractor(work.text("extractor")))
+        extractors.append(own := own_extractor(work.text("extractor")))
+        if own.name in (taken := ("Inception", clip.name if clip else "Inception")):
+            raise ValueError(
+                f"option extractor of suite {work.suite} is called {own.name}, as {' or '.join(dict.fromkeys(taken))} "
+                "is, whose numbers have names of their own; give it another name"
+            )
     return Judges(extractors, clip)
 
 

@@ -9,7 +9,8 @@ Source: Hu et al., "ELLA" (arXiv 2403.05135), github.com/TencentQQGYLab/ELLA, Ap
 
 With `questions`, each is asked of the checkpoint itself through each of its reading paths, or of another one (option
 `vqa`). A yes is right; a question whose parent was answered no counts as wrong. The score is the mean over the samples
-and prompts of the share of right questions; a category's is the share of its own questions, parents left aside.
+and prompts of the share of right questions; a category's is the share of its own questions, parents left aside. What is
+counted beside a score, and drawn anew for its interval, are prompts.
 
 How ours differs: the reference asks mPLUG-large of ModelScope, and leaves out the first question of the file (it skips
 the first row behind the header); ours asks all. The folder was read here, the .csv was not to be had: its columns are
@@ -23,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from hybridgen.evaluation.drawn_files import ask_yes_no, draw_samples, in_a_grid, lay_out, taken_evenly, vqa_of
-from hybridgen.evaluation.intervals import bootstrap_mean
+from hybridgen.evaluation.intervals import bootstrap, mean_of_sums
 from hybridgen.evaluation.result import Item, Result
 from hybridgen.evaluation.work import Work
 
@@ -56,6 +57,8 @@ def check(work: Work) -> None:
             )
         if work.text("vqa") is None:
             work.require_answering()
+    elif work.out is None:
+        raise ValueError("without questions dpg only writes pictures for its own scorer: name a folder (out)")
 
 
 def run(work: Work) -> Result:
@@ -76,7 +79,9 @@ def run(work: Work) -> Result:
             )
         settings = {"seconds": work.seconds(f"draw-{path}"), **work.settings_of(path).of_path(path)}
         if not asked:
-            result.add("generation", path, {}, **settings)
+            shown = (in_a_grid(drawn[i * each : (i + 1) * each], 2) for i in range(len(names)))
+            items = [Item(prompts[name], {path: grid}) for name, grid in zip(names, shown, strict=True)]
+            result.add("generation", path, {}, items, **settings)
             continue
         for reader in vqa.answer_paths:
             scores, items = _score(vqa, reader, path, {name: prompts[name] for name in names}, drawn, each, asked)
@@ -92,7 +97,7 @@ def _score(
     pictures = [drawn[i] for i, name in enumerate(names) for _ in asked[name]]
     questions = [proposition.question for name in names for proposition in asked[name].values()]
     said = iter(ask_yes_no(vqa, reader, path, pictures, questions))
-    categories: dict[str, list[float]] = {}
+    sums: dict[str, list[tuple[float, int]]] = {}  # of a category's verdicts, and how many, prompt by prompt
     items = []
     for i, (name, prompt) in enumerate(prompts.items()):
         verdicts: dict[str, list[float]] = {}
@@ -101,13 +106,13 @@ def _score(
             for number, proposition in asked[name].items():
                 verdicts.setdefault(proposition.category, []).append(float(yes[number]))
             verdicts.setdefault("dpg", []).append(share_of_right(asked[name], yes))
-        for category in verdicts:
-            categories.setdefault(category, []).extend(verdicts[category])
+        for category, values in verdicts.items():
+            sums.setdefault(category, []).append((100 * sum(values), len(values)))
         means = {category: float(np.mean(values)) for category, values in verdicts.items()}
         items.append(Item(prompt, {path: in_a_grid(drawn[i * each : (i + 1) * each], 2)}, verdict=means))
-    categories["dpg"] = [item.verdict["dpg"] for item in items]  # by prompt: its samples are not independent
-    ordered = sorted(categories, key=lambda category: (category == "dpg", category))
-    return {name: bootstrap_mean([100 * value for value in categories[name]], "%") for name in ordered}, items
+    ordered = sorted(sums, key=lambda category: (category == "dpg", category))
+    # drawn anew by prompt: its samples, and questions about one picture, are not independent
+    return {name: bootstrap(np.array(sums[name]), mean_of_sums, "%") for name in ordered}, items
 
 
 def share_of_right(asked: dict[int, Proposition], yes: dict[int, bool]) -> float:
@@ -145,6 +150,8 @@ def read_questions(file: Path) -> dict[str, dict[int, Proposition]]:
         if missing := [column for column in _COLUMNS if column not in (table.fieldnames or ())]:
             raise ValueError(f"{file} has no column {missing[0]!r}; {WHERE_QUESTIONS}")
         for row in table:
+            if empty := [column for column in _COLUMNS if row[column] is None]:
+                raise ValueError(f"line {table.line_num} of {file} ends before its {empty[0]}")
             try:
                 number, parents = int(row["proposition_id"]), [int(word) for word in row["dependency"].split(",")]
             except ValueError:

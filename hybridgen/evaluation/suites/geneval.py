@@ -84,7 +84,7 @@ def run(work: Work) -> Result:
                 f"drawn by {path}, for the official scorer: python evaluation/evaluate_images.py {folder} --outfile "
                 "results.jsonl --model-path MODELS, then python evaluation/summary_scores.py results.jsonl"
             )
-        scores, items = {}, None
+        scores, items = {}, [Item(some[i // each]["prompt"], {path: picture}) for i, picture in enumerate(drawn)]
         if work.text("detector") is not None:
             scores, items = _score(work, path, some, drawn, each)
         settings = work.settings_of(path).of_path(path)
@@ -183,6 +183,8 @@ def _fault_of(line: dict) -> str:
     if line["tag"] not in TAGS:
         return f"has the tag {shown(line['tag'])}; GenEval's are {', '.join(TAGS)}"
     for key in ("include", "exclude"):
+        if not isinstance(line.get(key, []), list):
+            return f"has the {key} {shown(line[key])}; give a list"
         for place, each in enumerate(line.get(key, [])):
             if not isinstance(each, dict) or not isinstance(each.get("class"), str):
                 return f"has an {key} without a class"
@@ -190,9 +192,15 @@ def _fault_of(line: dict) -> str:
                 return f"has an {key} of {each['class']} whose count is {shown(each.get('count'))}; give 1 or more"
             if each.get("color", COLOURS[0]) not in COLOURS:
                 return f"asks for the colour {shown(each['color'])}; GenEval's are {', '.join(COLOURS)}"
-            position = each.get("position", (RELATIONS[0], -1))
-            if len(position) != 2 or position[0] not in RELATIONS or (position[1] != -1 and position[1] >= place):
+            if "position" in each and not _is_position(each["position"], place):
                 return (
                     f"has the position {shown(each['position'])}; it is [{' | '.join(RELATIONS)}, an earlier include]"
                 )
     return ""
+
+
+def _is_position(value: object, place: int) -> bool:
+    """Whether it names a relation, and an include that stands before number `place`."""
+    if not isinstance(value, list) or len(value) != 2 or type(value[1]) is not int:
+        return False
+    return value[0] in RELATIONS and 0 <= value[1] < place

@@ -25,7 +25,7 @@ import numpy as np
 
 from hybridgen.core.values import shown
 from hybridgen.evaluation.drawn_files import draw_samples, lay_out, read_lines, taken_evenly, vqa_of
-from hybridgen.evaluation.intervals import bootstrap_mean
+from hybridgen.evaluation.intervals import bootstrap, bootstrap_mean, mean_of_sums
 from hybridgen.evaluation.result import Item, Result
 from hybridgen.evaluation.work import Work
 
@@ -103,7 +103,7 @@ def spellings(question: str, answer: str) -> list[str]:
     if not question.startswith("How many"):
         return ["Yes", "yes"]
     digits = [str(NUMBERS.index(answer))] if answer in NUMBERS else []
-    return [answer, answer.capitalize(), *digits]
+    return list(dict.fromkeys([answer, answer.capitalize(), *digits]))  # each once: their probabilities are added
 
 
 def soft_tifa(lines: list[dict], probabilities: list[list[float]]) -> dict[str, dict]:
@@ -112,13 +112,14 @@ def soft_tifa(lines: list[dict], probabilities: list[list[float]]) -> dict[str, 
     am = [100 * math.fsum(of_one) / len(of_one) for of_one in probabilities]
     gm = [100 * _geometric_mean(of_one) for of_one in probabilities]
     scores = {"am": bootstrap_mean(am, "%"), "gm": bootstrap_mean(gm, "%")}
-    skills: dict[str, list[float]] = {}
+    skills: dict[str, list[tuple[float, int]]] = {}  # sums over a prompt's questions: they are not independent
     atoms: dict[int, list[float]] = {}
     for line, of_one, mean in zip(lines, probabilities, gm, strict=True):
         atoms.setdefault(line["atom_count"], []).append(mean)
-        for skill, probability in zip(line["skills"], of_one, strict=True):
-            skills.setdefault(skill, []).append(100 * probability)
-    scores |= {f"am, {skill}": bootstrap_mean(values, "%") for skill, values in skills.items()}
+        for skill in dict.fromkeys(line["skills"]):
+            own = [100 * one for one, of in zip(of_one, line["skills"], strict=True) if of == skill]
+            skills.setdefault(skill, []).append((math.fsum(own), len(own)))
+    scores |= {f"am, {skill}": bootstrap(np.array(sums), mean_of_sums, "%") for skill, sums in skills.items()}
     return scores | {f"gm, {count} atoms": bootstrap_mean(atoms[count], "%") for count in sorted(atoms)}
 
 

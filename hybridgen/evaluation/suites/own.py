@@ -67,6 +67,8 @@ def run(work: Work) -> Result:
 
 def _read(work: Work) -> tuple[list[Asked], list[Wanted], list[BadRecord], int]:
     """What is asked, what is to be drawn, what is broken, and how many records were not read."""
+    if work.samples is not None and work.samples < 1:
+        raise ValueError(f"{work.samples} samples cannot be taken of {work.suite}; take 1 or more")
     tasks, bad, unread = read_tasks(user_path(work.suite), work.samples or USUAL_RECORDS)
     asked = [task for task in tasks if isinstance(task, Asked)]
     return asked, [task for task in tasks if isinstance(task, Wanted)], bad, unread
@@ -187,5 +189,6 @@ def _judge(name: str, images: list[Image.Image], wanted: list[Wanted], items: li
     dataset = open_synthetic(name)
     specs = [dataset.spec_of({"meta": one.meta}) for one in wanted]
     for item, verdict in zip(items, generation.judge(dataset, images, specs), strict=True):
-        item.verdict, item.wrong = verdict.shares, ", ".join(verdict.wrong)
+        item.verdict = {f"{name}: {category}": share for category, share in verdict.shares.items()}
+        item.wrong = ", ".join(verdict.wrong)
     return {f"{name}: {category}": tally for category, tally in generation.score(dataset, images, specs).items()}

@@ -61,7 +61,9 @@ def run(work: Work) -> Result:
             )
         settings = {"seconds": work.seconds(f"draw-{path}"), **work.settings_of(path).of_path(path)}
         if not asked:
-            result.add("generation", path, {}, **settings)
+            pairs = zip(wordings, drawn, strict=True)
+            items = [Item(prompts[key][length], {path: picture}) for (key, length), picture in pairs]
+            result.add("generation", path, {}, items, **settings)
         for reader in vqa.answer_paths if asked else ():
             scores, items = _score(vqa, reader, path, wordings, prompts, drawn, asked)
             result.add("unified", f"{path}, asked through {reader}", scores, items, **settings)

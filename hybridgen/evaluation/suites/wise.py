@@ -12,7 +12,7 @@ whether the picture shows what the explanation says. Through lmms-eval the same 
 
 from hybridgen.core.values import shown
 from hybridgen.evaluation.drawn_files import draw_samples, lay_out, read_list, taken_evenly
-from hybridgen.evaluation.result import Result
+from hybridgen.evaluation.result import Item, Result
 from hybridgen.evaluation.work import Work
 
 WHERE = "it is data_verified/merge.json of github.com/PKU-YuanGroup/WISE"
@@ -36,7 +36,8 @@ def run(work: Work) -> Result:
         folder = lay_out(work, path, named)
         result.note(f"drawn by {path}, for WISE's own judge: IMAGE_DIR={folder} bash eval_qwen.sh")
         settings = work.settings_of(path).of_path(path)
-        result.add("generation", path, {}, seconds=work.seconds(f"draw-{path}"), **settings)
+        items = [Item(entry["Prompt"], {path: picture}) for entry, picture in zip(some, drawn, strict=True)]
+        result.add("generation", path, {}, items, seconds=work.seconds(f"draw-{path}"), **settings)
     return result
 
 

@@ -442,3 +442,13 @@ def test_bad_arguments_are_refused(images, specs):
     for call, message in refused:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_the_colours_of_two_that_are_equally_sure_are_told_apart():
+    """Finds that are exact are all as sure as can be: 1."""
+    things = (shapes.Thing("circle", "blue", 16, 16, 20), shapes.Thing("circle", "yellow", 46, 46, 20))
+    picture = shapes.render(shapes.ShapesSpec("counting", things, None, "white"))
+    found = shapes.detect(picture)
+    assert [each.score for each in found] == [1.0, 1.0]
+    left_first = sorted(found, key=lambda each: each.box)
+    assert shapes.detect.colours(picture, left_first) == ["blue", "yellow"]

@@ -61,3 +61,8 @@ def test_who_always_says_yes_is_found_out():
 def test_nobody_says_yes():
     scores = yes_no_scores(["no", "no"], [True, True])
     assert (scores["precision"]["share"], scores["precision"]["n"], scores["f1"]["value"]) == (0.0, 0, 0.0)
+
+
+def test_truth_may_be_of_numpy():
+    answers, truth = ["yes", "no", "no"], [True, False, True]
+    assert yes_no_scores(answers, np.array(truth)) == yes_no_scores(answers, truth)

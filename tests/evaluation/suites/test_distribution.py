@@ -21,6 +21,9 @@ def colours(pictures):
     return np.stack([np.asarray(picture.resize((2, 2), Image.Resampling.BOX), float).ravel() for picture in pictures])
 
 
+Inception = colours  # a name that is taken
+
+
 def run(pipeline, samples, **options):
     return evaluate(
         pipeline,
@@ -72,9 +75,16 @@ def test_ones_own_captioned_pictures(pipeline, tmp_path):
         ({"inception": "no.pth"}, "there is no .*no.pth; weights-inception-2015.* of torch-fidelity on GitHub"),
         ({"clip": "no-clip"}, "there is no .*no-clip; a folder of transformers .* openai/clip-vit-large-patch14-336"),
         ({"extractor": COLOURS, "data": "cats"}, "neither a dataset nor a file cats; the datasets are dolls"),
+        ({"extractor": f"{__name__}:Inception"}, "is called Inception, as Inception is, whose numbers have names of"),
         ({"extractor": "colours"}, "extractor 'colours' cannot be had, as MODULE:NAME"),
     ],
 )
 def test_what_is_missing_is_named(pipeline, options, fault):
     with pytest.raises(ValueError, match=fault):
         run(pipeline, 4, **options)
+
+
+def test_too_few_are_refused_before_anything_is_drawn(pipeline, monkeypatch):
+    monkeypatch.setattr(type(pipeline), "__call__", None)
+    with pytest.raises(ValueError, match="3 pictures are too few for suite distribution; take 4 or more"):
+        run(pipeline, 3, extractor=COLOURS, data="dolls")

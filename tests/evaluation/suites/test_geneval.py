@@ -67,6 +67,8 @@ def test_the_folder_is_the_one_that_the_official_scorer_reads(metadata, tmp_path
         assert Image.open(tmp_path / "diffusion-pictures" / f"{i:05d}" / "grid.png").size == (128, 128)
     assert "evaluate_images.py" in result.facts["notes"][0]
     assert result.scores["generation"]["diffusion"]["scores"] == {}
+    items = result.items["generation"]["diffusion"]  # shown, though nothing is scored
+    assert [item.prompt for item in items] == [line["prompt"] for line in lines for _ in range(3)]
 
 
 @pytest.mark.parametrize("wrong", [False, True])
@@ -146,6 +148,10 @@ def test_a_real_pipeline_goes_through(pipeline, metadata, tmp_path):
         ({"include": [{"class": "dog", "count": 0}]}, "include of dog whose count is 0"),
         ({"include": [{"class": "dog", "count": 1, "color": "teal"}]}, "asks for the colour 'teal'"),
         ({"include": [{"class": "dog", "count": 1, "position": ["above", 0]}]}, "has the position"),
+        ({"include": [{"class": "dog", "count": 1, "position": ["above", -1]}]}, "has the position"),
+        ({"include": [{"class": "dog", "count": 1, "position": 3}]}, "has the position 3"),
+        ({"include": [{"class": "dog", "count": 1, "position": ["above", "0"]}]}, "has the position"),
+        ({"include": 5}, "has the include 5; give a list"),
         ({"include": None}, None),
     ],
 )

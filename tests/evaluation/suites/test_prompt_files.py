@@ -64,6 +64,7 @@ def test_soft_tifa_is_the_references_arithmetic():
 def test_spellings_are_the_references_but_for_spaces():
     assert geneval2.spellings("How many dogs are in the image?", "four") == ["four", "Four", "4"]
     assert geneval2.spellings("Are there any dogs?", "Yes") == ["Yes", "yes"]
+    assert geneval2.spellings("How many dogs are in the image?", "11") == ["11"]  # not twice: they are added
 
 
 def test_geneval2_is_drawn_asked_and_laid_out(geneval2_file, tmp_path):
@@ -154,6 +155,35 @@ def test_dpg_without_questions_is_only_drawn(dpg_files, tmp_path):
     assert dpg.run(work).scores["generation"]["diffusion"]["scores"] == {}
     names = sorted(file.name for file in (tmp_path / "out" / "diffusion-pictures").iterdir())
     assert names == ["0.png", "1.png"]
+    with pytest.raises(ValueError, match="without questions dpg only writes pictures"):
+        dpg.check(work_of(Painter(), "dpg", options={"data": str(dpg_files[0])}))
+
+
+def test_what_is_only_drawn_is_shown_all_the_same(dpg_files, tiif_folders, tmp_path):
+    """Each picture is an item, so that the report has a sheet of them."""
+    for suite, data, count in ((dpg, dpg_files[0], 3), (tiif, tiif_folders[0], 12)):
+        work = work_of(Painter(), suite.__name__, tmp_path / "out", options={"data": str(data)})
+        items = suite.run(work).items["generation"]["diffusion"]
+        assert len({item.prompt for item in items}) >= 3
+        assert len(items) == count
+        assert all(item.pictures["diffusion"].size for item in items)
+
+
+def test_intervals_of_a_category_are_over_prompts(dpg_files, tmp_path):
+    """Four samples of a prompt are no four prompts."""
+    folder, questions = dpg_files
+    counts = []
+    for each in ("1", "4"):
+        options = {"data": str(folder), "questions": str(questions), "n_samples": each}
+        scores = dpg.run(work_of(Painter(), "dpg", options=options)).scores["unified"]
+        counts.append(
+            {name: tally["n"] for name, tally in scores["diffusion, asked through understanding"]["scores"].items()}
+        )
+    assert counts[0] == counts[1]
+    assert max(counts[0].values()) == 3
+    lines = [{"skills": ["count", "count"], "atom_count": 1}] * 2
+    am = geneval2.soft_tifa(lines, [[1.0, 0.5], [0.5, 0.0]])["am, count"]
+    assert (am["value"], am["n"]) == (50, 2)
 
 
 def test_bad_files_of_dpg_are_refused(dpg_files, tmp_path):
@@ -162,6 +192,7 @@ def test_bad_files_of_dpg_are_refused(dpg_files, tmp_path):
     for change, sentence in [
         (("dependency", "depends"), "has no column 'dependency'"),
         ((",3,0,", ",three,0,"), "line 4 of .* is no number"),
+        ((text.splitlines()[1], "0,1"), "line 2 of .* ends before its proposition_id"),
         (('"2, 3"', '"2, 9"'), "question 4 of prompt 0 follows from 9"),
         (("\n2,", "\n7,"), "has no question about prompt 2"),
     ]:
@@ -258,6 +289,7 @@ def test_wise_is_drawn_by_prompt_id(tmp_path):
     assert sorted(file.name for file in folder.iterdir()) == ["400.png", "401.png", "402.png"]
     assert np.array_equal(Image.open(folder / "401.png").convert("RGB"), Painter().draw("a green circle", 0, 64))
     assert str(folder) in result.facts["notes"][0]
+    assert [item.prompt for item in result.items["generation"]["diffusion"]] == [entry["Prompt"] for entry in entries]
     for change, sentence in [
         ([{**entries[0], "prompt_id": "../x"}], "has the prompt_id '../x'"),
         ([entries[0], entries[0]], "has two prompts with the prompt_id 400"),

@@ -37,3 +37,10 @@ def test_a_real_pipeline_is_scored_on_every_path(pipeline):
         assert scores["overall"]["n"] == 6
     answers = result.scores["understanding"]["understanding"]["scores"]
     assert {"shape", "colour", "number", "background", "yes_no", "all"} <= set(answers)
+
+
+def test_pictures_that_are_drawn_in_chats_are_scored(pipeline):
+    quick = {"diffusion": DrawSettings(steps=1, guidance=1.0)}
+    how = {"samples": 1, "draw_paths": [], "answer_paths": [], "settings": quick}
+    done = evaluate(pipeline, "shapes", chat_paths=["diffusion"], options={"chats": 1}, **how)
+    assert done.scores["conversation"]["diffusion"]["scores"]["pictures"]["n"] == 2  # two chats of one prompt

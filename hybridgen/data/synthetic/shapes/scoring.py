@@ -192,8 +192,8 @@ def detect(picture: Image.Image) -> list[Found]:
 def colours_of(picture: Image.Image, objects: list[Found]) -> list[str]:
     """The colours of objects that `detect` found, in order."""
     (sightings,) = find_things(_of_picture(picture))
-    colours = {(thing.shape, score): thing.colour for thing, score in sightings}
-    return [colours[each.name, each.score] for each in objects]
+    colours = {found: thing.colour for found, (thing, _) in zip(detect(picture), sightings, strict=True)}
+    return [colours[each] for each in objects]
 
 
 detect.colours = colours_of  # as `evaluation.suites.geneval` wants it of a detector
