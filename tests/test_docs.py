@@ -206,7 +206,7 @@ def run_command(words: list[str], monkeypatch) -> None:
         check_make(arguments)
     elif program == "pip":
         check_pip(arguments)
-    elif "-m" in words:
+    elif "-m" in words and words[words.index("-m") + 1] != "hybridgen":
         check_harness(words)
     elif program == "accelerate":
         run_accelerate(arguments, monkeypatch)
