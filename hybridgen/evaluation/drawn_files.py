@@ -14,6 +14,7 @@ from PIL import Image
 
 from hybridgen.bridges.adapters import open_pipeline
 from hybridgen.core.files import whole_file, write_whole
+from hybridgen.core.recognition import checkpoint_path, require_checkpoint
 from hybridgen.evaluation.answers.yes_no import parse_yes_no
 from hybridgen.evaluation.work import Values, Work
 from hybridgen.sampling.seeds import nth_seed
@@ -70,6 +71,16 @@ def taken_evenly(work: Work, there_are: int) -> list[int]:
     """
     count = work.count(there_are)
     return [i * there_are // count for i in range(count)]
+
+
+def check_vqa(work: Work, has_questions: bool = True) -> None:
+    """Raises ValueError, before anything is drawn, where the questions could not be asked, or there are none."""
+    if work.text("vqa") is not None:
+        if not has_questions:
+            raise ValueError(f"option vqa of suite {work.suite} is who answers questions; give questions, too")
+        require_checkpoint(checkpoint_path(work.text("vqa")))
+    elif has_questions:
+        work.require_answering()
 
 
 def vqa_of(work: Work) -> Work:

@@ -6,7 +6,6 @@ the size that a network wants changes the numbers as much as a method does, so t
 """
 
 import hashlib
-import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from hybridgen.evaluation.named_objects import load_named
 
 INCEPTION_FROM = (
     "weights-inception-2015-12-05-6726825d.pth, 92 MB, of the release v0.2.0 of torch-fidelity on GitHub "
@@ -177,14 +178,8 @@ def own_extractor(name: str) -> Extractor:
     Raises:
         ValueError: there is no such thing, or it is not callable.
     """
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"extractor {name!r} cannot be had, as MODULE:NAME: {error}") from error
-    if not callable(found):
-        raise ValueError(f"extractor {name!r} is {type(found).__name__}; it must be callable: pictures -> features")
-    return Extractor(attribute, found() if isinstance(found, type) else found, {"extractor": name})
+    found = load_named("extractor", name, "callable: pictures -> features")
+    return Extractor(name.rpartition(":")[2], found, {"extractor": name})
 
 
 def _require(module: str, package: str) -> None:

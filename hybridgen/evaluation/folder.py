@@ -7,7 +7,6 @@ OUT/SUITE/pictures/     those pictures that no part of the work has kept, by wha
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,10 @@ from PIL import Image
 from hybridgen.checkpoints.hashes import file_hash
 from hybridgen.core.files import read_json, whole_file, write_json, write_whole
 from hybridgen.core.pictures import pixels_hash
+from hybridgen.core.recognition import expand
 from hybridgen.core.values import shown
+from hybridgen.data.sources import files_named
+from hybridgen.evaluation.named_objects import file_of
 from hybridgen.evaluation.processes import Processes
 from hybridgen.evaluation.result import Item
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
@@ -47,10 +49,25 @@ def _weights_hash(pipeline: HybridGenPipeline) -> str:
 
 
 def known_as(value: Any) -> str:
-    """A value of an option as an evaluation is known by it: a file by what is in it, wherever it is."""
+    """A value of an option as an evaluation is known by it: files, which may be several between commas or for a *, and
+    code of FILE.py:NAME, by what is in them, wherever they are."""
     text = str(value)
-    path = Path(os.path.expanduser(text))
-    return f"a file of sha256 {file_hash(path)}" if _is_file(path) else text
+    if (code := file_of(text)) is not None and _is_file(code):
+        return f"{_by_content(code)}:{text.rpartition(':')[2]}"
+    files = [path for part in text.split(",") for path in _files(part.strip())]
+    return ", ".join(map(_by_content, files)) if files and all(map(_is_file, files)) else text
+
+
+def _files(pattern: str) -> list[Path]:
+    """What a pattern stands for (`data.sources.files_named`), or itself."""
+    try:
+        return list(map(Path, files_named(expand(pattern))))
+    except (OSError, ValueError):  # no name that a file can have
+        return [Path("")]
+
+
+def _by_content(file: Path) -> str:
+    return f"a file of sha256 {file_hash(file)}"
 
 
 def _is_file(path: Path) -> bool:

@@ -6,7 +6,6 @@ stands beside what it reads in drawn ones. `rapidocr` (extra `ocr`) runs PP-OCRv
 are enlarged before it looks, by a smooth filter and with more of their rim around.
 """
 
-import importlib
 import importlib.util
 import unicodedata
 from collections.abc import Sequence
@@ -15,6 +14,8 @@ from typing import Protocol
 import numpy as np
 import torch
 from PIL import Image
+
+from hybridgen.evaluation.named_objects import load_named
 
 ENLARGED = 256  # pixels a side that a smaller picture is brought to, a whole multiple
 _RIM = 32  # pixels of rim repeated around it, then
@@ -27,23 +28,16 @@ class Reader(Protocol):
 
 
 def open_reader(name: str) -> Reader:
-    """`rapidocr`, or a reader of one's own as MODULE:NAME, a callable in a module that Python finds.
+    """`rapidocr`, or a reader of one's own, a callable (`named_objects`).
 
     Raises:
         ValueError: no reader has that name, or its package is not installed.
     """
     if name == "rapidocr":
         return RapidReader()
-    module, _, attribute = name.partition(":")
-    if not attribute:
+    if ":" not in name:
         raise ValueError(f"there is no reader {name!r}; choose rapidocr, or name your own as MODULE:NAME")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"reader {name!r} cannot be had: {error}") from error
-    if not callable(found):
-        raise ValueError(f"reader {name!r} is {type(found).__name__}; it must be callable: pictures -> list of texts")
-    return found() if isinstance(found, type) else found
+    return load_named("reader", name, "callable: pictures -> list of texts")
 
 
 class RapidReader:

@@ -16,6 +16,7 @@ import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from hybridgen.core.figures import read_curves
 from hybridgen.core.files import read_json, write_json
 from hybridgen.core.values import one_line, shown
 from hybridgen.evaluation import environment
+from hybridgen.evaluation.folder import differences
 from hybridgen.pipeline_hybridgen import load_pipeline
 from hybridgen.studies.scoring import Scoring, score
 from hybridgen.training.config.checks import load_config
@@ -92,9 +94,9 @@ def run_all(runs: Sequence[Run], jobs: int = 1) -> None:
     waiting = [run for run in runs if not run.is_finished]
     if done := len(runs) - len(waiting):
         say(f"{done} of {len(runs)} runs are finished already")
-    failed = dict(_one_by_one(waiting) if jobs == 1 else _side_by_side(waiting, jobs))
+    failed = list(_one_by_one(waiting) if jobs == 1 else _side_by_side(waiting, jobs))
     if failed:
-        names = "; ".join(f"{run.name}, seed {run.seed}: {reason}" for run, reason in failed.items())
+        names = "; ".join(f"{run.name}, seed {run.seed}: {reason}" for run, reason in failed)
         raise ValueError(f"{len(failed)} of {len(runs)} runs failed ({names}); mend it, and the same command goes on")
 
 
@@ -121,7 +123,7 @@ def _side_by_side(runs: Sequence[Run], jobs: int) -> Iterator[tuple[Run, str]]:
                 try:
                     future.result()
                     say(f"{run.name}, seed {run.seed}: done ({number} of {len(runs)})")
-                except (ValueError, OSError) as error:
+                except (ValueError, OSError, BrokenProcessPool) as error:  # the last: a process was killed
                     say(f"{run.name}, seed {run.seed}: {one_line(error)}")
                     yield run, one_line(error)
         except KeyboardInterrupt:  # which a terminal sends to all; after it, another signal would end them at once
@@ -189,13 +191,3 @@ def check_folder(run: Run) -> None:
         raise ValueError(
             f"{run.folder} holds a run with {key} {shown(then)}, not {shown(now)}; choose another --out, or delete it"
         )
-
-
-def differences(then: dict, now: dict, parent: str = "") -> Iterator[tuple[str, object, object]]:
-    """Every key whose values differ, with both."""
-    for key in sorted(set(then) | set(now)):
-        old, new = then.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            yield from differences(old, new, f"{parent}{key}.")
-        elif old != new:
-            yield f"{parent}{key}", old, new

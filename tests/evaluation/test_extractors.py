@@ -112,10 +112,10 @@ def test_other_weights_are_refused(tmp_path, clip_folder):
 def test_an_extractor_of_ones_own():
     assert own_extractor("tests.evaluation.test_extractors:mean_colours")(pictures()).shape == (3, 3)
     for name, fault in (
-        ("mean_colours", "cannot be had, as MODULE:NAME"),
-        ("no.such:thing", "cannot be had"),
-        ("hashlib:nothing", "cannot be had"),
-        ("hybridgen.version:__version__", "is str; it must be callable"),
+        ("mean_colours", "extractor 'mean_colours' is no MODULE:NAME"),
+        ("no.such:thing", "cannot be loaded"),
+        ("hashlib:nothing", "cannot be loaded"),
+        ("hybridgen.version:__version__", "is of type str; it must be callable"),
     ):
         with pytest.raises(ValueError, match=fault):
             own_extractor(name)

@@ -82,6 +82,20 @@ def test_files_are_known_by_what_is_in_them(tmp_path):
     ]
 
 
+def test_several_files_and_code_are_known_by_what_is_in_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.txt", "b.txt", "mine.py"):
+        (tmp_path / name).write_text(name)
+    given = ("a.txt,b.txt", "*.txt", f"{tmp_path}/a.txt, b.txt", "mine.py:f", "mine.py:g")
+    first = [folder.known_as(value) for value in given]
+    assert first[0] == first[1] == first[2] != folder.known_as("b.txt,a.txt")
+    assert first[3] != first[4]
+    assert folder.known_as("in one word, or two?") == "in one word, or two?"
+    (tmp_path / "b.txt").write_text("other")
+    (tmp_path / "mine.py").write_text("other")
+    assert all(then != folder.known_as(value) for then, value in zip(first, given, strict=True))
+
+
 def test_what_is_refused_leaves_nothing_behind(pipeline, tmp_path):
     for how in ({"samples": 2**40}, {"options": {"size": "31"}}, {"options": {"chats": 0}}):
         with pytest.raises(ValueError):

@@ -38,8 +38,8 @@ def test_only_letters_count():
     ("name", "fault"),
     [
         ("tesseract", "there is no reader 'tesseract'; choose rapidocr, or name your own as MODULE:NAME"),
-        ("no.such:thing", "reader 'no.such:thing' cannot be had"),
-        ("hybridgen.version:__version__", "is str; it must be callable"),
+        ("no.such:thing", "reader no.such:thing cannot be loaded"),
+        ("hybridgen.version:__version__", "is of type str; it must be callable"),
     ],
 )
 def test_readers_that_there_are_not(name, fault):

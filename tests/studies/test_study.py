@@ -5,12 +5,15 @@ Measured: FLOPs of a run lie within 2 % of its plan at two rows a step, of which
 
 import json
 import shutil
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 import yaml
 
 from hybridgen.cli.main import main
+from hybridgen.studies import runs
 from hybridgen.studies.measuring import measure
 from hybridgen.studies.study_config import read_study
 from hybridgen.training import load_config
@@ -302,3 +305,20 @@ def test_the_study_in_the_box_can_be_made(tmp_path, capsys, monkeypatch):
             assert abs(budget["flops"] / study.budget_of(name).flops - 1) < 0.01
     sizes = {name: budget["of_a_step"]["parameters"] for name, budget in budgets.items()}
     assert abs(sizes["early_fusion"] / sizes["joint"] - 1) < 0.01
+
+
+def test_a_run_whose_process_was_killed_is_told_of(monkeypatch, tmp_path):
+    """As the kernel does where memory runs out."""
+
+    class Killed(ProcessPoolExecutor):
+        def submit(self, function, run):
+            future = Future()
+            future.set_exception(BrokenProcessPool("a process was terminated abruptly"))
+            return future
+
+    monkeypatch.setattr(runs, "ProcessPoolExecutor", Killed)
+    one = runs.Run("causal", 3, tmp_path / "run", tmp_path / "none.yaml", ())
+    with pytest.raises(ValueError, match=r"1 of 1 runs failed \(causal, seed 3: a process was terminated abruptly\)"):
+        runs.run_all([one], jobs=2)
+    with pytest.raises(ValueError, match="1 of 1 runs failed .causal, seed 3: .*none.yaml"):
+        runs.run_all([one])  # one after the other; its config is not there

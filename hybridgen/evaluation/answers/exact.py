@@ -9,6 +9,7 @@ the script's. It counts letters after spaces are made single, the script before.
 import unicodedata
 from collections.abc import Sequence
 
+from hybridgen.core.edits import edit_distance
 from hybridgen.data.synthetic.questions import normalise_answer
 
 ANLS_THRESHOLD = 0.5
@@ -36,17 +37,5 @@ def _letters(text: str) -> str:
 
 def _likeness(one: str, other: str) -> float:
     longest = max(len(one), len(other))
-    likeness = 1.0 if longest == 0 else 1 - levenshtein(one, other) / longest
+    likeness = 1.0 if longest == 0 else 1 - edit_distance(one, other) / longest
     return likeness if likeness >= ANLS_THRESHOLD else 0.0
-
-
-def levenshtein(one: str, other: str) -> int:
-    """The fewest letters to insert, delete or replace that make one text the other."""
-    distances = list(range(len(other) + 1))  # from the first i letters of `one` to each beginning of `other`
-    for i, letter in enumerate(one, start=1):
-        before, distances[0] = distances[0], i
-        for j, wanted in enumerate(other, start=1):
-            same = before + (letter != wanted)
-            before = distances[j]
-            distances[j] = min(same, distances[j] + 1, distances[j - 1] + 1)
-    return distances[-1]

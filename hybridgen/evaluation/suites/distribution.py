@@ -52,6 +52,9 @@ def check(work: Work) -> None:
     for option, source in (("inception", INCEPTION_FROM), ("clip", CLIP_FROM)):
         if option in work.options:
             work.file(option, source)
+    if "resize" in work.options and "inception" not in work.options:
+        raise ValueError(f"option resize of suite {work.suite} is of Inception's pictures; give inception=FILE, too")
+    _judges(work)  # weights that cannot be loaded are told of before anything is drawn
     if (count := work.count(*_there_are(work))) < LEAST:
         raise ValueError(f"{count} pictures are too few for suite {work.suite}; take {LEAST} or more")
 
@@ -63,10 +66,12 @@ def run(work: Work) -> Result:
     3. Compare features of drawn and of true pictures, and pictures with their captions.
     """
     judges = _judges(work)
-    captions, true, side = _prompts(work)
+    captions, true, side, left_out = _prompts(work)
     facts = {"data": _data(work), "samples": len(captions), "seed": work.seed, "size": side}
     facts |= {key: value for extractor in judges.extractors for key, value in extractor.facts.items()}
     result = Result(facts=facts, labels={"precision": "precision", "recall": "recall"})
+    if left_out:
+        result.note(f"{left_out} records are left out: each must be words of the user and one picture after them")
     of_true = {extractor.name: extractor(true) for extractor in judges.extractors}
     for path in work.draw_paths:
         drawn = list(work.draw(path, captions, size=side))
@@ -146,27 +151,29 @@ def _there_are(work: Work) -> tuple[int, int]:
             f"option data of suite {work.suite}: there is neither a dataset nor a file {name}; the datasets are "
             f"{', '.join(DATASETS)}"
         )
-    count = len(_captioned(user_path(name)))
+    count = len(_captioned(user_path(name))[0])
     if count < LEAST:
         raise ValueError(f"{name} holds {count} captioned pictures; give {LEAST} or more")
     return count, min(count, USUAL_SAMPLES)
 
 
-def _prompts(work: Work) -> tuple[list[str], list[Image.Image], int | None]:
-    """Captions, the true pictures, and the size to draw at."""
+def _prompts(work: Work) -> tuple[list[str], list[Image.Image], int | None, int]:
+    """Captions, the true pictures, the size to draw at, and how many records have no such pair."""
     name, samples = _data(work), work.count(*_there_are(work))
     if name in DATASETS:
         dataset = open_synthetic(name)
         side = side_of(work, dataset)
         prompts = generation.held_out_prompts(dataset, dataset.SPLITS[1], samples, work.seed, side)
-        return prompts.captions, prompts.pictures, side
-    pairs = _captioned(user_path(name))[:samples]
+        return prompts.captions, prompts.pictures, side, 0
+    pairs, left_out = _captioned(user_path(name))
+    pairs = pairs[:samples]
     side = work.number("size", 1) if "size" in work.options else None  # None: as the checkpoint draws
-    return [caption for caption, _ in pairs], [picture.convert("RGB") for _, picture in pairs], side
+    return [caption for caption, _ in pairs], [picture.convert("RGB") for _, picture in pairs], side, left_out
 
 
-def _captioned(file: Path) -> Sequence[tuple[str, Image.Image]]:
-    """The captions and pictures of chat records in which a picture is written after words."""
+def _captioned(file: Path) -> tuple[Sequence[tuple[str, Image.Image]], int]:
+    """The captions and pictures of chat records in which one picture is written after words, and how many records are
+    others."""
     source = open_source(SourceConfig(str(file), write="diffusion")).record_source
     pairs = []
     for index in range(len(source)):
@@ -177,4 +184,4 @@ def _captioned(file: Path) -> Sequence[tuple[str, Image.Image]]:
                 pictures += [part["image"]] if part["type"] == "image" and message["role"] == "assistant" else []
         if words and len(pictures) == 1:
             pairs.append((words, pictures[0]))
-    return pairs
+    return pairs, len(source) - len(pairs)

@@ -23,7 +23,15 @@ from pathlib import Path
 
 import numpy as np
 
-from hybridgen.evaluation.drawn_files import ask_yes_no, draw_samples, in_a_grid, lay_out, taken_evenly, vqa_of
+from hybridgen.evaluation.drawn_files import (
+    ask_yes_no,
+    check_vqa,
+    draw_samples,
+    in_a_grid,
+    lay_out,
+    taken_evenly,
+    vqa_of,
+)
 from hybridgen.evaluation.intervals import bootstrap, mean_of_sums
 from hybridgen.evaluation.result import Item, Result
 from hybridgen.evaluation.work import Work
@@ -55,9 +63,8 @@ def check(work: Work) -> None:
             raise ValueError(
                 f"{work.text('questions')} has no question about prompt {unasked[0]}: are they of one bench?"
             )
-        if work.text("vqa") is None:
-            work.require_answering()
-    elif work.out is None:
+    check_vqa(work, work.text("questions") is not None)
+    if work.text("questions") is None and work.out is None:
         raise ValueError("without questions dpg only writes pictures for its own scorer: name a folder (out)")
 
 

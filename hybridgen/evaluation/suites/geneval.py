@@ -18,19 +18,17 @@ GPU and were not run here. The rule is the reference's: on 4,424 random sets of 
 `evaluate` and ours gave the same verdict.
 """
 
-import importlib
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
 
 from hybridgen.core.geneval import COLOURS, RELATIONS, TAGS, Found, faults
-from hybridgen.core.recognition import user_path
 from hybridgen.core.values import shown
 from hybridgen.data.synthetic.questions import tally
 from hybridgen.evaluation.drawn_files import draw_samples, in_a_grid, lay_out, read_lines, taken_evenly
 from hybridgen.evaluation.intervals import mean_of_shares, with_interval
+from hybridgen.evaluation.named_objects import load_named
 from hybridgen.evaluation.result import Item, Result
 from hybridgen.evaluation.work import Work
 
@@ -55,7 +53,7 @@ def check(work: Work) -> None:
     taken_evenly(work, len(lines))
     work.number("n_samples", SAMPLES)
     if work.text("detector") is not None:
-        detector = named(work.text("detector"))
+        detector = load_named("detector", work.text("detector"), "a function of a picture")
         if any("color" in each for line in lines for each in line["include"]) and not hasattr(detector, "colours"):
             raise ValueError(
                 f"the prompts ask for colours, and the detector {work.text('detector')} has no `colours`: give it an "
@@ -101,7 +99,7 @@ def _files(number: int, line: dict, pictures: list[Image.Image]):
 
 
 def _score(work: Work, path: str, lines: list[dict], drawn, each: int) -> tuple[dict[str, dict], list[Item]]:
-    detector = named(work.text("detector"))
+    detector = load_named("detector", work.text("detector"), "a function of a picture")
 
     def judge(numbers: list[int]) -> list[list[str]]:
         return [picture_faults(detector, drawn[i], lines[i // each]) for i in numbers]
@@ -138,31 +136,6 @@ def picture_faults(detector: Callable, picture: Image.Image, line: dict) -> list
         if found.score > least and len(of_class) < MOST:
             of_class.append(found)
     return faults(objects, line, lambda name, some: list(detector.colours(picture, some)))
-
-
-def named(name: str) -> Callable:
-    """The detector that MODULE:NAME or FILE.py:NAME names.
-
-    Raises:
-        ValueError: there is none of that name, or it cannot be called.
-    """
-    module, _, attribute = name.rpartition(":")
-    if not module or not attribute:
-        raise ValueError(f"detector {shown(name)} is no MODULE:NAME and no FILE.py:NAME")
-    try:
-        if module.endswith(".py"):
-            file = user_path(module)
-            spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-            loaded = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(loaded)
-        else:
-            loaded = importlib.import_module(module)
-        detector = getattr(loaded, attribute)
-    except (ImportError, OSError, AttributeError) as error:
-        raise ValueError(f"detector {name} cannot be loaded: {error}") from None
-    if not callable(detector):
-        raise ValueError(f"detector {name} is a {type(detector).__name__}; it must be a function of a picture")
-    return detector
 
 
 def read_metadata(file: Path) -> list[dict]:

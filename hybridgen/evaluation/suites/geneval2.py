@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from hybridgen.core.values import shown
-from hybridgen.evaluation.drawn_files import draw_samples, lay_out, read_lines, taken_evenly, vqa_of
+from hybridgen.evaluation.drawn_files import check_vqa, draw_samples, lay_out, read_lines, taken_evenly, vqa_of
 from hybridgen.evaluation.intervals import bootstrap, bootstrap_mean, mean_of_sums
 from hybridgen.evaluation.result import Item, Result
 from hybridgen.evaluation.work import Work
@@ -38,8 +38,7 @@ LABELS = {"am": "Soft-TIFA, mean of questions", "gm": "Soft-TIFA, geometric mean
 def check(work: Work) -> None:
     work.require_drawing()
     taken_evenly(work, len(read_prompts(work.file("data", WHERE))))
-    if work.text("vqa") is None:
-        work.require_answering()
+    check_vqa(work)
 
 
 def run(work: Work) -> Result:

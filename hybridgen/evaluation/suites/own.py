@@ -70,6 +70,9 @@ def _read(work: Work) -> tuple[list[Asked], list[Wanted], list[BadRecord], int]:
     if work.samples is not None and work.samples < 1:
         raise ValueError(f"{work.samples} samples cannot be taken of {work.suite}; take 1 or more")
     tasks, bad, unread = read_tasks(user_path(work.suite), work.samples or USUAL_RECORDS)
+    there_are = len({task.where for task in tasks}) + len(bad) + unread
+    if work.samples is not None and work.samples > there_are:
+        raise ValueError(f"{work.samples} samples cannot be taken of {work.suite}; take 1 to {there_are}")
     asked = [task for task in tasks if isinstance(task, Asked)]
     return asked, [task for task in tasks if isinstance(task, Wanted)], bad, unread
 

@@ -18,7 +18,15 @@ from pathlib import Path
 
 from hybridgen.core.values import shown
 from hybridgen.data.synthetic.questions import tally
-from hybridgen.evaluation.drawn_files import ask_yes_no, draw_samples, lay_out, read_lines, taken_evenly, vqa_of
+from hybridgen.evaluation.drawn_files import (
+    ask_yes_no,
+    check_vqa,
+    draw_samples,
+    lay_out,
+    read_lines,
+    taken_evenly,
+    vqa_of,
+)
 from hybridgen.evaluation.intervals import with_interval
 from hybridgen.evaluation.result import Item, Result
 from hybridgen.evaluation.work import Work
@@ -34,9 +42,8 @@ def check(work: Work) -> None:
     taken_evenly(work, len(prompts))
     if work.text("questions") is not None:
         _questions(work, prompts)
-        if work.text("vqa") is None:
-            work.require_answering()
-    elif work.out is None:
+    check_vqa(work, work.text("questions") is not None)
+    if work.text("questions") is None and work.out is None:
         raise ValueError("without questions tiif only writes pictures for its own judge: name a folder (out)")
 
 

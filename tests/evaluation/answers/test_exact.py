@@ -1,11 +1,8 @@
-"""Exact match and ANLS, against a plain recursion and the values of the official script."""
+"""Exact match and ANLS, against the values of the official script."""
 
-from functools import cache
-
-import numpy as np
 import pytest
 
-from hybridgen.evaluation.answers.exact import anls, exact_match, levenshtein
+from hybridgen.evaluation.answers.exact import anls, exact_match
 
 
 @pytest.mark.parametrize(
@@ -19,25 +16,6 @@ from hybridgen.evaluation.answers.exact import anls, exact_match, levenshtein
 )
 def test_exact_match_is_after_normalisation(answer, accepted, right):
     assert exact_match(answer, accepted) is right
-
-
-def recursive(one: str, other: str) -> int:
-    @cache
-    def distance(i: int, j: int) -> int:
-        if not i or not j:
-            return i + j
-        return min(
-            distance(i - 1, j) + 1, distance(i, j - 1) + 1, distance(i - 1, j - 1) + (one[i - 1] != other[j - 1])
-        )
-
-    return distance(len(one), len(other))
-
-
-def test_levenshtein_is_its_definition():
-    rng = np.random.default_rng(0)
-    for _ in range(300):
-        one, other = ("".join(rng.choice(list("abc"), rng.integers(0, 9))) for _ in range(2))
-        assert levenshtein(one, other) == recursive(one, other)
 
 
 @pytest.mark.parametrize(

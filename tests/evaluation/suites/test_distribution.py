@@ -10,7 +10,7 @@ from PIL import Image
 from hybridgen.data.synthetic import dolls
 from hybridgen.evaluation.distances import frechet
 from hybridgen.evaluation.generation import DrawSettings
-from hybridgen.evaluation.run import evaluate
+from hybridgen.evaluation.run import evaluate, evaluate_suites
 
 FAST = {"diffusion": DrawSettings(steps=2, guidance=1.0)}
 COLOURS = "tests.evaluation.suites.test_distribution:colours"
@@ -63,6 +63,15 @@ def test_ones_own_captioned_pictures(pipeline, tmp_path):
     (tmp_path / "own.jsonl").write_text("\n".join(lines))
     result = run(pipeline, None, extractor=COLOURS, data=str(tmp_path / "own.jsonl"))
     assert [item.prompt for item in result.items["generation"]["diffusion"]] == [f"red {i}" for i in range(5)]
+    assert "notes" not in result.facts
+    words_only = json.dumps(
+        {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
+    )
+    (tmp_path / "more.jsonl").write_text("\n".join([words_only, *lines]))
+    result = run(pipeline, None, extractor=COLOURS, data=str(tmp_path / "more.jsonl"))
+    assert result.facts["notes"] == [
+        "1 records are left out: each must be words of the user and one picture after them"
+    ]
     (tmp_path / "few.jsonl").write_text("\n".join(lines[:3]))
     with pytest.raises(ValueError, match="holds 3 captioned pictures; give 4 or more"):
         run(pipeline, None, extractor=COLOURS, data=str(tmp_path / "few.jsonl"))
@@ -76,7 +85,8 @@ def test_ones_own_captioned_pictures(pipeline, tmp_path):
         ({"clip": "no-clip"}, "there is no .*no-clip; a folder of transformers .* openai/clip-vit-large-patch14-336"),
         ({"extractor": COLOURS, "data": "cats"}, "neither a dataset nor a file cats; the datasets are dolls"),
         ({"extractor": f"{__name__}:Inception"}, "is called Inception, as Inception is, whose numbers have names of"),
-        ({"extractor": "colours"}, "extractor 'colours' cannot be had, as MODULE:NAME"),
+        ({"extractor": COLOURS, "resize": "antialiased"}, "option resize of suite distribution is of Inception's"),
+        ({"extractor": "colours"}, "extractor 'colours' is no MODULE:NAME"),
     ],
 )
 def test_what_is_missing_is_named(pipeline, options, fault):
@@ -88,3 +98,11 @@ def test_too_few_are_refused_before_anything_is_drawn(pipeline, monkeypatch):
     monkeypatch.setattr(type(pipeline), "__call__", None)
     with pytest.raises(ValueError, match="3 pictures are too few for suite distribution; take 4 or more"):
         run(pipeline, 3, extractor=COLOURS, data="dolls")
+
+
+def test_what_judges_is_loaded_before_other_suites_draw(pipeline, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(pipeline), "__call__", None)
+    for option, fault in (("clip", "holds no CLIP"), ("extractor", "is no MODULE:NAME")):
+        options = {f"distribution:{option}": str(tmp_path)}
+        with pytest.raises(ValueError, match=fault):
+            evaluate_suites(pipeline, ["dolls", "distribution"], samples=4, options=options)

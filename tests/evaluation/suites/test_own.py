@@ -133,3 +133,9 @@ def test_refusals_are_one_line_and_nothing_is_written(content, words, tiny_check
     assert len(lines) == 1
     assert re.search(words, lines[0])
     assert not (out / "scores.json").exists()
+
+
+@pytest.mark.parametrize("samples", [0, 100])
+def test_more_records_than_there_are_and_none_are_refused(own, pipeline, samples):
+    with pytest.raises(ValueError, match=f"{samples} samples cannot be taken of .*own.jsonl; take 1"):
+        evaluate(pipeline, own, samples=samples, draw_paths=[], answer_paths=["vq"])

@@ -304,6 +304,16 @@ def test_wise_is_drawn_by_prompt_id(tmp_path):
 # ---- all
 
 
+def test_who_answers_is_looked_for_before_anything_is_drawn(dpg_files, tiif_folders, geneval2_file, tmp_path):
+    for suite, data in ((dpg, dpg_files[0]), (tiif, tiif_folders[0])):
+        options = {"data": str(data), "vqa": str(tmp_path)}
+        with pytest.raises(ValueError, match="option vqa of suite .* is who answers questions; give questions, too"):
+            suite.check(work_of(Painter(), suite.__name__, tmp_path, options=options))
+    options = {"data": str(geneval2_file), "vqa": str(tmp_path / "nowhere")}
+    with pytest.raises(ValueError, match="nowhere"):
+        geneval2.check(work_of(Painter(), "geneval2", options=options))
+
+
 @pytest.mark.parametrize("name", ["geneval", "geneval2", "dpg", "tiif", "wise"])
 def test_without_its_file_each_says_where_it_is_had(name, tmp_path):
     with pytest.raises(ValueError, match=f"suite {name} needs --option data=FILE: it is .* github.com/"):

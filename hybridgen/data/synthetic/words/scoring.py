@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hybridgen.core.edits import edit_distance
 from hybridgen.data.synthetic.questions import Tally, tally
 from hybridgen.data.synthetic.words.pictures import (
     ALPHABET,
@@ -93,16 +94,6 @@ def right_letters(read: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[int, 
     pairs = [(read[i] if i < len(read) else "", wanted[i] if i < len(wanted) else "") for i in range(MAX_LINES)]
     n = sum(map(len, wanted))
     return max(n - sum(edit_distance(*pair) for pair in pairs), 0), n
-
-
-def edit_distance(a: str, b: str) -> int:
-    """Letters to change, add or take away to make one word the other (Levenshtein)."""
-    row = list(range(len(b) + 1))
-    for i, letter in enumerate(a, start=1):
-        previous, row = row, [i]
-        for j, other in enumerate(b, start=1):
-            row.append(min(previous[j] + 1, row[-1] + 1, previous[j - 1] + (letter != other)))
-    return row[-1]
 
 
 def _judge(nearest: list[WordsSpec], specs: list[WordsSpec], side: int) -> list[dict[str, bool]]:
