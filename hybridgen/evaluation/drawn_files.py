@@ -5,7 +5,7 @@ benchmark has questions, they can be asked of a checkpoint that reads pictures, 
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from PIL import Image
 from hybridgen.bridges.adapters import open_pipeline
 from hybridgen.core.files import whole_file, write_whole
 from hybridgen.core.recognition import checkpoint_path, require_checkpoint
+from hybridgen.core.values import shown
 from hybridgen.evaluation.answers.yes_no import parse_yes_no
 from hybridgen.evaluation.work import Values, Work
 from hybridgen.sampling.seeds import nth_seed
 
+_TYPES = {str: "a text", list: "a list", int: "a whole number"}
 PICTURES = "{path}-pictures"  # the folder of a suite that holds what a path drew, laid out
 
 
@@ -101,14 +103,14 @@ def ask_yes_no(
     return [parse_yes_no(answer) for answer in answers]
 
 
-def read_lines(file: Path, keys: Sequence[str]) -> list[dict]:
-    """The lines of a .jsonl file, each a JSON object that has `keys`; further keys are kept.
+def read_lines(file: Path, keys: Mapping[str, type]) -> list[dict]:
+    """The lines of a .jsonl file, each a JSON object that has `keys` with values of these types; further keys are kept.
 
     Raises:
         ValueError: naming the file and the line, what is wrong with it.
     """
     lines = []
-    for number, text in enumerate(_text(file).splitlines(), start=1):
+    for number, text in enumerate(read_text(file).split("\n"), start=1):
         if text.strip():
             lines.append(_object(text, f"line {number} of {file}", keys))
     if not lines:
@@ -116,10 +118,10 @@ def read_lines(file: Path, keys: Sequence[str]) -> list[dict]:
     return lines
 
 
-def read_list(file: Path, keys: Sequence[str]) -> list[dict]:
+def read_list(file: Path, keys: Mapping[str, type]) -> list[dict]:
     """A .json file that holds a list of objects, each with `keys`; as `read_lines`."""
     try:
-        entries = json.loads(_text(file))
+        entries = json.loads(read_text(file))
     except ValueError:
         raise ValueError(f"{file} is no JSON") from None
     if not isinstance(entries, list) or not entries:
@@ -127,14 +129,15 @@ def read_list(file: Path, keys: Sequence[str]) -> list[dict]:
     return [_object(entry, f"entry {number} of {file}", keys) for number, entry in enumerate(entries, start=1)]
 
 
-def _text(file: Path) -> str:
+def read_text(file: Path) -> str:
+    """Raises ValueError where a file is no text."""
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"{file} is no text in UTF-8") from None
 
 
-def _object(entry: Any, where: str, keys: Sequence[str]) -> dict:
+def _object(entry: Any, where: str, keys: Mapping[str, type]) -> dict:
     if isinstance(entry, str):
         try:
             entry = json.loads(entry)
@@ -144,4 +147,7 @@ def _object(entry: Any, where: str, keys: Sequence[str]) -> dict:
         raise ValueError(f"{where} is no object")
     if missing := [key for key in keys if key not in entry]:
         raise ValueError(f"{where} has no {missing[0]!r}; it has {', '.join(map(repr, entry)) or 'nothing'}")
+    for key, kind in keys.items():
+        if type(entry[key]) is not kind:
+            raise ValueError(f"{where} has the {key} {shown(entry[key])}; it must be {_TYPES[kind]}")
     return entry

@@ -162,7 +162,7 @@ def load_items(folder: Path) -> dict[str, dict[str, list[Item]]]:
             f"{folder} has no {ITEMS}; it is no suite's folder of an evaluation that is done, evaluate again"
         )
     items: dict[str, dict[str, list[Item]]] = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in file.read_text(encoding="utf-8").split("\n")[:-1]:  # JSON holds what splitlines takes for line ends
         fields = json.loads(line)
         fields["pictures"] = {heading: folder / name for heading, name in fields["pictures"].items()}
         items.setdefault(fields.pop("task"), {}).setdefault(fields.pop("path"), []).append(Item(**fields))

@@ -33,7 +33,8 @@ def test_sample_writes_pictures_that_say_how_they_were_made(run, tiny_checkpoint
     assert manifest["scheduler"]["class"] == "FlowMatchEulerDiscreteScheduler"
     assert picture.text == {
         "prompt": PROMPT, "path": "diffusion", "seed": "5", "steps": "2", "guidance": "2.0",
-        "guidance_rescale": "0.0", "guidance_interval": "[0.0, 1.0]", "size": "32x32", "checkpoint": str(tiny_checkpoint), "hybridgen": __version__,
+        "guidance_rescale": "0.0", "guidance_interval": "[0.0, 1.0]", "size": "32x32",
+        "checkpoint": str(tiny_checkpoint), "hybridgen": __version__,
     }  # fmt: skip
 
 

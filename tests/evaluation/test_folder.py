@@ -131,7 +131,7 @@ def test_items_come_back_with_their_pictures(tmp_path):
     drawn = Image.open(tmp_path / "draw-vq" / "000000.png")
     items = {
         "generation": {"vq": [Item("a caption", {"true picture": shared, "vq": drawn}, None, "", {"all": 0.5}, "no")]},
-        "understanding": {"vq": [Item("what? é", {"shown": shared}, "", "an orc", {"all": 0.0}), Item("no picture")]},
+        "understanding": {"vq": [Item("what? é\u2028\x85", {"shown": shared}, "", "", {"all": 0.0}), Item("none")]},
     }
     folder.save_items(tmp_path, items)
     back = folder.load_items(tmp_path)

@@ -29,6 +29,7 @@ from hybridgen.evaluation.drawn_files import (
     draw_samples,
     in_a_grid,
     lay_out,
+    read_text,
     taken_evenly,
     vqa_of,
 )
@@ -139,7 +140,7 @@ def read_prompts(folder: Path) -> dict[str, str]:
     files = sorted(folder.glob("*.txt"), key=lambda file: (not file.stem.isdecimal(), len(file.stem), file.stem))
     if not files:
         raise ValueError(f"{folder} holds no .txt file; {WHERE}")
-    prompts = {file.stem: file.read_text(encoding="utf-8-sig").strip() for file in files}
+    prompts = {file.stem: read_text(file).strip() for file in files}
     if empty := [name for name, prompt in prompts.items() if not prompt]:
         raise ValueError(f"{folder / empty[0]}.txt is empty")
     return prompts

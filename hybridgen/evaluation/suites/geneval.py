@@ -144,7 +144,7 @@ def read_metadata(file: Path) -> list[dict]:
     Raises:
         ValueError: naming the line, what is wrong with it.
     """
-    lines = read_lines(file, ("tag", "prompt", "include"))
+    lines = read_lines(file, {"tag": str, "prompt": str, "include": list})
     for number, line in enumerate(lines, start=1):
         if fault := _fault_of(line):
             raise ValueError(f"prompt {number} of {file} {fault}")

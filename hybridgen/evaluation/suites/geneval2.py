@@ -141,11 +141,13 @@ def read_prompts(file: Path) -> list[dict]:
     Raises:
         ValueError: naming the line, what is wrong with it.
     """
-    lines = read_lines(file, ("prompt", "atom_count", "vqa_list", "skills"))
+    lines = read_lines(file, {"prompt": str, "atom_count": int, "vqa_list": list, "skills": list})
     for number, line in enumerate(lines, start=1):
         where, pairs = f"line {number} of {file}", line["vqa_list"]
-        if not pairs or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        if not pairs or not all(isinstance(pair, list) and list(map(type, pair)) == [str, str] for pair in pairs):
             raise ValueError(f"{where}: vqa_list is {shown(pairs)}; it is a list of [question, answer]")
+        if not all(isinstance(skill, str) for skill in line["skills"]):
+            raise ValueError(f"{where}: skills is {shown(line['skills'])}; it is a list of texts")
         if len(line["skills"]) != len(pairs):
             raise ValueError(f"{where} has {len(pairs)} questions and {len(line['skills'])} skills; give one for each")
         for question, answer in pairs:

@@ -38,7 +38,7 @@ LENGTHS = ("short_description", "long_description")
 
 def check(work: Work) -> None:
     work.require_drawing()
-    prompts = read_folder(work.file("data", WHERE), LENGTHS, WHERE)
+    prompts = read_folder(work.file("data", WHERE), dict.fromkeys(LENGTHS, str), WHERE)
     taken_evenly(work, len(prompts))
     if work.text("questions") is not None:
         _questions(work, prompts)
@@ -48,7 +48,7 @@ def check(work: Work) -> None:
 
 
 def run(work: Work) -> Result:
-    prompts = read_folder(work.file("data", WHERE), LENGTHS, WHERE)
+    prompts = read_folder(work.file("data", WHERE), dict.fromkeys(LENGTHS, str), WHERE)
     keys = [list(prompts)[i] for i in taken_evenly(work, len(prompts))]
     asked = _questions(work, prompts) if work.text("questions") is not None else {}
     vqa, facts = vqa_of(work), {"prompts": len(keys), "seed": work.seed}
@@ -97,7 +97,7 @@ def _score(vqa: Work, reader: str, path: str, wordings: list, prompts: dict, dra
 def _questions(work: Work, prompts: dict) -> dict[tuple[str, int], list[tuple[str, bool]]]:
     """(type, line) -> its questions, and whether yes is expected."""
     folder = work.file("questions", WHERE_QUESTIONS)
-    entries = read_folder(folder, ("yn_question_list", "yn_answer_list"), WHERE_QUESTIONS)
+    entries = read_folder(folder, {"yn_question_list": list, "yn_answer_list": list}, WHERE_QUESTIONS)
     if missing := [key for key in prompts if key not in entries]:
         raise ValueError(f"{folder} has no questions about line {missing[0][1]} of type {missing[0][0]}")
     asked = {}
@@ -107,6 +107,8 @@ def _questions(work: Work, prompts: dict) -> dict[tuple[str, int], list[tuple[st
             raise ValueError(
                 f"{folder}: line {line} of type {kind} has {len(questions)} questions and {len(answers)} answers"
             )
+        if strange := [text for text in (*questions, *answers) if not isinstance(text, str)]:
+            raise ValueError(f"{folder}: line {line} of type {kind} has {shown(strange[0])}, which is no text")
         if strange := [answer for answer in answers if answer.strip().lower() not in ("yes", "no")]:
             raise ValueError(f"{folder}: line {line} of type {kind} has the answer {shown(strange[0])}, not yes or no")
         asked[kind, line] = [
@@ -116,22 +118,24 @@ def _questions(work: Work, prompts: dict) -> dict[tuple[str, int], list[tuple[st
     return asked
 
 
-def read_folder(folder: Path, keys: tuple[str, ...], where: str) -> dict[tuple[str, int], dict]:
+def read_folder(folder: Path, keys: dict[str, type], where: str) -> dict[tuple[str, int], dict]:
     """(type, number of the line, from 0) -> the line, of all .jsonl files of a folder, or of one file.
 
     Raises:
-        ValueError: there is none, two files are of one type, or a line lacks a key.
+        ValueError: there is none, two files are of one type, or a line lacks a key or has another kind of value.
     """
     files = sorted(folder.glob("*.jsonl")) if folder.is_dir() else [folder]
     if not files:
         raise ValueError(f"{folder} holds no .jsonl file; {where}")
     lines: dict[tuple[str, int], dict] = {}
     for file in files:
-        of_file = read_lines(file, ("type", *keys))
+        of_file = read_lines(file, {"type": str, **keys})
         kinds = {line["type"] for line in of_file}
         if len(kinds) > 1 or any(kind == next(iter(kinds)) for kind, _ in lines):
             raise ValueError(
                 f"{file} has lines of type {', '.join(sorted(kinds))}; a type has one file, and a file one type"
             )
+        if strange := [kind for kind in kinds if Path(kind).name != kind]:
+            raise ValueError(f"{file} has lines of type {shown(strange[0])}, which cannot name a folder")
         lines |= {(line["type"], number): line for number, line in enumerate(of_file)}
     return lines

@@ -43,9 +43,9 @@ def run(work: Work) -> Result:
 
 def _prompts(work: Work) -> list[dict]:
     file = work.file("data", WHERE)
-    entries = read_list(file, ("Prompt", "prompt_id"))
+    entries = read_list(file, {"Prompt": str, "prompt_id": int})
     numbers = [entry["prompt_id"] for entry in entries]
-    if wrong := [number for number in numbers if type(number) is not int or number < 0]:
+    if wrong := [number for number in numbers if number < 0]:
         raise ValueError(f"{file} has the prompt_id {shown(wrong[0])}; it names a picture, and must be a whole number")
     if twice := [number for number in numbers if numbers.count(number) > 1]:
         raise ValueError(f"{file} has two prompts with the prompt_id {twice[0]}")

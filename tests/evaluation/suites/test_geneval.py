@@ -146,7 +146,8 @@ def test_a_real_pipeline_goes_through(pipeline, metadata, tmp_path):
         ({"include": [{"class": "dog", "count": 1, "position": ["above", -1]}]}, "has the position"),
         ({"include": [{"class": "dog", "count": 1, "position": 3}]}, "has the position 3"),
         ({"include": [{"class": "dog", "count": 1, "position": ["above", "0"]}]}, "has the position"),
-        ({"include": 5}, "has the include 5; give a list"),
+        ({"include": 5}, "has the include 5; it must be a list"),
+        ({"exclude": 5}, "has the exclude 5; give a list"),
         ({"include": None}, None),
     ],
 )

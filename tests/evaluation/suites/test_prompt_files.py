@@ -91,11 +91,18 @@ def test_bad_lines_of_geneval2_are_refused(tmp_path):
         ({"skills": []}, "line 1 of .* has 1 questions and 0 skills"),
         ({"vqa_list": [["Is it?"]]}, "vqa_list is"),
         ({"vqa_list": [["What is it?", "dog"]]}, "has the answer 'dog'"),
+        ({"vqa_list": [["How many?", 3]]}, "vqa_list is"),
+        ({"vqa_list": 3}, "has the vqa_list 3; it must be a list"),
+        ({"skills": [1]}, "skills is .*; it is a list of texts"),
+        ({"prompt": 5}, "has the prompt 5; it must be a text"),
+        ({"atom_count": "two"}, "has the atom_count 'two'; it must be a whole number"),
     ]:
         file = tmp_path / "data.jsonl"
         file.write_text(json.dumps({**line, **change}) + "\n")
         with pytest.raises(ValueError, match=sentence):
             geneval2.read_prompts(file)
+    file.write_text(json.dumps({**line, "prompt": "a\u2028dog\x85"}, ensure_ascii=False), encoding="utf-8")
+    assert geneval2.read_prompts(file)[0]["prompt"] == "a\u2028dog\x85"  # no line ends in JSON
 
 
 # ---- DPG
@@ -202,6 +209,9 @@ def test_bad_files_of_dpg_are_refused(dpg_files, tmp_path):
     (folder / "1.txt").write_text(" ")
     with pytest.raises(ValueError, match=r"1.txt is empty"):
         dpg.read_prompts(folder)
+    (folder / "1.txt").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(ValueError, match=r"1.txt is no text in UTF-8"):
+        dpg.read_prompts(folder)
     with pytest.raises(ValueError, match="holds no .txt file"):
         dpg.read_prompts(tmp_path)
 
@@ -263,6 +273,10 @@ def test_bad_files_of_tiif_are_refused(tiif_folders, tmp_path):
         (('"No"', '"maybe"'), "has the answer 'maybe', not yes or no"),
         (('"type": "negation"', '"type": "action"'), "no questions about line 0 of type negation"),
         (('"yn_answer_list"', '"answers"'), "has no 'yn_answer_list'"),
+        (('["yes", "No"]', "[true, 1]"), "line 0 of type negation has True, which is no text"),
+        (('["yes", "No"]', '"yes"'), "has the yn_answer_list 'yes'; it must be a list"),
+        (('"type": "negation"', '"type": ["negation"]'), "has the type .*; it must be a text"),
+        (('"type": "negation"', '"type": "../x"'), "has lines of type '../x', which cannot name a folder"),
     ]:
         file.write_text(text.replace(*change))
         with pytest.raises(ValueError, match=sentence):
@@ -292,6 +306,8 @@ def test_wise_is_drawn_by_prompt_id(tmp_path):
     assert [item.prompt for item in result.items["generation"]["diffusion"]] == [entry["Prompt"] for entry in entries]
     for change, sentence in [
         ([{**entries[0], "prompt_id": "../x"}], "has the prompt_id '../x'"),
+        ([{**entries[0], "prompt_id": -1}], "has the prompt_id -1"),
+        ([{**entries[0], "Prompt": None}], "has the Prompt None; it must be a text"),
         ([entries[0], entries[0]], "has two prompts with the prompt_id 400"),
         ([{"prompt_id": 1}], "entry 1 of .* has no 'Prompt'"),
         ({}, "holds no list of prompts"),
