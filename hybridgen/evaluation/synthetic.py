@@ -82,7 +82,7 @@ def _draw(
         beside = {**beside, "codec": _shares(generation.score(dataset, decoded, prompts.specs))}
         shown["as codes"] = decoded
     tallies = {
-        category: {**tally, **{name: shares.get(category, 0.0) for name, shares in beside.items()}}
+        category: {**tally, **{name: shares[category] for name, shares in beside.items() if category in shares}}
         for category, tally in generation.score(dataset, images, prompts.specs).items()
     }
     verdicts = generation.judge(dataset, images, prompts.specs)

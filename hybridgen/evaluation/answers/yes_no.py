@@ -20,7 +20,8 @@ _YES, _NO = frozenset(("yes", "yeah", "yep")), frozenset(("no", "nope", "not"))
 def parse_yes_no(answer: str) -> bool | None:
     """Yes, no, or None where an answer says neither or both.
 
-    The first word counts if it is one of the two, else whichever of them stands in the first sentence.
+    The first word counts if it is one of the two ("yes and no" is a yes), else whichever of them stands in the first
+    sentence. Any "not" or "n't" is a no, as in POPE's script: "I don't know" is one, too.
     """
     sentence = re.split(r"[.!?\n]", answer.strip().lower())[0]
     words = re.findall(r"[a-z]+(?:['’]t)?", sentence)

@@ -64,7 +64,8 @@ def run(work: Work) -> Result:
         if folder is not None:
             result.note(
                 f"drawn by {path}, for TIIF-Bench's own judge: python eval/eval_with_vlm.py --jsonl_dir "
-                f"data/testmini_eval_prompts --image_dir {folder} --eval_model {path} --output_dir eval_results"
+                f"{work.text('questions', 'EVAL_PROMPTS')} --image_dir {folder} --eval_model {path} --output_dir "
+                "eval_results"
             )
         settings = {"seconds": work.seconds(f"draw-{path}"), **work.settings_of(path).of_path(path)}
         if not asked:

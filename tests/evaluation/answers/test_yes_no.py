@@ -63,6 +63,11 @@ def test_nobody_says_yes():
     assert (scores["precision"]["share"], scores["precision"]["n"], scores["f1"]["value"]) == (0.0, 0, 0.0)
 
 
+@pytest.mark.parametrize(("answer", "said"), [("yes and no", True), ("I don't know", False), ("it may be", None)])
+def test_what_the_docstring_says_of_odd_answers(answer, said):
+    assert parse_yes_no(answer) is said
+
+
 def test_truth_may_be_of_numpy():
     answers, truth = ["yes", "no", "no"], [True, False, True]
     assert yes_no_scores(answers, np.array(truth)) == yes_no_scores(answers, truth)

@@ -257,6 +257,7 @@ def test_tiif_is_drawn_short_and_long_and_asked(tiif_folders, tmp_path):
             folder = out / "diffusion-pictures" / kind / "diffusion" / length
             assert sorted(file.name for file in folder.iterdir()) == ["0.png", "1.png", "2.png"]
     scores = result.scores["unified"]["diffusion, asked through understanding"]["scores"]
+    assert f"--jsonl_dir {questions} --image_dir {out / 'diffusion-pictures'}" in result.facts["notes"][0]
     # a star only in what is long: right there where it is wanted, and in the short ones where it is not
     assert scores["all"] == {**scores["all"], "right": 18, "n": 24}
     assert scores["color+2d"]["right"] == scores["negation"]["right"] == 9
