@@ -227,14 +227,6 @@ class Work:
             )
         return self.samples
 
-    def require(self, path: str, why: str) -> None:
-        """Raises ValueError where the checkpoint lacks a path that the suite needs; `why`: what for, as `to read`."""
-        if path not in self.paths:
-            raise ValueError(
-                f"suite {self.suite} needs the {path} path {why}, but this checkpoint has {', '.join(self.paths)}; "
-                "evaluate another one, or leave the suite out"
-            )
-
     def require_drawing(self) -> None:
         """Raises ValueError where no path is to be drawn by."""
         if not self.draw_paths:

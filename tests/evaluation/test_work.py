@@ -186,13 +186,11 @@ def test_what_a_suite_cannot_have_is_refused_in_a_sentence(pipeline, tmp_path):
         (lambda: work.number("side", 4), "option side of suite mine is '0'"),
         (lambda: work.file("weights", "get them from X"), "option weights of suite mine: there is no .*w.pt; get them"),
         (lambda: work.file("judge", "get it from X"), "suite mine needs --option judge=FILE: get it from X"),
-        (lambda: work.require("sound", "to hear"), "suite mine needs the sound path to hear, but this checkpoint has"),
         (work.require_drawing, "suite mine draws pictures, but there is no path to draw by"),
         (work.require_answering, "suite mine asks questions, but there is no path to answer through"),
     ):
         with pytest.raises(ValueError, match=message):
             refused()
-    work.require("vq", "to draw")
     assert work.number("else", 4) == 4
     (tmp_path / "w.pt").write_text("")
     assert work.file("weights", "") == tmp_path / "w.pt"

@@ -14,7 +14,7 @@ from hybridgen.cli.arguments.types import (
 )
 
 ABOUT = """\
-Show what the model that comes with hybridgen draws and answers. Then train a VQ tokenizer, and one small
+Show what hybridgen/small draws and answers, where the installation has it. Then train a VQ tokenizer, and one small
 model that draws by two paths and answers through two; score it on pictures of kinds it never saw, and write
 report.html. A demo that was interrupted goes on where it was; one that is finished says so.
 
