@@ -217,7 +217,8 @@ def start(folder: Path, configs: dict[str, str]) -> None:
 
 def test_a_sharded_model_starts_whole_in_one_process_only(tmp_path):
     """From scratch, with a pretrained backbone, from a pipeline, and an adapter on that: the others hold their rows and
-    one tensor more, and the weights are those of one process, to the bit."""
+    one tensor more, or two (gloo's thread may let go of one only after the next has begun), and the weights are those
+    of one process, to the bit."""
     data = tmp_path / "lines.jsonl"
     data.write_text("".join(f'{{"text": "line {k}"}}\n' for k in range(20)))
     models = {"scratch": SCRATCH, "backbone": f"language_model: {decoder_in(tmp_path / 'decoder', tied=False)}"}
@@ -235,7 +236,7 @@ def test_a_sharded_model_starts_whole_in_one_process_only(tmp_path):
         assert not main[kind]["empty"]
         assert other[kind]["empty"]
         spare = 0.01 * other[kind]["whole"]  # buffers, and what the attention's check sees
-        assert other[kind]["most"] < other[kind]["local"] + other[kind]["largest"] + spare
+        assert other[kind]["most"] < other[kind]["local"] + 2 * other[kind]["largest"] + spare
         assert main[kind]["most"] < main[kind]["whole"] + main[kind]["local"] + spare
         config = load_config(path, ["resume=never", f"output_dir={tmp_path / 'again'}"])
         expected = build_model_stage(config, make_accelerator(config)).model.state_dict()
