@@ -79,7 +79,7 @@ def write_scaling(out: Path, content: dict) -> Path:
             }
             for loss, counts in recipe["losses"].items()
         ]  # fmt: skip
-        recipes.append({"name": name, "laws": laws, "runs": recipe["runs"]})
+        recipes.append({"name": name, "laws": laws, "not_fitted": recipe["not_fitted"], "runs": recipe["runs"]})
     html = render_page(
         "scaling.html.jinja", _ASSETS, title="Scaling laws", content=content, recipes=recipes, **_foot(content)
     )

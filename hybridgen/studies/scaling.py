@@ -30,7 +30,7 @@ from hybridgen.studies import pages
 from hybridgen.studies.codecs import Moved, redirect, stand_ins, train_codecs
 from hybridgen.studies.measuring import Measured, measure
 from hybridgen.studies.runs import Run, overrides_of, run_all
-from hybridgen.studies.scaling_law import Law, Point, bootstrap, fit, interval, parity
+from hybridgen.studies.scaling_law import NUMBERS, Law, Point, bootstrap, fit, interval, parity
 from hybridgen.training.config import strict
 from hybridgen.training.config.checks import check
 from hybridgen.training.config.schema import TrainConfig
@@ -38,6 +38,8 @@ from hybridgen.training.config.schema import TrainConfig
 LOSSES = {kind: f"validation/loss/{kind}" for kind in ("text", "code", "diffusion")}
 COUNTS = ("without_embeddings", "parameters")  # what N may count, as results name it
 LARGEST_FLAW = 0.05  # of a budget of tokens
+FEW = 12  # runs, of three sizes and four budgets or the like: fewer are said to be few
+TAIL = 0.025  # of the refits that lie beyond each end of an interval
 
 
 @dataclass
@@ -87,11 +89,23 @@ def read_ladder(file: Path) -> Ladder:
         for other in settings.before:
             if not (file.parent / other).is_file():
                 raise ValueError(f"ladder.before names {other}, which is no file beside it")
-        for name in settings.sizes:
-            strict.build(TrainConfig, _with_size(content, settings.sizes[name]))
+        for changes in settings.sizes.values():
+            _check_losses(settings, strict.build(TrainConfig, _with_size(content, changes)))
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     return Ladder(file.stem, file, content, settings)
+
+
+def _check_losses(settings: LadderConfig, config: TrainConfig) -> None:
+    """Raises ValueError for a loss that no run will measure."""
+    sources = [source.name for source in config.validation.sources]
+    for name, number in settings.losses.items():
+        of_source = re.match(r"validation/source/(.*)/", number)
+        if not number.startswith("validation/") or (of_source and of_source[1] not in sources):
+            raise ValueError(
+                f"ladder.losses.{name} is {number!r}, which no run measures; give validation/loss/KIND, or "
+                f"validation/source/NAME/KIND of the held-out {', '.join(sources)}"
+            )
 
 
 def _with_size(content: dict, changes: dict) -> dict:
@@ -120,7 +134,8 @@ def run_scaling(
         lines to print: the runs, or the laws and the paths of what to open.
 
     Raises:
-        ValueError: one sentence about what is wrong; ladders that no law can be fitted to, before any run is made.
+        ValueError: one sentence about what is wrong; ladders that no law can be fitted to, before any run is made where
+            that can be known; else after the report, which says why.
     """
     ladders = [read_ladder(Path(file)) for file in files]
     for ladder in ladders:
@@ -143,6 +158,9 @@ def run_scaling(
     write_json(out / "scaling.json", content)
     yield from in_lines(content)
     yield str(pages.write_scaling(out, content))
+    for ladder in ladders:
+        if not content["recipes"][ladder.name]["losses"]:
+            raise ValueError(f"{ladder.file}: no law could be fitted to any loss of ladder.losses, as said above")
 
 
 def _check_shape(ladder: Ladder) -> None:
@@ -216,20 +234,23 @@ def summarise(ladders: Sequence[Ladder], runs: dict[str, list[Run]], refits: int
     recipes, laws = {}, {}
     for ladder in ladders:
         results = [run.result() for run in runs[ladder.name]]
-        fits = {}
+        fits, not_fitted = {}, {}
         for loss, number in ladder.settings.losses.items():
             if not any(number in result["numbers"] for result in results):
-                if ladder.settings.losses != LOSSES:
-                    raise ValueError(f"{ladder.file}: ladder.losses.{loss} is {number!r}, which no run has measured")
+                not_fitted[loss] = f"no run has measured {number}"
                 continue
-            for count in COUNTS:
-                points = points_of(results, number, count)
-                what = f"{ladder.name}, {loss}"
-                law = fit(points, what)
-                refitted = bootstrap(points, law, refits)
-                laws[ladder.name, loss, count] = law, refitted, max(point.flops for point in points)
-                fits.setdefault(loss, {})[count] = describe(law, refitted) | {"points": [p._asdict() for p in points]}
-        recipes[ladder.name] = {"losses": fits, "runs": results}
+            points = {count: points_of(results, number, count) for count in COUNTS}
+            try:
+                found = {count: fit(points[count], f"{ladder.name}, {loss}") for count in COUNTS}
+            except ValueError as error:
+                not_fitted[loss] = str(error)
+                continue
+            fits[loss] = {}
+            for count, law in found.items():
+                refitted = bootstrap(points[count], law, refits)
+                laws[ladder.name, loss, count] = law, refitted, [point.flops for point in points[count]]
+                fits[loss][count] = describe(law, refitted, points[count])
+        recipes[ladder.name] = {"losses": fits, "not_fitted": not_fitted, "runs": results}
     return {
         "recipes": recipes, "parity": list(_parities(ladders, laws)), "command": environment.command(),
         "versions": environment.versions(), "hardware": environment.hardware(),
@@ -244,13 +265,32 @@ def points_of(results: Sequence[dict], number: str, count: str) -> list[Point]:
     ]
 
 
-def describe(law: Law, refitted: Sequence[Law]) -> dict:
-    """A law with 95 % intervals of its numbers, and of the exponents of N* ~ C^a and D* ~ C^b."""
-    names = ("E", "A", "alpha", "B", "beta", "size_exponent", "token_exponent")
+def describe(law: Law, refitted: Sequence[Law], points: Sequence[Point]) -> dict:
+    """A law with 95 % intervals of its numbers, and of the exponents of N* ~ C^a and D* ~ C^b; which of its numbers
+    stand at the solver's bounds, what makes it less than it seems, and its points."""
+    names = (*NUMBERS, "size_exponent", "token_exponent")
     numbers = {
         name: {"value": getattr(law, name), **_ends([getattr(each, name) for each in refitted])} for name in names
     }
-    return numbers | {"cost": law.cost, "cost_exponent": law.cost_exponent, "spread": law.spread}
+    return numbers | {
+        "cost": law.cost, "cost_exponent": law.cost_exponent, "spread": law.spread, "at_bounds": list(law.at_bounds),
+        "doubts": list(_doubts(law, refitted, len(points))), "points": [point._asdict() for point in points],
+    }  # fmt: skip
+
+
+def _doubts(law: Law, refitted: Sequence[Law], runs: int) -> Iterator[str]:
+    """What makes a law less than it seems, a sentence each."""
+    if law.at_bounds:
+        numbers = ", ".join(f"{name} {getattr(law, name):.3g}" for name in law.at_bounds)
+        yield (
+            f"at the bounds of the fit: {numbers}; these points do not tell the law's numbers, and the best sizes and "
+            "the FLOPs for a loss that follow from it are unreliable"
+        )
+    shares = {name: sum(name in each.at_bounds for each in refitted) / len(refitted) for name in NUMBERS}
+    if ends := [f"{name} in {100 * share:.0f} %" for name, share in shares.items() if share > TAIL]:
+        yield f"refits stand at the bounds of the fit, where their intervals end for that reason: {', '.join(ends)}"
+    if runs < FEW:
+        yield f"{runs} runs are few for five numbers: how far off they are is told by {runs - 5} residuals alone"
 
 
 def _ends(values: Sequence[float]) -> dict[str, float]:
@@ -265,15 +305,20 @@ def _parities(ladders: Sequence[Ladder], laws: dict) -> Iterator[dict]:
             for count in COUNTS:
                 if (first.name, loss, count) not in laws or (other.name, loss, count) not in laws:
                     continue
-                law, refitted, flops = laws[first.name, loss, count]
-                law_2, refitted_2, reached = laws[other.name, loss, count]
+                law, refitted, spent = laws[first.name, loss, count]
+                law_2, refitted_2, spent_2 = laws[other.name, loss, count]
+                flops = max(spent)
                 ratio = parity(law, law_2, flops)
                 ratios = [parity(one, two, flops) for one, two in zip(refitted, refitted_2, strict=True)]
                 low, high = (value if value < float("inf") else None for value in interval(ratios))
                 yield {
                     "first": first.name, "second": other.name, "loss": loss, "count": count, "flops": flops,
                     "at_loss": law.best_loss(flops), "ratio": ratio if ratio < float("inf") else None,
-                    "low": low, "high": high, "extrapolated": ratio * flops > 2 * reached,
+                    "low": low, "high": high, "extrapolated": not min(spent_2) / 2 <= ratio * flops <= 2 * max(spent_2),
+                    "unreliable": [
+                        f"{name} of {recipe.name}" for recipe, each in ((first, law), (other, law_2))
+                        for name in each.at_bounds
+                    ],
                 }  # fmt: skip
 
 
@@ -284,6 +329,8 @@ def in_lines(content: dict) -> Iterator[str]:
             law = counts[content["shown"]]
             numbers = ", ".join(f"{key} {_number(law[key])}" for key in ("E", "A", "alpha", "B", "beta"))
             yield f"{name}, {loss}: {numbers}; the points lie {100 * law['spread']:.1f} % off in the mean"
+            yield from (f"{name}, {loss}: {doubt}" for doubt in law["doubts"])
+        yield from (f"{name}, {loss}: nothing is fitted: {reason}" for loss, reason in recipe["not_fitted"].items())
     for ratio in content["parity"]:
         if ratio["count"] == content["shown"]:
             yield parity_sentence(ratio)
@@ -297,9 +344,10 @@ def parity_sentence(ratio: dict) -> str:
     """A parity ratio in words."""
     never = "more than any budget"
     start = f"{ratio['loss']} loss {ratio['at_loss']:.3g}, which {ratio['first']} has for {ratio['flops']:.2g} FLOPs"
+    doubt = f"; unreliable: {', '.join(ratio['unreliable'])} at the bounds of the fit" if ratio["unreliable"] else ""
     if ratio["ratio"] is None:
-        return f"{start}: {ratio['second']} never gets there by its law"
+        return f"{start}: {ratio['second']} never gets there by its law{doubt}"
     ends = f"{ratio['low']:.2f}" if ratio["low"] is not None else never
     ends += f" to {ratio['high']:.2f}" if ratio["high"] is not None else f" to {never}"
     beyond = ", beyond its ladder" if ratio["extrapolated"] else ""
-    return f"{start}: {ratio['second']} takes {ratio['ratio']:.2f} times as many ({ends}{beyond})"
+    return f"{start}: {ratio['second']} takes {ratio['ratio']:.2f} times as many ({ends}{beyond}){doubt}"

@@ -2,14 +2,17 @@
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import yaml
 
 from hybridgen.cli.main import main
+from hybridgen.studies import pages, scaling
 from hybridgen.studies.measuring import sizes
-from hybridgen.studies.scaling import parity_sentence, read_ladder
-from hybridgen.studies.scaling_law import Point, fit
+from hybridgen.studies.runs import Run
+from hybridgen.studies.scaling import LOSSES, Ladder, LadderConfig, in_lines, parity_sentence, read_ladder, summarise
+from hybridgen.studies.scaling_law import Law, Point, fit
 from tests.models import tiny_model
 from tests.studies.test_study import ALONE, BASE
 
@@ -114,6 +117,8 @@ def refused(capsys, *words: str) -> str:
         ({"sizes": SIZES | {"middle": {"model.text_config.hiden_size": 16}}}, "hiden_size"),
         ({"sizes": SIZES | {"middle": 16}}, "ladder.sizes.middle is 16; give a name and the keys"),
         ({"tokens": [100, 2400, 4800]}, "100 tokens are 0."),
+        ({"losses": {"text": "loss/text"}}, "ladder.losses.text is 'loss/text', which no run measures"),
+        ({"losses": {"a": "validation/source/raed/text"}}, "validation/source/NAME/KIND of the held-out draw"),
         ({"before": ["codec.yaml"]}, "ladder.before names codec.yaml, which is no file beside it"),
     ],
 )
@@ -143,12 +148,117 @@ def test_what_weights_count():
     )
 
 
+FALLING = Law(1.8, 60, 0.35, 120, 0.37)
+
+
+def made(folder: Path, name: str, losses: dict, budgets=(3e5, 1e6, 3e6, 1e7), numbers: dict = LOSSES):
+    """A ladder whose runs came out as `losses` say (kind -> function of weights and tokens), without any training."""
+    runs = []
+    for size in (3e4, 1e5, 3e5):
+        for tokens in budgets:
+            run = Run(f"{name}/{size:.0f}_{tokens:.0f}", 0, folder / name / f"{size:.0f}_{tokens:.0f}", folder, ())
+            found = {LOSSES[kind]: float(loss(size, tokens)) for kind, loss in losses.items()}
+            result = {"name": run.name, "seed": 0, "parameters": size, "without_embeddings": size, "seconds": None}
+            run.folder.mkdir(parents=True)
+            run.result_file.write_text(
+                json.dumps(result | {"tokens": tokens, "flops": 6 * size * tokens} | {"numbers": found})
+            )
+            runs.append(run)
+    settings = LadderConfig(sizes={}, tokens=list(budgets), losses=dict(numbers))
+    return Ladder(name, folder / f"{name}.yaml", {}, settings), runs
+
+
+def told(folder: Path, *made_ladders, refits: int = 8) -> tuple[dict, list[str], str]:
+    """What is fitted, what is printed, and the page."""
+    ladders = [ladder for ladder, _ in made_ladders]
+    content = summarise(ladders, {ladder.name: runs for ladder, runs in made_ladders}, refits) | {"shown": "parameters"}
+    with mock.patch.object(
+        pages.plots, "keep", return_value=""
+    ):  # which takes most of the time, and is not in question
+        page = pages.write_scaling(folder, content).read_text(encoding="utf-8")
+    return content, list(in_lines(content)), page
+
+
+def test_a_number_at_a_bound_is_said_to_be_there(tmp_path):
+    """Losses that do not depend on the size: alpha stands at its least, and ratios with that law are unreliable."""
+    true = made(tmp_path, "true", {"text": FALLING.loss})
+    flat = made(tmp_path, "flat", {"text": lambda size, tokens: 1.9 + 120 * tokens**-0.37})
+    content, lines, page = told(tmp_path, true, flat)
+    laws = [content["recipes"][name]["losses"]["text"]["parameters"] for name in ("true", "flat")]
+    assert laws[0]["at_bounds"] == laws[0]["doubts"] == []
+    assert "alpha" in laws[1]["at_bounds"]
+    assert laws[1]["alpha"]["value"] == 0.01
+    (doubt,) = [line for line in lines if line.startswith("flat, text: at the bounds of the fit: ")]
+    assert "alpha 0.01" in doubt
+    assert doubt.endswith("and the FLOPs for a loss that follow from it are unreliable")
+    assert not any(line.startswith("true, text: ") and "bounds" in line for line in lines)
+    assert any("; unreliable: " in line and "alpha of flat" in line for line in lines)
+    assert page.count("at the bounds of the fit: ") == 2  # N with and without embeddings
+    assert page.count("alpha of flat") == 2
+
+
+def test_refits_at_a_bound_and_few_runs_are_said(tmp_path):
+    noise = iter([0.004, -0.006, 0.001, 0.005, -0.003, 0.002, -0.004, 0.006, -0.001])
+    few = made(tmp_path, "few", {"text": lambda *at: FALLING.loss(*at) * (1 + next(noise))}, (3e5, 1e6, 3e6))
+    _, lines, page = told(tmp_path, few, refits=40)
+    told_few = "9 runs are few for five numbers: how far off they are is told by 4 residuals alone"
+    assert f"few, text: {told_few}" in lines
+    assert told_few in page
+    (refits,) = [line for line in lines if "refits stand at the bounds of the fit" in line]
+    shares = dict(word.rsplit(" in ", 1) for word in refits.split(": ")[-1].split(", "))
+    assert all(3 <= int(share.removesuffix(" %")) <= 100 for share in shares.values())
+
+
+def test_what_was_not_measured_or_is_not_finite_is_said(tmp_path):
+    """The losses that can be fitted are, all the same."""
+    ladder = made(tmp_path, "one", {"text": FALLING.loss, "diffusion": lambda *at: float("nan")})
+    content, lines, page = told(tmp_path, ladder)
+    assert set(content["recipes"]["one"]["losses"]) == {"text"}
+    missing = "nothing is fitted: no run has measured validation/loss/code"
+    assert f"one, code: {missing}" in lines
+    assert f"code loss: {missing}" in page
+    assert any(
+        line.startswith("one, diffusion: nothing is fitted: one, diffusion: the loss of 30,000 weights")
+        for line in lines
+    )
+
+
+def test_a_ladder_without_any_law_is_refused_after_its_report(tmp_path, monkeypatch, capsys):
+    file, out = write_ladder(tmp_path, losses={"text": "validation/loss/code"}), tmp_path / "out"
+
+    def pretend(runs, jobs):
+        for number, run in enumerate(runs):
+            numbers = {"numbers": {"validation/loss/text": 1.0}, "tokens": 1.0, "flops": 1.0, "seconds": None}
+            run.folder.mkdir(parents=True)
+            run.result_file.write_text(json.dumps({"name": run.name, "seed": number, **run.about, **numbers}))
+
+    monkeypatch.setattr(scaling, "run_all", pretend)
+    assert main(["scale", str(file), "--out", str(out)]) == 2
+    printed = capsys.readouterr()
+    assert "ladder, text: nothing is fitted: no run has measured validation/loss/code" in printed.out
+    assert "no law could be fitted to any loss of ladder.losses" in printed.err
+    assert (out / "report.html").is_file()
+
+
+def test_a_ratio_outside_of_the_second_ladder_is_said(tmp_path):
+    """Above its largest run, or below its smallest."""
+    dear = made(tmp_path, "dear", {"text": Law(1.8, 60, 0.35, 120, 0.37).loss})
+    cheap = made(tmp_path, "cheap", {"text": Law(0.2, 20, 0.35, 40, 0.37).loss})
+    for pair, ratio in (((dear, cheap), "cheap takes 0."), ((dear, dear), "dear takes 1.00 times")):
+        _, lines, _ = told(tmp_path, *pair)
+        (line,) = [line for line in lines if ratio in line]
+        assert ("beyond its ladder" in line) == (pair[0] is not pair[1])
+
+
 def test_ratios_in_words():
     ratio = {"first": "a", "second": "b", "loss": "text", "flops": 2e13, "at_loss": 0.5, "extrapolated": False}
+    ratio["unreliable"] = []
     assert parity_sentence(ratio | {"ratio": 0.5, "low": 0.4, "high": None}).endswith(
         "b takes 0.50 times as many (0.40 to more than any budget)"
     )
     assert parity_sentence(ratio | {"ratio": None, "low": 2.0, "high": None}).endswith("b never gets there by its law")
+    doubted = parity_sentence(ratio | {"ratio": 0.5, "low": 0.4, "high": 0.6, "unreliable": ["alpha of a", "E of b"]})
+    assert doubted.endswith("(0.40 to 0.60); unreliable: alpha of a, E of b at the bounds of the fit")
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs" / "scaling").glob("*.yaml")), ids=lambda file: file.stem)

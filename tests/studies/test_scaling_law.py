@@ -44,6 +44,22 @@ def test_a_law_is_found_through_noise(seed):
     assert 0.001 < found.spread < 0.006
 
 
+@pytest.mark.parametrize(
+    ("loss", "at_bounds"),
+    [
+        (TRUTH.loss, ()),
+        (lambda size, tokens: 1.8 + 120 * tokens**-0.37, ("A", "alpha")),
+        (lambda size, tokens: 1.8 + 60 * size**-0.35, ("B", "beta")),
+        (lambda size, tokens: 60 * size**-0.35 + 120 * tokens**-0.37, ("E",)),
+        (lambda size, tokens: 1.8 + (size / 3e4) ** -6 + 120 * tokens**-0.37, ("alpha",)),
+        (lambda size, tokens: 1.8, ("A", "alpha", "B", "beta")),
+    ],
+)
+def test_what_the_points_do_not_tell_stands_at_a_bound(loss, at_bounds):
+    points = [point._replace(loss=float(loss(point.parameters, point.tokens))) for point in ladder()]
+    assert fit(points).at_bounds == at_bounds
+
+
 def test_one_wrong_run_changes_little():
     """A run that came out 30 % too high, which least squares would follow."""
     points = ladder(noise=0.001)
