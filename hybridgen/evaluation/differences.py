@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hybridgen.evaluation.intervals import bootstrap, mean_of_sums
+from hybridgen.evaluation.intervals import bootstrap_mean
 
 LEVEL = 0.05  # what chance does more seldom than this is said to be a difference
 FEWEST = 6  # things that stand alone: of fewer, chance puts all on one side more often than LEVEL (2 / 2^5)
@@ -59,12 +59,11 @@ def compare_items(
     if len(first) != len(second) or not len(first):
         raise ValueError(f"{len(first)} and {len(second)} items cannot be compared; give equally many, at least one")
     first, second = (np.asarray(values, dtype=np.float64) for values in (first, second))
-    places = _numbers(range(len(first)) if groups is None else groups)
-    sums, counts = (np.bincount(places, weights) for weights in (second - first, np.ones(len(first))))
-    found = bootstrap(np.stack([sums, counts], axis=-1), mean_of_sums, seed=seed)
-    is_alone = len(counts) == len(first) and np.isin([first, second], (0, 1)).all()
+    found = bootstrap_mean(second - first, seed=seed, groups=groups)
+    count = found.get("groups", len(first))
+    is_alone = count == len(first) and np.isin([first, second], (0, 1)).all()
     p = mcnemar(first, second) if is_alone else None
-    return Difference(found["value"], found["low"], found["high"], p, len(first), len(counts))
+    return Difference(found["value"], found["low"], found["high"], p, len(first), count)
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
@@ -77,9 +76,3 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
         ways = ways * (n - k + 1) // k
         total += ways
     return min(1.0, 2 * total / 2**n)
-
-
-def _numbers(groups: Sequence[Hashable]) -> np.ndarray:
-    """Groups as numbers, in the order in which they first come."""
-    known: dict[Hashable, int] = {}
-    return np.array([known.setdefault(group, len(known)) for group in groups])
