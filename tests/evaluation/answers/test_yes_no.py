@@ -63,9 +63,56 @@ def test_nobody_says_yes():
     assert (scores["precision"]["share"], scores["precision"]["n"], scores["f1"]["value"]) == (0.0, 0, 0.0)
 
 
-@pytest.mark.parametrize(("answer", "said"), [("yes and no", True), ("I don't know", False), ("it may be", None)])
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("yes and no", True),
+        ("it may be", None),
+        ("I don't know", None),
+        ("I don’t really know.", None),
+        ("I do not know if there is a dog", None),
+        ("Not sure", None),
+        ("I'm not entirely certain", None),
+        ("No idea", None),
+        ("I can't tell", None),
+        ("It cannot be said, I could not say", None),
+        ("There's no way to know", None),
+        ("It is not clear whether it is one", None),
+        ("there isn't enough information", None),
+        ("No, I don't know it", False),
+        ("I don't know, probably not", False),
+        ("not sure, but yes", True),
+        ("I don't see a dog", False),
+        ("I don't think so", False),
+        ("the sky is not clear", False),
+        ("I can't see one", False),
+    ],
+)
 def test_what_the_docstring_says_of_odd_answers(answer, said):
     assert parse_yes_no(answer) is said
+
+
+def test_who_does_not_know_is_wrong_and_says_neither_yes_nor_no():
+    """As many right answers as a coin would give, were it a no."""
+    scores = yes_no_scores(["I don't know"] * 4, [True, False, False, False])
+    assert {name: scores[name]["right"] for name in ("accuracy", "precision", "recall", "yes_ratio", "unclear")} == {
+        "accuracy": 0, "precision": 0, "recall": 0, "yes_ratio": 0, "unclear": 4,
+    }  # fmt: skip
+    assert scores["precision"]["n"] == 0
+
+
+def test_questions_about_one_picture_are_not_independent():
+    """The numbers stay, intervals are wider: four equal questions about each picture are one."""
+    said, truth = ["yes", "yes", "no", "no", "yes"], [True, False, False, True, True]
+    once = yes_no_scores(said, truth)
+    copies = [[*each] * 4 for each in (said, truth, range(5))]
+    for name, found in yes_no_scores(*copies).items():
+        number = "value" if name == "f1" else "share"
+        assert (found[number], found["low"], found["high"]) == pytest.approx(
+            (once[name][number], once[name]["low"], once[name]["high"])
+        )
+        assert found["groups"] == found["n"] / 4 == once[name]["n"]
+    assert yes_no_scores(said, truth, range(5)) == once
 
 
 def test_truth_may_be_of_numpy():
