@@ -49,6 +49,7 @@ from transformers import AutoTokenizer
 from hybridgen.core.figures import Card, grid, save
 from hybridgen.core.files import read_json, write_json, write_whole
 from hybridgen.data.synthetic import open_synthetic
+from hybridgen.evaluation import generation
 from hybridgen.evaluation.environment import hardware, versions
 from hybridgen.evaluation.intervals import with_interval
 from hybridgen.pipeline_hybridgen import load_pipeline
@@ -357,8 +358,14 @@ def best_of(tried: list[dict]) -> int:
 
 
 def shares(dataset, world: World, drawn: np.ndarray, specs: list) -> dict[str, dict]:
-    tallies = dataset.score_pictures(drawn, specs)
-    return {name: with_interval(tallies[of]) for name, of in (("parts", world.parts), ("whole", world.whole))}
+    """Tallies with intervals over pictures; "each" is [right, n] of each picture, by which seeds are pooled."""
+    pictures = list(map(Image.fromarray, drawn))
+    verdicts = generation.judge(dataset, pictures, specs)
+    tallies = generation.score(dataset, pictures, specs, verdicts)
+    return {
+        name: tallies[of] | {"each": [list(verdict.counts[of]) for verdict in verdicts]}
+        for name, of in (("parts", world.parts), ("whole", world.whole))
+    }
 
 
 def sheet(scored: Captioned, drawn: np.ndarray, file: Path) -> None:
@@ -390,7 +397,7 @@ def in_a_process(run: Run, folder: Path, peer: Path | None) -> dict:
         ValueError: it failed; what it printed says why.
     """
     result = folder / "result.json"
-    if not result.is_file():
+    if not is_scored(result):
         print(f"{run.name}: {run.seconds:g} CPU seconds", flush=True)
         one_core = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"} | QUIET
         paths = [str(Path(__file__).parents[1]), *([str(peer)] if peer else []), os.environ.get("PYTHONPATH", "")]
@@ -399,6 +406,12 @@ def in_a_process(run: Run, folder: Path, peer: Path | None) -> dict:
         if subprocess.run(command, env=environment).returncode:
             raise ValueError(f"the run {run.name} failed; what it printed stands above, and the same command goes on")
     return read_json(result) | {"label": run.label}
+
+
+def is_scored(result: Path) -> bool:
+    """Whether a run is finished; one that was scored before pictures were counted singly is only scored again."""
+    scores = read_json(result).get("scores", {}) if result.is_file() else None
+    return scores is not None and all("each" in tally for tally in scores.values())
 
 
 def require_peer(folder: Path | None) -> None:
@@ -537,11 +550,14 @@ def write(options: argparse.Namespace, results: list[dict]) -> None:
 
 
 def pooled(results: list[dict], score: str) -> dict:
-    """The tally over seeds, with its interval, and the lowest and highest share of a seed."""
+    """The tally over seeds, with its interval over captions, which are the same for all seeds, and the lowest and
+    highest share of a seed."""
     tallies = [result["scores"][score] for result in results]
     right, n = sum(tally["right"] for tally in tallies), sum(tally["n"] for tally in tallies)
-    each = [tally["share"] for tally in tallies]
-    return with_interval({"right": right, "n": n, "share": right / n}) | {"least": min(each), "most": max(each)}
+    shares = [tally["share"] for tally in tallies]
+    captions = np.sum([tally["each"] for tally in tallies], axis=0)
+    tally = with_interval({"right": right, "n": n, "share": right / n}, captions)
+    return tally | {"least": min(shares), "most": max(shares)}
 
 
 def grouped(results: list[dict]) -> dict[tuple, list[dict]]:

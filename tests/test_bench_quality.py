@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from hybridgen.evaluation.intervals import wilson
+from hybridgen.evaluation.intervals import wilson, with_interval
 from hybridgen.training.config.checks import load_config
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -32,10 +32,11 @@ def bench(monkeypatch):
 
 
 def result(bench, world="dolls", label="hybridgen", seconds=150.0, seed=0, right=(90, 9), n=(100, 10), **more) -> dict:
-    tallies = {
-        name: {"right": r, "n": of, "share": r / of, "low": wilson(r, of)[0], "high": wilson(r, of)[1]}
-        for name, r, of in zip(("parts", "whole"), right, n, strict=True)
-    }
+    """The first of ten pictures have as many parts right as there are."""
+    tallies = {}
+    for name, r, of in zip(("parts", "whole"), right, n, strict=True):
+        each = [[min(max(r - i * of // 10, 0), of // 10), of // 10] for i in range(10)]
+        tallies[name] = with_interval({"right": r, "n": of, "share": r / of}, each) | {"each": each}
     run = {"world": world, "label": label, "seconds": seconds, "seed": seed, "scores": tallies, "steps": 400}
     return run | {"compiling": 20.0, "parameters": 1_500_000, "chosen": {"guidance": 1.5}} | more
 
@@ -54,6 +55,9 @@ def test_ours_trains_for_the_seconds_of_the_processor_and_is_scored(bench, tmp_p
         assert lines[-1]["lr"] < 0.2 * max(line["lr"] for line in lines)  # it falls with the clock
         assert [tried["guidance"] for tried in told["tried"]] == list(bench.GUIDANCE)
         assert told["scores"]["parts"]["n"] == 7 * told["scores"]["whole"]["n"] == 42
+        assert told["scores"]["parts"]["groups"] == 6
+        for tally in told["scores"].values():
+            assert [sum(column) for column in zip(*tally["each"], strict=True)] == [tally["right"], tally["n"]]
         best = told["tried"][bench.best_of(told["tried"])]
         assert told["chosen"] == {"guidance": best["guidance"]}
         if best["guidance"] == 1:
@@ -76,6 +80,13 @@ def test_what_is_finished_is_not_run_again(bench, tmp_path, monkeypatch):
     (tmp_path / "result.json").write_text(json.dumps({"label": "ours", "steps": 3}))
     run = bench.Run("name", "hybridgen", "ours", "dolls", 1.0, 0, 6)
     assert bench.in_a_process(run, tmp_path, None) == {"label": "hybridgen", "steps": 3}
+
+
+def test_a_run_that_was_scored_before_pictures_were_counted_singly_is_scored_again(bench, tmp_path):
+    assert not bench.is_scored(tmp_path / "result.json")
+    for scores, is_scored in (({}, True), (result(bench)["scores"], True), ({"parts": {"right": 3, "n": 4}}, False)):
+        (tmp_path / "result.json").write_text(json.dumps({"scores": scores}))
+        assert bench.is_scored(tmp_path / "result.json") is is_scored
 
 
 def test_a_run_that_fails_ends_the_race_with_a_sentence(bench, tmp_path, capfd):
@@ -134,8 +145,13 @@ def test_seeds_are_pooled_and_their_spread_is_said(bench):
     results = [result(bench, seed=0), result(bench, seed=1, right=(70, 7)), result(bench, label="other", right=(1, 0))]
     lines = bench.in_table(results)
     assert lines[0] == "- dolls: parts = parts right; whole = all seven parts of a picture right"
-    low, high = wilson(160, 200)
-    assert f"| dolls | hybridgen | 150 | 2 | 80.0 % ({100 * low:.1f} to {100 * high:.1f}) | 80.0 %" in lines[-2]
+    # the same ten captions for both seeds: nine or seven of them right, so eight are both times, and one is once
+    captions = [(2, 2)] * 7 + [(1, 2)] * 2 + [(0, 2)]
+    both = with_interval({"right": 16, "n": 20, "share": 0.8}, captions)
+    low, high = both["low"], both["high"]
+    assert low < wilson(16, 20)[0]
+    assert high > wilson(16, 20)[1]
+    assert lines[-2].split(" | ")[5] == f"80.0 % ({100 * low:.1f} to {100 * high:.1f})"
     assert "| 70.0 to 90.0 | 400 | 20 | 1.50 M | 1.5 |" in lines[-2]
     assert "| dolls | other | 150 | 1 | 1.0 %" in lines[-1]
 

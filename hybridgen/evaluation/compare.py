@@ -16,7 +16,8 @@ from hybridgen.evaluation.folder import IDENTITY, differences, load_items
 from hybridgen.evaluation.result import TASKS, Item
 from hybridgen.evaluation.scores import load_scores
 
-_SAME = ("samples", "seed", "options", "files")  # keys of the identity in which two evaluations must agree
+# keys of the identity in which two evaluations must agree; the last is not in older ones
+_SAME = ("samples", "seed", "options", "files", "contents")
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def compare(first: Path, second: Path) -> SideBySide:
         ValueError: in one sentence, why the two cannot be compared.
     """
     identities, scores = zip(*(_read(folder) for folder in (first, second)), strict=True)
-    for key, one, other in differences(*({name: each[name] for name in _SAME} for each in identities)):
+    same = [name for name in _SAME if all(name in each for each in identities)]
+    for key, one, other in differences(*({name: each[name] for name in same} for each in identities)):
         raise ValueError(
             f"{first} and {second} were not evaluated on the same: {key} is {shown(one)} in the first and "
             f"{shown(other)} in the second; evaluate one of them again"
@@ -98,7 +100,7 @@ def compare(first: Path, second: Path) -> SideBySide:
             "evaluate one of them again, by the paths of the other"
         )
     facts = {"A": str(first), "B": str(second)}
-    for key, one, other in differences(*identities):
+    for key, one, other in (*differences(*identities), *differences(*(each.get("versions", {}) for each in scores))):
         facts[f"{key}: A, B"] = f"{shown(one)}, {shown(other)}"
     if left_out:
         facts["only in one of them"] = ", ".join(left_out)
@@ -132,8 +134,10 @@ def _compare_suite(name: str, folders: tuple[Path, Path], scores: tuple[dict, di
 
 
 def _paired(name: str, task: str, path: str, items: list[dict]) -> list[tuple[Item, Item]]:
-    """The same items of both. Raises ValueError where they are not."""
+    """The same items of both; none where one of them was handed none. Raises ValueError where they are not the same."""
     first, second = (each.get(task, {}).get(path, []) for each in items)
+    if not first or not second:
+        return []
     prompts = [[item.prompt for item in each] for each in (first, second)]
     if prompts[0] != prompts[1]:
         raise ValueError(
@@ -171,8 +175,8 @@ def _lines(tallies: tuple[dict, dict], pairs: list[tuple[Item, Item]], labels: d
 
 
 def _group(place: int, item: Item) -> object:
-    """Items about the same pictures are not independent."""
-    return tuple(sorted(map(str, item.pictures.values()))) or place
+    """Items about the same pictures, or of the same group, are not independent."""
+    return item.group or tuple(sorted(map(str, item.pictures.values()))) or place
 
 
 def _is_mean_of(tally: dict, values: list[float]) -> bool:

@@ -25,8 +25,8 @@ from hybridgen.chat.session import Chat
 from hybridgen.core.messages import strip_reasoning
 from hybridgen.data.synthetic.questions import tally
 from hybridgen.evaluation import generation
-from hybridgen.evaluation.generation import Prompts
-from hybridgen.evaluation.intervals import with_interval
+from hybridgen.evaluation.generation import Prompts, Verdict
+from hybridgen.evaluation.intervals import score_by_groups, with_interval
 from hybridgen.evaluation.result import Item
 from hybridgen.evaluation.work import MAX_NEW_TOKENS, Work
 from hybridgen.sampling.seeds import nth_seed
@@ -59,8 +59,10 @@ class Plan(NamedTuple):
 
 
 class Transcript(NamedTuple):
-    """What was counted in one chat: a request for a picture and its reply, questions and answers."""
+    """What was counted in one chat, about prompt `number`: a request for a picture and its reply, questions and
+    answers."""
 
+    number: int
     caption: str
     spec: object
     drawn: Reply
@@ -72,7 +74,8 @@ class Transcript(NamedTuple):
 def converse(
     work: Work, dataset: ModuleType, prompts: Prompts, path: str, side: int
 ) -> tuple[dict[str, dict], list[Item]]:
-    """Tallies by category with 95 % intervals, and what was asked for. The chats of prompt i draw from `seed + i`.
+    """Tallies by category with 95 % intervals, and what was asked for. The chats of prompt i draw from `seed + i`, so
+    all that is about one prompt is not independent.
 
     Args:
         prompts: what is asked for; the picture shown beside prompt i is that of prompt i + 1.
@@ -93,7 +96,10 @@ def converse(
     told = work.each(len(prompts), talk, f"chat-{path}", label)
     greeted = [Reply(*each) for each in work.each(len(GREETINGS), greet, f"greet-{path}", f"{label}, greetings")]
     transcripts = [each for i, replies in enumerate(told) for each in _transcripts(prompts, i, plans[i], replies)]
-    return _tallies(dataset, transcripts, greeted, side), _items(dataset, transcripts, greeted, path, side)
+    pictures, specs = _pictures(transcripts, side), [each.spec for each in transcripts]
+    verdicts = generation.judge(dataset, pictures, specs)
+    tallies = _tallies(dataset, transcripts, greeted, verdicts)
+    return tallies, _items(dataset, transcripts, greeted, path, list(zip(pictures, verdicts, strict=True)))
 
 
 def _plan(dataset: ModuleType, prompts: Prompts, number: int, seed: int) -> Plan:
@@ -127,7 +133,7 @@ def _talk(new_chat: Callable[[], Chat], prompts: Prompts, number: int, plan: Pla
 def _transcripts(prompts: Prompts, number: int, plan: Plan, replies: list[list]) -> Iterator[Transcript]:
     """The two chats of prompt `number`, replies beside what they are replies to."""
     first, second = ([Reply(*each) for each in chat] for chat in replies)
-    asked, seen = (prompts.captions[number], prompts.specs[number]), len(plan.about_shown)
+    asked, seen = (number, prompts.captions[number], prompts.specs[number]), len(plan.about_shown)
     yield Transcript(*asked, first[0], _answers(plan.after, first[1:]), [], None)
     shown = prompts.pictures[_beside(prompts, number)]
     after = _answers(plan.after_second, second[seen + 1 :])
@@ -156,23 +162,23 @@ def _pictures(transcripts: list[Transcript], side: int) -> list[Image.Image]:
     return [each.drawn.images[0] if each.drawn.images else blank for each in transcripts]
 
 
-def _tallies(dataset: ModuleType, transcripts: list[Transcript], greeted: list[Reply], side: int) -> dict[str, dict]:
-    images = _pictures(transcripts, side)
-    counts = {"drawn": tally(sum(_is_picture(each.drawn) for each in transcripts), len(transcripts))}
-    counts |= {
-        name: count
-        for name, count in dataset.score_pictures(
-            generation.stacked(images), [each.spec for each in transcripts]
-        ).items()
-        if name in PICTURE_SCORES
-    }
-    counts["words"] = tally(sum(_is_words(answer) for answer in greeted), len(greeted))
-    for name in ("shown", "after_drawing"):
-        given = [pair for transcript in transcripts for pair in getattr(transcript, name)]
-        counts[name] = dataset.score_answers([answer for _, answer in given], [question for question, _ in given])[
-            "all"
-        ]
-    return {name: with_interval(count) for name, count in counts.items()}
+def _tallies(
+    dataset: ModuleType, transcripts: list[Transcript], greeted: list[Reply], verdicts: list[Verdict]
+) -> dict[str, dict]:
+    def of_some(places: list[int]) -> dict[str, dict]:
+        some = [transcripts[i] for i in places]
+        counts = {"drawn": tally(sum(_is_picture(each.drawn) for each in some), len(some))}
+        for name in PICTURE_SCORES:
+            of_pictures = [verdicts[i].counts[name] for i in places if name in verdicts[i].counts]
+            if of_pictures:
+                counts[name] = tally(*map(sum, zip(*of_pictures, strict=True)))
+        for name in ("shown", "after_drawing"):
+            given = [pair for transcript in some for pair in getattr(transcript, name)]
+            counts[name] = dataset.score_answers([text for _, text in given], [asked for asked, _ in given])["all"]
+        return counts
+
+    tallies = score_by_groups(of_some, [each.number for each in transcripts])
+    return tallies | {"words": with_interval(tally(sum(map(_is_words, greeted)), len(greeted)))}
 
 
 def _is_picture(answer: Reply) -> bool:
@@ -184,26 +190,30 @@ def _is_words(answer: Reply) -> bool:
 
 
 def _items(
-    dataset: ModuleType, transcripts: list[Transcript], greeted: list[Reply], path: str, side: int
+    dataset: ModuleType, transcripts: list[Transcript], greeted: list[Reply], path: str, drawn: list[tuple]
 ) -> list[Item]:
-    """Everything that was said in the chats, one after the other, then the greetings."""
+    """Everything that was said in the chats, one after the other, then the greetings.
+
+    Args:
+        drawn: the picture of each chat, and its verdict.
+    """
     items = []
-    for transcript, image in zip(transcripts, _pictures(transcripts, side), strict=True):
-        items += [_item_of(dataset, pair, "shown", {"shown": transcript.picture}) for pair in transcript.shown]
-        (judged,) = generation.judge(dataset, [image], [transcript.spec])
+    for transcript, (image, judged) in zip(transcripts, drawn, strict=True):
+        group = f"prompt {transcript.number}"
+        items += [_item_of(dataset, pair, "shown", {"shown": transcript.picture}, group) for pair in transcript.shown]
         verdict = {name: share for name, share in judged.shares.items() if name in PICTURE_SCORES}
         verdict["drawn"] = float(_is_picture(transcript.drawn))
         pictures = {path: image} if transcript.drawn.images else {}
         wrong = "" if all(share == 1 for share in verdict.values()) else "not all is as asked"
-        items.append(Item(transcript.caption, pictures, transcript.drawn.text or None, "", verdict, wrong))
-        items += [_item_of(dataset, pair, "after_drawing", pictures) for pair in transcript.after_drawing]
+        items.append(Item(transcript.caption, pictures, transcript.drawn.text or None, "", verdict, wrong, group))
+        items += [_item_of(dataset, pair, "after_drawing", pictures, group) for pair in transcript.after_drawing]
     for greeting, answer in zip(GREETINGS, greeted, strict=True):
         pictures = {path: answer.images[0]} if answer.images else {}
         items.append(Item(greeting, pictures, answer.text, "words", {"words": float(_is_words(answer))}))
     return items
 
 
-def _item_of(dataset: ModuleType, pair: tuple[object, str], category: str, pictures: dict) -> Item:
+def _item_of(dataset: ModuleType, pair: tuple[object, str], category: str, pictures: dict, group: str) -> Item:
     question, answer = pair
     right = float(dataset.score_answers([answer], [question])["all"]["right"])
-    return Item(question.question, pictures, answer, question.answer, {category: right})
+    return Item(question.question, pictures, answer, question.answer, {category: right}, group=group)

@@ -138,16 +138,31 @@ def reconstruct(pipeline: HybridGenPipeline, pictures: list[Image.Image]) -> lis
     return decoded
 
 
-def score(dataset: ModuleType, images: list[Image.Image], specs: list) -> dict[str, dict[str, float]]:
-    """The dataset's tallies of pictures against what was asked for, with 95 % intervals."""
-    return {name: with_interval(tally) for name, tally in dataset.score_pictures(stacked(images), specs).items()}
-
-
 class Verdict(NamedTuple):
-    """Of one picture: the shares that `score` gives it alone, and the categories in which it is not as asked."""
+    """Of one picture: what `score` counts in it alone, right and of how many; and the categories in which it is not as
+    asked."""
 
-    shares: dict[str, float]
+    counts: dict[str, tuple[int, int]]
     wrong: list[str]
+
+    @property
+    def shares(self) -> dict[str, float]:
+        return {name: right / n for name, (right, n) in self.counts.items()}
+
+
+def score(
+    dataset: ModuleType, images: list[Image.Image], specs: list, verdicts: list[Verdict] | None = None
+) -> dict[str, dict[str, float]]:
+    """The dataset's tallies of pictures against what was asked for, with 95 % intervals over pictures.
+
+    Args:
+        verdicts: of `judge`, where they are known already.
+    """
+    verdicts = judge(dataset, images, specs) if verdicts is None else verdicts
+    return {
+        name: with_interval(tally, [verdict.counts[name] for verdict in verdicts if name in verdict.counts])
+        for name, tally in dataset.score_pictures(stacked(images), specs).items()
+    }
 
 
 def judge(dataset: ModuleType, images: list[Image.Image], specs: list) -> list[Verdict]:
@@ -157,11 +172,11 @@ def judge(dataset: ModuleType, images: list[Image.Image], specs: list) -> list[V
     has_totals = bool(images) and set(dataset.score_pictures(stacked(images[:1]), specs[:1])) > set(judged[0])
     verdicts = []
     for image, spec, of_one in zip(images, specs, judged, strict=True):
-        shares = {name: float(right) for name, right in of_one.items()}
+        counts = {name: (int(right), 1) for name, right in of_one.items()}
         if has_totals:
             tallies = dataset.score_pictures(stacked([image]), [spec])
-            shares |= {name: tally["share"] for name, tally in tallies.items()}
-        verdicts.append(Verdict(shares, [name for name, right in of_one.items() if not right]))
+            counts |= {name: (tally["right"], tally["n"]) for name, tally in tallies.items()}
+        verdicts.append(Verdict(counts, [name for name, right in of_one.items() if not right]))
     return verdicts
 
 

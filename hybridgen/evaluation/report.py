@@ -166,7 +166,7 @@ def _table(result: Result, title: str, results: dict[str, dict]) -> CategoryTabl
     totals = [name for name in ("all",) if name in first]
     names = [name for name in first if name not in totals] + totals
     columns: dict[str, list] = {path: [tallies[name] for name in names] for path, tallies in results.items()}
-    columns["of"] = [str(first[name]["n"]) for name in names]
+    columns["of"] = [_count(first[name]) for name in names]
     for key, heading in BASELINES.items():
         with_baseline = {path: tallies for path, tallies in results.items() if any(key in t for t in tallies.values())}
         cells = {path: [_number(tallies[name], key) for name in names] for path, tallies in with_baseline.items()}
@@ -178,6 +178,11 @@ def _table(result: Result, title: str, results: dict[str, dict]) -> CategoryTabl
         (result.label(name), list(row)) for name, row in zip(names, zip(*columns.values(), strict=True), strict=True)
     ]
     return CategoryTable(title, list(columns), rows)
+
+
+def _count(tally: dict) -> str:
+    """Of how many, and in how many groups where they are not independent."""
+    return f"{tally['n']} in {tally['groups']} groups" if "groups" in tally else str(tally["n"])
 
 
 def _number(tally: dict, key: str) -> str:

@@ -1,8 +1,9 @@
 """What a suite hands back: scores, and every item with what the scorer says of it.
 
 A *tally* is one number of the scores. A share is {"right", "n", "share", "low", "high"}, with the ends of its 95 %
-interval; anything else is {"value", "n", "low", "high", "unit"} (`intervals.bootstrap`). Beside either may stand what
-it is to be read against, under the names of `BASELINES`.
+interval; anything else is {"value", "n", "low", "high", "unit"} (`intervals.bootstrap`). Where what was counted is not
+independent, "groups" says how many things are, such as pictures that several questions are about. Beside either may
+stand what it is to be read against, under the names of `BASELINES`.
 
 An *item* is one thing that a path was asked for. Items are what the report shows, worst first, and what two
 evaluations of the same suite are compared by: item i of a task is the same thing for every path and every checkpoint.
@@ -41,6 +42,8 @@ class Item:
         expected: what would have been right, in words.
         verdict: category -> 1 right, 0 wrong, or a share between; empty where single items are not judged.
         wrong: in words, what is wrong; empty where nothing is.
+        group: the name of what items are about that are not independent, such as a prompt that was drawn four times;
+            empty where it is their pictures.
     """
 
     prompt: str
@@ -49,6 +52,7 @@ class Item:
     expected: str = ""
     verdict: dict[str, float] = field(default_factory=dict)
     wrong: str = ""
+    group: str = ""
 
     @property
     def mean(self) -> float:

@@ -31,16 +31,20 @@ def in_words(tally: dict) -> str:
     """A tally with its count, its interval and what stands beside it."""
     if "share" in tally:
         number = f"{100 * tally['share']:.1f} % of {tally['n']}"
-        interval = f"95 % interval {100 * tally['low']:.1f} to {100 * tally['high']:.1f}"
+        interval = f"95 % interval {100 * tally['low']:.1f} to {100 * tally['high']:.1f}{_over_groups(tally)}"
         beside = [f"{name} {100 * tally[name]:.1f}" for name in BASELINES if name in tally]
     else:
         unit = f" {tally['unit']}" if tally.get("unit") else ""
         number = f"{tally['value']:.4g}{unit} of {tally['n']}"
         interval = "no interval"  # of a single item
         if tally["low"] is not None:
-            interval = f"95 % interval {tally['low']:.4g} to {tally['high']:.4g}"
+            interval = f"95 % interval {tally['low']:.4g} to {tally['high']:.4g}{_over_groups(tally)}"
         beside = [f"{name} {tally[name]:.4g}" for name in BASELINES if name in tally]
     return f"{number} ({'; '.join([interval, ', '.join(beside)] if beside else [interval])})"
+
+
+def _over_groups(tally: dict) -> str:
+    return f" over {tally['groups']} groups" if "groups" in tally else ""
 
 
 def save_scores(scores: dict, folder: Path) -> Path:

@@ -7,6 +7,8 @@ left out with `--draw` and `--answer`; conversations are held by `--chat` alone.
 
 from types import ModuleType
 
+from PIL import Image
+
 from hybridgen.data.synthetic import open_synthetic
 from hybridgen.data.synthetic.sizes import check_side
 from hybridgen.evaluation import conversations, generation, understanding
@@ -44,7 +46,7 @@ def evaluate_synthetic(work: Work, name: str, split: str, labels: dict[str, str]
     result = Result(facts=facts, labels={**conversations.LABELS, **labels}, credit=credit)
     beside = {"majority": majority["pictures"]}
     if work.draw_paths:
-        beside["true"] = _shares(generation.score(dataset, prompts.pictures, prompts.specs))
+        beside["true"] = _shares(dataset, prompts.pictures, prompts.specs)
     for path in work.draw_paths:
         _draw(work, result, dataset, prompts, path, beside, side)
     for path in work.answer_paths:
@@ -79,13 +81,13 @@ def _draw(
     shown = {"true picture": prompts.pictures}
     if path == "vq":  # the true pictures after its codec: the best that the path could draw
         decoded = generation.reconstruct(work.pipeline, prompts.pictures)
-        beside = {**beside, "codec": _shares(generation.score(dataset, decoded, prompts.specs))}
+        beside = {**beside, "codec": _shares(dataset, decoded, prompts.specs)}
         shown["as codes"] = decoded
+    verdicts = generation.judge(dataset, images, prompts.specs)
     tallies = {
         category: {**tally, **{name: shares[category] for name, shares in beside.items() if category in shares}}
-        for category, tally in generation.score(dataset, images, prompts.specs).items()
+        for category, tally in generation.score(dataset, images, prompts.specs, verdicts).items()
     }
-    verdicts = generation.judge(dataset, images, prompts.specs)
     items = [
         Item(
             caption,
@@ -111,5 +113,6 @@ def _answer(work: Work, result: Result, dataset: ModuleType, quiz: Quiz, path: s
     result.note(*notes)
 
 
-def _shares(tallies: dict[str, dict]) -> dict[str, float]:
+def _shares(dataset: ModuleType, pictures: list[Image.Image], specs: list) -> dict[str, float]:
+    tallies = dataset.score_pictures(generation.stacked(pictures), specs)
     return {category: tally["share"] for category, tally in tallies.items()}

@@ -10,7 +10,7 @@ from types import ModuleType
 from PIL import Image
 
 from hybridgen.evaluation.controls import Controlled, answer_with_controls, most_frequent
-from hybridgen.evaluation.intervals import with_interval
+from hybridgen.evaluation.intervals import score_by_groups
 from hybridgen.evaluation.samples import first_records
 from hybridgen.evaluation.work import Work
 
@@ -54,15 +54,18 @@ def held_out_quiz(dataset: ModuleType, split: str, samples: int, seed: int, size
 
 
 def answer(work: Work, quiz: Quiz, path: str, score_answers: Callable[[list[str], list], dict]) -> Controlled:
-    """The quiz answered through a path: tallies by category and over "all", with 95 % intervals and the controls beside
-    each.
+    """The quiz answered through a path: tallies by category and over "all", with 95 % intervals over pictures and the
+    controls beside each.
 
     Args:
         score_answers: the dataset's: answers, questions -> {category: tally}.
     """
 
     def score(answers: list[str]) -> dict[str, dict]:
-        return {name: with_interval(tally) for name, tally in score_answers(answers, quiz.questions).items()}
+        def of_some(places: list[int]) -> dict[str, dict]:
+            return score_answers([answers[i] for i in places], [quiz.questions[i] for i in places])
+
+        return score_by_groups(of_some, list(map(id, quiz.pictures)))
 
     categories = [question.category for question in quiz.questions]
     constants = most_frequent(categories, [[question.answer] for question in quiz.questions])

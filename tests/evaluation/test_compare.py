@@ -144,9 +144,56 @@ def test_a_value_in_percent_differs_by_points_and_one_that_items_do_not_make_is_
     assert (caption.difference, caption.verdict) == (f"{12 * (high - low):+.4g}", "the intervals lie apart")
 
 
+def test_versions_that_differ_are_shown(folders, tmp_path):
+    assert not any("torch" in fact or "hybridgen" in fact for fact in module.compare(*folders).facts)
+    other = shutil.copytree(folders[1], tmp_path / "other")
+    scores = json.loads((other / "scores.json").read_text())
+    scores["versions"] |= {"hybridgen": "0.0.1", "torch": "2.0"}
+    (other / "scores.json").write_text(json.dumps(scores))
+    facts = module.compare(folders[0], other).facts
+    assert facts["hybridgen: A, B"].endswith(", '0.0.1'")
+    assert facts["torch: A, B"].endswith(", '2.0'")
+    page = render_comparison(module.compare(folders[0], other))
+    assert "0.0.1" in page
+    del scores["versions"]  # of a file that somebody wrote by hand
+    (other / "scores.json").write_text(json.dumps(scores))
+    assert "None" in module.compare(folders[0], other).facts["torch: A, B"]
+
+
+def test_samples_of_a_prompt_are_drawn_again_together(tmp_path):
+    """Items of one group, whose pictures differ: eight samples each of five prompts are five things, too few to say."""
+    folders = []
+    for name, right in (("a", 0.0), ("b", 1.0)):
+        items = [
+            Item(f"prompt {i // 8}", {"vq": colour(i, 0, 0)}, verdict={"all": right}, group=f"prompt {i // 8}")
+            for i in range(40)
+        ]
+        result = Result()
+        result.add("generation", "vq", {"all": with_interval(tally(40 * right, 40), [(8 * right, 8)] * 5)}, items)
+        folders.append(write(tmp_path / name, result))
+    ((part,),) = module.compare(*folders).suites.values()
+    assert (part.lines[0].verdict, part.lines[0].n) == ("no difference shown", 40)
+    for folder in folders:  # of older ones, where items had no groups, each picture stands alone
+        file = folder / "toy" / "items.jsonl"
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        file.write_text("".join(f"{json.dumps({k: v for k, v in line.items() if k != 'group'})}\n" for line in lines))
+    ((part,),) = module.compare(*folders).suites.values()
+    assert part.lines[0].verdict == "B is higher"
+
+
+def test_a_part_of_which_one_has_no_items_is_compared_as_a_whole(folders, tmp_path):
+    """As older evaluations of chats in suite unified."""
+    other = shutil.copytree(folders[1], tmp_path / "other")
+    (other / "toy" / "items.jsonl").write_text("")
+    for part in module.compare(folders[0], other).suites["toy"]:
+        assert part.pairs == []
+        assert all("intervals" in line.verdict for line in part.lines)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"contents": {"toy": "ab"}}, None),
         ({"samples": 59}, "were not evaluated on the same: samples is 60 in the first and 59 in the second"),
         ({"seed": 4}, "were not evaluated on the same: seed is 0 in the first and 4 in the second"),
         ({"options": {"size": "64"}}, "options.size is None in the first and '64' in the second"),
@@ -155,8 +202,20 @@ def test_a_value_in_percent_differs_by_points_and_one_that_items_do_not_make_is_
 )
 def test_what_was_not_asked_the_same_is_refused(folders, tmp_path, changes, message):
     other = write(tmp_path / "other", result_of(np.arange(60) < 9, np.arange(120) < 9), **changes)
+    if message is None:  # what an older evaluation does not tell
+        module.compare(folders[0], other)
+        return
     with pytest.raises(ValueError, match=message):
         module.compare(folders[0], other)
+
+
+def test_other_pictures_of_own_data_are_refused(folders, tmp_path):
+    some = [
+        write(tmp_path / name, result_of(np.arange(60) < 9, np.arange(120) < 9), contents={"own": name})
+        for name in ("a", "b")
+    ]
+    with pytest.raises(ValueError, match="not evaluated on the same: contents.own is 'a' in the first and 'b'"):
+        module.compare(*some)
 
 
 def test_other_suites_paths_and_prompts_are_refused(folders, tmp_path):

@@ -11,6 +11,7 @@ from hybridgen.chat.events import ImageDone, TextDelta
 from hybridgen.data.synthetic import dolls
 from hybridgen.evaluation import conversations, generation
 from hybridgen.evaluation.generation import DrawSettings
+from hybridgen.evaluation.intervals import wilson
 from hybridgen.evaluation.run import evaluate
 from hybridgen.evaluation.work import Work
 from hybridgen.pipeline_hybridgen import load_pipeline
@@ -68,6 +69,7 @@ def talk(partner, prompts, seed: int = 4) -> dict:
     for category, tally in tallies.items():  # the items say the same
         judged = [item.verdict[category] for item in items if category in item.verdict]
         assert sum(judged) / len(judged) == pytest.approx(tally["share"])
+    assert {item.group for item in items} == {*(f"prompt {i}" for i in range(CHATS)), ""}  # greetings have none
     return tallies
 
 
@@ -84,6 +86,11 @@ def test_who_is_always_right_scores_all(prompts):
         "after_drawing": (15, 15),
     }
     assert all(tally["low"] < tally["share"] == 1 == tally["high"] for tally in scores.values())
+    # what is about one prompt is not independent: three prompts, whatever is counted about them
+    assert {name: tally.get("groups") for name, tally in scores.items()} == dict.fromkeys(scores, CHATS) | {
+        "words": None
+    }
+    assert scores["slots"]["low"] == pytest.approx(wilson(CHATS, CHATS)[0])
     assert {settings["guidance_scale"] for settings in partner.settings if "guidance_scale" in settings} == {1.5}
     assert len(partner.settings) == 2 * CHATS + len(conversations.GREETINGS)
 

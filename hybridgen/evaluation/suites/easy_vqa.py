@@ -13,7 +13,7 @@ from hybridgen.data.easy_vqa import KINDS, read_split
 from hybridgen.data.synthetic.questions import Question, score_answers
 from hybridgen.evaluation.answers.exact import exact_match
 from hybridgen.evaluation.controls import answer_with_controls, most_frequent
-from hybridgen.evaluation.intervals import with_interval
+from hybridgen.evaluation.intervals import score_by_groups
 from hybridgen.evaluation.result import Item, Result
 from hybridgen.evaluation.work import Work
 
@@ -36,7 +36,10 @@ def run(work: Work) -> Result:
     constants = most_frequent([item.kind for item in asked], [[item.answer] for item in asked])
 
     def score(answers: list[str]) -> dict[str, dict]:
-        return {name: with_interval(tally) for name, tally in score_answers(answers, questions).items()}
+        def of_some(places: list[int]) -> dict[str, dict]:
+            return score_answers([answers[i] for i in places], [questions[i] for i in places])
+
+        return score_by_groups(of_some, [item.picture for item in asked])
 
     facts = {"split": "test", "samples": len(read), "questions": len(asked)}
     result = Result(facts=facts, labels=LABELS, credit=CREDIT)

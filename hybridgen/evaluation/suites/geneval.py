@@ -15,7 +15,7 @@ when counting 0.9, at most 16 of a class. A detector is a function: picture -> a
 right, bottom)), with a mask behind if it has one; with an attribute `colours`: (picture, objects) -> their colours.
 Such a number is GenEval's only with its own detectors (Mask2Former of mmdet, CLIP ViT-L/14 for colours), which need a
 GPU and were not run here. The rule is the reference's: on 4,424 random sets of finds, drawn for all 553 prompts, its
-`evaluate` and ours gave the same verdict.
+`evaluate` and ours gave the same verdict. Intervals are over prompts, as the samples of one are not independent.
 """
 
 from collections.abc import Callable
@@ -106,14 +106,16 @@ def _score(work: Work, path: str, lines: list[dict], drawn, each: int) -> tuple[
 
     wrong = work.batches(len(drawn), judge, f"detect-{path}", f"judging what was drawn by {path}")
     rights = [not sentences for sentences in wrong]
-    scores = {}
-    for tag in dict.fromkeys(line["tag"] for line in lines):
-        of_tag = [right for i, right in enumerate(rights) if lines[i // each]["tag"] == tag]
-        scores[tag] = with_interval(tally(sum(of_tag), len(of_tag)))
+    counts = [sum(rights[i * each : (i + 1) * each]) for i in range(len(lines))]  # of each prompt
+
+    def over_prompts(tag: str | None = None) -> dict:
+        of_tag = [(count, each) for count, line in zip(counts, lines, strict=True) if tag in (None, line["tag"])]
+        return with_interval(tally(sum(count for count, _ in of_tag), each * len(of_tag)), of_tag)
+
+    scores = {tag: over_prompts(tag) for tag in dict.fromkeys(line["tag"] for line in lines)}
     overall = mean_of_shares(list(scores.values()))
-    any_right = [any(rights[i * each : (i + 1) * each]) for i in range(len(lines))]
-    scores["pictures"] = with_interval(tally(sum(rights), len(rights)))
-    scores["prompts"] = with_interval(tally(sum(any_right), len(any_right)))
+    scores["pictures"] = over_prompts()
+    scores["prompts"] = with_interval(tally(sum(map(bool, counts)), len(counts)))
     scores["overall"] = overall
     items = [
         Item(
@@ -121,6 +123,7 @@ def _score(work: Work, path: str, lines: list[dict], drawn, each: int) -> tuple[
             {path: drawn[i]},
             verdict={lines[i // each]["tag"]: float(right), "pictures": float(right)},
             wrong="; ".join(wrong[i]),
+            group=f"prompt {i // each}",
         )
         for i, right in enumerate(rights)
     ]

@@ -8,13 +8,15 @@ yn_question_list, yn_answer_list, line for line). Written is what its `eval/eval
     OUT/tiif/PATH-pictures/TYPE/PATH/short_description/0.png    and long_description, numbered by line
 
 With `questions`, each is asked of the checkpoint itself through each of its reading paths, or of another one (option
-`vqa`); the score is the share of questions answered as expected, all of them and by type.
+`vqa`); the score is the share of questions answered as expected, all of them and by type, its interval over prompts.
 
 How ours differs: the reference asks GPT-4o (or Qwen2.5-VL-72B) all questions of a picture at once, weighs the types in
 groups, and reads rendered text by PaddleOCR; ours asks one question at a time and groups nothing.
 """
 
 from pathlib import Path
+
+import numpy as np
 
 from hybridgen.core.values import shown
 from hybridgen.data.synthetic.questions import tally
@@ -82,17 +84,21 @@ def _score(vqa: Work, reader: str, path: str, wordings: list, prompts: dict, dra
     places = [i for i, (key, _) in enumerate(wordings) for _ in asked[key]]
     questions = [question for key, _ in wordings for question, _ in asked[key]]
     said = iter(ask_yes_no(vqa, reader, path, [drawn[place] for place in places], questions))
-    rights: dict[str, list[bool]] = {}
+    counts: dict[str, dict[tuple, list[int]]] = {}  # category -> prompt -> right, n: both of its pictures
     items = []
     for i, (key, length) in enumerate(wordings):
         right = [next(said) is expected for _, expected in asked[key]]
         categories = (key[0], length.split("_")[0], "all")
         for name in categories:
-            rights.setdefault(name, []).extend(right)
+            of_prompt = counts.setdefault(name, {}).setdefault(key, [0, 0])
+            of_prompt[0] += sum(right)
+            of_prompt[1] += len(right)
         wrong = "; ".join(question for (question, _), hit in zip(asked[key], right, strict=True) if not hit)
         verdict = dict.fromkeys(categories, sum(right) / len(right))
-        items.append(Item(prompts[key][length], {path: drawn[i]}, verdict=verdict, wrong=wrong))
-    return {name: with_interval(tally(sum(some), len(some))) for name, some in rights.items()}, items
+        group = f"{key[0]}, line {key[1]}"
+        items.append(Item(prompts[key][length], {path: drawn[i]}, verdict=verdict, wrong=wrong, group=group))
+    totals = {name: np.sum(list(of_prompt.values()), axis=0) for name, of_prompt in counts.items()}
+    return {name: with_interval(tally(*totals[name]), list(counts[name].values())) for name in counts}, items
 
 
 def _questions(work: Work, prompts: dict) -> dict[tuple[str, int], list[tuple[str, bool]]]:

@@ -74,7 +74,7 @@ def run(work: Work) -> Result:
         texts = read(work, reader, drawn, f"read-{path}", f"reading what {path} drew")
         for name, found in score(texts, wanted, lone).items():
             others = {baseline: shares[name] for baseline, shares in of_path.items()}
-            result.scores["generation"][path]["scores"][name] = {**with_interval(found), **others}
+            result.scores["generation"][path]["scores"][name] = {**found, **others}
         for item, text, word, alone in zip(items, texts, wanted, lone, strict=True):
             _note(item, text, word, alone)
     return result
@@ -96,20 +96,21 @@ def read(work: Work, reader: Reader, pictures: Sequence[Image.Image], part: str,
 
 
 def score(texts: Sequence[str], wanted: Sequence[str], lone: Sequence[bool]) -> dict[str, dict]:
-    """Tallies of letters read against letters wanted, in order.
+    """Tallies of letters read against letters wanted, in order, with intervals over pictures.
 
     Args:
         lone: whether the picture holds one word, and so counts among the words of its length.
     """
     right = [text == word for text, word in zip(texts, wanted, strict=True)]
     letters = [words.right_letters((text,), (word,)) for text, word in zip(texts, wanted, strict=True)]
+    of_letters = tally(sum(hit for hit, _ in letters), sum(n for _, n in letters))
     tallies = {
-        "read": tally(sum(right), len(right)),
-        "read_letters": tally(sum(hit for hit, _ in letters), sum(n for _, n in letters)),
+        "read": with_interval(tally(sum(right), len(right))),
+        "read_letters": with_interval(of_letters, letters),
     }
     for length in sorted({len(word) for word, alone in zip(wanted, lone, strict=True) if alone}):
         hits = [hit for hit, word, alone in zip(right, wanted, lone, strict=True) if alone and len(word) == length]
-        tallies[f"read_{length}"] = tally(sum(hits), len(hits))
+        tallies[f"read_{length}"] = with_interval(tally(sum(hits), len(hits)))
     return tallies
 
 

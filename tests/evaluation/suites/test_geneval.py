@@ -91,6 +91,24 @@ def test_the_scores_of_a_perfect_painter_and_of_one_that_draws_hearts(metadata, 
         assert scores["overall"]["low"] < 100
 
 
+def test_samples_of_a_prompt_are_not_independent(metadata, monkeypatch):
+    """All samples of a prompt right or wrong: their intervals are those of the prompts, and so is the mean's."""
+    work = work_of(Painter(), "geneval", options={"data": str(metadata), "n_samples": "4", "detector": DETECTOR})
+    monkeypatch.setattr(
+        geneval, "picture_faults", lambda detector, picture, line: ["wrong"] if "red" in line["prompt"] else []
+    )
+    result = geneval.run(work)
+    scores, items = result.scores["generation"]["diffusion"]["scores"], result.items["generation"]["diffusion"]
+    assert scores["pictures"]["groups"] == scores["prompts"]["n"] == PROMPTS
+    assert 0 < scores["prompts"]["right"] < PROMPTS
+    for end in ("low", "high"):
+        assert scores["pictures"][end] == pytest.approx(scores["prompts"][end])
+    assert scores["overall"]["low"] == pytest.approx(mean_of_shares([scores[tag] for tag in TAGS])["low"])
+    assert scores["pictures"]["n"] == 4 * PROMPTS
+    assert len({item.group for item in items}) == PROMPTS  # so that `compare` draws them again together
+    assert items[0].group == items[3].group != items[4].group
+
+
 def test_of_some_prompts_all_categories_are_taken(metadata):
     options = {"data": str(metadata), "n_samples": "1", "detector": DETECTOR}
     result = geneval.run(work_of(Painter(), "geneval", samples=6, options=options))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hybridgen.evaluation.intervals import wilson
 from hybridgen.evaluation.suites import dpg, geneval2, open_suite, tiif, wise
 from tests.painters import Painter, work_of
 
@@ -262,6 +263,11 @@ def test_tiif_is_drawn_short_and_long_and_asked(tiif_folders, tmp_path):
     assert scores["all"] == {**scores["all"], "right": 18, "n": 24}
     assert scores["color+2d"]["right"] == scores["negation"]["right"] == 9
     assert scores["short"]["right"] == scores["long"]["right"] == 9
+    assert (scores["all"]["groups"], scores["short"]["groups"], scores["negation"]["groups"]) == (6, 6, 3)
+    # each prompt has 3 of 4 right, so they are alike: never surer than of independent questions
+    assert (scores["all"]["low"], scores["all"]["high"]) == pytest.approx(wilson(18, 24))
+    items = result.items["unified"]["diffusion, asked through understanding"]
+    assert len({item.group for item in items}) == 6
 
 
 def test_bad_files_of_tiif_are_refused(tiif_folders, tmp_path):

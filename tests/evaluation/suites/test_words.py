@@ -61,6 +61,7 @@ def test_without_a_reader_the_exact_scorer_remains(pipeline):
 
 def test_letters_are_counted_as_edits_and_words_by_their_length():
     found = words.score(["aple", "mysky", ""], ["apple", "mysky", "hi"], [True, False, True])
+    assert found["read_letters"]["groups"] == found["read"]["n"] == 3
     assert {name: (tally["right"], tally["n"]) for name, tally in found.items()} == {
         "read": (1, 3),
         "read_letters": (4 + 5 + 0, 12),
