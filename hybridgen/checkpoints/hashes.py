@@ -22,6 +22,9 @@ _SETTINGS = (  # as transformers, diffusers and peft call them; other files in a
 )  # fmt: skip
 
 
+_LARGE = 2**24  # bytes
+
+
 def checkpoint_hashes(checkpoint: str | Path) -> dict[str, str]:
     """What pictures were drawn by: the folder, and the hashes of what is in it."""
     hashes = {"weights": weights_hash(checkpoint), "config": config_hash(checkpoint)}
@@ -80,6 +83,18 @@ def _stable_text(file: Path) -> str:
             settings = {name: value for name, value in settings.items() if name not in _VOLATILE}
         text = json.dumps(settings, sort_keys=True)
     return text
+
+
+def folder_hash(folder: str | Path) -> str:
+    """One hash of all files below a folder by their names there; hidden ones, which programs put there for themselves,
+    are left out. Large files are hashed once (`file_hash`), small ones each time: of many, that costs less."""
+    folder, named = Path(folder), []
+    for file in sorted(folder.rglob("*")):
+        inside = file.relative_to(folder)
+        if file.is_file() and not any(part.startswith(".") for part in inside.parts):
+            is_large = file.stat().st_size >= _LARGE
+            named.append((str(inside), file_hash(file) if is_large else hashlib.sha256(file.read_bytes()).hexdigest()))
+    return _hash_of(named)
 
 
 def _hash_of(named: list[tuple[str, str]]) -> str:

@@ -225,10 +225,11 @@ def likely_checkpoint(folder: Path) -> Path | None:
     near = [folder / "checkpoint", folder.parent, folder.parent / "checkpoint", states]
     if folder.is_dir():
         near += sorted(folder.glob("*/checkpoint"))[:1]
-    return next((place for place in near if place != folder and _is_checkpoint(place)), None)
+    return next((place for place in near if place != folder and is_checkpoint(place)), None)
 
 
-def _is_checkpoint(folder: Path) -> bool:
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a checkpoint of hybridgen, or an adapter of one."""
     return (folder / INDEX).is_file() or (folder / ADAPTER).is_file()
 
 
@@ -268,7 +269,7 @@ def does_not_exist(what: str, path: Path, otherwise: str) -> ValueError:
     if (link := nowhere(path)) is not None:
         return ValueError(f"{what} {path} {link}; {otherwise}")
     found = nearest(path)
-    if found is not None and what == "checkpoint" and not _is_checkpoint(found):
+    if found is not None and what == "checkpoint" and not is_checkpoint(found):
         found = likely_checkpoint(found)
     return ValueError(f"{what} {path} does not exist; {otherwise if found is None else f'did you mean {found}?'}")
 
@@ -279,7 +280,7 @@ def require_checkpoint(folder: Path, otherwise: str = "give a folder that traini
         raise does_not_exist("checkpoint", folder, otherwise)
     if not folder.is_dir():
         raise ValueError(f"checkpoint {folder} is a file, not a folder; {otherwise}")
-    if not _is_checkpoint(folder):
+    if not is_checkpoint(folder):
         likely = likely_checkpoint(folder)
         raise ValueError(
             f"{folder} has no {INDEX}, so it is not a checkpoint of hybridgen: it is {what_folder_it_is(folder)}; "

@@ -11,7 +11,7 @@ as high as the right one, the picture does not matter.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ from hybridgen.evaluation.work import Work
 GRAY = (127, 127, 127)
 _SEED = 0  # of which picture stands for which: the same for every model, path and run
 Shown = Image.Image | tuple[Image.Image, ...] | None  # what is shown with a question
-Ask = Callable[[list[Shown], list[str], str, str], Sequence[str]]  # images, questions, part, label -> answers
+Ask = Callable[[list[Shown], list, str, str], Sequence[str]]  # images, questions, part, label -> answers
 Score = Callable[[list[str]], dict[str, dict]]  # answers in the order of the questions -> {category: tally}
 
 
@@ -41,7 +41,7 @@ def answer_with_controls(
     work: Work,
     path: str,
     images: Sequence[Shown],
-    questions: Sequence[str],
+    questions: Sequence[Hashable],
     score: Score,
     constants: Sequence[str] | None = None,
     ask: Ask | None = None,
@@ -50,6 +50,7 @@ def answer_with_controls(
     """Questions answered through a path, and the same ones by the controls, all scored alike.
 
     Args:
+        questions: texts, or whatever `ask` takes for a question.
         images: of each question: a picture, a tuple of several, or None for no picture, which stays so in all controls.
         score: puts answers into tallies with intervals.
         constants: for each question the answer that `majority` gives (`most_frequent`); None = there is no majority.
@@ -82,7 +83,7 @@ def _ask(work: Work, path: str, images: list[Shown], questions: list[str], part:
     return work.answer(path, images, questions, part, label=label)
 
 
-def _ask_once(ask: Ask, images: list[Shown], questions: list[str], part: str, label: str) -> list[str]:
+def _ask_once(ask: Ask, images: list[Shown], questions: list, part: str, label: str) -> list[str]:
     """Each question once for each size of its empty pictures: the answer cannot differ."""
     keys = [(question, _sizes(shown)) for question, shown in zip(questions, images, strict=True)]
     first: dict[tuple, int] = {}

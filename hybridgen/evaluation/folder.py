@@ -7,7 +7,7 @@ OUT/SUITE/pictures/     those pictures that no part of the work has kept, by wha
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from PIL import Image
 
-from hybridgen.checkpoints.hashes import file_hash
+from hybridgen.checkpoints.hashes import config_hash, file_hash, folder_hash, weights_hash
 from hybridgen.core.files import read_json, whole_file, write_json, write_whole
 from hybridgen.core.pictures import pixels_hash
-from hybridgen.core.recognition import expand
+from hybridgen.core.recognition import checkpoint_path, expand, is_checkpoint, user_path
 from hybridgen.core.values import shown
 from hybridgen.data.sources import files_named
-from hybridgen.evaluation.named_objects import file_of
+from hybridgen.evaluation.named_objects import source_of
 from hybridgen.evaluation.processes import Processes
 from hybridgen.evaluation.result import Item
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
@@ -49,13 +49,25 @@ def _weights_hash(pipeline: HybridGenPipeline) -> str:
 
 
 def known_as(value: Any) -> str:
-    """A value of an option as an evaluation is known by it: files, which may be several between commas or for a *, and
-    code of FILE.py:NAME, by what is in them, wherever they are."""
+    """What an option names, as an evaluation is known by it: by what is in it, wherever it is. Of a checkpoint that are
+    its weights and settings, of another folder all files, of MODULE:NAME the code; files may be several, between commas
+    or for a *. What names nothing of these is known by its text."""
     text = str(value)
-    if (code := file_of(text)) is not None and _is_file(code):
+    if _is(checkpoint_path, text, is_checkpoint):
+        return f"a checkpoint of weights {weights_hash(text)} and settings {config_hash(text)}"
+    if _is(user_path, text, Path.is_dir):
+        return f"a folder of sha256 {folder_hash(user_path(text))}"
+    if (code := source_of(text)) is not None and _is_file(code):
         return f"{_by_content(code)}:{text.rpartition(':')[2]}"
     files = [path for part in text.split(",") for path in _files(part.strip())]
     return ", ".join(map(_by_content, files)) if files and all(map(_is_file, files)) else text
+
+
+def _is(path_of: Callable[[str], Path], text: str, kind: Callable[[Path], bool]) -> bool:
+    try:
+        return kind(path_of(text))
+    except (OSError, ValueError):  # no name that a file can have
+        return False
 
 
 def _files(pattern: str) -> list[Path]:

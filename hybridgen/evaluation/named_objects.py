@@ -16,6 +16,18 @@ def file_of(name: str) -> Path | None:
     return user_path(module) if attribute and module.endswith(".py") and "://" not in module else None
 
 
+def source_of(name: str) -> Path | None:
+    """The file that holds the code of FILE.py:NAME or MODULE:NAME; None where there is none."""
+    if file_of(name) is not None:
+        return file_of(name)
+    module, _, attribute = name.rpartition(":")
+    try:
+        spec = importlib.util.find_spec(module) if module and attribute.isidentifier() else None
+    except (ImportError, ValueError, AttributeError):  # no name of a module
+        return None
+    return Path(spec.origin) if spec is not None and spec.has_location else None
+
+
 def load_named(what: str, name: str, must_be: str) -> Callable:
     """The function that a name means; of a class, what it makes without arguments.
 

@@ -13,12 +13,13 @@ from typing import Any
 from hybridgen.configuration_hybridgen import require_path
 from hybridgen.core.names import WRITING_PATHS
 from hybridgen.core.recognition import user_path
+from hybridgen.data.synthetic import DATASETS
 from hybridgen.evaluation import environment
 from hybridgen.evaluation.folder import checkpoint_identity, known_as, open_folder, save_items
 from hybridgen.evaluation.generation import DrawSettings
 from hybridgen.evaluation.processes import Processes
 from hybridgen.evaluation.result import Result
-from hybridgen.evaluation.suites import is_own, open_suite, options_by_suite
+from hybridgen.evaluation.suites import OF_FILES, is_own, open_suite, options_by_suite
 from hybridgen.evaluation.work import TaskProgress, Work
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 
@@ -81,7 +82,10 @@ def evaluate_suites(
         paths = {"draw": draw_paths, "answer": answer_paths, "chat": list(chat_paths)}
         drawn = [path for path in WRITING_PATHS if path in (*draw_paths, *chat_paths)]
         settings = {path: works[suites[0]].settings_of(path).of_path(path) for path in drawn}
-        open_folder(out, identity(pipeline, suites, samples, seed, paths, settings, options or {}), processes)
+        known = identity(pipeline, suites, samples, seed, paths, settings, options or {})
+        holding = {name: module for name, module in modules.items() if hasattr(module, "contents")}
+        contents = {folder_name(name): module.contents(works[name]) for name, module in holding.items()}
+        open_folder(out, known | ({"contents": contents} if contents else {}), processes)
     pipeline.set_progress_bar_config(disable=True)  # `progress` tells more
     return {name: _run(module, works[name]) for name, module in modules.items()}
 
@@ -114,12 +118,18 @@ def identity(
         "suites": [folder_name(name) for name in suites],
         "samples": samples,
         "seed": seed,
-        "options": {name: known_as(value) for name, value in options.items()},
+        "options": {name: _known(name, value) for name, value in options.items()},
         "files": {folder_name(name): known_as(name) for name in suites if is_own(name)},
         "paths": paths,
         "settings": settings,
         "checkpoint": checkpoint_identity(pipeline),
     }
+
+
+def _known(option: str, value: Any) -> str:
+    """The value of an option; of one that names files, what is in them."""
+    is_of_files = option.rpartition(":")[2] in OF_FILES and value not in DATASETS  # `data` may name one of them, too
+    return known_as(value) if is_of_files else str(value)
 
 
 def folder_name(suite: str) -> str:

@@ -63,6 +63,7 @@ class Work:
     progress: TaskProgress = lambda what, done, of: None
     processes: Processes = field(default_factory=Processes.running)
     _seconds: dict[str, float] = field(default_factory=dict)
+    _made: dict[str, Any] = field(default_factory=dict)
 
     # ---------------------------------------------------------------------------------------------------- what to do
 
@@ -211,6 +212,12 @@ class Work:
     def paths(self) -> tuple[str, ...]:
         """The paths of the checkpoint."""
         return tuple(self.pipeline.model.config.paths)
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make()` gives, made the first time: what `check` has read or loaded, `run` takes again."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
 
     def count(self, there_are: int, usual: int | None = None) -> int:
         """How many items to take of those that there are: as many as were asked for, else `usual` of them, else all.

@@ -1,12 +1,14 @@
 """The folder of an evaluation: nothing else may be mixed with it, and its items come back."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from hybridgen.checkpoints import hashes
 from hybridgen.evaluation import folder, run
 from hybridgen.evaluation.generation import DrawSettings
 from hybridgen.evaluation.processes import Processes
@@ -94,6 +96,77 @@ def test_several_files_and_code_are_known_by_what_is_in_them(tmp_path, monkeypat
     (tmp_path / "b.txt").write_text("other")
     (tmp_path / "mine.py").write_text("other")
     assert all(then != folder.known_as(value) for then, value in zip(first, given, strict=True))
+
+
+def test_folders_are_known_by_all_files_in_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("clip", "moved"):
+        (tmp_path / name / "tokenizer").mkdir(parents=True)
+        (tmp_path / name / "model.bin").write_bytes(b"weights")
+        (tmp_path / name / "tokenizer" / "a.json").write_text("{}")
+    first = folder.known_as("clip")
+    assert first == folder.known_as(f"{tmp_path}/moved") == folder.known_as("clip/")
+    for change in ("model.bin", "tokenizer/a.json", "tokenizer/b.json"):
+        before = folder.known_as("clip")
+        (tmp_path / "clip" / change).write_text(f"other {change}")
+        assert folder.known_as("clip") != before
+    (tmp_path / "moved" / ".cache").mkdir()
+    (tmp_path / "moved" / ".cache" / "lock").write_text("")  # what the hub's client leaves there
+    assert folder.known_as("moved") == first
+    (tmp_path / "moved" / "tokenizer" / "a.json").rename(tmp_path / "moved" / "a.json")
+    assert folder.known_as("moved") != first
+
+
+def test_large_files_of_folders_are_hashed_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(hashes, "_LARGE", 100)
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "large").write_bytes(bytes(100))
+    (tmp_path / "clip" / "small").write_bytes(bytes(99))
+    first = hashes.folder_hash(tmp_path / "clip")
+    (cached,) = json.loads((tmp_path / "cache" / "hybridgen" / "hashes.json").read_text())
+    assert cached.endswith("large")
+    monkeypatch.setattr(hashes.hashlib, "file_digest", None)
+    assert hashes.folder_hash(tmp_path / "clip") == first
+
+
+def test_checkpoints_are_known_by_their_weights_and_settings(tiny_checkpoint, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny_checkpoint, moved)
+    first = folder.known_as(str(tiny_checkpoint))
+    (moved / "notes.txt").write_text("mine")  # what no part of it reads
+    assert folder.known_as(moved) == first
+    assert load_pipeline(moved).origin["weights"] in first
+    config = moved / "processor" / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"clean_up_tokenization_spaces": "other"}))
+    assert folder.known_as(moved) != first
+
+
+def test_code_of_a_module_is_known_by_what_is_in_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "some_reader.py").write_text("def read(pictures): ...")
+    first = folder.known_as("some_reader:read")
+    assert first == folder.known_as(f"{tmp_path}/some_reader.py:read")
+    (tmp_path / "some_reader.py").write_text("def read(pictures): return []")
+    assert folder.known_as("some_reader:read") != first
+    for text in ("no_such_module:read", "no.such:read", "http://a.b/c", ":", "a:", "rapidocr"):
+        assert folder.known_as(text) == text
+
+
+def test_only_options_of_files_are_known_by_files(pipeline, evaluated, tmp_path, monkeypatch):
+    """A folder that happens to be called as a world or a number is not what the option names."""
+    monkeypatch.chdir(tmp_path)
+
+    def options(given: dict) -> dict:
+        return run.identity(pipeline, ["dolls"], 1, 0, {}, {}, given)["options"]
+
+    given = {"world": "dolls", "chats": "3", "distribution:data": "dolls", "tiif:data": "mine"}
+    for name in ("dolls", "3", "mine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text(name)
+    known = options(given)
+    assert known.pop("tiif:data") == folder.known_as("mine") != "mine"
+    assert known == {name: value for name, value in given.items() if name != "tiif:data"}
 
 
 def test_what_is_refused_leaves_nothing_behind(pipeline, tmp_path):

@@ -16,10 +16,11 @@ ten answers, or some that several people gave, vqa; a picture without words, cap
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from hybridgen.core.messages import parts
@@ -28,6 +29,7 @@ from hybridgen.core.values import shown
 from hybridgen.data.bad_records import BadRecord, record_errors
 from hybridgen.data.formats.fields import text_of
 from hybridgen.data.formats.json_files import json_source
+from hybridgen.data.synthetic import DATASETS, open_synthetic
 from hybridgen.evaluation.answers.choices import MOST_CHOICES, parse_choice
 from hybridgen.evaluation.answers.exact import normalise
 from hybridgen.evaluation.answers.vqa import ANNOTATORS
@@ -46,6 +48,7 @@ class Asked:
         images: the pictures for these places; None = none.
         accepted: the right answers.
         inferred: whether its kind was.
+        group: the same of questions that are not independent: of one record, or first about the same pictures.
     """
 
     where: str
@@ -57,6 +60,7 @@ class Asked:
     choices: tuple[str, ...] = ()
     category: str = ""
     inferred: bool = True
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,9 +89,18 @@ class Wanted:
 Task = Asked | Wanted
 
 
-def read_tasks(file: str | Path, limit: int | None = None) -> tuple[list[Task], list[BadRecord], int]:
-    """What the records of a file ask for, the broken ones among them, and how many were not read.
+class Tasks(NamedTuple):
+    """What the records of a file ask for, the broken ones among them, and how many were not read; and a hash of all
+    that was read, pictures too."""
 
+    tasks: list[Task]
+    bad: list[BadRecord]
+    unread: int
+    hash: str
+
+
+def read_tasks(file: str | Path, limit: int | None = None) -> Tasks:
+    """
     Args:
         limit: read so many whole records; None = all.
 
@@ -104,7 +117,7 @@ def read_tasks(file: str | Path, limit: int | None = None) -> tuple[list[Task], 
         try:
             with record_errors(where):
                 of_record = tasks_of(source.row(index), source.read(index), where)
-                key = _fingerprint(of_record)
+                key, of_record = _fingerprint(of_record), _grouped(of_record)
                 if key in seen:
                     raise ValueError(f"it is the same as {seen[key]}, and counts once")
         except ValueError as error:
@@ -114,7 +127,7 @@ def read_tasks(file: str | Path, limit: int | None = None) -> tuple[list[Task], 
         tasks += of_record
     if not tasks:
         raise ValueError(f"{file} holds no record that can be evaluated: {bad[0]}")
-    return tasks, bad, unread
+    return Tasks(tasks, bad, unread, hashlib.blake2b(b"".join(seen), digest_size=16).hexdigest())
 
 
 def tasks_of(row: dict, record: dict, where: str) -> list[Task]:
@@ -213,7 +226,28 @@ def _wanted(before: list[dict], picture: Image.Image | None, record: dict, where
     meta = record.get("meta")
     if not before or before[-1]["role"] != "user":
         raise ValueError("there is no turn of the user before its picture, so nothing says what to draw")
-    return Wanted(where, script, _words(before), images, picture, meta if isinstance(meta, dict) else {})
+    meta = meta if isinstance(meta, dict) else {}
+    if (name := dataset_of(meta)) is not None:
+        _check_spec(name, meta)
+    return Wanted(where, script, _words(before), images, picture, meta)
+
+
+def dataset_of(meta: dict) -> str | None:
+    """The synthetic dataset whose scorer judges a picture, where a record's meta names it and what the picture
+    shows."""
+    name = meta.get("dataset")
+    return name if name in DATASETS and isinstance(meta.get("spec"), dict) else None
+
+
+def _check_spec(name: str, meta: dict) -> None:
+    """Raises ValueError for a spec that the dataset has not: its scorer could not judge by it."""
+    dataset = open_synthetic(name)
+    try:
+        spec = dataset.spec_of({"meta": meta})
+        dataset.parse_caption(dataset.caption(spec))  # refuses what is not of its words
+        dataset.judge_pictures(np.full((1, dataset.SIZE, dataset.SIZE, 3), 127, np.uint8), [spec])
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"its meta has a spec that {name} cannot judge: {error}") from error
 
 
 def _asked(before: list[dict], answer: str | None, said: dict[str, Any], where: str) -> Asked:
@@ -341,3 +375,13 @@ def _fingerprint(tasks: list[Task]) -> bytes:
         for picture in pictures:
             digest.update(pixels_hash(picture))
     return digest.digest()
+
+
+def _grouped(tasks: list[Task]) -> list[Task]:
+    """A record's tasks, its questions under the pictures that the first of them is about, or else under the record."""
+    asked = [task for task in tasks if isinstance(task, Asked)]
+    if not asked:
+        return tasks
+    pictures = b"".join(map(pixels_hash, asked[0].images or ()))
+    group = hashlib.blake2b(pictures, digest_size=16).hexdigest() if pictures else asked[0].where
+    return [replace(task, group=group) if isinstance(task, Asked) else task for task in tasks]

@@ -11,8 +11,6 @@ The kinds' own files are in `evaluation.answers`.
 from collections import defaultdict
 from collections.abc import Sequence
 
-import numpy as np
-
 from hybridgen.data.synthetic.questions import tally
 from hybridgen.evaluation.answers.choices import parse_choice
 from hybridgen.evaluation.answers.cider import cider
@@ -20,7 +18,7 @@ from hybridgen.evaluation.answers.exact import anls, exact_match
 from hybridgen.evaluation.answers.vqa import vqa_accuracy
 from hybridgen.evaluation.answers.yes_no import parse_yes_no, yes_no_scores
 from hybridgen.evaluation.controls import most_frequent
-from hybridgen.evaluation.intervals import bootstrap_mean, with_interval
+from hybridgen.evaluation.intervals import bootstrap_mean, score_by_groups
 from hybridgen.evaluation.own.records import Asked
 
 _UNITS = {"vqa": "VQA accuracy", "anls": "ANLS", "caption": "CIDEr"}
@@ -57,35 +55,47 @@ def credits_of(values: Sequence[float], asked: Sequence[Asked]) -> list[float]:
 
 
 def score(answers: Sequence[str], asked: Sequence[Asked]) -> dict[str, dict]:
-    """Tallies by kind, by kind and category where records name one, and of all, each with its 95 % interval."""
+    """Tallies by kind, by kind and category where records name one, and of all, each with its 95 % interval over
+    pictures: questions about the same ones are not independent."""
     values = values_of(answers, asked)
-    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    kinds: dict[tuple[str, str], list[int]] = defaultdict(list)
     for place, one in enumerate(asked):
-        groups[one.kind, ""].append(place)
+        kinds[one.kind, ""].append(place)
         if one.category:
-            groups[one.kind, one.category].append(place)
+            kinds[one.kind, one.category].append(place)
     tallies = {}
-    for (kind, category), places in sorted(groups.items()):
+    for (kind, category), places in sorted(kinds.items()):
         end = f" of {category}" if category else ""
         given = [answers[i] for i in places], [asked[i] for i in places], [values[i] for i in places]
         tallies |= {f"{name}{end}": counted for name, counted in _of_kind(kind, *given).items()}
-    credits = credits_of(values, asked)
+    credits, groups = credits_of(values, asked), groups_of(asked)
     if all(credit in (0.0, 1.0) for credit in credits):
-        return tallies | {"all": with_interval(tally(int(sum(credits)), len(credits)))}
-    return tallies | {"all": bootstrap_mean(credits, "mean credit")}
+        return tallies | {"all": _share(credits, groups)}
+    return tallies | {"all": bootstrap_mean(credits, "mean credit", groups=groups)}
+
+
+def groups_of(asked: Sequence[Asked]) -> list:
+    """Of each question: what it shares with those that it is not independent of."""
+    return [one.group or place for place, one in enumerate(asked)]
 
 
 def _of_kind(kind: str, answers: list[str], asked: list[Asked], values: list[float]) -> dict[str, dict]:
+    groups = groups_of(asked)
     if kind in _UNITS:
-        return {kind: bootstrap_mean(values, _UNITS[kind])}
-    tallies = {kind: with_interval(tally(int(np.sum(values)), len(values)))}
+        return {kind: bootstrap_mean(values, _UNITS[kind], groups=groups)}
+    tallies = {kind: _share(values, groups)}
     if kind == "multiple_choice":
-        unclear = sum(parse_choice(answer, one.choices) is None for answer, one in zip(answers, asked, strict=True))
-        tallies["multiple_choice_unclear"] = with_interval(tally(unclear, len(asked)))
+        unclear = [parse_choice(answer, one.choices) is None for answer, one in zip(answers, asked, strict=True)]
+        tallies["multiple_choice_unclear"] = _share(unclear, groups)
     if kind == "yes_no":
-        counted = yes_no_scores(answers, [parse_yes_no(one.accepted[0]) for one in asked])
+        counted = yes_no_scores(answers, [parse_yes_no(one.accepted[0]) for one in asked], groups)
         tallies |= {f"yes_no_{name}": value for name, value in counted.items() if name != "accuracy"}
     return tallies
+
+
+def _share(rights: Sequence[float], groups: list) -> dict:
+    """Of values that are 0 or 1."""
+    return score_by_groups(lambda places: {"": tally(int(sum(rights[i] for i in places)), len(places))}, groups)[""]
 
 
 def constants_of(asked: Sequence[Asked]) -> list[str]:

@@ -6,6 +6,7 @@ of the data, and how our number differs from the reference harness, if it does. 
 
     run(work) -> Result     evaluates; imperative, from top to bottom
     check(work)             optional: raises ValueError, in one sentence, for what can be refused before any long work
+    contents(work) -> str   optional: a hash of the pictures that its files name; with others, an evaluation is another
 
 for example:
 
@@ -102,7 +103,15 @@ SUITES = {
 }
 OWN_DATA = Suite(
     "your own data: chat records with prompts to draw, or pictures with questions and answers",
-    {"max_new_tokens": "of an answer to a question of own data (64)"},
+    {
+        "max_new_tokens": "of an answer to a question of own data (64)",
+        "choose": "how a choice is made: answer (what is written, the default) or likelihood (the likeliest choice)",
+    },
+)
+
+
+OF_FILES = frozenset(  # options that name files, folders, checkpoints or code, by whose content an evaluation is known
+    ("data", "questions", "vqa", "detector", "reader", "inception", "clip", "extractor", "text")
 )
 
 

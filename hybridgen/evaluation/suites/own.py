@@ -9,16 +9,20 @@ harnesses).
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from PIL import Image
 
 from hybridgen.chat.events import ImageDone
 from hybridgen.core.recognition import user_path
+from hybridgen.core.values import shown
 from hybridgen.data.bad_records import SHOWN, BadRecord
-from hybridgen.data.synthetic import DATASETS, open_synthetic
+from hybridgen.data.synthetic import open_synthetic
 from hybridgen.evaluation import generation
+from hybridgen.evaluation.answers.choices import letters
+from hybridgen.evaluation.answers.exact import normalise
 from hybridgen.evaluation.controls import Ask, answer_with_controls
-from hybridgen.evaluation.own.records import Asked, Wanted, filled, read_tasks
+from hybridgen.evaluation.own.records import Asked, Tasks, Wanted, dataset_of, filled, read_tasks
 from hybridgen.evaluation.own.scoring import constants_of, credits_of, score, values_of
 from hybridgen.evaluation.result import Item, Result
 from hybridgen.evaluation.synthetic import side_of
@@ -45,6 +49,7 @@ def check(work: Work) -> None:
     if not (asked and work.answer_paths) and not (wanted and work.draw_paths):
         (work.require_answering if asked else work.require_drawing)()
     work.number("max_new_tokens", MAX_NEW_TOKENS)
+    _by_likelihood(work)
 
 
 def run(work: Work) -> Result:
@@ -65,11 +70,20 @@ def run(work: Work) -> Result:
     return result
 
 
+def contents(work: Work) -> str:
+    """A hash of the records that are evaluated and of their pictures, as they are read."""
+    return _tasks(work).hash
+
+
+def _tasks(work: Work) -> Tasks:
+    return work.once("tasks", lambda: read_tasks(user_path(work.suite), work.samples or USUAL_RECORDS))
+
+
 def _read(work: Work) -> tuple[list[Asked], list[Wanted], list[BadRecord], int]:
     """What is asked, what is to be drawn, what is broken, and how many records were not read."""
     if work.samples is not None and work.samples < 1:
         raise ValueError(f"{work.samples} samples cannot be taken of {work.suite}; take 1 or more")
-    tasks, bad, unread = read_tasks(user_path(work.suite), work.samples or USUAL_RECORDS)
+    tasks, bad, unread, _ = _tasks(work)
     there_are = len({task.where for task in tasks}) + len(bad) + unread
     if work.samples is not None and work.samples > there_are:
         raise ValueError(f"{work.samples} samples cannot be taken of {work.suite}; take 1 to {there_are}")
@@ -88,11 +102,17 @@ def _notes(work: Work, asked: list[Asked], wanted: list[Wanted], bad: list[BadRe
     if inferred := Counter(one.kind for one in asked if one.inferred):
         kinds = ", ".join(f"{count} {kind}" for kind, count in inferred.most_common())
         notes.append(f"how answers are compared was inferred where records do not say their type: {kinds}")
+    if _by_likelihood(work) and asked:
+        chosen = sum(one.kind == "multiple_choice" for one in asked)
+        notes.append(
+            f"of {chosen} multiple-choice questions the likeliest choice is taken (mean log-likelihood of its tokens), "
+            "not what is written"
+        )
     if asked and not work.answer_paths:
         notes.append(f"{len(asked)} questions are not asked, as there is no path to answer through")
     if wanted and not work.draw_paths:
         notes.append(f"{len(wanted)} prompts are not drawn, as there is no path to draw by")
-    elif unjudged := sum(_dataset_of(one) is None for one in wanted):
+    elif unjudged := sum(dataset_of(one.meta) is None for one in wanted):
         notes.append(f"{unjudged} pictures are drawn and shown, and scored by nothing")
     return notes
 
@@ -101,8 +121,10 @@ def _notes(work: Work, asked: list[Asked], wanted: list[Wanted], bad: list[BadRe
 
 
 def _answer(work: Work, result: Result, path: str, asked: list[Asked]) -> None:
+    by_likelihood = _by_likelihood(work)
+    questions = [_Question(one.script, *(_candidates(one) if by_likelihood else ())) for one in asked]
     done = answer_with_controls(
-        work, path, [one.images for one in asked], [one.script for one in asked], lambda answers: score(answers, asked),
+        work, path, [one.images for one in asked], questions, lambda answers: score(answers, asked),
         constants_of(asked), _replies(work, path),
     )  # fmt: skip
     items = []
@@ -110,21 +132,60 @@ def _answer(work: Work, result: Result, path: str, asked: list[Asked]) -> None:
         pictures = {f"shown {n}" if n else "shown": picture for n, picture in enumerate(one.images or ())}
         expected = " / ".join(dict.fromkeys(one.accepted))
         wrong = "" if credit == 1 else f"{one.where}: {expected}"
-        items.append(Item(one.question, pictures, answer, expected, {"all": credit, one.kind: credit}, wrong))
+        verdict = {"all": credit, one.kind: credit}
+        items.append(Item(one.question, pictures, answer, expected, verdict, wrong, one.group))
     result.add("understanding", path, done.tallies, items, seconds=work.seconds(f"answer-{path}"))
     result.note(*done.notes)
 
 
+class _Question(NamedTuple):
+    """What is asked: messages, and, where the likeliest answer is chosen, what there is to choose from and the texts
+    of these choices."""
+
+    script: str
+    candidates: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+
+
+def _by_likelihood(work: Work) -> bool:
+    """Whether the likeliest choice is taken. Raises ValueError where the option says neither this nor the other way."""
+    how = work.text("choose", "answer")
+    if how not in ("answer", "likelihood"):
+        raise ValueError(f"option choose of suite {work.suite} is {shown(how)}; it must be answer or likelihood")
+    return how == "likelihood"
+
+
+def _candidates(one: Asked) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Of a multiple-choice question: the choices as its own accepted answer stands, by letter or by text, and their
+    texts."""
+    given = one.accepted[0].strip()
+    if one.kind != "multiple_choice" or normalise(given) in map(normalise, one.choices):
+        return one.choices, one.choices
+    named = letters(one.choices)
+    return tuple(named.lower() if given.islower() else named), one.choices
+
+
 def _replies(work: Work, path: str) -> Ask:
-    """Questions asked in their conversations, with the pictures that a control puts there."""
+    """Questions asked in their conversations, with the pictures that a control puts there; of candidates the likeliest
+    is taken, by the mean log-likelihood of its tokens."""
     limit = work.number("max_new_tokens", MAX_NEW_TOKENS)
 
-    def ask(images: list, scripts: list[str], part: str, label: str) -> Sequence[str]:
+    def ask(images: list, questions: list[_Question], part: str, label: str) -> Sequence[str]:
         def reply(numbers: list[int]) -> list[str]:
-            conversations = [filled(scripts[i], images[i]) for i in numbers]
-            return list(map(str, work.pipeline.reply(conversations, path=path, max_new_tokens=limit)))
+            chats = {i: filled(questions[i].script, images[i]) for i in numbers}
+            free = [i for i in numbers if not questions[i].candidates]
+            pairs = [(i, candidate) for i in numbers for candidate in questions[i].candidates]
+            written = work.pipeline.reply([chats[i] for i in free], path, limit) if free else []
+            given = dict(zip(free, map(str, written), strict=True))
+            texts = [text for _, text in pairs]
+            weighed = work.pipeline.score_replies([chats[i] for i, _ in pairs], texts, path) if pairs else []
+            means: dict[int, list[float]] = {}
+            for (i, _), likelihood in zip(pairs, weighed, strict=True):
+                means.setdefault(i, []).append(likelihood.mean)
+            given |= {i: questions[i].choices[of_one.index(max(of_one))] for i, of_one in means.items()}
+            return [given[i] for i in numbers]
 
-        return work.batches(len(scripts), reply, part, label, CHUNK)
+        return work.batches(len(questions), reply, part, label, CHUNK)
 
     return ask
 
@@ -139,8 +200,8 @@ def _draw(work: Work, result: Result, path: str, wanted: list[Wanted]) -> None:
         for one, image in zip(wanted, images, strict=True)
     ]
     tallies = {}
-    for name in sorted({name for one in wanted if (name := _dataset_of(one))}):
-        places = [place for place, one in enumerate(wanted) if _dataset_of(one) == name]
+    for name in sorted({name for one in wanted if (name := dataset_of(one.meta))}):
+        places = [place for place, one in enumerate(wanted) if dataset_of(one.meta) == name]
         tallies |= _judge(name, [images[i] for i in places], [wanted[i] for i in places], [items[i] for i in places])
     settings = work.settings_of(path).of_path(path)
     result.add("generation", path, tallies, items, seconds=work.seconds(f"draw-{path}"), **settings)
@@ -177,21 +238,17 @@ def _drawn(work: Work, path: str, wanted: list[Wanted]) -> list[Image.Image]:
 
 def _side_of(work: Work, wanted: Wanted) -> int | None:
     """The side of a picture that a synthetic dataset's scorer judges; None = as the checkpoint draws."""
-    name = _dataset_of(wanted)
+    name = dataset_of(wanted.meta)
     return None if name is None else side_of(work, open_synthetic(name))
-
-
-def _dataset_of(wanted: Wanted) -> str | None:
-    """The synthetic dataset whose scorer judges a picture, where the record names it and what the picture shows."""
-    name = wanted.meta.get("dataset")
-    return name if name in DATASETS and isinstance(wanted.meta.get("spec"), dict) else None
 
 
 def _judge(name: str, images: list[Image.Image], wanted: list[Wanted], items: list[Item]) -> dict[str, dict]:
     """Tallies of a synthetic dataset's pictures by its own scorer; what is wrong is written into their items."""
     dataset = open_synthetic(name)
     specs = [dataset.spec_of({"meta": one.meta}) for one in wanted]
-    for item, verdict in zip(items, generation.judge(dataset, images, specs), strict=True):
+    verdicts = generation.judge(dataset, images, specs)
+    for item, verdict in zip(items, verdicts, strict=True):
         item.verdict = {f"{name}: {category}": share for category, share in verdict.shares.items()}
         item.wrong = ", ".join(verdict.wrong)
-    return {f"{name}: {category}": tally for category, tally in generation.score(dataset, images, specs).items()}
+    tallies = generation.score(dataset, images, specs, verdicts)
+    return {f"{name}: {category}": tally for category, tally in tallies.items()}

@@ -6,6 +6,7 @@ import re
 import pytest
 from PIL import Image
 
+from hybridgen.data.synthetic import open_synthetic
 from hybridgen.evaluation.own.records import Asked, Wanted, filled, read_tasks
 from tests.processors import picture
 
@@ -19,7 +20,7 @@ def read(tmp_path):
     def call(*rows: dict, limit: int | None = None):
         file = tmp_path / "own.jsonl"
         file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-        tasks, bad, unread = read_tasks(file, limit)
+        tasks, bad, unread, _ = read_tasks(file, limit)
         return tasks, [each.reason for each in bad], unread
 
     return call
@@ -182,7 +183,7 @@ def test_lines_that_are_no_json_are_broken_records(tmp_path):
     file = tmp_path / "own.jsonl"
     picture(seed=0).save(tmp_path / "0.png")
     file.write_text(json.dumps(GOOD) + "\n{\n")
-    tasks, bad, _ = read_tasks(file)
+    tasks, bad, *_ = read_tasks(file)
     assert len(tasks) == 1
     assert str(bad[0]).startswith(f"{file}:2: not a JSON object")
 
@@ -213,5 +214,53 @@ def test_refuses_files_without_a_record(tmp_path, content, words):
 def test_pictures_that_are_large_stay_as_they_are(tmp_path):
     Image.new("RGBA", (40, 20), (255, 0, 0, 128)).save(tmp_path / "0.png")
     (tmp_path / "own.jsonl").write_text(json.dumps(GOOD))
-    ((one,), _, _) = read_tasks(tmp_path / "own.jsonl")
+    (one,), *_ = read_tasks(tmp_path / "own.jsonl")
     assert (one.images[0].mode, one.images[0].size) == ("RGB", (40, 20))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("words", {"lines": ["\u00dcnder"]}, "words cannot judge: .*\u00fcnder.* a word has 1 to 8 letters a to z"),
+        ("words", {"lines": ["apples and pears"]}, "words cannot judge"),
+        ("words", {"ink": "teal"}, "words cannot judge: unknown colour 'teal'"),
+        ("dolls", {"head": 10**6}, "dolls cannot judge"),
+        ("dolls", {"crown": 1}, "dolls cannot judge: .*crown"),
+        ("emoji", {"label": "no such thing"}, "emoji cannot judge"),
+        ("shapes", {"relation": 3}, "shapes cannot judge"),
+    ],
+)
+def test_a_spec_that_its_world_cannot_judge_is_a_broken_record(read, name, change, words):
+    """Otherwise it would end in an error after everything was drawn."""
+    world = open_synthetic(name)
+    meta = json.loads(json.dumps(world.Source(world.SPLITS[1], "draw", 0)[0]["meta"], default=int))
+    good = chat("a caption", "0.png", meta=meta)
+    wrong = chat("another caption", "1.png", meta={**meta, "spec": {**meta["spec"], **change}})
+    (one,), (reason,), _ = read(good, wrong)
+    assert one.meta["spec"] == meta["spec"]
+    assert re.search(f"its meta has a spec that {words}", reason)
+
+
+def test_questions_about_the_same_pictures_stand_in_one_group(read):
+    """Of one record, or of several that first show the same; without a picture, of one record alone."""
+    first, second, third, fourth, *plain = read(
+        chat(("0.png", "what is it?"), "a dog", ("1.png", "and this?"), "a cat"),
+        chat(("0.png", "is it red?"), "no"),
+        chat(("1.png", "is it red?"), "no"),
+        chat("is it?", "no", "really?", "no"),
+        chat("is it not?", "no"),
+    )[0]
+    assert first.group == second.group == third.group != fourth.group
+    assert plain[0].group == plain[1].group != plain[2].group
+    assert len({one.group for one in (first, fourth, *plain)}) == 4
+
+
+def test_the_hash_is_of_what_is_read(read, tmp_path):
+    def of_now() -> str:
+        return read_tasks(tmp_path / "own.jsonl").hash
+
+    read(GOOD, chat("draw", "1.png"))
+    first = of_now()
+    assert of_now() == first
+    picture(seed=9).save(tmp_path / "1.png")
+    assert of_now() != first

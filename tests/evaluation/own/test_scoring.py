@@ -1,5 +1,7 @@
 """Answers to own data in numbers: each kind's, counted by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from hybridgen.evaluation.own.records import Asked
@@ -49,6 +51,21 @@ def test_tallies():
 def test_where_all_is_right_or_wrong_the_total_is_a_share():
     total = score(["dog", "x"], ASKED[:2])["all"]
     assert (total["right"], total["n"], total["share"]) == (1, 2, 0.5)
+
+
+def test_questions_of_one_group_are_not_independent():
+    """Four copies of each question, about its picture, are no more than the questions: only their count is more."""
+    numbered = [replace(one, group=str(i)) for i, one in enumerate(ASKED)]
+    once, copies = score(ANSWERS, numbered), score([*ANSWERS] * 4, [*numbered] * 4)
+    assert score(ANSWERS, ASKED) == once
+    for name, tally in once.items():
+        many = copies[name]
+        if name.startswith("caption") or name == "all":  # CIDEr counts how many captions have a word
+            continue
+        number = "share" if "share" in tally else "value"
+        assert (many["n"], many[number]) == (4 * tally["n"], pytest.approx(tally[number])), name
+        assert many["groups"] == tally["n"]
+        assert (many["low"], many["high"]) == (pytest.approx(tally["low"]), pytest.approx(tally["high"])), name
 
 
 def test_the_majority_answers_as_the_kind_wants():

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -9,7 +11,9 @@ from PIL import Image
 from hybridgen.cli.main import main
 from hybridgen.data.synthetic import dolls
 from hybridgen.evaluation.generation import DrawSettings
+from hybridgen.evaluation.own.records import read_tasks
 from hybridgen.evaluation.run import evaluate
+from hybridgen.evaluation.suites import own as suite
 from hybridgen.pipeline_hybridgen import load_pipeline
 
 QUICK = {path: DrawSettings(steps=2, guidance=1.0) for path in ("diffusion", "vq")}
@@ -133,6 +137,76 @@ def test_refusals_are_one_line_and_nothing_is_written(content, words, tiny_check
     assert len(lines) == 1
     assert re.search(words, lines[0])
     assert not (out / "scores.json").exists()
+
+
+def test_other_pictures_are_another_evaluation(own, pipeline, tmp_path):
+    """Their names and the file stay: the folder is not gone on with. Where only a file's bytes are others, it is."""
+    shutil.copytree(Path(own).parent, tmp_path / "data")
+    file, out = tmp_path / "data" / "own.jsonl", tmp_path / "out"
+    how = {"draw_paths": [], "answer_paths": ["vq"], "samples": 2, "options": {"max_new_tokens": 4}}
+    first = evaluate(pipeline, str(file), out=out, **how)
+    asked = tmp_path / "data" / "0.png"
+    Image.open(asked).save(asked, compress_level=0)  # the same pixels
+    shutil.copytree(tmp_path / "data", tmp_path / "moved")
+    again = evaluate(pipeline, str(tmp_path / "moved" / "own.jsonl"), out=out, **how)
+    assert again.scores == first.scores
+    dolls.Dolls("train", "draw", 9).picture(0).save(tmp_path / "data" / "2.png")  # of a record that is not read
+    evaluate(pipeline, str(file), out=out, **how)
+    dolls.Dolls("train", "draw", 9).picture(0).save(asked)
+    before = {each: each.stat().st_mtime_ns for each in out.rglob("*")}
+    with pytest.raises(ValueError, match="holds an evaluation with contents.own '.*', not '.*'; give the same"):
+        evaluate(pipeline, str(file), out=out, **how)
+    assert {each: each.stat().st_mtime_ns for each in out.rglob("*")} == before
+
+
+def test_records_are_read_once(own, pipeline, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(suite, "read_tasks", lambda *given: calls.append(given) or read_tasks(*given))
+    evaluate(pipeline, own, out=tmp_path, samples=1, draw_paths=[], answer_paths=["vq"])
+    assert len(calls) == 1
+
+
+@pytest.fixture
+def choices(tmp_path) -> str:
+    """Questions whose accepted answers stand by letter, by small letter and by text, and one without choices."""
+    dolls.Dolls("held_out", "draw", 0).picture(0).save(tmp_path / "0.png")
+    asked = {"image": "0.png", "question": "which one?"}
+    rows = [
+        asked | {"choices": ["an orc", "a man", "a dwarf"], "answer": "B"},
+        asked | {"choices": ["red", "blue"], "answer": "a"},
+        asked | {"choices": ["a gray robe", "nothing"], "answer": "Nothing"},
+        {"image": "0.png", "question": "what is worn?", "answer": "a robe"},
+    ]
+    (tmp_path / "choices.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return str(tmp_path / "choices.jsonl")
+
+
+def test_choices_by_likelihood(choices, pipeline):
+    """The likeliest of the letters or texts, as the accepted answer stands, by the pipeline's own likelihoods; all
+    controls choose so, too, and equal questions with other choices are not taken for one."""
+    how = {"draw_paths": [], "answer_paths": ["vq"]}
+    done = evaluate(pipeline, choices, options={"choose": "likelihood", "max_new_tokens": 4}, **how)
+    items = done.items["understanding"]["vq"]
+    picture = items[0].pictures["shown"]
+    forms = [("A", "B", "C"), ("a", "b"), ("a gray robe", "nothing")]
+    texts = [["an orc", "a man", "a dwarf"], ["red", "blue"], ["a gray robe", "nothing"]]
+    for item, candidates, text in zip(items, forms, texts, strict=False):
+        questions = ["which one?"] * len(candidates)
+        weighed = [one.mean for one in pipeline.score_answers(picture, questions, list(candidates), "vq")]
+        assert item.answer == text[weighed.index(max(weighed))]
+    assert items[3].answer == pipeline.answer(picture, "what is worn?", path="vq", max_new_tokens=4)[0]
+    scores = done.scores["understanding"]["vq"]["scores"]
+    assert (scores["multiple_choice_unclear"]["right"], scores["multiple_choice"]["n"]) == (0, 3)
+    for name in ("blank", "shuffled", "unseen"):
+        assert name not in scores["multiple_choice"] or scores["multiple_choice_unclear"][name] == 0
+    assert any("of 3 multiple-choice questions the likeliest choice is taken" in note for note in done.facts["notes"])
+    written = evaluate(pipeline, choices, options={"max_new_tokens": 4}, **how)
+    assert [item.answer for item in written.items["understanding"]["vq"]] != [item.answer for item in items]
+
+
+def test_choosing_otherwise_is_refused(choices, pipeline):
+    with pytest.raises(ValueError, match="option choose of suite .* is 'chance'; it must be answer or likelihood"):
+        evaluate(pipeline, choices, options={"choose": "chance"}, draw_paths=[], answer_paths=["vq"])
 
 
 @pytest.mark.parametrize("samples", [0, 100])
