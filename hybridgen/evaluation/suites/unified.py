@@ -2,7 +2,8 @@
 
 Held-out captions of a synthetic dataset (`--option world=NAME`) are drawn, and the dataset's own questions asked about
 the drawn pictures. An answer may differ from the caption because the picture is wrong or because it was read wrongly;
-the dataset's exact scorer sees what the picture really shows, and tells the two apart:
+the dataset's exact scorer sees what the picture really shows, and tells the two apart; whether two answers say the same
+is the dataset's to judge, too ("apple" and "a p p l e" do):
 
     as_asked     answers that are as the caption says
     as_drawn     answers that are as the picture shows
@@ -26,11 +27,11 @@ from PIL import Image
 
 from hybridgen.core.messages import strip_reasoning
 from hybridgen.data.synthetic import open_synthetic
-from hybridgen.data.synthetic.questions import normalise_answer, tally
+from hybridgen.data.synthetic.questions import Question, tally
 from hybridgen.evaluation import generation
 from hybridgen.evaluation.controls import answer_with_controls, most_frequent
-from hybridgen.evaluation.intervals import with_interval
-from hybridgen.evaluation.result import Item, Result
+from hybridgen.evaluation.intervals import score_by_groups
+from hybridgen.evaluation.result import BASELINES, Item, Result
 from hybridgen.evaluation.suites import SUITES, open_suite
 from hybridgen.evaluation.synthetic import side_of
 from hybridgen.evaluation.work import MAX_NEW_TOKENS, Work
@@ -47,6 +48,7 @@ LABELS = {
     "in_chat": "in the chat, as the caption says",
     "in_chat_as_drawn": "in the chat, as the picture shows",
 }
+_IN_CHAT = {"as_asked": "in_chat", "as_drawn": "in_chat_as_drawn", "drawn_right": "drawn_right"}  # its names there
 _DRAWS = 32  # sets of questions that are drawn in search of one in the same words
 
 
@@ -59,6 +61,20 @@ class _Asked(NamedTuple):
     question: str
     of_caption: str
     of_picture: str | None
+
+    def judged(self, dataset: ModuleType, answer: str) -> dict[str, bool]:
+        """Whether an answer is right, by the dataset's own rule, and whether the picture is; only `as_asked` where the
+        question cannot be asked of the picture."""
+
+        def is_right(given: str, wanted: str) -> bool:
+            question = Question(self.category, self.question, wanted)
+            return dataset.score_answers([given], [question])["all"]["right"] == 1
+
+        right = {"as_asked": is_right(answer, self.of_caption)}
+        if self.of_picture is not None:
+            right["as_drawn"] = is_right(answer, self.of_picture)
+            right["drawn_right"] = is_right(self.of_picture, self.of_caption)
+        return right
 
 
 def check(work: Work) -> None:
@@ -84,13 +100,13 @@ def run(work: Work) -> Result:
     result = Result(facts=facts, labels=dict(LABELS), credit=getattr(_suite(work), "CREDIT", ""))
     questions = _questions(dataset, prompts.specs, work.seed)
     of_true = questions_about(dataset, questions, prompts.specs, prompts.specs)
-    true = {path: _of_true_pictures(work, prompts, path, of_true) for path in work.answer_paths}
+    true = {path: _of_true_pictures(work, dataset, prompts, path, of_true) for path in work.answer_paths}
     for draw in work.draw_paths:
         images = list(work.draw(draw, prompts.captions, size=side))
         shown = dataset.nearest_specs(generation.stacked(images))
         asked = questions_about(dataset, questions, prompts.specs, shown)
         for read in work.answer_paths:
-            _ask(work, result, draw, read, images, prompts, asked, true[read])
+            _ask(work, result, dataset, draw, read, images, prompts, asked, true[read])
     for draw in work.chat_paths:
         _chat(work, result, dataset, prompts[: work.number("chats", USUAL_CHATS)], draw, side)
     return result
@@ -150,63 +166,69 @@ def _answers_in(dataset: ModuleType, spec: Any, wordings: list[str]) -> dict[str
     return {wording: found[wording] for wording in wordings if wording in found}
 
 
-def _same(answer: str, wanted: str | None) -> bool:
-    return wanted is not None and normalise_answer(answer) == normalise_answer(wanted)
+def score(dataset: ModuleType, answers: Sequence[str], asked: Sequence[_Asked]) -> dict[str, dict]:
+    """The four tallies, with intervals over pictures."""
+    judged = [one.judged(dataset, answer) for answer, one in zip(answers, asked, strict=True)]
+
+    def of_some(places: list[int]) -> dict[str, dict]:
+        some = [judged[i] for i in places]
+        known = [right for right in some if "as_drawn" in right]
+        drawn_right = [right for right in known if right["drawn_right"]]
+        return {
+            "as_asked": tally(sum(right["as_asked"] for right in some), len(some)),
+            "as_drawn": tally(sum(right["as_drawn"] for right in known), len(known)),
+            "drawn_right": tally(len(drawn_right), len(known)),
+            "misread": tally(sum(not right["as_drawn"] for right in drawn_right), len(drawn_right)),
+        }
+
+    return score_by_groups(of_some, [one.number for one in asked])
 
 
-def score(answers: Sequence[str], asked: Sequence[_Asked]) -> dict[str, dict]:
-    """The four tallies, with intervals."""
-    pairs = list(zip(answers, asked, strict=True))
-    known = [(answer, one) for answer, one in pairs if one.of_picture is not None]
-    right = [(answer, one) for answer, one in known if _same(one.of_picture, one.of_caption)]
-    counts = {
-        "as_asked": (sum(_same(answer, one.of_caption) for answer, one in pairs), len(pairs)),
-        "as_drawn": (sum(_same(answer, one.of_picture) for answer, one in known), len(known)),
-        "drawn_right": (len(right), len(known)),
-        "misread": (sum(not _same(answer, one.of_picture) for answer, one in right), len(right)),
-    }
-    return {name: with_interval(tally(*count)) for name, count in counts.items()}
-
-
-def _of_true_pictures(work: Work, prompts: generation.Prompts, path: str, asked: list[_Asked]) -> float:
+def _of_true_pictures(
+    work: Work, dataset: ModuleType, prompts: generation.Prompts, path: str, asked: list[_Asked]
+) -> float:
     """The share of right answers to the same questions about the true pictures."""
     images, questions = [prompts.pictures[one.number] for one in asked], [one.question for one in asked]
     label = f"answering through {path}, of the true pictures"
-    return score(work.answer(path, images, questions, f"true-{path}", label=label), asked)["as_asked"]["share"]
+    answers = work.answer(path, images, questions, f"true-{path}", label=label)
+    return score(dataset, answers, asked)["as_asked"]["share"]
 
 
 def _ask(
-    work: Work, result: Result, draw: str, read: str, images: list[Image.Image], prompts: generation.Prompts,
-    asked: list[_Asked], true: float,
+    work: Work, result: Result, dataset: ModuleType, draw: str, read: str, images: list[Image.Image],
+    prompts: generation.Prompts, asked: list[_Asked], true: float,
 ) -> None:  # fmt: skip
     """Step 2 of `run`, for one pair of paths."""
     constants = most_frequent([one.category for one in asked], [[one.of_caption] for one in asked])
     answers, tallies, notes = answer_with_controls(
         work, read, [images[one.number] for one in asked], [one.question for one in asked],
-        lambda answers: score(answers, asked), constants, group=f"{draw}-",
+        lambda answers: score(dataset, answers, asked), constants, group=f"{draw}-",
     )  # fmt: skip
     for name in ("drawn_right", "misread"):  # of which controls say nothing
-        tallies[name] = {key: tallies[name][key] for key in ("right", "n", "share", "low", "high")}
+        tallies[name] = {key: value for key, value in tallies[name].items() if key not in BASELINES}
     tallies["as_asked"]["true"] = true
-    items = [_item(one, answer, prompts, images[one.number], draw) for one, answer in zip(asked, answers, strict=True)]
+    items = [
+        _item(dataset, one, answer, prompts, images[one.number], draw)
+        for one, answer in zip(asked, answers, strict=True)
+    ]
     seconds = work.seconds(f"draw-{draw}", f"{draw}-answer-{read}")
     result.add("unified", f"by {draw}, through {read}", tallies, items, seconds=seconds)
     result.note(*notes)
 
 
-def _item(one: _Asked, answer: str, prompts: generation.Prompts, image: Image.Image, draw: str) -> Item:
-    verdict = {"as_asked": float(_same(answer, one.of_caption))}
-    if one.of_picture is not None:
-        verdict["as_drawn"] = float(_same(answer, one.of_picture))
-    wrong = []
+def _item(
+    dataset: ModuleType, one: _Asked, answer: str, prompts: generation.Prompts, image: Image.Image, draw: str
+) -> Item:
+    right, wrong = one.judged(dataset, answer), []
     if one.of_picture is None:
         wrong.append("drawn wrong: what is asked about is not there")
-    elif not _same(one.of_picture, one.of_caption):
+    elif not right["drawn_right"]:
         wrong.append(f"drawn wrong: it shows {one.of_picture}")
-    if verdict.get("as_drawn") == 0:
+    if right.get("as_drawn") is False:
         wrong.append("read wrong")
     pictures = {"true picture": prompts.pictures[one.number], draw: image}
     asked = f"{prompts.captions[one.number]}: {one.question}"
+    verdict = {name: float(each) for name, each in right.items()}
     return Item(asked, pictures, answer, one.of_caption, verdict, "; ".join(wrong))
 
 
@@ -229,12 +251,26 @@ def _chat(work: Work, result: Result, dataset: ModuleType, prompts: generation.P
     images = [chat["picture"] for chat in chats]
     shown = dataset.nearest_specs(generation.stacked(images))
     asked = questions_about(dataset, questions, prompts.specs, shown)
-    there = score([answer for chat in chats for answer in chat["answers"]], asked)
-    tallies = {"in_chat": there["as_asked"], "in_chat_as_drawn": there["as_drawn"], "drawn_right": there["drawn_right"]}
+    answers = [answer for chat in chats for answer in chat["answers"]]
+    there = score(dataset, answers, asked)
+    tallies = {_IN_CHAT[name]: there[name] for name in _IN_CHAT}
+    items = [
+        _item(dataset, one, answer, prompts, images[one.number], draw)
+        for one, answer in zip(asked, answers, strict=True)
+    ]
+    for item in items:
+        item.verdict = {_IN_CHAT[name]: right for name, right in item.verdict.items()}
     for read in work.answer_paths:
         given = [images[one.number] for one in asked], [one.question for one in asked]
-        alone = score(work.answer(read, *given, f"alone-{draw}-{read}"), asked)
+        alone = list(work.answer(read, *given, f"alone-{draw}-{read}"))
+        scores = score(dataset, alone, asked)
         for name in ("as_asked", "as_drawn"):
-            tallies[f"{name}_alone_{read}"] = alone[name]
+            tallies[f"{name}_alone_{read}"] = scores[name]
             result.labels[f"{name}_alone_{read}"] = f"the same pictures alone, through {read}: {LABELS[name]}"
-    result.add("conversation", draw, tallies, seconds=work.seconds(f"chat-{draw}"))
+        for item, one, answer in zip(items, asked, alone, strict=True):
+            right = one.judged(dataset, answer)
+            names = [name for name in ("as_asked", "as_drawn") if name in right]
+            item.verdict |= {f"{name}_alone_{read}": float(right[name]) for name in names}
+            if answer != item.answer:
+                item.wrong = "; ".join(filter(None, (item.wrong, f"alone, through {read}: {answer}")))
+    result.add("conversation", draw, tallies, items, seconds=work.seconds(f"chat-{draw}"))

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from hybridgen.data.synthetic import dolls
+from hybridgen.data.synthetic import dolls, words
 from hybridgen.evaluation.generation import DrawSettings
+from hybridgen.evaluation.intervals import wilson
 from hybridgen.evaluation.report import tables_of
 from hybridgen.evaluation.run import evaluate
 from hybridgen.evaluation.suites import unified
@@ -41,7 +42,7 @@ def test_what_a_wrong_picture_answers(asked):
 
 def test_who_reads_rightly_is_right_about_the_picture_and_wrong_about_the_caption(asked):
     answers = [one.of_picture or "?" for one in asked]
-    scores = counts(unified.score(answers, asked))
+    scores = counts(unified.score(dolls, answers, asked))
     wrong = sum(one.of_picture is not None and one.of_picture != one.of_caption for one in asked)
     unknown = sum(one.of_picture is None for one in asked)
     known = len(asked) - unknown
@@ -53,14 +54,35 @@ def test_who_reads_rightly_is_right_about_the_picture_and_wrong_about_the_captio
 
 
 def test_who_repeats_the_caption_is_found_out(asked):
-    scores = counts(unified.score([one.of_caption for one in asked], asked))
+    scores = counts(unified.score(dolls, [one.of_caption for one in asked], asked))
     assert scores["as_asked"] == (len(asked), len(asked))
     assert scores["as_drawn"][0] < scores["as_drawn"][1]
 
 
 def test_who_misreads_right_pictures(asked):
-    scores = counts(unified.score(["?"] * len(asked), asked))
+    scores = counts(unified.score(dolls, ["?"] * len(asked), asked))
     assert scores["misread"][0] == scores["misread"][1] == scores["drawn_right"][0]
+
+
+@pytest.mark.parametrize("said", ["apple", "a p p l e", '"Apple".'])
+def test_the_world_judges_what_is_the_same(said):
+    """In `words` a word may be spelled or not: by whom it is answered, and what the picture is read to show."""
+    asked = [
+        unified._Asked(0, "text", "what is written?", "a p p l e", "a p p l e"),
+        unified._Asked(1, "text", "what is written?", "a p p l e", "apple"),
+        unified._Asked(2, "text", "what is written?", "a p p l e", "a p p l y"),
+    ]
+    assert counts(unified.score(words, [said] * 3, asked)) == {
+        "as_asked": (3, 3), "as_drawn": (2, 3), "drawn_right": (2, 3), "misread": (0, 2),
+    }  # fmt: skip
+    dolls_own = unified._Asked(0, "worn", "what is worn?", "a p p l e", "a p p l e")
+    assert counts(unified.score(dolls, ["apple"], [dolls_own]))["misread"] == (1, 1)
+
+
+def test_questions_about_one_picture_are_not_independent(asked):
+    scores = unified.score(dolls, [one.of_caption for one in asked], asked)
+    assert scores["as_asked"]["groups"] == scores["as_drawn"]["groups"] == len(SPECS)
+    assert scores["as_asked"]["low"] == pytest.approx(wilson(4, 4)[0], abs=0.01)  # all right: about four pictures
 
 
 def test_on_a_model_each_pair_of_paths_and_chats(tiny_checkpoint):
@@ -81,10 +103,19 @@ def test_on_a_model_each_pair_of_paths_and_chats(tiny_checkpoint):
     assert chats["in_chat"]["n"] == chats["as_asked_alone_vq"]["n"] == unified.CHAT_QUESTIONS
     assert {table.title for table in tables_of(done)} == {"Does it recognise what it drew?", "In conversations"}
     assert len(done.items["unified"]["by diffusion, through vq"]) == total
+    items = done.items["conversation"]["diffusion"]
+    assert len(items) == unified.CHAT_QUESTIONS
+    assert all(list(item.pictures) == ["true picture", "diffusion"] and item.answer is not None for item in items)
+    for task, pairs in {"conversation": chats, "unified": pair}.items():  # verdicts add up to the scores
+        path = "diffusion" if task == "conversation" else "by diffusion, through vq"
+        for name, tally in pairs.items():
+            judged = [item.verdict[name] for item in done.items[task][path] if name in item.verdict]
+            assert name == "misread" or sum(judged) == tally["right"]
+            assert name == "misread" or len(judged) == tally["n"]
 
 
 @pytest.mark.parametrize(
-    ("how", "words"),
+    ("how", "message"),
     [
         (
             {"options": {"world": "nowhere"}},
@@ -95,6 +126,6 @@ def test_on_a_model_each_pair_of_paths_and_chats(tiny_checkpoint):
         ({"options": {"size": 50}}, "50"),
     ],
 )
-def test_refusals(tiny_checkpoint, how, words):
-    with pytest.raises(ValueError, match=words):
+def test_refusals(tiny_checkpoint, how, message):
+    with pytest.raises(ValueError, match=message):
         evaluate(load_pipeline(tiny_checkpoint), "unified", **how)

@@ -148,12 +148,16 @@ def reasoning(spec: WordsSpec, question: Question) -> str:
 
 
 def score_answers(answers: list[str], questions: list[Question]) -> dict[str, Tally]:
-    """Exact match, as the other datasets' `score_answers`; a word is right whether it is spelled or not."""
-    read = [
-        spell(re.sub(r'[\s".]', "", answer)) if i < len(questions) and questions[i].category in SPELLED else answer
-        for i, answer in enumerate(answers)
-    ]
-    return score_exactly(read, questions)
+    """Exact match, as the other datasets' `score_answers`; a word is right whether it is spelled or not, and so is one
+    that is asked for."""
+
+    def spelled(text: str, number: int) -> str:
+        is_word = number < len(questions) and questions[number].category in SPELLED
+        return spell(re.sub(r'[\s".]', "", text)) if is_word else text
+
+    read = [spelled(answer, number) for number, answer in enumerate(answers)]
+    wanted = [one._replace(answer=spelled(one.answer, number)) for number, one in enumerate(questions)]
+    return score_exactly(read, wanted)
 
 
 def _join(items: list[str]) -> str:
