@@ -12,12 +12,13 @@ import gc
 import json
 import math
 import multiprocessing
+import os
 import shutil
 import signal
+import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -111,38 +112,85 @@ def _one_by_one(runs: Sequence[Run]) -> Iterator[tuple[Run, str]]:
 
 
 def _side_by_side(runs: Sequence[Run], jobs: int) -> Iterator[tuple[Run, str]]:
-    """New processes, not forked ones: torch's threads do not survive a fork. What stops this one stops them all, each
-    with its state saved."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool:
-        before = signal.signal(signal.SIGTERM, _stop_children)
+    """Each run in a process of its own; not in a pool, which would begin more of them when it is told to stop. What
+    stops this process stops them all, each with its state saved."""
+    waiting, running, done = list(runs), {}, 0
+    before = signal.signal(signal.SIGTERM, _stopped)
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                child = _Child(waiting.pop(0))
+                running[child.process.sentinel] = child
+            for sentinel in wait(list(running)):
+                child, done = running.pop(sentinel), done + 1
+                reason = child.failure()
+                say(f"{child.run.name}, seed {child.run.seed}: {reason or f'done ({done} of {len(runs)})'}")
+                if reason is not None:
+                    yield child.run, reason
+    finally:
+        _end(list(running.values()))
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Child:
+    """A run in a new process, not a forked one: torch's threads do not survive a fork."""
+
+    def __init__(self, run: Run):
+        context = multiprocessing.get_context("spawn")
+        self.run, (self._heard, told) = run, context.Pipe(duplex=False)
+        self.process = context.Process(target=_make_and_tell, args=(run, told))
+        self.process.start()
+        told.close()
+
+    def failure(self) -> str | None:
+        """Why the run, whose process has ended, is not finished; None if it is."""
+        self.process.join()
         try:
-            futures = {pool.submit(make, run): run for run in runs}
-            for number, future in enumerate(as_completed(futures), start=1):
-                run = futures[future]
-                try:
-                    future.result()
-                    say(f"{run.name}, seed {run.seed}: done ({number} of {len(runs)})")
-                except (ValueError, OSError, BrokenProcessPool) as error:  # the last: a process was killed
-                    say(f"{run.name}, seed {run.seed}: {one_line(error)}")
-                    yield run, one_line(error)
-        except KeyboardInterrupt:  # which a terminal sends to all; after it, another signal would end them at once
-            say("waiting until the runs have saved their states")
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            _stop_children()
-            raise
-        finally:
-            signal.signal(signal.SIGTERM, before)
+            return self._heard.recv()
+        except EOFError:  # nothing was told
+            code = self.process.exitcode
+        if self.run.is_finished:
+            return None
+        if code < 0:
+            return f"its process was killed by {signal.Signals(-code).name}"
+        return "it was stopped before its end" if code == 0 else "its process failed; what it printed says why"
 
 
-def _stop_children(*signalled) -> None:
-    for child in multiprocessing.active_children():
-        child.terminate()  # SIGTERM, upon which a run saves its state
-    if signalled:
-        raise SystemExit(0)  # as a single run that SIGTERM stops
+def _make_and_tell(run: Run, told: Connection) -> None:
+    """What a process of its own does. Ctrl-C of a terminal reaches the one above alone, which then tells this one to
+    stop; it stops as well when that is gone."""
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()
+    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    try:
+        make(run)
+    except (ValueError, OSError) as error:
+        told.send(one_line(error))
+
+
+def _stop_with_parent() -> None:
+    wait([multiprocessing.parent_process().sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)  # upon which a run saves its state
+
+
+def _stopped(*_) -> None:
+    raise SystemExit(0)  # as a single run that SIGTERM stops
+
+
+def _end(children: Sequence[_Child]) -> None:
+    """Stop runs, which save their states; if this is interrupted as well, at once."""
+    if not children:
+        return
+    try:
+        for child in children:
+            child.process.terminate()
+        say("waiting until the runs have saved their states")
+        for child in children:
+            child.process.join()
+    except BaseException:
+        for child in children:
+            child.process.kill()
+        raise
 
 
 def make(run: Run) -> dict:

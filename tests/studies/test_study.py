@@ -4,9 +4,12 @@ Measured: FLOPs of a run lie within 2 % of its plan at two rows a step, of which
 """
 
 import json
+import multiprocessing
 import shutil
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -307,18 +310,114 @@ def test_the_study_in_the_box_can_be_made(tmp_path, capsys, monkeypatch):
     assert abs(sizes["early_fusion"] / sizes["joint"] - 1) < 0.01
 
 
-def test_a_run_whose_process_was_killed_is_told_of(monkeypatch, tmp_path):
-    """As the kernel does where memory runs out."""
+class Ended:
+    """A process that has."""
 
-    class Killed(ProcessPoolExecutor):
-        def submit(self, function, run):
-            future = Future()
-            future.set_exception(BrokenProcessPool("a process was terminated abruptly"))
-            return future
+    def __init__(self, exitcode: int):
+        self.exitcode = exitcode
 
-    monkeypatch.setattr(runs, "ProcessPoolExecutor", Killed)
+    def join(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("exitcode", "said"),
+    [
+        (-9, "its process was killed by SIGKILL"),  # as the kernel does where memory runs out
+        (0, "it was stopped before its end"),
+        (1, "its process failed; what it printed says why"),
+    ],
+)
+def test_how_a_process_ended_without_a_word_is_told(exitcode, said, tmp_path):
+    child = runs._Child.__new__(runs._Child)
+    child.run = runs.Run("causal", 3, tmp_path, tmp_path / "none.yaml", ())
+    child.process = Ended(exitcode)
+    child._heard, told = multiprocessing.Pipe(duplex=False)
+    told.close()
+    assert child.failure() == said
+    child.run.result_file.write_text("{}")
+    assert child.failure() is None
+
+
+def test_a_run_that_fails_is_told_of(tmp_path):
     one = runs.Run("causal", 3, tmp_path / "run", tmp_path / "none.yaml", ())
-    with pytest.raises(ValueError, match=r"1 of 1 runs failed \(causal, seed 3: a process was terminated abruptly\)"):
-        runs.run_all([one], jobs=2)
     with pytest.raises(ValueError, match="1 of 1 runs failed .causal, seed 3: .*none.yaml"):
         runs.run_all([one])  # one after the other; its config is not there
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_beside_others_is_told_of(again, capsys):
+    """In the words of its own process; the others are made, and the report is written."""
+    study, out = again
+    for folder in (out / "causal" / "seed_0", out / "joint" / "seed_1"):
+        (folder / "result.json").unlink()
+    shutil.rmtree(out / "causal" / "seed_0" / "checkpoint")
+    (out / "causal" / "seed_0" / "checkpoint").mkdir()
+    capsys.readouterr()
+    assert main(["study", str(study), "--out", str(out), "--jobs", "2"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "1 of 6 runs failed (causal, seed 0: " in said
+    assert "it is an empty folder" in said
+    assert (out / "joint" / "seed_1" / "result.json").is_file()
+    assert read(out / "study.json")["missing"] == ["causal, seed 0"]
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and that nobody has asked for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(what, seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> tuple[Path, dict]:
+    """A study of three runs of a few seconds, and what it comes to."""
+    folder = tmp_path_factory.mktemp("stopped")
+    study = write_study(folder / "study", seeds=[0], budget={"flops": 2.33e9})
+    assert main(["study", str(study), "--out", str(folder / "whole")]) == 0
+    return study, read(folder / "whole" / "study.json")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are looked up in /proc")
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_a_study_that_is_stopped_leaves_nothing_running_and_goes_on(uninterrupted, tmp_path, number, code):
+    """Two of three runs side by side, stopped in the middle: both save their states, the third is not begun, and no
+    process is left; then the same command comes to the same numbers."""
+    study, whole = uninterrupted
+    out = tmp_path / "out"
+    words = ["study", str(study), "--out", str(out), "--jobs", "2"]
+    process = subprocess.Popen([sys.executable, "-m", "hybridgen", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    begun = [out / name / "seed_0" for name in ("joint", "causal")]
+    wait_until(lambda: all((folder / "metrics.jsonl").is_file() for folder in begun))
+    children = children_of(process.pid)
+    assert len(children) >= 2
+    process.send_signal(number)
+    said = process.communicate(timeout=300)[1]
+    assert process.returncode == code
+    wait_until(lambda: not any(map(is_alive, children)))
+    assert "Traceback" not in said
+    assert not any((folder / "result.json").is_file() for folder in begun)
+    assert all((folder / "state").is_dir() for folder in begun)
+    assert not (out / "alone").exists()
+    assert main(words) == 0
+    content = read(out / "study.json")
+    assert content["missing"] == []
+    assert content["questions"] == whole["questions"]
+    for one, other in zip(content["runs"], whole["runs"], strict=True):
+        for key in ("name", "seed", "steps", "flops", "tokens", "numbers"):
+            assert one[key] == other[key]
