@@ -17,8 +17,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from hybridgen.cli import demo_first, demo_report
-from hybridgen.cli.running import best_device, progress_bars
+from hybridgen.cli.running import best_device
 from hybridgen.core.files import read_json, write_json
+from hybridgen.core.progress import task_line
 from hybridgen.evaluation.generation import DrawSettings, denoising_frames
 from hybridgen.evaluation.result import Result
 from hybridgen.evaluation.run import evaluate, scores_of
@@ -43,7 +44,7 @@ _NOT_COMPARED = ("output_dir", "codec", "resume", "threads", "wandb")
 
 def run(options: argparse.Namespace) -> Iterator[str]:
     """Yields the paths of what a person wants to open."""
-    with progress_bars() as progress:
+    with task_line() as progress:
         yield from run_demo(options.out, options.seed, options.samples, options.overrides, progress)
 
 

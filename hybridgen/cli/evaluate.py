@@ -11,9 +11,10 @@ from pathlib import Path
 from hybridgen.bridges.adapters import open_pipeline
 from hybridgen.cli.arguments.evaluate import draw_paths
 from hybridgen.cli.arguments.types import DRAWING_OPTIONS, drawing_settings
-from hybridgen.cli.running import best_device, progress_bars
+from hybridgen.cli.running import best_device
 from hybridgen.core.files import write_whole
 from hybridgen.core.names import OF_PATH, WRITING_PATHS, check_belongs
+from hybridgen.core.progress import task_line
 from hybridgen.evaluation.generation import DrawSettings
 from hybridgen.evaluation.page import PAGE, render_evaluation
 from hybridgen.evaluation.processes import Processes
@@ -37,7 +38,7 @@ def run(options: argparse.Namespace) -> Iterator[str]:
 
 def evaluate_into(checkpoint: Path, options: argparse.Namespace, out: Path) -> dict | None:
     """Evaluate a checkpoint into a folder; returns the scores that were written, in the first process alone."""
-    with Processes.launched() as processes, progress_bars(processes.is_main) as progress:
+    with Processes.launched() as processes, task_line(processes.is_main) as progress:
         if not processes.is_main:
             quiet_libraries(also_warnings=True)
         results = _evaluate(checkpoint, options, out, progress)

@@ -43,6 +43,7 @@ from hybridgen.cli import (
 )
 from hybridgen.cli.arguments.parser import parse
 from hybridgen.cli.errors import exit_code
+from hybridgen.core.progress import above
 
 COMMANDS = {
     "demo": demo,
@@ -97,7 +98,8 @@ def _print_all(lines: Iterator[str], results: TextIO) -> int:
         except StopIteration as done:
             return done.value or 0
         try:
-            print(line, file=results, flush=True, end="" if isinstance(line, chat.StreamedText) else "\n")
+            with above():
+                print(line, file=results, flush=True, end="" if isinstance(line, chat.StreamedText) else "\n")
         except BrokenPipeError:
             raise
         except OSError as error:  # results go into a file on a full disk; the interpreter would flush them once more

@@ -1,10 +1,7 @@
-"""What several commands do while they run: put a pipeline on the best device, show progress."""
+"""What several commands do while they run: put a pipeline on the best device, tell of its steps on the live line."""
 
 import contextlib
-import sys
 from collections.abc import Callable, Iterator
-
-from tqdm import tqdm
 
 from hybridgen.core import devices
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
@@ -17,23 +14,22 @@ def best_device(pipeline: HybridGenPipeline) -> HybridGenPipeline:
     return pipeline.to(devices.best_device())
 
 
-@contextlib.contextmanager
-def progress_bars(shown: bool = True) -> Iterator[Callable[[str, int, int], None]]:
-    """Yields a function of (what, done, total) that shows a bar on stderr, a new one for each `what`; or none."""
-    bar: tqdm | None = None
+def tell_steps(pipeline: HybridGenPipeline, tell: Callable[[int, int], None]) -> None:
+    """Let the steps of each drawing call be told as `tell(done, total)`, instead of by a bar of the pipeline's own."""
 
-    def report(what: str, done: int, total: int) -> None:
-        nonlocal bar
-        if not shown:
-            return
-        if bar is None or bar.desc != what:
-            if bar is not None:
-                bar.close()
-            bar = tqdm(desc=what, total=total, file=sys.stderr, dynamic_ncols=True)
-        bar.update(done - bar.n)
+    @contextlib.contextmanager
+    def progress_bar(iterable=None, total: int | None = None) -> Iterator["_Steps"]:
+        yield _Steps(tell, total)
 
-    try:
-        yield report
-    finally:
-        if bar is not None:
-            bar.close()
+    pipeline.progress_bar = progress_bar
+
+
+class _Steps:
+    """What a pipeline takes for its bar."""
+
+    def __init__(self, tell: Callable[[int, int], None], total: int):
+        self._tell, self._done, self._total = tell, 0, total
+
+    def update(self, count: int = 1) -> None:
+        self._done += count
+        self._tell(self._done, self._total)

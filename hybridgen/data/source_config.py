@@ -47,6 +47,7 @@ FORMATS_OF_KEY = {  # keys that not every format has
     "columns": ROWS,
     "images": ("jsonl", "json", "csv", "parquet", "dataset"),
     "streaming": STREAMED,
+    "part": ROWS,
 }
 
 
@@ -68,6 +69,8 @@ class SourceConfig:
         images: the folder that paths of images are relative to; None = that of the file.
         streaming: read from front to end, and shuffle within `buffer` records; nothing is counted or copied before.
         buffer: records of a chunk of a stream, within which it is shuffled.
+        part: of its records only those between two shares, as in [0, 0.95] for training and [0.95, 1] for validation:
+            no record is in both, whatever the seed (`data.part`).
         weight: its share of the tokens is this over the sum of all weights. One that changes is a mapping from the
             optimizer step on which it begins to hold, the first 0: `{0: 0.5, 1000: 0.1}`.
         read, write, loss_on, clean_copy, height, width: see `HybridGenProcessor.document`; `read` may be a list of
@@ -107,6 +110,7 @@ class SourceConfig:
     images: FilePath | None = None
     streaming: bool = False
     buffer: int = 1000
+    part: list[float] | None = None
     weight: float | dict = 1.0
     read: str | list = "understanding"
     write: str | None = None
@@ -203,6 +207,7 @@ class SourceConfig:
                 raise ValueError(f"{self.name}: oversampling has {thing!r}; its keys are names, as in {{dwarf: 2.5}}")
             if not isinstance(factor, int | float) or not 0 < factor < float("inf"):
                 raise ValueError(f"{self.name}: oversampling has {factor!r} for {thing!r}; it must be a number above 0")
+        self._check_part()
         if self.buffer < 1:
             raise ValueError(f"{self.name}: buffer is {self.buffer}; it must be at least 1")
         if self.buffer > LARGEST_BUFFER:
@@ -215,6 +220,19 @@ class SourceConfig:
             raise ValueError(f"{self.name}: columns says what {unknown[0]!r} is, but the parts of a row are {known}")
         if unknown := [name for name in self.columns.values() if not isinstance(name, str)]:
             raise ValueError(f"{self.name}: columns has {unknown[0]!r}; each must be the name of a column")
+
+    def _check_part(self) -> None:
+        if self.part is None:
+            return
+        if len(self.part) != 2 or not 0 <= self.part[0] < self.part[1] <= 1:
+            raise ValueError(
+                f"{self.name}: part is {self.part}; give two shares in order, from 0 to 1, as in [0, 0.95]"
+            )
+        if self.streaming:
+            raise ValueError(
+                f"{self.name}: part is {self.part}, but the records of a stream are not counted; leave one of part and "
+                "streaming out, or stream other files for validation"
+            )
 
     def _check_form(self) -> None:
         """Raises ValueError for keys that mean nothing for records of the form, which would be ignored."""

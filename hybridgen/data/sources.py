@@ -23,6 +23,7 @@ from hybridgen.data.formats.streaming import StreamSource
 from hybridgen.data.formats.txt_files import TxtSource
 from hybridgen.data.formats.webdataset import WebDatasetSource
 from hybridgen.data.keyed_random import feistel_permutation
+from hybridgen.data.part import PartSource
 from hybridgen.data.source_config import SourceConfig
 from hybridgen.data.synthetic import open_synthetic
 
@@ -45,6 +46,8 @@ def open_source(config: SourceConfig, seed: int = 0, index: Path | None = None) 
     bad: list[BadRecord] = []
     _refuse_impostors(config)
     source = open_stream(config, seed) if config.streaming else open_records(config, bad, index)
+    if config.part is not None:
+        source = PartSource(source, config.part)
     if config.write is not None:
         _require_picture(source, config, bad)
     bad = [BadRecord(f"source {config.name!r}, {each.where}", each.reason) for each in bad]

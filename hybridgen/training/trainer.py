@@ -143,7 +143,7 @@ class Trainer:
             if self._is_due(self.config.sampling.every):
                 self._sample()
             self._log(record)
-            self.tracker.advance(self.step)
+            self.tracker.advance(self.step, self.progress)
             if self.step % self.config.save_every == 0:
                 self._save()
                 saved_step = self.step

@@ -1,8 +1,8 @@
-"""Where a run's numbers go: `metrics.jsonl` always, a progress bar, and Weights & Biases if it is available.
+"""Where a run's numbers go: `metrics.jsonl` always, a live line, and Weights & Biases if it is available.
 
 The trainer computes the numbers; only the time left is computed here. A tracker never stops or slows a run: without a
 key wandb is left out with one sentence, without a network it logs offline, to be sent later. Where stderr is no
-terminal, the bar becomes one line each log step.
+terminal, the live line becomes one line each log step.
 """
 
 import json
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 from PIL import Image
-from tqdm import tqdm
 
 from hybridgen.core.figures import save
 from hybridgen.core.files import write_whole
+from hybridgen.core.progress import LiveLine, clock
 from hybridgen.data.bad_records import BadRecord
 from hybridgen.training.config.schema import WandbConfig
 
@@ -26,8 +26,8 @@ WANDB_START_SECONDS, WANDB_FINISH_SECONDS = 20.0, 60.0  # how long wandb may tak
 
 
 def say(sentence: str) -> None:
-    """Print one sentence to stderr, above the bar if there is one."""
-    tqdm.write(f"hybridgen: {sentence}", file=sys.stderr)
+    """Print one sentence to stderr; a live line that stands there comes back below it."""
+    print(f"hybridgen: {sentence}", file=sys.stderr, flush=True)
 
 
 class BrokenList:
@@ -88,7 +88,7 @@ def _step_of(line: str) -> float:
 
 
 class Tracker:
-    """`metrics.jsonl`, bar and wandb together; silent in every process but the main one.
+    """`metrics.jsonl`, the live line and wandb together; silent in every process but the main one.
 
     Args:
         steps: of the whole run; `step` of them are done.
@@ -101,22 +101,22 @@ class Tracker:
         self.is_main = is_main
         self.steps = steps
         if not is_main:
-            self._metrics = self._run = self._bar = None
+            self._metrics = self._run = None
             return
         self._metrics = StepLog(folder / "metrics.jsonl", step)
-        terminal = sys.stderr.isatty()
-        self._bar = tqdm(total=steps, initial=step, dynamic_ncols=True, disable=not terminal, smoothing=0.05)
+        self._line, self._shown = LiveLine(), ""
         self._run = start_wandb(folder, settings, config, run_id)
-        self._started, self._first = time.monotonic(), None
+        self._first = None  # when the first step was done that this process took, and the progress then
 
     @property
     def run_id(self) -> str | None:
         return self._run.id if self._run else None
 
-    def advance(self, step: int) -> None:
+    def advance(self, step: int, progress: float) -> None:
         """One more step is done."""
-        if self.is_main:
-            self._bar.update(step - self._bar.n)
+        if self.is_main and self._line.is_live:
+            left = self._left(progress)
+            self._line.show(f"step {step:,}/{self.steps:,}", f"{progress:.0%}", *left, *self._shown.split("  "))
 
     def log(self, record: dict, progress: float) -> None:
         """A step's numbers, under their names in `metrics.jsonl`."""
@@ -127,10 +127,10 @@ class Tracker:
             self._run.log({key: value for key, value in record.items() if key != "step"}, step=record["step"])
         if "lr" not in record:  # a validation alone
             return
-        shown = summary(record)
-        self._bar.set_postfix_str(shown)
-        if self._bar.disable:
-            print(f"step {record['step']}/{self.steps}  {shown}{self._left(progress)}", file=sys.stderr, flush=True)
+        self._shown = summary(record)
+        if not self._line.is_live:
+            parts = (f"step {record['step']}/{self.steps}", self._shown, *self._left(progress))
+            print("  ".join(parts), file=sys.stderr, flush=True)
 
     def picture(self, step: int, path: Path, image: Image.Image) -> None:
         """Save a picture of samples, and send it to wandb."""
@@ -143,17 +143,17 @@ class Tracker:
 
     def close(self) -> None:
         if self.is_main:
-            self._bar.close()
+            self._line.close()
             if self._run:
                 self._run.finish()
 
-    def _left(self, progress: float) -> str:
-        """Time left at this process' pace so far; nothing at the first log, which has no pace yet."""
+    def _left(self, progress: float) -> list[str]:
+        """Time left at this process' pace so far; nothing at the first call, which has no pace yet."""
         if self._first is None:
             self._first = (time.monotonic(), progress)
-            return ""
+            return []
         seconds, gained = time.monotonic() - self._first[0], progress - self._first[1]
-        return f"  left {tqdm.format_interval((1 - progress) * seconds / gained)}" if gained > 0 else ""
+        return [f"left {clock((1 - progress) * seconds / gained)}"] if gained > 0 else []
 
 
 def summary(record: dict) -> str:

@@ -1,12 +1,15 @@
 """What a run tells: metrics.jsonl with each step once, a readable line, and wandb that never stands in the way."""
 
+import io
 import json
 import socket
+import sys
 
 import pytest
 import wandb
 from PIL import Image
 
+from hybridgen.core import progress
 from hybridgen.core.files import write_whole
 from hybridgen.data.bad_records import BadRecord
 from hybridgen.training.config.schema import WandbConfig
@@ -59,10 +62,32 @@ def test_without_a_terminal_the_bar_is_a_line_a_log(tmp_path, capfd):
     shown = capfd.readouterr().err.splitlines()
     assert shown[0] == "step 4/8  loss 1.250 (text 0.500, code 0.750)  lr 3.0e-04  12,346 tokens/s"
     assert shown[1].startswith("step 6/8  loss 1.250")
-    assert shown[1].endswith("left 00:00")
+    assert shown[1].endswith("left 0:00")
     assert [line["step"] for line in lines_of(tmp_path / "metrics.jsonl")] == [4, 5, 6]
     assert Image.open(tmp_path / "samples" / "step_000006.png").size == (4, 4)
     assert summary(RECORD) in shown[0]
+
+
+def test_at_a_terminal_a_step_is_one_line_with_loss_speed_and_time_left(tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    monkeypatch.setattr(progress, "REDRAWN", 0.0)
+    monkeypatch.setenv("COLUMNS", "120")
+    tracker = Tracker(tmp_path, WandbConfig(), {}, steps=8, step=0, is_main=True)
+    tracker.advance(1, progress=1 / 8)
+    tracker.log(RECORD, progress=0.5)
+    tracker.advance(8, progress=1.0)
+    shown = terminal.getvalue().split("\r")
+    assert shown[1].rstrip() == "step 1/8  12%"
+    assert shown[-1].rstrip() == (
+        "step 8/8  100%  left 0:00  loss 1.250 (text 0.500, code 0.750)  lr 3.0e-04  12,346 tokens/s"
+    )
+    assert "\n" not in terminal.getvalue()
+    tracker.close()
+    assert terminal.getvalue().endswith(" \r")
 
 
 def test_the_bar_shows_each_entry_of_the_mixture():
@@ -79,7 +104,7 @@ def test_a_skipped_step_has_no_loss():
 def test_other_processes_are_silent(tmp_path, capfd):
     tracker = Tracker(tmp_path / "run", WandbConfig("online"), {}, steps=8, step=0, is_main=False)
     tracker.log(RECORD, progress=0.5)
-    tracker.advance(4)
+    tracker.advance(4, progress=0.5)
     tracker.close()
     assert tracker.run_id is None
     assert not (tmp_path / "run").exists()
