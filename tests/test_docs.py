@@ -271,7 +271,7 @@ def run_accelerate(arguments: list[str], monkeypatch) -> None:
     processes = options.num_processes or load_config_from_file(options.config_file).num_processes
     if options.module:
         assert options.training_script == "hybridgen"
-        parse([*options.training_script_args, *SMALLER[options.training_script_args[0]]])
+        parse([*options.training_script_args, *SMALLER.get(options.training_script_args[0], [])])
         return
     assert options.training_script == "scripts/train.py"
     config, *overrides = options.training_script_args

@@ -54,13 +54,18 @@ def slug(prompt: str) -> str:
 
 def save_png(image: Image.Image, folder: Path, name: str, text: dict) -> Path:
     """Write `name`.png with text fields, or `name-2`.png where there is such a file, and so on; returns the path."""
+    return write_new(folder, name, ".png", png_bytes(image, text))
+
+
+def png_bytes(image: Image.Image, text: dict) -> bytes:
+    """A PNG with text fields; those that are None are left out."""
     info = PngInfo()
     for key, value in {**text, "hybridgen": __version__}.items():
         if value is not None:
             info.add_itxt(key, str(value))
     encoded = io.BytesIO()
     image.save(encoded, "PNG", pnginfo=info)
-    return write_new(folder, name, ".png", encoded.getvalue())
+    return encoded.getvalue()
 
 
 def write_new(folder: Path, name: str, suffix: str, content: bytes) -> Path:

@@ -5,13 +5,23 @@ from collections.abc import Callable, Iterator
 
 from hybridgen.core import devices
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
+from hybridgen.sampling.guidance import Guidance
 
+APG = {"eta": 0.0, "momentum": -0.5}  # the paper's: nothing along the prediction, against the last update
 TRUNCATED = "the answer was cut off where its tokens ran out; --max-new-tokens sets how many"
 
 
 def best_device(pipeline: HybridGenPipeline) -> HybridGenPipeline:
     """On the accelerator of this machine, where it has one."""
     return pipeline.to(devices.best_device())
+
+
+def guidance_named(method: str | None, path: str) -> Guidance | None:
+    """What `--guider` names; None = plain guidance."""
+    if method is None:
+        return None
+    apg = {name: value for name, value in APG.items() if method == "apg" and (path != "vq" or name != "momentum")}
+    return Guidance(method=method, **apg)
 
 
 def tell_steps(pipeline: HybridGenPipeline, tell: Callable[[int, int], None]) -> None:

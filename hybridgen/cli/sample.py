@@ -10,30 +10,39 @@ from contextlib import contextmanager
 
 from hybridgen.bridges.adapters import open_pipeline
 from hybridgen.checkpoints.manifest import image_origin, make_manifest
+from hybridgen.cli import sample_file
 from hybridgen.cli.arguments.types import DRAWING_OPTIONS, drawing_settings
 from hybridgen.cli.errors import one_line
 from hybridgen.cli.pictures import open_picture, png_text, save_png, slug
-from hybridgen.cli.running import best_device
+from hybridgen.cli.running import best_device, guidance_named, tell_steps
 from hybridgen.core.names import check_belongs
-from hybridgen.sampling.guidance import Guidance
+from hybridgen.core.progress import TaskLine, task_line
 from hybridgen.sampling.seeds import nth_seed
 
-STOPPED = "the pictures whose paths were printed are written"  # after Ctrl-C
+STOPPED = "the pictures whose paths were printed are written; with --prompts, the same command goes on"  # after Ctrl-C
 BATCH = 32  # pictures between two that are written: guided, 64 rows of the backbone
-_APG = {"eta": 0.0, "momentum": -0.5}  # the paper's: nothing along the prediction, against the last update
 
 
 def run(options: argparse.Namespace) -> Iterator[str]:
+    """Yields the files."""
+    if options.prompts is not None:
+        yield from sample_file.run(options, BATCH)
+    else:
+        with task_line() as tell:
+            yield from _draw(options, tell)
+
+
+def _draw(options: argparse.Namespace, tell: TaskLine) -> Iterator[str]:
     """
     1. Open the checkpoint, and check every prompt and setting before the first picture.
-    2. Draw batch by batch, and write each picture as its batch is done. Yields the files.
+    2. Draw batch by batch, and write each picture as its batch is done.
     """
     settings = drawing_settings(options)
     files, negatives = (_for_each(options, given) for given in (options.image, options.negative_prompt))
     opened = {file: open_picture(file) for file in options.image or ()}
     pipeline = best_device(open_pipeline(options.checkpoint))
     path = pipeline.writing_path(options.path)
-    guidance = _guidance(options, path)
+    guidance = guidance_named(options.guider, path)
     check_belongs(settings, [path], DRAWING_OPTIONS)
     settings = pipeline.sampling_settings(path, **settings)
     read = None if options.image is None else options.read or pipeline.model.config.paths[0]
@@ -49,7 +58,9 @@ def run(options: argparse.Namespace) -> Iterator[str]:
         of_each["image"] = [opened[file] for file in files]
     pipeline.check_call(**of_each, **of_all)
 
-    total = len(options.prompt) * options.num_images
+    total, first = len(options.prompt) * options.num_images, 0
+    calls, what = -(-total // BATCH), f"drawing {total:,} {'picture' if total == 1 else 'pictures'}, step"
+    tell_steps(pipeline, lambda step, of: tell(what, first // BATCH * of + step, calls * of))
     for first in range(0, total, BATCH):
         numbers = range(first, min(first + BATCH, total))
         places = [number // options.num_images for number in numbers]
@@ -76,13 +87,6 @@ def _saying_what_is_written(written: int, total: int) -> Iterator[None]:
     except OSError as error:
         safe = f"{written} of {total} pictures are written" if written else "no picture is written"
         raise OSError(f"{one_line(error)}; {safe}") from error
-
-
-def _guidance(options: argparse.Namespace, path: str) -> Guidance | None:
-    if (method := options.guider) is None:
-        return None
-    apg = {name: value for name, value in _APG.items() if method == "apg" and (path != "vq" or name != "momentum")}
-    return Guidance(method=method, **apg)
 
 
 def _for_each(options: argparse.Namespace, given: list | None) -> list:

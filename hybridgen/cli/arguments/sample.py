@@ -1,6 +1,7 @@
 """What `hybridgen sample` takes."""
 
 import argparse
+import os
 from pathlib import Path
 
 from hybridgen.cli.arguments.types import (
@@ -20,8 +21,9 @@ from hybridgen.cli.arguments.types import (
     share,
 )
 from hybridgen.core.names import OF_PATH
-from hybridgen.core.recognition import SMALL, require_checkpoint
+from hybridgen.core.recognition import SMALL, require_checkpoint, require_file
 
+FILES = (".txt", ".jsonl", ".parquet")
 ABOUT = """\
 Draw pictures and print the paths of the PNG files. Each carries its prompt, path, seed and settings as text,
 and no file is ever written over. Picture i is drawn with seed + i, whatever is drawn beside it.
@@ -29,6 +31,12 @@ and no file is ever written over. Picture i is drawn with seed + i, whatever is 
 examples:
   hybridgen sample runs/demo/checkpoint --prompt "an orc wearing a purple robe, blue background" --out pictures
   hybridgen sample runs/demo/checkpoint --prompt "an elf, sand background" --path vq --num-images 8 --out elves
+  hybridgen sample runs/demo/checkpoint --prompts prompts.jsonl --out drawn
+
+A file of --prompts has one a row: a line of .txt, or a row of .jsonl or .parquet with its own settings (prompt,
+negative_prompt, image, path, seed, num_images, size, height, width, steps, guidance, temperature, ...). --out is then a
+data set when all is drawn (metadata.jsonl), and the same command goes on after a stop, also on another number of
+processes (accelerate launch -m hybridgen sample ...).
 """
 
 
@@ -36,7 +44,8 @@ def add_arguments(commands) -> None:
     command = new_command(commands, "sample", "draw pictures from prompts", ABOUT)
     add_checkpoint(command, default=SMALL)
     what = command.add_argument_group("what to draw")
-    what.add_argument("--prompt", action="append", required=True, help="what to draw; give it again for more prompts")
+    what.add_argument("--prompt", action="append", help="what to draw; give it again for more prompts")
+    what.add_argument("--prompts", type=path_to, metavar="FILE", help="prompts from a .txt, .jsonl or .parquet instead")
     what.add_argument(
         "--negative-prompt",
         action="append",
@@ -101,8 +110,26 @@ def _add_guidance(group) -> None:
     )
 
 
+def _check_prompts(options: argparse.Namespace) -> None:
+    require_file("file of prompts", options.prompts, f"give one that ends with {', '.join(FILES)}")
+    if options.prompts.suffix.lower() not in FILES:
+        raise ValueError(f"--prompts {options.prompts} does not end with {', '.join(FILES)}; rename it, or write it so")
+    for name in ("--height", "--width", "--negative-prompt", "--image"):
+        given = getattr(options, name.removeprefix("--").replace("-", "_"))
+        if given is not None and len(given) > 1:
+            raise ValueError(
+                f"{name} is given {len(given)} times, but --prompts has rows; give it once, or in the rows"
+            )
+
+
 def check(options: argparse.Namespace) -> None:
     """Raises ValueError for what shows without opening the checkpoint."""
+    if (options.prompt is None) == (options.prompts is None):
+        raise ValueError("give --prompt, or --prompts FILE with one a row" + (", not both" if options.prompt else ""))
+    if options.prompts is not None:
+        _check_prompts(options)
+    elif int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("several processes draw from a file; give --prompts FILE, or start one process")
     check_drawing(options, [options.path] if options.path in OF_PATH else None)
     if options.read is not None and options.image is None:
         raise ValueError("--read says how to read --image, but none is given; leave it out")
@@ -110,7 +137,7 @@ def check(options: argparse.Namespace) -> None:
         raise ValueError("--image-guidance says how closely to follow --image, but none is given; leave it out")
     for name in ("--height", "--width", "--negative-prompt", "--image"):
         given = getattr(options, name.removeprefix("--").replace("-", "_"))
-        if given is not None and len(given) not in (1, len(options.prompt)):
+        if given is not None and len(given) not in (1, len(options.prompt or ())):
             raise ValueError(
                 f"{name} is given {len(given)} times for {len(options.prompt)} prompts; give it once, or for each"
             )
