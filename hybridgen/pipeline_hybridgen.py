@@ -48,9 +48,9 @@ from hybridgen.core.recognition import checkpoint_path, looks_like_folder, requi
 from hybridgen.core.values import choice, each, flag, listed, shorten, shown, texts, whole_number
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.processing_hybridgen import HybridGenProcessor
-from hybridgen.sampling.codes import CodeSampling, write_codes
+from hybridgen.sampling.codes import CodeDrawing, CodeSampling
 from hybridgen.sampling.decoder import Decoder
-from hybridgen.sampling.denoise import OnStep, Stop, check_schedule_draws, draw_latents, prepare
+from hybridgen.sampling.denoise import LatentDrawing, OnStep, check_schedule_draws, prepare
 from hybridgen.sampling.guidance import Guidance
 from hybridgen.sampling.likelihood import Likelihood, log_likelihoods, rolling_windows
 from hybridgen.sampling.prefix import Prefix, read_prompts
@@ -66,6 +66,7 @@ from hybridgen.sampling.settings import (
     text_sampling,
     with_scales_of,
 )
+from hybridgen.sampling.tasks import run
 from hybridgen.sampling.text import Answer, unwritable_tokens, write_text
 
 __all__ = ["CallState", "HybridGenPipeline", "load_pipeline"]
@@ -350,7 +351,7 @@ class HybridGenPipeline(DiffusionPipeline):
             precision=precision, window=window,
         )  # fmt: skip
         sizes = self.check_sizes(each("height", height, len(prompts)), each("width", width, len(prompts)), path)
-        requests = self._requests(setup, prompts, negative_prompt, sizes, image, read)
+        requests = self.image_requests(setup, prompts, negative_prompt, sizes, image, read)
         requests = [request for request in requests for _ in range(num_images_per_prompt)]
         generators = image_generators(len(requests), seed, generator)
         latents = self.check_noise(latents, path, [request.size for request in requests])
@@ -371,16 +372,18 @@ class HybridGenPipeline(DiffusionPipeline):
                     scale=call.scale_at([number // num_images_per_prompt for number in group]),
                     image_scale=torch.tensor([request.image_scale for request in batch]),
                 )
-                drawn_batch = self._draw(
-                    self._prefix(batch),
+                drawing = self.drawing(
+                    self.read_requests(batch),
                     setup,
                     batch[0].size,
                     [generators[number] for number in group],
                     guidance,
                     self._make_on_step(batch_timesteps, callback_on_step_end, progress),
                     None if latents is None else torch.stack([latents[number] for number in group]),
-                    lambda: call.interrupt,
                 )
+                while not (drawing.done or call.interrupt):
+                    run(drawing.step())
+                drawn_batch = drawing.drawn()
                 if output_type != "latent":
                     drawn_batch = self.decode_images(drawn_batch, path)
                 for number, image in zip(group, drawn_batch, strict=True):
@@ -396,7 +399,7 @@ class HybridGenPipeline(DiffusionPipeline):
         path, prompts = self.writing_path(path), prompt
         setup = self.drawing_setup(path, guider, **settings)
         sizes = self.check_sizes(each("height", height, len(prompts)), each("width", width, len(prompts)), path)
-        self._requests(setup, prompts, negative_prompt, sizes, image, read)
+        self.image_requests(setup, prompts, negative_prompt, sizes, image, read)
 
     def drawing_setup(self, path: str, guider=None, **overrides) -> DrawingSetup:
         """How images are drawn by a path, everything filled in and checked that does not depend on prompt and size.
@@ -419,7 +422,7 @@ class HybridGenPipeline(DiffusionPipeline):
         self.check_drawing(path, setup.num_inference_steps, guidance, setup.shift)
         return setup
 
-    def _requests(
+    def image_requests(
         self, setup: DrawingSetup, prompts: list[str], negative_prompt, sizes: list[tuple[int, int]], image,
         read: str | None,
     ) -> list[ImageRequest]:  # fmt: skip
@@ -447,7 +450,7 @@ class HybridGenPipeline(DiffusionPipeline):
         setup.guidance.check_rows(max(len(request.rows) for request in requests))
         return requests
 
-    def _prefix(self, requests: list[ImageRequest]) -> Prefix:
+    def read_requests(self, requests: list[ImageRequest]) -> Prefix:
         """The prompts of a batch, read: all conditional rows, then all unconditional ones (see `sampling.guidance`)."""
         rows = [request.rows[row] for row in range(len(requests[0].rows)) for request in requests]
         tokens = self.processor.special_tokens
@@ -479,37 +482,34 @@ class HybridGenPipeline(DiffusionPipeline):
 
         return on_step
 
-    def _draw(
+    def drawing(
         self,
         prefix: Prefix,
         setup: DrawingSetup,
         size: tuple[int, int],
         generators: list[Generator],
-        guidance: Guidance,
-        on_step: OnStep,
-        noise: Tensor | None,
-        stop: Stop,
-    ) -> Tensor:
-        """The pictures that come next in a prefix: latents (I, C, h, w), or codes (I, h, w).
+        guidance: Guidance | None = None,
+        on_step: OnStep | None = None,
+        noise: Tensor | None = None,
+    ) -> LatentDrawing | CodeDrawing:
+        """The pictures that come next in a prefix, to be drawn step by step; in the end `drawn()` are latents
+        (I, C, h, w), or codes (I, h, w).
 
         Args:
             prefix: I rows or, guided, 2 I or 3 I; each ends with the token that begins an image.
             size: height and width in pixels.
             generators: one per image; their number is I.
+            guidance: None = as in `setup`.
             noise: to start from (diffusion); None = drawn from the generators.
-            stop: asked after each step, whether the call was told to stop.
         """
+        guidance = setup.guidance if guidance is None else guidance
         if setup.path == "vq":
-            height, width = (side // self.processor.vq_token_size for side in size)
-            options = {"decoder": setup.decoder, "window": setup.window, "stop": stop}
-            codes = write_codes(
-                self.model, prefix, height * width, generators, setup.sampling, guidance, on_step, **options
-            )
-            codes = torch.nn.functional.pad(codes, (0, height * width - codes.shape[1]))  # those that there are
-            return codes.view(-1, height, width)
-        return draw_latents(
+            codes = tuple(side // self.processor.vq_token_size for side in size)
+            options = {"decoder": setup.decoder, "window": setup.window}
+            return CodeDrawing(self.model, prefix, codes, generators, setup.sampling, guidance, on_step, **options)
+        return LatentDrawing(
             self.model, prefix, self.scheduler, setup.num_inference_steps, self.latent_size(size), generators, guidance,
-            on_step, noise, setup.shift, setup.decoder, stop,
+            on_step, noise, setup.shift, setup.decoder,
         )  # fmt: skip
 
     def decode_images(self, latents: Tensor, path: str) -> Tensor:

@@ -33,6 +33,7 @@ ROOMS = [
     "data",
     "pipeline_hybridgen",
     "multimodal_hybridgen",
+    "serving",
     "bridges",
     "evaluation",
     "training",

@@ -27,7 +27,7 @@ from hybridgen.core.documents import left_pad
 from hybridgen.core.layout import ImageSegment
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 from hybridgen.sampling.decoder import Decoder
-from hybridgen.sampling.denoise import image_predictor
+from hybridgen.sampling.denoise import ImagePredictor
 from hybridgen.sampling.guidance import Guidance
 from hybridgen.sampling.prefix import begin_image, extend, prefill
 from tests.pipelines import tiny_pipeline, tiny_vae
@@ -275,7 +275,7 @@ def test_an_image_condition_is_a_third_row(pipe, path, read):
     x = torch.randn(3, 16, 16, generator=Generator().manual_seed(2))[None]
     for step in range(count):
         told = torch.tensor([1000 * (1 - step / count)])
-        predict = [image_predictor(pipe.model, prefill_alone(pipe, *row), 1, (16, 16), told) for row in rows]
+        predict = [ImagePredictor(pipe.model, prefill_alone(pipe, *row), 1, (16, 16), told) for row in rows]
         x = x - guided([each(x, 0) for each in predict]) / count
     assert worst(made, x) < 2e-4  # of values up to 10
 

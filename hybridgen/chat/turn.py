@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -20,23 +19,21 @@ from hybridgen.configuration_hybridgen import require_path
 from hybridgen.core.messages import check_messages, drop_user_texts, parts
 from hybridgen.core.names import WRITING_PATHS
 from hybridgen.core.pictures import with_pictures
-from hybridgen.sampling.codes import code_steps
 from hybridgen.sampling.interleaved import (
     ImageBlock,
     ReadTokens,
     Token,
     commit_block,
     common_length,
-    latent_steps,
     read_document,
     side_by_side,
     start_image,
-    token_steps,
 )
 from hybridgen.sampling.prefix import Prefix
 from hybridgen.sampling.seeds import draw_gumbel, image_generators, new_seed, nth_seed
 from hybridgen.sampling.settings import reread_of
-from hybridgen.sampling.text import StableText, unwritable_tokens
+from hybridgen.sampling.tasks import Task, events_of
+from hybridgen.sampling.text import StableText, TextWriting, unwritable_tokens
 
 
 @dataclass(frozen=True)
@@ -194,6 +191,10 @@ class Turn:
 
     def events(self) -> Iterator[Event]:
         """Make the turn. To stop, stop asking."""
+        return events_of(self.task())
+
+    def task(self) -> Task[None]:
+        """Make the turn as a task (`sampling.tasks`), which yields its events beside its work."""
         started = time.perf_counter()
         self.cond = read_document(
             self.model, self.cond, self.prompt_tokens, self.special.pad, least_length=len(self.uncond_tokens)
@@ -204,14 +205,14 @@ class Turn:
         counts = len(self.prompt_tokens), self.cached, self.text_tokens, image_tokens, self.steps
         yield Usage(*counts, time.perf_counter() - started, self.truncated)
 
-    def _as_the_model_decides(self) -> Iterator[Event]:
+    def _as_the_model_decides(self) -> Task[None]:
         while (left := self.max_new_tokens - self.text_tokens) > 0:
             image_begins = yield from self._write(left, self._may_draw(left))
             if not image_begins:
                 return
             yield from self._draw()
 
-    def _as_planned(self) -> Iterator[Event]:
+    def _as_planned(self) -> Task[None]:
         plan = list(self.request.plan)
         for item, after in zip(plan, [*plan[1:], None], strict=True):
             if item == "image":
@@ -223,19 +224,20 @@ class Turn:
         generators, vocabulary = image_generators(1, self.seed), self.model.lm_head.out_features
         return draw_gumbel(generators, 1 << 62, vocabulary, self.model.device)  # without end; drawn as it is needed
 
-    def _write(self, count: int, may_draw: bool) -> Iterator[Event]:
+    def _write(self, count: int, may_draw: bool) -> Task[bool]:
         """At most so many tokens. Returns whether the model wrote that an image begins."""
         begin, end = self.special.begin_image, self.tokenizer.eos_token_id
         suppressed = unwritable_tokens(self.model, self.special, (begin,) if may_draw else ())
-        prefix, ids, sampling = self.cond.until(len(self.cond.tokens)), [], self.request.text_sampling
-        text, token = StableText(self.tokenizer, first=not self.content), None
+        sampling, text = self.request.text_sampling, StableText(self.tokenizer, first=not self.content)
 
-        def choose(logits: Tensor) -> Tensor:
-            return sampling.draw(logits.index_fill(-1, suppressed, -torch.inf), self._noise)
+        def choose(logits: Tensor, rows: list[int]) -> Tensor:
+            return sampling.draw(logits, self._noise)
 
-        for token in token_steps(self.model, prefix, count, choose, {begin, end}):
-            if token not in (begin, end):
-                ids.append(token)
+        prefix = self.cond.until(len(self.cond.tokens))
+        writing = TextWriting(self.model, prefix, count, choose, suppressed, {begin, end})
+        while not writing.done:
+            yield from writing.step()
+            if (token := writing.written[0][-1]) not in (begin, end):
                 self.text_tokens += 1
                 if more := text.add(token):
                     yield TextDelta(more)
@@ -245,11 +247,11 @@ class Turn:
             yield TextDelta(more)
         if text.text:
             self.content.append({"type": "text", "text": text.text})
-        if ids:
-            self.cond = ReadTokens(self.cond.tokens + ids, prefix)
+        if ids := [token for token in writing.written[0] if token not in (begin, end)]:
+            self.cond = ReadTokens(self.cond.tokens + ids, (yield from writing.finish()))
         return image_begins
 
-    def _draw(self) -> Iterator[Event]:
+    def _draw(self) -> Task[None]:
         """
         1. Read what guidance leads away from, as far as the conversation has come.
         2. Draw against both rows, with previews.
@@ -258,11 +260,16 @@ class Turn:
         drawing, index, every = self.drawing, self.drawn_images, self.request.preview_every
         yield ImageStarted(index, drawing.path, *drawing.size)
         prefix = self._drawing_prefix()
-        steps = self._image_steps(prefix, image_generators(1, nth_seed(self.seed, index)))
-        for step, (drawn, preview) in enumerate(steps, start=1):  # noqa: B007
-            self.steps += 1
-            if every is not None and step % every == 0 and (shown := preview()) is not None:
+        picture = self.pipe.drawing(
+            prefix, drawing.setup, drawing.size, image_generators(1, nth_seed(self.seed, index))
+        )
+        step = 0
+        while not picture.done:
+            yield from picture.step()
+            self.steps, step = self.steps + 1, step + 1
+            if every is not None and step % every == 0 and (shown := picture.preview()) is not None:
                 yield ImagePreview(index, step, self._decoded(shown))
+        drawn = picture.drawn()
         image = self._decoded(drawn)
         block = self._drawn_block(drawn) if self.reread is None else self._encoded(image, self.reread)
         as_drawn = self.reread is None and drawing.setup.decoder.precision == "model"
@@ -289,26 +296,6 @@ class Turn:
             self.uncond = read_document(self.model, self.uncond, tokens, self.special.pad, least_length=beside)
             rows.append(self.uncond.image_start)
         return side_by_side(rows)
-
-    def _image_steps(self, prefix: Prefix, generators: list) -> Iterator[tuple]:
-        """The picture's latents or codes after each step, and a function that makes what a preview can show of them."""
-        setup, pipe, size = self.drawing.setup, self.pipe, self.drawing.size
-        if setup.path == "diffusion":
-            yield from latent_steps(
-                self.model, prefix, pipe.scheduler, setup.num_inference_steps, pipe.latent_size(size), generators[0],
-                setup.guidance, setup.shift, setup.decoder,
-            )  # fmt: skip
-            return
-        height, width = (side // pipe.processor.vq_token_size for side in size)
-        options = {"decoder": setup.decoder, "window": setup.window}
-        steps = code_steps(self.model, prefix, height * width, generators, setup.sampling, setup.guidance, **options)
-        for codes in steps:  # 1, t
-            rows = codes.shape[1] // width  # that are whole
-
-            def whole_rows(codes=codes, rows=rows) -> Tensor | None:
-                return codes[:, : rows * width].view(1, rows, width) if rows else None
-
-            yield codes.view(1, height, width) if rows == height else codes, whole_rows
 
     def _decoded(self, latents: Tensor) -> Image.Image:
         """Latents (1, C, h, w) or codes (1, h, w) -> a picture."""

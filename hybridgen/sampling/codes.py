@@ -1,7 +1,8 @@
 """The code loop: an image of the vq path, one code per step, each drawn from the model's guided code logits.
 
-The loop commits the codes it reads to the prefix (they are final, unlike noisy patches), and the last code is drawn but
-never read: `commit_codes` reads it, and the end of the image, for what follows.
+`CodeWriting` is its state, `write_codes` the loop. It commits the codes it reads to the prefix (they are final, unlike
+noisy patches), and the last code is drawn but never read: `commit_codes` reads it, and the end of the image, for what
+follows.
 
 A code is the largest of (logits / temperature + Gumbel noise), with noise from the image's own stream. That is a
 sample of their softmax, and one that a rounding error in the logits, of another batch size say, hardly ever changes.
@@ -23,6 +24,7 @@ from hybridgen.sampling.finite import FiniteSteps
 from hybridgen.sampling.guidance import Guidance, Guide, Scale
 from hybridgen.sampling.prefix import Prefix, extend
 from hybridgen.sampling.seeds import draw_gumbel
+from hybridgen.sampling.tasks import Read, Score, Task, run
 
 
 @dataclass(frozen=True)
@@ -102,82 +104,137 @@ def write_codes(
     Raises:
         ValueError: a window of several codes with a guidance that averages over steps.
     """
-    steps = code_steps(model, prefix, count, generators, sampling, guidance, on_step, on_logits, decoder, window)
-    for codes in steps:  # noqa: B007
+    options = guidance, on_step, on_logits, decoder, window
+    writing = CodeWriting(model, prefix, count, generators, sampling, *options)
+    while not writing.done:
+        run(writing.step())
         if stop is not None and stop():
             break
-    return codes
+    return writing.codes
 
 
-@torch.no_grad()
-def code_steps(
-    model: HybridGenForConditionalGeneration,
-    prefix: Prefix,
-    count: int,
-    generators: list[Generator],
-    sampling: CodeSampling,
-    guidance: Guidance | Scale = 1.0,
-    on_step: Callable[[int, Tensor], Tensor] | None = None,
-    on_logits: Callable[[int, Tensor], None] | None = None,
-    decoder: Decoder | None = None,
-    window: int = 1,
-) -> Iterator[Tensor]:
-    """`write_codes` forward by forward: the codes so far (I, t). The prefix is complete only once all have come.
+class CodeWriting:
+    """The codes of I images being written, forward by forward; the arguments are those of `write_codes`.
 
     1. Draw the first code from the state in which the prefix ends.
     2. Read the last code and, with a window, guesses of those behind it, without committing them.
     3. Draw the code behind each of them. Those up to the first wrong guess are final: what they were drawn from is.
     4. Commit what was read of final codes. The codes drawn behind a wrong guess are the next guesses.
-    """
-    images, device = len(generators), prefix.last_state.device
-    rows_per_image, vocabulary = prefix.rows // images, model.config.vq_config.num_embeddings
-    decoder = Decoder(model) if decoder is None else decoder
-    guide = Guide(guidance, images, count)
-    check_window(window, guide.guidance)
-    forward = decoder.continue_from(prefix, torch.arange(count, device=device), causal=window == 1, is_image=True)
-    noise = _PositionNoise(draw_gumbel(generators, count, vocabulary, device))
-    codes = torch.zeros(images, count, dtype=torch.long, device=device)
-    finite = FiniteSteps(device)
 
-    def draw(states: Tensor, first: int) -> tuple[Tensor, Tensor]:
+    The prefix is complete only once it is `done`.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        model: HybridGenForConditionalGeneration,
+        prefix: Prefix,
+        count: int,
+        generators: list[Generator],
+        sampling: CodeSampling,
+        guidance: Guidance | Scale = 1.0,
+        on_step: Callable[[int, Tensor], Tensor] | None = None,
+        on_logits: Callable[[int, Tensor], None] | None = None,
+        decoder: Decoder | None = None,
+        window: int = 1,
+    ):
+        images, device = len(generators), prefix.last_state.device
+        self.model, self.prefix, self.count, self.window = model, prefix, count, window
+        self.sampling, self.on_step, self.on_logits = sampling, on_step, on_logits
+        self.rows_per_image = prefix.rows // images
+        self.decoder = decoder = Decoder(model) if decoder is None else decoder
+        self.guide = Guide(guidance, images, count)
+        check_window(window, self.guide.guidance)
+        places = torch.arange(count, device=device)
+        self.forward = decoder.continue_from(prefix, places, causal=window == 1, is_image=True)
+        self._noise = _PositionNoise(draw_gumbel(generators, count, model.config.vq_config.num_embeddings, device))
+        self._codes = torch.zeros(images, count, dtype=torch.long, device=device)
+        self._guesses = self._codes.new_zeros(images, 0)
+        self._finite = FiniteSteps(device)
+        self.written = 0  # codes that are final
+
+    @property
+    def codes(self) -> Tensor:
+        """Those that there are, (I, t)."""
+        return self._codes[:, : self.written]
+
+    @property
+    def done(self) -> bool:
+        return self.written == self.count
+
+    def step(self) -> Task[None]:
+        """One forward on: one code more, or several with a window."""
+        if not self.written:
+            states = self.prefix.last_state[:, None]  # R, 1, H
+            logits, drawn = yield from self._draw(states, 0)
+            self._finish(logits[0], drawn[0])
+        else:
+            states = yield from self._read_and_draw()
+        if self.done:
+            self._finite.check("the vq path", self.count)
+            self.prefix.add(self.count - 1, states[:, -1], is_image=True)
+
+    def _read_and_draw(self) -> Task[Tensor]:
+        """Steps 2 to 4. Returns the backbone's output (R, n, H) at the n codes that were committed."""
+        last = self.written - 1
+        inputs_at_once = min(self.window, self.count - self.written)
+        guesses = _guess_codes(self._codes, last, self._guesses, inputs_at_once - 1)
+        inputs = torch.cat([self._codes[:, last : last + 1], guesses], dim=1)  # I, n
+        embeds = self.model.model.embed_codes(inputs).repeat(self.rows_per_image, 1, 1)  # R, n, H
+        states = yield Read(self.forward, embeds, last, commit=False)  # R, n, H
+        logits, drawn = yield from self._draw(states, last + 1)
+        for accepted in range(1, inputs_at_once + 1):  # inputs that are final: the last code, and the right guesses
+            self._finish(logits[accepted - 1], drawn[accepted - 1])
+            if accepted == inputs_at_once or not torch.equal(inputs[:, accepted], self._codes[:, last + accepted]):
+                break
+        self.prefix.cache.advance(accepted)
+        self._guesses = drawn[accepted:].T
+        self._noise.drop_until(last + accepted)
+        return states[:, :accepted]
+
+    def _draw(self, states: Tensor, first: int) -> Task[tuple[Tensor, Tensor]]:
         """Output (R, n, H) -> guided logits (n, I, V) and codes (n, I) of position `first` and those after it."""
-        logits = decoder.code_logits(states).transpose(0, 1)  # n, R, V
-        if guide.guidance.method != "cfg":
+        logits = (yield Score(self.decoder.code_logits, states)).transpose(0, 1)  # n, R, V
+        if self.guide.guidance.method != "cfg":
             logits = logits - logits.mean(-1, keepdim=True)
-        guided = [guide(scores, first + number) for number, scores in enumerate(logits)]
-        drawn = [sampling.draw(scores, noise.at(first + number)) for number, scores in enumerate(guided)]
+        guided = [self.guide(scores, first + number) for number, scores in enumerate(logits)]
+        drawn = [self.sampling.draw(scores, self._noise.at(first + number)) for number, scores in enumerate(guided)]
         return torch.stack(guided), torch.stack(drawn)
 
-    def finish(step: int, logits: Tensor, drawn: Tensor) -> None:
-        finite.add(logits)
-        if on_logits is not None:
-            on_logits(step, logits)
-        codes[:, step] = drawn
-        if on_step is not None:
-            codes[:, : step + 1] = on_step(step, codes[:, : step + 1])
+    def _finish(self, logits: Tensor, drawn: Tensor) -> None:
+        """The next code of each image (I,) is final, drawn by its logits (I, V)."""
+        step = self.written
+        self._finite.add(logits)
+        if self.on_logits is not None:
+            self.on_logits(step, logits)
+        self._codes[:, step] = drawn
+        if self.on_step is not None:
+            self._codes[:, : step + 1] = self.on_step(step, self._codes[:, : step + 1])
+        self.written += 1
 
-    states = prefix.last_state[:, None]  # R, 1, H
-    logits, drawn = draw(states, 0)
-    finish(0, logits[0], drawn[0])
-    yield codes[:, :1]
-    codes_in_prefix, guesses = 0, codes.new_zeros(images, 0)
-    while codes_in_prefix < count - 1:
-        last, inputs_at_once = codes_in_prefix, min(window, count - 1 - codes_in_prefix)
-        guesses = _guess_codes(codes, last, guesses, inputs_at_once - 1)
-        inputs = torch.cat([codes[:, last : last + 1], guesses], dim=1)  # I, n
-        embeds = model.model.embed_codes(inputs).repeat(rows_per_image, 1, 1)  # R, n, H
-        states = forward(embeds, last, commit=False)  # R, n, H
-        logits, drawn = draw(states, last + 1)
-        for accepted in range(1, inputs_at_once + 1):  # inputs that are final: the last code, and the right guesses
-            finish(last + accepted, logits[accepted - 1], drawn[accepted - 1])
-            if accepted == inputs_at_once or not torch.equal(inputs[:, accepted], codes[:, last + accepted]):
-                break
-        prefix.cache.advance(accepted)
-        guesses, codes_in_prefix = drawn[accepted:].T, last + accepted
-        noise.drop_until(codes_in_prefix)
-        yield codes[:, : codes_in_prefix + 1]
-    finite.check("the vq path", count)
-    prefix.add(count - 1, states[:, accepted - 1] if count > 1 else states[:, 0], is_image=True)
+
+class CodeDrawing(CodeWriting):
+    """Pictures of the vq path that come next in the rows of a prefix, code by code, with the verbs of
+    `denoise.LatentDrawing`.
+
+    Args:
+        size: h rows and w columns of codes; in place of their number. All else as in `CodeWriting`.
+    """
+
+    def __init__(
+        self, model: HybridGenForConditionalGeneration, prefix: Prefix, size: tuple[int, int], *args, **kwargs
+    ):
+        super().__init__(model, prefix, size[0] * size[1], *args, **kwargs)
+        self.size = size
+
+    def drawn(self) -> Tensor:
+        """The codes (I, h, w) that there are, and 0 where none is yet."""
+        return torch.nn.functional.pad(self.codes, (0, self.count - self.written)).view(-1, *self.size)
+
+    def preview(self) -> Tensor | None:
+        """The rows of codes (I, h', w) that are whole; None = not one."""
+        height, width = self.written // self.size[1], self.size[1]
+        return self.codes[:, : height * width].view(-1, height, width) if height else None
 
 
 def check_window(window: int, guidance: Guidance) -> None:

@@ -13,12 +13,18 @@ are nearly equally likely, which one is drawn may depend on the other images of 
 What did not pay (Zen 4, 512 tokens): int8 for the inputs too, in chunks that stay in the cache, was 4 % faster than
 bf16 and 1.4 % off; attention in bf16 is no faster than in float32, and written out as two products it is slower.
 
-Shapes: R rows, n new tokens, K keys up to the last of them, H width, A heads of the queries, G of the keys, d their
-width.
+What several requests want read next is read together (`read_together`): products, norms and activations are of all
+their tokens at once, for they know of no row beside theirs; attention is of each request by itself, over its own keys,
+exactly as it would be alone. So requests may be at different steps, of different lengths and sizes, and enter and leave
+at any step, and no key is moved for it.
+
+Shapes: R rows, n new tokens, K keys up to the last of them, N all new tokens that are read together (the sum of R n),
+H width, A heads of the queries, G of the keys, d their width.
 """
 
-from contextlib import nullcontext
-from typing import Literal
+from collections.abc import Hashable
+from contextlib import ExitStack
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +35,7 @@ from hybridgen.core.names import PRECISIONS
 from hybridgen.core.values import choice
 from hybridgen.core.versions import version_of
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
-from hybridgen.sampling.prefix import Prefix, backbone
+from hybridgen.sampling.prefix import Prefix, PrefixCache, backbone
 
 Precision = Literal["model", "fp32", "bf16", "int8"]
 
@@ -165,21 +171,50 @@ class _Layer:
         self.head_dim, self.scaling, self.act_fn = attention.head_dim, attention.scaling, mlp.act_fn
         self.is_silu = mlp.config.hidden_act in ("silu", "swish")
 
-    def __call__(self, states: Tensor, mask: Tensor, cos: Tensor, sin: Tensor, cache) -> Tensor:
-        """(R, n, H) -> the same; keys and values go into the layer's cache."""
+    def __call__(self, states: Tensor, cos: Tensor, sin: Tensor, spans: list["_Span"], number: int) -> Tensor:
+        """(N, H) -> the same; keys and values go into the caches' layer of this number.
+
+        Args:
+            cos, sin: (N, 1, d) of each token's position.
+            spans: whose tokens they are, one after another.
+        """
         normed = _norm(self.norms[0], states).to(self.qkv.dtype)
         queries, keys, values = (part.to(states.dtype).unflatten(-1, (-1, self.head_dim)) for part in self.qkv(normed))
         if self.head_norms[0] is not None:
             queries, keys = _norm(self.head_norms[0], queries), _norm(self.head_norms[1], keys)
-        heads = torch.cat([queries, keys], dim=2)  # R, n, A + G, d
+        heads = torch.cat([queries, keys], dim=1)  # N, A + G, d
         heads = torch.addcmul(heads * cos, heads.roll(self.head_dim // 2, -1), sin)
-        queries, keys = heads.transpose(1, 2).split([queries.shape[2], keys.shape[2]], dim=1)
-        keys, values = cache.update(keys, values.transpose(1, 2))  # R, G, K, d
-        seen = _attention(queries, keys, values, mask, self.scaling)  # R, A, n, d
-        states = self.out.joined(seen.transpose(1, 2).flatten(2), "add", states)
+        sizes, seen = [queries.shape[1], keys.shape[1]], []
+        for span, own, own_values in zip(spans, _cut(heads, spans), _cut(values, spans), strict=True):
+            queries, keys = own.transpose(1, 2).split(sizes, dim=1)  # R, A, n, d and R, G, n, d
+            keys, own_values = span.cache.layers[number].update(keys, own_values.transpose(1, 2))  # R, G, K, d
+            attended = _attention(queries, keys, own_values, span.mask, self.scaling)  # R, A, n, d
+            seen.append(attended.transpose(1, 2).flatten(2).flatten(0, 1))  # R n, A d
+        states = self.out.joined(_joined(seen), "add", states)
         normed = _norm(self.norms[1], states).to(self.gate.dtype)
         gate = self.gate.joined(normed, "swish") if self.is_silu else self.act_fn(self.gate.joined(normed))
         return self.down.joined(self.up.joined(normed, "mul", gate), "add", states)
+
+
+class _Span(NamedTuple):
+    """The tokens of one request among those that are read together: R rows of n tokens, what they see, and the cache
+    that their keys go to."""
+
+    rows: int
+    count: int
+    mask: Tensor
+    cache: PrefixCache
+
+
+def _cut(tokens: Tensor, spans: list[_Span]) -> list[Tensor]:
+    """Tokens (N, ...) -> (R, n, ...) of each span."""
+    parts = tokens.split([span.rows * span.count for span in spans])
+    return [part.unflatten(0, (span.rows, span.count)) for part, span in zip(parts, spans, strict=True)]
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Tokens of several spans, one after another (N, ...); of one span not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling: float) -> Tensor:
@@ -250,6 +285,11 @@ class Decoder:
         """The address and version of each of the model's weights: what changes when they do."""
         return [(parameter.data_ptr(), version_of(parameter)) for parameter in self.model.parameters()]
 
+    @property
+    def key(self) -> Hashable:
+        """Equal for decoders that compute the same: of one model's own weights, or the same copies of them."""
+        return (id(self.model), self.layers is None) if self.precision == "model" else id(self)
+
     def is_current(self) -> bool:
         """Whether the model's weights are still those that were copied."""
         return self._copied_from == self._weights()
@@ -305,24 +345,15 @@ class IncrementalForward:
             sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)  # rotate_half(x) * sin = roll(x) * this
             self.cos, self.sin = cos[:, :, None], sin[:, :, None]
 
-    @torch.no_grad()
     def __call__(self, embeds: Tensor, first: int = 0, commit: bool = True) -> Tensor:
         """Embeddings (R, n, H) of tokens `first` to `first + n` -> the backbone's output (R, n, H).
 
         Args:
             commit: the prefix grows by them; otherwise it stays as it was.
         """
-        last, cache = first + embeds.shape[1], self.prefix.cache
-        with nullcontext() if commit else cache.no_commit():
-            if not self.fused:
-                where = self._mask_of(first, last), self.position_ids[:, first:last]
-                return backbone(self.decoder.model, self.prefix, embeds, *where, self.diffusion)
-            mask, cos, sin = self._mask_of(first, last), self.cos[:, first:last], self.sin[:, first:last]
-            for layer, layer_cache in zip(self.decoder.layers, cache.layers, strict=True):
-                embeds = layer(embeds, mask, cos, sin, layer_cache)
-            return _norm(self.decoder.model.model.language_model.norm, embeds)
+        return read_together([Read(self, embeds, first, commit)])[0]
 
-    def _mask_of(self, first: int, last: int):
+    def mask_of(self, first: int, last: int):
         """The mask (R, 1, n, K) of tokens `first` to `last`: a slice of one mask, where masks can be sliced."""
 
         def sliced(mask: Tensor) -> Tensor:
@@ -337,3 +368,48 @@ class IncrementalForward:
             self.mask = self.prefix.mask_with(self.decoder.model, self.blocks[:last], last - first, self.is_image)
             self._mask_at = first, last
         return self.mask
+
+
+class Read(NamedTuple):
+    """What a request wants read next: the arguments of an `IncrementalForward`, and it."""
+
+    forward: IncrementalForward
+    embeds: Tensor  # R, n, H
+    first: int = 0
+    commit: bool = True
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for what can be read together: by the same weights, in one precision."""
+        return self.forward.decoder.key
+
+
+@torch.no_grad()
+def read_together(reads: list[Read]) -> list[Tensor]:
+    """The backbone's output (R, n, H) for each of several reads of equal `key`, each as if it were read alone.
+
+    A backbone that is run as transformers runs it reads them one after another.
+    """
+    decoder = reads[0].forward.decoder
+    with ExitStack() as stack:
+        for read in reads:
+            if not read.commit:
+                stack.enter_context(read.forward.prefix.cache.no_commit())
+        if decoder.layers is None:
+            return [_read_by_transformers(*read[:3]) for read in reads]
+        spans, cosines, sines = [], [], []
+        for forward, embeds, first, _ in reads:
+            (rows, count), last = embeds.shape[:2], first + embeds.shape[1]
+            spans.append(_Span(rows, count, forward.mask_of(first, last), forward.prefix.cache))
+            cosines.append(forward.cos[:, first:last].flatten(0, 1))
+            sines.append(forward.sin[:, first:last].flatten(0, 1))
+        states, cos, sin = _joined([read.embeds.flatten(0, 1) for read in reads]), _joined(cosines), _joined(sines)
+        for number, layer in enumerate(decoder.layers):
+            states = layer(states, cos, sin, spans, number)  # N, H
+        return _cut(_norm(decoder.model.model.language_model.norm, states), spans)
+
+
+def _read_by_transformers(forward: IncrementalForward, embeds: Tensor, first: int) -> Tensor:
+    last = first + embeds.shape[1]
+    where = forward.mask_of(first, last), forward.position_ids[:, first:last]
+    return backbone(forward.decoder.model, forward.prefix, embeds, *where, forward.diffusion)

@@ -1,10 +1,11 @@
 """Denoising: noise -> a finished image, by any scheduler of diffusers, against a prefix computed once.
 
-    prepare          scheduler + steps -> Schedule (`schedules`)
-    image_predictor  model + prefix    -> a function (x_t, step) -> guided prediction
-    denoise          that function     -> x_0
-    draw_latents     all of these, from noise that each image draws for itself
-    commit_image     x_0               -> read clean (timestep 0) into the prefix, for what follows
+    prepare         scheduler + steps -> Schedule (`schedules`)
+    Denoising       noise, Schedule   -> what is to be predicted next; a prediction takes it a step on
+    denoise         any predictions   -> x_0
+    ImagePredictor  model + prefix    -> guided predictions
+    LatentDrawing   all of these, from noise that each image draws for itself, step by step; `draw_latents` is the loop
+    commit_image    x_0               -> read clean (timestep 0) into the prefix, for what follows
 
 The model makes the kind of prediction that it was trained for, whatever the scheduler; `noise.convert` turns it into
 the kind that the scheduler takes.
@@ -13,7 +14,7 @@ Shapes: I images, R rows (I, or 2 I with guidance), S steps, T tokens of one ima
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -27,8 +28,12 @@ from hybridgen.sampling.guidance import Guidance, Guide, Scale
 from hybridgen.sampling.prefix import Prefix, extend
 from hybridgen.sampling.schedules import LIBRARY_ERRORS, Schedule, check_scheduler, in_a_line, prepare
 from hybridgen.sampling.seeds import draw_noise
+from hybridgen.sampling.tasks import Read, Task, run
 
-__all__ = ["Schedule", "check_scheduler", "commit_image", "denoise", "draw_latents", "image_predictor", "prepare"]
+__all__ = [
+    "Denoising", "ImagePredictor", "LatentDrawing", "Schedule", "check_scheduler", "commit_image", "denoise",
+    "draw_latents", "prepare",
+]  # fmt: skip
 
 Predict = Callable[[Tensor, int], Tensor]  # x_t (I, C, h, w) and the number of the step -> prediction of the same shape
 OnStep = Callable[[int, Tensor], Tensor]  # step and latents -> latents to go on with
@@ -54,35 +59,62 @@ def denoise(
         on_step: called with the latents after each step; the loop goes on with those that it returns.
         stop: ends the loop early, with the latents as they are then.
     """
-    latents = noise
-    for latents in denoise_steps(predict, noise, schedule, prediction_type, generators, on_step):  # noqa: B007
+    denoising = Denoising(noise, schedule, prediction_type, generators, on_step)
+    while not denoising.done:
+        denoising.take(predict(denoising.noisy(), denoising.step))
         if stop is not None and stop():
             break
-    return latents
+    return denoising.latents
 
 
-@torch.no_grad()
-def denoise_steps(
-    predict: Predict,
-    noise: Tensor,
-    schedule: Schedule,
-    prediction_type: str,
-    generators: list[Generator] | None = None,
-    on_step: OnStep | None = None,
-) -> Iterator[Tensor]:
-    """`denoise` step by step: the latents after each. To stop, stop iterating."""
-    scheduler = schedule.scheduler
-    latents = noise * getattr(scheduler, "init_noise_sigma", 1.0)
-    options = {"generator": generators} if schedule.takes_generator else {}
-    for step, timestep in enumerate(scheduler.timesteps):
-        noisy = scheduler.scale_model_input(latents, timestep) if hasattr(scheduler, "scale_model_input") else latents
-        prediction = predict(noisy, step)
-        coefficients = schedule.alpha[step], schedule.sigma[step]
-        prediction = convert(prediction_type, schedule.prediction_type, prediction, noisy, *coefficients)
-        latents = scheduler.step(prediction, timestep, latents, **options, return_dict=False)[0]
-        if on_step is not None:
-            latents = on_step(step, latents)
-        yield latents
+class Denoising:
+    """Latents on their way from noise to clean, a step for each prediction; the arguments are those of `denoise`.
+
+    Args:
+        latents: (I, C, h, w) as they are now.
+        step: the number of the next step.
+    """
+
+    def __init__(
+        self,
+        noise: Tensor,
+        schedule: Schedule,
+        prediction_type: str,
+        generators: list[Generator] | None = None,
+        on_step: OnStep | None = None,
+    ):
+        self.schedule, self.prediction_type, self.on_step = schedule, prediction_type, on_step
+        self.latents, self.step = noise * getattr(schedule.scheduler, "init_noise_sigma", 1.0), 0
+        self._options = {"generator": generators} if schedule.takes_generator else {}
+        self._last: tuple = ()  # the last prediction, and the other arguments of `convert` that belong to it
+
+    @property
+    def done(self) -> bool:
+        return self.step == len(self.schedule.scheduler.timesteps)
+
+    def noisy(self) -> Tensor:
+        """x_t (I, C, h, w), which the next step needs a prediction of."""
+        scheduler, timestep = self.schedule.scheduler, self.schedule.scheduler.timesteps[self.step]
+        scaled = hasattr(scheduler, "scale_model_input")
+        self._noisy = scheduler.scale_model_input(self.latents, timestep) if scaled else self.latents
+        return self._noisy
+
+    @torch.no_grad()
+    def take(self, prediction: Tensor) -> None:
+        """Go a step on, with the model's prediction from what `noisy` returned last."""
+        schedule, step = self.schedule, self.step
+        self._last = prediction, self._noisy, schedule.alpha[step], schedule.sigma[step]
+        converted = convert(self.prediction_type, schedule.prediction_type, *self._last)
+        scheduler, timestep = schedule.scheduler, schedule.scheduler.timesteps[step]
+        self.latents = scheduler.step(converted, timestep, self.latents, **self._options, return_dict=False)[0]
+        if self.on_step is not None:
+            self.latents = self.on_step(step, self.latents)
+        self.step += 1
+
+    @torch.no_grad()
+    def expected(self) -> Tensor:
+        """The clean latents (I, C, h, w) that the last prediction expects at the end."""
+        return convert(self.prediction_type, "sample", *self._last)
 
 
 def check_schedule_draws(schedule: Schedule, prediction_type: str) -> None:
@@ -115,66 +147,118 @@ def check_schedule_draws(schedule: Schedule, prediction_type: str) -> None:
         )
 
 
-@torch.no_grad()
-def image_predictor(
-    model: HybridGenForConditionalGeneration,
-    prefix: Prefix,
-    images: int,
-    size: tuple[int, int],
-    timesteps: Tensor,
-    guidance: Guidance | Scale = 1.0,
-    decoder: Decoder | None = None,
-) -> Predict:
+class ImagePredictor:
     """The model's predictions for noisy images that come next in a prefix, guided where it has several rows per image.
 
     All that does not depend on x_t is computed here, once: masks, positions, and the embedding of every timestep. A
-    call computes the images' own tokens, in the rows that count at its step, and leaves the prefix as it was.
+    prediction computes the images' own tokens, in the rows that count at its step, and leaves the prefix as it was.
 
     Args:
         images: I; the prefix has I rows, or 2 I or 3 I as `guidance` orders them.
         size: height and width of a latent.
         timesteps: (S,) as the model is given them, one per step.
         decoder: the model's, in another precision; None = in its own.
-
-    Raises:
-        ValueError: at the last step, if a prediction was not finite.
     """
-    config, inner = model.config.diffusion_config, model.model
-    decoder = Decoder(model) if decoder is None else decoder
-    blocks = image_blocks(model, config.tokens(*size), timesteps.device)
-    vectors = inner.timestep_embedder(timesteps)  # S, H
-    prefix.cache.reserve(len(blocks))
-    guide = Guide(guidance, images, len(timesteps))
-    guided = unguided = prefix.rows // images, decoder.continue_from(prefix, blocks, diffusion=True)
-    if prefix.rows > images:
-        unguided = 1, decoder.continue_from(prefix.leading_rows(images), blocks, diffusion=True)
-    kind, in_velocity = config.prediction_type, guide.guidance.method == "zero_star" and config.noise_schedule == "flow"
-    if in_velocity:
-        alpha, sigma = NoiseProcess.of(config).coefficients(timesteps)  # S
-    finite = FiniteSteps(timesteps.device)
-
-    def guided_prediction(noisy: Tensor, step: int) -> Tensor:
-        copies, forward = guided if guide.is_on(step) else unguided
-        vector = vectors[step][None]  # shared: a batch of I equal rows would round differently for each I
-        embeds, skips = inner.embed_images(noisy, vector)  # I, T, H
-        states = forward(embeds.repeat(copies, 1, 1), commit=False)  # R, T, H
-        skips = [skip.repeat(copies, 1, 1, 1) for skip in skips]
-        prediction = inner.predict_images(states, vector, skips, size).float()  # R, C, h, w
-        if not in_velocity:
-            return guide(prediction, step)
-        at = alpha[step], sigma[step]
-        prediction = convert(kind, "velocity", prediction, noisy.repeat(copies, 1, 1, 1), *at)
-        return convert("velocity", kind, guide(prediction, step), noisy, *at)
 
     @torch.no_grad()
-    def predict(noisy: Tensor, step: int) -> Tensor:
-        prediction = guided_prediction(noisy, step)
-        finite.add(prediction)
-        if step == len(timesteps) - 1:
-            finite.check("the diffusion path", len(timesteps))
-        return prediction
+    def __init__(
+        self,
+        model: HybridGenForConditionalGeneration,
+        prefix: Prefix,
+        images: int,
+        size: tuple[int, int],
+        timesteps: Tensor,
+        guidance: Guidance | Scale = 1.0,
+        decoder: Decoder | None = None,
+    ):
+        self.config, self.inner, self.size = model.config.diffusion_config, model.model, size
+        decoder = Decoder(model) if decoder is None else decoder
+        blocks = image_blocks(model, self.config.tokens(*size), timesteps.device)
+        self._vectors, self.steps = self.inner.timestep_embedder(timesteps), len(timesteps)  # S, H
+        prefix.cache.reserve(len(blocks))
+        self.guide = Guide(guidance, images, self.steps)
+        self._guided = self._unguided = prefix.rows // images, decoder.continue_from(prefix, blocks, diffusion=True)
+        if prefix.rows > images:
+            self._unguided = 1, decoder.continue_from(prefix.leading_rows(images), blocks, diffusion=True)
+        self._in_velocity = self.guide.guidance.method == "zero_star" and self.config.noise_schedule == "flow"
+        if self._in_velocity:
+            self._alpha, self._sigma = NoiseProcess.of(self.config).coefficients(timesteps)  # S
+        self._finite = FiniteSteps(timesteps.device)
 
-    return predict
+    def __call__(self, noisy: Tensor, step: int) -> Tensor:
+        """x_t (I, C, h, w) at a step -> its guided prediction.
+
+        Raises:
+            ValueError: at the last step, if a prediction was not finite.
+        """
+        return run(self.predict(noisy, step))
+
+    def predict(self, noisy: Tensor, step: int) -> Task[Tensor]:
+        """The same as a task."""
+        copies, forward = self._guided if self.guide.is_on(step) else self._unguided
+        vector = self._vectors[step][None]  # shared: a batch of I equal rows would round differently for each I
+        embeds, skips = self.inner.embed_images(noisy, vector)  # I, T, H
+        states = yield Read(forward, embeds.repeat(copies, 1, 1), commit=False)  # R, T, H
+        skips = [skip.repeat(copies, 1, 1, 1) for skip in skips]
+        prediction = self.inner.predict_images(states, vector, skips, self.size).float()  # R, C, h, w
+        guided = self._guide(prediction, noisy, step, copies)
+        self._finite.add(guided)
+        if step == self.steps - 1:
+            self._finite.check("the diffusion path", self.steps)
+        return guided
+
+    def _guide(self, prediction: Tensor, noisy: Tensor, step: int, copies: int) -> Tensor:
+        """Predictions of all rows (R, C, h, w) -> of the images, guided in the kind that the method is made for."""
+        if not self._in_velocity:
+            return self.guide(prediction, step)
+        kind, at = self.config.prediction_type, (self._alpha[step], self._sigma[step])
+        prediction = convert(kind, "velocity", prediction, noisy.repeat(copies, 1, 1, 1), *at)
+        return convert("velocity", kind, self.guide(prediction, step), noisy, *at)
+
+
+class LatentDrawing:
+    """Latents of the images that come next in the rows of a prefix, step by step; the arguments are those of
+    `draw_latents`."""
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        model: HybridGenForConditionalGeneration,
+        prefix: Prefix,
+        scheduler,
+        num_inference_steps: int,
+        size: tuple[int, int],
+        generators: list[Generator],
+        guidance: Guidance | Scale = 1.0,
+        on_step: OnStep | None = None,
+        noise: Tensor | None = None,
+        shift: float | None = None,
+        decoder: Decoder | None = None,
+    ):
+        config, device = model.config.diffusion_config, prefix.positions.device
+        schedule = prepare(scheduler, num_inference_steps, config, device, shift)
+        if noise is None:
+            noise = draw_noise(generators, (config.in_channels, *size), device)
+        images, timesteps = len(generators), schedule.timesteps
+        self._predictor = ImagePredictor(model, prefix, images, size, timesteps, guidance, decoder)
+        noise = noise.to(device, torch.float32)
+        self._denoising = Denoising(noise, schedule, config.prediction_type, generators, on_step)
+
+    @property
+    def done(self) -> bool:
+        return self._denoising.done
+
+    def step(self) -> Task[None]:
+        """One step of the scheduler on."""
+        self._denoising.take((yield from self._predictor.predict(self._denoising.noisy(), self._denoising.step)))
+
+    def drawn(self) -> Tensor:
+        """The latents (I, C, h, w) as they are now."""
+        return self._denoising.latents
+
+    def preview(self) -> Tensor:
+        """The clean latents (I, C, h, w) that the model expects at the end, after at least one step."""
+        return self._denoising.expected()
 
 
 @torch.no_grad()
@@ -202,13 +286,13 @@ def draw_latents(
         decoder: the model's, in another precision; None = in its own.
         stop: see `denoise`.
     """
-    config, device = model.config.diffusion_config, prefix.positions.device
-    schedule = prepare(scheduler, num_inference_steps, config, device, shift)
-    if noise is None:
-        noise = draw_noise(generators, (config.in_channels, *size), device)
-    predict = image_predictor(model, prefix, len(generators), size, schedule.timesteps, guidance, decoder)
-    noise = noise.to(device, torch.float32)
-    return denoise(predict, noise, schedule, config.prediction_type, generators, on_step, stop)
+    options = guidance, on_step, noise, shift, decoder
+    drawing = LatentDrawing(model, prefix, scheduler, num_inference_steps, size, generators, *options)
+    while not drawing.done:
+        run(drawing.step())
+        if stop is not None and stop():
+            break
+    return drawing.drawn()
 
 
 def image_blocks(model: HybridGenForConditionalGeneration, tokens: int, device: torch.device) -> Tensor:

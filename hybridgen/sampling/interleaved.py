@@ -1,35 +1,28 @@
 """Interleaved: a conversation of texts and pictures read and written piece by piece, each token computed once.
 
     read_document   a document -> `ReadTokens`; what was read of it before is not read again
-    token_steps     their prefix -> text, token by token
     start_image     `ReadTokens` -> what a picture is drawn against
-    latent_steps    a picture of the diffusion path, step by step
     commit_block    a picture -> read clean after them, for what follows
+
+Text that follows them is written by `text.TextWriting`, a picture by `codes.CodeWriting` or `denoise.LatentDrawing`.
 
 Here a document is a list of tokens: each the id of a word, or (image, number of the token in it). Two documents share
 what they begin with, and so do their keys and values. `ReadTokens` are never changed: what goes on from them is another
 one, which shares their memory and copies before it writes. So a conversation can be forked, taken back, or dropped in
 the middle of a step.
 
-Shapes: one row, n new tokens, H width, V vocabulary.
+Shapes: one row, n new tokens, H width.
 """
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from hybridgen.core.layout import PADDING_DOCUMENT
-from hybridgen.core.noise import convert
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.sampling.codes import commit_codes
-from hybridgen.sampling.decoder import Decoder
-from hybridgen.sampling.denoise import denoise_steps, image_predictor, prepare
-from hybridgen.sampling.finite import read_tokens
-from hybridgen.sampling.guidance import Guidance
 from hybridgen.sampling.prefix import PAD_MULTIPLE, Prefix, extend, stack
-from hybridgen.sampling.seeds import draw_noise
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,37 +143,6 @@ def _as_inputs(model: HybridGenForConditionalGeneration, tokens: list[Token]) ->
     return torch.tensor(ids, device=device), torch.tensor(blocks, device=device), media
 
 
-# ------------------------------------------------------------------------------------------------------------ text
-
-
-@torch.no_grad()
-def token_steps(
-    model: HybridGenForConditionalGeneration,
-    prefix: Prefix,
-    count: int,
-    choose: Callable[[Tensor], Tensor],
-    ends: set[int],
-) -> Iterator[int]:
-    """At most `count` tokens that follow a prefix of one row, which grows by them; it is complete once all have come.
-
-    Args:
-        choose: logits (1, V), float32 -> the token (1,).
-        ends: tokens after which no more follow; they are not read.
-    """
-    states, written = prefix.last_state, 0
-    forward = Decoder(model).continue_from(prefix, torch.arange(count, device=states.device), causal=True)
-    while written < count:
-        logits = model.lm_head(states).float()
-        token = read_tokens(choose(logits), logits, written + 1)[0]
-        yield token
-        if token in ends:
-            break
-        embeds = model.get_input_embeddings()(torch.tensor([[token]], device=states.device))  # 1, 1, H
-        states = forward(embeds, written)[:, 0]
-        written += 1
-    prefix.add(written, states)
-
-
 # -------------------------------------------------------------------------------------------------------- pictures
 
 
@@ -196,35 +158,6 @@ def start_image(model: HybridGenForConditionalGeneration, read: ReadTokens) -> P
 def side_by_side(prefixes: list[Prefix]) -> Prefix:
     """Prefixes of one row each, in the order of guidance, as one to draw against; they stay as they are."""
     return stack(prefixes) if len(prefixes) > 1 else prefixes[0].until(len(prefixes[0]), prefixes[0].last_state)
-
-
-@torch.no_grad()
-def latent_steps(
-    model: HybridGenForConditionalGeneration,
-    prefix: Prefix,
-    scheduler,
-    num_inference_steps: int,
-    size: tuple[int, int],
-    generator: Generator,
-    guidance: Guidance,
-    shift: float | None = None,
-    decoder: Decoder | None = None,
-) -> Iterator[tuple[Tensor, Callable[[], Tensor]]]:
-    """`denoise.draw_latents` of one image step by step: the latents (1, C, h, w), and what makes of them the picture
-    that the model expects at the end (x_0)."""
-    config, device = model.config.diffusion_config, prefix.positions.device
-    schedule = prepare(scheduler, num_inference_steps, config, device, shift)
-    noise = draw_noise([generator], (config.in_channels, *size), device)
-    predict = image_predictor(model, prefix, 1, size, schedule.timesteps, guidance, decoder)
-    last: list = []  # the last prediction, and the arguments of `convert` that belong to it
-
-    def remembering(noisy: Tensor, step: int) -> Tensor:
-        prediction = predict(noisy, step)
-        last[:] = prediction, noisy, schedule.alpha[step], schedule.sigma[step]
-        return prediction
-
-    for latents in denoise_steps(remembering, noise, schedule, config.prediction_type, [generator]):
-        yield latents, lambda: convert(config.prediction_type, "sample", *last)
 
 
 @torch.no_grad()

@@ -1,11 +1,11 @@
 """Text: the continuation of prompts with images in them, as transformers' `generate` writes it where it is greedy.
 
-Rows whose text has ended leave the batch, so a long answer costs the short ones beside it nothing. Placeholders of
-images are suppressed: the model scores them like words, and one that it wrote would ask for an image that is not there.
+`TextWriting` is the state, `write_text` the loop. Placeholders of images are suppressed: the model scores them like
+words, and one that it wrote would ask for an image that is not there.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Generator, Tensor
@@ -19,6 +19,7 @@ from hybridgen.sampling.decoder import Decoder
 from hybridgen.sampling.finite import read_tokens
 from hybridgen.sampling.prefix import Prefix, prefill
 from hybridgen.sampling.seeds import draw_gumbel
+from hybridgen.sampling.tasks import Read, Score, Task, run
 
 _FIRST_ROOM = 31  # tokens that room is made for at first; then for as many again as were written
 
@@ -64,43 +65,96 @@ def write_text(
 
     Args:
         prompts: the layout vectors (B, N) and the images, as `prefill` takes them.
-        max_new_tokens: of every answer, or of each. Memory grows with what is written, not with this.
+        max_new_tokens: of every answer, or of each.
         sampling: how each token is drawn.
         generators: one per row, where tokens are not the likeliest: a row draws the same whatever is beside it.
     """
-    prefix, decoder = prefill(model, **prompts), Decoder(model)
-    states, rows = prefix.last_state, list(range(prefix.rows))  # rows: which prompt each row of the prefix is
-    limits = [max_new_tokens] * len(rows) if isinstance(max_new_tokens, int) else max_new_tokens
     noise = [draw_gumbel([one], 1 << 62, model.lm_head.out_features, model.device) for one in generators or ()]
-    written: list[list[int]] = [[] for _ in rows]
-    forward, read, room, suppressed = None, 0, 0, unwritable_tokens(model, tokens)
-    while True:
-        logits = model.lm_head(states).float().index_fill(-1, suppressed, -torch.inf)  # R, V
-        chosen = sampling.draw(logits, _side_by_side(noise, rows))
-        for row, token in zip(rows, read_tokens(chosen, logits, len(written[rows[0]]) + 1), strict=True):
-            written[row].append(token)
-        left = [0 if _has_ended(written[row], tokenizer) else limits[row] - len(written[row]) for row in rows]
-        if not any(left):
-            break
-        if not all(left) or read == room:
-            prefix, forward = _read_so_far(prefix, read, states), None
-        if not all(left):
-            goes_on = [number for number, more in enumerate(left) if more]
-            selected = torch.tensor(goes_on, device=chosen.device)
-            prefix, chosen, rows = prefix.select(selected), chosen[selected], [rows[number] for number in goes_on]
-        if forward is None:
-            read, room = 0, min(max(left), max(_FIRST_ROOM, len(written[rows[0]])))
-            forward = decoder.continue_from(prefix, torch.arange(room, device=chosen.device), causal=True)
-        states = forward(model.get_input_embeddings()(chosen)[:, None], read)[:, 0]  # R, H
-        read += 1
+
+    def choose(logits: Tensor, rows: list[int]) -> Tensor:
+        return sampling.draw(logits, _side_by_side(noise, rows))
+
+    suppressed, ends = unwritable_tokens(model, tokens), {tokenizer.eos_token_id}
+    writing = TextWriting(model, prefill(model, **prompts), max_new_tokens, choose, suppressed, ends)
+    while not writing.done:
+        run(writing.step())
+    written = writing.written
     texts = tokenizer.batch_decode(written, skip_special_tokens=True)
-    return [
-        Answer(text.strip(), truncated=not _has_ended(ids, tokenizer)) for text, ids in zip(texts, written, strict=True)
-    ]
+    return [Answer(text.strip(), truncated=ids[-1] not in ends) for text, ids in zip(texts, written, strict=True)]
 
 
-def _has_ended(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> bool:
-    return ids[-1] == tokenizer.eos_token_id
+class TextWriting:
+    """Texts that follow the rows of a prefix, being written token by token.
+
+    Rows whose text has ended leave, so a long text costs the short ones beside it nothing. Memory grows with what is
+    written, not with the limits.
+
+    Args:
+        limits: tokens of every text, or of each.
+        choose: logits (R, V), float32, and which rows of the prefix they are for -> tokens (R,).
+        suppressed: ids of tokens that are never written.
+        ends: tokens after which no more follow; they are not read.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        model: HybridGenForConditionalGeneration,
+        prefix: Prefix,
+        limits: int | list[int],
+        choose: Callable[[Tensor, list[int]], Tensor],
+        suppressed: Tensor,
+        ends: set[int],
+        decoder: Decoder | None = None,
+    ):
+        self.model, self.choose, self.suppressed, self.ends = model, choose, suppressed, ends
+        self.limits = [limits] * prefix.rows if isinstance(limits, int) else limits
+        self.written: list[list[int]] = [[] for _ in range(prefix.rows)]  # token ids, of each row of the prefix
+        self.done = False
+        self._decoder = Decoder(model) if decoder is None else decoder
+        self._prefix, self._states, self._rows = prefix, prefix.last_state, list(range(prefix.rows))
+        self._chosen, self._forward, self._read, self._room = None, None, 0, 0
+
+    def step(self) -> Task[None]:
+        """One token more in every row that goes on: read the last ones, then choose."""
+        if self._chosen is not None:
+            yield from self._read_chosen()
+        logits = (yield Score(self.model.lm_head, self._states)).float().index_fill(-1, self.suppressed, -torch.inf)
+        self._chosen = self.choose(logits, self._rows)  # R
+        tokens = read_tokens(self._chosen, logits, len(self.written[self._rows[0]]) + 1)
+        for row, token in zip(self._rows, tokens, strict=True):
+            self.written[row].append(token)
+        self.done = not any(self._left())
+
+    def finish(self) -> Task[Prefix]:
+        """Read what was chosen last, where it ends no text: the prefix of a single row, with all that was written."""
+        if self.written[0][-1] not in self.ends:
+            yield from self._read_chosen()
+        return _read_so_far(self._prefix, self._read, self._states)
+
+    def _left(self) -> list[int]:
+        """How many tokens each row may still have; 0 = its text has ended."""
+        written = [self.written[row] for row in self._rows]
+        limits = [self.limits[row] for row in self._rows]
+        return [0 if ids[-1] in self.ends else most - len(ids) for ids, most in zip(written, limits, strict=True)]
+
+    def _read_chosen(self) -> Task[None]:
+        """Read the tokens that were chosen last, of the rows that go on."""
+        left = self._left()
+        goes_on = [number for number, more in enumerate(left) if more or self.done]
+        if len(goes_on) < len(left) or self._read == self._room:
+            self._prefix, self._forward = _read_so_far(self._prefix, self._read, self._states), None
+        if len(goes_on) < len(left):
+            selected = torch.tensor(goes_on, device=self._chosen.device)
+            self._prefix, self._chosen = self._prefix.select(selected), self._chosen[selected]
+            self._rows = [self._rows[number] for number in goes_on]
+        if self._forward is None:
+            self._read, self._room = 0, min(max(*left, 1), max(_FIRST_ROOM, len(self.written[self._rows[0]])))
+            places = torch.arange(self._room, device=self._chosen.device)
+            self._forward = self._decoder.continue_from(self._prefix, places, causal=True)
+        embeds = self.model.get_input_embeddings()(self._chosen)[:, None]  # R, 1, H
+        self._states = (yield Read(self._forward, embeds, self._read))[:, 0]  # R, H
+        self._read += 1
 
 
 def _side_by_side(streams: list[Iterator[Tensor]], rows: list[int]) -> Iterator[Tensor]:

@@ -28,11 +28,11 @@ from hybridgen.configuration_hybridgen import HybridGenDiffusionConfig
 from hybridgen.core.layout import ImageSegment
 from hybridgen.core.noise import NoiseProcess, convert
 from hybridgen.sampling.denoise import (
+    ImagePredictor,
     check_schedule_draws,
     check_scheduler,
     commit_image,
     denoise,
-    image_predictor,
     prepare,
 )
 from hybridgen.sampling.guidance import Guidance
@@ -317,7 +317,7 @@ def test_cached_denoising_equals_the_whole_forward(bidirectional, size, backbone
     timesteps, scale = torch.tensor([1000.0, 400.0]), 2.5
     noisy = torch.randn(len(PROMPTS), 3, *size)
     prefix = prefix_of(model, [*PROMPTS, *[EMPTY] * len(PROMPTS)])
-    predict = image_predictor(model, prefix, len(PROMPTS), size, timesteps, scale)
+    predict = ImagePredictor(model, prefix, len(PROMPTS), size, timesteps, scale)
     for step, timestep in enumerate(timesteps):
         made = predict(noisy, step)
         for row, ids in enumerate(PROMPTS):
@@ -347,7 +347,7 @@ def test_drawing_after_a_committed_picture_equals_a_training_row_with_clean_copi
         expected = model(**{name: vectors[name][None] for name in names}, **told).prediction
     prefix = prefix_of(model, [ids])
     for number in range(2):
-        made = image_predictor(model, prefix, 1, (16, 16), timesteps)(noisy[number : number + 1], number)
+        made = ImagePredictor(model, prefix, 1, (16, 16), timesteps)(noisy[number : number + 1], number)
         assert worst(made[0], expected[2 * number]) < 2e-5
         commit_image(model, prefix, clean[number : number + 1])
         extend(model, prefix, torch.tensor([*text, BEGIN]))
@@ -365,7 +365,7 @@ def draw(model, prompts, seeds, guidance=1.0, scheduler=None, steps=4, on_step=N
     generators = image_generators(len(prompts), seeds)
     schedule = prepare(scheduler or FlowMatchEulerDiscreteScheduler(), steps, model.config.diffusion_config)
     prefix = prefix_of(model, prompts + ([] if guidance == 1 else [unconditional] * len(prompts)))
-    predict = image_predictor(model, prefix, len(prompts), (16, 16), schedule.timesteps, guidance)
+    predict = ImagePredictor(model, prefix, len(prompts), (16, 16), schedule.timesteps, guidance)
     noise = draw_noise(generators, (3, 16, 16), "cpu")
     kind = model.config.diffusion_config.prediction_type
     return denoise(predict, noise, schedule, kind, generators, on_step)
@@ -416,11 +416,11 @@ def test_cfg_zero_star_works_on_velocities_whatever_the_model_predicts(kind):
     timesteps, noisy = torch.tensor([900.0, 400.0]), torch.randn(2, 3, 16, 16)
     guidance = Guidance(3.0, method="zero_star", zero_init_steps=1)
     prefix = prefix_of(model, [*PROMPTS[:2], EMPTY, EMPTY])
-    made = [image_predictor(model, prefix, 2, (16, 16), timesteps, guidance)(noisy, step) for step in (0, 1)]
+    made = [ImagePredictor(model, prefix, 2, (16, 16), timesteps, guidance)(noisy, step) for step in (0, 1)]
     alone = [prefix_of(model, prompts) for prompts in (PROMPTS[:2], [EMPTY, EMPTY])]
     mix = torch.tensor(0.6), torch.tensor(0.4)
     full, empty = (
-        convert(kind, "velocity", image_predictor(model, rows, 2, (16, 16), timesteps)(noisy, 1), noisy, *mix)
+        convert(kind, "velocity", ImagePredictor(model, rows, 2, (16, 16), timesteps)(noisy, 1), noisy, *mix)
         for rows in alone
     )
     share = (full * empty).sum((1, 2, 3), keepdim=True) / (empty**2).sum((1, 2, 3), keepdim=True)
@@ -471,7 +471,7 @@ def test_text_after_a_committed_picture_equals_the_teacher_forced_forward(bidire
     model = tiny_model(config_of(bidirectional, backbone))
     prompts = [*PROMPTS, *[EMPTY] * len(PROMPTS)] if guided else PROMPTS
     prefix = prefix_of(model, prompts)
-    image_predictor(model, prefix, len(PROMPTS), (16, 16), torch.tensor([500.0]))(torch.randn(5, 3, 16, 16), 0)
+    ImagePredictor(model, prefix, len(PROMPTS), (16, 16), torch.tensor([500.0]))(torch.randn(5, 3, 16, 16), 0)
     finished = torch.randn(len(PROMPTS), 3, 16, 16)
     committed = commit_image(model, prefix, finished)
     after = extend(model, prefix, torch.tensor([21, 22]))

@@ -10,10 +10,10 @@ from hybridgen.sampling.interleaved import (
     common_length,
     read_document,
     side_by_side,
-    token_steps,
 )
 from hybridgen.sampling.prefix import extend, stack
-from hybridgen.sampling.text import StableText
+from hybridgen.sampling.tasks import run
+from hybridgen.sampling.text import StableText, TextWriting
 from tests.models import BEGIN, END, PAD, tiny_model
 from tests.pipelines import WORDS
 from tests.processors import tiny_tokenizer
@@ -56,8 +56,11 @@ def test_a_row_is_never_changed(path):
     row = read_document(model, None, TEXT, PAD)
     before, state = contents(row), row.prefix.last_state.clone()
     read_document(model, row, [*TEXT, 9, 10], PAD)
-    for _ in token_steps(model, row.until(len(TEXT)), 4, lambda logits: int(logits.argmax()), set()):
-        pass
+    greedy, nothing = lambda logits, rows: logits.argmax(-1), torch.tensor([], dtype=torch.long)  # noqa: E731
+    writing = TextWriting(model, row.until(len(TEXT)), 4, greedy, nothing, set())
+    while not writing.done:
+        run(writing.step())
+    assert len(run(writing.finish())) == len(row.prefix) + 4
     media = {"latents": torch.randn(1, 3, 16, 16)} if path == "diffusion" else {"codes": torch.arange(16)}
     drawn = ImageBlock(path, 16, path == "diffusion", media)
     against = side_by_side([row.image_start])
