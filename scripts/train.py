@@ -1,13 +1,16 @@
 """Train: `accelerate launch scripts/train.py CONFIG.yaml [key=value ...]`, on as many processes as accelerate starts.
 
 `python scripts/train.py` and `hybridgen train` do the same in one process. Of several, the first one alone speaks: the
-path of the checkpoint on stdout, all else on stderr. What one of them fails at also goes into the launcher's report.
+paths of the checkpoint and of the report on stdout, all else on stderr. What one of them fails at also goes into the
+launcher's report.
 """
 
 import sys
+from pathlib import Path
 
 from hybridgen.cli import console
 from hybridgen.cli.errors import is_for_the_user, one_line
+from hybridgen.cli.train_report import write_report
 from hybridgen.core.launched import is_first, report_failure
 from hybridgen.training import load_config, train
 from hybridgen.training.distributed.launched import quiet_libraries
@@ -21,7 +24,9 @@ def main(arguments: list[str]) -> int:
     console.settle()
     quiet_libraries(also_warnings=not is_first())
     try:
-        checkpoint = train(load_config(arguments[0], arguments[1:]))
+        config = load_config(arguments[0], arguments[1:])
+        checkpoint = train(config)
+        page = write_report(config, Path(arguments[0])) if is_first() else None
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError) as error:
@@ -32,7 +37,7 @@ def main(arguments: list[str]) -> int:
             print(sentence, file=sys.stderr)
         return 2
     if is_first():
-        print(checkpoint)
+        print(checkpoint, page, sep="\n")
     return 0
 
 

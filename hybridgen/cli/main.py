@@ -34,6 +34,7 @@ from hybridgen.cli import (
     evaluate,
     init,
     merge,
+    new,
     plan,
     replay,
     sample,
@@ -47,6 +48,7 @@ from hybridgen.core.progress import above
 
 COMMANDS = {
     "demo": demo,
+    "new": new,
     "init": init,
     "convert": convert,
     "merge": merge,

@@ -221,11 +221,11 @@ def _pixels(picture: Image.Image | Path | None) -> bytes | None:
     return None if picture is None else pixels_hash(picture)
 
 
-def data_url(image: Image.Image | Path) -> str:
+def data_url(image: Image.Image | Path, largest: int = LARGEST) -> str:
     """The picture as a PNG inside of a URL, to stand in a page without a file; large ones made smaller."""
     file, image = io.BytesIO(), read_picture(image)
-    if max(image.size) > LARGEST:
-        image = scale_to_fit(image, LARGEST)
+    if max(image.size) > largest:
+        image = scale_to_fit(image, largest)
     image.save(file, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 

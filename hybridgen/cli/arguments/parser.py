@@ -14,6 +14,7 @@ from hybridgen.cli.arguments import (
     evaluate,
     init,
     merge,
+    new,
     plan,
     replay,
     sample,
@@ -28,6 +29,7 @@ from hybridgen.version import __version__
 
 ARGUMENTS = {  # in the order of the help
     "demo": demo,
+    "new": new,
     "init": init,
     "convert": convert,
     "merge": merge,
