@@ -17,6 +17,7 @@ from hybridgen.data.source_config import SourceConfig
 from hybridgen.data.sources import open_source
 from hybridgen.training.config import strict
 from hybridgen.training.config.checks import load_config
+from hybridgen.training.monitor.tracking import say
 from hybridgen.training.stages.building import build_processor, require_template
 
 STOPPED = "nothing was written"  # after Ctrl-C
@@ -52,6 +53,7 @@ def run(options: argparse.Namespace) -> Iterator[str]:
     write_whole(out / "inspect.txt", "".join(f"{line}\n" for line in lines))
     write_whole(out / "broken.jsonl", "".join(f"{json.dumps(record)}\n" for record in broken))
     save(plot(training, validation, mix), out / "inspect.png")
+    say(f"inspect.txt, inspect.png and broken.jsonl are in {out}")
     yield ""
     yield str(out / "inspect.png")
 

@@ -14,15 +14,10 @@ nobody foresaw keeps its traceback (`errors`). The script itself is `hybridgen_c
 
 import argparse
 import contextlib
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import TextIO
-
-import diffusers
-import transformers
 
 from hybridgen.cli import (
     ask,
@@ -44,6 +39,7 @@ from hybridgen.cli import (
 )
 from hybridgen.cli.arguments.parser import parse
 from hybridgen.cli.errors import exit_code
+from hybridgen.cli.quiet import libraries_quiet
 from hybridgen.core.progress import above
 
 COMMANDS = {
@@ -79,14 +75,9 @@ def run(options: argparse.Namespace) -> int:
         KeyboardInterrupt: Ctrl-C; it says what is safe.
         ValueError, OSError: what the user can mend, in one sentence.
     """
-    for library in (transformers, diffusers):
-        library.utils.logging.disable_progress_bar()  # they load in seconds, and fill the screen with bars
     command, results = COMMANDS[options.command], sys.stdout
     try:
-        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():  # results go to the real stdout
-            # of damaged and huge pictures our own sentences tell
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-            logging.getLogger("PIL").setLevel(logging.CRITICAL)
+        with contextlib.redirect_stdout(sys.stderr), libraries_quiet():  # results go to the real stdout
             return _print_all(command.run(options), results)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(f"stopped; {command.STOPPED}") from stop

@@ -11,6 +11,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from hybridgen.bridges.adapters import open_pipeline
 from hybridgen.checkpoints.hashes import checkpoint_hashes
 from hybridgen.checkpoints.manifest import FORMAT, KEY, is_image_of, versions
 from hybridgen.cli.pictures import open_picture, png_text, png_texts, save_png
-from hybridgen.cli.running import best_device
+from hybridgen.cli.running import best_device, tell_steps
 from hybridgen.core.names import DEFAULTS, OF_PATH
 from hybridgen.core.pictures import read_picture
+from hybridgen.core.progress import task_line
 from hybridgen.core.recognition import checkpoint_path, require_checkpoint
 from hybridgen.core.values import one_line, shown
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
@@ -82,17 +84,19 @@ def replay(file: Path, picture: Image.Image, checkpoint: Path | None = None) -> 
         pipeline.to(getattr(torch, manifest["dtype"]))
     _set_scheduler(pipeline, manifest["scheduler"], file)
     condition = manifest.get("image")
-    image = pipeline(
-        manifest["prompt"],
-        path=manifest["path"],
-        seed=_seed_of(manifest),
-        negative_prompt=manifest.get("negative_prompt"),
-        height=manifest["height"],
-        width=manifest["width"],
-        guider=None if manifest.get("guider") is None else Guidance(**manifest["guider"]),
-        **{} if condition is None else {"image": _open_condition(condition, file), "read": condition["read"]},
-        **_settings_of(manifest),
-    ).images[0]
+    with task_line() as tell:
+        tell_steps(pipeline, partial(tell, "drawing, step"))
+        image = pipeline(
+            manifest["prompt"],
+            path=manifest["path"],
+            seed=_seed_of(manifest),
+            negative_prompt=manifest.get("negative_prompt"),
+            height=manifest["height"],
+            width=manifest["width"],
+            guider=None if manifest.get("guider") is None else Guidance(**manifest["guider"]),
+            **{} if condition is None else {"image": _open_condition(condition, file), "read": condition["read"]},
+            **_settings_of(manifest),
+        ).images[0]
     new_manifest = manifest | {"checkpoint": str(folder), "device": pipeline.model.device.type, "versions": versions()}
     return Replay(image, new_manifest, *_compare(picture, image, _changes(manifest, new_manifest)))
 

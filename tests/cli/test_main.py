@@ -120,7 +120,8 @@ def test_an_interrupted_process_is_quiet(doll, tiny_checkpoint):
 # ------------------------------------------------------------------------------------------- the form of a command
 
 FOLDER = Path(sys.modules["hybridgen.cli"].__path__[0])
-HELPERS = {"demo_first", "__init__", "main", "console", "errors", "pictures", "running", "demo_report"}
+HELPERS = {"demo_first", "__init__", "main", "console", "errors", "pictures", "running", "demo_report", "train_report"}
+HELPERS |= {"prompt_file", "quiet", "sample_file"}
 
 
 def test_every_file_is_a_command_or_a_helper():
