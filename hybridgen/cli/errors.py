@@ -3,16 +3,14 @@ processes by the first alone, and in the launcher's report."""
 
 import os
 import sys
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 
 from hybridgen.cli import console
 from hybridgen.core import values
+from hybridgen.core.faults import is_for_the_user
 from hybridgen.core.launched import is_first, report_failure
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory")  # what torch's RuntimeErrors say, on GPUs and CPUs
-_PACKAGE = Path(__file__).parents[1]
 
 
 def exit_code(run: Callable[[], int]) -> int:
@@ -47,16 +45,6 @@ def _say(sentence: str) -> None:
     report_failure(f"hybridgen: {sentence}")
     if is_first():
         print(f"hybridgen: {sentence}", file=sys.stderr)
-
-
-def is_for_the_user(error: Exception) -> bool:
-    """Whether the user can mend it: a file that is missing or a disk that is full always, a ValueError if we raised it.
-
-    A ValueError from inside another library is a fault of ours, and keeps its traceback.
-    """
-    if isinstance(error, OSError):
-        return True
-    return _PACKAGE in Path(traceback.extract_tb(error.__traceback__)[-1].filename).parents
 
 
 def one_line(error: Exception) -> str:

@@ -34,6 +34,7 @@ from hybridgen.cli import (
     replay,
     sample,
     scale,
+    serve,
     study,
     train,
 )
@@ -55,6 +56,7 @@ COMMANDS = {
     "replay": replay,
     "chat": chat,
     "ask": ask,
+    "serve": serve,
     "evaluate": evaluate,
     "compare": compare,
     "study": study,

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from hybridgen.sampling.requests import ImageRequest
-from hybridgen.sampling.seeds import image_generators, new_seed
+from hybridgen.sampling.seeds import image_generators, new_seed, nth_seed
 from hybridgen.sampling.settings import DrawingSetup
 from hybridgen.sampling.tasks import Task
 
@@ -86,6 +86,10 @@ class PictureCall:
     def steps(self) -> int:
         """How many forwards it takes: denoising steps, or codes."""
         return self.tokens if self.setup.path == "vq" else self.setup.num_inference_steps
+
+    def seed_of(self, number: int) -> int:
+        """Of the picture with this number."""
+        return nth_seed(self.seed, number)
 
     def task(self) -> Task[list[Image.Image]]:
         """Draws them; yields a `Preview` now and then, where that was asked for."""

@@ -19,11 +19,6 @@ from tests.pipelines import tiny_pipeline, tiny_vae
 WORDS = ["a red circle", "what color is the circle? red", "draw a blue square " * 6, "square"]
 
 
-@pytest.fixture(scope="module")
-def pipe():
-    return tiny_pipeline()
-
-
 @pytest.fixture
 def engine():
     made = Engine(max_rows=32)

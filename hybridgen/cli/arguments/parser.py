@@ -19,6 +19,7 @@ from hybridgen.cli.arguments import (
     replay,
     sample,
     scale,
+    serve,
     study,
     train,
 )
@@ -40,6 +41,7 @@ ARGUMENTS = {  # in the order of the help
     "replay": replay,
     "chat": chat,
     "ask": ask,
+    "serve": serve,
     "evaluate": evaluate,
     "compare": compare,
     "study": study,
