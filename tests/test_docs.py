@@ -63,7 +63,7 @@ SMALLER = {  # what a command is about -> what is put behind it
     "configs/janus_pro_1b_lora.yaml": [*TRAINING, "accumulation=1", "data.sequence_length=256"],
     "configs/easy_vqa.yaml": [*TRAINING, *WIDTHS, "model.tokenizer.samples=4"],
     "my_run.yaml": [*TRAINING, *WIDTHS, "model.tokenizer.samples=4", "validation.every=0"],
-    "runs/mine/config.yaml": [*TRAINING, "sampling.steps=2"],
+    "mine/config.yaml": [*TRAINING, "sampling.steps=2"],
     "my_lora.yaml": [*TRAINING],
     "evaluate": ["--samples", "2"],
     "scripts/steps_quality.py": ["--steps", "2", "3", "--samples", "2"],

@@ -16,7 +16,17 @@ from tests.test_imports import ROOMS
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-MADE = ("runs", "pictures", "processor", "checkpoint", "samples", "state", "train", "test")  # made by users, commands
+MADE = (
+    "runs",
+    "mine",
+    "pictures",
+    "processor",
+    "checkpoint",
+    "samples",
+    "state",
+    "train",
+    "test",
+)  # made by users, commands
 LINES, PICTURE = 200, 150_000  # the README's lines, and the bytes of its picture, at most
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 

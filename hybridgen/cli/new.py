@@ -63,6 +63,7 @@ def run(options: argparse.Namespace) -> Iterator[str]:
     """
     file = options.folder / CONFIG
     command = command_of(options)
+    _check_apart(options.folder, options.data)
     machines = machines_of(options.gpus, options.memory)
     train = _train_of(file, machines.gpus)
     if is_made_already(file, command):
@@ -83,6 +84,13 @@ def run(options: argparse.Namespace) -> Iterator[str]:
         yield f"{name}: {words[name]}"
     yield f"written: {file}"
     yield f"train it: {train}"
+
+
+def _check_apart(folder: Path, data: str) -> None:
+    """Raises ValueError where the run would lie in the folder of the data, and its pictures be taken for some."""
+    source = Path(found(data))
+    if source.is_dir() and folder.absolute().resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"{folder} is in the folder of the data, {data}; choose a DIR beside it")
 
 
 def command_of(options: argparse.Namespace) -> str:

@@ -299,11 +299,13 @@ def test_folders_that_hold_something_else_are_refused(run, pictures, tmp_path):
     for folder, sentence in (
         (tmp_path / "mine", "is not empty and has no config.yaml of `hybridgen new`; choose another DIR"),
         (tmp_path / "mine" / "thesis.txt", "is a file, not a folder; choose another DIR"),
-        (pictures, "is not empty and has no config.yaml"),
+        (pictures, "is in the folder of the data"),
+        (pictures / "run", "is in the folder of the data"),
     ):
         code, _, error = run("new", folder, "--data", pictures, "--gpus", 0, "--from", "none")
         assert (code, sentence in error) == (2, True), error
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+    assert not (pictures / "run").exists()
 
 
 def test_what_stops_it_leaves_nothing(run, pictures, tmp_path, monkeypatch):

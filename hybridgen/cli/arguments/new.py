@@ -15,8 +15,8 @@ installation has it), the folder of a checkpoint, the folder of a Janus-Pro as i
 into DIR/start), or none: random weights.
 
 examples:
-  hybridgen new runs/mine --data pictures/
-  hybridgen new runs/mine --data 'shards/*.tar' --from none --gpus 8
+  hybridgen new mine --data pictures/
+  hybridgen new mine --data 'shards/*.tar' --from none --gpus 8
 """
 
 

@@ -57,6 +57,7 @@ One transformer for text and images. It reads pictures through three paths and d
 EXAMPLES = """\
 examples:
   hybridgen demo
+  hybridgen new mine --data pictures/
   hybridgen sample runs/demo/checkpoint --prompt "a minotaur wearing a gray robe, black background" --out pictures
   hybridgen ask runs/demo/checkpoint --image minotaur.png --question "what creature is this?"
   hybridgen evaluate runs/demo/checkpoint --suite dolls --out scores

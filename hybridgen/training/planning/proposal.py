@@ -17,7 +17,7 @@ from hybridgen.bridges.adapters import require_peft
 from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.core.names import WRITING_PATHS
 from hybridgen.data.document_source import DocumentSource
-from hybridgen.data.look import DataLook, prompt_of
+from hybridgen.data.look import LIMIT, DataLook, prompt_of
 from hybridgen.data.source_config import SourceConfig
 from hybridgen.data.sources import open_source
 from hybridgen.training.config import strict
@@ -33,6 +33,7 @@ CPU_PICTURES = 1_000  # from so many on, the larger of them
 SIDES = {"cpu": (16, 32, 64), "cuda": (16, 32, 64, 128, 256)}  # of pictures, in pixels
 GRID = {"cpu": 8, "cuda": 16}  # patches along a side
 TOKENS_A_STEP = {"cpu": 4_096, "cuda": 32_768}
+MARGIN = 1.25  # by so much the longest document may be longer than the longest that was looked at
 ROUND = 64  # rows are a multiple of so many tokens
 EVERY = 500  # steps, until it is known how many there are
 HELD_OUT, HELD_OUT_RECORDS = 0.05, 500  # the share that validates, and at most so many
@@ -256,21 +257,21 @@ def _max_broken(look: DataLook) -> float:
 def _rows(look: DataLook, content: dict, device: str, processes: int) -> dict:
     """Tokens of a row, in which the longest document fits and little is left empty; and rows that make up a step."""
     tokens = document_tokens(content)
-    shortest, mean = -(-max(tokens) // ROUND) * ROUND, statistics.mean(tokens)
+    longest = max(tokens) * (1.0 if look.records <= LIMIT else MARGIN)
+    shortest, mean = -(-int(longest) // ROUND) * ROUND, statistics.mean(tokens)
     length = max(range(shortest, 4 * shortest, ROUND), key=lambda row: row // mean * mean / row)
     rows = max(1, TOKENS_A_STEP[device] // length // processes)
     return {"sequence_length": length, "per_device_batch_size": rows}
 
 
 def document_tokens(content: dict) -> list[int]:
-    """Tokens of documents: of the first hundred of each source."""
+    """Tokens of documents: of the first `LIMIT` of the first source, which has the records of all."""
     config = strict.build(TrainConfig, {**content, "data": content["data"] | {"sequence_length": 1_000_000}})
-    sources, tokens = [open_source(source) for source in config.data.sources], []
-    processor = build_processor(config, sources)
-    for source in sources:
-        for cursor in range(min(100, len(source))):
-            try:
-                tokens.append(len(source.document(cursor, processor, decode=False)))
-            except ValueError:  # broken, and in the report
-                continue
+    source, tokens = open_source(config.data.sources[0]), []
+    processor = build_processor(config, [source])
+    for cursor in range(min(LIMIT, len(source))):
+        try:
+            tokens.append(len(source.document(cursor, processor, decode=False)))
+        except ValueError:  # broken, and in the report
+            continue
     return tokens
