@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tomllib
 from argparse import Namespace
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,6 +36,7 @@ from hybridgen.data.formats.rows import record_of
 from hybridgen.data.records import check_record
 from hybridgen.data.source_config import SourceConfig
 from hybridgen.data.sources import open_source
+from hybridgen.pipeline_hybridgen import load_pipeline
 from hybridgen.sampling.settings import check_defaults
 from hybridgen.studies.scaling import read_ladder
 from hybridgen.studies.study_config import read_study
@@ -42,10 +44,13 @@ from hybridgen.training import load_config
 from hybridgen.training.config import strict
 from hybridgen.training.config.schema import TrainConfig
 from tests import docs_place
+from tests.serving.conftest import served
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LANGUAGES = ("python", "sh", "yaml", "json", "text")
+SERVED_AT = "127.0.0.1:8000"
+SERVERS, ADDRESSES = ExitStack(), []  # of `hybridgen serve` on the page that is run
 NOT_RUN = 2  # blocks, at most, that are marked so
 FENCE = re.compile(r"(?:^<!-- (not run|needs): ([^\n]+) -->\n)?^```(\S*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -110,10 +115,11 @@ def place(tmp_path_factory) -> Path:
 def test_every_block_runs(page, place, tmp_path, monkeypatch):
     monkeypatch.chdir(docs_place.copy(place, tmp_path / "here"))
     names: dict = {"__name__": "__main__"}
-    for block in BLOCKS[page]:
-        if block.mark == "not run" or (block.mark == "needs" and find_spec(block.reason) is None):
-            continue
-        run(block, names, monkeypatch)
+    with SERVERS:
+        for block in BLOCKS[page]:
+            if block.mark == "not run" or (block.mark == "needs" and find_spec(block.reason) is None):
+                continue
+            run(block, names, monkeypatch)
 
 
 def run(block: Block, names: dict, monkeypatch) -> None:
@@ -181,6 +187,7 @@ def test_every_block_says_its_language():
 
 def run_python(block: Block, names: dict) -> None:
     padded = "\n" * (block.line - 1) + block.text  # so that a traceback names the page's line
+    padded = padded.replace(SERVED_AT, ADDRESSES[-1] if ADDRESSES else SERVED_AT)
     exec(compile(padded, str(block.page), "exec"), names)
 
 
@@ -224,10 +231,21 @@ def run_hybridgen(arguments: list[str]) -> None:
             cli.main(arguments)
         assert done.value.code == 0
         return
+    if arguments[0] == "serve":
+        serve(parse(arguments))
+        return
     key = arguments[1] if arguments[0] == "train" else arguments[0]
     if arguments[0] == "train":
         assert key in SMALLER, f"{key} trains at full size; say in SMALLER what makes it small"
     assert cli.main([*arguments, *SMALLER.get(key, [])]) == 0, f"hybridgen {shlex.join(arguments)} failed (see stderr)"
+
+
+def serve(options: Namespace) -> None:
+    """Until the page ends, in a thread, at a free port; blocks of Python that name the usual one find it there."""
+    name = options.name or options.checkpoint.name
+    server = served(load_pipeline(options.checkpoint), key=None, name=name)
+    ADDRESSES.append(SERVERS.enter_context(server).removeprefix("http://"))
+    SERVERS.callback(ADDRESSES.pop)
 
 
 def check_make(arguments: list[str]) -> None:

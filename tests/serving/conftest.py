@@ -21,7 +21,7 @@ def served(pipe, **options):
     from hybridgen.serving.app import create_app
 
     listener = socket.create_server(("127.0.0.1", 0))
-    app = create_app(pipe, NAME, **{"key": KEY, "grace": 5.0, **options})
+    app = create_app(pipe, **{"name": NAME, "key": KEY, "grace": 5.0, **options})
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
