@@ -31,7 +31,6 @@ from hybridgen.core.values import one_line
 from hybridgen.data.inspection import SourceReport
 from hybridgen.data.look import DataLook, found, look_at
 from hybridgen.evaluation import environment
-from hybridgen.evaluation.report import duration
 from hybridgen.training.config import strict
 from hybridgen.training.config.checks import load_config
 from hybridgen.training.config.parts import hybrid_config
@@ -191,7 +190,7 @@ def describe(proposal: Proposal, look: DataLook, start: Start, machines: Machine
         "title": f"Learns to {_learnt(look, described)}: {look.records:,} records of {look.source}",
         "data": f"{look.records:,} records, {_records(look.report)}; {held_out}",
         "model": _model(proposal, start, hybrid),
-        "time": f"about {duration(proposal.seconds)} on {processes} ({seconds})",
+        "time": f"about {roughly(proposal.seconds)} on {processes} ({seconds})",
         "memory": f"{amount(proposal.peak)} of {amount(proposal.memory)} on {processes}",
         "hardware": f"{processes}{'' if machines.gpus else ': ' + environment.describe(environment.hardware())}",
         "steps": met,
@@ -200,6 +199,14 @@ def describe(proposal: Proposal, look: DataLook, start: Start, machines: Machine
         "batch": "more are steadier and take more memory",
         "sources": "Pictures are drawn from captions; captions are written from pictures" if described else "",
     }
+
+
+def roughly(seconds: float) -> str:
+    """A time as one says it before a run."""
+    for unit, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.0f} {name}" if seconds >= 10 * unit else f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.0f} seconds"
 
 
 def _learnt(look: DataLook, described: bool) -> str:
@@ -225,7 +232,10 @@ def _model(proposal: Proposal, start: Start, hybrid) -> str:
     text, diffusion = hybrid.text_config, hybrid.diffusion_config
     size = f"{proposal.parameters / 1e6:,.1f} M parameters, {text.num_hidden_layers} layers of width {text.hidden_size}"
     if start.folder is not None:
-        return f"{start.named} ({size}; paths {', '.join(hybrid.paths)})"
+        drawn = ""
+        if diffusion is not None and diffusion.in_channels == 3:
+            drawn = f"; pictures of {diffusion.sample_size}x{diffusion.sample_size} pixels"
+        return f"{start.named} ({size}; paths {', '.join(hybrid.paths)}{drawn})"
     side, patch = diffusion.sample_size, diffusion.patch_size
     return (
         f"from random weights: {size}; pictures of {side}x{side} pixels, {(side // patch) ** 2} tokens of "

@@ -331,3 +331,8 @@ def test_names_that_need_quotes_are_quoted(quick, run, tmp_path):
     assert code == 0, error
     assert load_config(out / "config.yaml").data.sources[0].source == f"{data}/"
     assert Image.open(data / "000.png").size == (40, 48)
+
+
+def test_times_are_said_roughly():
+    said = {95: "95 seconds", 125: "2.1 minutes", 4000: "67 minutes", 9000: "2.5 hours", 500_000: "5.8 days"}
+    assert {seconds: new.roughly(seconds) for seconds in said} == said

@@ -29,7 +29,7 @@ from hybridgen.training.planning.simulation import Simulated, precision_on, simu
 from hybridgen.training.planning.timing import MEASURED, measured_seconds
 
 EPOCHS = {"scratch": 150, "pretrained": 20}  # how often each record is met
-FEWEST, MOST = 500, 100_000  # steps
+FEWEST, MOST = {"scratch": 500, "pretrained": 200}, 100_000  # steps
 HOURS = {"cpu": 2.0, "cuda": 12.0}  # that a first run may take
 COMPILED = 1800.0  # seconds, from which on compiling the layers pays
 ELSEWHERE = 150e12  # FLOP/s of a matrix product on a GPU that is not here
@@ -119,9 +119,9 @@ def _timed(
     tokens = simulated.tokens * config.accumulation * machines.processes
     draws = config.data.sources[0].weight / sum(source.weight for source in config.data.sources)
     a_step = draws * tokens / statistics.mean(document_tokens(content))  # records of the first source
-    wanted = EPOCHS["scratch" if "from_pretrained" not in content["model"] else "pretrained"] * look.records / a_step
-    affordable = HOURS[device] * 3600 / seconds
-    steps = _rounded(min(max(min(wanted, affordable), FEWEST), MOST))
+    kind = "pretrained" if "from_pretrained" in content["model"] else "scratch"
+    wanted, affordable = EPOCHS[kind] * look.records / a_step, HOURS[device] * 3600 / seconds
+    steps = _rounded(min(max(min(wanted, affordable), FEWEST[kind]), MOST))
     content["steps"] = steps
     content["log_every"] = max(1, min(20, steps // 100))
     content["save_every"] = max(1, steps // 20)
