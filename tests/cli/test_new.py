@@ -187,6 +187,10 @@ def test_more_gpus_and_data_are_a_larger_model_and_what_does_not_fit_is_made_sma
     tight = fitting.fitted(look, nothing, machines_of(8, (large.peak - 1e6) / 1e9), tmp_path)
     assert tight.peak < large.peak
     assert (tight.parameters, tight.content["ema"]) == (large.parameters, {"decay": 0.999, "on_cpu": True})
+    for each in (large, tight):  # the file says all of it
+        words = new.describe(each, look, nothing, machines_of(8, 80))
+        text = new.render(each.content, words, look, file="f", train="t", command="c")
+        assert yaml.safe_load(text) == each.content | {"stage": "model", "keep_last": 2}
     tiny = fitting.fitted(look, nothing, machines_of(8, 2.3), tmp_path)
     assert tiny.parameters < large.parameters
     assert tiny.peak <= 2.3e9
