@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 import runpy
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # read as ray is imported; a busy machine takes its time
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'ray[serve]'")
 pytest.importorskip("ray.serve", reason="ray has no serve: pip install 'ray[serve]'")
 pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
