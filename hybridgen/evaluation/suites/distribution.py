@@ -10,6 +10,7 @@ how many here, and a Frechet distance of few is too large. KID is over all pictu
 and recall are on the features at hand, where their paper takes VGG-16's.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -59,12 +60,14 @@ class Truth:
         picture: number of a caption -> its picture.
         side: of drawn pictures; None = as the checkpoint draws.
         notes: in sentences, what is left out.
+        contents: a hash of captions and pictures; "" of those that are no files.
     """
 
     captions: list[str]
     picture: Callable[[int], Image.Image]
     side: int | None
     notes: list[str] = field(default_factory=list)
+    contents: Callable[[], str] = str
 
 
 def check(work: Work) -> None:
@@ -82,6 +85,11 @@ def check(work: Work) -> None:
     _judges(work)  # weights that cannot be loaded are told of before anything is drawn
     truth = _truth(work)
     work.check_drawing(truth.captions, truth.side)
+
+
+def contents(work: Work) -> str:
+    """A hash of the captions and true pictures that are evaluated, without decoding them."""
+    return _truth(work).contents()
 
 
 def run(work: Work) -> Result:
@@ -258,7 +266,13 @@ def _of_files(work: Work) -> Truth:
     def picture(i: int) -> Image.Image:
         return _caption_and_picture(source[taken[i]])[1].convert("RGB")
 
-    return Truth(captions, picture, work.side(), notes)
+    def contents() -> str:
+        digest = hashlib.blake2b(repr(captions).encode(), digest_size=16)
+        for index in taken:
+            digest.update(_caption_and_picture(source.read(index, unread=True))[1].content_hash())
+        return digest.hexdigest()
+
+    return Truth(captions, picture, work.side(), notes, contents)
 
 
 def _caption_and_picture(record: dict) -> tuple[str, Image.Image] | None:

@@ -212,3 +212,19 @@ def test_what_judges_is_loaded_before_other_suites_draw(pipeline, tmp_path, monk
         options = {f"distribution:{option}": str(tmp_path)}
         with pytest.raises(ValueError, match=fault):
             evaluate_suites(pipeline, ["dolls", "distribution"], samples=4, options=options)
+
+
+def test_other_pictures_are_another_evaluation(pipeline, tmp_path):
+    """Their names and the file stay. Of those that are not taken, nothing is known; a dataset's are its own."""
+    (tmp_path / "data").mkdir()
+    file, out = captioned(tmp_path / "data", [f"red {i}" for i in range(10)]), tmp_path / "out"
+    options = {"extractor": COLOURS, "data": str(file)}
+    how = {"draw_paths": ["diffusion"], "answer_paths": [], "settings": FAST, "options": options, "samples": 5}
+    first = evaluate(pipeline, "distribution", out=out, **how)
+    Image.new("RGB", (40, 30), "blue").save(tmp_path / "data" / "1.png")
+    assert evaluate(pipeline, "distribution", out=out, **how).scores == first.scores
+    Image.new("RGB", (40, 30), "blue").save(tmp_path / "data" / "2.png")
+    with pytest.raises(ValueError, match="holds an evaluation with contents.distribution '.*', not '.*'; give the"):
+        evaluate(pipeline, "distribution", out=out, **how)
+    evaluate(pipeline, "distribution", out=tmp_path / "dolls", **how | {"options": options | {"data": "dolls"}})
+    assert "contents" not in json.loads((tmp_path / "dolls" / "evaluation.json").read_text())
