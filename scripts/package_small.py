@@ -114,7 +114,8 @@ def card(folder: Path, scores: dict | None) -> str:
     text = model_card(config, sum(weight.numel() for weight in weights.values()), title="hybridgen/small")
     if EMPTY not in text:
         raise ValueError("the model card has no place for training data and results any more; mend this script")
-    text = text.replace('from_pretrained("PATH OR NAME")', 'from_pretrained("hybridgen/small")').replace(EMPTY, TRAINED_ON)
+    text = text.replace('from_pretrained("PATH OR NAME")', 'from_pretrained("hybridgen/small")')
+    text = text.replace(EMPTY, TRAINED_ON)
     if scores is not None:
         lines = "\n".join(in_lines(scores))
         text += "\n### Results\n\nOf `hybridgen evaluate hybridgen/small`; `scores.json` has all of it.\n\n"
