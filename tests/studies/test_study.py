@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -428,7 +429,9 @@ def test_a_study_that_is_stopped_leaves_nothing_running_and_goes_on(uninterrupte
     study, whole = uninterrupted
     out = tmp_path / "out"
     words = ["study", str(study), "--out", str(out), "--jobs", "2"]
-    process = subprocess.Popen([sys.executable, "-m", "hybridgen", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    obeys = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # jobs in the background start with it ignored
+    command = [sys.executable, "-m", "hybridgen", *words]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=obeys)
     begun = [out / name / "seed_0" for name in ("joint", "causal")]
     wait_until(lambda: all((folder / "metrics.jsonl").is_file() for folder in begun))
     children = children_of(process.pid)
