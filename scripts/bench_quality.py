@@ -55,9 +55,12 @@ from hybridgen.evaluation.intervals import with_interval
 from hybridgen.pipeline_hybridgen import load_pipeline
 from hybridgen.processing_hybridgen import build_tokenizer
 from hybridgen.training.config.checks import load_config
+from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.distributed.processes import make_accelerator, seed_dropout
 from hybridgen.training.distributed.speed import compiler_found, keep_freed_memory
 from hybridgen.training.optim.optimization import lr_factor
+from hybridgen.training.planning.batches import planned_loader
+from hybridgen.training.stages.building import empty_model
 from hybridgen.training.stages.model import build_model_stage
 from hybridgen.training.trainer import Trainer
 
@@ -67,6 +70,7 @@ WARM = 2  # steps of ours before the clock starts: they compile
 GUIDANCE = (1.0, 1.5, 3.0)
 CHOOSING, CHOOSING_SEED, DRAWING_SEED = 32, 7, 100  # captions on which guidance is chosen; seeds of captions, of noise
 SHOWN = 6
+TOKENIZED = 3000  # captions that their tokenizer is made of
 LARGER = 1.1  # so many times as many parameters may one of two have
 QUIET = {"TQDM_DISABLE": "1", "LOGURU_LEVEL": "WARNING"}
 
@@ -209,11 +213,11 @@ class TimedTrainer(Trainer):
         return super()._forward_backward(batches, counts)
 
 
-def train_ours(run: Run, folder: Path) -> dict:
-    """Train by the config with the run's changes. Returns what there is to say of it."""
+def config_of(run: Run, folder: Path) -> TrainConfig:
+    """Ours, with the run's changes."""
     world = WORLDS[run.world]
     words = [word.replace("ROOM", str(world.room)).replace("PICTURES", str(world.pictures)) for word in run.words]
-    config = load_config(
+    return load_config(
         CONFIG,
         [
             f"output_dir={json.dumps(str(folder / 'ours'))}",
@@ -228,6 +232,11 @@ def train_ours(run: Run, folder: Path) -> dict:
             *words,
         ],
     )
+
+
+def train_ours(run: Run, folder: Path) -> dict:
+    """Train by the config with the run's changes. Returns what there is to say of it."""
+    config = config_of(run, folder)
     accelerator = make_accelerator(config)
     stage = build_model_stage(config, accelerator)
     seed_dropout(config.seed)
@@ -243,7 +252,7 @@ def train_theirs(run: Run, folder: Path) -> dict:
     """Train transfusion-pytorch on the same records, with the config's warmup and decay of the rate."""
     world, config = WORLDS[run.world], load_config(CONFIG)
     settings = peer_settings(run.settings)
-    some = captioned(run.world, "train", run.seed, 0, 3000)
+    some = captioned(run.world, "train", run.seed, 0, TOKENIZED)
     tokenizer = build_tokenizer(some.captions, config.model.tokenizer.vocab_size)
     tokenizer.save_pretrained(folder / "tokenizer")
     side, count = world.side // PATCH, world.pictures
@@ -281,6 +290,18 @@ def processor_seconds() -> float:
 
 def parameters(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def parameters_of(run: Run) -> int:
+    """How many a run's model will have; nothing is trained but the tokenizer, on which it depends."""
+    if run.what == "ours":
+        loader, hybrid, _ = planned_loader(config_of(run, Path("unused")))
+        loader.close()
+        return parameters(empty_model(hybrid))
+    some, world = captioned(run.world, "train", run.seed, 0, TOKENIZED), WORLDS[run.world]
+    tokenizer = build_tokenizer(some.captions, load_config(CONFIG).model.tokenizer.vocab_size)
+    settings = peer_settings(run.settings)
+    return parameters(bench_peer.build(settings, len(tokenizer), world.side // PATCH, 3 * PATCH**2, run.seed))
 
 
 # ---------------------------------------------------------------------------------------------------------- drawing
@@ -399,11 +420,7 @@ def in_a_process(run: Run, folder: Path, peer: Path | None) -> dict:
     result = folder / "result.json"
     if not is_scored(result):
         print(f"{run.name}: {run.seconds:g} CPU seconds", flush=True)
-        one_core = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"} | QUIET
-        paths = [str(Path(__file__).parents[1]), *([str(peer)] if peer else []), os.environ.get("PYTHONPATH", "")]
-        environment = {**os.environ, **one_core, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-        command = [sys.executable, __file__, "run", "--out", str(folder), "--spec", json.dumps(asdict(run))]
-        if subprocess.run(command, env=environment).returncode:
+        if process(run, folder, peer, "run").returncode:
             raise ValueError(f"the run {run.name} failed; what it printed stands above, and the same command goes on")
     return read_json(result) | {"label": run.label}
 
@@ -412,6 +429,40 @@ def is_scored(result: Path) -> bool:
     """Whether a run is finished; one that was scored before pictures were counted singly is only scored again."""
     scores = read_json(result).get("scores", {}) if result.is_file() else None
     return scores is not None and all("each" in tally for tally in scores.values())
+
+
+def process(run: Run, folder: Path, peer: Path | None, what: str, **how) -> subprocess.CompletedProcess:
+    """This script in a process of its own, on one core."""
+    one_core = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"} | QUIET
+    paths = [str(Path(__file__).parents[1]), *([str(peer)] if peer else []), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, **one_core, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    command = [sys.executable, __file__, what, "--out", str(folder), "--spec", json.dumps(asdict(run))]
+    return subprocess.run(command, env=environment, **how)
+
+
+def counted(run: Run, folder: Path, peer: Path | None) -> int:
+    """The parameters of a run's model, before the run.
+
+    Raises:
+        ValueError: it cannot be built; what it printed says why.
+    """
+    if (folder / "result.json").is_file():
+        return read_json(folder / "result.json")["parameters"]
+    done = process(run, folder, peer, "count", stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise ValueError(f"the model of {run.name} cannot be built; what it printed stands above")
+    return int(done.stdout.split()[-1])
+
+
+def check_planned(options: argparse.Namespace, runs: list[Run]) -> None:
+    """Raises ValueError, before any run, if models of a world are of unequal size; each kind of run is counted once."""
+    kinds = {(run.world, json.dumps([run.what, run.words, run.settings], sort_keys=True)): run for run in runs}
+    check_sizes(
+        [
+            {"world": run.world, "parameters": counted(run, options.out / "runs" / run.name, options.peer)}
+            for run in kinds.values()
+        ]
+    )
 
 
 def require_peer(folder: Path | None) -> None:
@@ -504,7 +555,7 @@ def tune(options: argparse.Namespace) -> list[dict]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("race", "tune", "parts", "run"))
+    parser.add_argument("what", choices=("race", "tune", "parts", "run", "count"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--peer", type=Path, default=None, help="where transfusion-pytorch is, if it is not installed")
     parser.add_argument("--worlds", nargs="+", choices=list(WORLDS), default=["dolls"])
@@ -512,10 +563,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--only", nargs="+", default=None, help="parts: these lines of the table alone")
-    parser.add_argument("--spec", default=None, help="run: what `race` and the others hand to a process of their own")
+    parser.add_argument("--spec", default=None, help="run, count: what the others hand to a process of its own")
     options = parser.parse_args(arguments)
     if options.what == "run":
         do(Run(**json.loads(options.spec)), options.out)
+        return 0
+    if options.what == "count":
+        print(parameters_of(Run(**json.loads(options.spec))))
         return 0
     try:
         if options.what != "parts" or options.peer:
@@ -524,6 +578,8 @@ def main(arguments: list[str] | None = None) -> int:
             write(options, tune(options))
             return 0
         runs, results = {"race": race, "parts": parts}[options.what](options), []
+        if options.what == "race":
+            check_planned(options, runs)
         for run in runs:
             results.append(in_a_process(run, options.out / "runs" / run.name, options.peer))
             write(options, results)
@@ -545,7 +601,6 @@ def write(options: argparse.Namespace, results: list[dict]) -> None:
     write_whole(options.out / f"{options.what}.md", "\n".join(lines) + "\n")
     print("\n".join(lines), flush=True)
     if options.what == "race":
-        check_sizes(results)
         save(plotted(results), options.out / "race.png")
 
 

@@ -51,6 +51,7 @@ def test_ours_trains_for_the_seconds_of_the_processor_and_is_scored(bench, tmp_p
         told = json.loads((tmp_path / "result.json").read_text())
         lines = [json.loads(line) for line in (tmp_path / "ours" / "metrics.jsonl").read_text().splitlines()]
         assert told["steps"] == lines[-1]["step"] - bench.WARM > 3
+        assert bench.parameters_of(run) == told["parameters"]
         assert told["steps"] <= told["pictures"] <= 6 * told["steps"]
         assert lines[-1]["lr"] < 0.2 * max(line["lr"] for line in lines)  # it falls with the clock
         assert [tried["guidance"] for tried in told["tried"]] == list(bench.GUIDANCE)
@@ -181,6 +182,24 @@ def test_models_of_unequal_size_do_not_race(bench):
     results[1]["parameters"] = 1_700_000
     with pytest.raises(ValueError, match="1,500,000 and of 1,700,000 parameters would race"):
         bench.check_sizes(results)
+
+
+def test_sizes_are_counted_before_any_run(bench, monkeypatch, tmp_path, capsys):
+    """Once for each kind of run, whatever its seconds and seeds."""
+    asked = []
+
+    def counted(run, folder, peer):
+        asked.append((run.world, run.what))
+        return 1_500_000 if run.what == "ours" else 1_700_000
+
+    monkeypatch.setattr(bench, "require_peer", lambda folder: None)
+    monkeypatch.setattr(bench, "counted", counted)
+    monkeypatch.setattr(bench, "in_a_process", None)
+    words = ["race", "--out", str(tmp_path / "out"), "--worlds", "dolls", "shapes", "--seeds", "0", "1"]
+    assert bench.main(words) == 2
+    assert "in dolls models of 1,500,000 and of 1,700,000 parameters would race" in capsys.readouterr().err
+    assert sorted(asked) == [(world, what) for world in ("dolls", "shapes") for what in ("ours", "theirs")]
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

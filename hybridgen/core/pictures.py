@@ -119,6 +119,11 @@ class UnreadPicture:
         how it is turned. Raises ValueError, see `read_picture`."""
         return _read(self._source, self._root, self._where, _upright_size)
 
+    def content_hash(self) -> bytes:
+        """A hash of the bytes of its file, of which nothing is decoded; of pixels that are in no file, `pixels_hash`.
+        Raises ValueError, see `read_picture`."""
+        return _read(self._source, self._root, self._where, _content_hash)
+
 
 def read_pictures(sources: Any) -> list[Image.Image]:
     """One picture, a batch (an array of four axes, the first of them pictures), or lists of either -> a flat list.
@@ -162,6 +167,14 @@ def pixels_hash(picture: Image.Image) -> bytes:
     """A hash of a picture's size and pixels as they are seen, whatever file they came from."""
     picture = read_picture(picture)
     return hashlib.blake2b(repr(picture.size).encode() + picture.tobytes(), digest_size=16).digest()
+
+
+def _content_hash(image: Image.Image, what: str) -> bytes:
+    file = getattr(image, "fp", None)
+    if file is None:
+        return pixels_hash(image)
+    file.seek(0)
+    return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
 
 
 # --------------------------------------------------------------------------------------------------- texts and files

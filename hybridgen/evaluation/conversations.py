@@ -174,7 +174,8 @@ def _tallies(
                 counts[name] = tally(*map(sum, zip(*of_pictures, strict=True)))
         for name in ("shown", "after_drawing"):
             given = [pair for transcript in some for pair in getattr(transcript, name)]
-            counts[name] = dataset.score_answers([text for _, text in given], [asked for asked, _ in given])["all"]
+            if given:
+                counts[name] = dataset.score_answers([text for _, text in given], [asked for asked, _ in given])["all"]
         return counts
 
     tallies = score_by_groups(of_some, [each.number for each in transcripts])

@@ -31,8 +31,7 @@ def draw_samples(work: Work, path: str, prompts: Sequence[str], each: int = 1) -
     """
     seeds = [nth_seed(work.seed, k) for _ in prompts for k in range(each)]
     repeated = [prompt for prompt in prompts for _ in range(each)]
-    size = work.number("size", 0) if "size" in work.options else None
-    return work.draw(path, repeated, seeds, size=size)
+    return work.draw(path, repeated, seeds, size=work.side())
 
 
 def lay_out(work: Work, path: str, files: Iterable[tuple[str, Any]]) -> Path | None:
@@ -66,12 +65,13 @@ def in_a_grid(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
     return grid
 
 
-def taken_evenly(work: Work, there_are: int) -> list[int]:
-    """Which of a benchmark's prompts are taken: all, or --samples of them, from its beginning to its end.
+def taken_evenly(work: Work, there_are: int, usual: int | None = None) -> list[int]:
+    """Which of a file's prompts are taken: as many as are asked for, else `usual` of them, else all (`Work.count`),
+    from its beginning to its end.
 
-    The files are sorted by category: the first ones would be of one alone.
+    Such files are often sorted by category: the first ones would be of one alone.
     """
-    count = work.count(there_are)
+    count = work.count(there_are, usual)
     return [i * there_are // count for i in range(count)]
 
 

@@ -28,7 +28,7 @@ CLIP_FROM = (
 )
 RESIZES = ("original", "antialiased")
 _INCEPTION_SIZE = 299
-_AT_ONCE = 32
+AT_ONCE = 32  # pictures that a network is given together
 _CMMD_VISION = {"hidden_size": 1024, "num_hidden_layers": 24, "patch_size": 14, "image_size": 336}
 
 
@@ -53,8 +53,8 @@ class Extractor:
             ValueError: it does not give one row for each picture.
         """
         rows = []
-        for start in range(0, len(pictures), _AT_ONCE):
-            some = [picture.convert("RGB") for picture in pictures[start : start + _AT_ONCE]]
+        for start in range(0, len(pictures), AT_ONCE):
+            some = [picture.convert("RGB") for picture in pictures[start : start + AT_ONCE]]
             with torch.no_grad():
                 found = torch.as_tensor(self.function(some))
             if found.ndim != 2 or len(found) != len(some):
@@ -134,6 +134,15 @@ class Clip:
         vision = self._model.config.vision_config
         return all(getattr(vision, key) == value for key, value in _CMMD_VISION.items())
 
+    @property
+    def context(self) -> int:
+        """How many tokens of a caption it reads, its beginning and end with them."""
+        return self._model.config.text_config.max_position_embeddings
+
+    def is_cut(self, caption: str) -> bool:
+        """Whether a caption is longer than what it reads."""
+        return len(self._tokenizer(caption, verbose=False)["input_ids"]) > self.context
+
     def extractor(self) -> Extractor:
         """Embeddings of length 1 of pictures that were brought to size as CMMD's public code does: bicubic, without
         antialiasing, nothing cut off."""
@@ -152,14 +161,13 @@ class Clip:
     def fit(self, pictures: Sequence[Image.Image], captions: Sequence[str]) -> list[float]:
         """The CLIP score of each picture and its caption: 100 times the cosine of their embeddings, at least 0.
 
-        Pictures are brought to size as CLIP's own processor does. Captions longer than its context are cut.
+        Pictures are brought to size as CLIP's own processor does. Captions longer than its context are cut (`is_cut`).
         """
         scores = []
-        for start in range(0, len(pictures), _AT_ONCE):
-            some = [picture.convert("RGB") for picture in pictures[start : start + _AT_ONCE]]
-            words = list(captions[start : start + _AT_ONCE])
-            length = self._model.config.text_config.max_position_embeddings
-            tokens = self._tokenizer(words, padding=True, truncation=True, max_length=length, return_tensors="pt")
+        for start in range(0, len(pictures), AT_ONCE):
+            some = [picture.convert("RGB") for picture in pictures[start : start + AT_ONCE]]
+            words, cut = list(captions[start : start + AT_ONCE]), {"truncation": True, "max_length": self.context}
+            tokens = self._tokenizer(words, padding=True, return_tensors="pt", **cut)
             with torch.no_grad():
                 seen = self._embed(self._processor(some, return_tensors="pt")["pixel_values"])
                 text = self._model.text_model(**tokens.to(self.device)).pooler_output

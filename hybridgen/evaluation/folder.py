@@ -27,7 +27,7 @@ from hybridgen.evaluation.result import Item
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 
 IDENTITY, ITEMS = "evaluation.json", "items.jsonl"
-_LEFT_OVER = f".*.{'[0-9a-f]' * 8}.*"  # what a process that was killed was writing (`core.files.whole_file`)
+LEFT_OVER = f".*.{'[0-9a-f]' * 8}.*"  # what a process that was killed was writing (`core.files.whole_file`)
 
 
 def checkpoint_identity(pipeline: HybridGenPipeline) -> dict[str, str]:
@@ -114,7 +114,7 @@ def _open(out: Path, identity: dict) -> None:
                 "on with it, another --out for a second one, or delete it"
             )
         suites = [out / suite for suite in identity["suites"]]  # beside them, the folder may hold what is not ours
-        for left in (*out.glob(_LEFT_OVER), *(file for suite in suites for file in suite.rglob(_LEFT_OVER))):
+        for left in (*out.glob(LEFT_OVER), *(file for suite in suites for file in suite.rglob(LEFT_OVER))):
             left.unlink(missing_ok=True)
     else:
         write_json(file, identity)

@@ -23,7 +23,7 @@ def source_of(name: str) -> Path | None:
     module, _, attribute = name.rpartition(":")
     try:
         spec = importlib.util.find_spec(module) if module and attribute.isidentifier() else None
-    except (ImportError, ValueError, AttributeError):  # no name of a module
+    except (ImportError, ValueError, AttributeError, SyntaxError):  # no name of a module that can be loaded
         return None
     return Path(spec.origin) if spec is not None and spec.has_location else None
 

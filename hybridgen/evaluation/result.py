@@ -10,6 +10,7 @@ evaluations of the same suite are compared by: item i of a task is the same thin
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from PIL import Image
 
@@ -37,7 +38,8 @@ class Item:
 
     Args:
         prompt: what was asked: a caption to draw, or a question.
-        pictures: heading -> picture, such as {"true picture": ..., "diffusion": ...}; empty where there is none.
+        pictures: heading -> picture or its file, such as {"true picture": ..., "diffusion": ...}; empty where there is
+            none.
         answer: what was said; None where nothing was to be said.
         expected: what would have been right, in words.
         verdict: category -> 1 right, 0 wrong, or a share between; empty where single items are not judged.
@@ -47,7 +49,7 @@ class Item:
     """
 
     prompt: str
-    pictures: dict[str, Image.Image] = field(default_factory=dict)
+    pictures: dict[str, Image.Image | Path] = field(default_factory=dict)
     answer: str | None = None
     expected: str = ""
     verdict: dict[str, float] = field(default_factory=dict)

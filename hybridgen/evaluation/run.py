@@ -85,6 +85,7 @@ def evaluate_suites(
         known = identity(pipeline, suites, samples, seed, paths, settings, options or {})
         holding = {name: module for name, module in modules.items() if hasattr(module, "contents")}
         contents = {folder_name(name): module.contents(works[name]) for name, module in holding.items()}
+        contents = {name: found for name, found in contents.items() if found}
         open_folder(out, known | ({"contents": contents} if contents else {}), processes)
     pipeline.set_progress_bar_config(disable=True)  # `progress` tells more
     return {name: _run(module, works[name]) for name, module in modules.items()}

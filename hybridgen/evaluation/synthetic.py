@@ -24,9 +24,8 @@ USUAL_CHATS = 24
 def check_synthetic(work: Work, name: str, split: str) -> None:
     """Raises ValueError, before any long work, for what `evaluate_synthetic` could not do."""
     dataset = open_synthetic(name)
-    work.count(len(dataset.Source(split, "draw", work.seed)), USUAL_SAMPLES)
+    check_world(work, dataset, split, USUAL_SAMPLES)
     work.number("chats", USUAL_CHATS)
-    side_of(work, dataset)
 
 
 def evaluate_synthetic(work: Work, name: str, split: str, labels: dict[str, str], credit: str) -> Result:
@@ -37,9 +36,8 @@ def evaluate_synthetic(work: Work, name: str, split: str, labels: dict[str, str]
     4. Hold conversations that draw by each of the paths named for it (`conversations`).
     """
     dataset = open_synthetic(name)
-    side = side_of(work, dataset)
-    samples = work.count(len(dataset.Source(split, "draw", work.seed)), USUAL_SAMPLES)
-    prompts = generation.held_out_prompts(dataset, split, samples, work.seed, side)
+    side, prompts = side_of(work, dataset), held_out_of(work, dataset, split, USUAL_SAMPLES)
+    samples = len(prompts)
     quiz = understanding.held_out_quiz(dataset, split, samples, work.seed, side)
     majority = dataset.majority_baselines(samples, work.seed, split)
     facts = {"split": split, "samples": samples, "questions": len(quiz), "seed": work.seed, "size": side}
@@ -57,6 +55,25 @@ def evaluate_synthetic(work: Work, name: str, split: str, labels: dict[str, str]
         seconds = work.seconds(f"chat-{path}", f"greet-{path}")
         result.add("conversation", path, tallies, items, seconds=seconds, **work.settings_of(path).of_path(path))
     return result
+
+
+def check_world(work: Work, dataset: ModuleType, split: str, usual: int) -> None:
+    """Raises ValueError where the captions of `held_out_of` cannot be drawn at the size of its pictures."""
+    side = side_of(work, dataset)
+    work.check_drawing(["a picture"], side)  # before pictures are made of a size that nothing can draw
+    work.check_drawing(held_out_of(work, dataset, split, usual).captions, side)
+
+
+def held_out_of(work: Work, dataset: ModuleType, split: str, usual: int) -> Prompts:
+    """The drawing records of a dataset's split that are evaluated, made once: as many as were asked for, else `usual`.
+
+    Raises:
+        ValueError: more were asked for than there are, or pictures of a size that the dataset cannot have.
+    """
+    side = side_of(work, dataset)
+    samples = work.count(len(dataset.Source(split, "draw", work.seed)), usual)
+    make = lambda: generation.held_out_prompts(dataset, split, samples, work.seed, side)  # noqa: E731
+    return work.once("prompts", make)
 
 
 def side_of(work: Work, dataset: ModuleType) -> int:

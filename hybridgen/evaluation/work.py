@@ -6,7 +6,7 @@ comes out is what would have come out. Of several processes, number r of n does 
 know all results.
 
     OUT/SUITE/PART/000064.json   the values of items 64 to 95, and the seconds they took
-    OUT/SUITE/PART/000064.png    the picture of item 64
+    OUT/SUITE/PART/000064.png    the picture of item 64; an array is 000064.npy
 
 Without a folder everything stays in memory.
 """
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from hybridgen.core.files import read_json, whole_file, write_json
@@ -33,7 +34,7 @@ DRAWN_AT_ONCE = 32  # pictures in a chunk: guided, they are the 64 rows that the
 CHUNK = 64  # other items in a chunk
 MAX_NEW_TOKENS = 32  # of an answer, where a suite says nothing: more than the longest answer of any synthetic dataset
 TaskProgress = Callable[[str, int, int], None]  # what is being done, how many are done, of how many
-_PICTURE = "$picture"  # in a chunk's file, what stands for a picture
+_PICTURE, _ARRAY = "$picture", "$array"  # in a chunk's file, what stands for a picture or an array
 
 
 @dataclass
@@ -166,7 +167,7 @@ class Work:
         return list(self.batches(len(texts), score, part, label, DRAWN_AT_ONCE))
 
     def each(self, count: int, function: Callable[[int], Any], part: str, label: str | None = None) -> "Values":
-        """function(i) for i from 0 to count - 1: what JSON can hold, and PIL images anywhere in it."""
+        """function(i) for i from 0 to count - 1: what JSON can hold, and PIL images and numpy arrays anywhere in it."""
         return self.batches(count, lambda numbers: list(map(function, numbers)), part, label or part, 1)
 
     def batches(
@@ -194,7 +195,7 @@ class Work:
         self.processes.agree(error)
         store.share(self.processes, chunks)
         self._seconds[part] = store.seconds
-        return Values(store.values, store.picture)
+        return Values(store.values, store.kept, store.file)
 
     def seconds(self, *parts: str) -> float:
         """How long parts took, of all processes together; of all parts where none is named."""
@@ -233,6 +234,20 @@ class Work:
                 f"{there_are}"
             )
         return self.samples
+
+    def side(self) -> int | None:
+        """The option `size`; None = as the checkpoint draws."""
+        return self.number("size", 1) if "size" in self.options else None
+
+    def check_drawing(self, prompts: Sequence[str], side: int | None) -> None:
+        """Raises ValueError, before any picture is drawn, where a path that is to draw cannot draw these prompts at
+        that size (None = as the checkpoint draws): it is no whole number of patches, or does not fit the context."""
+        for path in dict.fromkeys((*self.draw_paths, *self.chat_paths)):
+            how = {"height": side, "width": side, **self.settings_of(path).arguments(path)}
+            try:
+                self.pipeline.check_call(list(prompts), path, **how)
+            except ValueError as error:
+                raise ValueError(f"suite {self.suite} cannot be drawn by {path}: {error}") from error
 
     def require_drawing(self) -> None:
         """Raises ValueError where no path is to be drawn by."""
@@ -284,10 +299,10 @@ class Work:
 
 
 class Values(Sequence):
-    """The values of all items; pictures are read from their files when they are asked for."""
+    """The values of all items; pictures and arrays are read from their files when they are asked for."""
 
-    def __init__(self, encoded: list, picture: Callable[[str], Image.Image]):
-        self._encoded, self._picture = encoded, picture
+    def __init__(self, encoded: list, kept: Callable[[str], Any], file: Callable[[str], Path | None]):
+        self._encoded, self._kept, self._file = encoded, kept, file
 
     def __len__(self) -> int:
         return len(self._encoded)
@@ -302,10 +317,14 @@ class Values(Sequence):
 
     __hash__ = None
 
+    def shown(self, place: int) -> Image.Image | Path:
+        """The picture that a value is, as an `Item` takes it: its file, where it has one, needs no memory."""
+        return self._file(self._encoded[place][_PICTURE]) or self[place]
+
     def _decoded(self, value):
         if isinstance(value, dict):
-            if set(value) == {_PICTURE}:
-                return self._picture(value[_PICTURE])
+            if len(value) == 1 and (name := value.get(_PICTURE) or value.get(_ARRAY)):
+                return self._kept(name)
             return {key: self._decoded(inner) for key, inner in value.items()}
         return [self._decoded(inner) for inner in value] if isinstance(value, list) else value
 
@@ -316,13 +335,13 @@ class _Store:
     def __init__(self, folder: Path | None):
         self._folder = folder
         self._chunks: dict[int, dict] = {}
-        self._pictures: dict[str, Image.Image] = {}
+        self._aside: dict[str, Image.Image | np.ndarray] = {}
 
     def has(self, numbers: list[int]) -> bool:
         return self._folder is not None and self._file(numbers).is_file()
 
     def put(self, numbers: list[int], values: list, seconds: float) -> None:
-        """Pictures first: where a chunk's file is, all that it names is there."""
+        """Pictures and arrays first: where a chunk's file is, all that it names is there."""
         encoded = [self._encoded(value, f"{number:06d}", [0]) for number, value in zip(numbers, values, strict=True)]
         chunk = {"seconds": round(seconds, 3), "values": encoded}
         if self._folder is None:
@@ -335,8 +354,8 @@ class _Store:
         if self._folder is not None:
             self._chunks = {numbers[0]: self._read(numbers) for numbers in chunks}
         else:
-            for others, pictures in processes.gather((self._chunks, self._pictures)):
-                self._chunks, self._pictures = self._chunks | others, self._pictures | pictures
+            for others, aside in processes.gather((self._chunks, self._aside)):
+                self._chunks, self._aside = self._chunks | others, self._aside | aside
         self._chunks = dict(sorted(self._chunks.items()))
 
     @property
@@ -347,9 +366,14 @@ class _Store:
     def seconds(self) -> float:
         return sum(chunk["seconds"] for chunk in self._chunks.values())
 
-    def picture(self, name: str) -> Image.Image:
+    def file(self, name: str) -> Path | None:
+        return None if self._folder is None else self._folder / name
+
+    def kept(self, name: str) -> Image.Image | np.ndarray:
         if self._folder is None:
-            return self._pictures[name]
+            return self._aside[name]
+        if name.endswith(".npy"):
+            return np.load(self._folder / name, allow_pickle=False)
         picture = Image.open(self._folder / name)
         picture.load()  # and its file is closed; it still knows its name
         return picture
@@ -370,15 +394,18 @@ class _Store:
         return self._folder / f"{numbers[0]:06d}.json"
 
     def _encoded(self, value: Any, name: str, taken: list[int]) -> Any:
-        """A value as JSON holds it, whether it is written or not; pictures are put away under names that begin so."""
-        if isinstance(value, Image.Image):
-            name, taken[0] = f"{name}.png" if not taken[0] else f"{name}-{taken[0]}.png", taken[0] + 1
+        """A value as JSON holds it, whether it is written or not; pictures and arrays are put aside under names that
+        begin so."""
+        if isinstance(value, Image.Image | np.ndarray):
+            is_array = isinstance(value, np.ndarray)
+            name, taken[0] = f"{name}-{taken[0]}" if taken[0] else name, taken[0] + 1
+            name += ".npy" if is_array else ".png"
             if self._folder is None:
-                self._pictures[name] = value
+                self._aside[name] = value
             else:
                 with whole_file(self._folder / name) as aside:
-                    value.save(aside)
-            return {_PICTURE: name}
+                    np.save(aside, value, allow_pickle=False) if is_array else value.save(aside)
+            return {_ARRAY if is_array else _PICTURE: name}
         if isinstance(value, dict):
             return {str(key): self._encoded(inner, name, taken) for key, inner in value.items()}
         if isinstance(value, list | tuple):

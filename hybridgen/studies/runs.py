@@ -29,7 +29,7 @@ from hybridgen.core.figures import read_curves
 from hybridgen.core.files import read_json, write_json
 from hybridgen.core.values import one_line, shown
 from hybridgen.evaluation import environment
-from hybridgen.evaluation.folder import differences
+from hybridgen.evaluation.folder import LEFT_OVER, differences
 from hybridgen.pipeline_hybridgen import load_pipeline
 from hybridgen.studies.scoring import Scoring, score
 from hybridgen.training.config.checks import load_config
@@ -232,7 +232,9 @@ def check_folder(run: Run) -> None:
     """Raises ValueError where a run's folder holds a run of other settings, or something else."""
     file = run.folder / "run.json"
     if not file.is_file():
-        if run.folder.exists() and (not run.folder.is_dir() or any(run.folder.iterdir())):
+        if run.folder.exists() and not (
+            run.folder.is_dir() and all(each.match(LEFT_OVER) for each in run.folder.iterdir())
+        ):
             raise ValueError(f"{run.folder} holds something that no study wrote; choose another --out, or delete it")
         return
     for key, then, now in differences(read_json(file), identity(run)):

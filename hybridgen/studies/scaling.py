@@ -29,6 +29,7 @@ from hybridgen.evaluation import environment
 from hybridgen.studies import pages
 from hybridgen.studies.codecs import Moved, redirect, stand_ins, train_codecs
 from hybridgen.studies.measuring import Measured, measure
+from hybridgen.studies.numbers import check_loss
 from hybridgen.studies.runs import Run, overrides_of, run_all
 from hybridgen.studies.scaling_law import NUMBERS, Law, Point, bootstrap, fit, interval, parity
 from hybridgen.training.config import strict
@@ -98,14 +99,11 @@ def read_ladder(file: Path) -> Ladder:
 
 def _check_losses(settings: LadderConfig, config: TrainConfig) -> None:
     """Raises ValueError for a loss that no run will measure."""
-    sources = [source.name for source in config.validation.sources]
     for name, number in settings.losses.items():
-        of_source = re.match(r"validation/source/(.*)/", number)
-        if not number.startswith("validation/") or (of_source and of_source[1] not in sources):
-            raise ValueError(
-                f"ladder.losses.{name} is {number!r}, which no run measures; give validation/loss/KIND, or "
-                f"validation/source/NAME/KIND of the held-out {', '.join(sources)}"
-            )
+        try:
+            check_loss(number, config)
+        except ValueError as error:
+            raise ValueError(f"ladder.losses.{name} is {error}") from error
 
 
 def _with_size(content: dict, changes: dict) -> dict:

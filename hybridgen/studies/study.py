@@ -19,11 +19,13 @@ from hybridgen.studies import pages
 from hybridgen.studies.codecs import Moved, redirect, stand_ins, train_codecs
 from hybridgen.studies.comparisons import ArmComparison, compare, sentences
 from hybridgen.studies.measuring import Measured, measure
+from hybridgen.studies.numbers import check_number
 from hybridgen.studies.runs import Run, overrides_of, run_all
 from hybridgen.studies.scoring import Scoring, trained_paths
-from hybridgen.studies.study_config import BudgetConfig, QuestionConfig, StudyConfig, is_loss, read_study
+from hybridgen.studies.study_config import FILE, BudgetConfig, QuestionConfig, StudyConfig, is_loss, read_study
 from hybridgen.training.config import strict
 from hybridgen.training.config.checks import load_config
+from hybridgen.training.config.schema import TrainConfig
 
 SCORING_SEED = 0  # of the pictures that all runs are asked about
 LARGEST_FLAW = 0.02  # of a budget: more than so much off, and runs are not called equal
@@ -125,15 +127,30 @@ def _words(study: StudyConfig, folder: Path, name: str, overrides: Sequence[str]
 
 def plan(study: StudyConfig, folder: Path, overrides: Sequence[str], moved: Moved) -> dict[str, Planned]:
     """Steps of every variant, by its budget."""
-    measured = {
-        name: measure(load_config(folder / study.file_of(name), _words(study, folder, name, overrides, moved)))
+    configs = {
+        name: load_config(folder / study.file_of(name), _words(study, folder, name, overrides, moved))
         for name in study.variants
     }
+    _check_measures(study, configs)
+    measured = {name: measure(config) for name, config in configs.items()}
     steps: dict[str, int] = {}
     names = sorted(study.variants, key=lambda name: study.budget_of(name).source is not None)  # these need the others'
     for name in names:
         steps[name] = _steps(name, study.budget_of(name), measured, steps)
     return {name: Planned(name, measured[name], steps[name]) for name in study.variants}
+
+
+def _check_measures(study: StudyConfig, configs: dict[str, TrainConfig]) -> None:
+    """Raises ValueError for a measure that the runs of an arm will not have."""
+    for place, question in enumerate(study.questions):
+        for measure_name in question.measures:
+            for arm, variant in question.arms.items():
+                try:
+                    check_number(question.number(measure_name, arm), configs[variant], study.suite)
+                except ValueError as error:
+                    raise ValueError(
+                        f"{FILE}: questions.{place}.measures.{measure_name} is, for {variant}, {error}"
+                    ) from error
 
 
 def _steps(name: str, budget: BudgetConfig, measured: dict[str, Measured], steps: dict[str, int]) -> int:

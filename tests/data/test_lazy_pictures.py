@@ -1,5 +1,6 @@
 """Pictures are decoded when their document is placed in a row, each once by the process that trains on it."""
 
+import base64
 import io
 import json
 
@@ -9,7 +10,7 @@ import torch
 from PIL import ExifTags, Image, PngImagePlugin
 
 from hybridgen.core import pictures as reader
-from hybridgen.core.pictures import UnreadPicture, read_picture
+from hybridgen.core.pictures import UnreadPicture, pixels_hash, read_picture
 from hybridgen.data.loading import RowLoader, merge_positions
 from hybridgen.data.mixture import Mixture
 from hybridgen.data.source_config import SourceConfig
@@ -230,3 +231,21 @@ def test_a_document_read_later_is_the_document():
     for a, b in zip(at_once.images, later.images, strict=True):
         assert (a.path, a.write, a.span, a.image_first) == (b.path, b.write, b.span, b.image_first)
         assert torch.equal(a.pixels, PROCESSOR.pixel_values(b.pixels, b.path))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "GIF"])
+def test_the_hash_of_a_picture_that_is_not_read_is_that_of_its_bytes(kind, decoded, tmp_path):
+    """Wherever they are: in a file, as bytes or as text; of pixels alone, that of the pixels. Nothing is decoded."""
+    content = encoded(picture(12, 20), kind, 0)
+    (tmp_path / "a").write_bytes(content)
+    decoded.clear()
+    first = UnreadPicture("a", tmp_path).content_hash()
+    same_bytes = [content, {"bytes": content, "path": "b"}, base64.b64encode(content).decode()]
+    assert all(UnreadPicture(one).content_hash() == first for one in same_bytes)
+    assert not decoded
+    (tmp_path / "a").write_bytes(content + b"more")
+    assert UnreadPicture("a", tmp_path).content_hash() != first
+    assert UnreadPicture(picture(12, 20)).content_hash() == pixels_hash(picture(12, 20))
+    (tmp_path / "a").write_text("no picture")
+    with pytest.raises(ValueError, match="no picture in a format"):
+        UnreadPicture("a", tmp_path).content_hash()

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from hybridgen.evaluation.extractors import Clip, inception, own_extractor
-from hybridgen.tokenization_hybridgen import build_tokenizer
+from tests.clips import save_clip
 from tests.metrics import FeatureExtractorInceptionV3
 
 
@@ -20,24 +19,17 @@ def pictures(n=3, size=(20, 24), seed=0):
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory):
-    """A CLIP of random weights, with a tokenizer and a processor, as transformers saves it."""
-    folder = tmp_path_factory.mktemp("clips") / "tiny-clip"
-    layers = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    tokenizer = build_tokenizer(["a red square on a blue ground"] * 4, 300)
-    text = {
-        **layers,
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": 8,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-    torch.manual_seed(0)
-    config = CLIPConfig(
-        text_config=text, vision_config={**layers, "image_size": 16, "patch_size": 8}, projection_dim=12
-    )
-    CLIPModel(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}).save_pretrained(folder)
-    return folder
+    return save_clip(tmp_path_factory.mktemp("clips") / "tiny-clip")
+
+
+def test_captions_that_are_longer_than_what_is_read_are_known(clip_folder):
+    """By the tokenizer's own count, the two that frame a caption with it, if it has them."""
+    clip = Clip(clip_folder)
+    for words in range(1, 12):
+        caption = " ".join(["red"] * words)
+        assert clip.is_cut(caption) == (len(clip._tokenizer(caption)["input_ids"]) > 8)
+    assert clip.is_cut("red " * 20)
+    assert not clip.is_cut("red")
 
 
 def test_clip_scores_are_the_cosines_of_transformers(clip_folder):

@@ -94,6 +94,20 @@ def test_what_was_done_is_not_done_again_and_what_was_not_is(tmp_path):
     assert again[1]["nested"][0].filename == str(tmp_path / "part" / "000001.png")
 
 
+def test_arrays_are_kept_beside_as_they_are(tmp_path):
+    def value(i: int) -> dict:
+        return {"rows": np.arange(6, dtype=np.float32).reshape(2, 3) / 3 + i, "more": [np.array([i, 2])], "i": i}
+
+    for out in (None, tmp_path):
+        values = Work(None, out=out).each(3, value, "part")
+        for i, kept in enumerate(values):
+            assert kept["i"] == i
+            assert kept["rows"].dtype == np.float32
+            assert np.array_equal(kept["rows"], value(i)["rows"])
+            assert np.array_equal(kept["more"][0], [i, 2])
+    assert {"000002.json", "000002.npy", "000002-1.npy"} <= {file.name for file in (tmp_path / "part").iterdir()}
+
+
 def test_a_chunk_that_was_cut_off_is_said_to_be(tmp_path):
     """A file appears whole or not at all, so this is a damaged disk, and not ours to guess at."""
     Work(None, out=tmp_path).each(2, float, "part")

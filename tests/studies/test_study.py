@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -279,6 +280,33 @@ def test_refusals_come_before_anything_is_written(tmp_path, capsys):
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        ("validation/source/darw/diffusion", "'validation/source/darw/diffusion', which no run measures; give validat"),
+        ("emoji/generation/diffusion/slots", "is, for joint, 'emoji/generation/diffusion/slots', but runs are scored"),
+        ("dolls/generation/vq/slots", "'dolls/generation/vq/slots', but its config trains generation by diffusion"),
+        ("dolls/understanding/vq/all", "'dolls/understanding/vq/all', but its config trains understanding by diffusi"),
+    ],
+)
+def test_a_measure_that_no_run_will_have_is_refused_before_any(number, message, tmp_path, capsys):
+    study = write_study(tmp_path / "study", questions=[ASKED | {"measures": {"it": number}}])
+    said = refused(capsys, str(study), "--out", str(tmp_path / "out"))
+    assert "study.yaml: questions.0.measures.it is, for joint, " in said
+    assert message in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_killed_process_was_writing_is_no_other_run(tmp_path):
+    """It was killed before it had written what the run is."""
+    one = runs.Run("causal", 3, tmp_path, tmp_path / "none.yaml", ())
+    (tmp_path / ".run.0123abcd.json").write_text("{")
+    runs.check_folder(one)
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds something that no study wrote"):
+        runs.check_folder(one)
+
+
 def test_a_weight_that_changes_over_a_run_has_no_budget(tmp_path):
     content = json.loads(json.dumps(BASE))
     content["data"]["sources"][0]["weight"] = {0: 0.1, 2: 0.9}
@@ -401,7 +429,9 @@ def test_a_study_that_is_stopped_leaves_nothing_running_and_goes_on(uninterrupte
     study, whole = uninterrupted
     out = tmp_path / "out"
     words = ["study", str(study), "--out", str(out), "--jobs", "2"]
-    process = subprocess.Popen([sys.executable, "-m", "hybridgen", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    obeys = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # jobs in the background start with it ignored
+    command = [sys.executable, "-m", "hybridgen", *words]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=obeys)
     begun = [out / name / "seed_0" for name in ("joint", "causal")]
     wait_until(lambda: all((folder / "metrics.jsonl").is_file() for folder in begun))
     children = children_of(process.pid)

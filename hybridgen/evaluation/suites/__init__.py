@@ -6,7 +6,8 @@ of the data, and how our number differs from the reference harness, if it does. 
 
     run(work) -> Result     evaluates; imperative, from top to bottom
     check(work)             optional: raises ValueError, in one sentence, for what can be refused before any long work
-    contents(work) -> str   optional: a hash of the pictures that its files name; with others, an evaluation is another
+    contents(work) -> str   optional: a hash of the pictures that its files name; with others, an evaluation is another.
+                            "" where there are none
 
 for example:
 

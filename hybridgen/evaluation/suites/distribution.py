@@ -10,25 +10,35 @@ how many here, and a Frechet distance of few is too large. KID is over all pictu
 and recall are on the features at hand, where their paper takes VGG-16's.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from PIL import Image
 
+from hybridgen.core.messages import parts
 from hybridgen.core.recognition import user_path
 from hybridgen.data.source_config import SourceConfig
 from hybridgen.data.sources import open_source
 from hybridgen.data.synthetic import DATASETS, open_synthetic
 from hybridgen.data.synthetic.questions import tally
-from hybridgen.evaluation import generation
 from hybridgen.evaluation.distances import CMMD, KID, frechet, inside, kernel_distance
-from hybridgen.evaluation.extractors import CLIP_FROM, INCEPTION_FROM, Clip, Extractor, inception, own_extractor
+from hybridgen.evaluation.drawn_files import taken_evenly
+from hybridgen.evaluation.extractors import (
+    AT_ONCE,
+    CLIP_FROM,
+    INCEPTION_FROM,
+    Clip,
+    Extractor,
+    inception,
+    own_extractor,
+)
 from hybridgen.evaluation.intervals import bootstrap_mean, with_interval
 from hybridgen.evaluation.result import Item, Result
 from hybridgen.evaluation.synthetic import side_of
-from hybridgen.evaluation.work import Work
+from hybridgen.evaluation.work import Values, Work
 
 USUAL_SAMPLES = 1000
 LEAST = 4  # pictures, of which each has three neighbours
@@ -40,6 +50,24 @@ class Judges:
 
     extractors: list[Extractor]
     clip: Clip | None
+
+
+@dataclass
+class Truth:
+    """What is to be drawn, and the true pictures, each of which is read when it is asked for.
+
+    Args:
+        picture: number of a caption -> its picture.
+        side: of drawn pictures; None = as the checkpoint draws.
+        notes: in sentences, what is left out.
+        contents: a hash of captions and pictures; "" of those that are no files.
+    """
+
+    captions: list[str]
+    picture: Callable[[int], Image.Image]
+    side: int | None
+    notes: list[str] = field(default_factory=list)
+    contents: Callable[[], str] = str
 
 
 def check(work: Work) -> None:
@@ -55,8 +83,13 @@ def check(work: Work) -> None:
     if "resize" in work.options and "inception" not in work.options:
         raise ValueError(f"option resize of suite {work.suite} is of Inception's pictures; give inception=FILE, too")
     _judges(work)  # weights that cannot be loaded are told of before anything is drawn
-    if (count := work.count(*_there_are(work))) < LEAST:
-        raise ValueError(f"{count} pictures are too few for suite {work.suite}; take {LEAST} or more")
+    truth = _truth(work)
+    work.check_drawing(truth.captions, truth.side)
+
+
+def contents(work: Work) -> str:
+    """A hash of the captions and true pictures that are evaluated, without decoding them."""
+    return _truth(work).contents()
 
 
 def run(work: Work) -> Result:
@@ -65,32 +98,64 @@ def run(work: Work) -> Result:
     2. Draw the prompts by each path.
     3. Compare features of drawn and of true pictures, and pictures with their captions.
     """
-    judges = _judges(work)
-    captions, true, side, left_out = _prompts(work)
-    facts = {"data": _data(work), "samples": len(captions), "seed": work.seed, "size": side}
+    judges, truth = _judges(work), _truth(work)
+    captions = truth.captions
+    facts = {"data": _data(work), "samples": len(captions), "seed": work.seed, "size": truth.side}
     facts |= {key: value for extractor in judges.extractors for key, value in extractor.facts.items()}
     result = Result(facts=facts, labels={"precision": "precision", "recall": "recall"})
-    if left_out:
-        result.note(f"{left_out} records are left out: each must be words of the user and one picture after them")
-    of_true = {extractor.name: extractor(true) for extractor in judges.extractors}
+    result.note(*truth.notes)
+    some = lambda numbers: [truth.picture(i) for i in numbers]  # noqa: E731
+    true = work.batches(len(captions), some, "true", "reading true pictures", AT_ONCE)
+    of_true = {extractor.name: _features(work, extractor, true, "true") for extractor in judges.extractors}
+    fits_of_true = _fits(work, judges.clip, true, captions, "true")
+    _note_cut(result, judges.clip, captions)
     for path in work.draw_paths:
-        drawn = list(work.draw(path, captions, size=side))
-        scores = {}
+        drawn, scores = work.draw(path, captions, size=truth.side), {}
         for extractor in judges.extractors:
-            found, labels = _compare(extractor, extractor(drawn), of_true[extractor.name], judges.clip)
+            features = _features(work, extractor, drawn, path)
+            found, labels = _compare(extractor, features, of_true[extractor.name], judges.clip)
             scores |= found
             result.labels |= labels
         items = [
-            Item(caption, {"true picture": one, path: other})
-            for caption, one, other in zip(captions, true, drawn, strict=True)
+            Item(caption, {"true picture": true.shown(i), path: drawn.shown(i)}) for i, caption in enumerate(captions)
         ]
         if judges.clip is not None:
             result.labels["clip_score"] = f"CLIP score by {judges.clip.name}"
-            fits, best = judges.clip.fit(drawn, captions), judges.clip.fit(true, captions)
-            scores["clip_score"] = bootstrap_mean(fits) | {"true": sum(best) / len(best)}
+            fits = _fits(work, judges.clip, drawn, captions, path)
+            scores["clip_score"] = bootstrap_mean(fits) | {"true": sum(fits_of_true) / len(fits_of_true)}
         settings = work.settings_of(path).of_path(path)
         result.add("generation", path, scores, items, seconds=work.seconds(f"draw-{path}"), **settings)
     return result
+
+
+def _features(work: Work, extractor: Extractor, pictures: Values, of: str) -> torch.Tensor:
+    """(n, d) features; each process computes some, and what is computed is kept."""
+
+    def rows(number: int) -> np.ndarray:
+        return extractor(pictures[number * AT_ONCE : (number + 1) * AT_ONCE]).numpy()
+
+    part, label = f"features-{of}-{extractor.name}", f"features by {extractor.name} ({of}), {AT_ONCE} at a time"
+    return torch.from_numpy(np.concatenate(list(work.each(-(-len(pictures) // AT_ONCE), rows, part, label))))
+
+
+def _note_cut(result: Result, clip: Clip | None, captions: Sequence[str]) -> None:
+    """Say how many captions are cut."""
+    if clip is not None and (cut := sum(map(clip.is_cut, captions))):
+        result.note(
+            f"{cut} of {len(captions)} captions are longer than the {clip.context} tokens that {clip.name} reads; what "
+            "stands beyond is not in its score"
+        )
+
+
+def _fits(work: Work, clip: Clip | None, pictures: Values, captions: Sequence[str], of: str) -> list[float]:
+    """The CLIP score of each picture; none without a CLIP."""
+    if clip is None:
+        return []
+
+    def fit(numbers: list[int]) -> list[float]:
+        return clip.fit([pictures[i] for i in numbers], [captions[i] for i in numbers])
+
+    return list(work.batches(len(captions), fit, f"clip-{of}", f"CLIP score ({of})", AT_ONCE))
 
 
 def _compare(
@@ -119,6 +184,11 @@ def _compare(
 
 
 def _judges(work: Work) -> Judges:
+    """Those that were named, loaded once."""
+    return work.once("judges", lambda: _load_judges(work))
+
+
+def _load_judges(work: Work) -> Judges:
     device, extractors, clip = work.pipeline.device, [], None
     if "inception" in work.options:
         resize = work.text("resize", "original")
@@ -140,48 +210,82 @@ def _data(work: Work) -> str:
     return work.text("data", "dolls")
 
 
-def _there_are(work: Work) -> tuple[int, int]:
-    """How many captioned pictures there are, and how many are usual."""
-    name = _data(work)
-    if name in DATASETS:
-        dataset = open_synthetic(name)
-        return len(dataset.Source(dataset.SPLITS[1], "draw", work.seed)), USUAL_SAMPLES
-    if not user_path(name).exists():
+def _truth(work: Work) -> Truth:
+    """What is to be drawn, looked up once.
+
+    Raises:
+        ValueError: there is no such dataset or file, or it holds too few pictures with captions.
+    """
+    return work.once("truth", lambda: (_of_dataset if _data(work) in DATASETS else _of_files)(work))
+
+
+def _of_dataset(work: Work) -> Truth:
+    """The first records of a synthetic dataset's held-out split."""
+    dataset = open_synthetic(_data(work))
+    side = side_of(work, dataset)
+    source = dataset.Source(dataset.SPLITS[1], "draw", work.seed, size=side)
+    count = _enough(work, work.count(len(source), USUAL_SAMPLES))
+    work.check_drawing(["a picture"], side)  # before pictures are made of a size that nothing can draw
+    captions = [source[i]["messages"][0]["content"][0]["text"] for i in range(count)]
+    return Truth(captions, source.picture, side)
+
+
+def _of_files(work: Work) -> Truth:
+    """Pictures with captions of the user's own, taken evenly from the beginning to the end."""
+    name, file = _data(work), user_path(_data(work))
+    if not file.exists():
         raise ValueError(
             f"option data of suite {work.suite}: there is neither a dataset nor a file {name}; the datasets are "
             f"{', '.join(DATASETS)}"
         )
-    count = len(_captioned(user_path(name))[0])
-    if count < LEAST:
-        raise ValueError(f"{name} holds {count} captioned pictures; give {LEAST} or more")
-    return count, min(count, USUAL_SAMPLES)
-
-
-def _prompts(work: Work) -> tuple[list[str], list[Image.Image], int | None, int]:
-    """Captions, the true pictures, the size to draw at, and how many records have no such pair."""
-    name, samples = _data(work), work.count(*_there_are(work))
-    if name in DATASETS:
-        dataset = open_synthetic(name)
-        side = side_of(work, dataset)
-        prompts = generation.held_out_prompts(dataset, dataset.SPLITS[1], samples, work.seed, side)
-        return prompts.captions, prompts.pictures, side, 0
-    pairs, left_out = _captioned(user_path(name))
-    pairs = pairs[:samples]
-    side = work.number("size", 1) if "size" in work.options else None  # None: as the checkpoint draws
-    return [caption for caption, _ in pairs], [picture.convert("RGB") for _, picture in pairs], side, left_out
-
-
-def _captioned(file: Path) -> tuple[Sequence[tuple[str, Image.Image]], int]:
-    """The captions and pictures of chat records in which one picture is written after words, and how many records are
-    others."""
-    source = open_source(SourceConfig(str(file), write="diffusion")).record_source
-    pairs = []
+    opened = open_source(SourceConfig(str(file), write="diffusion"))
+    source, broken = opened.record_source, len(opened.bad_records)
+    there, others = [], 0
     for index in range(len(source)):
-        words, pictures = "", []
-        for message in source[index]["messages"]:
-            for part in message["content"]:
-                words += part["text"] if part["type"] == "text" and message["role"] == "user" else ""
-                pictures += [part["image"]] if part["type"] == "image" and message["role"] == "assistant" else []
-        if words and len(pictures) == 1:
-            pairs.append((words, pictures[0]))
-    return pairs, len(source) - len(pairs)
+        try:
+            found = _caption_and_picture(source.read(index, unread=True))
+        except ValueError:  # of the record
+            broken += 1
+            continue
+        if found is None:
+            others += 1
+        else:
+            there.append(index)
+    if len(there) < LEAST:
+        raise ValueError(f"{name} holds {len(there)} captioned pictures; give {LEAST} or more")
+    taken = [there[i] for i in taken_evenly(work, len(there), USUAL_SAMPLES)]
+    _enough(work, len(taken))
+    captions = []
+    for index in taken:
+        caption, unread = _caption_and_picture(source.read(index, unread=True))
+        unread.size  # noqa: B018 - raises for what is no picture, and decodes nothing
+        captions.append(caption)
+    notes = [f"{others} records are left out: each must be words of the user and one picture after them"] * bool(others)
+    notes += [f"{broken} records are broken, and left out"] * bool(broken)
+
+    def picture(i: int) -> Image.Image:
+        return _caption_and_picture(source[taken[i]])[1].convert("RGB")
+
+    def contents() -> str:
+        digest = hashlib.blake2b(repr(captions).encode(), digest_size=16)
+        for index in taken:
+            digest.update(_caption_and_picture(source.read(index, unread=True))[1].content_hash())
+        return digest.hexdigest()
+
+    return Truth(captions, picture, work.side(), notes, contents)
+
+
+def _caption_and_picture(record: dict) -> tuple[str, Image.Image] | None:
+    """Of a record in which one picture is written after words; None of any other."""
+    words, pictures = "", []
+    for message in record["messages"]:
+        for part in parts(message):
+            words += part["text"] if part["type"] == "text" and message["role"] == "user" else ""
+            pictures += [part["image"]] if part["type"] == "image" and message["role"] == "assistant" else []
+    return (words, pictures[0]) if words and len(pictures) == 1 else None
+
+
+def _enough(work: Work, count: int) -> int:
+    if count < LEAST:
+        raise ValueError(f"{count} pictures are too few for suite {work.suite}; take {LEAST} or more")
+    return count

@@ -56,7 +56,7 @@ class Proposition:
 def check(work: Work) -> None:
     work.require_drawing()
     prompts = read_prompts(work.file("data", WHERE))
-    taken_evenly(work, len(prompts))
+    work.check_drawing([list(prompts.values())[i] for i in taken_evenly(work, len(prompts))], work.side())
     work.number("n_samples", SAMPLES)
     if work.text("questions") is not None:
         asked = read_questions(work.file("questions", WHERE_QUESTIONS))

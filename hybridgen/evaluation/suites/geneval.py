@@ -50,10 +50,10 @@ LABELS = {
 def check(work: Work) -> None:
     work.require_drawing()
     lines = read_metadata(work.file("data", WHERE))
-    taken_evenly(work, len(lines))
+    work.check_drawing([lines[i]["prompt"] for i in taken_evenly(work, len(lines))], work.side())
     work.number("n_samples", SAMPLES)
     if work.text("detector") is not None:
-        detector = load_named("detector", work.text("detector"), "a function of a picture")
+        detector = _detector(work)
         if any("color" in each for line in lines for each in line["include"]) and not hasattr(detector, "colours"):
             raise ValueError(
                 f"the prompts ask for colours, and the detector {work.text('detector')} has no `colours`: give it an "
@@ -99,7 +99,7 @@ def _files(number: int, line: dict, pictures: list[Image.Image]):
 
 
 def _score(work: Work, path: str, lines: list[dict], drawn, each: int) -> tuple[dict[str, dict], list[Item]]:
-    detector = load_named("detector", work.text("detector"), "a function of a picture")
+    detector = _detector(work)
 
     def judge(numbers: list[int]) -> list[list[str]]:
         return [picture_faults(detector, drawn[i], lines[i // each]) for i in numbers]
@@ -128,6 +128,11 @@ def _score(work: Work, path: str, lines: list[dict], drawn, each: int) -> tuple[
         for i, right in enumerate(rights)
     ]
     return scores, items
+
+
+def _detector(work: Work) -> Callable:
+    """The detector that was asked for, loaded once."""
+    return work.once("detector", lambda: load_named("detector", work.text("detector"), "a function of a picture"))
 
 
 def picture_faults(detector: Callable, picture: Image.Image, line: dict) -> list[str]:

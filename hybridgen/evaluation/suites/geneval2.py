@@ -37,7 +37,8 @@ LABELS = {"am": "Soft-TIFA, mean of questions", "gm": "Soft-TIFA, geometric mean
 
 def check(work: Work) -> None:
     work.require_drawing()
-    taken_evenly(work, len(read_prompts(work.file("data", WHERE))))
+    lines = read_prompts(work.file("data", WHERE))
+    work.check_drawing([lines[i]["prompt"] for i in taken_evenly(work, len(lines))], work.side())
     check_vqa(work)
 
 

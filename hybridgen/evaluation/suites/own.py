@@ -50,6 +50,8 @@ def check(work: Work) -> None:
         (work.require_answering if asked else work.require_drawing)()
     work.number("max_new_tokens", MAX_NEW_TOKENS)
     _by_likelihood(work)
+    for side in {_side_of(work, one) for one in wanted if work.draw_paths}:
+        work.check_drawing([one.prompt for one in wanted if _side_of(work, one) == side], side)
 
 
 def run(work: Work) -> Result:

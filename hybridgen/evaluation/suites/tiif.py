@@ -41,7 +41,8 @@ LENGTHS = ("short_description", "long_description")
 def check(work: Work) -> None:
     work.require_drawing()
     prompts = read_folder(work.file("data", WHERE), dict.fromkeys(LENGTHS, str), WHERE)
-    taken_evenly(work, len(prompts))
+    some = [list(prompts.values())[i] for i in taken_evenly(work, len(prompts))]
+    work.check_drawing([prompt[length] for prompt in some for length in LENGTHS], work.side())
     if work.text("questions") is not None:
         _questions(work, prompts)
     check_vqa(work, work.text("questions") is not None)

@@ -33,7 +33,7 @@ from hybridgen.evaluation.controls import answer_with_controls, most_frequent
 from hybridgen.evaluation.intervals import score_by_groups
 from hybridgen.evaluation.result import BASELINES, Item, Result
 from hybridgen.evaluation.suites import SUITES, open_suite
-from hybridgen.evaluation.synthetic import side_of
+from hybridgen.evaluation.synthetic import check_world, held_out_of, side_of
 from hybridgen.evaluation.work import MAX_NEW_TOKENS, Work
 from hybridgen.sampling.seeds import nth_seed
 
@@ -81,8 +81,7 @@ def check(work: Work) -> None:
     dataset, split = _world(work)
     work.require_drawing()
     work.require_answering()
-    side_of(work, dataset)
-    work.count(len(dataset.Source(split, "draw", work.seed)), USUAL_SAMPLES)
+    check_world(work, dataset, split, USUAL_SAMPLES)
     work.number("chats", USUAL_CHATS)
 
 
@@ -93,10 +92,9 @@ def run(work: Work) -> Result:
     3. Draw and ask in conversations, by the paths named for it.
     """
     dataset, split = _world(work)
-    side = side_of(work, dataset)
-    samples = work.count(len(dataset.Source(split, "draw", work.seed)), USUAL_SAMPLES)
-    prompts = generation.held_out_prompts(dataset, split, samples, work.seed, side)
-    facts = {"world": work.text("world", "dolls"), "split": split, "samples": samples, "seed": work.seed, "size": side}
+    side, prompts = side_of(work, dataset), held_out_of(work, dataset, split, USUAL_SAMPLES)
+    facts = {"world": work.text("world", "dolls"), "split": split, "samples": len(prompts)}
+    facts |= {"seed": work.seed, "size": side}
     result = Result(facts=facts, labels=dict(LABELS), credit=getattr(_suite(work), "CREDIT", ""))
     questions = _questions(dataset, prompts.specs, work.seed)
     of_true = questions_about(dataset, questions, prompts.specs, prompts.specs)

@@ -20,7 +20,8 @@ WHERE = "it is data_verified/merge.json of github.com/PKU-YuanGroup/WISE"
 
 def check(work: Work) -> None:
     work.require_drawing()
-    taken_evenly(work, len(_prompts(work)))
+    entries = _prompts(work)
+    work.check_drawing([entries[i]["Prompt"] for i in taken_evenly(work, len(entries))], work.side())
     if work.out is None:
         raise ValueError("wise only writes pictures for its own judge: name a folder (out)")
 

@@ -17,11 +17,10 @@ from PIL import Image
 
 from hybridgen.data.synthetic import words
 from hybridgen.data.synthetic.questions import tally
-from hybridgen.evaluation import generation
 from hybridgen.evaluation.intervals import with_interval
 from hybridgen.evaluation.readers import Reader, letters_only, open_reader
 from hybridgen.evaluation.result import Item, Result
-from hybridgen.evaluation.synthetic import USUAL_SAMPLES, check_synthetic, evaluate_synthetic, side_of
+from hybridgen.evaluation.synthetic import USUAL_SAMPLES, check_synthetic, evaluate_synthetic, held_out_of
 from hybridgen.evaluation.work import Work
 
 SPLIT = "held_out"
@@ -57,8 +56,7 @@ def run(work: Work) -> Result:
     if reader is None:
         return result
     result.facts["reader"] = work.text("reader", "rapidocr")
-    samples = work.count(len(words.Source(SPLIT, "draw", work.seed)), USUAL_SAMPLES)
-    prompts = generation.held_out_prompts(words, SPLIT, samples, work.seed, side_of(work, words))
+    prompts = held_out_of(work, words, SPLIT, USUAL_SAMPLES)
     wanted = ["".join(spec.lines) for spec in prompts.specs]
     lone = [len(spec.lines) == 1 for spec in prompts.specs]
     beside = {
@@ -131,6 +129,6 @@ def _note(item: Item, text: str, word: str, alone: bool) -> None:
 
 
 def _reader(work: Work) -> Reader | None:
-    """The reader that was asked for; None where none is wanted."""
+    """The reader that was asked for, loaded once; None where none is wanted."""
     name = work.text("reader", "rapidocr")
-    return None if name == "none" else open_reader(name)
+    return None if name == "none" else work.once("reader", lambda: open_reader(name))

@@ -4,6 +4,7 @@ The script itself was run once; over 200,000 random texts and 30,000 random answ
 """
 
 import itertools
+import random
 from statistics import mean
 
 import pytest
@@ -63,6 +64,26 @@ def test_ten_and_more_are_the_mean_over_leaving_each_out(people):
         others = itertools.combinations(annotators, people - 1)
         expected = mean(min(left.count("dog") / 3, 1) for left in others)
         assert vqa_accuracy("dog", annotators) == pytest.approx(expected, abs=1e-12)  # worst 1e-16
+
+
+SPELLINGS = {  # each is cleaned to its key
+    "2": ["two", "Two.", "2", "the two"],
+    "dog": ["dog", "A dog", "dog!", " dog\n"],
+    "don't": ["dont", "don't", "Don't."],
+    "x ray": ["x-ray", "x ray", "an x ray"],
+}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_people_who_spell_otherwise_are_of_one_mind(seed):
+    """The paper's formula, stated anew: the mean over ten people of min(number of the nine others who agree / 3, 1); of
+    answers in any spelling, which count as what they are cleaned to."""
+    chance = random.Random(seed)
+    for _ in range(50):
+        meant = [chance.choice(list(SPELLINGS)) for _ in range(10)]
+        people, answer = [chance.choice(SPELLINGS[each]) for each in meant], chance.choice(list(SPELLINGS))
+        expected = mean(min(sum(other == answer for j, other in enumerate(meant) if j != i) / 3, 1) for i in range(10))
+        assert vqa_accuracy(chance.choice(SPELLINGS[answer]), people) == pytest.approx(expected, abs=1e-12)
 
 
 def test_fewer_than_ten_are_counted_as_they_are():

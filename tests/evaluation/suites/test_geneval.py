@@ -91,6 +91,16 @@ def test_the_scores_of_a_perfect_painter_and_of_one_that_draws_hearts(metadata, 
         assert scores["overall"]["low"] < 100
 
 
+def test_the_detector_is_loaded_once(metadata, monkeypatch):
+    """It may be a class that loads weights."""
+    loaded, load = [], geneval.load_named
+    monkeypatch.setattr(geneval, "load_named", lambda *words: loaded.append(words[1]) or load(*words))
+    work = work_of(Painter(), "geneval", samples=2, options={"data": str(metadata), "detector": DETECTOR})
+    geneval.check(work)
+    geneval.run(work)
+    assert loaded == [DETECTOR]
+
+
 def test_samples_of_a_prompt_are_not_independent(metadata, monkeypatch):
     """All samples of a prompt right or wrong: their intervals are those of the prompts, and so is the mean's."""
     work = work_of(Painter(), "geneval", options={"data": str(metadata), "n_samples": "4", "detector": DETECTOR})

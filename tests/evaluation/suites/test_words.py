@@ -59,6 +59,13 @@ def test_without_a_reader_the_exact_scorer_remains(pipeline):
     assert set(result.scores["understanding"]["understanding"]["scores"]) <= {*world.CATEGORIES, "all"}
 
 
+def test_the_reader_is_loaded_once(pipeline, monkeypatch):
+    loaded, load = [], words.open_reader
+    monkeypatch.setattr(words, "open_reader", lambda name: loaded.append(name) or load(name))
+    evaluate(pipeline, "words", samples=2, draw_paths=["vq"], answer_paths=[], settings=FAST, options=READER)
+    assert loaded == [READER["reader"]]
+
+
 def test_letters_are_counted_as_edits_and_words_by_their_length():
     found = words.score(["aple", "mysky", ""], ["apple", "mysky", "hi"], [True, False, True])
     assert found["read_letters"]["groups"] == found["read"]["n"] == 3
