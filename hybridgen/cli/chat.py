@@ -16,10 +16,11 @@ from PIL import Image
 from hybridgen.bridges.adapters import open_pipeline
 from hybridgen.chat.events import ImageDone, TextDelta, Usage
 from hybridgen.chat.session import Chat
+from hybridgen.checkpoints.png import png_text, slug
 from hybridgen.cli.arguments.chat import SLASH_COMMANDS
 from hybridgen.cli.arguments.types import DRAWING_OPTIONS, drawing_settings
 from hybridgen.cli.errors import is_for_the_user, one_line
-from hybridgen.cli.pictures import open_picture, png_text, save_png, slug, write_new
+from hybridgen.cli.pictures import open_picture, save_png, write_new
 from hybridgen.cli.running import TRUNCATED, best_device
 from hybridgen.core.messages import parts
 from hybridgen.core.names import WRITING_PATHS, check_belongs

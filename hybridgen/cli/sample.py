@@ -10,10 +10,11 @@ from contextlib import contextmanager
 
 from hybridgen.bridges.adapters import open_pipeline
 from hybridgen.checkpoints.manifest import image_origin, make_manifest
+from hybridgen.checkpoints.png import png_text, slug
 from hybridgen.cli import sample_file
 from hybridgen.cli.arguments.types import DRAWING_OPTIONS, drawing_settings
 from hybridgen.cli.errors import one_line
-from hybridgen.cli.pictures import open_picture, png_text, save_png, slug
+from hybridgen.cli.pictures import open_picture, save_png
 from hybridgen.cli.running import best_device, guidance_named, tell_steps
 from hybridgen.core.names import check_belongs
 from hybridgen.core.progress import TaskLine, task_line

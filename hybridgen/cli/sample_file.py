@@ -20,8 +20,9 @@ from typing import Any
 from hybridgen.bridges.adapters import open_pipeline
 from hybridgen.checkpoints.hashes import file_hash
 from hybridgen.checkpoints.manifest import image_origin, make_manifest, versions
+from hybridgen.checkpoints.png import png_bytes, png_text
 from hybridgen.cli.arguments.types import DRAWING_OPTIONS, drawing_settings
-from hybridgen.cli.pictures import open_picture, png_bytes, png_text
+from hybridgen.cli.pictures import open_picture
 from hybridgen.cli.prompt_file import SETTINGS, PromptRow, read_prompts
 from hybridgen.cli.running import best_device, guidance_named, tell_steps
 from hybridgen.core.files import read_json, write_json, write_whole

@@ -36,6 +36,7 @@ OF_PATH = {  # those that matter to a path
         "top_p", "precision", "window",
     ),
 }  # fmt: skip
+SHORT_NAMES = {"num_inference_steps": "steps", "guidance_scale": "guidance"}  # as commands and PNG files call them
 check_scale = partial(number, meaning="1 = none, more = closer to the prompt")  # of guidance
 KINDS: dict[str, Callable] = {  # (name, value) -> the value as plain Python; raises ValueError for what means nothing
     "num_inference_steps": whole_number,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hybridgen.core.names import DEFAULTS, OF_PATH
+from hybridgen.core.names import DEFAULTS, OF_PATH, SHORT_NAMES
 from hybridgen.evaluation.intervals import with_interval
 from hybridgen.evaluation.samples import first_records
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
@@ -53,7 +53,7 @@ class DrawSettings:
     @staticmethod
     def names(path: str) -> dict[str, str]:
         """The settings that matter to a path -> as the pipeline's call names them."""
-        return {_SHORT_NAMES.get(name, name): name for name in OF_PATH[path] if _SHORT_NAMES.get(name, name) in _FIELDS}
+        return {SHORT_NAMES.get(name, name): name for name in OF_PATH[path] if SHORT_NAMES.get(name, name) in _FIELDS}
 
     def of_path(self, path: str) -> dict[str, float]:
         """The settings that matter to a path."""
@@ -64,7 +64,6 @@ class DrawSettings:
         return {self.names(path)[name]: value for name, value in self.of_path(path).items()}
 
 
-_SHORT_NAMES = {"num_inference_steps": "steps", "guidance_scale": "guidance"}
 _FIELDS = tuple(field.name for field in fields(DrawSettings))
 
 

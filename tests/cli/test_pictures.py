@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hybridgen.cli.pictures import slug
+from hybridgen.checkpoints.png import slug
 from hybridgen.core.pictures import pixels_hash
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
