@@ -317,6 +317,13 @@ class HybridGenModel(HybridGenPreTrainedModel):
 
     # ------------------------------------------------------------------------------------------------- 1. embedding
 
+    def embed(
+        self, input_ids: Tensor, pixel_values=None, latents=None, timesteps=None, codes=None, is_step: bool = False
+    ) -> Tensor:
+        """What the backbone reads, (B, N, H): the embeddings of ids (B, N), and those of images where they stand. The
+        arguments are those of `forward`; `is_step`: they follow what was read."""
+        return self._embed(input_ids, None, pixel_values, latents, timesteps, codes, is_step)[0]
+
     def _embed(
         self, input_ids, inputs_embeds, pixel_values, latents, timesteps, codes, is_step: bool = False
     ) -> tuple[Tensor, dict]:

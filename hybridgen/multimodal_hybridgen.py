@@ -24,6 +24,7 @@ from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.processing_hybridgen import check_unconditional
 from hybridgen.sampling.codes import GREEDY, CodeSampling, write_codes
+from hybridgen.sampling.decoder import Decoder
 from hybridgen.sampling.denoise import draw_latents
 from hybridgen.sampling.guidance import is_guided
 from hybridgen.sampling.prefix import Prefix, begin_image, prefill
@@ -186,7 +187,7 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
         pipeline.check_length("input_ids", length, needed, "the picture", "draw a smaller picture")
         if is_guided(scale):
             negative = self._negative(prompts, negative_prompt_ids, negative_prompt_attention_mask)
-        prefix = self._prefix(prompts, negative, images, copies)
+        prefix = self._prefix(prompts, negative, images, copies, setup.decoder)
 
         guidance, options = replace(setup.guidance, scale=scale), {"decoder": setup.decoder}
         logits: list[Tensor] = []
@@ -237,7 +238,7 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
             keep = torch.isin(ids, torch.tensor([token for token in named if token is not None], device=ids.device))
         return ids.masked_fill((mask == 1) & ~keep, processor.special_tokens.pad), mask
 
-    def _prefix(self, prompts: Rows, negative: Rows | None, images: dict, copies: int) -> Prefix:
+    def _prefix(self, prompts: Rows, negative: Rows | None, images: dict, copies: int, decoder: Decoder) -> Prefix:
         """B prompts, and what guidance leads away from, read once; then `copies` rows of each: I rows, guided 2 I."""
         count = len(prompts[0])
         rows = torch.arange(count, device=self.device).repeat_interleave(copies)  # I
@@ -245,16 +246,17 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
             beyond = torch.arange(len(negative[0]), device=self.device) + count
             rows = torch.cat([rows, beyond.expand(count).repeat_interleave(copies)])  # 2 I
             prompts = _one_below_the_other(prompts, negative, self.pipeline.processor.special_tokens.pad)
-        return self._read(*prompts, images).select(rows)
+        return self._read(*prompts, images, decoder).select(rows)
 
-    def _read(self, input_ids: Tensor, mask: Tensor, images: dict) -> Prefix:
+    def _read(self, input_ids: Tensor, mask: Tensor, images: dict, decoder: Decoder) -> Prefix:
         vectors = {
             "input_ids": input_ids,
             "document_ids": torch.where(mask.bool(), 0, layout.PADDING_DOCUMENT),
             "block_ids": layout.infer_block_ids(input_ids, self.model.bidirectional_ids()),
             "position_ids": (mask.long().cumsum(-1) - 1).clamp(min=0),
         }
-        return prefill(self, **begin_image(vectors, self.config.begin_image_token_id), **images)
+        begun = begin_image(vectors, self.config.begin_image_token_id)
+        return prefill(self, **begun, decoder=decoder, **images)
 
 
 def _checked(arguments: dict) -> dict:

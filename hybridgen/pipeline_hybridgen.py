@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from weakref import WeakKeyDictionary
@@ -37,7 +38,7 @@ from hybridgen.checkpoints.manifest import Provenance
 from hybridgen.checkpoints.model_card import model_card
 from hybridgen.codecs.frozen import PixelCodec, VAECodec, VQCodec
 from hybridgen.configuration_hybridgen import require_path
-from hybridgen.core.documents import Document, left_pad
+from hybridgen.core.documents import Document, by_padded_length, left_pad
 from hybridgen.core.files import write_whole
 from hybridgen.core.hub import upload
 from hybridgen.core.messages import check_messages, parts, strip_reasoning
@@ -54,13 +55,15 @@ from hybridgen.sampling.denoise import LatentDrawing, OnStep, check_schedule_dra
 from hybridgen.sampling.guidance import Guidance
 from hybridgen.sampling.likelihood import Likelihood, log_likelihoods, rolling_windows
 from hybridgen.sampling.prefix import Prefix, read_prompts
-from hybridgen.sampling.requests import ImageRequest, batches, by_padded_length, expand_requests, pair_questions
+from hybridgen.sampling.requests import ImageRequest, batches, expand_requests, pair_questions
+from hybridgen.sampling.schedules import state_of
 from hybridgen.sampling.seeds import image_generators
 from hybridgen.sampling.settings import (
     DrawingSetup,
     check_defaults,
     code_sampling,
     guidance_of,
+    precision_of,
     scales_of,
     settings_of,
     text_sampling,
@@ -151,7 +154,8 @@ class HybridGenPipeline(DiffusionPipeline):
             scheduler = NoiseProcess.of(diffusion).default_scheduler(diffusion.prediction_type)
         self.register_modules(model=model, processor=processor, scheduler=scheduler, vae=vae, vq_model=vq_model)
         self._last_call = CallState()
-        self._copied_decoder: Decoder | None = None
+        self._decoders: dict[bool, Decoder] = {}  # by whether weights were copied for it
+        self._drawn_in_trial: tuple = ()  # the schedule of the last trial that went well
         self._provenance: Provenance | None = None
 
     # ------------------------------------------------------------------------------------------------ what it has
@@ -178,22 +182,28 @@ class HybridGenPipeline(DiffusionPipeline):
     def __getstate__(self) -> dict:
         """To be copied or pickled: without weights that were copied for a precision, which can be neither and are made
         again, and without the call that runs."""
-        return self.__dict__ | {"_copied_decoder": None, "_last_call": CallState()}
+        return self.__dict__ | {"_decoders": {}, "_drawn_in_trial": (), "_last_call": CallState()}
 
     def decoder(self, precision: str = "model") -> Decoder:
-        """The model's decoder in a precision; weights that are copied for it are kept until the model's change.
+        """The model's decoder in a precision, kept from call to call until the model's weights, parts or hooks change:
+        one that copies nothing, and of those that copy weights the last.
 
         Raises:
             ValueError: there is no such precision, or it cannot be had with this model.
         """
-        if precision == "model":
-            return Decoder(self.model)  # copies nothing
-        decoder = self._copied_decoder
+        copies = precision != "model"
+        decoder = self._decoders.get(copies)
         if decoder is None or not (
             decoder.precision == precision and decoder.model is self.model and decoder.is_current()
         ):
-            decoder = self._copied_decoder = Decoder(self.model, precision)
+            self._decoders.pop(copies, None)  # before the next copy is made: there is room for one
+            decoder = self._decoders[copies] = Decoder(self.model, precision)
         return decoder
+
+    def drop_decoders(self) -> None:
+        """Forget what is kept of the model between calls. A change of weights, parts, hooks, device or dtype is noticed
+        by itself; for changes that leave all of these as they are."""
+        self._decoders.clear()
 
     def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """Height and width in pixels -> in latents of the diffusion path."""
@@ -373,7 +383,7 @@ class HybridGenPipeline(DiffusionPipeline):
                     image_scale=torch.tensor([request.image_scale for request in batch]),
                 )
                 drawing = self.drawing(
-                    self.read_requests(batch),
+                    self.read_requests(batch, setup.decoder),
                     setup,
                     batch[0].size,
                     [generators[number] for number in group],
@@ -450,13 +460,16 @@ class HybridGenPipeline(DiffusionPipeline):
         setup.guidance.check_rows(max(len(request.rows) for request in requests))
         return requests
 
-    def read_requests(self, requests: list[ImageRequest]) -> Prefix:
-        """The prompts of a batch, read: all conditional rows, then all unconditional ones (see `sampling.guidance`)."""
+    def read_requests(self, requests: list[ImageRequest], decoder: Decoder | None = None) -> Prefix:
+        """The prompts of a batch, read: all conditional rows, then all unconditional ones (see `sampling.guidance`).
+
+        Args:
+            decoder: the model's, in the precision to read in; None = in its own.
+        """
         rows = [request.rows[row] for row in range(len(requests[0].rows)) for request in requests]
-        tokens = self.processor.special_tokens
-        return read_prompts(
-            self.model, rows, tokens.pad, tokens.begin_image, self._execution_device, self.encode_images
-        )
+        tokens, device = self.processor.special_tokens, self._execution_device
+        encode = partial(self.encode_images, device=device)
+        return read_prompts(self.model, rows, tokens.pad, tokens.begin_image, device, encode, decoder)
 
     def _callback_timesteps(self, setup: DrawingSetup, size: tuple[int, int]) -> list:
         """What a callback is given at each step: the scheduler's timestep, or the number of the code."""
@@ -552,6 +565,7 @@ class HybridGenPipeline(DiffusionPipeline):
         top_p: float | None = None,
         do_sample: bool | None = None,
         seed: int | list[int] | None = None,
+        precision: str | None = None,
     ) -> list[Answer]:
         """Answer questions about images: unless it is told to draw its words, with the likeliest, so the same every
         time. The reasoning of a model that reasons first is left out.
@@ -568,6 +582,9 @@ class HybridGenPipeline(DiffusionPipeline):
             temperature, top_k, top_p, do_sample: how words are drawn (`sampling.settings.text_sampling`): with any of
                 the first three (and no temperature of 0) they are drawn, and `do_sample` overrules that.
             seed: the words of question i are drawn with `seed + i`, or with `seed[i]`, whatever is asked beside it.
+            precision: of the weights that read and write, as in a call that draws; with fewer bits than the model's
+                another word may be the likeliest where two nearly are. None = as the folder says (`sampling_defaults`,
+                under `chat`), else `model`.
 
         Returns:
             texts, each of which knows whether it was cut off where its tokens ran out: `answer.truncated`.
@@ -579,7 +596,7 @@ class HybridGenPipeline(DiffusionPipeline):
         conversations = [[_asked(*pair)] for pair in pair_questions(images, questions)]
         sampling = text_sampling(do_sample, temperature, top_k, top_p)
         generators = image_generators(len(conversations), seed, of="questions are asked: give one per question")
-        return self._replies(conversations, path, max_new_tokens, max_batch, sampling, generators)
+        return self._replies(conversations, path, max_new_tokens, max_batch, sampling, generators, precision)
 
     @torch.no_grad()
     def reply(
@@ -593,6 +610,7 @@ class HybridGenPipeline(DiffusionPipeline):
         top_p: float | None = None,
         do_sample: bool | None = None,
         seed: int | list[int] | None = None,
+        precision: str | None = None,
     ) -> list[Answer]:
         """The assistant's next words in each of several conversations, as `answer` writes them: with any number of
         turns before and of pictures, also none.
@@ -608,7 +626,7 @@ class HybridGenPipeline(DiffusionPipeline):
         conversations = _checked_conversations(conversations)
         sampling = text_sampling(do_sample, temperature, top_k, top_p)
         generators = image_generators(len(conversations), seed, of="conversations are given: give one per conversation")
-        return self._replies(conversations, path, max_new_tokens, max_batch, sampling, generators)
+        return self._replies(conversations, path, max_new_tokens, max_batch, sampling, generators, precision)
 
     def reading_path(self, path: str | list[str]) -> str | list[str]:
         """The path, or paths, to read by. Raises ValueError for one that the model or its codecs lack."""
@@ -622,21 +640,23 @@ class HybridGenPipeline(DiffusionPipeline):
 
     def _replies(
         self, conversations: list[list[dict]], path: str | list[str], max_new_tokens: int | None, max_batch: int,
-        sampling: CodeSampling, generators: list[Generator],
+        sampling: CodeSampling, generators: list[Generator], precision: str | None,
     ) -> list[Answer]:  # fmt: skip
         """What the assistant says next, `max_batch` conversations at a time, those of equally long prompts together."""
         if max_new_tokens is not None:
             max_new_tokens = whole_number("max_new_tokens", max_new_tokens)
         max_batch = whole_number("max_batch", max_batch)
+        decoder = self.decoder(precision_of(self.sampling_defaults, precision))
         answers: list[Answer] = []
         for start in range(0, len(conversations), max_batch):
-            chunk = slice(start, start + max_batch)
-            answers += self._replies_at_once(conversations[chunk], path, max_new_tokens, sampling, generators[chunk])
+            some = slice(start, start + max_batch)
+            chunk = conversations[some], path, max_new_tokens, sampling, generators[some]
+            answers += self._replies_at_once(*chunk, decoder)
         return answers
 
     def _replies_at_once(
         self, conversations: list[list[dict]], path: str | list[str], max_new_tokens: int | None,
-        sampling: CodeSampling, generators: list[Generator],
+        sampling: CodeSampling, generators: list[Generator], decoder: Decoder,
     ) -> list[Answer]:  # fmt: skip
         documents, limits = [], []
         for messages in conversations:
@@ -657,6 +677,7 @@ class HybridGenPipeline(DiffusionPipeline):
                 [limits[number] for number in group],
                 sampling,
                 [generators[number] for number in group],
+                decoder,
             )
             for number, text in zip(group, written, strict=True):
                 answers[number] = Answer(strip_reasoning(text), text.truncated)
@@ -770,11 +791,15 @@ class HybridGenPipeline(DiffusionPipeline):
         batch, device = left_pad(documents, self.processor.special_tokens.pad, multiple), self._execution_device
         vectors = ("input_ids", "document_ids", "block_ids", "position_ids")
         inputs = {name: batch[name].to(device) for name in vectors}
-        return inputs | self.encode_images(batch)
+        return inputs | self.encode_images(batch, device)
 
-    def encode_images(self, batch: dict) -> dict[str, Tensor]:
-        """The images of a batch as `left_pad` makes it -> as `forward` takes them."""
-        media, device = {}, self._execution_device
+    def encode_images(self, batch: dict, device: torch.device | None = None) -> dict[str, Tensor]:
+        """The images of a batch as `left_pad` makes it -> as `forward` takes them.
+
+        Args:
+            device: to compute on, where it was looked up already.
+        """
+        media, device = {}, self._execution_device if device is None else device
         if batch["pixel_values"] is not None:
             media["pixel_values"] = batch["pixel_values"].to(device)
         if batch["diffusion_images"]:
@@ -851,8 +876,13 @@ class HybridGenPipeline(DiffusionPipeline):
         Guidance.of(guidance).check_path(path, getattr(diffusion, "noise_schedule", None))
         self.check_codec(path)
         if path == "diffusion":
+            process = NoiseProcess.of(diffusion), diffusion.prediction_type
+            tried = state_of(self.scheduler), num_inference_steps, shift, process
+            if tried == self._drawn_in_trial:
+                return
             schedule = prepare(self.scheduler, num_inference_steps, diffusion, shift=shift)
             check_schedule_draws(schedule, diffusion.prediction_type)
+            self._drawn_in_trial = tried
 
     def check_conditions(
         self, image, read: str | None, image_scales: list[float], count: int

@@ -142,4 +142,4 @@ class Chat:
 def _cut_back(read: ReadTokens | None, tokens: list[Token]) -> ReadTokens | None:
     """Drops from the cache what was read after the first `count` shared tokens; None if there are none."""
     count = 0 if read is None else common_length(read.tokens, tokens)
-    return ReadTokens(read.tokens[:count], read.until(count)) if count else None
+    return replace(read, tokens=read.tokens[:count], prefix=read.until(count), image_start=None) if count else None

@@ -41,6 +41,7 @@ class TurnSettings:
             temperature is 0.
         seed: of words and pictures; the turn's i-th picture is drawn with `seed + i`. None = another each time.
         preview_every: steps (or codes) from one preview to the next; None = no previews.
+        precision: that the turn is read, written and drawn in. What was read in another is read again.
     """
 
     plan: list[str] | tuple[str, ...] | None = None

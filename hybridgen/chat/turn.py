@@ -24,14 +24,14 @@ from hybridgen.sampling.interleaved import (
     ReadTokens,
     Token,
     commit_block,
-    common_length,
     read_document,
+    shared_length,
     side_by_side,
     start_image,
 )
 from hybridgen.sampling.prefix import Prefix
 from hybridgen.sampling.seeds import draw_gumbel, image_generators, new_seed, nth_seed
-from hybridgen.sampling.settings import reread_of
+from hybridgen.sampling.settings import precision_of, reread_of
 from hybridgen.sampling.tasks import Task, events_of
 from hybridgen.sampling.text import StableText, TextWriting, unwritable_tokens
 
@@ -71,6 +71,8 @@ class Turn:
         self.reread = reread_of(pipe.sampling_defaults, request.reread)
         self.seed = new_seed() if request.seed is None else request.seed
         self.drawing = TurnImages.of(pipe, request)
+        precision = precision_of(pipe.sampling_defaults, request.precision)
+        self.decoder = pipe.decoder(precision) if self.drawing is None else self.drawing.setup.decoder
         messages = with_pictures(check_messages(messages))
         self.messages = [*conversation.messages, *messages]
         if self.messages[-1]["role"] == "assistant":
@@ -79,8 +81,7 @@ class Turn:
         self.prompt_tokens = self._tokens(self.messages)
         self.uncond_tokens = self._uncond_tokens() if self.drawing is not None and self.drawing.guided else []
         self.cond, self.uncond = conversation.cond, conversation.uncond
-        reusable = 0 if self.cond is None else common_length(self.cond.tokens, self.prompt_tokens)
-        self.cached = min(reusable, len(self.prompt_tokens) - 1)
+        self.cached = min(shared_length(self.cond, self.prompt_tokens, self.decoder), len(self.prompt_tokens) - 1)
         self.max_new_tokens = self._room_for_text()
         self.content: list[dict] = []  # of the assistant's message
         self.text_tokens = self.drawn_images = self.steps = 0
@@ -196,14 +197,16 @@ class Turn:
     def task(self) -> Task[None]:
         """Make the turn as a task (`sampling.tasks`), which yields its events beside its work."""
         started = time.perf_counter()
-        self.cond = read_document(
-            self.model, self.cond, self.prompt_tokens, self.special.pad, least_length=len(self.uncond_tokens)
-        )
+        self.cond = self._read(self.cond, self.prompt_tokens, beside=len(self.uncond_tokens))
         self._noise = self._text_noise()
         yield from self._as_the_model_decides() if self.request.plan is None else self._as_planned()
         image_tokens = 0 if self.drawing is None else self.drawn_images * self.drawing.tokens
         counts = len(self.prompt_tokens), self.cached, self.text_tokens, image_tokens, self.steps
         yield Usage(*counts, time.perf_counter() - started, self.truncated)
+
+    def _read(self, earlier: ReadTokens | None, tokens: list[Token], beside: int) -> ReadTokens:
+        """A row that is to stand beside one of so many tokens."""
+        return read_document(self.model, earlier, tokens, self.special.pad, beside, self.decoder)
 
     def _as_the_model_decides(self) -> Task[None]:
         while (left := self.max_new_tokens - self.text_tokens) > 0:
@@ -234,7 +237,7 @@ class Turn:
             return sampling.draw(logits, self._noise)
 
         prefix = self.cond.until(len(self.cond.tokens))
-        writing = TextWriting(self.model, prefix, count, choose, suppressed, {begin, end})
+        writing = TextWriting(self.model, prefix, count, choose, suppressed, {begin, end}, self.decoder)
         while not writing.done:
             yield from writing.step()
             if (token := writing.written[0][-1]) not in (begin, end):
@@ -248,7 +251,8 @@ class Turn:
         if text.text:
             self.content.append({"type": "text", "text": text.text})
         if ids := [token for token in writing.written[0] if token not in (begin, end)]:
-            self.cond = ReadTokens(self.cond.tokens + ids, (yield from writing.finish()))
+            read = yield from writing.finish()
+            self.cond = replace(self.cond, tokens=self.cond.tokens + ids, prefix=read, image_start=None)
         return image_begins
 
     def _draw(self) -> Task[None]:
@@ -272,8 +276,8 @@ class Turn:
         drawn = picture.drawn()
         image = self._decoded(drawn)
         block = self._drawn_block(drawn) if self.reread is None else self._encoded(image, self.reread)
-        as_drawn = self.reread is None and drawing.setup.decoder.precision == "model"
-        self.cond = commit_block(self.model, self.cond, prefix if as_drawn else None, block)
+        as_drawn = prefix if self.reread is None else None
+        self.cond = commit_block(self.model, self.cond, as_drawn, block, self.decoder)
         self.drawn_images += 1
         self.images = [*self.images, block]
         self.content.append({"type": "image", "image": image})
@@ -288,12 +292,11 @@ class Turn:
 
     def _drawing_prefix(self) -> Prefix:
         """The conversation as far as it has come and, guided, the unconditional row below it."""
-        self.cond = replace(self.cond, image_start=start_image(self.model, self.cond))
+        self.cond = replace(self.cond, image_start=start_image(self.model, self.cond, self.decoder))
         rows = [self.cond.image_start]
         if self.drawing.guided:
             written = self.cond.tokens[len(self.prompt_tokens) :]  # by the assistant: it stands in both rows
-            tokens, beside = self.uncond_tokens + written, len(self.cond.tokens)
-            self.uncond = read_document(self.model, self.uncond, tokens, self.special.pad, least_length=beside)
+            self.uncond = self._read(self.uncond, self.uncond_tokens + written, beside=len(self.cond.tokens))
             rows.append(self.uncond.image_start)
         return side_by_side(rows)
 

@@ -24,6 +24,7 @@ def run(options: argparse.Namespace) -> Iterator[str]:
         top_k=options.top_k,
         top_p=options.top_p,
         seed=options.seed,
+        precision=options.precision,
     )
     for answer in answers:
         yield answer

@@ -70,7 +70,8 @@ def _chat(pipeline: HybridGenPipeline, options: argparse.Namespace, settings: di
     drawing = [path for path in WRITING_PATHS if path in pipeline.model.config.paths]
     if options.path is not None or drawing:
         drawing = [pipeline.writing_path(options.path)]
-    check_belongs(settings, drawing, DRAWING_OPTIONS)
+    of_pictures = {name: value for name, value in settings.items() if name != "precision"}  # which is of words too
+    check_belongs(of_pictures, drawing, DRAWING_OPTIONS)
     opening = [] if options.system is None else [{"role": "system", "content": options.system}]
     named = ("path", "read", "reread", "height", "width", "max_new_tokens")
     named += ("text_temperature", "text_top_k", "text_top_p")

@@ -88,9 +88,9 @@ def _listener(host: str, port: int) -> socket.socket:
 
 
 def _set_precision(pipeline: HybridGenPipeline, precision: str) -> None:
-    """For all pictures that are drawn, and refused here where the model cannot be had in it."""
+    """For all that is drawn and written, and refused here where the model cannot be had in it."""
     pipeline.decoder(precision)
     own = pipeline.sampling_defaults or {}
     paths = [path for path in WRITING_PATHS if path in pipeline.model.config.paths]
-    changed = {path: {**(own.get(path) or {}), "precision": precision} for path in paths}
+    changed = {name: {**(own.get(name) or {}), "precision": precision} for name in (*paths, "chat")}
     pipeline.register_to_config(sampling_defaults={**own, **changed})

@@ -7,7 +7,8 @@ copy is there twice, once written and once read. A document longer than a row is
 Shapes: B documents, N tokens of the longest, I images, 3 x H x W pixels in [-1, 1].
 """
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -127,3 +128,12 @@ def left_pad(documents: list[Document], pad_id: int, multiple: int = 1) -> dict[
     for path in ("diffusion", "vq"):
         batch[f"{path}_images"] = [image for document in documents for image in document.pixels(path)]
     return batch
+
+
+def by_padded_length(documents: Sequence[Document], multiple: int) -> list[list[int]]:
+    """Numbers of the documents that are equally long when padded to whole multiples: a row that is padded as it would
+    be alone is computed as it would be alone, whatever is beside it."""
+    alike: dict[int, list[int]] = {}
+    for number, document in enumerate(documents):
+        alike.setdefault(math.ceil(len(document) / multiple), []).append(number)
+    return list(alike.values())

@@ -277,11 +277,16 @@ class _PositionNoise:
 
 
 @torch.no_grad()
-def commit_codes(model: HybridGenForConditionalGeneration, prefix: Prefix, codes: Tensor) -> Tensor:
+def commit_codes(
+    model: HybridGenForConditionalGeneration, prefix: Prefix, codes: Tensor, decoder: Decoder | None = None
+) -> Tensor:
     """Read the last of the codes (I, T) that `write_codes` wrote, and the end of the image, into every row.
+
+    Args:
+        decoder: the model's, in the precision to read in; None = in its own.
 
     Returns:
         the backbone's output (R, 2, H).
     """
     ids = torch.tensor([model.config.vq_token_id, model.config.end_image_token_id], device=codes.device)
-    return extend(model, prefix, ids, codes=codes[:, -1].repeat(prefix.rows // len(codes)))
+    return extend(model, prefix, ids, decoder=decoder, codes=codes[:, -1].repeat(prefix.rows // len(codes)))

@@ -13,6 +13,13 @@ are nearly equally likely, which one is drawn may depend on the other images of 
 What did not pay (Zen 4, 512 tokens): int8 for the inputs too, in chunks that stay in the cache, was 4 % faster than
 bf16 and 1.4 % off; attention in bf16 is no faster than in float32, and written out as two products it is slower.
 
+A picture of the diffusion path is multiplied by oneDNN, and so is all that is read with one. What comes step by step
+(codes, words) is multiplied by BLAS where all matrices are small, which takes a third of the time (`_SMALL`), and by
+torch's own kernel for int8 weights while there are few rows (`_INT8_ROWS`). How many tokens come in a row plays no
+part, so a code is the same with guesses of others behind it. Each of these kernels makes the same of a row whatever
+stands beside it (Zen 4, torch 2.13), but for one thing: in float32 a row that is multiplied alone may round otherwise
+in its last bit, by BLAS up to three rows, which are therefore filled up to four.
+
 What several requests want read next is read together (`read_together`): products, norms and activations are of all
 their tokens at once, for they know of no row beside theirs; attention is of each request by itself, over its own keys,
 exactly as it would be alone. So requests may be at different steps, of different lengths and sizes, and enter and leave
@@ -24,6 +31,7 @@ H width, A heads of the queries, G of the keys, d their width.
 
 from collections.abc import Hashable
 from contextlib import ExitStack
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -38,10 +46,13 @@ from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.sampling.prefix import Prefix, PrefixCache, backbone
 
 Precision = Literal["model", "fp32", "bf16", "int8"]
+Kernel = Literal["onednn", "blas", "int8"]
 
 _FAMILY = (LlamaModel, MistralModel, Qwen2Model, Qwen3Model)
 _MOVING_ROPE = ("dynamic", "longrope")  # frequencies that depend on how long the text is
-_INT8_TOKENS = 8  # below which a product waits for weights, so that int8 pays (measured on AVX512: 2 to 6 times fp32)
+_INT8_ROWS = 8  # below which a product waits for weights, so that int8 pays (measured on AVX512: 2 to 6 times fp32)
+_SMALL = 1 << 17  # weights of a matrix up to which BLAS multiplies few tokens sooner than oneDNN (measured on Zen 4)
+_FULL = 4  # rows from which on BLAS rounds alike
 
 
 def why_not_fused(model: HybridGenForConditionalGeneration) -> str | None:
@@ -97,11 +108,16 @@ class _Matrix:
 
     def __init__(self, weight: Tensor, bias: Tensor | None, packed: bool):
         self.weight, self.bias, self.onednn = weight, bias, _has_onednn(weight) and weight.is_contiguous()
+        self.plain = weight if weight.numel() <= _SMALL else None  # as BLAS takes it
         if packed and self.onednn:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, 128)
 
-    def __call__(self, inputs: Tensor, epilogue: str = "none", other: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, inputs: Tensor, epilogue: str = "none", other: Tensor | None = None, kernel: Kernel = "onednn"
+    ) -> Tensor:
         """inputs W^T + b, then an epilogue by oneDNN's name: "swish" (silu), or "add" or "mul" with `other`."""
+        if kernel == "blas":
+            return _apply_epilogue(functional.linear(inputs, self.plain, self.bias), epilogue, other)
         if self.onednn and other is not None and other.dtype == inputs.dtype:
             return torch.ops.mkldnn._linear_pointwise(inputs, other, self.weight, self.bias, epilogue)
         if self.onednn and other is None:
@@ -119,8 +135,8 @@ def _apply_epilogue(product: Tensor, epilogue: str, other: Tensor | None) -> Ten
 class _Product:
     """Linear layers that read the same input: one matrix product for all, where their weights were copied.
 
-    int8 weights have one scale per row; few tokens are multiplied with them in torch's own kernel, many with their bf16
-    copy, which has the same values.
+    int8 weights have one scale per row; those of few rows are multiplied with them in torch's own kernel, those of many
+    with their bf16 copy, which has the same values.
     """
 
     def __init__(self, layers: list[nn.Linear], precision: Precision):
@@ -141,18 +157,25 @@ class _Product:
             weight = self.int8_weight.bfloat16() * self.scale[:, None]  # the same weights, however many tokens come
         self.matrices = [_Matrix(weight, self.bias, packed=True)]
 
-    def __call__(self, inputs: Tensor) -> list[Tensor]:
+    @property
+    def is_small(self) -> bool:
+        """Whether BLAS can multiply it (`_SMALL`)."""
+        return self.dtype == torch.float32 and all(one.onednn and one.plain is not None for one in self.matrices)
+
+    def __call__(self, inputs: Tensor, kernel: Kernel = "onednn") -> list[Tensor]:
         """(R, n, in) -> (R, n, out) of each layer, in the input's dtype."""
         if len(self.matrices) == len(self.sizes) > 1:
-            return [matrix(inputs) for matrix in self.matrices]
-        return list(self.joined(inputs).split(self.sizes, -1))
+            return [matrix(inputs, kernel=kernel) for matrix in self.matrices]
+        return list(self.joined(inputs, kernel=kernel).split(self.sizes, -1))
 
-    def joined(self, inputs: Tensor, epilogue: str = "none", other: Tensor | None = None) -> Tensor:
+    def joined(
+        self, inputs: Tensor, epilogue: str = "none", other: Tensor | None = None, kernel: Kernel = "onednn"
+    ) -> Tensor:
         """All outputs side by side, and the `epilogue` of them (see `_Matrix`), in the input's dtype."""
         tokens = inputs.to(self.dtype)
-        if self.int8_weight is None or inputs.shape[:-1].numel() >= _INT8_TOKENS:
+        if self.int8_weight is None or kernel != "int8":
             if tokens.dtype == inputs.dtype:
-                return self.matrices[0](tokens, epilogue, other)
+                return self.matrices[0](tokens, epilogue, other, kernel)
             return _apply_epilogue(self.matrices[0](tokens).to(inputs.dtype), epilogue, other)
         product = torch.ops.aten._weight_int8pack_mm(tokens.flatten(0, -2), self.int8_weight, self.scale)
         product = product if self.bias is None else product + self.bias
@@ -171,6 +194,10 @@ class _Layer:
         self.head_dim, self.scaling, self.act_fn = attention.head_dim, attention.scaling, mlp.act_fn
         self.is_silu = mlp.config.hidden_act in ("silu", "swish")
 
+    @property
+    def is_small(self) -> bool:
+        return all(product.is_small for product in (self.qkv, self.out, self.gate, self.up, self.down))
+
     def __call__(self, states: Tensor, cos: Tensor, sin: Tensor, spans: list["_Span"], number: int) -> Tensor:
         """(N, H) -> the same; keys and values go into the caches' layer of this number.
 
@@ -179,7 +206,9 @@ class _Layer:
             spans: whose tokens they are, one after another.
         """
         normed = _norm(self.norms[0], states).to(self.qkv.dtype)
-        queries, keys, values = (part.to(states.dtype).unflatten(-1, (-1, self.head_dim)) for part in self.qkv(normed))
+        kernel = spans[0].kernel
+        parts = self.qkv(normed, kernel)
+        queries, keys, values = (part.to(states.dtype).unflatten(-1, (-1, self.head_dim)) for part in parts)
         if self.head_norms[0] is not None:
             queries, keys = _norm(self.head_norms[0], queries), _norm(self.head_norms[1], keys)
         heads = torch.cat([queries, keys], dim=1)  # N, A + G, d
@@ -190,26 +219,35 @@ class _Layer:
             keys, own_values = span.cache.layers[number].update(keys, own_values.transpose(1, 2))  # R, G, K, d
             attended = _attention(queries, keys, own_values, span.mask, self.scaling)  # R, A, n, d
             seen.append(attended.transpose(1, 2).flatten(2).flatten(0, 1))  # R n, A d
-        states = self.out.joined(_joined(seen), "add", states)
+        attended = _filled_up(_joined(seen), len(states) - sum(map(len, seen)))
+        states = self.out.joined(attended, "add", states, kernel)
         normed = _norm(self.norms[1], states).to(self.gate.dtype)
-        gate = self.gate.joined(normed, "swish") if self.is_silu else self.act_fn(self.gate.joined(normed))
-        return self.down.joined(self.up.joined(normed, "mul", gate), "add", states)
+        gate = self.gate.joined(normed, "swish" if self.is_silu else "none", kernel=kernel)
+        gate = gate if self.is_silu else self.act_fn(gate)
+        return self.down.joined(self.up.joined(normed, "mul", gate, kernel), "add", states, kernel)
 
 
 class _Span(NamedTuple):
     """The tokens of one request among those that are read together: R rows of n tokens, what they see, and the cache
-    that their keys go to."""
+    that their keys go to; and the kernel that multiplies all that are read together."""
 
     rows: int
     count: int
     mask: Tensor
     cache: PrefixCache
+    kernel: Kernel = "onednn"
 
 
 def _cut(tokens: Tensor, spans: list[_Span]) -> list[Tensor]:
-    """Tokens (N, ...) -> (R, n, ...) of each span."""
-    parts = tokens.split([span.rows * span.count for span in spans])
-    return [part.unflatten(0, (span.rows, span.count)) for part, span in zip(parts, spans, strict=True)]
+    """Tokens (N, ...) -> (R, n, ...) of each span; what they were filled up with is left out."""
+    sizes = [span.rows * span.count for span in spans]
+    parts = tokens.split([*sizes, filled]) if (filled := len(tokens) - sum(sizes)) else tokens.split(sizes)
+    return [part.unflatten(0, (span.rows, span.count)) for part, span in zip(parts, spans, strict=False)]
+
+
+def _filled_up(tokens: Tensor, count: int) -> Tensor:
+    """Tokens (N, ...) and `count` zeros behind them."""
+    return torch.cat([tokens, tokens.new_zeros(count, *tokens.shape[1:])]) if count else tokens
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
@@ -249,8 +287,9 @@ class Decoder:
 
     Args:
         precision: of the weights that are multiplied: the `model`'s own, `fp32` (packed for the processor), `bf16`
-            (likewise), or `int8` (one scale per output, bf16 where so many tokens come at once that it does not pay).
+            (likewise), or `int8` (one scale per output, bf16 where so many rows come at once that it does not pay).
             All else, attention and the cache included, keeps the model's dtype.
+        copies: whether weights were copied, so that tokens are to be read by it also where the model itself could.
 
     Raises:
         ValueError: precision is another, or cannot be had with this backbone or on this device.
@@ -260,7 +299,7 @@ class Decoder:
         choice("precision", precision, PRECISIONS)
         self.model, self.precision = model, precision
         self.layers: list[_Layer] | None = None
-        self._copied_from = self._weights()
+        self.copies, self._made_of = precision != "model", _parts_of(model)
         if (cause := why_not_fused(model)) is not None:
             if precision != "model":
                 raise ValueError(
@@ -271,6 +310,7 @@ class Decoder:
         if precision == "int8" and model.device.type != "cpu":
             raise ValueError(f"precision 'int8' runs on CPUs, the model is on {model.device}; use 'bf16'")
         self.layers = [_Layer(layer, precision) for layer in model.model.language_model.layers]
+        self._is_small = all(layer.is_small for layer in self.layers)
         self.head = None
         vq = model.config.vq_config
         if precision != "model" and vq is not None and vq.first_token_id is None:  # else it is the text's, unchanged
@@ -281,25 +321,82 @@ class Decoder:
                 _Product([head.vision_head], precision),
             )
 
-    def _weights(self) -> list[tuple[int, int]]:
-        """The address and version of each of the model's weights: what changes when they do."""
-        return [(parameter.data_ptr(), version_of(parameter)) for parameter in self.model.parameters()]
-
     @property
     def key(self) -> Hashable:
         """Equal for decoders that compute the same: of one model's own weights, or the same copies of them."""
         return (id(self.model), self.layers is None) if self.precision == "model" else id(self)
 
     def is_current(self) -> bool:
-        """Whether the model's weights are still those that were copied."""
-        return self._copied_from == self._weights()
+        """Whether the model still has the parts, weights and hooks that it had when this was made."""
+        return self._made_of == _parts_of(self.model)
 
     def code_logits(self, states: Tensor) -> Tensor:
-        """(R, H) -> (R, num_embeddings), in float32."""
+        """(R, H) or (R, n, H) -> scores of num_embeddings codes, in float32."""
         if self.layers is None or self.head is None:
             return self.model.code_logits(states).float()
         inner, activation, outer = self.head
-        return outer(activation(inner(states)[0]))[0].float()
+        kernel = self._kernel_of_heads(len(states))
+        return outer(activation(inner(states, kernel)[0]), kernel)[0].float()
+
+    def text_logits(self, states: Tensor) -> Tensor:
+        """(R, H) -> scores of all words, in float32."""
+        if self._words is None:
+            return self.model.lm_head(states).float()
+        return self._words(states, self._kernel_of_heads(len(states)))[0].float()
+
+    @cached_property
+    def _words(self) -> _Product | None:
+        """The head that writes text, copied when the first word is written; None = the model's own."""
+        head = self.model.lm_head
+        is_plain = type(head) is nn.Linear and type(head.weight) is nn.Parameter
+        hooked = head._forward_hooks or head._forward_pre_hooks
+        return _Product([head], self.precision) if self.copies and is_plain and not hooked else None
+
+    def kernel(self, rows: int, stepwise: bool) -> Kernel:
+        """By which this many rows are multiplied; the number of tokens in them does not matter, so that a code is the
+        same whether it is read alone or with guesses of those behind it.
+
+        Args:
+            stepwise: they are codes or words, that come step by step.
+        """
+        if not stepwise:
+            return "onednn"
+        return "blas" if self._is_small else self._kernel_of_heads(rows)
+
+    def _kernel_of_heads(self, rows: int) -> Kernel:
+        return "int8" if self.precision == "int8" and rows < _INT8_ROWS else "onednn"
+
+    def read(self, embeds: Tensor, mask: Tensor, position_ids: Tensor, cache: PrefixCache) -> Tensor:
+        """The backbone's output (R, n, H) at tokens that go into a cache once: a prompt, or a finished picture.
+
+        Args:
+            mask: (R, 1, n, K).
+            position_ids: (R, n).
+        """
+        cache.prepare(len(self.layers))
+        span = _Span(*embeds.shape[:2], mask, cache)
+        cos, sin = (part.flatten(0, 1) for part in self.rotary(embeds, position_ids))
+        return self.run(embeds.flatten(0, 1), cos, sin, [span])[0]
+
+    def rotary(self, like: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (R, T, 1, d) of positions (R, T), the sines with the sign that `roll` needs."""
+        cos, sin = self.model.model.language_model.rotary_emb(like, position_ids)  # R, T, d
+        half = sin.shape[-1] // 2
+        sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)  # rotate_half(x) * sin = roll(x) * this
+        return cos[:, :, None], sin[:, :, None]
+
+    def run(self, states: Tensor, cos: Tensor, sin: Tensor, spans: list[_Span]) -> list[Tensor]:
+        """Embeddings (N, H) of several spans, one after another -> the backbone's output (R, n, H) of each.
+
+        Args:
+            cos, sin: (N, 1, d) of their positions.
+        """
+        missing = _FULL - len(states) if spans[0].kernel == "blas" and len(states) > 1 else 0
+        if missing > 0:
+            states, cos, sin = (_filled_up(part, missing) for part in (states, cos, sin))
+        for number, layer in enumerate(self.layers):
+            states = layer(states, cos, sin, spans, number)  # N, H
+        return _cut(_norm(self.model.model.language_model.norm, states), spans)
 
     def continue_from(
         self,
@@ -320,12 +417,27 @@ class Decoder:
         return IncrementalForward(self, prefix, blocks, causal, diffusion, is_image or diffusion)
 
 
+def _parts_of(model: HybridGenForConditionalGeneration) -> list[tuple]:
+    """What a decoder is made of, in a form that changes when it does: of the backbone and the heads each module and
+    its hooks, and of each weight the object, the address and the version. Two are equal where nothing changed."""
+    parts, heads = [], (model.lm_head, getattr(model.model, "generation_head", None))
+    left = [part for part in (model.model.language_model, *heads) if part is not None]
+    while left:
+        module = left.pop()
+        hooks = len(module._forward_hooks), len(module._forward_pre_hooks), hasattr(module, "_hf_hook")
+        weights = [weight for weight in module._parameters.values() if weight is not None]
+        parts.append((module, type(module), *hooks))
+        parts += [(id(weight), weight.data_ptr(), version_of(weight)) for weight in weights]
+        left += [part for part in module._modules.values() if part is not None]
+    return parts
+
+
 class IncrementalForward:
     """Runs the backbone on tokens that come next in a prefix; what does not depend on them is computed here, once."""
 
     def __init__(self, decoder: Decoder, prefix: Prefix, blocks: Tensor, causal: bool, diffusion: bool, is_image: bool):
         self.decoder, self.prefix, self.blocks, self.diffusion = decoder, prefix, blocks, diffusion
-        self.is_image = is_image
+        self.is_image, self.stepwise = is_image, (causal or is_image) and not diffusion
         model, count = decoder.model, len(blocks)
         # tokens of one block see the same keys, and so does one token that comes alone, but for words that a window
         # leaves behind: one row is the mask of all
@@ -339,11 +451,7 @@ class IncrementalForward:
         self.mask = prefix.mask_with(model, blocks, 1 if self.one_row else count, is_image, implementation)
         self._mask_at = None if self.one_row else (0, count)  # whose mask it is, where masks cannot be sliced
         if self.fused:
-            like = prefix.last_state[:1].to(model.dtype)
-            cos, sin = model.model.language_model.rotary_emb(like, self.position_ids)  # R, T, d
-            half = sin.shape[-1] // 2
-            sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)  # rotate_half(x) * sin = roll(x) * this
-            self.cos, self.sin = cos[:, :, None], sin[:, :, None]
+            self.cos, self.sin = decoder.rotary(prefix.last_state[:1].to(model.dtype), self.position_ids)
 
     def __call__(self, embeds: Tensor, first: int = 0, commit: bool = True) -> Tensor:
         """Embeddings (R, n, H) of tokens `first` to `first + n` -> the backbone's output (R, n, H).
@@ -397,16 +505,15 @@ def read_together(reads: list[Read]) -> list[Tensor]:
                 stack.enter_context(read.forward.prefix.cache.no_commit())
         if decoder.layers is None:
             return [_read_by_transformers(*read[:3]) for read in reads]
-        spans, cosines, sines = [], [], []
+        rows, stepwise = sum(len(read.embeds) for read in reads), all(read.forward.stepwise for read in reads)
+        kernel, spans, cosines, sines = decoder.kernel(rows, stepwise), [], [], []
         for forward, embeds, first, _ in reads:
             (rows, count), last = embeds.shape[:2], first + embeds.shape[1]
-            spans.append(_Span(rows, count, forward.mask_of(first, last), forward.prefix.cache))
+            spans.append(_Span(rows, count, forward.mask_of(first, last), forward.prefix.cache, kernel))
             cosines.append(forward.cos[:, first:last].flatten(0, 1))
             sines.append(forward.sin[:, first:last].flatten(0, 1))
         states, cos, sin = _joined([read.embeds.flatten(0, 1) for read in reads]), _joined(cosines), _joined(sines)
-        for number, layer in enumerate(decoder.layers):
-            states = layer(states, cos, sin, spans, number)  # N, H
-        return _cut(_norm(decoder.model.model.language_model.norm, states), spans)
+        return decoder.run(states, cos, sin, spans)
 
 
 def _read_by_transformers(forward: IncrementalForward, embeds: Tensor, first: int) -> Tensor:

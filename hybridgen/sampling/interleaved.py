@@ -14,7 +14,7 @@ the middle of a step.
 Shapes: one row, n new tokens, H width.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ from torch import Tensor
 from hybridgen.core.layout import PADDING_DOCUMENT
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.sampling.codes import commit_codes
-from hybridgen.sampling.prefix import PAD_MULTIPLE, Prefix, extend, stack
+from hybridgen.sampling.decoder import Decoder
+from hybridgen.sampling.prefix import PAD_MULTIPLE, Prefix, extend, read_rows, stack
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,15 +58,23 @@ class ReadTokens:
         tokens: of the document, padding not among them.
         prefix: their keys and values, one row.
         image_start: the same with the token that begins an image read after them, where that is known already.
+        precision: that they were read in; what is read in another shares nothing with it.
     """
 
     tokens: list[Token]
     prefix: Prefix
     image_start: Prefix | None = field(default=None)
+    precision: str = "model"
 
     def until(self, count: int) -> Prefix:
         """The prefix of its first tokens, to read on from; its `last_state` is right only where these are all."""
         return self.prefix.until(len(self.prefix) - len(self.tokens) + count, self.prefix.last_state)
+
+
+def shared_length(earlier: ReadTokens | None, tokens: list[Token], decoder: Decoder | None = None) -> int:
+    """How many of a document's tokens need not be read again by a decoder (None = the model itself)."""
+    precision = "model" if decoder is None else decoder.precision
+    return 0 if earlier is None or earlier.precision != precision else common_length(earlier.tokens, tokens)
 
 
 def common_length(first: list[Token], second: list[Token]) -> int:
@@ -81,6 +90,7 @@ def read_document(
     tokens: list[Token],
     pad_id: int,
     least_length: int = 0,
+    decoder: Decoder | None = None,
 ) -> ReadTokens:
     """Read a document, from where it differs from what was read earlier.
 
@@ -90,37 +100,44 @@ def read_document(
     Args:
         earlier: None = nothing was read.
         pad_id: of the padding in front, up to a whole number of `PAD_MULTIPLE` tokens (see `prefix.read_prompts`).
-        least_length: to pad to, at least: the tokens of a document that will stand beside it, padded likewise.
+        least_length: to pad to, at least: the tokens of a document that will stand beside it, padded likewise; as
+            `read_prompts`, in the model's own precision alone.
+        decoder: the model's, in the precision to read in; None = in its own.
     """
-    reused = 0 if earlier is None else min(common_length(earlier.tokens, tokens), len(tokens) - 1)
+    decoder = Decoder(model) if decoder is None else decoder
+    reused = min(shared_length(earlier, tokens, decoder), len(tokens) - 1)
     ids, blocks, media = _as_inputs(model, [*tokens[reused:], model.config.begin_image_token_id])
     if reused:
         image_start = earlier.until(reused)
-        states = extend(model, image_start, ids, blocks, **media)  # 1, n, H
+        states = extend(model, image_start, ids, blocks, decoder, **media)  # 1, n, H
     else:
-        padding = -(-max(len(tokens), least_length) // PAD_MULTIPLE) * PAD_MULTIPLE - len(tokens)
-        image_start, states = _read_padded(model, ids, blocks, media, padding, pad_id)
-    return ReadTokens(list(tokens), image_start.until(len(image_start) - 1, states[:, -2]), image_start)
+        length = len(tokens) if decoder.copies else max(len(tokens), least_length)
+        padding = -(-length // PAD_MULTIPLE) * PAD_MULTIPLE - len(tokens)
+        image_start, states = _read_padded(model, ids, blocks, media, padding, pad_id, decoder)
+    prefix = image_start.until(len(image_start) - 1, states[:, -2])
+    return ReadTokens(list(tokens), prefix, image_start, decoder.precision)
 
 
 def _read_padded(
-    model: HybridGenForConditionalGeneration, ids: Tensor, blocks: Tensor, media: dict, padding: int, pad_id: int
+    model: HybridGenForConditionalGeneration,
+    ids: Tensor,
+    blocks: Tensor,
+    media: dict,
+    padding: int,
+    pad_id: int,
+    decoder: Decoder,
 ) -> tuple[Prefix, Tensor]:
     """A prefix of tokens (n,) with `padding` tokens before them, and the states (1, padding + n, H)."""
     padded = lambda vector, value: torch.nn.functional.pad(vector, (padding, 0), value=value)[None]  # noqa: E731
-    positions = torch.arange(len(ids), device=ids.device)
-    documents, images = padded(torch.zeros_like(ids), PADDING_DOCUMENT), padded(model.model.find_images(ids), False)
-    prefix = Prefix(document_ids=documents, image_mask=images, positions=positions[-1:] + 1)
-    states = model.model(
+    prefix, states = read_rows(
+        model,
         input_ids=padded(ids, pad_id),
-        document_ids=prefix.document_ids,
+        document_ids=padded(torch.zeros_like(ids), PADDING_DOCUMENT),
         block_ids=torch.cat([torch.arange(padding, device=ids.device), blocks + padding])[None],
-        position_ids=padded(positions, 0),
-        past_key_values=prefix.cache,
-        use_cache=True,
+        position_ids=padded(torch.arange(len(ids), device=ids.device), 0),
+        decoder=decoder,
         **media,
-    ).last_hidden_state
-    prefix.last_state = states[:, -1]
+    )
     return prefix, states
 
 
@@ -146,12 +163,16 @@ def _as_inputs(model: HybridGenForConditionalGeneration, tokens: list[Token]) ->
 # -------------------------------------------------------------------------------------------------------- pictures
 
 
-def start_image(model: HybridGenForConditionalGeneration, read: ReadTokens) -> Prefix:
-    """What a picture that comes next is drawn against: what was read, and the token that begins an image."""
+def start_image(model: HybridGenForConditionalGeneration, read: ReadTokens, decoder: Decoder | None = None) -> Prefix:
+    """What a picture that comes next is drawn against: what was read, and the token that begins an image.
+
+    Args:
+        decoder: that read it; None = the model itself.
+    """
     if read.image_start is not None:
         return read.image_start
-    image_start = read.until(len(read.tokens))
-    extend(model, image_start, torch.tensor([model.config.begin_image_token_id], device=model.device))
+    image_start, begin = read.until(len(read.tokens)), model.config.begin_image_token_id
+    extend(model, image_start, torch.tensor([begin], device=model.device), decoder=decoder)
     return image_start
 
 
@@ -162,7 +183,11 @@ def side_by_side(prefixes: list[Prefix]) -> Prefix:
 
 @torch.no_grad()
 def commit_block(
-    model: HybridGenForConditionalGeneration, read: ReadTokens, drawing_prefix: Prefix | None, image: ImageBlock
+    model: HybridGenForConditionalGeneration,
+    read: ReadTokens,
+    drawing_prefix: Prefix | None,
+    image: ImageBlock,
+    decoder: Decoder | None = None,
 ) -> ReadTokens:
     """What was read with a finished picture, read clean, after it. Of the conditional row alone: text goes on from the
     conversation, not from what guidance led away from.
@@ -170,15 +195,16 @@ def commit_block(
     Args:
         read: what the picture followed.
         drawing_prefix: what it was drawn against, the conditional row first; on the vq path it now holds all codes but
-            the last. None = they were read in another precision than the model's, and are read again.
+            the last. None = the picture is read anew.
+        decoder: that read and drew them; None = the model itself.
     """
     tokens = image.tokens(model.config.begin_image_token_id, model.config.end_image_token_id)
     if image.path == "vq" and drawing_prefix is not None:
         prefix = drawing_prefix.select(slice(0, 1))
-        commit_codes(model, prefix, image.media["codes"][None])
+        commit_codes(model, prefix, image.media["codes"][None], decoder)
     else:
-        image_start = start_image(model, read)
+        image_start = start_image(model, read, decoder)
         prefix = image_start.until(len(image_start), image_start.last_state)
         ids, blocks, media = _as_inputs(model, tokens[1:])
-        extend(model, prefix, ids, blocks, **media)
-    return ReadTokens(read.tokens + tokens, prefix)
+        extend(model, prefix, ids, blocks, decoder, **media)
+    return replace(read, tokens=read.tokens + tokens, prefix=prefix, image_start=None)

@@ -10,6 +10,7 @@ Shapes: R rows, P tokens of the prefix, n new tokens, H width of the backbone.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from hybridgen.core import layout
-from hybridgen.core.documents import Document, left_pad
+from hybridgen.core.documents import Document, by_padded_length, left_pad
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 
 PAD_MULTIPLE = 32  # tokens; prompts are padded to a multiple of it
@@ -87,6 +88,10 @@ class PrefixCache(Cache):
             super().__init__(layer_class_to_replicate=_BufferLayer)
         else:
             super().__init__(layers=layers)
+
+    def prepare(self, layers: int) -> None:
+        """So many layers, where none was written yet."""
+        self.layers += [_BufferLayer() for _ in range(layers - len(self.layers))]
 
     def reserve(self, room: int) -> None:
         """Make space for `room` more tokens at once, instead of growing by and by."""
@@ -252,30 +257,69 @@ def begin_image(vectors: dict[str, Tensor], token: int) -> dict[str, Tensor]:
     return {name: torch.cat([vectors[name], last], dim=1) for name, last in added.items()}
 
 
+class Reader(Protocol):
+    """What reads tokens in another precision than the model's; a `decoder.Decoder`."""
+
+    copies: bool  # whether it has weights of its own; else the model reads
+
+    def read(self, embeds: Tensor, mask: Tensor, position_ids: Tensor, cache: PrefixCache) -> Tensor: ...
+
+
+def _read_into(
+    model: HybridGenForConditionalGeneration,
+    cache: PrefixCache,
+    input_ids: Tensor,
+    keys: dict[str, Tensor],
+    position_ids: Tensor,
+    decoder: Reader | None,
+    images: dict,
+) -> Tensor:
+    """The backbone's output (R, n, H) at tokens (R, n) that go into a cache.
+
+    Args:
+        keys: layout vectors (R, P + n) of all tokens, as `forward` takes them.
+        decoder: None = the model's own weights, run as transformers runs them.
+    """
+    if decoder is None or not decoder.copies:
+        return model.model(
+            input_ids=input_ids, **keys, position_ids=position_ids, past_key_values=cache, use_cache=True, **images
+        ).last_hidden_state
+    embeds = model.model.embed(input_ids, **images, is_step=cache.get_seq_length() > 0)
+    mask = model.model.layer_masks(**keys, queries=input_ids.shape[1], implementation="sdpa")
+    return decoder.read(embeds, mask, position_ids, cache)
+
+
 @torch.no_grad()
-def prefill(
+def prefill(model: HybridGenForConditionalGeneration, *vectors: Tensor, **inputs) -> Prefix:
+    """The prefix of `read_rows`."""
+    return read_rows(model, *vectors, **inputs)[0]
+
+
+@torch.no_grad()
+def read_rows(
     model: HybridGenForConditionalGeneration,
     input_ids: Tensor,
     document_ids: Tensor,
     block_ids: Tensor,
     position_ids: Tensor,
+    decoder: Reader | None = None,
     **images,
-) -> Prefix:
-    """Read prompts (R, P), padded on the left, with their images (`pixel_values`, `latents`, `codes`)."""
-    prefix = Prefix()
-    states = model.model(
-        input_ids=input_ids,
-        document_ids=document_ids,
-        block_ids=block_ids,
-        position_ids=position_ids,
-        past_key_values=prefix.cache,
-        use_cache=True,
-        **images,
-    ).last_hidden_state  # R, P, H
-    prefix.document_ids, prefix.image_mask = document_ids, model.model.find_images(input_ids)
+) -> tuple[Prefix, Tensor]:
+    """Read prompts (R, P), padded on the left, with their images (`pixel_values`, `latents`, `codes`).
+
+    Args:
+        decoder: the model's, in the precision to read in; None = in its own.
+
+    Returns:
+        the prefix, and the backbone's output (R, P, H).
+    """
+    prefix, image_mask = Prefix(), model.model.find_images(input_ids)
+    keys = {"document_ids": document_ids, "block_ids": block_ids, "image_mask": image_mask}
+    states = _read_into(model, prefix.cache, input_ids, keys, position_ids, decoder, images)  # R, P, H
+    prefix.document_ids, prefix.image_mask = document_ids, image_mask
     prefix.positions = position_ids[:, -1] + 1
     prefix.last_state = states[:, -1]
-    return prefix
+    return prefix, states
 
 
 @torch.no_grad()
@@ -286,6 +330,7 @@ def read_prompts(
     begin: int,
     device: torch.device,
     encode: Callable[[dict], dict[str, Tensor]] = lambda batch: {},
+    decoder: Reader | None = None,
 ) -> Prefix:
     """Read prompts, one per row, and the token that begins an image: ready to draw.
 
@@ -293,17 +338,30 @@ def read_prompts(
     All are padded to a whole number of `PAD_MULTIPLE` tokens: sums over rows of another length are taken in another
     order and round otherwise, so that a picture would depend on the longest prompt beside it.
 
+    In another precision than the model's, those of another length are read apart, each as long as it is: the empty
+    prompt of guidance costs little beside a long one. In the model's own they are read at once, as they always were,
+    and round as they always did.
+
     Args:
         encode: a batch as `left_pad` makes it -> its images as `prefill` takes them.
+        decoder: the model's, in the precision to read in; None = in its own.
     """
     unique = list({id(document): document for document in documents}.values())
-    batch = left_pad(unique, pad, PAD_MULTIPLE)
-    vectors = {name: batch[name].to(device) for name in ("input_ids", "document_ids", "block_ids", "position_ids")}
-    prefix = prefill(model, **begin_image(vectors, begin), **encode(batch))
-    if len(unique) == len(documents):
+    together = [list(range(len(unique)))]
+    if decoder is not None and decoder.copies:
+        together = by_padded_length(unique, PAD_MULTIPLE)
+    prefixes = []
+    for numbers in together:
+        batch = left_pad([unique[number] for number in numbers], pad, PAD_MULTIPLE)
+        vectors = {name: batch[name].to(device) for name in ("input_ids", "document_ids", "block_ids", "position_ids")}
+        prefixes.append(prefill(model, **begin_image(vectors, begin), decoder=decoder, **encode(batch)))
+    prefix = stack(prefixes) if len(prefixes) > 1 else prefixes[0]
+    order = [id(unique[number]) for numbers in together for number in numbers]
+    wanted = [id(document) for document in documents]
+    if order == wanted:
         return prefix
-    where = {id(document): row for row, document in enumerate(unique)}
-    return prefix.select(torch.tensor([where[id(document)] for document in documents], device=device))
+    where = {document: row for row, document in enumerate(order)}
+    return prefix.select(torch.tensor([where[document] for document in wanted], device=device))
 
 
 @torch.no_grad()
@@ -312,6 +370,7 @@ def extend(
     prefix: Prefix,
     input_ids: Tensor,
     blocks: Tensor | None = None,
+    decoder: Reader | None = None,
     **images,
 ) -> Tensor:
     """Read n more tokens in every row, and commit them.
@@ -319,6 +378,7 @@ def extend(
     Args:
         input_ids: (R, n), or (n,) for all rows alike.
         blocks: (n,) blocks of these tokens; None = causal.
+        decoder: the model's, in the precision to read in; None = in its own.
         images: as in `prefill`.
 
     Returns:
@@ -328,14 +388,8 @@ def extend(
     count = input_ids.shape[1]
     blocks = torch.arange(count, device=input_ids.device) if blocks is None else blocks
     is_image = model.model.find_images(input_ids)
-    states = model.model(
-        input_ids=input_ids,
-        **prefix.keys_with(blocks, is_image),
-        position_ids=prefix.positions_of(count),
-        past_key_values=prefix.cache,
-        use_cache=True,
-        **images,
-    ).last_hidden_state  # R, n, H
+    keys, positions = prefix.keys_with(blocks, is_image), prefix.positions_of(count)
+    states = _read_into(model, prefix.cache, input_ids, keys, positions, decoder, images)  # R, n, H
     prefix.add(count, states[:, -1], is_image)
     return states
 

@@ -133,12 +133,3 @@ def _pictures(images) -> list:
     """The items of a list, or of a batch as an array or tensor; a picture alone is a list of one."""
     is_batch = isinstance(images, np.ndarray | Tensor) and images.ndim == 4
     return list(images) if is_batch or isinstance(images, list | tuple) else [images]
-
-
-def by_padded_length(documents: Sequence[Document], multiple: int) -> list[list[int]]:
-    """Numbers of the documents that are equally long when padded to whole multiples: a row that is padded as it would
-    be alone is computed as it would be alone, whatever is beside it."""
-    alike: dict[int, list[int]] = {}
-    for number, document in enumerate(documents):
-        alike.setdefault(math.ceil(len(document) / multiple), []).append(number)
-    return list(alike.values())

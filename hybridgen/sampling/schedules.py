@@ -19,6 +19,7 @@ from torch import Generator, Tensor
 
 from hybridgen.core.noise import NoiseProcess
 from hybridgen.core.values import number, whole_number
+from hybridgen.core.versions import version_of
 
 # what diffusers raises for a scheduler that is used in a way it was not written for
 LIBRARY_ERRORS = (ValueError, TypeError, KeyError, IndexError, AttributeError, RuntimeError, NotImplementedError)
@@ -211,6 +212,16 @@ def _set_steps(scheduler, steps: int, diffusion_config, device: torch.device | s
             f"{type(scheduler).__name__} cannot be set to {steps} steps ({in_a_line(error)}); take another number of "
             f"steps or {_WAY_OUT[diffusion_config.noise_schedule].removeprefix('take ')}"
         ) from error
+
+
+def state_of(scheduler) -> tuple:
+    """What a scheduler is and holds, to be compared: equal where none of it was changed or exchanged."""
+
+    def comparable(value):
+        plain = isinstance(value, int | float | str | None)
+        return value if plain else (id(value), version_of(value) if isinstance(value, Tensor) else 0)
+
+    return scheduler, type(scheduler), *((name, comparable(value)) for name, value in vars(scheduler).items())
 
 
 def in_a_line(error: Exception) -> str:

@@ -9,8 +9,8 @@ drawn.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hybridgen.core.names import AS_DRAWN, DEFAULTS, KINDS, OF_PATH, REREAD, check_scale, check_values
-from hybridgen.core.values import each, flag, shown
+from hybridgen.core.names import AS_DRAWN, DEFAULTS, KINDS, OF_PATH, PRECISIONS, REREAD, check_scale, check_values
+from hybridgen.core.values import choice, each, flag, shown
 from hybridgen.sampling.codes import GREEDY, CodeSampling, check_window
 from hybridgen.sampling.decoder import Decoder
 from hybridgen.sampling.guidance import Guidance
@@ -53,15 +53,14 @@ class DrawingSetup:
 
 def check_defaults(defaults: dict[str, dict] | None) -> None:
     """Raises ValueError if a folder's `sampling_defaults` are not {path: {setting: value}} of known names, beside
-    {"chat": {"reread": one of `REREAD`}}."""
+    {"chat": {"reread": one of `REREAD`, "precision": one of `PRECISIONS`}}."""
     if defaults is not None and not isinstance(defaults, Mapping):
         raise ValueError(f"sampling_defaults are {shown(defaults)}; they must be settings for {' or '.join(OF_PATH)}")
     defaults = dict(defaults or {})
-    if (chat := defaults.pop("chat", None)) is not None and (
-        not isinstance(chat, dict) or set(chat) != {"reread"} or chat["reread"] not in REREAD
-    ):
+    if (chat := defaults.pop("chat", None)) is not None and not _are_of_chat(chat):
         raise ValueError(
-            f"sampling_defaults has 'chat': {chat!r}; it must be {{'reread': one of {', '.join(map(repr, REREAD))}}}"
+            f"sampling_defaults has 'chat': {chat!r}; it must be {{'reread': one of {', '.join(map(repr, REREAD))}}}, "
+            f"{{'precision': one of {', '.join(map(repr, PRECISIONS))}}}, or both"
         )
     for path, settings in defaults.items():
         if path not in OF_PATH or not isinstance(settings, dict):
@@ -73,6 +72,11 @@ def check_defaults(defaults: dict[str, dict] | None) -> None:
         for name, value in settings.items():
             if value is not None:
                 KINDS[name](f"sampling_defaults of {path}: {name}", value)
+
+
+def _are_of_chat(given) -> bool:
+    choices = {"reread": REREAD, "precision": PRECISIONS}
+    return isinstance(given, dict) and bool(given) and all(given[name] in choices.get(name, ()) for name in given)
 
 
 def settings_of(path: str, defaults: dict[str, dict] | None, overrides: dict) -> dict:
@@ -93,6 +97,14 @@ def reread_of(defaults: dict[str, dict] | None, reread: str | None) -> str | Non
     if reread is None:
         reread = ((defaults or {}).get("chat") or {}).get("reread", AS_DRAWN)
     return None if reread == AS_DRAWN else reread
+
+
+def precision_of(defaults: dict[str, dict] | None, precision: str | None) -> str:
+    """The precision that texts are read and written in: as the call says, else as the folder does (under `chat`), else
+    the model's. Raises ValueError for what is none."""
+    if precision is None:
+        return ((defaults or {}).get("chat") or {}).get("precision", "model")
+    return choice("precision", precision, PRECISIONS)
 
 
 def guidance_of(guider) -> Guidance:

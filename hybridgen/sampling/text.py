@@ -60,6 +60,7 @@ def write_text(
     max_new_tokens: int | list[int],
     sampling: CodeSampling = GREEDY,
     generators: list[Generator] | None = None,
+    decoder: Decoder | None = None,
 ) -> list[Answer]:
     """Answers to prompts padded on the left, one per row (B), without special tokens and surrounding spaces.
 
@@ -68,6 +69,7 @@ def write_text(
         max_new_tokens: of every answer, or of each.
         sampling: how each token is drawn.
         generators: one per row, where tokens are not the likeliest: a row draws the same whatever is beside it.
+        decoder: the model's, in the precision to read and write in; None = in its own.
     """
     noise = [draw_gumbel([one], 1 << 62, model.lm_head.out_features, model.device) for one in generators or ()]
 
@@ -75,7 +77,8 @@ def write_text(
         return sampling.draw(logits, _side_by_side(noise, rows))
 
     suppressed, ends = unwritable_tokens(model, tokens), {tokenizer.eos_token_id}
-    writing = TextWriting(model, prefill(model, **prompts), max_new_tokens, choose, suppressed, ends)
+    prefix = prefill(model, **prompts, decoder=decoder)
+    writing = TextWriting(model, prefix, max_new_tokens, choose, suppressed, ends, decoder)
     while not writing.done:
         run(writing.step())
     written = writing.written
@@ -94,6 +97,7 @@ class TextWriting:
         choose: logits (R, V), float32, and which rows of the prefix they are for -> tokens (R,).
         suppressed: ids of tokens that are never written.
         ends: tokens after which no more follow; they are not read.
+        decoder: the model's, in another precision; None = in its own.
     """
 
     @torch.no_grad()
@@ -119,7 +123,7 @@ class TextWriting:
         """One token more in every row that goes on: read the last ones, then choose."""
         if self._chosen is not None:
             yield from self._read_chosen()
-        logits = (yield Score(self.model.lm_head, self._states)).float().index_fill(-1, self.suppressed, -torch.inf)
+        logits = (yield Score(self._decoder.text_logits, self._states)).index_fill(-1, self.suppressed, -torch.inf)
         self._chosen = self.choose(logits, self._rows)  # R
         tokens = read_tokens(self._chosen, logits, len(self.written[self._rows[0]]) + 1)
         for row, token in zip(self._rows, tokens, strict=True):

@@ -94,7 +94,7 @@ class PictureCall:
     def task(self) -> Task[list[Image.Image]]:
         """Draws them; yields a `Preview` now and then, where that was asked for."""
         pipe, request = self.pipe, self.request
-        prefix = pipe.read_requests([request] * self.count)
+        prefix = pipe.read_requests([request] * self.count, self.setup.decoder)
         image_scale = torch.tensor([request.image_scale] * self.count)
         guidance = replace(self.setup.guidance, scale=request.scale, image_scale=image_scale)
         generators = image_generators(self.count, self.seed)

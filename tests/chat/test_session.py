@@ -87,13 +87,15 @@ def test_a_picture_is_that_of_a_call_to_the_bit(with_vae, path, settings, prompt
 @pytest.mark.parametrize(
     "settings", [{"path": "vq", "window": 4}, {"path": "vq", "precision": "bf16"}, {"precision": "bf16"}]
 )
-def test_a_faster_picture_is_that_of_a_call_and_committed_in_the_models_precision(pipe, settings):
+def test_a_faster_picture_is_that_of_a_call_and_committed_in_its_precision(pipe, settings):
     given = {"seed": 1, "guidance_scale": 2.0, **FEW[settings.get("path", "diffusion")], **settings}
     chat = pipe.chat(plan=["image"])
     image = chat.draw(SHORT, **given)
     assert image.tobytes() == pipe(SHORT, **given).images[0].tobytes()
-    row = read_document(pipe.model, None, chat._conversation.cond.tokens, pipe.processor.special_tokens.pad)
-    assert worst(chat._conversation.cond.prefix.last_state, row.prefix.last_state) < 1e-5  # measured 4e-7
+    pad, decoder = pipe.processor.special_tokens.pad, pipe.decoder(settings.get("precision", "model"))
+    row = read_document(pipe.model, None, chat._conversation.cond.tokens, pad, decoder=decoder)
+    near = 1e-5 if "precision" not in settings else 0.03  # measured 4e-7, 0.006
+    assert worst(chat._conversation.cond.prefix.last_state, row.prefix.last_state) < near
 
 
 @pytest.mark.parametrize("unconditional", ["empty", "janus-official", "janus-hf"])

@@ -4,6 +4,7 @@ import argparse
 
 from hybridgen.cli.arguments.types import (
     add_checkpoint,
+    add_precision,
     add_text_options,
     check_image,
     check_text_options,
@@ -41,6 +42,7 @@ def add_arguments(commands) -> None:
         "--max-new-tokens", type=whole_number(1), metavar="N", help="length of the answer (default: what has room)"
     )
     add_text_options(command.add_argument_group("how to choose words"), "")
+    add_precision(command)
     command.add_argument("--seed", type=seed_number, help="of drawn words, + 1 for each question (default: random)")
 
 

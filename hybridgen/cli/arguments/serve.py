@@ -5,13 +5,12 @@ from pathlib import Path
 
 from hybridgen.cli.arguments.types import (
     add_checkpoint,
-    default_of,
+    add_precision,
     new_command,
     path_to,
     positive_number,
     whole_number,
 )
-from hybridgen.core.names import PRECISIONS
 from hybridgen.core.recognition import SMALL, require_checkpoint
 
 KEY_VARIABLE = "HYBRIDGEN_API_KEY"
@@ -51,8 +50,7 @@ def add_arguments(commands) -> None:
         ("--grace", positive_number, 30.0, "seconds that running requests have when the server ends"),
     ):
         bounds.add_argument(option, type=kind, default=default, metavar="N", help=f"{meaning} (default: {default:g})")
-    how = f"of the inner loop's weights; model = as saved ({default_of('--precision')})"
-    command.add_argument("--precision", choices=PRECISIONS, help=how)
+    add_precision(command)
 
 
 def check(options: argparse.Namespace) -> None:

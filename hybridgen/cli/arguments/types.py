@@ -238,11 +238,13 @@ def add_drawing_options(group) -> None:
         ("--window", whole_number(1), "vq path: codes read at once, guessing ahead"),
     ):
         group.add_argument(option, type=kind, help=f"{meaning} ({default_of(option)})")
-    group.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        help=f"precision of the inner loop's weights; model = as saved ({default_of('--precision')})",
-    )
+    add_precision(group)
+
+
+def add_precision(group) -> None:
+    """What weights are multiplied in."""
+    how = f"of the weights that read, write and draw; model = as saved ({default_of('--precision')})"
+    group.add_argument("--precision", choices=PRECISIONS, help=how)
 
 
 _TEXT_OPTIONS = ("temperature", "top-k", "top-p")
