@@ -257,7 +257,7 @@ def begin_image(vectors: dict[str, Tensor], token: int) -> dict[str, Tensor]:
     return {name: torch.cat([vectors[name], last], dim=1) for name, last in added.items()}
 
 
-class Reader(Protocol):
+class TokenReader(Protocol):
     """What reads tokens in another precision than the model's; a `decoder.Decoder`."""
 
     copies: bool  # whether it has weights of its own; else the model reads
@@ -271,7 +271,7 @@ def _read_into(
     input_ids: Tensor,
     keys: dict[str, Tensor],
     position_ids: Tensor,
-    decoder: Reader | None,
+    decoder: TokenReader | None,
     images: dict,
 ) -> Tensor:
     """The backbone's output (R, n, H) at tokens (R, n) that go into a cache.
@@ -302,7 +302,7 @@ def read_rows(
     document_ids: Tensor,
     block_ids: Tensor,
     position_ids: Tensor,
-    decoder: Reader | None = None,
+    decoder: TokenReader | None = None,
     **images,
 ) -> tuple[Prefix, Tensor]:
     """Read prompts (R, P), padded on the left, with their images (`pixel_values`, `latents`, `codes`).
@@ -330,7 +330,7 @@ def read_prompts(
     begin: int,
     device: torch.device,
     encode: Callable[[dict], dict[str, Tensor]] = lambda batch: {},
-    decoder: Reader | None = None,
+    decoder: TokenReader | None = None,
 ) -> Prefix:
     """Read prompts, one per row, and the token that begins an image: ready to draw.
 
@@ -370,7 +370,7 @@ def extend(
     prefix: Prefix,
     input_ids: Tensor,
     blocks: Tensor | None = None,
-    decoder: Reader | None = None,
+    decoder: TokenReader | None = None,
     **images,
 ) -> Tensor:
     """Read n more tokens in every row, and commit them.

@@ -51,6 +51,19 @@ def test_words_are_drawn_where_that_is_asked_for(run, tiny_checkpoint, doll, pip
         assert sentence in error
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_an_answer_in_another_precision(run, tiny_checkpoint, doll, pipeline, precision, monkeypatch):
+    words = ("ask", tiny_checkpoint, "--image", doll, "--question", "what creature is this?", "--max-new-tokens", 6)
+    asked, decoder = [], type(pipeline).decoder
+    monkeypatch.setattr(type(pipeline), "decoder", lambda pipe, name: (asked.append(name), decoder(pipe, name))[1])
+    code, lines, _ = run(*words, "--precision", precision)
+    assert (code, asked) == (0, [precision])
+    assert (
+        "\n".join(lines)
+        == pipeline.answer(Image.open(doll), "what creature is this?", max_new_tokens=6, precision=precision)[0]
+    )
+
+
 def test_an_answer_that_was_cut_is_said_on_stderr(run, tiny_checkpoint, doll):
     words = ("ask", tiny_checkpoint, "--image", doll, "--question", "a?")
     _, whole, _ = run(*words)
