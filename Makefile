@@ -9,7 +9,7 @@ HARNESSES := lmms-eval lm-eval filelock==3.20.0 evaluate loguru tenacity sacrebl
 	aiohttp aiohappyeyeballs aiosignal frozenlist multidict propcache yarl \
 	pytablewriter DataProperty mbstrdecoder pathvalidate tabledata tcolorpy typepy chardet sqlitedict
 
-.PHONY: demo test lint format notebooks clean
+.PHONY: demo test lint format site notebooks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hybridgen demo $(ARGS)
@@ -25,6 +25,10 @@ lint: $(VENV)/.installed
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# docs/ as a site in site/, which opens without a server: site/index.html.
+site: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --clean $(ARGS)
 
 # Runs the notebooks and keeps what they show; `make notebooks ARGS="text_to_image"` runs one.
 notebooks: $(VENV)/.installed
@@ -52,4 +56,4 @@ $(VENV)/harnesses: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

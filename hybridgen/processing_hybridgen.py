@@ -85,7 +85,8 @@ UNCONDITIONAL = ("empty", "janus-official", "janus-hf")
 
 
 class HybridGenProcessor(ProcessorMixin):
-    """
+    """Chat messages and pictures -> what the model takes; and pixels, codes and tokens back.
+
     Args:
         image_processor, tokenizer: its parts.
         chat_template: None = the tokenizer's own, else hybridgen's default where the tokenizer has its tokens of roles,

@@ -1,4 +1,5 @@
-"""Every fenced block of the README and of docs/ is run, page by page, in a folder where `make demo` might have ended.
+"""Every fenced block of the README, of CONTRIBUTING and of docs/ is run, page by page, in a folder where `make demo`
+might have ended.
 
     python   in one process a page, one block after another, names kept
     sh       each line: `hybridgen` in this process; of make, pip and scripts that train long, all but the work itself
@@ -47,7 +48,7 @@ from tests import docs_place
 from tests.serving.conftest import served
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 LANGUAGES = ("python", "sh", "yaml", "json", "text")
 SERVED_AT = "127.0.0.1:8000"
 SERVERS, ADDRESSES = ExitStack(), []  # of `hybridgen serve` on the page that is run
@@ -70,6 +71,7 @@ SMALLER = {  # what a command is about -> what is put behind it
     "my_run.yaml": [*TRAINING, *WIDTHS, "model.tokenizer.samples=4", "validation.every=0"],
     "mine/config.yaml": [*TRAINING, "sampling.steps=2"],
     "my_lora.yaml": [*TRAINING],
+    "go_on.yaml": [*TRAINING],
     "evaluate": ["--samples", "2"],
     "scripts/steps_quality.py": ["--steps", "2", "3", "--samples", "2"],
 }  # fmt: skip
@@ -226,7 +228,7 @@ def run_command(words: list[str], monkeypatch) -> None:
 
 
 def run_hybridgen(arguments: list[str]) -> None:
-    if "--help" in arguments:
+    if {"--help", "--version"} & set(arguments):
         with pytest.raises(SystemExit) as done:
             cli.main(arguments)
         assert done.value.code == 0

@@ -1,5 +1,5 @@
-"""Recipes at the size of a test: fine-tuning Janus-Pro as docs/janus.md says it, a text model that learns to see, and
-the paper's settings in the configs."""
+"""Recipes at the size of a test: fine-tuning Janus-Pro as docs/finetuning.md says it, a text model that learns to see,
+and the paper's settings in the configs."""
 
 import functools
 import itertools
