@@ -37,7 +37,8 @@ class HybridGenImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class HybridGenImageProcessor(BaseImageProcessor):
-    """
+    """Pictures -> pixels of the size and range that each path needs, and back.
+
     Args:
         image_size: side S of the understanding path's square input.
         image_mean, image_std: of the understanding path; 0.5 maps pixels to [-1, 1].

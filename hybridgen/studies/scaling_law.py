@@ -41,7 +41,8 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Law:
-    """
+    """A fitted law: the loss of a model of N weights after D training tokens, and the best of both for a budget.
+
     Args:
         cost, cost_exponent: FLOPs of a run, cost * N^cost_exponent * D: 6 and 1 by the rule of thumb, but counted here.
         spread: mean of the absolute log residuals: how far the points lie from the law.
