@@ -12,7 +12,7 @@ component; do not remove those seemingly unused imports there.
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -38,12 +38,14 @@ from hybridgen.checkpoints.manifest import Provenance
 from hybridgen.checkpoints.model_card import model_card
 from hybridgen.codecs.frozen import PixelCodec, VAECodec, VQCodec
 from hybridgen.configuration_hybridgen import require_path
+from hybridgen.core.devices import best_device
 from hybridgen.core.documents import Document, by_padded_length, left_pad
 from hybridgen.core.files import write_whole
 from hybridgen.core.hub import upload
 from hybridgen.core.messages import check_messages, parts, strip_reasoning
 from hybridgen.core.names import MOST_IMAGES, WRITING_PATHS, check_values
 from hybridgen.core.noise import NoiseProcess
+from hybridgen.core.offload import offload_layers, offloaded_by, take_turns
 from hybridgen.core.pictures import read_picture, read_pictures, with_pictures
 from hybridgen.core.recognition import checkpoint_path, looks_like_folder, require_checkpoint, user_path
 from hybridgen.core.values import choice, each, flag, listed, shorten, shown, texts, whole_number
@@ -56,7 +58,7 @@ from hybridgen.sampling.guidance import Guidance
 from hybridgen.sampling.likelihood import Likelihood, log_likelihoods, rolling_windows
 from hybridgen.sampling.prefix import Prefix, read_prompts
 from hybridgen.sampling.requests import ImageRequest, batches, expand_requests, pair_questions
-from hybridgen.sampling.schedules import state_of
+from hybridgen.sampling.schedules import LIBRARY_ERRORS, in_a_line, state_of
 from hybridgen.sampling.seeds import image_generators
 from hybridgen.sampling.settings import (
     DrawingSetup,
@@ -135,6 +137,7 @@ class HybridGenPipeline(DiffusionPipeline):
 
     _optional_components = ["scheduler", "vae", "vq_model"]
     _callback_tensor_inputs = ["latents"]
+    model_cpu_offload_seq = "model->vae->vq_model"  # which are offloaded; our hooks know no order
 
     def __init__(
         self,
@@ -157,6 +160,7 @@ class HybridGenPipeline(DiffusionPipeline):
         self._decoders: dict[bool, Decoder] = {}  # by whether weights were copied for it
         self._drawn_in_trial: tuple = ()  # the schedule of the last trial that went well
         self._provenance: Provenance | None = None
+        self._worker: tuple[int, int] | None = None  # the thread whose call computes while offloaded, and calls in it
 
     # ------------------------------------------------------------------------------------------------ what it has
 
@@ -192,6 +196,11 @@ class HybridGenPipeline(DiffusionPipeline):
             ValueError: there is no such precision, or it cannot be had with this model.
         """
         copies = precision != "model"
+        if copies and (verb := offloaded_by(self.model)) is not None:
+            raise ValueError(
+                f"precision {precision!r} keeps a copy of the weights, which {verb} is there to avoid; use precision "
+                "'model', and load the model in bfloat16 for half the size"
+            )
         decoder = self._decoders.get(copies)
         if decoder is None or not (
             decoder.precision == precision and decoder.model is self.model and decoder.is_current()
@@ -370,7 +379,7 @@ class HybridGenPipeline(DiffusionPipeline):
         timesteps = {size: self._callback_timesteps(setup, size) for size in set(sizes)}
         total = sum(len(timesteps[requests[group[0]].size]) for group in groups)
         drawn: list[Tensor | None] = [None] * len(requests)
-        with self._running(call), self.progress_bar(total=total) as progress:
+        with self._running(call), self.at_work(), self.progress_bar(total=total) as progress:
             for group in groups:
                 if call.interrupt:
                     break
@@ -648,10 +657,11 @@ class HybridGenPipeline(DiffusionPipeline):
         max_batch = whole_number("max_batch", max_batch)
         decoder = self.decoder(precision_of(self.sampling_defaults, precision))
         answers: list[Answer] = []
-        for start in range(0, len(conversations), max_batch):
-            some = slice(start, start + max_batch)
-            chunk = conversations[some], path, max_new_tokens, sampling, generators[some]
-            answers += self._replies_at_once(*chunk, decoder)
+        with self.at_work():
+            for start in range(0, len(conversations), max_batch):
+                some = slice(start, start + max_batch)
+                chunk = conversations[some], path, max_new_tokens, sampling, generators[some]
+                answers += self._replies_at_once(*chunk, decoder)
         return answers
 
     def _replies_at_once(
@@ -771,9 +781,9 @@ class HybridGenPipeline(DiffusionPipeline):
     ) -> list[Likelihood]:
         """Those of documents' labels, equally long documents together."""
         scored: list[Likelihood | None] = [None] * len(documents)
-        for group in by_padded_length(documents, _ANSWER_PAD_MULTIPLE):
-            for start in range(0, len(group), max_batch):
-                numbers = group[start : start + max_batch]
+        groups = by_padded_length(documents, _ANSWER_PAD_MULTIPLE)
+        with self.at_work():
+            for numbers in (group[at : at + max_batch] for group in groups for at in range(0, len(group), max_batch)):
                 some = [documents[number] for number in numbers]
                 inputs = self.prompt_inputs(some, _ANSWER_PAD_MULTIPLE)
                 of_some = log_likelihoods(self.model, some, inputs, unwritable)
@@ -826,6 +836,127 @@ class HybridGenPipeline(DiffusionPipeline):
     def chat(self, messages: list[dict] | tuple = (), **settings) -> Chat:
         """A conversation of many turns; see `Chat`."""
         return Chat(self, messages, **settings)
+
+    # ---------------------------------------------------------------------------------------------- where it computes
+
+    def to(self, *args, **kwargs) -> "HybridGenPipeline":
+        """As everywhere in diffusers: a device, a dtype, or both.
+
+        Raises:
+            ValueError: there is no such device or dtype, or the pipeline is offloaded.
+        """
+        if (verb := self._offloaded()) is not None:
+            raise ValueError(
+                f"this pipeline is offloaded ({verb}), so its components move by themselves; call remove_all_hooks() "
+                "before to()"
+            )
+        try:
+            return super().to(*args, **kwargs)
+        except (*LIBRARY_ERRORS, AssertionError) as error:
+            given = ", ".join(map(str, [*args, *kwargs.values()]))
+            raise ValueError(f"this pipeline cannot be moved to {given}: {in_a_line(error)}") from error
+
+    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
+        """As everywhere in diffusers: model, vae and vq_model wait on the CPU, and each is on the device while it runs.
+        What is drawn and answered does not change by a bit.
+
+        Raises:
+            ValueError: this machine has no accelerator, or a component cannot be offloaded.
+        """
+        self._begin_offload("enable_model_cpu_offload", gpu_id, device)
+        with self._moving():
+            self._all_hooks = take_turns(self._weighted_components(), self._offload_device)
+
+    def enable_sequential_cpu_offload(
+        self, gpu_id: int | None = None, device: torch.device | str | None = None
+    ) -> None:
+        """As everywhere in diffusers: each layer is on the device while it runs. The least memory, and much slower.
+
+        Raises:
+            ValueError: this machine has no accelerator, or a component cannot be offloaded.
+        """
+        self._begin_offload("enable_sequential_cpu_offload", gpu_id, device)
+        with self._moving():
+            for component in self._weighted_components():
+                offload_layers(component, self._offload_device)
+
+    def remove_all_hooks(self) -> None:
+        """As everywhere in diffusers: what is offloaded is so no longer, and on the CPU."""
+        self.maybe_free_model_hooks()
+        with self._moving():
+            super().remove_all_hooks()
+
+    def maybe_free_model_hooks(self) -> None:
+        """Offloaded components that are on the device leave it."""
+        for hook in getattr(self, "_all_hooks", ()):
+            hook.offload()
+
+    def enable_group_offload(self, *args, **kwargs) -> None:
+        """Raises ValueError: our loops run parts of layers, which diffusers' groups do not see."""
+        raise ValueError("enable_group_offload is not for this pipeline; use enable_sequential_cpu_offload()")
+
+    def enable_attention_slicing(self, slice_size: str | int | None = "auto") -> None:
+        """Raises ValueError, but for None: there is nothing to slice."""
+        if slice_size is not None:
+            raise ValueError(
+                "enable_attention_slicing would save nothing: attention never holds its whole matrix here (torch's "
+                "scaled_dot_product_attention); for less memory give a smaller max_batch, or enable_model_cpu_offload()"
+            )
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Inside, a call computes; at its end, components that take turns on a device leave it.
+
+        Raises:
+            ValueError: the pipeline is offloaded, and a call of another thread computes.
+        """
+        if self._offloaded() is None:
+            yield
+            return
+        thread, calls = self._worker or (threading.get_ident(), 0)
+        if thread != threading.get_ident():
+            raise ValueError(
+                "this pipeline is offloaded, and a call in another thread computes with it; offloaded components "
+                "serve one call at a time: wait for it to end, or close its stream"
+            )
+        self._worker = thread, calls + 1
+        try:
+            yield
+        finally:
+            self._worker = (thread, calls) if calls else None
+            self.maybe_free_model_hooks()
+
+    def _moving(self):
+        """Inside, components are put elsewhere, and stay those of the folder that they were loaded from."""
+        return nullcontext() if self._provenance is None else self._provenance.moving(self._weighted_components())
+
+    def _offloaded(self) -> str | None:
+        """The verb that offloaded it; None = it is not."""
+        return next(filter(None, map(offloaded_by, self._weighted_components())), None)
+
+    def _begin_offload(self, verb: str, gpu_id: int | None, device: torch.device | str | None) -> None:
+        """Put all on the CPU, without hooks, and note the device as diffusers does. Raises ValueError."""
+        try:
+            chosen = best_device() if device is None else torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"{verb}: device is {shown(device)}; give one such as 'cuda' or 'cuda:1'") from error
+        if device is None and chosen.type == "cpu":
+            raise ValueError(f"{verb} needs an accelerator, and this machine has none; without it all runs on the CPU")
+        if gpu_id is not None and device is not None and chosen.index is not None:
+            raise ValueError(f"{verb}: gpu_id is {gpu_id} and device is {device}, which has a number too; give one")
+        index = chosen.index if gpu_id is None else whole_number("gpu_id", gpu_id, 0)
+        for name in ("vae", "vq_model"):
+            codec = getattr(self, name)
+            if codec is not None and codec.dtype == torch.float16:
+                raise ValueError(
+                    f"{verb}: {name} is in float16, in which decoders overflow, so that a copy in float32 would stay "
+                    f"on the device; first call pipe.{name}.to(torch.float32)"
+                )
+        self.remove_all_hooks()
+        self.to("cpu", silence_dtype_warnings=True)
+        self.drop_decoders()
+        self._offload_gpu_id = index or 0
+        self._offload_device = chosen if chosen.type == "cpu" else torch.device(chosen.type, self._offload_gpu_id)
 
     # ------------------------------------------------------------------------------------- what it was loaded from
 

@@ -52,7 +52,7 @@ def _is_read(function, args: tuple, target: torch.device | None) -> bool:
     if function in READS:
         return True
     if function is aten._to_copy.default:
-        return target is not None and target != DEVICE
+        return target is not None and target.type != DEVICE.type
     if function is aten.copy_.default:
         return not isinstance(args[0], PretendedTensor)
     if function in INDEXING:  # a mask is made into indices first, but not where one value is written
@@ -120,10 +120,10 @@ def _run(function, args: tuple, kwargs: dict):
         _check_devices(function, args, plain)
     if pretended and _is_read(function, args, target):
         _note_read(function)
-    if target == DEVICE and kwargs.get("generator") is not None:
+    if target is not None and target.type == DEVICE.type and kwargs.get("generator") is not None:
         raise RuntimeError(f"{function}: a CPU generator cannot fill a tensor on the pretended device")
     if target is not None:
-        on_device = target == DEVICE
+        on_device = target.type == DEVICE.type  # also where it has a number
     else:
         on_device = isinstance(args[0], PretendedTensor) if function in COPIES else bool(pretended)
     values, options = tree_map(lambda x: x.on_cpu if isinstance(x, PretendedTensor) else x, (args, kwargs))

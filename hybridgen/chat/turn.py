@@ -18,6 +18,7 @@ from hybridgen.checkpoints.manifest import make_manifest
 from hybridgen.configuration_hybridgen import require_path
 from hybridgen.core.messages import check_messages, drop_user_texts, parts
 from hybridgen.core.names import WRITING_PATHS
+from hybridgen.core.offload import device_of
 from hybridgen.core.pictures import with_pictures
 from hybridgen.sampling.interleaved import (
     ImageBlock,
@@ -192,7 +193,8 @@ class Turn:
 
     def events(self) -> Iterator[Event]:
         """Make the turn. To stop, stop asking."""
-        return events_of(self.task())
+        with self.pipe.at_work():
+            yield from events_of(self.task())
 
     def task(self) -> Task[None]:
         """Make the turn as a task (`sampling.tasks`), which yields its events beside its work."""
@@ -225,7 +227,7 @@ class Turn:
 
     def _text_noise(self) -> Iterator[Tensor]:
         generators, vocabulary = image_generators(1, self.seed), self.model.lm_head.out_features
-        return draw_gumbel(generators, 1 << 62, vocabulary, self.model.device)  # without end; drawn as it is needed
+        return draw_gumbel(generators, 1 << 62, vocabulary, device_of(self.model))  # without end; drawn as it is needed
 
     def _write(self, count: int, may_draw: bool) -> Task[bool]:
         """At most so many tokens. Returns whether the model wrote that an image begins."""

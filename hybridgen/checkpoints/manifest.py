@@ -4,6 +4,8 @@ A pipeline knows what it was loaded from only for as long as its weights, and th
 (`Provenance`): of pictures that it draws after more training, nobody can say by what they were drawn.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -117,20 +119,33 @@ class Provenance:
 
         Another dtype is no change, as a manifest says which it is; a second one may be: what was rounded stays so.
         """
-        if self._weights != _weights_versions(components):
+        if not self.holds(components):
             return {}
-        for component, loaded in zip(components, self._samples, strict=True):
-            sample = _sample_of(component)
-            if not torch.equal(loaded.to(sample.dtype), sample):
-                return {}
         if self._origin is None:
             self._origin = checkpoint_hashes(self._folder) if self._files == weights_state(self._folder) else {}
         return self._origin
 
+    def holds(self, components: list[nn.Module]) -> bool:
+        """Whether the weights are what they were then."""
+        if self._weights != _weights_versions(components):
+            return False
+        samples = [_sample_of(component) for component in components]
+        pairs = [(loaded, now) for loaded, now in zip(self._samples, samples, strict=True) if now is not None]
+        return all(torch.equal(loaded.to(now.dtype), now) for loaded, now in pairs)
 
-def _sample_of(component: nn.Module) -> Tensor:
-    """Some values of a module's largest weight, on the CPU."""
+    @contextmanager
+    def moving(self, components: list[nn.Module]) -> Iterator[None]:
+        """Inside, weights are put into other tensors without another value, as offloading does: no change."""
+        held = self.holds(components)
+        yield
+        self._weights = _weights_versions(components) if held else []  # changed before: never to be known again
+
+
+def _sample_of(component: nn.Module) -> Tensor | None:
+    """Some values of a module's largest weight, on the CPU; None while it is offloaded layer by layer."""
     largest = max(component.parameters(), key=Tensor.numel, default=torch.zeros(0)).detach().flatten()
+    if "_hf_hook" in component.__dict__ and largest.is_meta:
+        return None
     return largest[:: max(1, len(largest) // 64)].cpu().clone()
 
 

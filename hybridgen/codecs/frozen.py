@@ -31,6 +31,7 @@ from transformers.models.janus.modeling_janus import JanusVQVAE
 from hybridgen.codecs.patch_vq import PatchVQ
 from hybridgen.core.devices import sum_dtype
 from hybridgen.core.files import read_json
+from hybridgen.core.offload import at_hand, bring, device_of
 from hybridgen.core.recognition import user_path
 from hybridgen.core.sizes import Images, by_size
 from hybridgen.core.versions import version_of
@@ -83,6 +84,7 @@ class VAECodec:
     def _encode(self, images: Tensor) -> Tensor:
         check_size(*images.shape[-2:], self.downsample_factor)
         vae = self.vae
+        bring(vae)
         with _no_autocast(images):
             encoded = vae.encode(values_of(images).to(vae.dtype))
         if hasattr(encoded, "latent_dist"):
@@ -98,6 +100,7 @@ class VAECodec:
 
     def _decode(self, latents: Tensor) -> Tensor:
         vae, z = self.vae, latents.float() / self.scale + self.shift
+        bring(vae)
         with _no_autocast(z):
             return vae.decode(z.to(vae.dtype)).sample.float()
 
@@ -159,8 +162,9 @@ class VQCodec:
     @property
     def codebook(self) -> Tensor:
         """(V, D), as the decoder reads it."""
-        weight = self.model.quantize.embedding.weight
-        return F.normalize(weight, dim=-1) if self.directions else weight
+        embedding = self.model.quantize.embedding
+        with at_hand(embedding):
+            return F.normalize(embedding.weight, dim=-1) if self.directions else embedding.weight
 
     @torch.no_grad()
     def encode(self, images: Images) -> Tensor:
@@ -168,15 +172,17 @@ class VQCodec:
         codes = _by_size(self._encode, images)  # I, h, w
         if isinstance(codes, Tensor):
             return codes.flatten()
-        empty = torch.zeros(0, dtype=torch.long, device=self.model.device)
+        empty = torch.zeros(0, dtype=torch.long, device=device_of(self.model))
         return torch.cat([empty, *(of_image.flatten() for of_image in codes)])
 
     def _encode(self, images: Tensor) -> Tensor:
         check_size(*images.shape[-2:], self.downsample_factor)
         model = self.model
+        bring(model)
         with _no_autocast(images):
             z = to_latents(model, values_of(images).to(model.dtype))  # I, D, h, w
-        return quantize(z.float(), model.quantize.embedding.weight.float(), self.directions).codes
+        with at_hand(model.quantize.embedding):
+            return quantize(z.float(), model.quantize.embedding.weight.float(), self.directions).codes
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
@@ -184,6 +190,7 @@ class VQCodec:
         return _by_size(self._decode, codes, self.downsample_factor)
 
     def _decode(self, codes: Tensor) -> Tensor:
+        bring(self.model)
         entries = F.embedding(codes, self.codebook).permute(0, 3, 1, 2).contiguous()  # I, D, h, w
         with _no_autocast(codes):
             return to_pixels(self.model, entries).float()

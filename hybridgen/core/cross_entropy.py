@@ -63,6 +63,8 @@ def is_plain(head: nn.Module) -> bool:
     not be called there: how often would depend on the number of tokens, and processes would wait for each other.
     """
     managed = isinstance(head, FSDPModule)
+    if "_hf_hook" in head.__dict__:  # its weight is there in calls alone: offloaded
+        return False
     kind = type(head).__mro__[2] if managed else type(head)
     listeners = max(len(head._forward_hooks), len(head._forward_pre_hooks)) - managed
     listeners += len(head._backward_hooks) + len(head._backward_pre_hooks)

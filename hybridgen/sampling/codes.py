@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
+from hybridgen.core.offload import bring
 from hybridgen.core.values import number, whole_number
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.sampling.decoder import Decoder
@@ -164,6 +165,7 @@ class CodeWriting:
 
     def step(self) -> Task[None]:
         """One forward on: one code more, or several with a window."""
+        bring(self.model)
         if not self.written:
             states = self.prefix.last_state[:, None]  # R, 1, H
             logits, drawn = yield from self._draw(states, 0)

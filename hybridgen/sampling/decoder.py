@@ -40,6 +40,7 @@ from torch.nn import functional
 from transformers import LlamaModel, MistralModel, Qwen2Model, Qwen3Model
 
 from hybridgen.core.names import PRECISIONS
+from hybridgen.core.offload import bring, device_of
 from hybridgen.core.values import choice
 from hybridgen.core.versions import version_of
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
@@ -87,9 +88,9 @@ def _linears(layer: nn.Module) -> tuple[list[nn.Linear], ...]:
         [mlp.gate_proj], [mlp.up_proj], [mlp.down_proj]  # fmt: skip
 
 
-def _has_onednn(weight: Tensor) -> bool:
+def _has_onednn(weight: Tensor, device: torch.device) -> bool:
     """Whether oneDNN multiplies with a weight: on CPUs, where it is up to twice as fast as BLAS (fp32, Zen 4)."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     half = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return half or weight.dtype == torch.float32
@@ -104,10 +105,11 @@ class _Matrix:
     Args:
         packed: the weight is copied once in the order in which the processor reads it; for few tokens, whose product
             waits for weights, this is as fast again (oneDNN).
+        device: where it multiplies; a weight that is offloaded is not there yet.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, packed: bool):
-        self.weight, self.bias, self.onednn = weight, bias, _has_onednn(weight) and weight.is_contiguous()
+    def __init__(self, weight: Tensor, bias: Tensor | None, packed: bool, device: torch.device):
+        self.weight, self.bias, self.onednn = weight, bias, _has_onednn(weight, device) and weight.is_contiguous()
         self.plain = weight if weight.numel() <= _SMALL else None  # as BLAS takes it
         if packed and self.onednn:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, 128)
@@ -139,11 +141,11 @@ class _Product:
     with their bf16 copy, which has the same values.
     """
 
-    def __init__(self, layers: list[nn.Linear], precision: Precision):
+    def __init__(self, layers: list[nn.Linear], precision: Precision, device: torch.device):
         self.sizes, self.int8_weight = [layer.out_features for layer in layers], None
         if precision == "model":
             self.dtype = layers[0].weight.dtype
-            self.matrices = [_Matrix(layer.weight, layer.bias, packed=False) for layer in layers]
+            self.matrices = [_Matrix(layer.weight, layer.bias, False, device) for layer in layers]
             return
         self.dtype = torch.float32 if precision == "fp32" else torch.bfloat16
         weight = torch.cat([layer.weight.detach() for layer in layers]).to(self.dtype)  # sum of sizes, in
@@ -155,7 +157,7 @@ class _Product:
             self.int8_weight = (weight / scale[:, None]).round().to(torch.int8)
             self.scale = scale.bfloat16()
             weight = self.int8_weight.bfloat16() * self.scale[:, None]  # the same weights, however many tokens come
-        self.matrices = [_Matrix(weight, self.bias, packed=True)]
+        self.matrices = [_Matrix(weight, self.bias, True, device)]
 
     @property
     def is_small(self) -> bool:
@@ -185,9 +187,9 @@ class _Product:
 class _Layer:
     """One layer of the Llama family."""
 
-    def __init__(self, layer: nn.Module, precision: Precision):
+    def __init__(self, layer: nn.Module, precision: Precision, device: torch.device):
         attention, mlp = layer.self_attn, layer.mlp
-        products = [_Product(group, precision) for group in _linears(layer)]
+        products = [_Product(group, precision, device) for group in _linears(layer)]
         self.qkv, self.out, self.gate, self.up, self.down = products
         self.norms = layer.input_layernorm, layer.post_attention_layernorm
         self.head_norms = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)  # Qwen3
@@ -309,16 +311,17 @@ class Decoder:
             return
         if precision == "int8" and model.device.type != "cpu":
             raise ValueError(f"precision 'int8' runs on CPUs, the model is on {model.device}; use 'bf16'")
-        self.layers = [_Layer(layer, precision) for layer in model.model.language_model.layers]
+        device = device_of(model)
+        self.layers = [_Layer(layer, precision, device) for layer in model.model.language_model.layers]
         self._is_small = all(layer.is_small for layer in self.layers)
         self.head = None
         vq = model.config.vq_config
         if precision != "model" and vq is not None and vq.first_token_id is None:  # else it is the text's, unchanged
             head = model.model.generation_head
             self.head = (
-                _Product([head.proj_out], precision),
+                _Product([head.proj_out], precision, device),
                 head.activation_fn,
-                _Product([head.vision_head], precision),
+                _Product([head.vision_head], precision, device),
             )
 
     @property
@@ -350,7 +353,8 @@ class Decoder:
         head = self.model.lm_head
         is_plain = type(head) is nn.Linear and type(head.weight) is nn.Parameter
         hooked = head._forward_hooks or head._forward_pre_hooks
-        return _Product([head], self.precision) if self.copies and is_plain and not hooked else None
+        is_copied = self.copies and is_plain and not hooked
+        return _Product([head], self.precision, device_of(self.model)) if is_copied else None
 
     def kernel(self, rows: int, stepwise: bool) -> Kernel:
         """By which this many rows are multiplied; the number of tokens in them does not matter, so that a code is the
@@ -419,8 +423,9 @@ class Decoder:
 
 def _parts_of(model: HybridGenForConditionalGeneration) -> list[tuple]:
     """What a decoder is made of, in a form that changes when it does: of the backbone and the heads each module and
-    its hooks, and of each weight the object, the address and the version. Two are equal where nothing changed."""
-    parts, heads = [], (model.lm_head, getattr(model.model, "generation_head", None))
+    its hooks, of each weight the object, the address and the version, and where they compute. Two are equal where
+    nothing changed."""
+    parts, heads = [(device_of(model),)], (model.lm_head, getattr(model.model, "generation_head", None))
     left = [part for part in (model.model.language_model, *heads) if part is not None]
     while left:
         module = left.pop()
@@ -439,6 +444,7 @@ class IncrementalForward:
         self.decoder, self.prefix, self.blocks, self.diffusion = decoder, prefix, blocks, diffusion
         self.is_image, self.stepwise = is_image, (causal or is_image) and not diffusion
         model, count = decoder.model, len(blocks)
+        bring(model)
         # tokens of one block see the same keys, and so does one token that comes alone, but for words that a window
         # leaves behind: one row is the mask of all
         self.one_row = causal and (is_image or not model.model.has_windows)
@@ -499,6 +505,7 @@ def read_together(reads: list[Read]) -> list[Tensor]:
     A backbone that is run as transformers runs it reads them one after another.
     """
     decoder = reads[0].forward.decoder
+    bring(decoder.model)
     with ExitStack() as stack:
         for read in reads:
             if not read.commit:

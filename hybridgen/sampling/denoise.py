@@ -21,6 +21,7 @@ import torch
 from torch import Generator, Tensor
 
 from hybridgen.core.noise import NoiseProcess, convert
+from hybridgen.core.offload import bring
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.sampling.decoder import Decoder
 from hybridgen.sampling.finite import FiniteSteps
@@ -172,6 +173,8 @@ class ImagePredictor:
         decoder: Decoder | None = None,
     ):
         self.config, self.inner, self.size = model.config.diffusion_config, model.model, size
+        self.model = model
+        bring(model)
         decoder = Decoder(model) if decoder is None else decoder
         blocks = image_blocks(model, self.config.tokens(*size), timesteps.device)
         self._vectors, self.steps = self.inner.timestep_embedder(timesteps), len(timesteps)  # S, H
@@ -195,6 +198,7 @@ class ImagePredictor:
 
     def predict(self, noisy: Tensor, step: int) -> Task[Tensor]:
         """The same as a task."""
+        bring(self.model)
         copies, forward = self._guided if self.guide.is_on(step) else self._unguided
         vector = self._vectors[step][None]  # shared: a batch of I equal rows would round differently for each I
         embeds, skips = self.inner.embed_images(noisy, vector)  # I, T, H

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from hybridgen.core.layout import PADDING_DOCUMENT
+from hybridgen.core.offload import device_of
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.sampling.codes import commit_codes
 from hybridgen.sampling.decoder import Decoder
@@ -156,7 +157,7 @@ def _as_inputs(model: HybridGenForConditionalGeneration, tokens: list[Token]) ->
         name: [value[0] for value in values] if name == "latents" else torch.cat(values)
         for name, values in media.items()
     }
-    device = model.device
+    device = device_of(model)
     return torch.tensor(ids, device=device), torch.tensor(blocks, device=device), media
 
 
@@ -172,7 +173,7 @@ def start_image(model: HybridGenForConditionalGeneration, read: ReadTokens, deco
     if read.image_start is not None:
         return read.image_start
     image_start, begin = read.until(len(read.tokens)), model.config.begin_image_token_id
-    extend(model, image_start, torch.tensor([begin], device=model.device), decoder=decoder)
+    extend(model, image_start, torch.tensor([begin], device=device_of(model)), decoder=decoder)
     return image_start
 
 

@@ -19,6 +19,7 @@ from transformers.cache_utils import DynamicLayer
 
 from hybridgen.core import layout
 from hybridgen.core.documents import Document, by_padded_length, left_pad
+from hybridgen.core.offload import bring
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 
 PAD_MULTIPLE = 32  # tokens; prompts are padded to a multiple of it
@@ -280,6 +281,7 @@ def _read_into(
         keys: layout vectors (R, P + n) of all tokens, as `forward` takes them.
         decoder: None = the model's own weights, run as transformers runs them.
     """
+    bring(model)
     if decoder is None or not decoder.copies:
         return model.model(
             input_ids=input_ids, **keys, position_ids=position_ids, past_key_values=cache, use_cache=True, **images

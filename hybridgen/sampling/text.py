@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hybridgen.core.layout import SpecialTokens
 from hybridgen.core.names import PATHS
+from hybridgen.core.offload import bring, device_of
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.sampling.codes import GREEDY, CodeSampling
 from hybridgen.sampling.decoder import Decoder
@@ -33,7 +34,7 @@ def unwritable_tokens(
     if (vq := model.config.vq_config) is not None and (first := vq.first_token_id) is not None:
         unwritable |= set(range(first, first + vq.num_embeddings))
     scored = [token for token in sorted(unwritable - set(allowed)) if token < model.lm_head.out_features]
-    return torch.tensor(scored, dtype=torch.long, device=model.device)
+    return torch.tensor(scored, dtype=torch.long, device=device_of(model))
 
 
 class Answer(str):
@@ -71,7 +72,7 @@ def write_text(
         generators: one per row, where tokens are not the likeliest: a row draws the same whatever is beside it.
         decoder: the model's, in the precision to read and write in; None = in its own.
     """
-    noise = [draw_gumbel([one], 1 << 62, model.lm_head.out_features, model.device) for one in generators or ()]
+    noise = [draw_gumbel([one], 1 << 62, model.lm_head.out_features, device_of(model)) for one in generators or ()]
 
     def choose(logits: Tensor, rows: list[int]) -> Tensor:
         return sampling.draw(logits, _side_by_side(noise, rows))
@@ -121,6 +122,7 @@ class TextWriting:
 
     def step(self) -> Task[None]:
         """One token more in every row that goes on: read the last ones, then choose."""
+        bring(self.model)
         if self._chosen is not None:
             yield from self._read_chosen()
         logits = (yield Score(self._decoder.text_logits, self._states)).index_fill(-1, self.suppressed, -torch.inf)

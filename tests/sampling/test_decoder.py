@@ -209,7 +209,7 @@ def test_a_row_is_the_same_to_the_bit_whatever_stands_beside_it(precision):
 def test_what_comes_after_a_product_is_done_to_it(precision):
     """silu, a sum and a product with another tensor, where they are fused and where dtypes differ."""
     layer = torch.nn.Linear(32, 48)
-    product, inputs = _Product([layer], precision), torch.randn(2, 5, 32)
+    product, inputs = _Product([layer], precision, layer.weight.device), torch.randn(2, 5, 32)
     other, plain = torch.randn(2, 5, 48), layer(inputs)
     near = 1e-5 if precision != "bf16" else 0.05
     assert worst(product.joined(inputs, "swish"), torch.nn.functional.silu(plain)) < near
