@@ -25,6 +25,7 @@ from torch import Generator, Tensor
 
 from hybridgen.chat.events import Event
 from hybridgen.chat.session import Chat, stream
+from hybridgen.checkpoints import adapters
 from hybridgen.checkpoints.loading import (
     WEIGHTS,
     check_checkpoint,
@@ -49,6 +50,7 @@ from hybridgen.core.offload import offload_layers, offloaded_by, take_turns
 from hybridgen.core.pictures import read_picture, read_pictures, with_pictures
 from hybridgen.core.recognition import checkpoint_path, looks_like_folder, require_checkpoint, user_path
 from hybridgen.core.values import choice, each, flag, listed, shorten, shown, texts, whole_number
+from hybridgen.core.values import number as checked_number
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.processing_hybridgen import HybridGenProcessor
 from hybridgen.sampling.codes import CodeDrawing, CodeSampling
@@ -78,6 +80,7 @@ __all__ = ["CallState", "HybridGenPipeline", "load_pipeline"]
 
 MOST_TOKENS = 8192  # of an answer, where neither a call nor the model's context says how long it may become
 _ANSWER_PAD_MULTIPLE = 8  # tokens; prompts of answers are padded to a multiple of it
+_LORA_SCALES = -100, 100  # what an adapter may be multiplied by
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 _HUB_SETTINGS = ("commit_message", "private", "token", "create_pr")  # of `push_to_hub`, handed on to the hub
 
@@ -837,6 +840,140 @@ class HybridGenPipeline(DiffusionPipeline):
         """A conversation of many turns; see `Chat`."""
         return Chat(self, messages, **settings)
 
+    # ------------------------------------------------------------------------------------------------------ adapters
+
+    def load_lora_weights(self, pretrained_model_name_or_path_or_dict: str | Path, adapter_name: str | None = None):
+        """As everywhere in diffusers: put an adapter on the model, from the checkpoint/ of a run with lora. It alone is
+        active then, at scale 1; `set_adapters` combines several.
+
+        Args:
+            adapter_name: None = `default_0`, `default_1`, ... in the order of loading.
+
+        Raises:
+            ValueError: peft is missing, the name is taken, or the adapter is another model's.
+        """
+        given = pretrained_model_name_or_path_or_dict
+        if not isinstance(given, str | Path):
+            raise ValueError(f"load_lora_weights takes the folder of an adapter, not {shown(given)}; save it first")
+        if adapter_name is None:
+            names = (f"default_{number}" for number in range(len(self._adapters()) + 1))
+            adapter_name = next(name for name in names if name not in self._adapters())
+        elif not isinstance(adapter_name, str) or not adapter_name or "." in adapter_name:
+            raise ValueError(f"adapter_name is {shown(adapter_name)}; give a word without a dot")
+        with self._changing_adapters("load_lora_weights"):
+            adapters.load(self.model, given, adapter_name)
+
+    def unload_lora_weights(self) -> None:
+        """As everywhere in diffusers: all adapters leave. What is fused stays in the weights."""
+        with self._changing_adapters("unload_lora_weights", fused=None):
+            adapters.unload(self.model)
+
+    def set_adapters(self, adapter_names: str | list[str], adapter_weights: float | list[float] | None = None) -> None:
+        """As everywhere in diffusers: let these adapters alone have an effect, each times its weight.
+
+        Raises:
+            ValueError: there is no such adapter, or no such weight.
+        """
+        names = self._checked_adapters(adapter_names)
+        scales = each("adapter_weights", adapter_weights, len(names), of="adapters")
+        scales = [1.0 if one is None else checked_number("adapter_weights", one, *_LORA_SCALES) for one in scales]
+        with self._changing_adapters("set_adapters"):
+            adapters.activate(self.model, dict(zip(names, scales, strict=True)))
+
+    def get_active_adapters(self) -> list[str]:
+        """Names of the adapters that have an effect now."""
+        return adapters.active(self.model)
+
+    def get_list_adapters(self) -> dict[str, list[str]]:
+        """As everywhere in diffusers: names of all adapters, by component."""
+        return {"model": self._adapters()} if self._adapters() else {}
+
+    def delete_adapters(self, adapter_names: str | list[str]) -> None:
+        """As everywhere in diffusers: some adapters leave, the others stay as they are.
+
+        Raises:
+            ValueError: there is no such adapter.
+        """
+        names = self._checked_adapters(adapter_names)
+        with self._changing_adapters("delete_adapters"):
+            adapters.delete(self.model, names)
+
+    def disable_lora(self) -> None:
+        """As everywhere in diffusers: no adapter has an effect, until `enable_lora`."""
+        with self._changing_adapters("disable_lora"):
+            adapters.enable(self.model, False)
+
+    def enable_lora(self) -> None:
+        """Undoes `disable_lora`."""
+        with self._changing_adapters("enable_lora"):
+            adapters.enable(self.model, True)
+
+    def fuse_lora(
+        self, components: list[str] | None = None, lora_scale: float = 1.0, safe_fusing: bool = False,
+        adapter_names: list[str] | None = None,
+    ) -> None:  # fmt: skip
+        """As everywhere in diffusers: add adapters to the weights, so that they cost nothing more, and every precision
+        can be had; `unload_lora_weights` afterwards makes it an ordinary pipeline, to be saved.
+
+        Args:
+            components: the model alone has adapters.
+            lora_scale: multiplies all of them.
+            safe_fusing: refuse adapters whose weights are not finite.
+            adapter_names: None = those that are active, with the weights that `set_adapters` gave them.
+
+        Raises:
+            ValueError: there is nothing to fuse, or it is fused already.
+        """
+        if components is not None and listed(components) != ["model"]:
+            raise ValueError(f"components is {shown(components)}; only the model has adapters, leave it out")
+        scale = checked_number("lora_scale", lora_scale, *_LORA_SCALES)
+        names = self.get_active_adapters() if adapter_names is None else self._checked_adapters(adapter_names)
+        if not names:
+            raise ValueError("no adapter is active, so there is nothing to fuse; call load_lora_weights() first")
+        scales = {name: scale * adapters.scale_of(self.model, name) for name in names}
+        with self._changing_adapters("fuse_lora"):
+            adapters.fuse(self.model, scales, safe=flag("safe_fusing", safe_fusing))
+
+    def unfuse_lora(self) -> None:
+        """As everywhere in diffusers: undoes `fuse_lora`, up to rounding."""
+        with self._changing_adapters("unfuse_lora", fused=True):
+            adapters.unfuse(self.model)
+
+    def _adapters(self) -> list[str]:
+        return adapters.loaded(self.model)
+
+    def _checked_adapters(self, names: str | list[str]) -> list[str]:
+        """Raises ValueError for names that are none of the adapters', or that stand there twice."""
+        names = texts("adapter_names", names)
+        known = ", ".join(self._adapters())
+        if unknown := [name for name in names if name not in self._adapters()]:
+            there = f"there are: {known}" if known else "none is loaded"
+            raise ValueError(f"adapter_names has {unknown[0]!r}, but {there}; load_lora_weights() loads one")
+        if len(set(names)) < len(names):
+            raise ValueError(f"adapter_names is {names}, which names one twice; give each once")
+        return names
+
+    @contextmanager
+    def _changing_adapters(self, verb: str, fused: bool | None = False) -> Iterator[None]:
+        """Inside, adapters change: weights that were copied are copied again, and what was drawn is no longer drawn by
+        the folder's weights alone.
+
+        Args:
+            fused: whether they must be fused before; None = no matter.
+        """
+        adapters.require_peft()
+        if offloaded_by(self.model) == "enable_sequential_cpu_offload":
+            raise ValueError(f"{verb} needs whole weights, but they are offloaded; call remove_all_hooks() before")
+        if fused is not None and adapters.fused(self.model) is not fused:
+            way = "unfuse_lora() first" if not fused else "nothing is to be undone"
+            raise ValueError(f"{verb}: adapters are {'' if not fused else 'not '}fused into the weights; {way}")
+        self.drop_decoders()
+        origin = self._provenance
+        described = origin is not None and origin.holds(self._weighted_components())
+        if verb == "fuse_lora" or (described and (verb != "load_lora_weights" or self._adapters())):
+            self._provenance = None  # its folder is no longer what draws; without adapters it would be again
+        yield
+
     # ---------------------------------------------------------------------------------------------- where it computes
 
     def to(self, *args, **kwargs) -> "HybridGenPipeline":
@@ -1126,6 +1263,11 @@ class HybridGenPipeline(DiffusionPipeline):
         """
         if not safe_serialization:
             warnings.warn("safe_serialization=False asks for pickles; safetensors are written instead", stacklevel=2)
+        if self._adapters():
+            raise ValueError(
+                f"a saved pipeline holds no adapters, but the model has {', '.join(self._adapters())}; fuse_lora() and "
+                "then unload_lora_weights() put them into the weights, model.save_pretrained() saves one alone"
+            )
         folder = user_path(save_directory)
         hub = {name: kwargs.pop(name) for name in (*_HUB_SETTINGS, "repo_id") if name in kwargs}
         super().save_pretrained(folder, **kwargs)

@@ -8,17 +8,14 @@ path's own parts changes the other paths not by a bit, one on the backbone chang
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import nn
-from transformers.utils import is_peft_available
 
 from hybridgen.bridges.lora_config import PARTS, LoraConfig
-from hybridgen.checkpoints.loading import adapter_base, friendly_errors, is_adapter, quiet
-from hybridgen.core.recognition import check_files, checkpoint_path, require_folder, user_path
+from hybridgen.checkpoints.adapters import load, require_peft
+from hybridgen.checkpoints.loading import adapter_base, is_adapter
+from hybridgen.core.recognition import check_files, checkpoint_path
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
-
-WEIGHTS = "adapter_model.safetensors"
 
 
 def add_lora(model: HybridGenForConditionalGeneration, config: LoraConfig, seed: int = 0) -> None:
@@ -76,45 +73,17 @@ def open_pipeline(folder: str | Path) -> HybridGenPipeline:
 
 
 def load_adapter(pipeline: HybridGenPipeline, folder: str | Path) -> HybridGenPipeline:
-    """Put a saved adapter on a pipeline's model; `pipeline.model.disable_adapters()` takes its effect away again.
+    """Put a saved adapter on a pipeline's model; `pipeline.disable_lora()` takes its effect away again.
 
     Raises:
         ValueError: peft is missing, or it is another model's.
     """
-    require_peft()
-    folder, model = user_path(folder), pipeline.model
-    require_folder("adapter", folder, "give the checkpoint/ of a run with lora")
-    check_files(folder)
-    conversions = getattr(model, "_weight_conversions", None)
-    with friendly_errors(folder), quiet():
-        model.load_adapter(str(folder))
-        with safe_open(folder / WEIGHTS, "pt") as saved:
-            saved_names = {name.removeprefix("base_model.model.") for name in saved.keys()}  # noqa: SIM118 - no dict
-    # loading sets the conversions of the adapter's names, which saving the merged model later must not apply
-    model._weight_conversions = conversions
-    names = set(model.get_adapter_state_dict())
-    if saved_names != names:
-        name = sorted(saved_names ^ names)[0]
-        raise ValueError(f"adapter {folder} is another model's: {name} is {'missing' if name in names else 'extra'}")
+    load(pipeline.model, folder)
     return pipeline
 
 
 def merge(pipeline: HybridGenPipeline) -> HybridGenPipeline:
     """Add the adapter's updates to the weights under it; afterwards the model is an ordinary one."""
-    require_peft()
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    model = pipeline.model
-    for name, module in list(model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
-            model.set_submodule(name, module.get_base_layer())
-    del model.peft_config
-    model._hf_peft_config_loaded = False
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
     return pipeline
-
-
-def require_peft() -> None:
-    """Raises ValueError when the optional package is missing."""
-    if not is_peft_available():
-        raise ValueError("LoRA needs the package peft: pip install 'hybridgen[peft]'")

@@ -84,8 +84,20 @@ def _linears(layer: nn.Module) -> tuple[list[nn.Linear], ...]:
     Gate and up read one input as well, but stand apart, since each has an epilogue of its own.
     """
     attention, mlp = layer.self_attn, layer.mlp
-    return [attention.q_proj, attention.k_proj, attention.v_proj], [attention.o_proj], \
+    groups = [attention.q_proj, attention.k_proj, attention.v_proj], [attention.o_proj], \
         [mlp.gate_proj], [mlp.up_proj], [mlp.down_proj]  # fmt: skip
+    return tuple([_plain(part) for part in group] for group in groups)
+
+
+def _plain(layer: nn.Module) -> nn.Module:
+    """The layer itself or, while the adapters of a layer of peft add nothing to the one under them, that one: they are
+    disabled, not among the active ones, or fused into its weight."""
+    if not hasattr(layer, "base_layer") or not hasattr(layer, "adapter_layer_names"):
+        return layer
+    if layer.disable_adapters:
+        return layer if layer.merged else layer.base_layer
+    held = {name for kind in layer.adapter_layer_names for name in getattr(layer, kind)}
+    return layer.base_layer if layer.merged or not held & set(layer.active_adapters) else layer
 
 
 def _has_onednn(weight: Tensor, device: torch.device) -> bool:
@@ -318,11 +330,10 @@ class Decoder:
         vq = model.config.vq_config
         if precision != "model" and vq is not None and vq.first_token_id is None:  # else it is the text's, unchanged
             head = model.model.generation_head
-            self.head = (
-                _Product([head.proj_out], precision, device),
-                head.activation_fn,
-                _Product([head.vision_head], precision, device),
-            )
+            inner, outer = _plain(head.proj_out), _plain(head.vision_head)
+            if type(inner) is type(outer) is nn.Linear:  # else it has adapters, and is run as it is
+                products = (_Product([layer], precision, device) for layer in (inner, outer))
+                self.head = next(products), head.activation_fn, next(products)
 
     @property
     def key(self) -> Hashable:
@@ -432,6 +443,8 @@ def _parts_of(model: HybridGenForConditionalGeneration) -> list[tuple]:
         hooks = len(module._forward_hooks), len(module._forward_pre_hooks), hasattr(module, "_hf_hook")
         weights = [weight for weight in module._parameters.values() if weight is not None]
         parts.append((module, type(module), *hooks))
+        if hasattr(module, "merged_adapters"):  # of peft: which add to the weight under them, and which are in it
+            parts.append((module.disable_adapters, *module.active_adapters, *module.merged_adapters))
         parts += [(id(weight), weight.data_ptr(), version_of(weight)) for weight in weights]
         left += [part for part in module._modules.values() if part is not None]
     return parts
