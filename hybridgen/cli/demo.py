@@ -39,7 +39,7 @@ STOPPED = "the same command goes on from what was saved last"  # after Ctrl-C
 DATASET = "dolls"  # what it trains on, and the suite that scores it
 CONFIGS = {"codec": "demo_codec.yaml", "model": "demo.yaml"}
 # keys that may differ when a demo is continued
-_NOT_COMPARED = ("output_dir", "codec", "resume", "threads", "wandb")
+_NOT_COMPARED = ("output_dir", "codec", "resume", "threads", "wandb", "trackers")
 
 
 def run(options: argparse.Namespace) -> Iterator[str]:

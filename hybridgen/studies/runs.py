@@ -37,7 +37,7 @@ from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.monitor.tracking import say
 from hybridgen.training.run import train
 
-NOT_COMPARED = ("output_dir", "resume", "threads", "wandb", "codec", "save_every", "keep_last", "log_every")
+NOT_COMPARED = ("output_dir", "resume", "threads", "wandb", "trackers", "codec", "save_every", "keep_last", "log_every")
 LOOKS = 10  # at held-out losses over a run
 
 

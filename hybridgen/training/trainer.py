@@ -131,7 +131,7 @@ class Trainer:
         if "guard" in run:
             self.guard.load_state_dict(run["guard"])
         arguments = (self.config.wandb, logged, self.config.steps, self.step, is_main, run.get("wandb"))
-        self.tracker = Tracker(self.folder, *arguments)
+        self.tracker = Tracker(self.folder, *arguments, self.config.trackers)
         self._elapsed_before, self._started = self.elapsed, time.monotonic()
         self.meter.since = self._started
 

@@ -29,6 +29,7 @@ from hybridgen.training.config.codec import AdversarialConfig, CodecTrainingConf
 from hybridgen.training.config.parts import NO_FOLDER, codec_factors, hybrid_config, said_of, vae_config, vq_config
 from hybridgen.training.config.schema import DataConfig, SamplingConfig, TrainConfig
 from hybridgen.training.config.strict import unknown_key
+from hybridgen.training.monitor.others import check_installed
 
 WRITING = ("diffusion", "vq")
 SHORT_NAMES = {  # settings of `SamplingConfig` that have a name of their own there
@@ -66,6 +67,7 @@ def check(config: TrainConfig) -> None:
         if sources and not any(_has_weight(source.weight) for source in sources):
             raise ValueError(f"every weight of {key}.sources is 0; give at least one of them a share")
     _check_places(config)
+    check_installed(config.trackers)
     if config.attention not in ("auto", *ATTENTION, *FLASH):
         known = ", ".join(map(repr, ("auto", *ATTENTION)))
         raise ValueError(f"attention is {config.attention!r}; it must be one of {known}")

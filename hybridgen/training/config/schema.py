@@ -338,6 +338,7 @@ class TrainConfig:
         accumulation: micro-batches of an optimizer step.
         clip: bound of the gradient's norm; null = none.
         dropout: share of what each layer's attention and feed-forward add that is dropped (Chameleon-7B: 0.1).
+        trackers: others that get what wandb gets: `tensorboard` (in output_dir), `mlflow`, `trackio`.
         log_every, save_every: steps. `keep_last` states are kept.
         async_save: write states in the background, from a copy in main memory (12 bytes a parameter, ema: 16, divided
             by the processes that share the model), while training goes on; null = where it runs on an accelerator.
@@ -361,6 +362,7 @@ class TrainConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
+    trackers: list[Literal["tensorboard", "mlflow", "trackio"]] = field(default_factory=list)
     diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
     sharding: ShardingConfig = field(default_factory=ShardingConfig)
     seed: int = 0

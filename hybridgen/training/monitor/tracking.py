@@ -1,4 +1,5 @@
-"""Where a run's numbers go: `metrics.jsonl` always, a live line, and Weights & Biases if it is available.
+"""Where a run's numbers go: `metrics.jsonl` always, a live line, Weights & Biases if it is available, and other
+trackers that the config names (`others`).
 
 The trainer computes the numbers; only the time left is computed here. A tracker never stops or slows a run: without a
 key wandb is left out with one sentence, without a network it logs offline, to be sent later. Where stderr is no
@@ -20,6 +21,7 @@ from hybridgen.core.files import write_whole
 from hybridgen.core.progress import LiveLine, clock
 from hybridgen.data.bad_records import BadRecord
 from hybridgen.training.config.schema import WandbConfig
+from hybridgen.training.monitor.others import OtherTrackers
 
 OLD_MODES = {"dryrun": "offline", "run": "online"}  # of WANDB_MODE
 WANDB_START_SECONDS, WANDB_FINISH_SECONDS = 20.0, 60.0  # how long wandb may take to connect, and to upload at the end
@@ -88,16 +90,18 @@ def _step_of(line: str) -> float:
 
 
 class Tracker:
-    """`metrics.jsonl`, the live line and wandb together; silent in every process but the main one.
+    """`metrics.jsonl`, the live line, wandb and other trackers together; silent in every process but the main one.
 
     Args:
         steps: of the whole run; `step` of them are done.
         run_id: of an earlier wandb run to continue.
+        others: trackers beside wandb.
     """
 
     def __init__(
-        self, folder: Path, settings: WandbConfig, config: dict, steps: int, step: int, is_main: bool, run_id=None
-    ):
+        self, folder: Path, settings: WandbConfig, config: dict, steps: int, step: int, is_main: bool, run_id=None,
+        others: list[str] = (),
+    ):  # fmt: skip
         self.is_main = is_main
         self.steps = steps
         if not is_main:
@@ -106,6 +110,7 @@ class Tracker:
         self._metrics = StepLog(folder / "metrics.jsonl", step)
         self._line, self._shown = LiveLine(), ""
         self._run = start_wandb(folder, settings, config, run_id)
+        self._others = OtherTrackers(others, folder, config, step, say)
         self._first = None  # when the first step was done that this process took, and the progress then
 
     @property
@@ -123,6 +128,7 @@ class Tracker:
         if not self.is_main:
             return
         self._metrics.write(record)
+        self._others.log(record)
         if self._run:
             self._run.log({key: value for key, value in record.items() if key != "step"}, step=record["step"])
         if "lr" not in record:  # a validation alone
@@ -133,9 +139,10 @@ class Tracker:
             print("  ".join(parts), file=sys.stderr, flush=True)
 
     def picture(self, step: int, path: Path, image: Image.Image) -> None:
-        """Save a picture of samples, and send it to wandb."""
+        """Save a picture of samples, and send it to wandb and the others."""
         if self.is_main:
             save(image, path)
+            self._others.picture(step, path, image)
             if self._run:
                 import wandb  # imported already, as there is a run
 
@@ -144,6 +151,7 @@ class Tracker:
     def close(self) -> None:
         if self.is_main:
             self._line.close()
+            self._others.close()
             if self._run:
                 self._run.finish()
 
