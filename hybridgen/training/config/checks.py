@@ -10,6 +10,8 @@ import re
 from math import inf
 from pathlib import Path
 
+from accelerate.tracking import get_available_trackers
+
 from hybridgen.bridges.adapters import require_peft
 from hybridgen.bridges.chat_templates import check_template
 from hybridgen.codecs.frozen import vq_downsample_factor
@@ -29,7 +31,6 @@ from hybridgen.training.config.codec import AdversarialConfig, CodecTrainingConf
 from hybridgen.training.config.parts import NO_FOLDER, codec_factors, hybrid_config, said_of, vae_config, vq_config
 from hybridgen.training.config.schema import DataConfig, SamplingConfig, TrainConfig
 from hybridgen.training.config.strict import unknown_key
-from hybridgen.training.monitor.others import check_installed
 
 WRITING = ("diffusion", "vq")
 SHORT_NAMES = {  # settings of `SamplingConfig` that have a name of their own there
@@ -67,7 +68,7 @@ def check(config: TrainConfig) -> None:
         if sources and not any(_has_weight(source.weight) for source in sources):
             raise ValueError(f"every weight of {key}.sources is 0; give at least one of them a share")
     _check_places(config)
-    check_installed(config.trackers)
+    _check_trackers(config.trackers)
     if config.attention not in ("auto", *ATTENTION, *FLASH):
         known = ", ".join(map(repr, ("auto", *ATTENTION)))
         raise ValueError(f"attention is {config.attention!r}; it must be one of {known}")
@@ -466,4 +467,13 @@ def _check_adversarial(config: TrainConfig, where: str, settings: AdversarialCon
         raise ValueError(
             f"{where}.layers is {settings.layers}, which needs pictures of side {settings.smallest_side} at least, but "
             f"image_size is {side}; use fewer layers"
+        )
+
+
+def _check_trackers(names: list[str]) -> None:
+    """Raises ValueError for a tracker whose package is missing."""
+    there = {str(name) for name in get_available_trackers()}
+    if missing := [name for name in names if name not in there]:
+        raise ValueError(
+            f"trackers has {missing[0]!r}, whose package is not installed; pip install {missing[0]}, or leave it out"
         )

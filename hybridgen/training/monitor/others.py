@@ -2,7 +2,7 @@
 config, and the pictures of samples.
 
 None of them ends a run: what one raises is said once, and it is left out from then on. One that is not installed is
-refused before the run (`check_installed`).
+refused before the run (`config.checks`).
 """
 
 import json
@@ -13,7 +13,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from PIL import Image
 
 from hybridgen.core.files import write_whole
@@ -21,15 +21,6 @@ from hybridgen.core.values import one_line
 
 PROJECT = "hybridgen"  # what MLflow calls an experiment and trackio a project; a run is named after its folder
 RUNS = "trackers.json"  # in a run's folder: by which names trackers know it, so that a resumed run goes on there
-
-
-def check_installed(names: list[str]) -> None:
-    """Raises ValueError for a tracker whose package is missing."""
-    there = {str(name) for name in get_available_trackers()}
-    if missing := [name for name in names if name not in there]:
-        raise ValueError(
-            f"trackers has {missing[0]!r}, whose package is not installed; pip install {missing[0]}, or leave it out"
-        )
 
 
 class OtherTrackers:

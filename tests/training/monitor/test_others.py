@@ -10,8 +10,8 @@ import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, TensorBoardTracker
 from PIL import Image
 
+from hybridgen.training.config.checks import load_config
 from hybridgen.training.config.schema import WandbConfig
-from hybridgen.training.monitor.others import check_installed
 from hybridgen.training.monitor.tracking import Tracker
 
 RECORD = {"step": 2, "loss": 1.25, "source/a (b)/loss": 0.5, "lr": 3e-4, "tokens_per_second": 100.0, "note": "x"}
@@ -93,11 +93,13 @@ def test_trackio_has_numbers_and_pictures(tmp_path, monkeypatch):
     assert list((tmp_path / "trackio").rglob("*.png"))
 
 
-def test_one_that_is_not_installed_is_refused_in_a_sentence(monkeypatch):
-    monkeypatch.setattr("hybridgen.training.monitor.others.get_available_trackers", lambda: ["tensorboard"])
-    check_installed(["tensorboard"])
+def test_one_that_is_not_installed_is_refused_in_a_sentence_before_the_run(monkeypatch):
+    monkeypatch.setattr("hybridgen.training.config.checks.get_available_trackers", lambda: ["tensorboard"])
+    assert load_config("configs/draw_only.yaml", ["trackers=[tensorboard]"]).trackers == ["tensorboard"]
     with pytest.raises(ValueError, match="trackers has 'mlflow', whose package is not installed; pip install mlflow"):
-        check_installed(["tensorboard", "mlflow"])
+        load_config("configs/draw_only.yaml", ["trackers=[tensorboard, mlflow]"])
+    with pytest.raises(ValueError, match="trackers"):
+        load_config("configs/draw_only.yaml", ["trackers=[tensorbord]"])
 
 
 class Broken(TensorBoardTracker):
