@@ -31,6 +31,7 @@ MADE = (
 )  # made by users, commands
 LINES, PICTURE = 200, 150_000  # the README's lines, and the bytes of its picture, at most
 CONFIGS = sorted(file for file in (ROOT / "configs").rglob("*.yaml") if file.parent.name != "accelerate")
+NUMBER = r"(?<![\w.])\d*[.,]?\d+(?:e-\d)?"  # 99.0, .48, 1,089, 6e-7
 IN_WORK = ("small.yaml",)  # says by itself what was tried, until it is finished
 
 
@@ -133,6 +134,19 @@ def test_the_table_of_renamed_keys_is_whole():
     told = {old.replace("data.sources.0.", "*sources.*."): new.rpartition(".")[2] for old, new in rows}
     keys = {old: new for old, new in RENAMED.items() if "." in old}  # the others are of a source alone
     assert told == keys
+
+
+def test_figures_are_those_of_the_pages_and_configs():
+    """Every number in a row of docs/figures.md stands in the README, another page or a config, which explains it."""
+    figures = ROOT / "docs" / "figures.md"
+    sources = [README, *(page for page in DOCS if page != figures), *CONFIGS]
+    known = set(re.findall(NUMBER, "\n".join(file.read_text(encoding="utf-8") for file in sources)))
+    rows = re.findall(r"^\| (?!-|what).*", figures.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(rows) >= 25
+    for row in rows:
+        assert re.search(r" 20\d\d-\d\d-\d\d, ", row), f"no date: {row}"
+        cells = re.sub(r"20\d\d-\d\d-\d\d|\]\([^)]+\)", "", row)
+        assert set(re.findall(NUMBER, cells)) <= known, f"{set(re.findall(NUMBER, cells)) - known} of: {row}"
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.relative_to(ROOT / "configs").as_posix())
