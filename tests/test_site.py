@@ -9,6 +9,7 @@ import inspect
 import logging
 import re
 import shutil
+import socket
 import subprocess
 from html import unescape
 from html.parser import HTMLParser
@@ -41,12 +42,17 @@ class Warnings(logging.Handler):
         self.said.append(record.getMessage())
 
 
+def no_internet(connection, address):
+    raise OSError(f"the site's build asks for {address}")
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
     """The built site; building it stops at the first warning (`strict` in mkdocs.yml)."""
     folder, warnings = tmp_path_factory.mktemp("site") / "site", Warnings()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NO_MKDOCS_2_WARNING", "1")
+        patch.setattr(socket.socket, "connect", no_internet)
         patch.chdir(ROOT)
         config = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder))
         assert config.strict
