@@ -36,7 +36,7 @@ def results(pipe: HybridGenPipeline, few: bool = False) -> dict:
     chat = pipe.chat(seed=0, path="diffusion", num_inference_steps=2, preview_every=1)
     made = {
         "codes": pipe("a red", path="vq", seed=0, output_type="latent", max_batch=1, num_images_per_prompt=2).images,
-        "answer": pipe.answer(picture(), "what", path="diffusion", max_new_tokens=3),
+        "answer": pipe.answer(picture(), "what", path="vq", max_new_tokens=3),
         "likelihood": pipe.score_answers(picture(), "what color", ["red"], path="diffusion")[0].nats,
         "chat drew": torch.from_numpy(np.array(chat.draw("a red circle"))),
         "chat said": str(chat.ask("what color", max_new_tokens=3)),
