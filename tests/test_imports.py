@@ -34,6 +34,7 @@ ROOMS = [
     "pipeline_hybridgen",
     "multimodal_hybridgen",
     "serving",
+    "app",
     "bridges",
     "evaluation",
     "training",

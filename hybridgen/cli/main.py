@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 from hybridgen.cli import (
+    app,
     ask,
     chat,
     compare,
@@ -57,6 +58,7 @@ COMMANDS = {
     "chat": chat,
     "ask": ask,
     "serve": serve,
+    "app": app,
     "evaluate": evaluate,
     "compare": compare,
     "study": study,

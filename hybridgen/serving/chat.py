@@ -61,17 +61,26 @@ class ChatRequest:
         if not isinstance(options, dict) or set(options) - {"include_usage", "include_obfuscation"}:
             raise bad(f"stream_options is {shown(options)}; there is include_usage", "stream_options")
         with_usage = checked("stream_options", flag, options.get("include_usage", False))
-        settings = checked("settings", lambda name, given: TurnSettings(**given), _settings(body, limits))
-        return cls(messages, settings, stream, with_usage)
+        return cls(messages, turn_settings(body, limits), stream, with_usage)
 
     def turn(self, pipe, limits: Limits) -> Turn:
         """The assistant's turn. Raises ApiError or ValueError for what the model cannot do."""
-        drawing = self.settings
-        if drawing.height is not None or drawing.width is not None:
-            path = pipe.writing_path(drawing.path)
-            tokens = pipe.processor.count_tokens(path, drawing.height, drawing.width)
-            limits.check("image_tokens", tokens, "size in tokens")
-        return Turn(pipe, Conversation(), self.messages, self.settings)
+        return turn_of(pipe, Conversation(), self.messages, self.settings, limits)
+
+
+def turn_settings(body: dict, limits: Limits) -> TurnSettings:
+    """How an answer is made, as a request's fields say. Raises ApiError for what means nothing, or asks too much."""
+    return checked("settings", lambda name, given: TurnSettings(**given), _settings(body, limits))
+
+
+def turn_of(pipe, before: Conversation, messages: list[dict], settings: TurnSettings, limits: Limits) -> Turn:
+    """The assistant's turn. Raises ApiError or ValueError for what the model cannot do, or for a picture too large."""
+    if settings.height is not None or settings.width is not None:
+        path = pipe.writing_path(settings.path)
+        limits.check(
+            "image_tokens", pipe.processor.count_tokens(path, settings.height, settings.width), "size in tokens"
+        )
+    return Turn(pipe, before, messages, settings)
 
 
 class ChatAnswer:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from hybridgen.cli.arguments import (
+    app,
     ask,
     chat,
     compare,
@@ -42,6 +43,7 @@ ARGUMENTS = {  # in the order of the help
     "chat": chat,
     "ask": ask,
     "serve": serve,
+    "app": app,
     "evaluate": evaluate,
     "compare": compare,
     "study": study,
