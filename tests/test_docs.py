@@ -21,11 +21,13 @@ import shlex
 import subprocess
 import sys
 import tomllib
+import urllib.request
 from argparse import Namespace
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
@@ -45,6 +47,7 @@ from hybridgen.training import load_config
 from hybridgen.training.config import strict
 from hybridgen.training.config.schema import TrainConfig
 from tests import docs_place
+from tests.app.conftest import paged
 from tests.serving.conftest import served
 
 ROOT = Path(__file__).parents[1]
@@ -233,8 +236,8 @@ def run_hybridgen(arguments: list[str]) -> None:
             cli.main(arguments)
         assert done.value.code == 0
         return
-    if arguments[0] == "serve":
-        serve(parse(arguments))
+    if arguments[0] in ("serve", "app"):
+        {"serve": serve, "app": open_page}[arguments[0]](parse(arguments))
         return
     key = arguments[1] if arguments[0] == "train" else arguments[0]
     if arguments[0] == "train":
@@ -248,6 +251,12 @@ def serve(options: Namespace) -> None:
     server = served(load_pipeline(options.checkpoint), key=None, name=name)
     ADDRESSES.append(SERVERS.enter_context(server).removeprefix("http://"))
     SERVERS.callback(ADDRESSES.pop)
+
+
+def open_page(options: Namespace) -> None:
+    """Until it was looked at."""
+    with TemporaryDirectory() as uploads, paged(load_pipeline(options.checkpoint), Path(uploads)) as (address, _):
+        assert urllib.request.urlopen(address, timeout=60).status == 200
 
 
 def check_make(arguments: list[str]) -> None:

@@ -104,7 +104,7 @@ def create_page(studio: Studio) -> "Blocks":
 
 def _draw_tab(gr, studio: Studio) -> list:
     """One prompt by every path that draws, side by side. Returns the fields that say how."""
-    prompt = gr.Textbox(label="Prompt", lines=2, max_lines=6, autofocus=True, elem_id="prompt", submit_btn=False)
+    prompt = gr.Textbox(label="Prompt", lines=1, max_lines=6, autofocus=True, elem_id="prompt", submit_btn=False)
     with gr.Row():
         seed = gr.Textbox(label="Seed", placeholder="another each time", elem_id="seed", min_width=120)
         size = gr.Textbox(label="Size", value=studio.size, placeholder="WIDTHxHEIGHT", elem_id="size", min_width=120)
@@ -147,7 +147,7 @@ def _ask_tab(gr, studio: Studio) -> None:
         with gr.Column(min_width=280):
             picture = _upload(gr, "Picture", "ask-picture")
         with gr.Column(min_width=280):
-            question = gr.Textbox(label="Question", lines=2, max_lines=6, elem_id="question")
+            question = gr.Textbox(label="Question", lines=1, max_lines=6, elem_id="question")
             paths = gr.CheckboxGroup(studio.reading_paths, value=studio.reading_paths, label="Look through")
             tokens = gr.Number(64, label="Tokens of an answer, at most", precision=0, minimum=1)
             with gr.Row():

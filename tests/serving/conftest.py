@@ -16,13 +16,21 @@ NAME = "tiny"
 @contextlib.contextmanager
 def served(pipe, **options):
     """Yields the address of a server of this pipeline; it is orderly shut down behind."""
-    import uvicorn
-
     from hybridgen.serving.app import create_app
 
+    with running(create_app(pipe, **{"name": NAME, "key": KEY, "grace": 5.0, **options})) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def running(app, prepare=lambda server: server):
+    """Yields the address of an application that runs in a thread. `prepare` may change the server before."""
+    import uvicorn
+
     listener = socket.create_server(("127.0.0.1", 0))
-    app = create_app(pipe, **{"name": NAME, "key": KEY, "grace": 5.0, **options})
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5))
+    server = prepare(
+        uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5))
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     while not server.started:

@@ -14,8 +14,8 @@ The page asks for nothing outside of this machine, and works on a phone. Many ca
 `hybridgen serve` are there too, without a key. Ctrl-C ends it.
 
 examples:
-  hybridgen app
-  hybridgen app runs/demo/checkpoint --port 8080
+  hybridgen app runs/demo/checkpoint
+  hybridgen app runs/demo/checkpoint --host 0.0.0.0 --port 8080 --max-steps 50
 """
 
 
