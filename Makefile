@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+OLDEST := .venv-oldest
 ARGS ?=
 # lmms-eval and lm-eval with what they import (lmms-eval 0.7 a filelock below 4): all of their dependencies would bring
 # another wandb and two hundred more.
@@ -9,7 +10,7 @@ HARNESSES := lmms-eval lm-eval filelock==3.20.0 evaluate loguru tenacity sacrebl
 	aiohttp aiohappyeyeballs aiosignal frozenlist multidict propcache yarl \
 	pytablewriter DataProperty mbstrdecoder pathvalidate tabledata tcolorpy typepy chardet sqlitedict
 
-.PHONY: demo test lint format site notebooks clean
+.PHONY: demo test test-oldest lint format site notebooks clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hybridgen demo $(ARGS)
@@ -17,6 +18,15 @@ demo: $(VENV)/.installed
 # One thread a process: two spinning on a busy core take many times as long.
 test: $(VENV)/.installed $(VENV)/int8 $(VENV)/metrics $(VENV)/harnesses lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
+
+# The oldest libraries that are allowed, in an environment of their own; PYTHON=python3.13 tries another Python as well.
+test-oldest: $(OLDEST)/.installed
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n auto $(ARGS)
+
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e ".[dev]"
+	touch $@
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -56,4 +66,4 @@ $(VENV)/harnesses: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info
+	rm -rf $(VENV) $(OLDEST) build dist site *.egg-info

@@ -53,7 +53,7 @@ def copy(place: Path, folder: Path) -> Path:
 
 def _repository(folder: Path) -> None:
     """The repository's own files, as links; configs one by one, so that a page may put its own beside them."""
-    for name in ("Makefile", "pyproject.toml", "constraints.txt", "scripts", "hybridgen"):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", "constraints-oldest.txt", "scripts", "hybridgen"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "configs").mkdir()
     for file in (ROOT / "configs").iterdir():
