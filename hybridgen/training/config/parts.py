@@ -29,7 +29,7 @@ from hybridgen.configuration_hybridgen import (
     check_sizes,
 )
 from hybridgen.core.files import read_json
-from hybridgen.core.recognition import check_files, checkpoint_path, require_folder, user_path
+from hybridgen.core.recognition import INDEX, check_files, checkpoint_path, require_folder, user_path
 from hybridgen.paths.understanding import check_tower
 from hybridgen.training.config.codec import VAETrainingConfig, VQTrainingConfig
 from hybridgen.training.config.renamed import new_name
@@ -235,9 +235,16 @@ def _pretrained_config(model: ModelConfig) -> HybridGenConfig:
         return config
 
 
-def _part_config(folder: str, part: str) -> PreTrainedConfig:
+def tower_folder(folder: str | Path) -> Path:
+    """Where the tower that a config names has its config and weights: in `model`, if it is that of a checkpoint."""
+    folder = user_path(folder)
+    return folder / "model" if (folder / INDEX).is_file() else folder
+
+
+def _part_config(folder: str | Path, part: str) -> PreTrainedConfig:
     key = "model.language_model" if part == "text_config" else "model.vision_model"
     with said_of(key):
+        folder = folder if part == "text_config" else tower_folder(folder)
         kind = open_folder(folder).get("model_type")
         with friendly_errors(user_path(folder)):
             config = AutoConfig.from_pretrained(user_path(folder))

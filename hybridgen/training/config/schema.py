@@ -39,7 +39,8 @@ class ModelConfig:
     Args:
         from_pretrained: a pipeline folder of hybridgen; nothing else may be given then.
         language_model: a folder of a transformers decoder with its tokenizer: config, weights and tokens come from it.
-        vision_model: a folder of a transformers vision tower: config and weights come from it.
+        vision_model: a folder of a transformers vision tower, or a checkpoint of hybridgen for that in it: config and
+            weights come from it.
         text_config, vision_config, diffusion_config, vq_config, ...: as in `HybridGenConfig`. Token ids and the
             vocabulary's size come from the tokenizer, `vq_config.num_embeddings` has to be the codec's.
         embedding_std: standard deviation that text embeddings start with; None = the backbone's own (0.02 in most).

@@ -34,7 +34,7 @@ from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor, add_image_tokens, build_tokenizer, image_token_ids
 from hybridgen.sampling.schedules import scheduler_named
 from hybridgen.tokenization_hybridgen import has_role_tokens
-from hybridgen.training.config.parts import codec_factors, hybrid_config, said_of
+from hybridgen.training.config.parts import codec_factors, hybrid_config, said_of, tower_folder
 from hybridgen.training.config.schema import FROM_SCRATCH, ModelConfig, SamplingConfig, TrainConfig
 from hybridgen.training.distributed.fsdp import drop_weights
 from hybridgen.training.state.checkpointing import saved_steps
@@ -131,7 +131,7 @@ def check_fits(config: TrainConfig) -> None:
     ):
         if folder is not None:
             with said_of(key):
-                require_weights(Path(folder))
+                require_weights(tower_folder(folder) if key == "model.vision_model" else Path(folder))
     hybrid = hybrid_config(config.model)
     router_weight(hybrid.text_config, config.objective.router_weight)
     if config.model.from_pretrained is None:  # else its weights are there already
@@ -261,10 +261,10 @@ def take_language_model(model: HybridGenForConditionalGeneration, folder: str) -
 
 
 def take_vision_model(model: HybridGenForConditionalGeneration, folder: str) -> None:
-    """Let a pretrained tower, or that of a SigLIP with a text tower as well, be the model's own."""
+    """Let a pretrained tower, also that of a SigLIP with a text tower or of a whole checkpoint, be the model's own."""
     ours = model.model.vision_model
     drop_weights(ours)
-    tower = AutoModel.from_pretrained(folder, dtype=torch.float32)
+    tower = AutoModel.from_pretrained(tower_folder(folder), dtype=torch.float32)
     weights = getattr(tower, "vision_model", tower).state_dict()
     ours.load_state_dict({name: weights[name] for name in ours.state_dict() if name in weights}, assign=True)
 

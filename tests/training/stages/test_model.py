@@ -283,6 +283,22 @@ def test_a_pretrained_tower_is_taken_over_without_its_pooling_head(tmp_path):
     assert all(parameter.grad is not None for parameter in model.model.vision_model.parameters())
 
 
+def test_the_tower_of_a_checkpoint_serves_another_model(tmp_path):
+    """One that was trained on questions alone, say; a checkpoint without a tower is refused."""
+    pipe = tiny_pipeline()
+    pipe.save_pretrained(tmp_path / "whole")
+    text = {k: v for k, v in text_config().items() if k != "vocab_size"}
+    named = ModelConfig(text_config=text, vision_model=str(tmp_path / "whole"))
+    model = build_model(named, tiny_tokenizer(), seed=0)
+    ours, theirs = (each.model.vision_model.state_dict() for each in (model, pipe.model))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert model.config.vision_config.to_dict() == pipe.model.config.vision_config.to_dict()
+    tiny_pipeline(vision_config=None).save_pretrained(tmp_path / "blind")
+    with pytest.raises(ValueError, match="model.vision_model: .*blind.*has no vision tower; give the folder of one"):
+        build_model(ModelConfig(text_config=text, vision_model=str(tmp_path / "blind")), tiny_tokenizer(), seed=0)
+
+
 def test_codes_that_look_alike_start_alike():
     model = build_model(TINY_VQ, tiny_tokenizer(), seed=0)
     codebook = torch.randn(model.config.vq_config.num_embeddings, 4, generator=torch.Generator().manual_seed(1))
