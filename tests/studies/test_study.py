@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from functools import partial
+from operator import gt
 from pathlib import Path
 
 import pytest
@@ -402,6 +403,10 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def lines_of(file: Path) -> int:
+    return len(file.read_text().splitlines()) if file.is_file() else 0
+
+
 def wait_until(what, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not what():
@@ -420,30 +425,31 @@ def uninterrupted(tmp_path_factory) -> tuple[Path, dict]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are looked up in /proc")
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)]
-)
-def test_a_study_that_is_stopped_leaves_nothing_running_and_goes_on(uninterrupted, tmp_path, number, code):
-    """Two of three runs side by side, stopped in the middle: both save their states, the third is not begun, and no
-    process is left; then the same command comes to the same numbers."""
+@pytest.mark.timeout(900)
+def test_a_study_that_is_stopped_leaves_nothing_running_and_goes_on(uninterrupted, tmp_path):
+    """Two of three runs side by side, stopped three times, each time in another way: both save their states, the third
+    is not begun, and no process is left; then the same command comes to the same numbers."""
     study, whole = uninterrupted
     out = tmp_path / "out"
     words = ["study", str(study), "--out", str(out), "--jobs", "2"]
     obeys = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # jobs in the background start with it ignored
-    command = [sys.executable, "-m", "hybridgen", *words]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=obeys)
     begun = [out / name / "seed_0" for name in ("joint", "causal")]
-    wait_until(lambda: all((folder / "metrics.jsonl").is_file() for folder in begun))
-    children = children_of(process.pid)
-    assert len(children) >= 2
-    process.send_signal(number)
-    said = process.communicate(timeout=300)[1]
-    assert process.returncode == code
-    wait_until(lambda: not any(map(is_alive, children)))
-    assert "Traceback" not in said
-    assert not any((folder / "result.json").is_file() for folder in begun)
-    assert all((folder / "state").is_dir() for folder in begun)
-    assert not (out / "alone").exists()
+    logs = [folder / "metrics.jsonl" for folder in begun]
+    for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        logged = [*map(lines_of, logs)]
+        command = [sys.executable, "-m", "hybridgen", *words]
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=obeys)
+        wait_until(lambda logged=logged: all(map(gt, map(lines_of, logs), logged)))
+        children = children_of(process.pid)
+        assert len(children) >= 2
+        process.send_signal(number)
+        said = process.communicate(timeout=300)[1]
+        assert process.returncode == code
+        wait_until(lambda children=children: not any(map(is_alive, children)))
+        assert "Traceback" not in said
+        assert not any((folder / "result.json").is_file() for folder in begun)
+        assert all((folder / "state").is_dir() for folder in begun)
+        assert not (out / "alone").exists()
     assert main(words) == 0
     content = read(out / "study.json")
     assert content["missing"] == []
