@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hybridgen.codecs.patch_vq import PatchVQ
+from hybridgen.core import cross_entropy
 from hybridgen.core.offload import device_of
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 from tests.pipelines import tiny_pipeline, tiny_vae
@@ -15,9 +16,13 @@ from tests.pretended_device import pretended_device, put_on
 from tests.processors import picture
 
 PIXELS = {"patch_size": 4, "sample_size": 16, "frequency_embedding_size": 32}
+SIGLIP2 = {
+    "model_type": "siglip2_vision_model", "num_patches": 4, "patch_size": 8,
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+}  # fmt: skip
 KINDS = {
     "vae": {"vae": True},
-    "llama": {"backbone": "llama"},
+    "llama and a tower that reads its embeddings' weights": {"backbone": "llama", "vision_config": SIGLIP2},
     "experts": {"diffusion_config": PIXELS | {"modality_experts": True}},
     "unet": {"diffusion_config": PIXELS | {"unet_channels": [8, 16]}},
 }
@@ -70,6 +75,15 @@ def test_layer_by_layer_nothing_changes_and_no_weight_is_read_past_its_layer(kin
     assert all(parameter.is_meta for part in parts for parameter in part.parameters())
     pipe.remove_all_hooks()
     assert_same(results(pipe), wanted, atol=0)
+
+
+def test_layer_by_layer_the_losses_of_many_words_are_those_of_few(monkeypatch):
+    """Of many words they are computed in tiles of the head's weight, which is not there then."""
+    pipe = tiny_pipeline()
+    wanted = pipe.score_texts("a red circle")[0].nats
+    pipe.enable_sequential_cpu_offload(device="cpu")
+    monkeypatch.setattr(cross_entropy, "WHOLE", 0)
+    assert pipe.score_texts("a red circle")[0].nats == pytest.approx(wanted, abs=1e-4)
 
 
 def test_a_tokenizer_of_patches_layer_by_layer():

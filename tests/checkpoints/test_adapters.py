@@ -66,7 +66,7 @@ def results(pipe: HybridGenPipeline, precision: str = "model") -> dict:
     return {
         "diffusion": pipe("a red", path="diffusion", num_inference_steps=3, **drawn).images,
         "codes": pipe("a red", path="vq", **drawn | {"output_type": "latent"}).images,
-        "text": pipe.answer(picture(), "what color", path="vq", max_new_tokens=8),
+        "text": pipe.answer(picture(), "what color", path="vq", max_new_tokens=8, precision=precision),
         "likelihood": pipe.score_answers(picture(), "what", ["red blue"], path="understanding")[0].nats,
     }
 
@@ -160,6 +160,21 @@ def test_adapters_on_the_head_of_codes_are_seen_by_every_precision(pipe, folders
     assert not torch.equal(drawn, before)
     pipe.fuse_lora()
     assert torch.equal(pipe("a red", path="vq", seed=0, output_type="latent", precision=precision).images, drawn)
+
+
+def test_what_is_kept_between_calls_notices_that_adapters_were_switched_on_the_model_itself(pipe, folders):
+    draw = {"path": "vq", "seed": 0, "output_type": "latent"}
+    plain = pipe("a red", **draw, precision="fp32").images
+    pipe.load_lora_weights(folders["wide"])
+    adapted = pipe("a red", **draw).images
+    assert not torch.equal(adapted, plain)
+    pipe.model.disable_adapters()
+    assert torch.equal(pipe("a red", **draw, precision="fp32").images, plain)
+    assert torch.equal(pipe("a red", **draw).images, plain)
+    pipe.model.enable_adapters()
+    with pytest.raises(ValueError, match="as adapters and quantization put it there"):
+        pipe("a red", **draw, precision="fp32")
+    assert torch.equal(pipe("a red", **draw).images, adapted)
 
 
 def test_an_adapter_opened_with_its_base_loses_its_origin_when_it_is_changed(folders):
