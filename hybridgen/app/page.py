@@ -33,6 +33,7 @@ FIELDS = {  # settings that a path's column has: label, step
     "top_p": ("Top p", 0.05),
 }
 WISHES = {"as the model decides": None, "words": ["text"], "a picture": ["image"]}  # of an answer in the chat
+SESSIONS = 500  # open tabs whose conversations are remembered; the oldest is forgotten
 DAY, HOUR = 86_400, 3_600  # how long an upload lies on the server at most, and how often that is looked at
 
 
@@ -95,7 +96,7 @@ def create_page(studio: Studio) -> "Blocks":
                     _replay_tab(gr, studio, tabs, fields)
     for block in page.blocks.values():
         block.async_move_resource_to_block_cache = _only_what_was_uploaded
-    page.api_open = False
+    page.api_open, page.state_session_capacity = False, SESSIONS
     return page
 
 
@@ -194,7 +195,7 @@ def _chat_tab(gr, studio: Studio) -> None:
     inputs = [conversation, past, words, wish, read, path, seed]
     outputs = [notice, conversation, past, talk, words]
     event = _on(gr, [words.submit], functools.partial(_chat, studio), inputs, outputs)
-    stop.click(None, cancels=[event])
+    _on(gr, [stop.click], _stopped, [conversation, past], outputs, cancels=[event])
     _on(gr, [new.click, talk.clear], _forget, [], outputs, cancels=[event])
 
 
@@ -202,15 +203,15 @@ async def _chat(
     studio: Studio, before: Conversation, past: list[dict], words, wish: str, read: str, path: str, seed: str
 ) -> AsyncIterator[list]:
     """The conversation is as it was until the whole answer is there."""
-    text, files = _text(words.get("text")), words.get("files") or []
-    pictures = [_uploaded(studio, file) for file in files]
-    settings = {"plan": WISHES.get(wish), "read": read, "seed": seed_in(_text(seed))}
-    settings["drawing"] = {} if path is None else {"path": path}
-    asked = [_part_of_picture(Shown("sent", picture)) for picture in pictures]
-    now = [*past, _message("user", [*asked, *([_part_of_text(text)] if text else [])])]
     empty = {"text": "", "files": []}
-    yield [before, past, now, empty]
     try:
+        text, files = _text(words.get("text")), words.get("files") or []
+        pictures = [_uploaded(studio, file) for file in files]
+        settings = {"plan": WISHES.get(wish), "read": read, "seed": seed_in(_text(seed))}
+        settings["drawing"] = {} if path is None else {"path": path}
+        asked = [_part_of_upload(file) for file in files] + ([_part_of_text(text)] if text else [])
+        now = [*past, _message("user", asked)]
+        yield [before, past, now, empty]
         async with aclosing(studio.reply(before, text, pictures, settings)) as turn:
             async for parts, conversation in turn:
                 shown = [*now, _message("assistant", [_part_of(part) for part in parts] or [_part_of_text("…")])]
@@ -218,6 +219,11 @@ async def _chat(
     except Exception:
         yield [before, past, past, words]  # what was written is there to be changed
         raise
+
+
+async def _stopped(before: Conversation, past: list[dict]) -> AsyncIterator[list]:
+    """The conversation as it was before the turn that was stopped."""
+    yield [before, past, past, {"text": "", "files": []}]
 
 
 async def _forget() -> AsyncIterator[list]:
@@ -231,10 +237,8 @@ def _replay_tab(gr, studio: Studio, tabs, fields: list) -> None:
             picture = _upload(gr, "A PNG that hybridgen drew", "replay-picture")
             said = gr.HTML(elem_classes="words", elem_id="replay-said")
         with gr.Column(min_width=280):
-            again, verdict = (
-                _picture(gr, "drawn again", "replay-again"),
-                gr.HTML(elem_classes="words", elem_id="verdict"),
-            )
+            again = _picture(gr, "drawn again", "replay-again")
+            verdict = gr.HTML(elem_classes="words", elem_id="verdict")
     notice = gr.HTML(elem_classes="notice")
     with gr.Row():
         draw = gr.Button("Draw it again", variant="primary", elem_id="replay")
@@ -248,6 +252,7 @@ def _replay_tab(gr, studio: Studio, tabs, fields: list) -> None:
 
 async def _read(studio: Studio, picture) -> AsyncIterator[list]:
     """What a picture says of itself."""
+    yield [""]
     manifest = studio.manifest_of(_uploaded(studio, picture))
     rows = {"prompt": manifest["prompt"], "not in the picture": manifest.get("negative_prompt")}
     rows |= {"path": manifest["path"], "seed": manifest["seed"], "size": f"{manifest['width']}x{manifest['height']}"}
@@ -258,6 +263,7 @@ async def _read(studio: Studio, picture) -> AsyncIterator[list]:
 
 
 async def _replay(studio: Studio, picture) -> AsyncIterator[list]:
+    yield [None, ""]
     async with aclosing(studio.replay(_uploaded(studio, picture))) as shown:
         async for drawn in shown:
             yield _column(drawn)
@@ -363,6 +369,12 @@ def _part_of(part: str | Shown) -> dict:
 
 def _part_of_text(text: str) -> dict:
     return {"type": "text", "text": text}
+
+
+def _part_of_upload(file: dict) -> dict:
+    """A picture of the user's, as it lies on the server."""
+    named = {name: file.get(name) for name in ("path", "url", "orig_name")}
+    return {"type": "file", "file": {**named, "mime_type": "image/png"}, "alt_text": "sent"}
 
 
 def _part_of_picture(shown: Shown) -> dict:

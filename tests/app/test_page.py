@@ -165,6 +165,18 @@ def test_type_draw_see_ask_chat_and_replay(page, browser, tmp_path):
     tab.wait_for_selector("#talk [aria-label=Download]")
     assert tab.locator("#talk img").last.evaluate("img => img.naturalWidth") == 32
     assert not tab.locator("#talk [aria-label=Share]").first.is_visible()
+    tab.get_by_label("Answer with").click()
+    tab.get_by_role("option", name="words").click()
+    tab.set_input_files("#message input[type=file]", drawn["vq"])
+    tab.wait_for_selector("#message img")
+    tab.fill("#message textarea", QUESTION)
+    tab.press("#message textarea", "Enter")
+    tab.wait_for_function("document.querySelectorAll('#talk .bot').length == 2")
+    while engine.counts().running:
+        tab.wait_for_timeout(50)
+    assert tab.locator("#talk .user img").evaluate("img => img.naturalWidth") == 32
+    tab.get_by_role("button", name="Begin anew").click()
+    tab.wait_for_function("!document.querySelector('#talk .bot')")
 
     assert wrong == []
     tab.close()
