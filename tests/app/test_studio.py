@@ -180,9 +180,9 @@ def test_what_cannot_be_drawn_again_is_said(studio):
     assert "is no picture that can be read" in refused(b"\x89PNG\r\n\x1a\n and no more")
     assert "drawn by other weights than those of the model tiny" in refused(changed(weights, "0" * len(weights)))
     assert "not valid JSON" in refused(with_text(image, {"manifest": text[:-9]}))
-    steps = changed('"num_inference_steps": 4', '"num_inference_steps": 100000')
-    assert "num_inference_steps is 100000" in refused(steps) or "steps is 100000" in refused(steps)
-    assert "token" in refused(changed('"height": 32', '"height": 32000'))
+    steps, size = ('"num_inference_steps": 4', '"num_inference_steps": 300'), ('"height": 32', '"height": 32000')
+    assert refused(changed(*steps)) == "steps is 300; this server allows at most 200"
+    assert re.fullmatch("image_tokens is 16000; this server allows at most 4096", refused(changed(*size)))
     before = changed('"image": null', '"image": {"file": "/etc/passwd", "sha256": "0", "read": "vq"}')
     assert "drawn from another, which its file does not hold" in refused(before)
     assert "float16" in refused(changed('"dtype": "float32"', '"dtype": "float16"'))
