@@ -9,6 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hybridgen.app.page import create_page
+from hybridgen.app.studio import Studio
+from hybridgen.serving.limits import Limits
+from tests.pipelines import tiny_pipeline
+
 PROMPT, QUESTION = "an elf wearing a green robe, sand background", "what creature is this?"
 PHONE = {"width": 360, "height": 740}
 
@@ -46,6 +51,24 @@ def test_what_is_served_loads_nothing_from_elsewhere(page):
     config = json.loads(get(f"{address}/config"))
     assert not config.get("analytics_enabled")
     assert not config.get("run_history")
+
+
+@pytest.mark.parametrize(
+    ("lacks", "tabs"),
+    [
+        ({}, ["Draw", "Ask", "Chat", "Replay"]),
+        ({"vq_config": None}, ["Draw", "Ask", "Chat", "Replay"]),
+        ({"diffusion_config": None, "vq_config": None}, ["Ask", "Chat"]),
+    ],
+)
+def test_a_tab_is_there_where_the_checkpoint_can_do_it(lacks, tabs):
+    pytest.importorskip("gradio", reason="the extra 'app' is not installed")
+    pipe = tiny_pipeline(**lacks)
+    config = create_page(Studio(pipe, "tiny", None, Limits())).get_config_file()
+    labels = [one["props"].get("label") for one in config["components"]]
+    assert [label for label in labels if label in ("Draw", "Ask", "Chat", "Replay")] == tabs
+    drawn = [label for label in labels if label in ("diffusion", "vq") and f"How {label} draws" in labels]
+    assert set(drawn) == set(pipe.model.config.paths) & {"diffusion", "vq"}
 
 
 def test_the_servers_routes_are_there_too(page):
