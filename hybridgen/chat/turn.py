@@ -269,12 +269,15 @@ class Turn:
         picture = self.pipe.drawing(
             prefix, drawing.setup, drawing.size, image_generators(1, nth_seed(self.seed, index))
         )
-        step = 0
+        before = 0
         while not picture.done:
             yield from picture.step()
-            self.steps, step = self.steps + 1, step + 1
-            if every is not None and step % every == 0 and (shown := picture.preview()) is not None:
+            step = picture.steps_done
+            self.steps += step - before
+            due = every is not None and step // every > before // every
+            if due and (shown := picture.preview()) is not None:
                 yield ImagePreview(index, step, self._decoded(shown))
+            before = step
         drawn = picture.drawn()
         image = self._decoded(drawn)
         block = self._drawn_block(drawn) if self.reread is None else self._encoded(image, self.reread)

@@ -23,7 +23,7 @@ DEFAULTS = {  # settings of drawing, where neither a call nor the checkpoint's f
     "top_k": 0,
     "top_p": 1.0,
     "precision": "model",
-    "window": 1,
+    "window": None,  # up to 8 on a CPU, 1 elsewhere (`sampling.settings.window_of`)
 }
 MOST_IMAGES = 1_000_000  # of one call; more are drawn by several calls with other seeds
 OF_PATH = {  # those that matter to a path

@@ -30,7 +30,7 @@ class DrawSettings:
         guidance: the pipeline's `guidance_scale`, of both paths; 1 = none.
         temperature, top_k, top_p: of the vq path's codes.
         precision: of the inner loop's weights.
-        window: codes read at once (vq).
+        window: codes read at once, at most (vq); None = as many as pay.
         guidance_rescale, guidance_interval, shift: the pipeline's of these names; None = as the checkpoint says.
     """
 
@@ -40,7 +40,7 @@ class DrawSettings:
     top_k: int = DEFAULTS["top_k"]
     top_p: float = DEFAULTS["top_p"]
     precision: str = DEFAULTS["precision"]
-    window: int = DEFAULTS["window"]
+    window: int | None = DEFAULTS["window"]
     guidance_rescale: float | None = None
     guidance_interval: list[float] | None = None
     shift: float | None = None

@@ -92,14 +92,14 @@ def write_codes(
     With a window of W, W codes are read at once: the next one, and guesses of those behind it. A guess that equals the
     code then drawn at its position has saved a step; from the first that does not, all is read again, with the codes
     drawn as the new guesses (Jacobi decoding, arXiv 2305.10427, 2410.01699). Each position keeps its own noise, so the
-    codes are those of a window of 1.
+    codes are those of a window of 1. Where few guesses are right, fewer are read (`_Width`).
 
     Args:
         generators: one per image; their number is I. The prefix has I, 2 I or 3 I rows, as `guidance` orders them.
         on_step: called with the codes so far (I, t) after each code; the loop goes on with those that it returns.
         on_logits: called with the guided logits (I, V) of each code, before temperature and filters.
         decoder: the model's, in another precision; None = in its own.
-        window: codes read at once; pays for few images, whose guesses must all be right.
+        window: codes read at once, at most; pays for few images, whose guesses must all be right.
         stop: asked after each forward, whether to end there: the codes are then fewer, and the prefix is of no use.
 
     Raises:
@@ -140,19 +140,25 @@ class CodeWriting:
         window: int = 1,
     ):
         images, device = len(generators), prefix.last_state.device
-        self.model, self.prefix, self.count, self.window = model, prefix, count, window
+        self.model, self.prefix, self.count = model, prefix, count
         self.sampling, self.on_step, self.on_logits = sampling, on_step, on_logits
         self.rows_per_image = prefix.rows // images
         self.decoder = decoder = Decoder(model) if decoder is None else decoder
         self.guide = Guide(guidance, images, count)
         check_window(window, self.guide.guidance)
         places = torch.arange(count, device=device)
-        self.forward = decoder.continue_from(prefix, places, causal=window == 1, is_image=True)
+        self.forward = decoder.continue_from(prefix, places, causal=True, is_image=True)
+        self._width = _Width(window, self.forward.cost_of_a_guess)
         self._noise = _PositionNoise(draw_gumbel(generators, count, model.config.vq_config.num_embeddings, device))
         self._codes = torch.zeros(images, count, dtype=torch.long, device=device)
         self._guesses = self._codes.new_zeros(images, 0)
         self._finite = FiniteSteps(device)
         self.written = 0  # codes that are final
+
+    @property
+    def steps_done(self) -> int:
+        """Codes that are final; a step may add several."""
+        return self.written
 
     @property
     def codes(self) -> Tensor:
@@ -179,9 +185,9 @@ class CodeWriting:
     def _read_and_draw(self) -> Task[Tensor]:
         """Steps 2 to 4. Returns the backbone's output (R, n, H) at the n codes that were committed."""
         last = self.written - 1
-        inputs_at_once = min(self.window, self.count - self.written)
-        guesses = _guess_codes(self._codes, last, self._guesses, inputs_at_once - 1)
-        inputs = torch.cat([self._codes[:, last : last + 1], guesses], dim=1)  # I, n
+        inputs_at_once = min(self._width.best(), self.count - self.written)
+        guesses = _guess_codes(self._codes, last, self._guesses, max(inputs_at_once, self._width.watched) - 1)
+        inputs = torch.cat([self._codes[:, last : last + 1], guesses[:, : inputs_at_once - 1]], dim=1)  # I, n
         embeds = self.model.model.embed_codes(inputs).repeat(self.rows_per_image, 1, 1)  # R, n, H
         states = yield Read(self.forward, embeds, last, commit=False)  # R, n, H
         logits, drawn = yield from self._draw(states, last + 1)
@@ -189,6 +195,9 @@ class CodeWriting:
             self._finish(logits[accepted - 1], drawn[accepted - 1])
             if accepted == inputs_at_once or not torch.equal(inputs[:, accepted], self._codes[:, last + accepted]):
                 break
+        if self._width.watched > inputs_at_once == 1:
+            self._width.note(int(torch.equal(guesses[:, 0], drawn[0])), 1)
+        self._width.note(accepted - 1, min(accepted, inputs_at_once - 1))
         self.prefix.cache.advance(accepted)
         self._guesses = drawn[accepted:].T
         self._noise.drop_until(last + accepted)
@@ -237,6 +246,39 @@ class CodeDrawing(CodeWriting):
         """The rows of codes (I, h', w) that are whole; None = not one."""
         height, width = self.written // self.size[1], self.size[1]
         return self.codes[:, : height * width].view(-1, height, width) if height else None
+
+
+class _Width:
+    """How many codes to read at once, at most `most`: as many as pay, by how many guesses were right lately.
+
+    If a share p of guesses is right, n codes read at once make 1 + p + ... + p^(n - 1) codes final, and take
+    1 + cost (n - 1) times as long as one. It depends on codes alone, not on a clock: a call goes the same way again.
+
+    Args:
+        cost: of a guess that is read, as a share of a forward of one code.
+    """
+
+    def __init__(self, most: int, cost: float):
+        self.most, self.cost = most, cost
+        self._right, self._tested = 4.0, 4.5  # a good opinion at first, that a few guesses change
+
+    @property
+    def watched(self) -> int:
+        """How many codes to have guesses for, also where one is read at a time, so as to see whether more would pay."""
+        return min(2, self.most)
+
+    def best(self) -> int:
+        share, best, most_a_time, final = self._right / self._tested, 1, 0.0, 0.0
+        for count in range(1, self.most + 1):
+            final += share ** (count - 1)
+            if (a_time := final / (1 + self.cost * (count - 1))) > most_a_time:
+                best, most_a_time = count, a_time
+        return best
+
+    def note(self, right: int, tested: int) -> None:
+        """So many of the guesses that were tested were right."""
+        if tested:
+            self._right, self._tested = 0.9 * self._right + right, 0.9 * self._tested + tested
 
 
 def check_window(window: int, guidance: Guidance) -> None:

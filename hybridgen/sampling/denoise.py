@@ -252,6 +252,10 @@ class LatentDrawing:
     def done(self) -> bool:
         return self._denoising.done
 
+    @property
+    def steps_done(self) -> int:
+        return self._denoising.step
+
     def step(self) -> Task[None]:
         """One step of the scheduler on."""
         self._denoising.take((yield from self._predictor.predict(self._denoising.noisy(), self._denoising.step)))

@@ -15,6 +15,8 @@ from hybridgen.sampling.codes import GREEDY, CodeSampling, check_window
 from hybridgen.sampling.decoder import Decoder
 from hybridgen.sampling.guidance import Guidance
 
+_WINDOW = 8  # codes read at once, at most, where nobody says
+
 
 @dataclass(frozen=True)
 class DrawingSetup:
@@ -154,6 +156,15 @@ def text_sampling(do_sample=None, temperature=None, top_k=None, top_p=None) -> C
             "above 0, or leave do_sample out"
         )
     return CodeSampling(**given) if sampled else GREEDY
+
+
+def window_of(settings: dict, decoder: Decoder) -> int:
+    """How many codes are read at once, at most; where nobody says, several where that costs little: on a CPU (elsewhere
+    each forward would wait for the host), by our own decoder."""
+    if (window := settings.get("window")) is not None:
+        return window
+    on_cpu = decoder.model.device.type == "cpu" and decoder.layers is not None
+    return _WINDOW if on_cpu else 1
 
 
 def code_sampling(settings: dict) -> CodeSampling:

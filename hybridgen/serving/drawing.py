@@ -65,6 +65,8 @@ class PictureCall:
             ValueError: what that refuses, in its sentence.
         """
         path = pipe.writing_path(path)
+        if path == "vq" and pipe.sampling_settings(path, window=settings.get("window"))["window"] is None:
+            settings["window"] = 1  # guesses that are read cost the others' time
         setup = pipe.drawing_setup(path, **settings)
         sizes = pipe.check_sizes([height], [width], path)
         request = pipe.image_requests(setup, [prompt], negative_prompt, sizes, image, read)[0]
@@ -98,13 +100,14 @@ class PictureCall:
         image_scale = torch.tensor([request.image_scale] * self.count)
         guidance = replace(self.setup.guidance, scale=request.scale, image_scale=image_scale)
         generators = image_generators(self.count, self.seed)
-        drawing, step = pipe.drawing(prefix, self.setup, request.size, generators, guidance), 0
+        drawing, before = pipe.drawing(prefix, self.setup, request.size, generators, guidance), 0
         while not drawing.done:
             yield from drawing.step()
-            step += 1
-            shows = self.preview_every is not None and step % self.preview_every == 0 and not drawing.done
+            step, every = drawing.steps_done, self.preview_every
+            shows = every is not None and step // every > before // every and not drawing.done
             if shows and (shown := drawing.preview()) is not None:
                 yield Preview(step, self._pictures(shown))
+            before = step
         return self._pictures(drawing.drawn())
 
     def _pictures(self, drawn) -> list[Image.Image]:

@@ -1,10 +1,13 @@
 """The code loop against whole forwards and transformers' filters, and by what must not change a code."""
 
+import itertools
+
 import pytest
 import torch
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-from hybridgen.sampling.codes import CodeSampling, commit_codes, write_codes
+from hybridgen.sampling import codes, decoder, tasks
+from hybridgen.sampling.codes import CodeSampling, _Width, commit_codes, write_codes
 from hybridgen.sampling.guidance import Guidance
 from hybridgen.sampling.prefix import extend
 from hybridgen.sampling.seeds import draw_gumbel, image_generators
@@ -267,3 +270,47 @@ def test_windows_that_mean_nothing_are_refused(model):
     guidance = Guidance(2.0, method="apg", momentum=0.5)
     with pytest.raises(ValueError, match="momentum"):
         write_codes(model, prefix, COUNT, image_generators(1, 0), GREEDY, guidance, window=2)
+
+
+def test_as_many_codes_are_read_at_once_as_pay():
+    """All where guesses are right, one where they are wrong, and more again where they turn out right once more."""
+    width = _Width(8, 0.12)
+    assert width.best() > 4  # a good opinion at first
+    for _ in range(20):
+        width.note(7, 7)
+    assert width.best() == 8
+    sizes = []
+    for _ in range(20):
+        sizes.append(width.best())
+        width.note(0, 1)
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] == 1
+    for _ in range(20):  # guesses that are watched, though only one code is read at a time
+        width.note(1, 1)
+    assert width.best() == 8
+    for right, cost in itertools.product((0.1, 0.5, 0.8), (0.05, 0.4)):  # by the definition
+        width = _Width(6, cost)
+        width._right, width._tested = right, 1.0
+        gains = [sum(right**k for k in range(n)) / (1 + cost * (n - 1)) for n in range(1, 7)]
+        assert width.best() == 1 + gains.index(max(gains))
+    assert [_Width(1, 0.05).best(), _Width(1, 0.05).watched, _Width(8, 0.05).watched] == [1, 1, 2]
+
+
+def test_wrong_guesses_are_read_no_more(model, monkeypatch):
+    """Where none is ever right, after a few forwards one code is read at a time, and the codes are the same."""
+    wild, read = tiny_model(), []
+    original = decoder.read_together
+    never = wild.model.generation_head.vision_head.bias
+    never.data[0] = -1e9  # the code that is guessed is never drawn
+    monkeypatch.setattr(codes, "_guess_codes", lambda drawn, last, guesses, count: drawn.new_zeros(len(drawn), count))
+    counted = lambda reads: (read.append(reads[0].embeds.shape[1]), original(reads))[1]  # noqa: E731
+    monkeypatch.setitem(tasks._TOGETHER, decoder.Read, counted)
+    made = []
+    for window in (8, 1):
+        read.clear()
+        prefix = prefix_of(wild, PROMPTS[:1])
+        made.append(write_codes(wild, prefix, 64, image_generators(1, 0), CodeSampling(), window=window))
+        assert len(read) == 63
+        assert read[0] == window
+        assert set(read[40:]) == {1}
+    assert torch.equal(*made)

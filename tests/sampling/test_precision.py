@@ -4,14 +4,17 @@ import pytest
 import torch
 
 from hybridgen import pipeline_hybridgen
+from hybridgen.chat.events import ImagePreview
 from hybridgen.sampling import decoder as decoders
 from hybridgen.sampling.codes import CodeSampling, write_codes
 from hybridgen.sampling.decoder import Decoder, read_together
 from hybridgen.sampling.interleaved import read_document
 from hybridgen.sampling.prefix import prefill, read_prompts
 from hybridgen.sampling.seeds import image_generators
+from hybridgen.serving.drawing import PictureCall
 from tests.models import text_config, tiny_config, tiny_model
 from tests.pipelines import tiny_pipeline
+from tests.pretended_device import pretended_device, put_on
 from tests.processors import picture
 from tests.sampling.prompts import BEGIN, PAD, PROMPTS, batch, document, prefix_of, worst
 
@@ -275,3 +278,34 @@ def test_a_schedule_is_tried_once(monkeypatch):
     pipe.scheduler.register_to_config(num_train_timesteps=7)
     with pytest.raises(ValueError, match="counts 7 timesteps"):
         draw(num_inference_steps=4, shift=2.0)
+
+
+def test_several_codes_are_read_at_once_where_that_costs_little(monkeypatch):
+    pipe = tiny_pipeline()
+    window = lambda pipe, **settings: pipe.drawing_setup("vq", **settings).window  # noqa: E731
+    assert window(pipe) == 8
+    assert window(pipe, window=3) == 3
+    assert window(tiny_pipeline(backbone="qwen3_moe")) == 1  # run as transformers runs it
+    assert PictureCall.of(pipe, "a", path="vq").setup.window == 1  # a server, where others wait
+    assert PictureCall.of(pipe, "a", path="vq", window=5).setup.window == 5
+    pipe.register_to_config(sampling_defaults={"vq": {"window": 4}})
+    assert window(pipe) == PictureCall.of(pipe, "a", path="vq").setup.window == 4
+    with pretended_device():
+        there = tiny_pipeline()
+        put_on(there.model)
+        assert window(there) == 1
+        assert window(there, window=3) == 3
+
+
+@pytest.mark.parametrize("path", ["vq", "diffusion"])
+def test_previews_and_steps_are_counted_in_codes(path):
+    """Whatever is read at once."""
+    pipe = tiny_pipeline()
+    torch.nn.init.zeros_(pipe.model.model.generation_head.vision_head.weight)  # the guesses are right
+    settings = {"path": path, "seed": 0, "plan": ["image"], "preview_every": 6, "num_inference_steps": 16}
+    events = list(pipe.stream([{"role": "user", "content": "a"}], **settings, temperature=0))
+    steps = [event.step for event in events if isinstance(event, ImagePreview)]
+    assert events[-1].steps == 16
+    assert len(steps) == 2
+    assert all(step // 6 == number for number, step in enumerate(steps, 1))
+    assert steps == [6, 12] or path == "vq"

@@ -235,7 +235,7 @@ def add_drawing_options(group) -> None:
         ("--temperature", nonnegative_number, "vq path: 0 = the likeliest code, 1 = by its probability"),
         ("--top-k", whole_number(0), "vq path: keep the k likeliest codes; 0 = all"),
         ("--top-p", share_above_0, "vq path: keep the likeliest codes that together have this probability"),
-        ("--window", whole_number(1), "vq path: codes read at once, guessing ahead"),
+        ("--window", whole_number(1), "vq path: codes read at once, at most, guessing ahead"),
     ):
         group.add_argument(option, type=kind, help=f"{meaning} ({default_of(option)})")
     add_precision(group)
@@ -278,7 +278,7 @@ def default_of(option: str) -> str:
     setting = next(setting for setting, its_option in DRAWING_OPTIONS.items() if its_option == option)
     package = DEFAULTS[setting]
     package = " ".join(f"{value:g}" for value in package) if isinstance(package, list) else package
-    package = f"{package:g}" if isinstance(package, float) else package
+    package = f"{package:g}" if isinstance(package, float) else "as many as pay" if package is None else package
     return f"default: the checkpoint's, else {package}"
 
 
