@@ -1,28 +1,35 @@
 #!/usr/bin/env python
 """How fast hybridgen draws, against what one would run instead, and against the floor that matrices alone set.
 
-    python scripts/bench_sampling.py [codes] [denoise] [linear] [--threads N] [--repeat 5] [--side 8] [--steps 16]
-                                     [--batch 1 8] [--out FILE]
+    python scripts/bench_sampling.py [answers] [codes] [denoise] [linear] [--threads N] [--repeat 5] [--side 8]
+                                     [--steps 16] [--batch 1 8] [--compile] [--out FILE]
+
+- answers: greedy text after a prompt, beside transformers' Janus on the same weights, as it is and in its fastest way
+  (bf16, a static cache and, with `--compile`, compiled); the words are compared in float32.
 
 - codes: by vq with guidance 5, beside transformers' `JanusForConditionalGeneration.generate` on the same weights; the
   codes are compared. The floor is the time of the linear layers alone, run one after another on the same shapes by
   torch; packed weights are read faster than that, so a share may be above 100 %.
-- denoise: by diffusion with guidance 3, beside transfusion-pytorch's `sample_many` at the same width, depth, tokens and
-  parameter count (`pip install transfusion-pytorch`; left out where it is not installed). The work is not the same a
-  step: `modality_steps` S is S points of time, S - 1 intervals, and its ODE solver (midpoint) evaluates the network
-  twice in each, so 2 S - 2 evaluations stand against the S of our Euler, and each is of as many guided rows (it runs
-  them one after the other, we at once). Both ratios are given: `times` at equal steps, and `times an evaluation`.
-- linear: time a picture over the number of steps, and over the length of the prompt.
+- denoise: by diffusion with guidance 3, beside transfusion-pytorch's `sample_many`, in float32 and in bf16 (autocast;
+  with `--compile` its transformer compiled), at the same depth and tokens, and twice: at equal width, each with its
+  usual MLP, and at equal parameters, ours in the MLPs (of transfusion-pytorch's, those that condition on time are
+  multiplied once an image, not once a token). `pip install transfusion-pytorch`; left out where it is not there. The
+  work is not the same a step: `modality_steps` S is S points of time, S - 1 intervals, and its ODE solver (midpoint)
+  evaluates the network twice in each, so 2 S - 2 evaluations stand against the S of our Euler, and each is of as many
+  guided rows (it runs them one after the other, we at once). Both ratios are given: `times` at equal steps, and
+  `times an evaluation`. - linear: time a picture over the number of steps, and over the length of the prompt.
 
 Below the first two: a step beside what its multiplications and its bytes (weights, and the keys and values of the
 prefix) need at least on this machine (`bench_floor`), and where the time goes. `hybridgen model` copies no weights;
 fp32 and bf16 copy them once, before the clock starts.
 
-Ratios are of the shortest of `--repeat` runs, taken in turns in one process. Weights are random, as time does not
-depend on them. Seconds are of this machine; ratios are what carries over.
+Seconds are of CPU time; ratios are of the shortest of `--repeat` runs, taken in turns in one process. Weights are
+random, as time does not depend on them. Seconds are of this machine; ratios are what carries over.
 """
 
 import argparse
+import copy
+import itertools
 import json
 import platform
 import sys
@@ -43,24 +50,26 @@ from hybridgen.sampling.decoder import PRECISIONS, Decoder
 from hybridgen.sampling.denoise import draw_latents
 from hybridgen.sampling.prefix import Prefix, prefill
 from hybridgen.sampling.seeds import image_generators
+from hybridgen.sampling.tasks import run
+from hybridgen.sampling.text import TextWriting
 
 WIDTH, DEPTH, HEADS, INNER = 512, 8, 8, 1408
 BOS, PAD, BEGIN = 0, 1, 2  # ids in the vocabularies below
 
 
 def shortest(tasks: dict[str, Callable[[], object]], repeat: int) -> dict[str, float]:
-    """Seconds of the shortest run of each task, in turns, after one that warms it up."""
+    """CPU seconds of the shortest run of each task, in turns, after one that warms it up."""
     best = dict.fromkeys(tasks, float("inf"))
     for turn in range(repeat + 1):
         for name, task in tasks.items():
-            start = time.perf_counter()
+            start = time.process_time()
             task()
             if turn:
-                best[name] = min(best[name], time.perf_counter() - start)
+                best[name] = min(best[name], time.process_time() - start)
     return best
 
 
-def read(model: HybridGenForConditionalGeneration, prompts: list[list[int]]) -> Prefix:
+def read(model: HybridGenForConditionalGeneration, prompts: list[list[int]], decoder: Decoder | None = None) -> Prefix:
     """Prompts of token ids, one a row, padded on the left."""
     longest = max(map(len, prompts))
     ids = torch.tensor([[PAD] * (longest - len(prompt)) + prompt for prompt in prompts])
@@ -71,12 +80,49 @@ def read(model: HybridGenForConditionalGeneration, prompts: list[list[int]]) -> 
         document_ids=torch.where(real, 0, PADDING_DOCUMENT),
         block_ids=torch.arange(longest).expand_as(ids),
         position_ids=(real.long().cumsum(1) - 1).clamp(min=0),
+        decoder=decoder,
     )
 
 
 def words(count: int, seed: int = 0) -> list[int]:
     """A prompt of so many words."""
     return torch.randint(16, 900, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+# ----------------------------------------------------------------------------------------------------------- answers
+
+
+def bench_answers(repeat: int, machine: Machine, compiled: bool = False, length: int = 64, new: int = 48) -> dict:
+    theirs, ours = janus(8)
+    half, prompt = copy.deepcopy(theirs).bfloat16(), [BOS, *words(length - 1)]
+    ids, decoders = torch.tensor([prompt]), {precision: Decoder(ours, precision) for precision in PRECISIONS}
+
+    def generate(model, **options) -> list[int]:
+        greedy = {"do_sample": False, "min_new_tokens": new, "max_new_tokens": new, "generation_mode": "text"}
+        return model.generate(ids, attention_mask=torch.ones_like(ids), **greedy, **options)[0, length:].tolist()
+
+    def answer(precision: str) -> list[int]:
+        decoder, nothing = decoders[precision], torch.tensor([3])  # no end before its time, as `min_new_tokens`
+        prefix = read(ours, [prompt], decoder)
+        writing = TextWriting(ours, prefix, new, lambda logits, rows: logits.argmax(-1), nothing, set(), decoder)
+        while not writing.done:
+            run(writing.step())
+        return writing.written[0]
+
+    static = {"cache_implementation": "static", "disable_compile": not compiled}
+    fastest = "transformers bf16, static cache" + ", compiled" * compiled
+    tasks = {"transformers": lambda: generate(theirs), fastest: lambda: generate(half, **static)}
+    tasks |= {f"hybridgen {precision}": lambda precision=precision: answer(precision) for precision in PRECISIONS}
+    seconds, same = shortest(tasks, repeat), answer("model") == generate(theirs)
+    quickest = min(value for name, value in seconds.items() if name.startswith("transformers"))
+    rows = [
+        {"what": name, "seconds": value, "times transformers": seconds["transformers"] / value}
+        | {"times its fastest": quickest / value}
+        for name, value in seconds.items()
+    ]
+    table(f"answers: {new} words after {length} tokens, hidden {WIDTH}, {DEPTH} layers, 1,024 words", rows)
+    print(f"  the words are transformers': {same}")
+    return {"rows": rows, "same words": same}
 
 
 # ------------------------------------------------------------------------------------------------------------- codes
@@ -134,7 +180,7 @@ def bench_codes(repeat: int, machine: Machine, side: int = 8) -> dict:
         generators = image_generators(1, 0)
         return write_codes(
             ours,
-            read(ours, [prompt, silent]),
+            read(ours, [prompt, silent], decoders[precision]),
             tokens,
             generators,
             CodeSampling(temperature=0),
@@ -195,7 +241,7 @@ def denoiser(model, prompt: list[int], side: int, steps: int, images: int, decod
     scheduler = NoiseProcess.of(model.config.diffusion_config).default_scheduler("velocity")
 
     def run() -> torch.Tensor:
-        prefix = read(model, [prompt, [BOS, BEGIN]])
+        prefix = read(model, [prompt, [BOS, BEGIN]], decoder)
         prefix = prefix.select(torch.arange(2).repeat_interleave(images))
         generators = image_generators(images, 0)
         return draw_latents(model, prefix, scheduler, steps, (side, side), generators, 3.0, decoder=decoder)
@@ -204,7 +250,13 @@ def denoiser(model, prompt: list[int], side: int, steps: int, images: int, decod
 
 
 def bench_denoise(
-    repeat: int, machine: Machine, side: int = 8, steps: int = 16, batches: tuple[int, ...] = (1, 8), channels: int = 16
+    repeat: int,
+    machine: Machine,
+    side: int = 8,
+    steps: int = 16,
+    batches: tuple[int, ...] = (1, 8),
+    channels: int = 16,
+    compiled: bool = False,
 ) -> dict | None:
     try:
         from transfusion_pytorch import Transfusion
@@ -219,10 +271,12 @@ def bench_denoise(
     ).eval()
     spare = parameters(theirs) - parameters(hybrid(side, channels, 64))
     inner = 64 + round(spare / (3 * WIDTH * DEPTH) / 64) * 64  # ours gets as many parameters, in its MLPs
-    ours, prompt = hybrid(side, channels, inner), words(30)
-    decoders = {precision: Decoder(ours, precision) for precision in precisions}
-    results = {}
-    for images in batches:
+    if compiled:
+        theirs.transformer = torch.compile(theirs.transformer)
+    prompt, results = words(30), {}
+    for images, (equal, size) in itertools.product(batches, (("parameters", inner), ("width", INNER))):
+        ours = hybrid(side, channels, size)
+        decoders = {precision: Decoder(ours, precision) for precision in precisions}
         prompts = [torch.tensor(prompt) for _ in range(images)]
 
         def sample_many(prompts=prompts):
@@ -231,18 +285,27 @@ def bench_denoise(
                 modality_steps=steps, cfg_scale=3.0,
             )  # fmt: skip
 
-        tasks, evaluations = {"transfusion-pytorch": sample_many}, {"transfusion-pytorch": 2 * (steps - 1)}
+        def in_half():
+            with torch.autocast("cpu", torch.bfloat16):
+                return sample_many()
+
+        tasks = {"transfusion-pytorch": sample_many, "transfusion-pytorch bf16": in_half}
+        evaluations = dict.fromkeys(tasks, 2 * (steps - 1))
         for precision in precisions:
             tasks[precision] = denoiser(ours, [BOS, *prompt, BEGIN], side, steps, images, decoders[precision])
         seconds = shortest(tasks, repeat)
-        base = seconds["transfusion-pytorch"]
+        base, fastest = seconds["transfusion-pytorch"], min(seconds[name] for name in evaluations)
         rows = [
             {"what": name, "seconds": value, "evaluations": evaluations.get(name, steps), "times": base / value}
             | {"times an evaluation": base / value * evaluations.get(name, steps) / (2 * (steps - 1))}
+            | {"times its fastest": fastest / value}
             for name, value in seconds.items()
         ]
         sizes = f"{parameters(theirs) / 1e6:.1f} M and {parameters(ours) / 1e6:.1f} M parameters"
-        table(f"denoise: {images} picture(s) of {side * side} tokens, {steps} steps, guidance 3, {sizes}", rows)
+        what = (
+            f"denoise: {images} picture(s) of {side * side} tokens, {steps} steps, guidance 3, equal {equal}, {sizes}"
+        )
+        table(what, rows)
         tokens, keys = 2 * images * side * side, 2 * images * (side * side + 32)
         flop = 2 * tokens * inside(ours) + 4 * DEPTH * WIDTH * tokens * keys / (2 * images)
         floors = [
@@ -254,7 +317,7 @@ def bench_denoise(
         table("denoise: a step beside what it needs at least (its share of the first pass included)", floors)
         times = [where(name, tasks[name]) for name in precisions]
         table("denoise: where the time goes (the first pass included)", times)
-        results[f"batch {images}"] = {"rows": rows, "floors": floors, "where": times}
+        results[f"batch {images}, equal {equal}"] = {"rows": rows, "floors": floors, "where": times}
     return results
 
 
@@ -311,7 +374,7 @@ def _lines(file: str) -> list[str]:
     return Path(file).read_text().splitlines() if Path(file).exists() else []
 
 
-BENCHES = {"codes": bench_codes, "denoise": bench_denoise, "linear": bench_linear}
+BENCHES = {"answers": bench_answers, "codes": bench_codes, "denoise": bench_denoise, "linear": bench_linear}
 
 
 def main() -> None:
@@ -322,6 +385,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=8, help="tokens a side of a denoised picture (default: 8)")
     parser.add_argument("--steps", type=int, default=16, help="of denoising (default: 16)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="pictures at once (default: 1 8)")
+    parser.add_argument("--compile", action="store_true", help="compile the others' models (minutes)")
     parser.add_argument("--out", type=Path, default=Path("bench_sampling.json"))
     args = parser.parse_args()
     if unknown := [name for name in args.what if name not in BENCHES]:
@@ -330,7 +394,8 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     machine = measure(args.repeat)
     result = {"surroundings": surroundings(), "machine": vars(machine)}
-    options = {"denoise": {"side": args.side, "steps": args.steps, "batches": args.batch}}
+    options = {"denoise": {"side": args.side, "steps": args.steps, "batches": args.batch, "compiled": args.compile}}
+    options["answers"] = {"compiled": args.compile}
     for name in args.what or BENCHES:
         result[name] = BENCHES[name](args.repeat, machine, **options.get(name, {}))
     args.out.write_text(json.dumps(result, indent=2) + "\n")

@@ -280,12 +280,12 @@ def test_as_many_codes_are_read_at_once_as_pay():
         width.note(7, 7)
     assert width.best() == 8
     sizes = []
-    for _ in range(20):
+    for _ in range(40):
         sizes.append(width.best())
         width.note(0, 1)
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] == 1
-    for _ in range(20):  # guesses that are watched, though only one code is read at a time
+    for _ in range(40):  # guesses that are watched, though only one code is read at a time
         width.note(1, 1)
     assert width.best() == 8
     for right, cost in itertools.product((0.1, 0.5, 0.8), (0.05, 0.4)):  # by the definition
