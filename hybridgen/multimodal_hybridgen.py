@@ -199,7 +199,16 @@ class HybridGenForMultimodalLM(HybridGenForConditionalGeneration, GenerationMixi
         else:
             steps, latent_size = setup.num_inference_steps, pipeline.latent_size(size)
             drawn = draw_latents(
-                self, prefix, pipeline.scheduler, steps, latent_size, generators, guidance, shift=setup.shift, **options
+                self,
+                prefix,
+                pipeline.scheduler,
+                steps,
+                latent_size,
+                generators,
+                guidance,
+                shift=setup.shift,
+                forecast=setup.forecast,
+                **options,
             )
         if config.return_dict_in_generate:
             return GenerateDecoderOnlyOutput(sequences=drawn, logits=tuple(logits) or None)

@@ -64,6 +64,7 @@ class TurnSettings:
     negative_prompt: str | None = None
     guider: object | None = None
     shift: float | None = None
+    forecast: int | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None

@@ -19,6 +19,7 @@ DEFAULTS = {  # settings of drawing, where neither a call nor the checkpoint's f
     "guidance_interval": [0.0, 1.0],
     "image_guidance_scale": 1.0,
     "shift": None,
+    "forecast": 1,
     "temperature": 1.0,
     "top_k": 0,
     "top_p": 1.0,
@@ -29,7 +30,7 @@ MOST_IMAGES = 1_000_000  # of one call; more are drawn by several calls with oth
 OF_PATH = {  # those that matter to a path
     "diffusion": (
         "num_inference_steps", "guidance_scale", "guidance_rescale", "guidance_interval", "image_guidance_scale",
-        "shift", "precision",
+        "shift", "forecast", "precision",
     ),
     "vq": (
         "guidance_scale", "guidance_rescale", "guidance_interval", "image_guidance_scale", "temperature", "top_k",
@@ -45,6 +46,7 @@ KINDS: dict[str, Callable] = {  # (name, value) -> the value as plain Python; ra
     "guidance_interval": interval,  # shares of the steps
     "image_guidance_scale": partial(one_or_each, check=check_scale),
     "shift": partial(number, above=True, meaning="1 = none, more = more steps in the noise"),
+    "forecast": partial(whole_number, meaning="1 = every step is computed"),
     "temperature": partial(number, meaning="0 = always the likeliest"),
     "top_k": partial(whole_number, least=0, meaning="0 = all"),
     "top_p": partial(number, most=1, above=True, meaning="1 = all"),

@@ -31,6 +31,7 @@ class DrawSettings:
         temperature, top_k, top_p: of the vq path's codes.
         precision: of the inner loop's weights.
         window: codes read at once, at most (vq); None = as many as pay.
+        forecast: denoising steps from one that is computed to the next (diffusion); None = as the checkpoint says.
         guidance_rescale, guidance_interval, shift: the pipeline's of these names; None = as the checkpoint says.
     """
 
@@ -40,7 +41,8 @@ class DrawSettings:
     top_k: int = DEFAULTS["top_k"]
     top_p: float = DEFAULTS["top_p"]
     precision: str = DEFAULTS["precision"]
-    window: int | None = DEFAULTS["window"]
+    window: int | None = 1
+    forecast: int | None = None
     guidance_rescale: float | None = None
     guidance_interval: list[float] | None = None
     shift: float | None = None

@@ -25,6 +25,7 @@ from hybridgen.core.offload import bring
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.sampling.decoder import Decoder
 from hybridgen.sampling.finite import FiniteSteps
+from hybridgen.sampling.forecast import Forecast
 from hybridgen.sampling.guidance import Guidance, Guide, Scale
 from hybridgen.sampling.prefix import Prefix, extend
 from hybridgen.sampling.schedules import LIBRARY_ERRORS, Schedule, check_scheduler, in_a_line, prepare
@@ -159,6 +160,7 @@ class ImagePredictor:
         size: height and width of a latent.
         timesteps: (S,) as the model is given them, one per step.
         decoder: the model's, in another precision; None = in its own.
+        forecast: compute every so manieth step, and forecast those between (`forecast`); 1 = all are computed.
     """
 
     @torch.no_grad()
@@ -171,6 +173,7 @@ class ImagePredictor:
         timesteps: Tensor,
         guidance: Guidance | Scale = 1.0,
         decoder: Decoder | None = None,
+        forecast: int = 1,
     ):
         self.config, self.inner, self.size = model.config.diffusion_config, model.model, size
         self.model = model
@@ -187,6 +190,7 @@ class ImagePredictor:
         if self._in_velocity:
             self._alpha, self._sigma = NoiseProcess.of(self.config).coefficients(timesteps)  # S
         self._finite = FiniteSteps(timesteps.device)
+        self._forecast = Forecast(forecast, self.steps)
 
     def __call__(self, noisy: Tensor, step: int) -> Tensor:
         """x_t (I, C, h, w) at a step -> its guided prediction.
@@ -199,13 +203,18 @@ class ImagePredictor:
     def predict(self, noisy: Tensor, step: int) -> Task[Tensor]:
         """The same as a task."""
         bring(self.model)
-        copies, forward = self._guided if self.guide.is_on(step) else self._unguided
+        is_on = self.guide.is_on(step)
+        if (forecast := self._forecast.at(step, is_on)) is not None:
+            self._finite.add(forecast)
+            return forecast
+        copies, forward = self._guided if is_on else self._unguided
         vector = self._vectors[step][None]  # shared: a batch of I equal rows would round differently for each I
         embeds, skips = self.inner.embed_images(noisy, vector)  # I, T, H
         states = yield Read(forward, embeds.repeat(copies, 1, 1), commit=False)  # R, T, H
         skips = [skip.repeat(copies, 1, 1, 1) for skip in skips]
         prediction = self.inner.predict_images(states, vector, skips, self.size).float()  # R, C, h, w
         guided = self._guide(prediction, noisy, step, copies)
+        self._forecast.add(step, guided)
         self._finite.add(guided)
         if step == self.steps - 1:
             self._finite.check("the diffusion path", self.steps)
@@ -238,13 +247,14 @@ class LatentDrawing:
         noise: Tensor | None = None,
         shift: float | None = None,
         decoder: Decoder | None = None,
+        forecast: int = 1,
     ):
         config, device = model.config.diffusion_config, prefix.positions.device
         schedule = prepare(scheduler, num_inference_steps, config, device, shift)
         if noise is None:
             noise = draw_noise(generators, (config.in_channels, *size), device)
         images, timesteps = len(generators), schedule.timesteps
-        self._predictor = ImagePredictor(model, prefix, images, size, timesteps, guidance, decoder)
+        self._predictor = ImagePredictor(model, prefix, images, size, timesteps, guidance, decoder, forecast)
         noise = noise.to(device, torch.float32)
         self._denoising = Denoising(noise, schedule, config.prediction_type, generators, on_step)
 
@@ -283,6 +293,7 @@ def draw_latents(
     shift: float | None = None,
     decoder: Decoder | None = None,
     stop: Stop | None = None,
+    forecast: int = 1,
 ) -> Tensor:
     """Clean latents (I, C, h, w) of the images that come next in the rows of a prefix.
 
@@ -293,8 +304,9 @@ def draw_latents(
         shift: see `prepare`.
         decoder: the model's, in another precision; None = in its own.
         stop: see `denoise`.
+        forecast: see `ImagePredictor`.
     """
-    options = guidance, on_step, noise, shift, decoder
+    options = guidance, on_step, noise, shift, decoder, forecast
     drawing = LatentDrawing(model, prefix, scheduler, num_inference_steps, size, generators, *options)
     while not drawing.done:
         run(drawing.step())

@@ -46,6 +46,10 @@ class DrawingSetup:
         return self.settings.get("shift")
 
     @property
+    def forecast(self) -> int:
+        return self.settings.get("forecast", 1)
+
+    @property
     def window(self) -> int:
         return self.settings.get("window", 1)
 

@@ -185,6 +185,7 @@ DRAWING_OPTIONS = {  # settings of drawing, as the pipeline calls them -> option
     "guidance_interval": "--guidance-interval",
     "image_guidance_scale": "--image-guidance",
     "shift": "--shift",
+    "forecast": "--forecast",
     "temperature": "--temperature",
     "top_k": "--top-k",
     "top_p": "--top-p",
@@ -235,6 +236,7 @@ def add_drawing_options(group) -> None:
         ("--temperature", nonnegative_number, "vq path: 0 = the likeliest code, 1 = by its probability"),
         ("--top-k", whole_number(0), "vq path: keep the k likeliest codes; 0 = all"),
         ("--top-p", share_above_0, "vq path: keep the likeliest codes that together have this probability"),
+        ("--forecast", whole_number(1), "diffusion path: compute every Nth step, forecast those between"),
         ("--window", whole_number(1), "vq path: codes read at once, at most, guessing ahead"),
     ):
         group.add_argument(option, type=kind, help=f"{meaning} ({default_of(option)})")
