@@ -41,6 +41,7 @@ RIGHT = {  # arguments -> the kinds above that are values of them
     "guidance_rescale": ("nothing", "one"),
     "image_guidance_scale": WHOLE,
     "shift": NUMBER,
+    "forecast": WHOLE,
     "image": ("a matrix", "a matrix of torch"),  # gray ones
     "images": ("a matrix", "a matrix of torch", "an empty list"),  # none, of a turn of a chat
     "callback_on_step_end": ("a class", "a function"),  # which are called

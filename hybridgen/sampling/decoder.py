@@ -122,7 +122,8 @@ class _Matrix:
 
     def __init__(self, weight: Tensor, bias: Tensor | None, packed: bool, device: torch.device):
         self.weight, self.bias, self.onednn = weight, bias, _has_onednn(weight, device) and weight.is_contiguous()
-        self.plain = weight if weight.numel() <= _SMALL else None  # as BLAS takes it
+        self.is_small = weight.numel() <= _SMALL
+        self.plain = weight if self.is_small or not packed else None  # as BLAS takes it
         if packed and self.onednn:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, 128)
 
@@ -173,7 +174,7 @@ class _Product:
 
     @property
     def is_of_few_weights(self) -> bool:
-        return all(one.plain is not None for one in self.matrices)
+        return all(one.is_small for one in self.matrices)
 
     @property
     def is_small(self) -> bool:
@@ -371,15 +372,19 @@ class Decoder:
         is_copied = self.copies and is_plain and not hooked
         return _Product([head], self.precision, device_of(self.model)) if is_copied else None
 
-    def kernel(self, rows: int, stepwise: bool) -> Kernel:
+    def kernel(self, rows: int, stepwise: bool, is_one_token: bool = False) -> Kernel:
         """By which this many rows are multiplied; the number of tokens in them does not matter, so that a code is the
         same whether it is read alone or with guesses of those behind it.
 
         Args:
             stepwise: they are codes or words, that come step by step.
+            is_one_token: it is one row of one. oneDNN rounds that otherwise than in company, and has to read weights in
+                an order that is not its own; BLAS has not.
         """
         if not stepwise:
             return "onednn"
+        if is_one_token and self.precision == "model" and self.layers[0].gate.dtype == torch.float32:
+            return "blas"
         return "blas" if self._is_small else self._kernel_of_heads(rows)
 
     def _kernel_of_heads(self, rows: int) -> Kernel:
@@ -548,7 +553,8 @@ def read_together(reads: list[Read]) -> list[Tensor]:
         if decoder.layers is None:
             return [_read_by_transformers(*read[:3]) for read in reads]
         rows, stepwise = sum(len(read.embeds) for read in reads), all(read.forward.stepwise for read in reads)
-        kernel, spans, cosines, sines = decoder.kernel(rows, stepwise), [], [], []
+        is_one_token = sum(read.embeds[..., 0].numel() for read in reads) == 1
+        kernel, spans, cosines, sines = decoder.kernel(rows, stepwise, is_one_token), [], [], []
         for forward, embeds, first, _ in reads:
             (rows, count), last = embeds.shape[:2], first + embeds.shape[1]
             spans.append(_Span(rows, count, forward.mask_of(first, last), forward.prefix.cache, kernel))

@@ -1,4 +1,4 @@
-"""Predictions forecast between denoising steps: what is computed, what is read off the line, and what stays the same."""
+"""Predictions forecast between denoising steps: what is computed, what is forecast, and what stays the same."""
 
 import pytest
 import torch
