@@ -71,7 +71,8 @@ class Shown:
 
 
 class Studio:
-    """
+    """What the page does, for one pipeline.
+
     Args:
         pipe: the `HybridGenPipeline`.
         name: of the model.

@@ -23,7 +23,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF")  # that uploaded pictures may have
 
 @dataclass(frozen=True)
 class Limits:
-    """
+    """The most that a request may ask for.
+
     Args:
         body_bytes: of a request.
         image_bytes, image_pixels: of a picture in it, encoded and decoded.
