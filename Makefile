@@ -9,6 +9,8 @@ ARGS ?=
 HARNESSES := lmms-eval lm-eval filelock==3.20.0 evaluate loguru tenacity sacrebleu portalocker tabulate colorama lxml pytz python-dotenv \
 	aiohttp aiohappyeyeballs aiosignal frozenlist multidict propcache yarl \
 	pytablewriter DataProperty mbstrdecoder pathvalidate tabledata tcolorpy typepy chardet sqlitedict
+# gradio with what it imports beside what is there, and what drives a browser that is there.
+APP := gradio gradio-client hf-gradio brotli groovy orjson pydub pytz safehttpx semantic-version tomlkit playwright greenlet
 
 .PHONY: demo test test-oldest lint format site notebooks clean
 
@@ -16,7 +18,7 @@ demo: $(VENV)/.installed
 	$(BIN)/hybridgen demo $(ARGS)
 
 # One thread a process: two spinning on a busy core take many times as long.
-test: $(VENV)/.installed $(VENV)/int8 $(VENV)/metrics $(VENV)/harnesses lint
+test: $(VENV)/.installed $(VENV)/int8 $(VENV)/metrics $(VENV)/harnesses $(VENV)/app lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
 
 # The oldest libraries that are allowed, in an environment of their own; PYTHON=python3.13 tries another Python as well.
@@ -63,6 +65,11 @@ $(VENV)/metrics: $(VENV)/.installed
 # Only tests of the harnesses see these: they would change what other tests import.
 $(VENV)/harnesses: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --target $@ $(HARNESSES)
+	touch $@
+
+# Only tests of the web page see these: gradio 6.31 asks for a Pillow below 13, though it works with it.
+$(VENV)/app: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --target $@ $(APP)
 	touch $@
 
 clean:

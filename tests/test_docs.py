@@ -33,6 +33,7 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
+import tests.web  # noqa: F401
 from hybridgen.cli import main as cli
 from hybridgen.cli.arguments.parser import parse
 from hybridgen.data.formats.rows import record_of

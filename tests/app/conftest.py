@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+import tests.web  # noqa: F401
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 from tests.serving.conftest import running
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import tests.web  # noqa: F401
 from hybridgen.cli import main as main_module
 from hybridgen.cli import serve
 from hybridgen.cli.arguments.parser import parser
