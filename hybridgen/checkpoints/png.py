@@ -13,12 +13,7 @@ from hybridgen.checkpoints.manifest import KEY
 from hybridgen.core.names import OF_PATH, SHORT_NAMES
 from hybridgen.version import __version__
 
-_LEFT_OUT = ("precision", "window", "forecast", "image_guidance_scale")  # of the plain words: of speed, and of rare use
-    "precision",
-    "window",
-    "forecast",
-    "image_guidance_scale",
-)  # of the plain words: speed alone, and of rare use
+_LEFT_OUT = ("precision", "window", "forecast", "image_guidance_scale")  # of the plain words: speed, and of rare use
 
 
 def png_texts(file: Path | BinaryIO) -> dict[str, str]:
