@@ -26,11 +26,12 @@ from hybridgen.core.files import put_in_place, read_json, write_json, write_whol
 from hybridgen.evaluation.scores import in_lines
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = ("small.yaml", "small_codec.yaml")
+CONFIGS = ("small.yaml", "small_codec.yaml", "small_tower.yaml")
 WEIGHTS = "model/model.safetensors"
 EMPTY = "To be added by those who trained it.\n"  # of a card that says nothing of training yet
-TRAINED_ON = """Trained from random weights in two stages, `training/small_codec.yaml` and `training/small.yaml` (both
-with seed 0), whose headers state command, hardware, time and figures; `training/log.csv` is the loss of every source.
+TRAINED_ON = """Trained from random weights in three stages, `training/small_codec.yaml`, `small_tower.yaml` and
+`small.yaml` beside it (all with seed 0), whose headers state command, hardware, time and figures; `training/log.csv` is
+the loss of every source in the last.
 
 All of its data comes with the package and is drawn by it, at 64x64 pixels: dolls, emoji, shapes and words
 (`hybridgen.data.synthetic`). It knows no photographs, and no English but the prompts, questions and answers of these

@@ -36,10 +36,10 @@ def seen(pipe, monkeypatch) -> list[torch.Tensor]:
     """What the understanding path was given: pixels (I, 3, S, S) of each call."""
     pixels, encode = [], HybridGenPipeline.encode_images
 
-    def spy(self, batch):
+    def spy(self, batch, *args, **kwargs):
         if batch["pixel_values"] is not None:
             pixels.append(batch["pixel_values"])
-        return encode(self, batch)
+        return encode(self, batch, *args, **kwargs)
 
     monkeypatch.setattr(HybridGenPipeline, "encode_images", spy)
     return pixels

@@ -35,7 +35,7 @@ def paged(pipe: HybridGenPipeline, folder, name: str = "tiny"):
             os.environ["GRADIO_TEMP_DIR"] = before
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def page(tiny_checkpoint, tmp_path_factory):
     """(address, engine, pipeline) of a page."""
     for module in ("gradio", "fastapi", "prometheus_client"):

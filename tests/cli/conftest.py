@@ -1,5 +1,6 @@
 """Fixtures of the command line: a command run in this process, and a picture to read."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,11 @@ def doll(tmp_path) -> Path:
     file = tmp_path / "doll.png"
     dolls.Dolls("held_out", "draw", 0).picture(0).save(file)
     return file
+
+
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C stops, also where the tests are a job in the background, which begins with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

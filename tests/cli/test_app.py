@@ -18,6 +18,7 @@ from hybridgen.cli.arguments.parser import parser
 from hybridgen.core import recognition
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_the_page_is_there_until_ctrl_c(tiny_checkpoint, capsys, monkeypatch):
     """What was uploaded is gone afterwards."""
     for module in ("gradio", "fastapi"):

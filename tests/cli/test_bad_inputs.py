@@ -10,6 +10,7 @@ A row is a name, the words of a command line ({tmp} a new folder, {ck} a tiny ch
 - nothing was written where results go.
 """
 
+import gc
 import io
 import json
 import logging
@@ -58,7 +59,7 @@ ARGUMENTS = {
     "no command": Bad("", "required: COMMAND"),
     "an unknown command": Bad("draw", "invalid choice: 'draw'"),
     "an unknown option": Bad("ask {ck} --image {doll} --question x --colour red", "unrecognized arguments: --colour"),
-    "a missing option": Bad("sample {ck} --out {tmp}/out", "required: --prompt"),
+    "a missing option": Bad("sample {ck} --out {tmp}/out", "give --prompt, or --prompts FILE with one a row"),
     "an option without its value": Bad("sample {ck} --out {tmp}/out --prompt", "--prompt: expected one argument"),
     "steps 0": Bad("sample {ck} {sample} --steps 0", "--steps: '0' is not a whole number of at least 1"),
     "steps -1": Bad("sample {ck} {sample} --steps=-1", "--steps: '-1' is not a whole number of at least 1"),
@@ -799,6 +800,7 @@ def said_by_libraries():
     names = ("", "transformers", "diffusers", "huggingface_hub", "datasets", "accelerate", "PIL", "torch", "matplotlib")
     for name in names:
         logging.getLogger(name).addHandler(handler)
+    gc.collect()  # what earlier tests left open is not said here
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         yield records, warned

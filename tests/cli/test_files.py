@@ -160,7 +160,8 @@ def test_pictures_are_written_batch_by_batch(run, tiny_checkpoint, tmp_path, mon
     monkeypatch.setattr(HybridGenPipeline, "__call__", stopped)
     code, lines, error = run("sample", tiny_checkpoint, *DRAW, "--num-images", 4, "--out", tmp_path / "out")
     assert code == 130
-    assert error.splitlines()[-1] == "hybridgen: stopped; the pictures whose paths were printed are written"
+    said = "stopped; the pictures whose paths were printed are written; with --prompts, the same command goes on"
+    assert error.splitlines()[-1] == f"hybridgen: {said}"
     assert calls == [[0, 1], [2, 3]]
     assert [Path(line).read_bytes() for line in lines] == [Path(line).read_bytes() for line in whole[:2]]
 

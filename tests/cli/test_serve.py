@@ -22,6 +22,7 @@ def extra():
     return pytest.importorskip("openai", reason="the client of OpenAI is not installed")
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_it_serves_until_ctrl_c(extra, tiny_checkpoint, pipeline, tmp_path, capsys, monkeypatch):
     """With a key from a file, a name and a precision; the picture is that of `hybridgen sample`."""
     key, made, said = tmp_path / "key.txt", [], []

@@ -251,7 +251,7 @@ def test_what_a_later_stage_says_of_drawing_holds(recipes):
 
 
 def test_every_paper_config_is_run_here():
-    known = {"demo", "demo_codec", "small", "small_codec", "smollm_stage1", "smollm_stage2"}
+    known = {"demo", "demo_codec", "small", "small_codec", "small_tower", "smollm_stage1", "smollm_stage2"}
     papers = {"transfusion", "janus", "janusflow", "chameleon", "lmfusion", "llava", "bagel"}
     there = {file.stem for file in CONFIGS.glob("*.yaml") if not file.stem.startswith("janus_pro_")} - known
     assert {name for name in there if name.split("_")[0] in papers} == set(RECIPES)

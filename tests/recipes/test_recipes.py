@@ -81,7 +81,8 @@ def codes_loss(metrics: Path) -> list[float]:
 def test_the_three_commands_of_the_docs(janus, pictures, tmp_path, capsys, monkeypatch):
     """The loss of codes falls; what is answered stays, to the bit."""
     pytest.importorskip("peft", reason="LoRA is an optional extra: pip install 'hybridgen[peft]'")
-    section = (ROOT / "docs" / "janus.md").read_text(encoding="utf-8").split("## Fine-tuning Janus-Pro")[1]
+    page = (ROOT / "docs" / "finetuning.md").read_text(encoding="utf-8")
+    section = page.split("## Janus-Pro, with image generation")[1]
     commands = [shlex.split(line) for line in re.search(r"```sh\n(.*?)```", section, re.DOTALL)[1].splitlines()]
     assert [command[:2] for command in commands] == [["hybridgen", name] for name in ("convert", "train", "sample")]
     os.symlink(janus / "Janus-Pro-1B", tmp_path / "Janus-Pro-1B")

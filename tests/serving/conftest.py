@@ -49,7 +49,7 @@ def pipe():
     return tiny_pipeline()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # no server runs beside tests of other things
 def address(pipe):
     pytest.importorskip("fastapi", reason="the extra 'serve' is not installed")
     pytest.importorskip("openai", reason="the client of OpenAI is not installed")

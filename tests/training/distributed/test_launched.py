@@ -48,7 +48,7 @@ def test_two_processes_speak_with_one_voice_and_end_with_the_path(tmp_path):
     process = launched(config_in(tmp_path))
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert out == f"{tmp_path / 'run/checkpoint'}\n"
+    assert out.splitlines() == [str(tmp_path / "run" / name) for name in ("checkpoint", "report.html")]
     lines = [line for line in err.splitlines() if line.strip()]
     assert [line.split()[1] for line in lines] == ["1/4", "2/4", "3/4", "4/4"], err
 
