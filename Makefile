@@ -19,7 +19,7 @@ demo: $(VENV)/.installed
 
 # One thread a process: two spinning on a busy core take many times as long.
 test: $(VENV)/.installed $(VENV)/int8 $(VENV)/metrics $(VENV)/harnesses $(VENV)/app lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 # The oldest libraries that are allowed, in an environment of their own; PYTHON=python3.13 tries another Python as well.
 test-oldest: $(OLDEST)/.installed
