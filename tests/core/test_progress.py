@@ -39,6 +39,10 @@ class Screen(io.StringIO):
         return ["".join(row).rstrip() for row in rows]
 
 
+def as_python_shows(message, category, filename, lineno, file=None, line=None) -> None:
+    print(warnings.formatwarning(message, category, filename, lineno, line), end="", file=sys.stderr)
+
+
 @pytest.fixture(params=[100, 24, 7])
 def screen(request, monkeypatch) -> Screen:
     screen = Screen(request.param)
@@ -50,6 +54,7 @@ def screen(request, monkeypatch) -> Screen:
 def test_the_line_is_one_row_whatever_is_printed_meanwhile(screen, monkeypatch):
     """Warnings, sentences and results each stand whole on rows of their own, and the line below them."""
     monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(warnings, "showwarning", as_python_shows)  # pytest keeps warnings for its summary
     line = LiveLine()
     line.show("step 1/200", "left 3:07", "loss 1.234 (text 0.5)")
     print("hello", file=sys.stderr)
