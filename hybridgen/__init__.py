@@ -16,6 +16,7 @@ from transformers import (  # noqa: E402
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     AutoProcessor,
@@ -24,6 +25,7 @@ from transformers.models.auto import modeling_auto  # noqa: E402
 
 from hybridgen.chat.session import Chat  # noqa: E402
 from hybridgen.codecs import patch_vq  # noqa: E402
+from hybridgen.codecs.chameleon_vq import ChameleonVQConfig  # noqa: E402
 from hybridgen.configuration_hybridgen import (  # noqa: E402
     HybridGenConfig,
     HybridGenDiffusionConfig,
@@ -32,6 +34,11 @@ from hybridgen.configuration_hybridgen import (  # noqa: E402
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor  # noqa: E402
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration, HybridGenModel  # noqa: E402
 from hybridgen.multimodal_hybridgen import HybridGenForMultimodalLM  # noqa: E402
+from hybridgen.paths.chameleon_decoder import (  # noqa: E402
+    ChameleonDecoder,
+    ChameleonDecoderConfig,
+    ChameleonDecoderForCausalLM,
+)
 from hybridgen.pipeline_hybridgen import HybridGenPipeline  # noqa: E402
 from hybridgen.processing_hybridgen import HybridGenProcessor  # noqa: E402
 from hybridgen.version import __version__  # noqa: E402
@@ -61,6 +68,12 @@ AutoProcessor.register(HybridGenConfig, HybridGenProcessor)
 AutoModel.register(HybridGenConfig, HybridGenModel)
 AutoModelForImageTextToText.register(HybridGenConfig, HybridGenForConditionalGeneration)
 AutoModelForMultimodalLM.register(HybridGenConfig, HybridGenForMultimodalLM)
+
+# Chameleon's parts, which transformers has only as a whole (`paths.chameleon_decoder`, `codecs.chameleon_vq`)
+AutoConfig.register(ChameleonVQConfig.model_type, ChameleonVQConfig)
+AutoConfig.register(ChameleonDecoderConfig.model_type, ChameleonDecoderConfig)
+AutoModel.register(ChameleonDecoderConfig, ChameleonDecoder)
+AutoModelForCausalLM.register(ChameleonDecoderConfig, ChameleonDecoderForCausalLM)
 
 # a saved pipeline names the modules of its parts: where those of older checkpoints stand today
 sys.modules["hybridgen.patch_vq"] = patch_vq

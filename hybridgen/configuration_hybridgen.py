@@ -95,7 +95,7 @@ def weights_at_least(config: "HybridGenConfig") -> int:
         side = size(vision, "hidden_size")
         layer = 4 * side * side + 2 * side * size(vision, "intermediate_size")
         weights += size(vision, "num_hidden_layers") * layer
-    if vq is not None and vq.first_token_id is None:
+    if vq is not None and vq.code_tokens is None:
         weights += vq.num_embeddings * (vq.embed_dim + width)
     return weights
 
@@ -212,6 +212,7 @@ class HybridGenVQConfig(PreTrainedConfig):
         num_embeddings: number of codes of the tokenizer.
         first_token_id: token id of code 0 in the vocabulary, the other codes follow it; of the settings below, only
             `sample_size` is used then. None = the path has embeddings, aligner and head of its own.
+        token_ids: instead of `first_token_id`, the token id of each code, where they do not follow one another.
         embed_dim: width of the path's own embedding table (not the tokenizer's codebook).
         projection_dim: width of the aligner and of the head's hidden layer; None = the backbone's.
         num_hidden_layers: linear layers of the aligner.
@@ -225,6 +226,7 @@ class HybridGenVQConfig(PreTrainedConfig):
 
     num_embeddings: int = 16384
     first_token_id: int | None = None
+    token_ids: list[int] | None = None
     embed_dim: int = 8
     projection_dim: int | None = None
     num_hidden_layers: int = 2
@@ -234,7 +236,31 @@ class HybridGenVQConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         _positive(self, "num_embeddings", "embed_dim", "num_hidden_layers", "sample_size")
+        self._check_token_ids()
         super().__post_init__(**kwargs)
+
+    @property
+    def code_tokens(self) -> range | list[int] | None:
+        """The token id of each code, where codes are tokens of the vocabulary."""
+        if self.token_ids is not None or self.first_token_id is None:
+            return self.token_ids
+        return range(self.first_token_id, self.first_token_id + self.num_embeddings)
+
+    def _check_token_ids(self) -> None:
+        if (ids := self.token_ids) is None:
+            return
+        if self.first_token_id is not None:
+            raise ValueError(
+                f"vq_config has first_token_id {self.first_token_id} and token_ids; both say which tokens the codes "
+                "are, so keep one"
+            )
+        if not isinstance(ids, list) or not all(type(token) is int for token in ids):
+            raise ValueError(f"vq_config.token_ids is {' '.join(repr(ids).split())[:60]}; it must be a list of ids")
+        if len(ids) != self.num_embeddings or len(set(ids)) != len(ids):
+            raise ValueError(
+                f"vq_config.token_ids has {len(ids)} ids, {len(set(ids))} of them different, but there are "
+                f"{self.num_embeddings} codes; give one for each"
+            )
 
 
 class HybridGenConfig(PreTrainedConfig):
@@ -390,20 +416,21 @@ class HybridGenConfig(PreTrainedConfig):
             raise ValueError(f"diffusion_config.alignment_layer is {layer}, but the backbone has {layers} layers")
 
     def _check_shared_vocabulary(self) -> None:
-        if self.vq_config is None or (first := self.vq_config.first_token_id) is None:
+        if self.vq_config is None or (codes := self.vq_config.code_tokens) is None:
             return
-        end = first + (codes := self.vq_config.num_embeddings)
-        if first < 0 or end > self.vocab_size:
+        first, last = min(codes), max(codes)
+        if first < 0 or last >= self.vocab_size:
+            begin = "first_token_id " + str(first) if self.vq_config.token_ids is None else "token_ids"
             raise ValueError(
-                f"vq_config.first_token_id {first} and {codes} codes need the tokens {first} to {end - 1}, but the "
-                f"vocabulary has {self.vocab_size}; enlarge it, or begin earlier"
+                f"vq_config.{begin} and {len(codes)} codes need the tokens {first} to {last}, but the vocabulary has "
+                f"{self.vocab_size}; enlarge it, or begin earlier"
             )
         names = (
             "image_token_id", "diffusion_token_id", "vq_token_id", "begin_image_token_id", "end_image_token_id",
         )  # fmt: skip
         for name in names:
-            if (token := getattr(self, name)) is not None and first <= token < end:
-                raise ValueError(f"{name} {token} lies among the codes, which are the tokens {first} to {end - 1}")
+            if (token := getattr(self, name)) is not None and token in codes:
+                raise ValueError(f"{name} {token} lies among the codes, which are the tokens {first} to {last}")
 
 
 def require_path(paths: tuple[str, ...], path: str) -> None:

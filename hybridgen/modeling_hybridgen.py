@@ -50,7 +50,7 @@ from hybridgen.paths.moe import RouterOutput, balancing_loss, experts_per_token,
 from hybridgen.paths.temperature import scale_by_position
 from hybridgen.paths.understanding import build_vision_tower, encode_pixels, tokens_per_image
 from hybridgen.paths.unet import UNetDown, UNetUp
-from hybridgen.paths.vq import GenerationHead
+from hybridgen.paths.vq import GenerationHead, index_of_codes, logits_of_codes, tokens_of
 
 Latents = Tensor | list[Tensor]  # (I, C, H, W), or I of (C, H, W) where sizes differ
 
@@ -179,7 +179,7 @@ class HybridGenModel(HybridGenPreTrainedModel):
         if (vision := config.vision_config) is not None:
             self.vision_model = build_vision_tower(vision)
             self.aligner = Aligner(vision.hidden_size, width, config.aligner_depth, config.aligner_hidden_act)
-        if (vq := config.vq_config) is not None and vq.first_token_id is None:
+        if (vq := config.vq_config) is not None and vq.code_tokens is None:
             self.generation_embeddings = nn.Embedding(vq.num_embeddings, vq.embed_dim)
             self.generation_aligner = Aligner(vq.embed_dim, vq.projection_dim, vq.num_hidden_layers, vq.hidden_act)
             self.generation_head = GenerationHead(vq)
@@ -405,8 +405,8 @@ class HybridGenModel(HybridGenPreTrainedModel):
 
     def embed_codes(self, codes: Tensor) -> Tensor:
         """vq: codes (T,) -> (T, H)."""
-        if (first := self.config.vq_config.first_token_id) is not None:
-            return self.get_input_embeddings()(codes + first)
+        if self.config.vq_config.code_tokens is not None:
+            return self.get_input_embeddings()(tokens_of(codes, self.config.vq_config))
         return self.generation_aligner(self.generation_embeddings(codes))
 
     def embed_latents(self, latents: Latents, timesteps: Tensor) -> tuple[Tensor, Tensor, list[list[Tensor]]]:
@@ -695,8 +695,8 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
 
     def code_logits(self, hidden_states: Tensor) -> Tensor:
         """(..., H) -> (..., num_embeddings): the state at a position scores the code that comes next."""
-        if (first := self.config.vq_config.first_token_id) is not None:
-            return self.lm_head(hidden_states)[..., first : first + self.config.vq_config.num_embeddings]
+        if self.config.vq_config.code_tokens is not None:
+            return logits_of_codes(self.lm_head(hidden_states), self.config.vq_config)
         return self.model.generation_head(hidden_states)
 
     def _token_losses(
@@ -706,10 +706,10 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
         the whole vocabulary, as text is, and by one call of the head."""
         losses: dict[str, Tensor | None] = {}
         how = {"with_log_z": with_log_z, "places": states[..., 0].numel()}
-        first = None if code_labels is None else self.config.vq_config.first_token_id
-        if first is not None:
+        if code_labels is not None and self.config.vq_config.code_tokens is not None:
             words = code_labels.new_tensor(IGNORE) if text_labels is None else text_labels
-            labels = torch.where(code_labels == IGNORE, words, code_labels + first)
+            tokens = tokens_of(code_labels.clamp(min=0), self.config.vq_config)
+            labels = torch.where(code_labels == IGNORE, words, tokens)
             keep, targets = shift_labels(labels)
             of_code = predict_at(code_labels)[keep]
             both = head_losses(self.lm_head, states[keep], targets, **how)
@@ -787,8 +787,8 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
     def generate(self, *args, **kwargs):
         """As everywhere in transformers. Codes that are tokens of the vocabulary are no text, and are never written."""
         vq = self.config.vq_config
-        if vq is not None and (first := vq.first_token_id) is not None:
-            suppress = _SuppressRange(first, first + vq.num_embeddings)
+        if vq is not None and vq.code_tokens is not None:
+            suppress = _Suppress(index_of_codes(vq))
             kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or []), suppress])
         return super().generate(*args, **kwargs)
 
@@ -1002,16 +1002,16 @@ def _repeat_runs(value: Tensor | list, runs: list[range], times: int) -> Tensor 
     return value[torch.tensor(order, device=value.device)] if isinstance(value, Tensor) else [value[i] for i in order]
 
 
-class _SuppressRange(LogitsProcessor):
-    """No token from `start` to before `end` is written.
+class _Suppress(LogitsProcessor):
+    """None of these tokens is written.
 
     Not a `SuppressTokensLogitsProcessor`: of one class, `generate` keeps a single processor, ours or the caller's.
     """
 
-    def __init__(self, start: int, end: int):
-        self.start, self.end = start, end
+    def __init__(self, tokens: slice | list[int]):
+        self.tokens = tokens
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         scores = scores.clone()
-        scores[:, self.start : self.end] = -torch.inf
+        scores[:, self.tokens] = -torch.inf
         return scores

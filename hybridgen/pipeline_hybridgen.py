@@ -374,7 +374,7 @@ class HybridGenPipeline(DiffusionPipeline):
             path, guider, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, shift=shift,
             guidance_rescale=guidance_rescale, guidance_interval=guidance_interval,
             image_guidance_scale=image_guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p,
-            precision=precision, window=window, forecast=forecast,
+            precision=precision, window=window, forecast=forecast, decoded=output_type != "latent",
         )  # fmt: skip
         sizes = self.check_sizes(each("height", height, len(prompts)), each("width", width, len(prompts)), path)
         requests = self.image_requests(setup, prompts, negative_prompt, sizes, image, read)
@@ -427,11 +427,12 @@ class HybridGenPipeline(DiffusionPipeline):
         sizes = self.check_sizes(each("height", height, len(prompts)), each("width", width, len(prompts)), path)
         self.image_requests(setup, prompts, negative_prompt, sizes, image, read)
 
-    def drawing_setup(self, path: str, guider=None, **overrides) -> DrawingSetup:
+    def drawing_setup(self, path: str, guider=None, decoded: bool = True, **overrides) -> DrawingSetup:
         """How images are drawn by a path, everything filled in and checked that does not depend on prompt and size.
 
         Args:
             guider: as in a call; the scales in `overrides` that are None are its own.
+            decoded: what is drawn is made pixels; false = latents or codes are all that is wanted.
             overrides: settings by name; None = as by default.
 
         Raises:
@@ -447,7 +448,7 @@ class HybridGenPipeline(DiffusionPipeline):
         if path == "vq":
             settings["window"] = window_of(settings, decoder)
         setup = DrawingSetup(path, settings, guidance, code_sampling(settings), decoder)
-        self.check_drawing(path, setup.num_inference_steps, guidance, setup.shift)
+        self.check_drawing(path, setup.num_inference_steps, guidance, setup.shift, decoded)
         return setup
 
     def image_requests(
@@ -1142,13 +1143,20 @@ class HybridGenPipeline(DiffusionPipeline):
         return sizes
 
     def check_drawing(
-        self, path: str, num_inference_steps: int, guidance: Guidance | float, shift: float | None = None
-    ) -> None:
-        """Raises ValueError if no picture could be drawn so, whatever the prompt and the size."""
+        self, path: str, num_inference_steps: int, guidance: Guidance | float, shift: float | None = None,
+        decoded: bool = True,
+    ) -> None:  # fmt: skip
+        """Raises ValueError if no picture could be drawn so, whatever the prompt and the size.
+
+        Args:
+            decoded: its codes are made pixels.
+        """
         num_inference_steps = whole_number("num_inference_steps", num_inference_steps)
         diffusion = self.model.config.diffusion_config
         Guidance.of(guidance).check_path(path, getattr(diffusion, "noise_schedule", None))
         self.check_codec(path)
+        if path == "vq" and decoded:
+            self.vq_codec.check_decodes()
         if path == "diffusion":
             process = NoiseProcess.of(diffusion), diffusion.prediction_type
             tried = state_of(self.scheduler), num_inference_steps, shift, process

@@ -51,7 +51,7 @@ def tiny_pipeline(vae: AutoencoderKL | None = None, backbone: str = "qwen3", **c
     config = tiny_config(backbone, **settings)
     model = tiny_model(config)
     if (
-        config.vq_config is not None and config.vq_config.first_token_id is None
+        config.vq_config is not None and config.vq_config.code_tokens is None
     ):  # code logits far enough apart that codes are no matter of rounding
         for parameter in model.model.generation_head.parameters():
             torch.nn.init.normal_(parameter, std=0.5)

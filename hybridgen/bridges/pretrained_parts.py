@@ -23,12 +23,11 @@ from transformers import (
     SiglipVisionModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.models.janus import JanusVQVAE
 from transformers.utils import is_gguf_available
 
 from hybridgen.bridges.backbones import check_config
 from hybridgen.checkpoints.loading import check_checkpoint, friendly_errors, load_model
-from hybridgen.codecs.patch_vq import PatchVQ
+from hybridgen.codecs import frozen
 from hybridgen.core.files import read_json
 from hybridgen.core.hub import INDEX
 from hybridgen.core.recognition import check_files, refuse_impostor, user_path
@@ -45,7 +44,6 @@ TOWERS = {  # model type of the tower, or of a SigLIP with both towers -> the cl
 }
 # arguments of from_pretrained with which it reports faults of weights, for `_check_complete` to name them
 _REPORT_ALL = {"output_loading_info": True, "ignore_mismatched_sizes": True}
-VQ_KINDS = {"JanusVQVAE": JanusVQVAE, "VQModel": diffusers.VQModel, "PatchVQ": PatchVQ}
 
 
 def open_backbone(folder: str | Path, gguf_file: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -205,7 +203,7 @@ def check_vae(folder: Path) -> None:
 
 
 def open_vq(folder: str | Path) -> nn.Module:
-    """A frozen VQ tokenizer: `JanusVQVAE`, `VQModel`, or one that hybridgen's codec stage wrote.
+    """A frozen VQ tokenizer, one of `codecs.frozen.VQ_KINDS`.
 
     Raises:
         ValueError: it is another model, or lacks weights.
@@ -213,7 +211,7 @@ def open_vq(folder: str | Path) -> nn.Module:
     folder = user_path(folder)
     kind = vq_kind(folder)
     with friendly_errors(folder):
-        vq, report = VQ_KINDS[kind].from_pretrained(folder, output_loading_info=True)
+        vq, report = frozen.VQ_KINDS[kind].from_pretrained(folder, output_loading_info=True)
     _check_complete(report, folder, "VQ tokenizer")
     return vq.float().eval().requires_grad_(False)
 
@@ -221,11 +219,10 @@ def open_vq(folder: str | Path) -> nn.Module:
 def vq_kind(folder: Path) -> str:
     """The class of a VQ tokenizer, as its config.json says. Raises ValueError where it is another model."""
     content = _read_config(folder, "VQ tokenizer")
-    kind = content.get("_class_name") or {"janus_vqgan": "JanusVQVAE"}.get(content.get("model_type"))
-    if kind not in VQ_KINDS:
-        kind = kind or content.get("model_type")
-        raise ValueError(f"VQ tokenizer {folder} is a {kind!r}, not one of {', '.join(VQ_KINDS)}{_hint(kind)}")
-    return kind
+    if (known := frozen.vq_kind(content)) is None:
+        kind = content.get("_class_name") or content.get("model_type")
+        raise ValueError(f"VQ tokenizer {folder} is a {kind!r}, not one of {', '.join(frozen.VQ_KINDS)}{_hint(kind)}")
+    return known
 
 
 # ---------------------------------------------------------------------------------------------------------- checks

@@ -26,8 +26,10 @@ import torch
 from diffusers import VQModel
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 from transformers.models.janus.modeling_janus import JanusVQVAE
 
+from hybridgen.codecs.chameleon_vq import ChameleonVQ
 from hybridgen.codecs.patch_vq import PatchVQ
 from hybridgen.core.devices import sum_dtype
 from hybridgen.core.files import read_json
@@ -143,7 +145,7 @@ def measure_latents(vae: nn.Module, pictures: Iterable[Tensor]) -> tuple[float, 
 
 
 class VQCodec:
-    """Codes of a VQ tokenizer: `JanusVQVAE` of transformers and models of its shape, `VQModel` of diffusers, `PatchVQ`.
+    """Codes of a VQ tokenizer, one of `VQ_KINDS`.
 
     Args:
         model: the tokenizer. A Janus tokenizer compares directions, the others compare latents with codes as they are.
@@ -151,8 +153,9 @@ class VQCodec:
 
     def __init__(self, model: nn.Module):
         self._model = model
-        self.directions = compares_directions(model)  # True exactly for Janus tokenizers, whose config is transformers'
-        self.downsample_factor = vq_downsample_factor(model.config.to_dict() if self.directions else model.config)
+        self.directions = compares_directions(model)
+        config = model.config.to_dict() if isinstance(model, PreTrainedModel) else model.config
+        self.downsample_factor = vq_downsample_factor(config)
 
     @property
     def model(self) -> nn.Module:
@@ -189,24 +192,50 @@ class VQCodec:
         """Codes (I, h, w) -> pixels (I, 3, H, W), float32."""
         return _by_size(self._decode, codes, self.downsample_factor)
 
+    def check_decodes(self) -> None:
+        """Raises ValueError for a tokenizer without a decoder, which only reads pictures."""
+        if self._model.decoder is None:
+            raise ValueError(
+                "this VQ tokenizer has no decoder, so it reads pictures and draws none: transformers' Chameleons leave "
+                "it out; convert again with hybridgen convert --vq-decoder FILE (vqgan.ckpt of Meta's release), or ask "
+                "for the codes alone (output_type='latent')"
+            )
+
     def _decode(self, codes: Tensor) -> Tensor:
+        self.check_decodes()
         bring(self.model)
         entries = F.embedding(codes, self.codebook).permute(0, 3, 1, 2).contiguous()  # I, D, h, w
         with _no_autocast(codes):
             return to_pixels(self.model, entries).float()
 
 
+VQ_KINDS = {kind.__name__: kind for kind in (JanusVQVAE, ChameleonVQ, VQModel, PatchVQ)}
+
+
+def vq_kind(config: Mapping) -> str | None:
+    """The name of a tokenizer's class, as its config.json tells it; None = it is none that is known."""
+    types = {kind.config_class.model_type: name for name, kind in VQ_KINDS.items() if issubclass(kind, PreTrainedModel)}
+    name = config.get("_class_name") or types.get(config.get("model_type"))
+    return name if name in VQ_KINDS else None
+
+
 def load_vq(folder: str | Path) -> nn.Module:
     """A VQ tokenizer of any of these kinds, as its config.json says; frozen."""
     folder = user_path(folder)
-    name = read_json(folder / "config.json").get("_class_name")
-    kind = {"VQModel": VQModel, "PatchVQ": PatchVQ}.get(name, JanusVQVAE)
+    kind = VQ_KINDS[vq_kind(read_json(folder / "config.json")) or JanusVQVAE.__name__]
     return kind.from_pretrained(folder).eval().requires_grad_(False)
 
 
+def build_vq(config: Mapping) -> nn.Module:
+    """A VQ tokenizer without the weights of its folder, from its config.json."""
+    kind = VQ_KINDS[vq_kind(config) or JanusVQVAE.__name__]
+    made = kind(kind.config_class(**config)) if issubclass(kind, PreTrainedModel) else kind.from_config(dict(config))
+    return made.eval().requires_grad_(False)
+
+
 def compares_directions(model: nn.Module) -> bool:
-    """Whether codes of this tokenizer are directions (Janus) or points (VQModel, PatchVQ)."""
-    return not isinstance(model, VQModel)  # PatchVQ is a VQModel
+    """Whether codes of this tokenizer are directions (Janus) or points (the others)."""
+    return not isinstance(model, VQModel | ChameleonVQ)  # PatchVQ is a VQModel
 
 
 def vq_downsample_factor(config: Mapping) -> int:
@@ -225,7 +254,7 @@ def to_latents(model: nn.Module, images: Tensor) -> Tensor:
 def to_pixels(model: nn.Module, vectors: Tensor) -> Tensor:
     """Codes' vectors (I, D, h, w) -> pixels (I, 3, H, W), with gradient."""
     z = model.post_quant_conv(vectors)
-    if compares_directions(model):
+    if not isinstance(model, VQModel):
         return model.decoder(z)
     return model.decoder(z, vectors if model.config.get("norm_type") == "spatial" else None)
 

@@ -1,13 +1,33 @@
 """The vq path: codes -> embeddings for the backbone; hidden states -> logits over the codebook (Janus, 2410.13848).
 
 Here is the head. The way in is an embedding table (`modeling_hybridgen`) and the connector `connectors.Aligner`. The
-table is the path's own: it is not the tokenizer's codebook, which only the tokenizer's decoder uses.
+table is the path's own: it is not the tokenizer's codebook, which only the tokenizer's decoder uses. Or codes are
+tokens of the vocabulary (Chameleon, 2405.09818), with the text's embeddings and head: here is which token each is.
 """
 
+import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from hybridgen.configuration_hybridgen import HybridGenVQConfig
+
+
+def tokens_of(codes: Tensor, config: HybridGenVQConfig) -> Tensor:
+    """Codes, of any shape -> the tokens of the vocabulary that they are."""
+    if config.token_ids is None:
+        return codes + config.first_token_id
+    return torch.tensor(config.token_ids, device=codes.device)[codes]
+
+
+def logits_of_codes(logits: Tensor, config: HybridGenVQConfig) -> Tensor:
+    """Logits of the vocabulary (..., V) -> those of the codes (..., num_embeddings)."""
+    return logits[..., index_of_codes(config)]
+
+
+def index_of_codes(config: HybridGenVQConfig) -> slice | list[int]:
+    """Where the codes stand in the vocabulary, to index with."""
+    codes = config.code_tokens
+    return slice(codes.start, codes.stop) if isinstance(codes, range) else codes
 
 
 class GenerationHead(nn.Module):

@@ -333,7 +333,7 @@ class Decoder:
         self._is_small = all(layer.is_small for layer in self.layers)
         self.head = None
         vq = model.config.vq_config
-        if precision != "model" and vq is not None and vq.first_token_id is None:  # else it is the text's, unchanged
+        if precision != "model" and vq is not None and vq.code_tokens is None:  # else it is the text's, unchanged
             head = model.model.generation_head
             inner, outer = _plain(head.proj_out), _plain(head.vision_head)
             if type(inner) is type(outer) is nn.Linear:  # else it has adapters, and is run as it is

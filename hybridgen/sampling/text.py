@@ -31,8 +31,8 @@ def unwritable_tokens(
     """Ids of all tokens that stand for an image, its frame or a code, of those that the model scores; those `allowed`
     are left out."""
     unwritable = {tokens.begin_image, tokens.end_image, *(getattr(tokens, path) for path in PATHS)} - {None}
-    if (vq := model.config.vq_config) is not None and (first := vq.first_token_id) is not None:
-        unwritable |= set(range(first, first + vq.num_embeddings))
+    if (vq := model.config.vq_config) is not None and vq.code_tokens is not None:
+        unwritable |= set(vq.code_tokens)
     scored = [token for token in sorted(unwritable - set(allowed)) if token < model.lm_head.out_features]
     return torch.tensor(scored, dtype=torch.long, device=device_of(model))
 

@@ -5,32 +5,39 @@ does not reliably say whether text embeddings and head are tied: where nothing i
 and DeepSeek's no. So the weights decide: tied, unless a head that differs is there.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import GenerationConfig, JanusConfig, PreTrainedTokenizerFast
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 
+from hybridgen.bridges.folders import (
+    LIBRARY_KEYS,
+    config_of,
+    friendly_config_errors,
+    kind_of,
+    read_if_there,
+    said_dtype,
+    settle_tied_head,
+    template_of,
+)
 from hybridgen.bridges.janus.configs import config_from_official, janus_config
-from hybridgen.bridges.janus.prompts import find_style, open_image_processor, open_tokenizer, template_of
+from hybridgen.bridges.janus.prompts import find_style, open_image_processor, open_tokenizer
 from hybridgen.bridges.janus.tensor_names import VQ_PREFIX, from_official, is_dropped
 from hybridgen.bridges.weight_names import EMBEDDINGS, HEAD, is_of_diffusion
 from hybridgen.bridges.weights import StoredTensor, common_dtype, open_weights
-from hybridgen.checkpoints.loading import INDEX, PIPELINE, check_checkpoint
+from hybridgen.checkpoints.loading import check_checkpoint
 from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.core.files import read_json
-from hybridgen.core.recognition import check_files, require_folder, user_path
+from hybridgen.core.recognition import user_path
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 
 # why a tensor is left out
-UNREAD, TIED, NO_PATH = "not read by any computation", "the embeddings once more", "of a path that no Janus has"
+UNREAD, NO_PATH = "not read by any computation", "of a path that no Janus has"
 GUIDANCE = 5  # Janus' default, which transformers reads from generation_config.json
 # keys of that file that each layout has in its own way, or that have no effect
-LAYOUT_GENERATION_KEYS = ("guidance_scale", "generation_kwargs", "transformers_version", "_from_model_config")
+LAYOUT_GENERATION_KEYS = ("guidance_scale", "generation_kwargs", *LIBRARY_KEYS)
 
 
 @dataclass
@@ -67,10 +74,7 @@ class JanusCheckpoint:
         said = self.config.dtype if part is None else getattr(self.config, part).dtype
         if said is None:
             return self.dtype if part is None else self.said_dtype()
-        dtype = getattr(torch, said, None) if isinstance(said, str) else said
-        if not isinstance(dtype, torch.dtype):
-            raise ValueError(f"{self.folder}: config.json says dtype {said!r}, which is none; say bfloat16 or another")
-        return dtype
+        return said_dtype(self.folder, said, self.dtype)
 
     @property
     def token_ids(self) -> dict[str, tuple[str, int]]:
@@ -87,21 +91,14 @@ class JanusCheckpoint:
 
 def find_layout(folder: Path) -> str:
     """Which layout a folder has. Raises ValueError when it holds no Janus."""
-    require_folder("checkpoint", folder, "give the folder of a checkpoint")
-    check_files(folder)
-    if (folder / INDEX).is_file():
-        kind = read_json(folder / INDEX).get("_class_name")
-        if kind != PIPELINE:
-            raise ValueError(f"{folder} holds a {kind}, which is neither a Janus nor a checkpoint of hybridgen")
+    if (config := config_of(folder)) is None:
         return "hybridgen"
-    config = read_json(folder / "config.json")
     if config.get("model_type") == "janus":
         return "janus-hf"
     if config.get("model_type") == "multi_modality" and "gen_head_config" in config and "language_config" in config:
         return "janus-official"
-    kind = ", ".join(config.get("architectures") or []) or config.get("model_type") or "model of an unknown kind"
     raise ValueError(
-        f"{folder} holds a {kind}, not a Janus; this converts Janus-1.3B and Janus-Pro of deepseek-ai or "
+        f"{folder} holds a {kind_of(config)}, not a Janus; this converts Janus-1.3B and Janus-Pro of deepseek-ai or "
         "deepseek-community, and checkpoints of hybridgen"
     )
 
@@ -123,7 +120,7 @@ def open_janus(folder: str | Path, style: str | None = None) -> JanusCheckpoint:
     dropped = {name: UNREAD for name in tensors if is_dropped(name)}
     tensors = {name: tensor for name, tensor in tensors.items() if name not in dropped}
     tokenizer = open_tokenizer(folder)
-    with _friendly_config_errors(folder / "config.json"):
+    with friendly_config_errors(folder / "config.json", "Janus"):
         settings = read_json(folder / "config.json")
         if layout == "janus-hf":
             config = JanusConfig.from_dict(settings)
@@ -133,7 +130,7 @@ def open_janus(folder: str | Path, style: str | None = None) -> JanusCheckpoint:
             for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
                 setattr(config.text_config, name, getattr(tokenizer, name))
             config.image_token_id = tokenizer.convert_tokens_to_ids(tokenizer.image_token)
-    settle_tied_head(config, tensors, dropped)
+    settle_tied_head(config, tensors, dropped, HEAD, EMBEDDINGS)
     images = open_image_processor(folder, config.vision_config.image_size)
     found_style = (style, "it was asked for") if style else find_style(folder, template_of(folder))
     generation = _generation(folder, tokenizer)
@@ -144,7 +141,7 @@ def open_janus(folder: str | Path, style: str | None = None) -> JanusCheckpoint:
 
 def _open_hybridgen(folder: Path, style: str | None) -> JanusCheckpoint:
     check_checkpoint(folder)
-    with _friendly_config_errors(folder / "model" / "config.json"):
+    with friendly_config_errors(folder / "model" / "config.json", "Janus"):
         hybrid = HybridGenConfig.from_dict(read_json(folder / "model" / "config.json"))
         vq_file = folder / "vq_model" / "config.json"
         vq = JanusVQVAEConfig.from_dict(read_json(vq_file)) if _is_janus_vq(vq_file) else None
@@ -185,8 +182,7 @@ def _generation(folder: Path, tokenizer: PreTrainedTokenizerFast) -> GenerationC
 
 def generation_settings(folder: Path) -> dict:
     """generation_config.json; empty if there is none."""
-    file = folder / "generation_config.json"
-    return read_json(file) if file.is_file() else {}
+    return read_if_there(folder / "generation_config.json")
 
 
 def _check_tokens(janus: JanusCheckpoint) -> None:
@@ -208,23 +204,3 @@ def _check_tokens(janus: JanusCheckpoint) -> None:
 
 def _is_janus_vq(file: Path) -> bool:
     return file.is_file() and read_json(file).get("model_type") == JanusVQVAEConfig.model_type
-
-
-@contextmanager
-def _friendly_config_errors(file: Path) -> Iterator[None]:
-    """Errors of config classes about values become a ValueError of one sentence that names the file."""
-    try:
-        yield
-    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, StrictDataclassError) as error:
-        raise ValueError(f"{file} does not describe a Janus: {' '.join(str(error).split())}") from error
-
-
-def settle_tied_head(config: JanusConfig, tensors: dict[str, StoredTensor], dropped: dict[str, str]) -> None:
-    """Decide by the weights whether the head is the embeddings, and drop it if it is."""
-    if HEAD not in tensors or not config.tie_word_embeddings:
-        return  # no head: tied if the config says so, and missing if not
-    if EMBEDDINGS in tensors and torch.equal(tensors[HEAD].read(), tensors[EMBEDDINGS].read()):
-        dropped[HEAD] = TIED
-        tensors.pop(HEAD)
-    else:
-        config.tie_word_embeddings = False

@@ -8,6 +8,7 @@ has.
 import torch
 from transformers import JanusConfig, JanusForConditionalGeneration, JanusVisionConfig, JanusVQVAEConfig, LlamaConfig
 
+from hybridgen.bridges.comparison import shapes_on_meta
 from hybridgen.bridges.janus.tensor_names import POSITIONS, VQ_PREFIX, is_dropped
 from hybridgen.bridges.weights import StoredTensor
 from hybridgen.configuration_hybridgen import HybridGenConfig
@@ -228,7 +229,7 @@ def janus_config(hybrid: HybridGenConfig, vq_config) -> JanusConfig:
         raise ValueError(f"a Janus has Janus' vision tower, but this model's is a {hybrid.vision_config.model_type}")
     if getattr(vq_config, "model_type", None) != "janus_vqgan":
         raise ValueError("a Janus has Janus' VQ tokenizer, but the vq_model of this checkpoint is of another kind")
-    if hybrid.vq_config.first_token_id is not None:
+    if hybrid.vq_config.code_tokens is not None:
         raise ValueError(
             "a Janus has a table and a head for codes, but this model's codes are tokens of its vocabulary"
         )
@@ -296,12 +297,8 @@ def expected_shapes(config: JanusConfig) -> dict[str, tuple[int, ...]]:
     Raises:
         ValueError: no model can be built of these sizes.
     """
-    try:
-        with torch.device("meta"):
-            model = JanusForConditionalGeneration(config)
-    except (ValueError, AssertionError, RuntimeError, KeyError, TypeError) as error:  # as the parts say it
-        raise ValueError(f"config.json describes no Janus that can be built: {' '.join(str(error).split())}") from error
-    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items() if not is_dropped(name)}
+    made = shapes_on_meta(lambda: JanusForConditionalGeneration(config), "Janus")
+    shapes = {name: shape for name, shape in made.items() if not is_dropped(name)}
     if config.tie_word_embeddings:
         shapes.pop("lm_head.weight")
     return shapes

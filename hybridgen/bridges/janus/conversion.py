@@ -13,6 +13,7 @@ import torch
 from transformers import JanusProcessor, JanusVQVAE
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
+from hybridgen.bridges.folders import write_hybridgen
 from hybridgen.bridges.janus.checkpoint import GUIDANCE, NO_PATH, JanusCheckpoint, open_janus
 from hybridgen.bridges.janus.configs import config_to_official, expected_shapes, hybrid_config
 from hybridgen.bridges.janus.prompts import begins_texts, chat_template, official_settings, transformers_template
@@ -143,17 +144,9 @@ def _write_hybridgen(janus: JanusCheckpoint, folder: Path, max_shard_size: int |
         vq_model = JanusVQVAE(copy.deepcopy(janus.config.vq_config))
     model.generation_config = copy.deepcopy(janus.generation_config)
     pipeline = HybridGenPipeline(model, processor, vq_model=vq_model, sampling_defaults=SAMPLING)
-    pipeline.save_config(folder)
-    processor.save_pretrained(folder / "processor")
-    dtypes = janus.said_dtype(), janus.said_dtype("vq_config")
-    tensors = zip(("model", "vq_model"), (model, vq_model), dtypes, _split(janus.tensors), strict=True)
-    for name, part, dtype, weights in tensors:
-        (folder / name).mkdir()
-        part.config.dtype, part.config.architectures = dtype, [type(part).__name__]
-        part.config.save_pretrained(folder / name)
-        part.generation_config.save_pretrained(folder / name) if part.can_generate() else None
-        save_weights(folder / name, {n: weights[n] for n in part.state_dict() if n in weights}, max_shard_size)
-    pipeline.save_index_files(folder)
+    weights = dict(zip(("model", "vq_model"), _split(janus.tensors), strict=True))
+    dtypes = {"model": janus.said_dtype(), "vq_model": janus.said_dtype("vq_config")}
+    write_hybridgen(pipeline, folder, weights, dtypes, max_shard_size)
 
 
 def _write_transformers(janus: JanusCheckpoint, folder: Path, max_shard_size: int | str) -> None:

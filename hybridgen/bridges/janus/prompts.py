@@ -10,9 +10,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from hybridgen.bridges.folders import read_if_there
 from hybridgen.core.files import read_json
-from hybridgen.core.messages import default_template, named_templates
-from hybridgen.core.utf8 import read_text
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 from hybridgen.tokenization_hybridgen import BEGIN_IMAGE, END_IMAGE, PLACEHOLDERS
 
@@ -117,22 +116,13 @@ def find_style(folder: Path, template: str | None) -> tuple[str, str]:
     for style in ("janus-pro", "janus"):  # in this order, as "User" is part of "<|User|>"
         if template is not None and ROLES[style][0] in template:
             return style, "its chat template"
-    settings = _read_if_there(folder / "processor_config.json")
+    settings = read_if_there(folder / "processor_config.json")
     if settings.get("sft_format") == "deepseek_old":
         return "janus", "sft_format 'deepseek_old'"
     for style, name in (("janus", "janus-1.3b"), ("janus-pro", "janus-pro")):
         if name in folder.resolve().name.lower():
             return style, "the folder's name"
     return "janus-pro", "nothing says otherwise"
-
-
-def template_of(folder: Path) -> str | None:
-    """The chat template in a folder of a processor or tokenizer, in any of the files where versions have put it."""
-    if (file := folder / "chat_template.jinja").is_file():
-        return read_text(file, "chat template")
-    files = ("chat_template.json", "processor_config.json", "tokenizer_config.json")
-    templates = [_read_if_there(folder / name).get("chat_template") for name in files]
-    return next((default_template(named_templates(each)) for each in templates if each is not None), None)
 
 
 # --------------------------------------------------------------------------------------------------- tokenizers
@@ -153,8 +143,8 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if not (folder / "tokenizer.json").is_file():
         raise ValueError(f"{folder} has no tokenizer.json, so the tokens that stand for images are unknown")
     settings = {
-        **_read_if_there(folder / "special_tokens_map.json"),
-        **_read_if_there(folder / "tokenizer_config.json"),
+        **read_if_there(folder / "special_tokens_map.json"),
+        **read_if_there(folder / "tokenizer_config.json"),
     }
     content = read_json(folder / "tokenizer.json")
     content["added_tokens"] = [t for t in content.get("added_tokens", []) if t["content"] not in OUR_TOKENS]
@@ -166,7 +156,7 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     names = {**IMAGE_TOKENS, **(extra if isinstance(extra, dict) else {})}
     names |= {name: settings[name] for name in (*_NAMED, *IMAGE_TOKENS) if settings.get(name)}
     names = {name: _content(token) for name, token in names.items()}
-    tags = _read_if_there(folder / "processor_config.json")
+    tags = read_if_there(folder / "processor_config.json")
     names |= {name: tags[tag] for name, tag in _TAGS.items() if tag in tags}
     pad = tags.get("pad_tag", PAD)
     if backend.token_to_id(pad) is not None:
@@ -199,10 +189,6 @@ def _content(token: str | dict) -> str:
     return token["content"] if isinstance(token, dict) else token
 
 
-def _read_if_there(file: Path) -> dict:
-    return read_json(file) if file.is_file() else {}
-
-
 # ----------------------------------------------------------------------------------------------- image settings
 
 
@@ -212,8 +198,8 @@ def open_image_processor(folder: Path, image_size: int) -> HybridGenImageProcess
     Raises:
         ValueError: its size is not the tower's, or it has a setting that Janus does not know.
     """
-    settings = _read_if_there(folder / "preprocessor_config.json")
-    settings = settings or _read_if_there(folder / "processor_config.json").get("image_processor", {})
+    settings = read_if_there(folder / "preprocessor_config.json")
+    settings = settings or read_if_there(folder / "processor_config.json").get("image_processor", {})
     size = settings.get("image_size") or settings.get("size") or image_size
     size = size.get("height") if isinstance(size, dict) else size
     if size != image_size:

@@ -1,81 +1,39 @@
-"""What a conversion would do, before it does it: tensors compared with the model that the config describes, in a table;
-and what the new layout cannot carry.
-
-It reads headers, not weights. A dtype that differs is no error (it is kept, tensor by tensor); a shape that differs, or
-a tensor too many or too few, is one.
+"""What a conversion would do, before it does it: tensors compared with the model that the config describes, in a table
+(`bridges.comparison`); and what the new layout cannot carry.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-import torch
-
+from hybridgen.bridges.comparison import (
+    Comparison,
+    check_compared,
+    compare_tensors,
+    comparison_lines,
+    listed,
+    short,
+)
+from hybridgen.bridges.folders import template_of
 from hybridgen.bridges.janus.checkpoint import GUIDANCE, LAYOUT_GENERATION_KEYS, JanusCheckpoint, generation_settings
 from hybridgen.bridges.janus.configs import expected_shapes, lost_settings, unsupported_by_deepseek
-from hybridgen.bridges.janus.prompts import begins_texts, chat_template, template_of, transformers_template
-from hybridgen.bridges.weights import common_dtype
+from hybridgen.bridges.janus.prompts import begins_texts, chat_template, transformers_template
 from hybridgen.core.files import read_json
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Tensors of a checkpoint beside those that its config makes, by transformers' names.
-
-    Args:
-        mapped: tensors that fit.
-        missing: name -> shape.
-        shapes, dtypes: of tensors that differ, name -> (the checkpoint's, the config's).
-    """
-
-    mapped: list[str]
-    missing: dict[str, tuple[int, ...]]
-    unexpected: list[str]
-    shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]
-    dtypes: dict[str, tuple[torch.dtype, torch.dtype]]
-
-
 def compare(janus: JanusCheckpoint) -> Comparison:
-    """Compare a checkpoint's tensors with those that its config makes."""
-    expected, tensors, dtype = expected_shapes(janus.config), janus.tensors, janus.dtype
-    both = [name for name in tensors if name in expected]
-    return Comparison(
-        mapped=[name for name in both if tensors[name].shape == expected[name]],
-        missing={name: shape for name, shape in expected.items() if name not in tensors},
-        unexpected=[name for name in tensors if name not in expected],
-        shapes={name: (tensors[name].shape, expected[name]) for name in both if tensors[name].shape != expected[name]},
-        dtypes={name: (tensors[name].dtype, dtype) for name in both if tensors[name].dtype != dtype},
-    )
+    """Compare a checkpoint's tensors with those that its config makes, by transformers' names."""
+    return compare_tensors(janus.tensors, expected_shapes(janus.config))
 
 
 def check_weights(janus: JanusCheckpoint) -> None:
     """Raises ValueError, in one sentence, when the tensors are not those of the config."""
-    compared = compare(janus)
-    more = "; hybridgen convert --dry-run shows all"
-    for name in compared.missing:
-        raise ValueError(f"{janus.folder} lacks {len(compared.missing)} of its tensors, such as {name}{more}")
-    for name in compared.unexpected:
-        raise ValueError(
-            f"{janus.folder} has {len(compared.unexpected)} tensors that no Janus has, such as {name}{more}"
-        )
-    for name, (shape, expected) in compared.shapes.items():
-        raise ValueError(f"{janus.folder} has {name} of shape {shape}, but its config makes it {expected}{more}")
+    check_compared(janus.folder, compare(janus), "Janus")
 
 
 def report_lines(janus: JanusCheckpoint, to: str) -> Iterator[str]:
     """The table that `--dry-run` prints."""
-    compared = compare(janus)
     yield f"{janus.folder}: {janus.layout} -> {to}"
     yield ""
-    yield from _parts(janus)
-    yield ""
-    yield f"mapped       {len(compared.mapped)}"
-    yield from _listed("missing", {name: f"expected {shape}" for name, shape in compared.missing.items()})
-    yield from _listed("unexpected", {name: str(janus.tensors[name].shape) for name in compared.unexpected})
-    yield from _listed("other shape", {name: f"{a}, expected {b}" for name, (a, b) in compared.shapes.items()})
-    yield from _listed(
-        "other dtype", {name: f"{_short(a)}, most {_short(b)}" for name, (a, b) in compared.dtypes.items()}
-    )
-    yield from _listed("left out", janus.dropped)
+    yield from comparison_lines(janus.tensors, compare(janus), janus.dropped)
     yield ""
     yield f"head         {'tied to the embeddings' if janus.config.tie_word_embeddings else 'untied'}"
     for kind, (name, token_id) in janus.token_ids.items():
@@ -86,7 +44,7 @@ def report_lines(janus: JanusCheckpoint, to: str) -> Iterator[str]:
     yield f"images       {size} pixels, mean {mean}, std {std}, pad {images.pad_value}"
     yield ""
     losses = dict.fromkeys(lost(janus, to), "")  # last, as it fails if the config is not sound
-    yield from _listed("lost", losses)
+    yield from listed("lost", losses)
 
 
 def lost(janus: JanusCheckpoint, to: str) -> Iterator[str]:
@@ -117,7 +75,7 @@ def _lost_dtypes(janus: JanusCheckpoint, to: str) -> Iterator[str]:
     whole = janus.said_dtype()
     for part in ("text_config", "vision_config", "vq_config"):
         if part not in kept and (said := janus.said_dtype(part)) != whole:
-            yield f"config.json cannot say {part}.dtype {_short(said)!r}: it will be read as {_short(whole)!r}"
+            yield f"config.json cannot say {part}.dtype {short(said)!r}: it will be read as {short(whole)!r}"
 
 
 def _lost_generation(janus: JanusCheckpoint, to: str) -> Iterator[str]:
@@ -141,25 +99,3 @@ def _only_in_hybridgen(janus: JanusCheckpoint) -> Iterator[str]:
         for name, value in settings.items():
             if (path, name, value) != ("vq", "guidance_scale", GUIDANCE):
                 yield f"model_index.json: {name} {value} as the default of the {path} path"
-
-
-def _parts(janus: JanusCheckpoint) -> Iterator[str]:
-    """One line for each part of the model."""
-    parts: dict[str, list] = {}
-    for name, tensor in janus.tensors.items():
-        parts.setdefault(name.removeprefix("model.").split(".")[0], []).append(tensor)
-    yield f"{'part':<24}{'tensors':>8}{'parameters':>16}  dtype"
-    for part, tensors in [*parts.items(), ("all", list(janus.tensors.values()))]:
-        dtypes = {_short(tensor.dtype) for tensor in tensors}
-        kind = _short(common_dtype(tensors)) + (" and others" if len(dtypes) > 1 else "")
-        yield f"{part:<24}{len(tensors):>8}{sum(tensor.size for tensor in tensors):>16,}  {kind}"
-
-
-def _listed(what: str, names: dict[str, str]) -> Iterator[str]:
-    yield f"{what:<12} {len(names)}"
-    for name, note in names.items():
-        yield f"  {name}  {note}".rstrip()
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -323,7 +323,7 @@ def _check_starting_weights(config: TrainConfig, hybrid: HybridGenConfig) -> Non
             )
     if config.model.codes_from_codebook and hybrid.vq_config is None:
         raise ValueError("model.codes_from_codebook is true, but the model has no vq_config; give it, or say false")
-    if config.model.codes_from_codebook and hybrid.vq_config.first_token_id is not None:
+    if config.model.codes_from_codebook and hybrid.vq_config.code_tokens is not None:
         raise ValueError(
             "model.codes_from_codebook is true, but codes are tokens of the vocabulary here and have no table of their "
             "own; say false"

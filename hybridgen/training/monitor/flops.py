@@ -110,7 +110,7 @@ def costs(model: nn.Module, cached: bool = False) -> dict[str, float]:
         runs = trained(tower.parameters()) or not cached
         cost_of["understanding"] = of_aligner + runs * (of_tower + layers * tokens_per_image(vision))
         embedding |= needs_grad
-    shared = config.vq_config is not None and config.vq_config.first_token_id is not None  # codes are tokens
+    shared = config.vq_config is not None and config.vq_config.code_tokens is not None  # codes are tokens
     if config.vq_config is not None and not shared:
         needs_grad = trained(inner.generation_embeddings.parameters())
         cost_of["vq"], needs_grad = matrix_flops(inner.generation_aligner, needs_grad)

@@ -12,11 +12,8 @@ from types import MethodType, SimpleNamespace
 import diffusers
 import torch
 from torch import nn
-from transformers.models.janus.configuration_janus import JanusVQVAEConfig
-from transformers.models.janus.modeling_janus import JanusVQVAE
 
-from hybridgen.codecs.frozen import PixelCodec, VAECodec, VQCodec, vq_downsample_factor
-from hybridgen.codecs.patch_vq import PatchVQ
+from hybridgen.codecs.frozen import PixelCodec, VAECodec, VQCodec, build_vq, vq_downsample_factor
 from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.core.documents import Document, DocumentImage
 from hybridgen.core.files import read_json
@@ -71,7 +68,7 @@ class PlannedData:
             latent_codec = _NoVAE(model.config.diffusion_config.in_channels) if vae is None else VAECodec(_vae(vae))
         vq_codec = None
         if model.config.vq_config is not None:
-            vq_codec = _NoVQ() if vq is None else VQCodec(_vq(vq))
+            vq_codec = _NoVQ() if vq is None else VQCodec(build_vq(read_json(vq / "config.json")))
         processor = SimpleNamespace(image_processor=self.image_processor)
         processor.pixel_values = MethodType(HybridGenProcessor.pixel_values, processor)
         return SimpleNamespace(model=model, latent_codec=latent_codec, vq_codec=vq_codec, processor=processor)
@@ -104,13 +101,6 @@ def _vae(folder: Path) -> nn.Module:
     content = read_json(folder / "config.json")
     kind = getattr(diffusers, content["_class_name"])
     return kind.from_config(content).eval().requires_grad_(False)
-
-
-def _vq(folder: Path) -> nn.Module:
-    content = read_json(folder / "config.json")
-    kind = {"VQModel": diffusers.VQModel, "PatchVQ": PatchVQ}.get(content.get("_class_name"))
-    model = JanusVQVAE(JanusVQVAEConfig(**content)) if kind is None else kind.from_config(content)
-    return model.eval().requires_grad_(False)
 
 
 def plan_config(path: str | Path, overrides: list[str]) -> tuple[TrainConfig, list[str]]:

@@ -1,0 +1,120 @@
+"""What every bridge asks of a checkpoint's folder: its JSON files, its chat template, what kind of model it holds; and
+a folder of ours as a pipeline would save it, from tensors on disk.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+
+from hybridgen.bridges.weights import StoredTensor, save_weights
+from hybridgen.checkpoints.loading import INDEX, PIPELINE
+from hybridgen.core.files import read_json
+from hybridgen.core.messages import default_template, named_templates
+from hybridgen.core.recognition import check_files, require_folder
+from hybridgen.core.utf8 import read_text
+from hybridgen.core.values import one_line
+from hybridgen.pipeline_hybridgen import HybridGenPipeline
+
+# keys of generation_config.json that each layout has in its own way, or that have no effect
+LIBRARY_KEYS = ("transformers_version", "_from_model_config")
+
+
+def read_if_there(file: Path) -> dict:
+    """A JSON file's content; empty where there is none."""
+    return read_json(file) if file.is_file() else {}
+
+
+def template_of(folder: Path) -> str | None:
+    """The chat template in a folder of a processor or tokenizer, in any of the files where versions have put it."""
+    if (file := folder / "chat_template.jinja").is_file():
+        return read_text(file, "chat template")
+    files = ("chat_template.json", "processor_config.json", "tokenizer_config.json")
+    templates = [read_if_there(folder / name).get("chat_template") for name in files]
+    return next((default_template(named_templates(each)) for each in templates if each is not None), None)
+
+
+def config_of(folder: Path) -> dict | None:
+    """config.json of a model in another library's layout; None = the folder is a checkpoint of hybridgen.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    require_folder("checkpoint", folder, "give the folder of a checkpoint")
+    check_files(folder)
+    if (folder / INDEX).is_file():
+        kind = read_json(folder / INDEX).get("_class_name")
+        if kind != PIPELINE:
+            raise ValueError(f"{folder} holds a {kind}, which is neither a model of a bridge nor one of hybridgen")
+        return None
+    return read_json(folder / "config.json")
+
+
+def kind_of(config: dict) -> str:
+    """What a model is, as its config.json calls it."""
+    return ", ".join(config.get("architectures") or []) or config.get("model_type") or "model of an unknown kind"
+
+
+@contextmanager
+def friendly_config_errors(file: Path, kind: str) -> Iterator[None]:
+    """Errors of config classes about values become a ValueError of one sentence that names the file.
+
+    Args:
+        kind: what the file should describe, such as "Janus".
+    """
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, StrictDataclassError) as error:
+        raise ValueError(f"{file} does not describe a {kind}: {one_line(error)}") from error
+
+
+def said_dtype(folder: Path, said: str | torch.dtype | None, otherwise: torch.dtype) -> torch.dtype:
+    """The dtype that a config says. Raises ValueError where it is none."""
+    dtype = otherwise if said is None else getattr(torch, said, None) if isinstance(said, str) else said
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"{folder}: config.json says dtype {said!r}, which is none; say bfloat16 or another")
+    return dtype
+
+
+def settle_tied_head(config, tensors: dict[str, StoredTensor], dropped: dict[str, str], head: str, table: str) -> None:
+    """Decide by the weights whether the head is the embeddings, and drop it if it is.
+
+    Args:
+        config: of the whole model; its `tie_word_embeddings` may say what is not so.
+        head, table: the names of the two tensors.
+    """
+    if head not in tensors or not config.tie_word_embeddings:
+        return  # no head: tied if the config says so, and missing if not
+    if table in tensors and torch.equal(tensors[head].read(), tensors[table].read()):
+        dropped[head] = "the embeddings once more"
+        tensors.pop(head)
+    else:
+        config.tie_word_embeddings = False
+
+
+def write_hybridgen(
+    pipeline: HybridGenPipeline,
+    folder: Path,
+    weights: dict[str, dict[str, StoredTensor]],
+    dtypes: dict[str, torch.dtype],
+    max_shard_size: int | str,
+) -> None:
+    """A folder as `HybridGenPipeline.save_pretrained` writes it, from tensors on disk.
+
+    Args:
+        pipeline: its modules may be on the meta device, without weights.
+        weights: of `model`, and of `vq_model` where there is one, by the names of their state dicts.
+        dtypes: that their configs say.
+    """
+    pipeline.save_config(folder)
+    pipeline.processor.save_pretrained(folder / "processor")
+    for name, tensors in weights.items():
+        part = getattr(pipeline, name)
+        (folder / name).mkdir()
+        part.config.dtype, part.config.architectures = dtypes[name], [type(part).__name__]
+        part.config.save_pretrained(folder / name)
+        part.generation_config.save_pretrained(folder / name) if part.can_generate() else None
+        save_weights(folder / name, {n: tensors[n] for n in part.state_dict() if n in tensors}, max_shard_size)
+    pipeline.save_index_files(folder)
