@@ -4,12 +4,13 @@ Pictures are whatever `core.pictures` reads. Two ways in: `understanding` keeps 
 the rest padded), `generation` fills the frame (short side resized, the rest cropped) or, with `fit="pad"`, keeps the
 whole picture as well. `understanding` computes the
 short side with `int()`, as DeepSeek's Janus does; transformers' Janus rounds, and so differs on half of all aspect
-ratios.
+ratios. `generation` can do as transformers' Chameleon does (`FRAMINGS`), for whose codes levels are a little smaller.
 
 Shapes: I images, S the understanding path's side, H x W pixels.
 """
 
 import math
+from typing import NamedTuple
 from urllib.request import urlopen
 
 import numpy as np
@@ -25,6 +26,26 @@ from hybridgen.core.values import choice, whole_number
 
 MOST_FRAMES = 16  # a picture is made at most so many times as large as the frame that is cut out of it
 FITS = ("crop", "pad")  # how a picture gets into a frame of another shape
+
+
+class Framing(NamedTuple):
+    """How the pictures of the paths that draw are resized and made values.
+
+    Args:
+        resample: Pillow's filter.
+        rounds: the long side of a picture that fills a frame is rounded; false = its fraction is cut off.
+        factor: levels times it, less one, are values; None = levels over 127.5, less one.
+    """
+
+    resample: Image.Resampling
+    rounds: bool
+    factor: float | None
+
+
+FRAMINGS = {
+    "hybridgen": Framing(Image.Resampling.BICUBIC, True, None),
+    "chameleon-hf": Framing(Image.Resampling.LANCZOS, False, 0.0078),  # transformers' ChameleonImageProcessor
+}
 SECONDS = 30  # to wait for a picture that is downloaded
 
 
@@ -46,11 +67,13 @@ class HybridGenImageProcessor(BaseImageProcessor):
             rounded down, as in Janus).
         min_size: the short side is resized to no fewer pixels than this (Janus: 14).
         truncate: `postprocess` rounds levels down, as Janus' code does, instead of to the nearest.
+        framing: one of `FRAMINGS`: how pictures of the paths that draw are resized and made values.
     """
 
     model_input_names = ["pixel_values"]
     valid_kwargs = HybridGenImageProcessorKwargs
     do_rescale, rescale_factor, do_normalize = True, 1 / 255, True  # of the understanding path, as everywhere
+    framing = "hybridgen"  # written into a folder only where it is another
 
     def __init__(
         self,
@@ -60,9 +83,12 @@ class HybridGenImageProcessor(BaseImageProcessor):
         pad_value: int | list[int] = 127,
         min_size: int = 14,
         truncate: bool = False,
+        framing: str = "hybridgen",
         **kwargs,
     ):
         super().__init__(**kwargs)
+        if choice("framing", framing, tuple(FRAMINGS)) != type(self).framing:
+            self.framing = framing
         self.image_size = whole_number("image_size", image_size)
         self.image_mean = [0.5] * 3 if image_mean is None else list(image_mean)
         self.image_std = [0.5] * 3 if image_std is None else list(image_std)
@@ -136,15 +162,21 @@ class HybridGenImageProcessor(BaseImageProcessor):
             fit: `crop` = resized to fill the frame, the rest cropped on both sides alike; `pad` = the whole picture, as
                 large as the frame lets it be, on gray.
         """
-        return to_range(self.generation_levels(image, height, width, fit))
+        return self.generation_values(self.generation_levels(image, height, width, fit))
+
+    def generation_values(self, levels: Tensor) -> Tensor:
+        """Levels (..., 3, H, W) of a path that draws -> values in [-1, 1], on their device; the same bits on all."""
+        if (factor := FRAMINGS[self.framing].factor) is None:
+            return to_range(levels)
+        return levels.float() * torch.full((), factor, dtype=torch.float32, device=levels.device) - 1
 
     def generation_levels(self, image: Source, height: int, width: int, fit: str = "crop") -> Tensor:
-        """The levels (3, H, W) of 8 bits that `to_range` makes the values of."""
-        picture = read_picture(image)
+        """The levels (3, H, W) of 8 bits that `generation_values` makes the values of."""
+        picture, framing = read_picture(image), FRAMINGS[self.framing]
         if choice("fit", fit, FITS) == "crop":
-            image = _fill(picture, height, width)
+            image = _fill(picture, height, width, framing)
         else:
-            image = self._on_gray(_contain(picture, height, width), height, width)
+            image = self._on_gray(_contain(picture, height, width, framing), height, width)
         return _channels_first(np.array(image))
 
     def postprocess(self, pixels: Tensor | list[Tensor]) -> list[Image.Image]:
@@ -184,33 +216,39 @@ def fit_size(image: Source, tokens: int, side: int) -> tuple[int, int]:
     return rows * side, columns * side
 
 
-def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
-    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
+def _resize(
+    image: Image.Image, width: int, height: int, resample: Image.Resampling = Image.Resampling.BICUBIC
+) -> Image.Image:
+    return image if image.size == (width, height) else image.resize((width, height), resample)
 
 
-def _fill(image: Image.Image, height: int, width: int) -> Image.Image:
+def _fill(image: Image.Image, height: int, width: int, framing: Framing) -> Image.Image:
     """The middle of the picture that has the frame's shape, in the frame's size.
 
     A thin picture that fills the frame would be huge before it is cropped; of those the middle alone is resized. Pillow
     rounds otherwise there, so it is not done to all.
     """
     scale = max(height / image.height, width / image.width)
-    wide, high = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+    if framing.rounds:
+        wide, high = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+    else:
+        frame, side = max((height, image.height), (width, image.width), key=lambda pair: pair[0] / pair[1])
+        wide, high = max(width, int(frame * image.width / side)), max(height, int(frame * image.height / side))
     left, top = (wide - width) // 2, (high - height) // 2
     box = left, top, left + width, top + height
     if wide * high <= MOST_FRAMES * height * width:
-        image = _resize(image, wide, high)
+        image = _resize(image, wide, high, framing.resample)
         return image if image.size == (width, height) else image.crop(box)
     shrink = image.width / wide, image.height / high
     box = [min(edge * shrink[axis % 2], image.size[axis % 2]) for axis, edge in enumerate(box)]
-    return image.resize((width, height), Image.Resampling.BICUBIC, box=box)
+    return image.resize((width, height), framing.resample, box=box)
 
 
-def _contain(image: Image.Image, height: int, width: int) -> Image.Image:
+def _contain(image: Image.Image, height: int, width: int, framing: Framing) -> Image.Image:
     """The whole picture, as large as the frame lets it be."""
     scale = min(height / image.height, width / image.width)
     wide, high = (max(1, round(length * scale)) for length in image.size)
-    return _resize(image, min(wide, width), min(high, height))
+    return _resize(image, min(wide, width), min(high, height), framing.resample)
 
 
 def cropped_share(size: tuple[int, int], height: int, width: int) -> float:

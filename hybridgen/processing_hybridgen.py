@@ -41,7 +41,7 @@ from hybridgen.core.names import PATHS
 from hybridgen.core.pictures import read_picture
 from hybridgen.core.utf8 import check_text
 from hybridgen.core.values import choice, flag, listed, shown, whole_number
-from hybridgen.image_processing_hybridgen import FITS, HybridGenImageProcessor, fit_size, to_range
+from hybridgen.image_processing_hybridgen import FITS, HybridGenImageProcessor, fit_size
 from hybridgen.paths.patches import aspect_buckets, check_size
 from hybridgen.paths.understanding import tokens_per_image
 from hybridgen.tokenization_hybridgen import (
@@ -295,7 +295,8 @@ class HybridGenProcessor(ProcessorMixin):
             return [self.pixel_values(each, path) for each in levels]
         if levels.is_floating_point():
             return levels
-        return self.image_processor.normalize(levels) if path == "understanding" else to_range(levels)
+        images = self.image_processor
+        return images.normalize(levels) if path == "understanding" else images.generation_values(levels)
 
     def prompt(
         self,

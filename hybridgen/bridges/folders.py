@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from transformers import GenerationConfig
 
 from hybridgen.bridges.weights import StoredTensor, save_weights
 from hybridgen.checkpoints.loading import INDEX, PIPELINE
@@ -55,6 +56,43 @@ def config_of(folder: Path) -> dict | None:
 def kind_of(config: dict) -> str:
     """What a model is, as its config.json calls it."""
     return ", ".join(config.get("architectures") or []) or config.get("model_type") or "model of an unknown kind"
+
+
+def generation_settings(folder: Path) -> dict:
+    """generation_config.json; empty if there is none."""
+    return read_if_there(folder / "generation_config.json")
+
+
+def generation_of(folder: Path, without: tuple[str, ...] = LIBRARY_KEYS) -> GenerationConfig:
+    """The settings of generation_config.json; none where transformers would refuse to save them again (a temperature
+    without sampling).
+
+    Args:
+        without: keys that are left out.
+    """
+    kept = {name: value for name, value in generation_settings(folder).items() if name not in without}
+    try:
+        config = GenerationConfig(**kept)
+        config.validate(strict=True)
+    except (ValueError, TypeError):
+        config = GenerationConfig()
+    return config
+
+
+def only_in_hybridgen(folder: Path, defaults: dict[str, dict]) -> Iterator[str]:
+    """What of a checkpoint of ours other layouts have no place for: folders beside the model, and how it draws.
+
+    Args:
+        defaults: settings of drawing by path that are the model's own, and so not lost.
+    """
+    index = read_json(folder / INDEX)
+    for part in ("vae", "scheduler"):
+        if isinstance(index.get(part), list) and index[part][0] is not None:
+            yield f"{part}/, which belongs to the diffusion path"
+    for path, settings in (index.get("sampling_defaults") or {}).items():
+        for name, value in settings.items():
+            if defaults.get(path, {}).get(name) != value:
+                yield f"model_index.json: {name} {value} as the default of the {path} path"
 
 
 @contextmanager

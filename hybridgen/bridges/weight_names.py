@@ -11,6 +11,11 @@ PARTS_OF_PATH = {  # path -> prefixes of the weights that only it has
 }
 
 
+def is_of_path(name: str) -> bool:
+    """Whether a path alone has a weight, whichever it is."""
+    return name.startswith(sum(PARTS_OF_PATH.values(), ())) or is_of_diffusion(name)
+
+
 def is_of_diffusion(name: str) -> bool:
     """Whether the diffusion path alone has a weight: a part of it, its alignment head, or a modality expert."""
     return name.startswith((*PARTS_OF_PATH["diffusion"], "model.alignment_head.")) or f".{EXPERT}." in name

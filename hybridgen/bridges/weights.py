@@ -55,7 +55,7 @@ def open_weights(folder: Path) -> dict[str, StoredTensor]:
     """
     tensors: dict[str, StoredTensor] = {}
     for file in _files(folder):
-        for name, tensor in _open_file(file).items():
+        for name, tensor in open_file(file).items():
             if name in tensors:
                 raise ValueError(f"{folder} has {name} in two files, {file.name} and one before it; remove one")
             tensors[name] = tensor
@@ -79,7 +79,12 @@ def _files(folder: Path) -> list[Path]:
     return [folder / shard for shard in shards]
 
 
-def _open_file(file: Path) -> dict[str, StoredTensor]:
+def open_file(file: Path) -> dict[str, StoredTensor]:
+    """Every tensor of one file, of safetensors or of torch.save; of a training framework's, those of its `state_dict`.
+
+    Raises:
+        ValueError: it is cut off or another kind of file, or holds more than tensors.
+    """
     refuse_impostor(file, ("zip archive",) if file.suffix != ".safetensors" else ())
     return _open_safetensors(file) if file.suffix == ".safetensors" else _open_pickle(file)
 
@@ -122,6 +127,8 @@ def _open_pickle(file: Path) -> dict[str, StoredTensor]:
         raise ValueError(f"{file} cannot be read; it was cut off or changed, copy it again") from error
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise ValueError(f"{file} is no file of torch.save; it was cut off or changed, copy it again") from error
+    if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
+        tensors = tensors["state_dict"]
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise ValueError(f"{file} holds no table of tensors by name; save the model's state_dict, and nothing else")
     return {name: in_memory(tensor.detach()) for name, tensor in tensors.items()}

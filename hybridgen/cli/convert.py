@@ -1,28 +1,23 @@
-"""`hybridgen convert`: a Janus checkpoint in another layout; the reading and writing are those of `bridges.janus`."""
+"""`hybridgen convert`: another model's checkpoint in another layout; the reading and writing are those of `bridges`."""
 
 import argparse
 import sys
 from collections.abc import Iterator
 
-from hybridgen.bridges.janus import conversion
-from hybridgen.bridges.janus.checkpoint import open_janus
-from hybridgen.bridges.janus.report import lost, report_lines
+from hybridgen.bridges.families import convert, open_conversion
 
 STOPPED = "nothing was written: the new folder appears when all of it is"  # after Ctrl-C
 
 
 def run(options: argparse.Namespace) -> Iterator[str]:
     """Yields the folder that was written, or a table of what would be converted."""
+    told = {"style": options.style, "vq_decoder": options.vq_decoder}
     if options.dry_run:
-        source = open_janus(options.source, options.style)
-        yield from report_lines(source, options.to)
-        conversion.check_conversion(source, options.to)
+        yield from open_conversion(options.source, options.to, **told).report()
         return
-    converted = conversion.convert(
-        options.source, options.destination, options.to, options.style, options.max_shard_size
-    )
-    for name in converted.dropped:
+    converted = convert(options.source, options.destination, options.to, options.max_shard_size, **told)
+    for name in converted.checkpoint.dropped:
         print(f"left out: {name}", file=sys.stderr)
-    for what in lost(converted, options.to):
+    for what in converted.lost():
         print(f"lost: {what}", file=sys.stderr)
     yield str(options.destination)

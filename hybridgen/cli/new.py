@@ -14,8 +14,7 @@ from pathlib import Path
 
 import jinja2
 
-from hybridgen.bridges.janus.checkpoint import find_layout
-from hybridgen.bridges.janus.conversion import convert
+from hybridgen.bridges.families import convert, find_family
 from hybridgen.core.files import write_whole
 from hybridgen.core.recognition import (
     INDEX,
@@ -140,7 +139,7 @@ def _removed_on_failure(folder: Path) -> Iterator[None]:
 
 
 def find_start(named: str | None, folder: Path) -> Start:
-    """What `--from` names; a Janus is converted into the folder.
+    """What `--from` names; another model's is converted into the folder.
 
     Raises:
         ValueError: it is nothing to start from.
@@ -152,7 +151,7 @@ def find_start(named: str | None, folder: Path) -> Start:
     checkpoint = checkpoint_path(named)
     if named == SMALL and not checkpoint.is_dir():
         raise ValueError(f"{SMALL} is not in this installation; give the folder of a checkpoint, or --from none")
-    otherwise = f"give the folder of a checkpoint, that of a Janus, {SMALL}, or none"
+    otherwise = f"give the folder of a checkpoint, that of a Janus or a Chameleon, {SMALL}, or none"
     require_folder("--from", checkpoint, otherwise)
     if (checkpoint / INDEX).is_file() or not (checkpoint / "config.json").is_file():
         require_checkpoint(checkpoint, otherwise)
@@ -160,8 +159,7 @@ def find_start(named: str | None, folder: Path) -> Start:
             raise ValueError(f"--from {named} is an adapter; merge it first (`hybridgen merge {named} DIR`)")
         check_files(checkpoint / "model")
         return Start(checkpoint.absolute(), named)
-    layout = find_layout(checkpoint)
-    say(f"converting {named} ({layout}) into {folder / START}")
+    say(f"converting {named} ({find_family(checkpoint, 'hybridgen').name}) into {folder / START}")
     convert(checkpoint, folder / START)
     return Start((folder / START).absolute(), named)
 

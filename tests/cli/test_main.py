@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from hybridgen.bridges.janus.conversion import WRITERS
+from hybridgen.bridges.families import FAMILIES
 from hybridgen.bridges.janus.prompts import ROLES
 from hybridgen.bridges.layouts import LAYOUTS, STYLES
 from hybridgen.cli import ask
@@ -292,5 +292,5 @@ def test_the_names_that_arguments_know_are_those_that_work():
     assert set(SUITES) & set(DATASETS) >= {"dolls", "emoji"}
     for name in SUITES:
         assert callable(open_suite(name).run)
-    assert tuple(WRITERS) == LAYOUTS
+    assert tuple(dict.fromkeys(layout for family in FAMILIES for layout in family.writers)) == LAYOUTS
     assert tuple(ROLES) == STYLES

@@ -16,8 +16,9 @@ from hybridgen.bridges.folders import (
     LIBRARY_KEYS,
     config_of,
     friendly_config_errors,
+    generation_of,
+    generation_settings,
     kind_of,
-    read_if_there,
     said_dtype,
     settle_tied_head,
     template_of,
@@ -36,6 +37,7 @@ from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 # why a tensor is left out
 UNREAD, NO_PATH = "not read by any computation", "of a path that no Janus has"
 GUIDANCE = 5  # Janus' default, which transformers reads from generation_config.json
+SAMPLING = {"vq": {"guidance_scale": float(GUIDANCE)}}  # as our pipeline reads it from model_index.json
 # keys of that file that each layout has in its own way, or that have no effect
 LAYOUT_GENERATION_KEYS = ("guidance_scale", "generation_kwargs", *LIBRARY_KEYS)
 
@@ -163,26 +165,14 @@ def _open_hybridgen(folder: Path, style: str | None) -> JanusCheckpoint:
 
 
 def _generation(folder: Path, tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
-    """The settings of generation_config.json; none where transformers would refuse to save them again (a temperature
-    without sampling)."""
-    settings = generation_settings(folder)
-    kept = {name: value for name, value in settings.items() if name not in LAYOUT_GENERATION_KEYS}
-    try:
-        config = GenerationConfig(**kept)
-        config.validate(strict=True)
-    except (ValueError, TypeError):
-        config = GenerationConfig()
+    """The settings of generation_config.json, with the tokenizer's tokens."""
+    config = generation_of(folder, LAYOUT_GENERATION_KEYS)
     config.bos_token_id, config.pad_token_id = tokenizer.bos_token_id, tokenizer.pad_token_id
-    ends = settings.get("eos_token_id", tokenizer.eos_token_id)
+    ends = generation_settings(folder).get("eos_token_id", tokenizer.eos_token_id)
     if not all(isinstance(end, int) for end in (ends if isinstance(ends, list) else [ends])):
         raise ValueError(f"{folder / 'generation_config.json'} has eos_token_id {ends!r}; give ids, or leave it out")
     config.eos_token_id = ends
     return config
-
-
-def generation_settings(folder: Path) -> dict:
-    """generation_config.json; empty if there is none."""
-    return read_if_there(folder / "generation_config.json")
 
 
 def _check_tokens(janus: JanusCheckpoint) -> None:

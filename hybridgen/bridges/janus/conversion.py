@@ -14,7 +14,7 @@ from transformers import JanusProcessor, JanusVQVAE
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
 from hybridgen.bridges.folders import write_hybridgen
-from hybridgen.bridges.janus.checkpoint import GUIDANCE, NO_PATH, JanusCheckpoint, open_janus
+from hybridgen.bridges.janus.checkpoint import GUIDANCE, NO_PATH, SAMPLING, JanusCheckpoint, open_janus
 from hybridgen.bridges.janus.configs import config_to_official, expected_shapes, hybrid_config
 from hybridgen.bridges.janus.prompts import begins_texts, chat_template, official_settings, transformers_template
 from hybridgen.bridges.janus.report import check_weights
@@ -29,8 +29,6 @@ from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor
 from hybridgen.tokenization_hybridgen import add_image_tokens, image_token_ids
-
-SAMPLING = {"vq": {"guidance_scale": float(GUIDANCE)}}  # as our pipeline reads it from model_index.json
 
 # ----------------------------------------------------------------------------------------------------- a pipeline
 

@@ -12,11 +12,10 @@ from hybridgen.bridges.comparison import (
     listed,
     short,
 )
-from hybridgen.bridges.folders import template_of
-from hybridgen.bridges.janus.checkpoint import GUIDANCE, LAYOUT_GENERATION_KEYS, JanusCheckpoint, generation_settings
+from hybridgen.bridges.folders import generation_settings, only_in_hybridgen, template_of
+from hybridgen.bridges.janus.checkpoint import GUIDANCE, LAYOUT_GENERATION_KEYS, SAMPLING, JanusCheckpoint
 from hybridgen.bridges.janus.configs import expected_shapes, lost_settings, unsupported_by_deepseek
 from hybridgen.bridges.janus.prompts import begins_texts, chat_template, transformers_template
-from hybridgen.core.files import read_json
 
 
 def compare(janus: JanusCheckpoint) -> Comparison:
@@ -66,7 +65,7 @@ def lost(janus: JanusCheckpoint, to: str) -> Iterator[str]:
     if template not in (None, default):
         yield f"the chat template: that of {janus.style} takes its place, which may write prompts otherwise"
     if is_ours and to != "hybridgen":
-        yield from _only_in_hybridgen(janus)
+        yield from only_in_hybridgen(janus.folder, SAMPLING)
 
 
 def _lost_dtypes(janus: JanusCheckpoint, to: str) -> Iterator[str]:
@@ -87,15 +86,3 @@ def _lost_generation(janus: JanusCheckpoint, to: str) -> Iterator[str]:
         changes = to == "janus-official" or getattr(janus.generation_config, name, None) != value
         if changes and name not in not_lost and value not in (None, False):
             yield f"generation_config.json: {name} {value}"
-
-
-def _only_in_hybridgen(janus: JanusCheckpoint) -> Iterator[str]:
-    """Folders beside the model that only hybridgen's layout has."""
-    index = read_json(janus.folder / "model_index.json")
-    for part in ("vae", "scheduler"):
-        if isinstance(index.get(part), list) and index[part][0] is not None:
-            yield f"{part}/, which belongs to the diffusion path"
-    for path, settings in (index.get("sampling_defaults") or {}).items():
-        for name, value in settings.items():
-            if (path, name, value) != ("vq", "guidance_scale", GUIDANCE):
-                yield f"model_index.json: {name} {value} as the default of the {path} path"

@@ -210,7 +210,7 @@ def _assumed(config: TrainConfig, missing: list[str]) -> PlannedData:
     names = [source.name for source in config.data.sources]
     side = 384 if hybrid.vision_config is None else hybrid.vision_config.image_size
     images = SimpleNamespace(image_size=side, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    images.normalize = to_range
+    images.normalize = images.generation_values = to_range
     notes = [
         f"not there yet: {', '.join(missing)}; so a batch is assumed: each source has its share of the tokens, a "
         f"caption {CAPTION} tokens"
