@@ -203,6 +203,50 @@ def test_a_model_built_of_a_config_has_its_codes_behind_its_words():
     assert built.lm_head.out_features == built.get_input_embeddings().num_embeddings == len(tokenizer) + 64
 
 
+def test_codes_may_stand_anywhere_in_the_vocabulary(model, row):
+    """With `token_ids`, what `first_token_id` makes of the same rows of the tables in another order."""
+    places = [FIRST + 7 * code % CODES for code in range(CODES)]
+    shared = {"num_embeddings": CODES, "token_ids": places, "sample_size": 4}
+    text = model.config.text_config
+    settings = {"text_config": text, "vq_config": shared, "diffusion_config": None, "vision_config": None}
+    scattered = HybridGenForConditionalGeneration(tiny_config(**settings)).eval()
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for name in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
+        weights[name][places] = weights[name][FIRST:].clone()
+    scattered.load_state_dict(weights)
+    batch, codes = row
+    code_labels = batch["code_labels"].clone()
+    code_labels[code_labels != IGNORE] = codes
+    with torch.no_grad():
+        first, other = (
+            one(**inputs_of(batch), codes=codes, codes_to_keep=batch["input_ids"] == VQ, text_labels=batch["labels"],
+                code_labels=code_labels)
+            for one in (model, scattered)
+        )  # fmt: skip
+    assert torch.equal(other.code_logits, first.code_logits)
+    assert worst(other.code_losses, first.code_losses) < 1e-5  # measured 1e-6: Z is summed in another order
+    assert worst(other.text_losses, first.text_losses) < 1e-5
+    assert unwritable_tokens(scattered, TOKENS).tolist() == unwritable_tokens(model, TOKENS).tolist()
+    written = scattered.generate(torch.tensor([[1, 5, 6]]), max_new_tokens=8, do_sample=False)
+    assert not set(written[0].tolist()) & set(places)
+
+
+@pytest.mark.parametrize(
+    ("vq", "message"),
+    [
+        ({"token_ids": [1, 2]}, "token_ids has 2 ids, 2 of them different, but there are 50 codes"),
+        ({"token_ids": [7] * CODES}, "token_ids has 50 ids, 1 of them different"),
+        ({"token_ids": "all"}, "token_ids is 'all'; it must be a list of ids"),
+        ({"token_ids": [*range(60, 110)]}, "token_ids and 50 codes need the tokens 60 to 109, but the vocabulary has"),
+        ({"token_ids": [*range(20, 70)], "first_token_id": 20}, "has first_token_id 20 and token_ids; both say"),
+        ({"token_ids": [*range(45, 95)]}, "image_token_id 90 lies among the codes"),
+    ],
+)
+def test_places_of_codes_that_cannot_be_are_refused(vq, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(vq_config={"num_embeddings": CODES, **vq})
+
+
 @pytest.mark.parametrize(
     ("vq", "ids", "message"),
     [

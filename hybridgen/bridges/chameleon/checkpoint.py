@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import ChameleonConfig, GenerationConfig, PreTrainedTokenizerFast
 
-from hybridgen.bridges.chameleon.configs import chameleon_config
+from hybridgen.bridges.chameleon.configs import chameleon_config, check_config
 from hybridgen.bridges.chameleon.prompts import OURS, framing_of, open_tokenizer, picture_settings, side_of, token_names
 from hybridgen.bridges.chameleon.tensor_names import DECODER, EMBEDDINGS, HEAD, VQ_PREFIX, is_dropped, joined
 from hybridgen.bridges.folders import (
@@ -118,6 +118,7 @@ def _open_transformers(folder: Path, settings: dict) -> ChameleonCheckpoint:
     tensors = {name: tensor for name, tensor in tensors.items() if name not in dropped}
     with friendly_config_errors(folder / "config.json", "Chameleon"):
         config = ChameleonConfig.from_dict(settings)
+        check_config(config)
         side, factor = side_of(folder, config.vq_config.resolution), vq_downsample_factor(config.vq_config.to_dict())
     settle_tied_head(config, tensors, dropped, HEAD, EMBEDDINGS)
     length = read_if_there(folder / "processor_config.json").get("image_seq_length", (side // factor) ** 2)

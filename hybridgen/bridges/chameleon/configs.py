@@ -51,12 +51,16 @@ def code_tokens(config: ChameleonConfig) -> list[int]:
     return [ids[code] for code in range(codes)]
 
 
-def vq_config(config: ChameleonConfig, has_decoder: bool) -> ChameleonVQConfig:
-    """The settings of the VQ tokenizer as ours. Raises ValueError for one whose encoder and codebook do not fit."""
-    theirs = config.vq_config
-    if theirs.double_latent:
+def check_config(config: ChameleonConfig) -> None:
+    """Raises ValueError for what no weights are needed to see: codes without tokens, latents that no codebook fits."""
+    code_tokens(config)
+    if config.vq_config.double_latent:
         raise ValueError("vq_config.double_latent is true, whose latents no codebook fits; a Chameleon has it false")
-    settings = {name: value for name, value in theirs.to_dict().items() if name not in _NOTED}
+
+
+def vq_config(config: ChameleonConfig, has_decoder: bool) -> ChameleonVQConfig:
+    """The settings of the VQ tokenizer as ours."""
+    settings = {name: value for name, value in config.vq_config.to_dict().items() if name not in _NOTED}
     return ChameleonVQConfig(**{**settings, "has_decoder": has_decoder})
 
 
