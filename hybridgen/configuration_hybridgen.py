@@ -16,6 +16,16 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from hybridgen.configuration_understanding import (
+    MLPSettings,
+    all_settings,
+    check_square,
+    connector_settings,
+    feature_grid,
+    feature_layers,
+    one_side,
+)
+
 PREDICTION_TYPES = ("velocity", "epsilon", "sample", "v_prediction")
 NOISE_SCHEDULES = ("flow", "cosine", "linear")
 SIZES = (  # of backbones and towers: numbers of at least 1, or None
@@ -268,13 +278,20 @@ class HybridGenConfig(PreTrainedConfig):
 
     Args:
         text_config: any decoder that `AutoModel` knows (Qwen3, Llama, Qwen3-MoE, Llama 4 text, ...).
-        vision_config: the understanding path's tower (SigLIP, SigLIP 2, Janus' vision model); None = no such path.
+        vision_config: the understanding path's tower: SigLIP, SigLIP 2, Janus' vision model, CLIP, DINOv2, DINOv3, ViT
+            and their kin (`configuration_understanding.PREFIX_TOKENS`); None = no such path.
         diffusion_config: see `HybridGenDiffusionConfig`; None = no such path.
         vq_config: see `HybridGenVQConfig`; None = no such path.
         image_token_id, diffusion_token_id, vq_token_id: placeholders, one per path, for the tokens of an image.
         begin_image_token_id, end_image_token_id: frame every image.
         understanding_bidirectional: tokens of an image on the understanding path see each other (Janus: no).
-        aligner_depth, aligner_hidden_act: the understanding aligner's linear layers and activation (Janus: 2, gelu).
+        vision_feature_layer: the tower's hidden states that are its features, as LLaVA counts them: 0 = its embeddings,
+            -1 = what its last layer makes, before the last norm, -2 = the layer before; several are put side by side.
+            None = the tower's output.
+        aligner: the connector from features to the backbone, `{type: ..., ...}`, one of those of
+            `configuration_understanding.CONNECTORS` with its settings; None = `mlp`.
+        aligner_depth, aligner_hidden_act: the connector's linear layers and activation (Janus: 2, gelu), where
+            `aligner` does not say them.
         tie_word_embeddings: one matrix for text embeddings and head; None = as `text_config` says.
     """
 
@@ -296,6 +313,8 @@ class HybridGenConfig(PreTrainedConfig):
     begin_image_token_id: int | None = None
     end_image_token_id: int | None = None
     understanding_bidirectional: bool = False
+    vision_feature_layer: int | list[int] | None = None
+    aligner: dict | None = None
     aligner_depth: int = 2
     aligner_hidden_act: str = "gelu"
     initializer_range: float = 0.02
@@ -309,6 +328,7 @@ class HybridGenConfig(PreTrainedConfig):
         if self.vq_config is not None:
             self.vq_config.image_token_embed_dim = self.vq_config.image_token_embed_dim or self.text_config.hidden_size
             self.vq_config.projection_dim = self.vq_config.projection_dim or self.text_config.hidden_size
+        self._settle_aligner()
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = bool(getattr(self.text_config, "tie_word_embeddings", False))
         self._check()
@@ -319,6 +339,38 @@ class HybridGenConfig(PreTrainedConfig):
         """The paths this model has, in the order of `core.names.PATHS`."""
         configs = {"understanding": self.vision_config, "diffusion": self.diffusion_config, "vq": self.vq_config}
         return tuple(path for path, config in configs.items() if config is not None)
+
+    @property
+    def tower_size(self) -> int:
+        """Side in pixels of the pictures that the vision tower reads."""
+        return one_side(self.vision_config.image_size)
+
+    @property
+    def feature_grid(self) -> tuple[int, int]:
+        """Rows and columns of the tower's features of a picture."""
+        return feature_grid(self.vision_config)
+
+    @property
+    def feature_layers(self) -> tuple[int, ...] | None:
+        """The tower's hidden states that are its features; None = its output."""
+        return feature_layers(self.vision_feature_layer, self.vision_config)
+
+    @property
+    def feature_width(self) -> int:
+        """Width of a feature: the tower's, once for each of its layers that are taken."""
+        return self.vision_config.hidden_size * len(self.feature_layers or [None])
+
+    @property
+    def connector(self) -> MLPSettings:
+        """The settings of the connector from features to the backbone."""
+        if self.aligner is not None:
+            return connector_settings(self.aligner)
+        return MLPSettings(self.aligner_depth, self.aligner_hidden_act)
+
+    @property
+    def image_tokens(self) -> int | None:
+        """How many tokens a picture takes on the understanding path; None where there is no such path."""
+        return None if self.vision_config is None else self.connector.tokens(self.feature_grid)
 
     @property
     def vocab_size(self) -> int:
@@ -360,6 +412,7 @@ class HybridGenConfig(PreTrainedConfig):
                 check_sizes(vars(config), part)
                 _check_activation(getattr(config, "hidden_act", None), f"{part}.hidden_act")
         _check_activation(self.aligner_hidden_act, "aligner_hidden_act")
+        self._check_features()
         width = self.text_config.hidden_size
         if self.vq_config is not None and self.vq_config.image_token_embed_dim != width:
             raise ValueError(
@@ -381,6 +434,34 @@ class HybridGenConfig(PreTrainedConfig):
         if len(ids) != len(set(ids)):
             shown = ", ".join(f"{name} {getattr(self, name)}" for name in names)
             raise ValueError(f"each path needs a placeholder of its own, but the ids repeat: {shown}")
+
+    def _settle_aligner(self) -> None:
+        """Write out every setting of a connector that is given, so that later defaults do not change what is saved."""
+        if self.aligner is None:
+            return
+        if self.vision_config is None:
+            raise ValueError("aligner is given, but there is no vision_config; give it, or leave aligner out")
+        settings = connector_settings(self.aligner)
+        for name, default in (("depth", 2), ("hidden_act", "gelu")):
+            long, said = f"aligner_{name}", getattr(settings, name)
+            if getattr(self, long) not in (default, said):
+                raise ValueError(
+                    f"{long} is {getattr(self, long)!r}, but aligner says {name} {said!r}; keep it in aligner alone"
+                )
+            setattr(self, long, said)
+        self.aligner = all_settings(settings)
+
+    def _check_features(self) -> None:
+        """That the tower has the layers that are asked for, and that the connector fits its features."""
+        if self.vision_config is None:
+            if self.vision_feature_layer is not None:
+                given = self.vision_feature_layer
+                raise ValueError(f"vision_feature_layer is {given!r}, but there is no vision_config; leave it out")
+            return
+        check_square(self.vision_config)
+        feature_layers(self.vision_feature_layer, self.vision_config)
+        if (grid := feature_grid(self.vision_config)) is not None:  # else the tower is none (`check_tower`)
+            self.connector.check(grid)
 
     def _check_heads(self) -> None:
         """Attention heads must divide: transformers would fail in the first forward, with a less helpful message."""

@@ -40,7 +40,10 @@ from hybridgen.core.objectives import predict_at, shift_labels
 from hybridgen.core.sizes import by_size
 from hybridgen.core.text_head import build_text_head, scaled_as
 from hybridgen.paths.alignment import AlignmentHead, similarities
-from hybridgen.paths.connectors import Aligner
+from hybridgen.paths.connectors.building import build_connector
+from hybridgen.paths.connectors.mlp import Aligner
+from hybridgen.paths.connectors.perceiver_resampler import PerceiverResampler
+from hybridgen.paths.connectors.q_former import QFormer
 from hybridgen.paths.convnext import ConvNextDecoder, ConvNextEncoder, GlobalResponseNorm
 from hybridgen.paths.decoders import layer_windows
 from hybridgen.paths.diffusion import FinalLayer, PatchEmbed, TimestepEmbedder
@@ -48,7 +51,7 @@ from hybridgen.paths.initial import XavierConv2d, XavierLinear, ZeroConv2d, Zero
 from hybridgen.paths.modality_experts import add_modality_experts
 from hybridgen.paths.moe import RouterOutput, balancing_loss, experts_per_token, router_class, router_outputs
 from hybridgen.paths.temperature import scale_by_position
-from hybridgen.paths.understanding import build_vision_tower, encode_pixels, tokens_per_image
+from hybridgen.paths.understanding import build_vision_tower, encode_features, encode_pixels, freeze_unused
 from hybridgen.paths.unet import UNetDown, UNetUp
 from hybridgen.paths.vq import GenerationHead, index_of_codes, logits_of_codes, tokens_of
 
@@ -135,7 +138,10 @@ class HybridGenPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """As everywhere in transformers. Given a whole checkpoint (a saved pipeline), it loads the model in it."""
-        return super().from_pretrained(part_of(pretrained_model_name_or_path, "model", **kwargs), *args, **kwargs)
+        made = super().from_pretrained(part_of(pretrained_model_name_or_path, "model", **kwargs), *args, **kwargs)
+        model = made[0] if isinstance(made, tuple) else made  # with `output_loading_info`
+        getattr(model, model.base_model_prefix, model).freeze_unused()  # loading makes every weight learn
+        return made
 
     def _set_gradient_checkpointing(
         self, enable: bool = True, gradient_checkpointing_func=checkpoint, **kwargs
@@ -160,6 +166,10 @@ class HybridGenPreTrainedModel(PreTrainedModel):
         elif isinstance(module, GlobalResponseNorm):  # at first, no channel is raised above the others
             nn.init.zeros_(module.gamma)
             nn.init.zeros_(module.beta)
+        elif isinstance(module, PerceiverResampler):
+            nn.init.normal_(module.latents)
+        elif isinstance(module, QFormer):
+            nn.init.normal_(module.query_tokens, std=self.config.initializer_range)
 
 
 # --------------------------------------------------------------------------------------- embed, mask, backbone
@@ -178,7 +188,7 @@ class HybridGenModel(HybridGenPreTrainedModel):
         self.language_model = AutoModel.from_config(config.text_config)
         if (vision := config.vision_config) is not None:
             self.vision_model = build_vision_tower(vision)
-            self.aligner = Aligner(vision.hidden_size, width, config.aligner_depth, config.aligner_hidden_act)
+            self.aligner = build_connector(config)
         if (vq := config.vq_config) is not None and vq.code_tokens is None:
             self.generation_embeddings = nn.Embedding(vq.num_embeddings, vq.embed_dim)
             self.generation_aligner = Aligner(vq.embed_dim, vq.projection_dim, vq.num_hidden_layers, vq.hidden_act)
@@ -194,6 +204,12 @@ class HybridGenModel(HybridGenPreTrainedModel):
                 self.modality_routing = add_modality_experts(self.language_model)
         scale_by_position(self.language_model)
         self.post_init()
+        self.freeze_unused()
+
+    def freeze_unused(self) -> None:
+        """Freeze the weights of the tower that none of its features comes from."""
+        if self.config.vision_config is not None:
+            freeze_unused(self.vision_model, self.config.feature_layers)
 
     @property
     def has_windows(self) -> bool:
@@ -389,19 +405,20 @@ class HybridGenModel(HybridGenPreTrainedModel):
     def get_image_features(self, pixel_values: Tensor, **kwargs) -> BaseModelOutputWithPooling:
         """Understanding: pixels (I, 3, h, w) -> tower output whose `pooler_output` is aligned, (I, tokens, H).
 
-        An input of three dimensions, (I, tokens, width), is taken for the tower's last hidden states.
+        An input of three dimensions, (I, features, width), is taken for the tower's features: one a patch, of those of
+        its layers that the config takes.
         """
         if pixel_values.ndim == 3:
             aligned = self.aligner(pixel_values)
             return BaseModelOutputWithPooling(last_hidden_state=pixel_values, pooler_output=aligned)
-        outputs = encode_pixels(self.vision_model, pixel_values.to(self.vision_model.dtype), **kwargs)
-        outputs.pooler_output = self.aligner(outputs.last_hidden_state)
+        features, outputs = encode_features(self.vision_model, pixel_values, self.config.feature_layers, **kwargs)
+        outputs.pooler_output = self.aligner(features)
         return outputs
 
     def blank_image(self, like: Tensor) -> Tensor:
         """(1, C, h, w) zeros of the tower's size, of the dtype and on the device of `like`."""
-        vision = self.config.vision_config
-        return like.new_zeros(1, vision.num_channels, vision.image_size, vision.image_size)
+        side = self.config.tower_size
+        return like.new_zeros(1, self.config.vision_config.num_channels, side, side)
 
     def embed_codes(self, codes: Tensor) -> Tensor:
         """vq: codes (T,) -> (T, H)."""
@@ -758,7 +775,7 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
             return self.model.alignment_head(outputs.last_hidden_state.flatten(0, 1)[:0]).sum(-1)
         states = outputs.hidden_states[config.alignment_layer][outputs.diffusion_mask]  # T, H
         with torch.no_grad():
-            features = encode_pixels(tower, pixels.to(tower.dtype)).last_hidden_state  # I, tokens, E
+            features, _ = encode_features(tower, pixels)  # I, T, E
         grids = [tuple(side // config.patch_size for side in image.shape[-2:]) for image in latents]
         if config.time_token:  # shows nothing of the picture
             states = torch.cat([image[1:] for image in states.split([1 + h * w for h, w in grids])])
@@ -865,7 +882,7 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
     def _token_counts(self, name: str, images: dict) -> tuple[str, list[int]]:
         """The path of an image input, and how many tokens each of its entries has in the text."""
         if name == "pixel_values":
-            return "understanding", [tokens_per_image(self.config.vision_config)] * len(images[name])
+            return "understanding", [self.config.image_tokens] * len(images[name])
         if name == "codes":
             return "vq", [1] * len(images[name])
         return "diffusion", [self.config.diffusion_config.tokens(*image.shape[-2:]) for image in images["latents"]]

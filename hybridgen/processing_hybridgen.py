@@ -43,7 +43,6 @@ from hybridgen.core.utf8 import check_text
 from hybridgen.core.values import choice, flag, listed, shown, whole_number
 from hybridgen.image_processing_hybridgen import FITS, HybridGenImageProcessor, fit_size
 from hybridgen.paths.patches import aspect_buckets, check_size
-from hybridgen.paths.understanding import tokens_per_image
 from hybridgen.tokenization_hybridgen import (
     BEGIN_IMAGE,
     END_IMAGE,
@@ -182,7 +181,7 @@ class HybridGenProcessor(ProcessorMixin):
         if vq is not None and vq_factor is None:
             raise ValueError("the model has the vq path; give vq_factor, the pixels along one side of a code")
         if image_processor is None:
-            image_processor = HybridGenImageProcessor(**({} if vision is None else {"image_size": vision.image_size}))
+            image_processor = HybridGenImageProcessor(**({} if vision is None else {"image_size": config.tower_size}))
         sides = {
             "diffusion": None if diffusion is None else diffusion.sample_size * vae_factor,
             "vq": None if vq is None else vq.sample_size * vq_factor,
@@ -191,7 +190,7 @@ class HybridGenProcessor(ProcessorMixin):
             image_processor,
             tokenizer,
             chat_template=chat_template,
-            num_image_tokens=None if vision is None else tokens_per_image(vision),
+            num_image_tokens=config.image_tokens,
             diffusion_token_size=None if diffusion is None else diffusion.patch_size * vae_factor,
             vq_token_size=None if vq is None else vq_factor,
             bidirectional_paths=[path for path in config.paths if config.is_bidirectional(path)],

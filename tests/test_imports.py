@@ -19,6 +19,7 @@ PACKAGE = ROOT / "hybridgen"
 ROOMS = [
     "version",
     "compatibility",
+    "configuration_understanding",
     "configuration_hybridgen",
     "core",
     "image_processing_hybridgen",

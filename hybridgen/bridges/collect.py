@@ -114,10 +114,11 @@ def collect(paths: tuple[str, ...], folders: PartFolders) -> PretrainedParts:
         tower = open_tower(folders.vision)
         parts.weights |= {TOWER + name: value for name, value in tower.state_dict().items()}
         parts.configs["vision_config"] = tower.config
-        image_size = HybridGenConfig(vision_config=tower.config).vision_config.image_size
+        image_size = HybridGenConfig(vision_config=tower.config).tower_size
         parts.images = image_settings(folders.vision, image_size)
     elif "understanding" in paths:
-        settings = ("aligner_depth", "aligner_hidden_act", "understanding_bidirectional") if janus_backbone else ()
+        of_aligner = ("aligner", "aligner_depth", "aligner_hidden_act", "vision_feature_layer")
+        settings = (*of_aligner, "understanding_bidirectional") if janus_backbone else ()
         prefixes = PARTS_OF_PATH["understanding"] if janus_backbone else (TOWER,)
         parts.weights |= _with_prefix(janus_weights, *prefixes)
         parts.configs |= _settings(janus, "vision_config", *settings)

@@ -19,28 +19,43 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Siglip2VisionModel,
-    SiglipVisionModel,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING
 from transformers.utils import is_gguf_available
 
 from hybridgen.bridges.backbones import check_config
 from hybridgen.checkpoints.loading import check_checkpoint, friendly_errors, load_model
 from hybridgen.codecs import frozen
+from hybridgen.configuration_understanding import PREFIX_TOKENS
 from hybridgen.core.files import read_json
 from hybridgen.core.hub import INDEX
 from hybridgen.core.recognition import check_files, refuse_impostor, user_path
 from hybridgen.core.values import one_line
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
-from hybridgen.paths.understanding import build_vision_tower
+from hybridgen.paths.understanding import build_vision_tower, unused_weights
 from hybridgen.processing_hybridgen import HybridGenProcessor
 
-TOWERS = {  # model type of the tower, or of a SigLIP with both towers -> the class that loads it
-    "siglip_vision_model": SiglipVisionModel,
-    "siglip": SiglipVisionModel,
-    "siglip2_vision_model": Siglip2VisionModel,
-    "siglip2": Siglip2VisionModel,
+BOTH_TOWERS = {  # model type of a model of two towers -> that of its vision tower
+    "siglip": "siglip_vision_model",
+    "siglip2": "siglip2_vision_model",
+    "clip": "clip_vision_model",
+    "chinese_clip": "chinese_clip_vision_model",
+    "aimv2": "aimv2_vision_model",
+}
+TOWERS = (*(kind for kind in PREFIX_TOKENS if kind in CONFIG_MAPPING and kind != "janus_vision_model"), *BOTH_TOWERS)
+_CLIP_PIXELS, _IMAGENET_PIXELS = (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD), (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+PIXELS = {  # mean and deviation of the pixels that a family's towers were trained on; 0.5 for all others
+    **dict.fromkeys(("clip_vision_model", "chinese_clip_vision_model", "mlcd_vision_model"), _CLIP_PIXELS),
+    "aimv2_vision_model": _CLIP_PIXELS,
+    **dict.fromkeys(("dinov2", "dinov2_with_registers", "dinov3_vit", "pixio", "internvl_vision"), _IMAGENET_PIXELS),
+    **dict.fromkeys(("deit", "vit_msn", "ijepa"), _IMAGENET_PIXELS),
 }
 # arguments of from_pretrained with which it reports faults of weights, for `_check_complete` to name them
 _REPORT_ALL = {"output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -120,8 +135,8 @@ def open_tower(source: str | Path) -> nn.Module:
     """A vision tower without its pooling head, which is not used here; float32.
 
     Args:
-        source: a folder of `SiglipVisionModel` or `Siglip2VisionModel` (or of a SigLIP with both towers), a checkpoint
-            of hybridgen with an understanding path, or a `.json` file of such a config: a new tower, initialised by
+        source: a folder of a tower (SigLIP, CLIP, DINO, ...: `TOWERS`) or of a model with both towers, a checkpoint of
+            hybridgen with an understanding path, or a `.json` file of a tower's config: a new one, initialised by
             torch's global generator.
 
     Raises:
@@ -134,10 +149,10 @@ def open_tower(source: str | Path) -> nn.Module:
     if source.suffix == ".json":
         with friendly_errors(source):
             return build_vision_tower(config).eval()
-    loader = TOWERS[config.model_type]
+    loader = MODEL_MAPPING[type(config)]
     with friendly_errors(source):
         tower, report = loader.from_pretrained(source, config=config, dtype=torch.float32, **_REPORT_ALL)
-    _check_complete(report, source, "vision tower")
+    _check_complete(report | {"missing_keys": report["missing_keys"] - unused_weights(config)}, source, "vision tower")
     return tower.eval()
 
 
@@ -161,22 +176,30 @@ def tower_config(source: str | Path) -> PreTrainedConfig:
     kind = content.get("model_type")
     if kind not in TOWERS:
         raise ValueError(f"vision tower {source} is a {kind!r}, not one of {', '.join(TOWERS)}{_hint(kind)}")
-    content = {**content.get("vision_config", content), "vision_use_head": False}
+    kind, content = BOTH_TOWERS.get(kind, kind), {**content.get("vision_config", content)}
     content.pop("model_type", None)
+    if kind.startswith("siglip"):
+        content["vision_use_head"] = False
     try:
-        return TOWERS[kind].config_class(**content)
+        return CONFIG_MAPPING[kind](**content)
     except (StrictDataclassError, TypeError) as error:
         raise ValueError(f"vision tower {source}: {' '.join(str(error.__cause__ or error).split())}") from error
 
 
 def image_settings(source: str | Path, image_size: int) -> HybridGenImageProcessor:
-    """The image processor for a tower: mean and deviation as saved beside its weights, 0.5 where nothing is."""
+    """The image processor for a tower: mean and deviation as saved beside its weights; where nothing is, those of its
+    family, and 0.5 for a new tower of a `.json` file."""
     source = user_path(source)
     if _is_hybridgen(source):
         return HybridGenProcessor.from_pretrained(source / "processor").image_processor
     file = source / "preprocessor_config.json"
-    content = _read_config(file, "vision tower") if file.is_file() else {}
-    return HybridGenImageProcessor(image_size, image_mean=content.get("image_mean"), image_std=content.get("image_std"))
+    if file.is_file():
+        content = _read_config(file, "vision tower")
+        mean, std = content.get("image_mean"), content.get("image_std")
+    else:
+        family = None if source.suffix == ".json" else _read_config(source, "vision tower").get("model_type")
+        mean, std = PIXELS.get(BOTH_TOWERS.get(family, family), (None, None))
+    return HybridGenImageProcessor(image_size, image_mean=mean, image_std=std)
 
 
 def open_vae(folder: str | Path) -> nn.Module:

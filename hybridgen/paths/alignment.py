@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hybridgen.configuration_hybridgen import HybridGenConfig
-from hybridgen.paths.connectors import Aligner
+from hybridgen.paths.connectors.mlp import Aligner
 
 
 class AlignmentHead(Aligner):

@@ -16,7 +16,8 @@ from diffusers.models.unets.uvit_2d import ConvNextBlock, GlobalResponseNorm, RM
 from torch import Tensor, cat, nn
 
 from hybridgen.configuration_hybridgen import HybridGenDiffusionConfig
-from hybridgen.paths.diffusion import PER_IMAGE, FlopSite, images_alone
+from hybridgen.paths.diffusion import images_alone
+from hybridgen.paths.flop_sites import PER_IMAGE, FlopSite
 from hybridgen.paths.initial import XavierConv2d, XavierLinear, ZeroConv2d
 
 __all__ = ["ConvNextDecoder", "ConvNextEncoder", "GlobalResponseNorm"]

@@ -8,29 +8,14 @@ Shapes: I images of one size, C x h x w a latent, T patches of an image, D = p *
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
 from torch import Tensor, cat, nn
 
 from hybridgen.configuration_hybridgen import HybridGenDiffusionConfig
+from hybridgen.paths.flop_sites import PER_IMAGE, FlopSite
 from hybridgen.paths.initial import XavierLinear, ZeroLinear
 from hybridgen.paths.patches import patch_positions, patchify, sincos_table, unpatchify
-
-PER_IMAGE = 0  # uses per token of a layer that runs once per image, on the timestep's vector
-
-
-class FlopSite(NamedTuple):
-    """A part with matrices, as `training.monitor.flops` counts it.
-
-    Args:
-        uses_per_token: how often it runs for one token of an image, or PER_IMAGE.
-        sees_image: its input is the image itself, which has no gradient.
-    """
-
-    module: nn.Module
-    uses_per_token: int
-    sees_image: bool = False
 
 
 def images_alone(compute: Callable, part: nn.Module, images: Tensor, vectors: Tensor, *more: Tensor):

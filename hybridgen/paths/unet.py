@@ -18,7 +18,8 @@ from diffusers.models.resnet import ResnetBlock2D, Upsample2D
 from torch import Tensor, cat, nn
 
 from hybridgen.configuration_hybridgen import HybridGenDiffusionConfig
-from hybridgen.paths.diffusion import PER_IMAGE, FinalLayer, FlopSite, PatchEmbed, images_alone
+from hybridgen.paths.diffusion import FinalLayer, PatchEmbed, images_alone
+from hybridgen.paths.flop_sites import PER_IMAGE, FlopSite
 from hybridgen.paths.initial import XavierLinear, ZeroLinear
 from hybridgen.paths.patches import patchify, unpatchify
 

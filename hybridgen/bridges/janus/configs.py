@@ -12,6 +12,7 @@ from hybridgen.bridges.comparison import shapes_on_meta
 from hybridgen.bridges.janus.tensor_names import POSITIONS, VQ_PREFIX, is_dropped
 from hybridgen.bridges.weights import StoredTensor
 from hybridgen.configuration_hybridgen import HybridGenConfig
+from hybridgen.configuration_understanding import LinearSettings, MLPSettings
 
 _HEADS = {"siglip_large_patch16_384": 16, "siglip_so400m_patch14_384": 16, "siglip_so400m_patch14_224": 16}
 _LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 16, "mlp_ratio": 4.0}
@@ -227,6 +228,15 @@ def janus_config(hybrid: HybridGenConfig, vq_config) -> JanusConfig:
             raise ValueError(f"a Janus has the paths understanding and vq, but this model has no {path} path")
     if hybrid.vision_config.model_type != "janus_vision_model":
         raise ValueError(f"a Janus has Janus' vision tower, but this model's is a {hybrid.vision_config.model_type}")
+    if type(hybrid.connector) not in (MLPSettings, LinearSettings):
+        raise ValueError(
+            f"a Janus has linear layers between tower and backbone, but this model's aligner is a "
+            f"{hybrid.aligner['type']}"
+        )
+    if hybrid.feature_layers is not None:
+        raise ValueError(
+            f"a Janus reads its tower's output, but this model's vision_feature_layer is {hybrid.vision_feature_layer}"
+        )
     if getattr(vq_config, "model_type", None) != "janus_vqgan":
         raise ValueError("a Janus has Janus' VQ tokenizer, but the vq_model of this checkpoint is of another kind")
     if hybrid.vq_config.code_tokens is not None:

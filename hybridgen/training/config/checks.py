@@ -23,7 +23,6 @@ from hybridgen.core.recognition import check_files, check_parents, require_folde
 from hybridgen.data.source_config import SourceConfig
 from hybridgen.image_processing_hybridgen import FITS
 from hybridgen.paths.patches import check_size
-from hybridgen.paths.understanding import tokens_per_image
 from hybridgen.processing_hybridgen import check_unconditional
 from hybridgen.sampling.schedules import scheduler_named, with_shift
 from hybridgen.training.config import strict
@@ -360,7 +359,7 @@ def _check_source(
 
 def _image_tokens(key, path, source, hybrid, factors, sides) -> int:
     if path == "understanding":
-        return tokens_per_image(hybrid.vision_config)
+        return hybrid.image_tokens
     time_token = path == "diffusion" and hybrid.diffusion_config.time_token
     if source.image_tokens is not None:
         return source.image_tokens + time_token

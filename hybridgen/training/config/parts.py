@@ -77,8 +77,11 @@ def hybrid_config(model: ModelConfig, vocab_size: int | None = None, **token_ids
             raise ValueError("model.shared_vocabulary is true, but the model has no vq_config; give it, or say false")
         vq.first_token_id = parts["text_config"].vocab_size
         parts["text_config"].vocab_size += vq.num_embeddings
-    names = ("understanding_bidirectional", "aligner_depth", "aligner_hidden_act", "initializer_range")
-    settings = {name: getattr(model, name) for name in (*names, "tie_word_embeddings")}
+    names = (
+        "understanding_bidirectional", "vision_feature_layer", "aligner", "aligner_depth", "aligner_hidden_act",
+        "initializer_range", "tie_word_embeddings",
+    )  # fmt: skip
+    settings = {name: getattr(model, name) for name in names}
     config = HybridGenConfig(**parts, **settings, **token_ids)
     name = "text_config" if model.language_model is None else f"language_model {model.language_model}"
     check_config(config.text_config, f"model.{name}")

@@ -17,10 +17,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from hybridgen.configuration_understanding import prefix_tokens
 from hybridgen.core.layout import IGNORE, PADDING_DOCUMENT, number_noised_images
-from hybridgen.paths.diffusion import PER_IMAGE
+from hybridgen.paths.connectors.mlp import Aligner
+from hybridgen.paths.flop_sites import PER_IMAGE
 from hybridgen.paths.modality_experts import EXPERT
-from hybridgen.paths.understanding import tokens_per_image
 
 
 class FlopCount:
@@ -104,11 +105,15 @@ def costs(model: nn.Module, cached: bool = False) -> dict[str, float]:
     embedding = trained(inner.get_input_embeddings().parameters())
     if config.vision_config is not None:
         vision, tower = config.vision_config, inner.vision_model
-        of_tower, needs_grad = matrix_flops(tower, False)
-        of_aligner, needs_grad = matrix_flops(inner.aligner, needs_grad)
+        of_patch, of_state, needs_grad = tower_flops(tower)
+        of_aligner, needs_grad = connector_flops(inner.aligner, needs_grad)
+        rows, columns = config.feature_grid
+        patches, made = rows * columns, config.image_tokens  # of a picture
+        states = patches + prefix_tokens(vision)  # in each of the tower's layers
         layers = vision.num_hidden_layers * attention(vision.hidden_size, 1 + 2 * trained(tower.parameters()))
         runs = trained(tower.parameters()) or not cached
-        cost_of["understanding"] = of_aligner + runs * (of_tower + layers * tokens_per_image(vision))
+        of_tower = of_patch * (patches / made) + (of_state + layers * states) * (states / made)
+        cost_of["understanding"] = of_aligner + runs * of_tower
         embedding |= needs_grad
     shared = config.vq_config is not None and config.vq_config.code_tokens is not None  # codes are tokens
     if config.vq_config is not None and not shared:
@@ -142,6 +147,26 @@ def costs(model: nn.Module, cached: bool = False) -> dict[str, float]:
     return cost_of
 
 
+def tower_flops(tower: nn.Module) -> tuple[float, float, bool]:
+    """FLOPs of a vision tower's matrices for a patch of the picture, which has no gradient, and for each of its states,
+    and whether gradients flow back into them."""
+    reader = next(each for kind in (nn.Conv2d, nn.Linear) for each in tower.modules() if isinstance(each, kind))
+    of_patch, _ = matrix_flops(reader, False)
+    added = [each for each in tower.parameters() if each.ndim == 3 or len(each) == 1]  # tokens, tables of positions
+    (cost, of_experts), needs_grad = split_by_expert(tower, False, apart=[*reader.parameters(), *added])
+    return of_patch, cost + of_experts, needs_grad
+
+
+def connector_flops(connector: Aligner, needs_grad: bool) -> tuple[float, bool]:
+    """FLOPs for one of the tokens that a connector makes, and whether gradients flow back into them."""
+    cost, trained_before = 0.0, needs_grad
+    for site in connector.flop_sites():
+        of_site, passed = matrix_flops(site.module, needs_grad)
+        cost, needs_grad = cost + of_site * site.uses_per_token, needs_grad or passed
+    passes = 1 + 2 * (trained_before or trained(connector.parameters()))
+    return cost + sum(keys * attention(width, passes) for keys, width in connector.attention_sites()), needs_grad
+
+
 def diffusion_layers(module: nn.Module, needs_grad: bool, conditioning: bool) -> tuple[float, float, bool]:
     """FLOPs of the diffusion path's layers before or behind the backbone: for one image, for one of its tokens, and
     whether gradients flow back into their output.
@@ -173,9 +198,12 @@ def matrix_flops(module: nn.Module, needs_grad: bool, active: float = 1.0) -> tu
     return cost + of_experts, needs_grad
 
 
-def split_by_expert(module: nn.Module, needs_grad: bool, active: float = 1.0) -> tuple[list[float], bool]:
-    """As `matrix_flops`, with the FLOPs [of ordinary weights, of the modality experts]."""
+def split_by_expert(
+    module: nn.Module, needs_grad: bool, active: float = 1.0, apart: Iterable[nn.Parameter] = ()
+) -> tuple[list[float], bool]:
+    """As `matrix_flops`, with the FLOPs [of ordinary weights, of the modality experts]; what is `apart` is left out."""
     tables = {id(each.weight) for each in module.modules() if isinstance(each, nn.Embedding)}
+    tables |= {id(each) for each in apart}
     costs = [0.0, 0.0]
     for name, parameter in module.named_parameters():
         if parameter.ndim > 1 and id(parameter) not in tables:

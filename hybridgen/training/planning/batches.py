@@ -25,7 +25,6 @@ from hybridgen.data.mixture import Mixture
 from hybridgen.data.source_config import SourceConfig
 from hybridgen.data.sources import files_named, open_source
 from hybridgen.image_processing_hybridgen import to_range
-from hybridgen.paths.understanding import tokens_per_image
 from hybridgen.processing_hybridgen import HybridGenProcessor
 from hybridgen.tokenization_hybridgen import image_token_ids
 from hybridgen.training.config import strict
@@ -208,7 +207,7 @@ def _assumed(config: TrainConfig, missing: list[str]) -> PlannedData:
     batch = collate(rows, config.data.sequence_length, 0, list(range(len(rows))))
     batch = _with_noise(batch, config, hybrid, codecs)
     names = [source.name for source in config.data.sources]
-    side = 384 if hybrid.vision_config is None else hybrid.vision_config.image_size
+    side = 384 if hybrid.vision_config is None else hybrid.tower_size
     images = SimpleNamespace(image_size=side, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     images.normalize = images.generation_values = to_range
     notes = [
@@ -294,9 +293,8 @@ def _assumed_image(
 ) -> tuple[ImageSegment, torch.Tensor]:
     write = path == source.write
     if path == "understanding":
-        vision = hybrid.vision_config
-        segment = ImageSegment(path, tokens_per_image(vision), hybrid.is_bidirectional(path))
-        return segment, torch.zeros(3, vision.image_size, vision.image_size)
+        segment = ImageSegment(path, hybrid.image_tokens, hybrid.is_bidirectional(path))
+        return segment, torch.zeros(3, hybrid.tower_size, hybrid.tower_size)
     part = hybrid.diffusion_config if path == "diffusion" else hybrid.vq_config
     side = factors[path] * (part.patch_size if path == "diffusion" else 1)  # pixels along one side of a token
     size = part.sample_size * factors[path]

@@ -26,7 +26,6 @@ from hybridgen.core import cross_entropy
 from hybridgen.core.objectives import total
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.paths.modality_experts import EXPERT
-from hybridgen.paths.understanding import tokens_per_image
 from hybridgen.training.config.schema import TrainConfig
 from hybridgen.training.distributed.precision import attention_of, choose_precision
 from hybridgen.training.monitor.flops import FlopCount
@@ -255,8 +254,8 @@ def _cached_bytes(stage: ModelStage, batch: dict) -> dict[str, float]:
     if "vq_images" in batch:
         sizes["codes"] = len(stage.vq.encode(pixels["vq_images"])) * 8 / len(batch["vq_images"])
     if "pixel_values" in batch and stage.model.config.vision_config is not None:
-        vision = stage.model.config.vision_config
-        sizes["features"] = float(tokens_per_image(vision) * vision.hidden_size * 4)
+        rows, columns = stage.model.config.feature_grid
+        sizes["features"] = float(rows * columns * stage.model.config.feature_width * 4)
     return sizes
 
 

@@ -20,6 +20,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrai
 
 from hybridgen.bridges.backbones import check_text, decoder_of
 from hybridgen.bridges.chat_templates import add_role_tokens, load_template
+from hybridgen.bridges.pretrained_parts import image_settings
 from hybridgen.checkpoints.loading import model_settings, require_weights
 from hybridgen.codecs.frozen import VAECodec, VQCodec, load_vq
 from hybridgen.configuration_hybridgen import HybridGenConfig, check_memory
@@ -27,6 +28,7 @@ from hybridgen.core.messages import DEFAULT_CHAT_TEMPLATE, parts
 from hybridgen.core.names import CHAT_TEMPLATES, WRITING_PATHS
 from hybridgen.data.document_source import DocumentSource
 from hybridgen.data.sources import open_source
+from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.paths.modality_experts import EXPERT, copy_into_experts
 from hybridgen.paths.moe import router_weight
@@ -95,6 +97,7 @@ def build_parts(config: TrainConfig, weights: bool = True) -> Parts:
     processor = HybridGenProcessor.for_config(
         model.config,
         tokenizer,
+        _tower_images(config.model, model.config),
         vae_factor=1 if vae is None else VAECodec(vae).downsample_factor,
         vq_factor=None if vq is None else VQCodec(vq).downsample_factor,
         chat_template=template,
@@ -165,12 +168,21 @@ def build_processor(config: TrainConfig, sources: list[DocumentSource]) -> Hybri
     return HybridGenProcessor.for_config(
         hybrid,
         tokenizer,
+        _tower_images(config.model, hybrid),
         vae_factor=factors.get("diffusion", 1),
         vq_factor=factors.get("vq"),
         chat_template=find_template(config, tokenizer),
         fit=config.model.fit or "crop",
         unconditional=config.model.unconditional or "empty",
     )
+
+
+def _tower_images(config: ModelConfig, hybrid: HybridGenConfig) -> HybridGenImageProcessor | None:
+    """How a pretrained tower's pixels are normalised, as its folder says; None = as for one from scratch."""
+    if config.vision_model is None:
+        return None
+    with said_of("model.vision_model"):
+        return image_settings(config.vision_model, hybrid.tower_size)
 
 
 def find_template(config: TrainConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> str | dict | None:

@@ -28,6 +28,7 @@ from hybridgen.codecs.frozen import VAECodec, VQCodec
 from hybridgen.core.files import read_json, whole_file, write_json
 from hybridgen.core.sizes import Images, by_size
 from hybridgen.data.loading import Batch
+from hybridgen.paths.understanding import Layers
 
 VERSION = 1
 SEGMENT = 256  # entries that are written together
@@ -204,9 +205,12 @@ class CachedInputs:
         folder: None = nothing is cached.
         latent_codec, vq: the codecs, None where the model has no such path.
         tower: of the understanding path.
+        layers: the tower's hidden states that are its features; None = its output.
     """
 
-    def __init__(self, folder: str | None, latent_codec, vq: VQCodec | None, tower: nn.Module | None):
+    def __init__(
+        self, folder: str | None, latent_codec, vq: VQCodec | None, tower: nn.Module | None, layers: Layers = None
+    ):
         self._latent_codec, self._vq, self._tower = latent_codec, vq, tower
         self._caches: dict[str, EncodingCache] = {}
         self._folder = folder
@@ -214,7 +218,8 @@ class CachedInputs:
             return
         # now, before its weights are sharded; where they are, and here are only their shapes, it is not asked for
         empty = tower is None or any(weight.is_meta for weight in tower.parameters())
-        self._tower_key = None if empty else weights_key(tower)
+        of_layers = "" if layers is None else f" layers {list(layers)}"
+        self._tower_key = None if empty else weights_key(tower) + of_layers
         if isinstance(latent_codec, VAECodec):  # pixels need no cache
             self._caches["latents"] = EncodingCache(folder, "latents", weights_key(latent_codec.vae))
         if vq is not None:

@@ -39,7 +39,7 @@ from hybridgen.data.loading import Batch, RowLoader
 from hybridgen.data.mixture import Mixture
 from hybridgen.paths.alignment import tower_pixels
 from hybridgen.paths.moe import router_weight
-from hybridgen.paths.understanding import encode_pixels
+from hybridgen.paths.understanding import encode_features
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor
 from hybridgen.training.config.schema import TrainConfig
@@ -75,7 +75,8 @@ class ModelStage:
         self.vq = pipeline.vq_codec if "vq" in self.paths else None
         self.latent_codec = pipeline.latent_codec
         tower = getattr(self.model.model, "vision_model", None)
-        self.inputs = CachedInputs(config.data.cache, self.latent_codec, self.vq, tower)
+        layers = self.model.config.feature_layers
+        self.inputs = CachedInputs(config.data.cache, self.latent_codec, self.vq, tower, layers)
         balance = router_weight(self.model.config.text_config, config.objective.router_weight)
         balance = balance if self.model.model.has_routers else 0.0
         self.weights = config.objective.weights | {"router": balance}
@@ -176,10 +177,10 @@ class ModelStage:
         return add_drawn_noise(latents, *drawn, self.model.config.diffusion_config, self.config.objective)
 
     def _tower_features(self, pixels: Tensor) -> Tensor:
-        """Pixels (1, 3, h, w) -> the tower's last hidden states (1, tokens, width), without dropout, to be cached."""
+        """Pixels (1, 3, h, w) -> the tower's features (1, T, width), without dropout, to be cached."""
         tower = self.model.model.vision_model
         training = tower.training
-        features = encode_pixels(tower.eval(), pixels.to(tower.dtype)).last_hidden_state
+        features, _ = encode_features(tower.eval(), pixels, self.model.config.feature_layers)
         tower.train(training)
         return features
 

@@ -28,7 +28,7 @@ from hybridgen.core import cross_entropy
 from hybridgen.core.objectives import ObjectiveConfig, total
 from hybridgen.data.loading import RowLoader
 from hybridgen.data.mixture import Mixture
-from hybridgen.pipeline_hybridgen import load_pipeline
+from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 from hybridgen.training import load_config, train
 from hybridgen.training.config import strict
 from hybridgen.training.config.schema import ModelConfig, TrainConfig
@@ -65,11 +65,12 @@ def stage_of(
     rank: int = 0,
     world_size: int = 1,
     diffusion: dict | None = None,
+    pipeline: HybridGenPipeline | None = None,
     **content,
 ) -> ModelStage:
     config = strict.build(TrainConfig, {"output_dir": "none", "steps": 1, "data": {"sources": []}, **content})
     changes = {"patch_size": 4, "sample_size": 16, "frequency_embedding_size": 32, **(diffusion or {})}
-    pipeline = tiny_pipeline(diffusion_config=changes)
+    pipeline = pipeline or tiny_pipeline(diffusion_config=changes)
 
     def loader() -> RowLoader:
         return RowLoader(Mixture(tasks), pipeline.processor, rows, length, rank, world_size, prefetch=0)

@@ -1,13 +1,12 @@
-"""Connectors: features of an image, of any width -> embeddings of the backbone.
+"""The plain connector, a token a feature, and the base of all others: each ends in its linear layers.
 
-`modeling_hybridgen` builds one for each path that needs one.
-
-Shapes: H the backbone's width.
+Shapes: I images, T features of one, E their width, H the backbone's width.
 """
 
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from hybridgen.paths.flop_sites import FlopSite
 from hybridgen.paths.initial import XavierLinear
 
 
@@ -28,3 +27,11 @@ class Aligner(nn.Module):
         for layer in self.hidden_layers:
             features = layer(self.activation_fn(features))  # ..., H
         return features
+
+    def flop_sites(self) -> list[FlopSite]:
+        """Every part with matrices, in the order of the computation; uses are counted per token that comes out."""
+        return [FlopSite(layer, 1) for layer in (self.fc1, *self.hidden_layers)]
+
+    def attention_sites(self) -> list[tuple[int, int]]:
+        """Of each attention, the keys that a token sees, and the width of all heads."""
+        return []
