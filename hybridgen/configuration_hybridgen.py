@@ -23,7 +23,7 @@ from hybridgen.configuration_understanding import (
     connector_settings,
     feature_grid,
     feature_layers,
-    one_side,
+    tower_side,
 )
 
 PREDICTION_TYPES = ("velocity", "epsilon", "sample", "v_prediction")
@@ -343,7 +343,7 @@ class HybridGenConfig(PreTrainedConfig):
     @property
     def tower_size(self) -> int:
         """Side in pixels of the pictures that the vision tower reads."""
-        return one_side(self.vision_config.image_size)
+        return tower_side(self.vision_config)
 
     @property
     def feature_grid(self) -> tuple[int, int]:
@@ -541,7 +541,7 @@ def _sub_config(config: dict | PreTrainedConfig | None, default_type: str) -> Pr
 def _with_image_size(config: PreTrainedConfig | None) -> PreTrainedConfig | None:
     """SigLIP 2 (NaFlex) has a number of patches instead of an image size; here towers take squares, so one follows."""
     if config is not None and getattr(config, "image_size", None) is None and hasattr(config, "num_patches"):
-        config.image_size = math.isqrt(config.num_patches) * config.patch_size
+        config.image_size = tower_side(config)
     return config
 
 

@@ -8,6 +8,7 @@ The fact a newcomer gets wrong: a tower's output may begin with tokens that stan
 registers). They are dropped, by the tower's own layout, so a picture has as many features as patches.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
@@ -61,9 +62,18 @@ def one_side(value) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
+def tower_side(vision: PreTrainedConfig) -> int | None:
+    """Side in pixels of the pictures that a tower reads; None where the config does not say. SigLIP 2 (NaFlex) has a
+    number of patches instead, of which a square is made."""
+    patch, patches = one_side(getattr(vision, "patch_size", None)), getattr(vision, "num_patches", None)
+    if getattr(vision, "image_size", None) is None and patch is not None and isinstance(patches, int):
+        return math.isqrt(patches) * patch
+    return one_side(getattr(vision, "image_size", None))
+
+
 def feature_grid(vision: PreTrainedConfig) -> Grid | None:
     """Rows and columns of a picture's patches; None where the config does not say."""
-    side, patch = (one_side(getattr(vision, name, None)) for name in ("image_size", "patch_size"))
+    side, patch = tower_side(vision), one_side(getattr(vision, "patch_size", None))
     return None if side is None or patch is None else (side // patch, side // patch)
 
 

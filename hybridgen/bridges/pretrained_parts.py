@@ -152,7 +152,8 @@ def open_tower(source: str | Path) -> nn.Module:
     loader = MODEL_MAPPING[type(config)]
     with friendly_errors(source):
         tower, report = loader.from_pretrained(source, config=config, dtype=torch.float32, **_REPORT_ALL)
-    _check_complete(report | {"missing_keys": report["missing_keys"] - unused_weights(config)}, source, "vision tower")
+    missing = report["missing_keys"] - (unused_weights(config) if report["missing_keys"] else set())
+    _check_complete(report | {"missing_keys": missing}, source, "vision tower")
     return tower.eval()
 
 

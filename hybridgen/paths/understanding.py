@@ -17,7 +17,7 @@ from transformers import AutoModel, PreTrainedConfig
 from transformers.models.janus.modeling_janus import JanusVisionModel
 from transformers.utils import ModelOutput
 
-from hybridgen.configuration_understanding import PREFIX_TOKENS, feature_grid, one_side, prefix_tokens
+from hybridgen.configuration_understanding import PREFIX_TOKENS, feature_grid, prefix_tokens, tower_side
 from hybridgen.core.values import one_line
 from hybridgen.paths.patches import patchify
 
@@ -116,7 +116,7 @@ def _tower(config: PreTrainedConfig, **kwargs) -> nn.Module:
 
 def _tried(config: PreTrainedConfig, **kwargs) -> tuple[nn.Module, ModelOutput]:
     """A tower of shapes alone, and what it makes of a picture."""
-    side = one_side(config.image_size)
+    side = tower_side(config)
     with torch.device("meta"):
         tower = _tower(copy.deepcopy(config), attn_implementation="eager").eval()
         return tower, encode_pixels(tower, torch.empty(1, config.num_channels, side, side), **kwargs)

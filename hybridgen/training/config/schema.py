@@ -67,7 +67,7 @@ class ModelConfig:
     diffusion_config: dict | None = None
     vq_config: dict | None = None
     understanding_bidirectional: bool = False
-    vision_feature_layer: int | list[int] | None = None
+    vision_feature_layer: int | list | None = None
     aligner: dict | None = None
     aligner_depth: int = 2
     aligner_hidden_act: str = "gelu"

@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
@@ -97,15 +98,16 @@ def test_a_batch_without_pictures_leaves_every_weight_in_the_graph(kind):
 def test_the_cost_of_a_token_is_counted(kind):
     """Against torch's count of a forward and a backward. No difference was seen."""
     tasks = [*asked(), source_of(drawings(9), name="code", write="vq")]
-    assert_as_counted(stage_with(kind, tasks, pipeline=new_pipeline(kind), rows=3, length=120))
+    with sdpa_kernel(SDPBackend.MATH):  # of fused attention torch counts nothing on a CPU
+        assert_as_counted(stage_with(kind, tasks, pipeline=new_pipeline(kind), rows=3, length=120))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_on_another_device_is_the_same(kind):
     stage = stage_with(kind)
     expected = backward(stage, next(stage.loader))
+    there = stage_with(kind, pipeline=new_pipeline(kind))
     with pretended_device(float64=False):
-        there = stage_with(kind, pipeline=new_pipeline(kind))
         for part in (there.model, there.pipeline.vq_model):
             put_on(part)
         assert backward(there, moved(next(there.loader))) == pytest.approx(expected, rel=1e-4)
@@ -141,8 +143,9 @@ def config_file(tmp_path_factory) -> Path:
     resampler = {"type": "perceiver_resampler", **SMALL["perceiver_resampler"][0]}
     content = {
         "output_dir": str(folder / "whole"), "steps": 4, "save_every": 2, "log_every": 1,
+        "schedule": {"name": "constant"},
         "data": {
-            "per_device_batch_size": 2, "sequence_length": 96, "sources": [{"source": "dolls", "task": "answer"}],
+            "per_device_batch_size": 2, "sequence_length": 160, "sources": [{"source": "dolls", "task": "answer"}],
         },
         "model": {
             **model, "vision_model": str(folder / "clip"), "vision_feature_layer": [-2, -1], "aligner": resampler,
