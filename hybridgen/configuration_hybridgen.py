@@ -283,7 +283,7 @@ class HybridGenConfig(PreTrainedConfig):
         diffusion_config: see `HybridGenDiffusionConfig`; None = no such path.
         vq_config: see `HybridGenVQConfig`; None = no such path.
         image_token_id, diffusion_token_id, vq_token_id: placeholders, one per path, for the tokens of an image.
-        begin_image_token_id, end_image_token_id: frame every image.
+        begin_image_token_id, end_image_token_id: frame every image; None = nothing does.
         understanding_bidirectional: tokens of an image on the understanding path see each other (Janus: no).
         vision_feature_layer: the tower's hidden states that are its features, as LLaVA counts them: 0 = its embeddings,
             -1 = what its last layer makes, before the last norm, -2 = the layer before; several are put side by side.

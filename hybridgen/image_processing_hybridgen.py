@@ -1,9 +1,9 @@
 """The image processor: pictures -> pixels as each path wants them, and pixels -> pictures.
 
 Pictures are whatever `core.pictures` reads. Two ways in: `understanding` keeps the whole picture (long side resized,
-the rest padded), `generation` fills the frame (short side resized, the rest cropped) or, with `fit="pad"`, keeps the
-whole picture as well. `understanding` computes the
-short side with `int()`, as DeepSeek's Janus does; transformers' Janus rounds, and so differs on half of all aspect
+the rest padded) or, with `understanding_fit="crop"`, its middle square, as CLIP's processor does; `generation` fills
+the frame (short side resized, the rest cropped) or, with `fit="pad"`, keeps the whole picture. `understanding` computes
+the short side with `int()`, as DeepSeek's Janus does; transformers' Janus rounds, and so differs on half of all aspect
 ratios. `generation` can do as transformers' Chameleon does (`FRAMINGS`), for whose codes levels are a little smaller.
 
 Shapes: I images, S the understanding path's side, H x W pixels.
@@ -49,6 +49,9 @@ FRAMINGS = {
 SECONDS = 30  # to wait for a picture that is downloaded
 
 
+_OF_CLIP = Framing(Image.Resampling.BICUBIC, False, None)  # as transformers' CLIPImageProcessor cuts a picture
+
+
 class HybridGenImageProcessorKwargs(ImagesKwargs, total=False):
     """Settings that a single call may change."""
 
@@ -67,13 +70,14 @@ class HybridGenImageProcessor(BaseImageProcessor):
             rounded down, as in Janus).
         min_size: the short side is resized to no fewer pixels than this (Janus: 14).
         truncate: `postprocess` rounds levels down, as Janus' code does, instead of to the nearest.
+        understanding_fit: `pad` = the whole picture on gray; `crop` = the short side resized to S, the middle taken.
         framing: one of `FRAMINGS`: how pictures of the paths that draw are resized and made values.
     """
 
     model_input_names = ["pixel_values"]
     valid_kwargs = HybridGenImageProcessorKwargs
     do_rescale, rescale_factor, do_normalize = True, 1 / 255, True  # of the understanding path, as everywhere
-    framing = "hybridgen"  # written into a folder only where it is another
+    framing, understanding_fit = "hybridgen", "pad"  # written into a folder only where they are others
 
     def __init__(
         self,
@@ -84,11 +88,14 @@ class HybridGenImageProcessor(BaseImageProcessor):
         min_size: int = 14,
         truncate: bool = False,
         framing: str = "hybridgen",
+        understanding_fit: str = "pad",
         **kwargs,
     ):
         super().__init__(**kwargs)
         if choice("framing", framing, tuple(FRAMINGS)) != type(self).framing:
             self.framing = framing
+        if choice("understanding_fit", understanding_fit, FITS) != type(self).understanding_fit:
+            self.understanding_fit = understanding_fit
         self.image_size = whole_number("image_size", image_size)
         self.image_mean = [0.5] * 3 if image_mean is None else list(image_mean)
         self.image_std = [0.5] * 3 if image_std is None else list(image_std)
@@ -119,12 +126,14 @@ class HybridGenImageProcessor(BaseImageProcessor):
         return BatchFeature({"pixel_values": processor.understanding(images)}, tensor_type=return_tensors)
 
     def understanding(self, images: list[Source]) -> Tensor:
-        """Pictures -> (I, 3, S, S): the whole picture, long side S, centred on gray."""
+        """Pictures -> (I, 3, S, S): the whole picture, long side S, centred on gray, or its middle square."""
         return self.normalize(torch.stack([self.understanding_levels(image) for image in images]))
 
     def understanding_levels(self, image: Source) -> Tensor:
         """The levels (3, S, S) of 8 bits that `normalize` makes the values of: a quarter of their bytes."""
-        return _channels_first(np.array(self._letterbox(read_picture(image))))
+        picture, side = read_picture(image), self.image_size
+        crops = self.understanding_fit == "crop"
+        return _channels_first(np.array(_fill(picture, side, side, _OF_CLIP) if crops else self._letterbox(picture)))
 
     def normalize(self, levels: Tensor) -> Tensor:
         """Levels (..., 3, S, S) of the understanding path -> its values, on their device; the same bits on all devices:
@@ -188,6 +197,7 @@ class HybridGenImageProcessor(BaseImageProcessor):
 
 SETTINGS = (
     "image_size", "image_mean", "image_std", "pad_value", "min_size", "do_rescale", "rescale_factor", "do_normalize",
+    "understanding_fit",
 )  # fmt: skip
 
 

@@ -98,7 +98,8 @@ class HybridGenProcessor(ProcessorMixin):
         vq_token_size: pixels along one side of a code; None = no such path.
         bidirectional_paths: paths on which the tokens of one image see each other.
         default_size: height and width of images that are written, or read by the paths that write.
-        begin_image_token, end_image_token, image_token, diffusion_token, vq_token: as the tokenizer has them.
+        begin_image_token, end_image_token, image_token, diffusion_token, vq_token: as the tokenizer has them. The first
+            two may be None where images are read only: then nothing frames them (LLaVA).
         unconditional: what stands in place of the prompt where guidance (or prompt dropout) wants none: `empty`, the
             template with empty user turns; or pads that are attended to, in place of all tokens of the prompt but the
             first (`janus-official`), or but those that begin a text or an image (`janus-hf`).
@@ -120,8 +121,8 @@ class HybridGenProcessor(ProcessorMixin):
         vq_token_size: int | None = None,
         bidirectional_paths: list[str] | None = None,
         default_size: tuple[int, int] | None = None,
-        begin_image_token: str = BEGIN_IMAGE,
-        end_image_token: str = END_IMAGE,
+        begin_image_token: str | None = BEGIN_IMAGE,
+        end_image_token: str | None = END_IMAGE,
         image_token: str = PLACEHOLDERS["understanding"],
         diffusion_token: str = PLACEHOLDERS["diffusion"],
         vq_token: str = PLACEHOLDERS["vq"],
@@ -146,6 +147,11 @@ class HybridGenProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=named_templates(chat_template))
         placeholders = dict(zip(PATHS, (image_token, diffusion_token, vq_token), strict=True))
         placeholders = {path: placeholders[path] for path in self.paths}
+        if None in (begin_image_token, end_image_token) and (begin_image_token != end_image_token or self.writes):
+            raise ValueError(
+                f"begin_image_token is {begin_image_token!r} and end_image_token {end_image_token!r}; name both, or "
+                "neither where no path draws"
+            )
         self.special_tokens = special_tokens(tokenizer, begin_image_token, end_image_token, placeholders)
         self._template: ChatTemplate | None = None
         self._encode: PieceTokenizer | None = None
@@ -209,6 +215,11 @@ class HybridGenProcessor(ProcessorMixin):
         """The paths by which this processor passes images, in the order of `core.names.PATHS`."""
         reads = () if self.num_image_tokens is None else ("understanding",)
         return tuple(path for path in PATHS if path in (*reads, *self._pixels_per_token))
+
+    @property
+    def writes(self) -> bool:
+        """Whether there is a path that draws."""
+        return bool(self._pixels_per_token)
 
     @property
     def _pixels_per_token(self) -> dict[str, int]:
@@ -347,7 +358,8 @@ class HybridGenProcessor(ProcessorMixin):
         text = None if templates is None else default_template(templates)
         if self._encode is not None and text == (None if self._template is None else self._template.template):
             return
-        reserved = (self.begin_image_token, self.end_image_token, self.diffusion_token, self.vq_token)
+        frame = () if self.begin_image_token is None else (self.begin_image_token, self.end_image_token)
+        reserved = (*frame, self.diffusion_token, self.vq_token)
         names, tokens = control_names(self.tokenizer), self.tokenizer.special_tokens_map
         if text is None:
             self._template, self._controls = None, ControlTokens((self.image_token, *reserved, *names[0]))
@@ -393,7 +405,8 @@ class HybridGenProcessor(ProcessorMixin):
                     size = fit_size(picture, image_tokens, self._pixels_per_token[path])
                 writes, bidirectional = path == path_written, path in self.bidirectional_paths
                 length, with_copy = self.count_tokens(path, *size), clean_copy and writes
-                passes.append((ImageSegment(path, length, bidirectional, writes, with_copy), size))
+                framed = self.begin_image_token is not None
+                passes.append((ImageSegment(path, length, bidirectional, writes, with_copy, framed), size))
             span = tokens, tokens + sum(segment.size for segment, _ in passes)
             for segment, size in passes:
                 fit = "crop" if segment.write else self.fit
@@ -667,7 +680,7 @@ class HybridGenProcessor(ProcessorMixin):
 
     def replace_image_token(self, *args, **kwargs) -> str:
         """A placeholder in the text as framed placeholders, one for each token of the image (transformers' hook)."""
-        return f"{self.begin_image_token}{self.image_token * self.num_image_tokens}{self.end_image_token}"
+        return f"{self.begin_image_token or ''}{self.image_token * self.num_image_tokens}{self.end_image_token or ''}"
 
     @property
     def image_token_id(self) -> int | None:

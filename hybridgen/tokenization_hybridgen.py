@@ -69,16 +69,18 @@ def check_token_ids(config: HybridGenConfig, tokens: SpecialTokens) -> None:
 
 
 def special_tokens(
-    tokenizer: PreTrainedTokenizerBase, begin_image: str, end_image: str, placeholders: dict[str, str]
+    tokenizer: PreTrainedTokenizerBase, begin_image: str | None, end_image: str | None, placeholders: dict[str, str]
 ) -> SpecialTokens:
-    """The ids behind the names of the two tokens that frame images and of the placeholder of each path.
+    """The ids behind the names of the two tokens that frame images (None = nothing does), and of the placeholder of
+    each path.
 
     Raises:
         ValueError: the tokenizer lacks some, or has nothing to pad with.
     """
     names = {"begin_image": begin_image, "end_image": end_image, **placeholders}
-    ids = {kind: tokenizer.convert_tokens_to_ids(name) for kind, name in names.items()}
-    missing = [names[kind] for kind, token_id in ids.items() if token_id in (None, tokenizer.unk_token_id)]
+    ids = {kind: None if name is None else tokenizer.convert_tokens_to_ids(name) for kind, name in names.items()}
+    unknown = (None, tokenizer.unk_token_id)
+    missing = [name for kind, name in names.items() if name is not None and ids[kind] in unknown]
     if missing:
         raise ValueError(
             f"the tokenizer has no {', '.join(missing)}; call hybridgen.processing_hybridgen.add_image_tokens on it, "

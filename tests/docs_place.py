@@ -19,8 +19,8 @@ from diffusers import AutoencoderKL
 from transformers import Siglip2VisionConfig, Siglip2VisionModel
 
 from hybridgen.cli.demo import save_untrained_pipeline
+from tests import chameleons, januses, llavas
 from tests.bridges.test_assemble import TOWER, save_backbone
-from tests.januses import save_transformers
 from tests.pipelines import tiny_vae
 from tests.processors import picture
 
@@ -32,7 +32,10 @@ def make(folder: Path) -> Path:
     """Everything that the pages name. About fifteen seconds on a core."""
     _repository(folder)
     save_untrained_pipeline(folder / "runs" / "demo")
-    save_transformers(folder / "Janus-Pro-1B")
+    januses.save_transformers(folder / "Janus-Pro-1B")
+    chameleons.save_transformers(folder / "chameleon-7b")
+    torch.save({"state_dict": chameleons.tiny_decoder()}, folder / "vqgan.ckpt")
+    llavas.save_transformers(folder / "llava-1.5-7b-hf")
     save_backbone(folder / "Qwen3-0.6B", "qwen3")
     save_backbone(folder / "Llama-3.2-1B", "llama")
     torch.manual_seed(6)

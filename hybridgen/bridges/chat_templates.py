@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from hybridgen.bridges.janus.prompts import begins_texts
+from hybridgen.bridges.folders import begins_texts
 from hybridgen.bridges.janus.prompts import chat_template as janus_template
 from hybridgen.core.messages import DEFAULT_CHAT_TEMPLATE, ChatTemplate
 from hybridgen.core.names import CHAT_TEMPLATES

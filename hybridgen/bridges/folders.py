@@ -2,25 +2,27 @@
 a folder of ours as a pipeline would save it, from tensors on disk.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import GenerationConfig
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from hybridgen.bridges.weights import StoredTensor, save_weights
-from hybridgen.checkpoints.loading import INDEX, PIPELINE
+from hybridgen.checkpoints.loading import INDEX, PIPELINE, quiet
 from hybridgen.core.files import read_json
 from hybridgen.core.messages import default_template, named_templates
-from hybridgen.core.recognition import check_files, require_folder
+from hybridgen.core.recognition import check_files, check_json, require_folder
 from hybridgen.core.utf8 import read_text
 from hybridgen.core.values import one_line
 from hybridgen.pipeline_hybridgen import HybridGenPipeline
 
 # keys of generation_config.json that each layout has in its own way, or that have no effect
 LIBRARY_KEYS = ("transformers_version", "_from_model_config")
+VERSION_KEYS = ("transformers_version",)
 
 
 def read_if_there(file: Path) -> dict:
@@ -35,6 +37,60 @@ def template_of(folder: Path) -> str | None:
     files = ("chat_template.json", "processor_config.json", "tokenizer_config.json")
     templates = [read_if_there(folder / name).get("chat_template") for name in files]
     return next((default_template(named_templates(each)) for each in templates if each is not None), None)
+
+
+def picture_settings(folder: Path) -> dict:
+    """The settings of a checkpoint's image processor, in transformers' layout; empty where there are none."""
+    settings = read_if_there(folder / "preprocessor_config.json")
+    return settings or read_if_there(folder / "processor_config.json").get("image_processor", {})
+
+
+def open_tokenizer(
+    folder: Path, needed: Callable[[PreTrainedTokenizerBase], list[str]], kind: str
+) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, without a chat template, which a bridge keeps apart.
+
+    Args:
+        needed: the tokens that stand for pictures, by the tokenizer.
+        kind: whose tokenizer it is, such as "Chameleon".
+
+    Raises:
+        ValueError: it is missing, cannot be read, or lacks a needed token or the end of a text.
+    """
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise ValueError(f"{folder} has no tokenizer.json, so the tokens that stand for images are unknown")
+    check_json(file)
+    try:
+        Tokenizer.from_file(str(file))
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # the libraries raise ten kinds of error; the folder's tokenizer is the cause of all
+        raise ValueError(f"the tokenizer in {folder} cannot be loaded ({one_line(error)}); copy its files") from error
+    tokenizer.chat_template = None
+    for name in ("chat_template", "is_local", "local_files_only"):  # which loading adds, and saving would write
+        tokenizer.init_kwargs.pop(name, None)
+    known = tokenizer.get_vocab()
+    if missing := [name for name in needed(tokenizer) if name not in known]:
+        raise ValueError(
+            f"the tokenizer in {folder} has no {', '.join(missing)}, which every {kind} needs; take the one that "
+            "belongs to the checkpoint"
+        )
+    if tokenizer.eos_token is None:
+        raise ValueError(f"the tokenizer in {folder} names no eos_token; say it in tokenizer_config.json")
+    return tokenizer
+
+
+def begins_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer by default begins a text with the begin-of-text token."""
+    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
+def splits_alike(tokenizer: PreTrainedTokenizerBase, token: str) -> bool:
+    """Whether words behind a token are the same tokens as a text of their own, as which they are read here."""
+    whole = tokenizer(f"a{token}\nb c", add_special_tokens=False)["input_ids"]
+    parts = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in ("a", token, "\nb c")]
+    return whole == sum(parts, [])
 
 
 def config_of(folder: Path) -> dict | None:

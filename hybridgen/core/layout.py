@@ -382,6 +382,8 @@ class ImageSegment:
         bidirectional: whether they see each other (one block) or are causal (a block each).
         write: the model learns to draw this image (noised on the diffusion path, codes as labels on vq).
         clean_copy: diffusion only: later tokens do not see the noised tokens, and read a clean copy instead.
+        framed: it stands between the tokens that begin and end an image; false = it stands among the words as it is
+            (LLaVA), and is read only.
     """
 
     path: Path
@@ -389,19 +391,20 @@ class ImageSegment:
     bidirectional: bool
     write: bool = False
     clean_copy: bool = False
+    framed: bool = True
 
     @property
     def size(self) -> int:
         """Tokens that it takes in a row: its own, those of its clean copy, and the two that frame them."""
-        return self.length * (2 if self.clean_copy else 1) + 2
+        return self.length * (2 if self.clean_copy else 1) + 2 * self.framed
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids of the tokens that frame images, of padding, and of each path's placeholder."""
+    """Ids of the tokens that frame images (None = nothing does), of padding, and of each path's placeholder."""
 
-    begin_image: int
-    end_image: int
+    begin_image: int | None
+    end_image: int | None
     pad: int
     understanding: int | None = None
     diffusion: int | None = None
@@ -470,15 +473,17 @@ def lay_out(segments: list[TextSegment | ImageSegment], tokens: SpecialTokens) -
             labels = [token if taught else IGNORE for token, taught in zip(segment.ids, has_loss, strict=True)]
             position = put(list(segment.ids), shared_block=False, start=position, labels=labels)
             continue
-        begin_label = [tokens.begin_image] if segment.write else None
-        position = put([tokens.begin_image], shared_block=False, start=position, labels=begin_label)
+        if segment.framed:
+            begin_label = [tokens.begin_image] if segment.write else None
+            position = put([tokens.begin_image], shared_block=False, start=position, labels=begin_label)
         ids = [tokens.placeholder(segment.path)] * segment.length
         is_code = segment.path == "vq" and segment.write
         start = position
         position = put(ids, shared_block=segment.bidirectional, start=start, noised=segment.clean_copy, code=is_code)
         if segment.clean_copy:
             put(ids, shared_block=segment.bidirectional, start=start)
-        position = put([tokens.end_image], shared_block=False, start=position)
+        if segment.framed:
+            position = put([tokens.end_image], shared_block=False, start=position)
     if layout.labels:
         layout.labels[0] = IGNORE
     return layout

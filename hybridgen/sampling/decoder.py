@@ -1,9 +1,9 @@
 """The decoder: a faster forward of the backbone for sampling, optionally in bf16 or int8.
 
 A step of sampling multiplies few tokens with many weights, so what stands between two matrix products costs nearly as
-much as they do. For the Llama family (Llama, Mistral, Qwen2, Qwen3), whose layers are the same few operations, this
-file runs those on the layers' own weights. Any other backbone, and one whose layers were changed (LoRA, offloading, a
-library's quantization), is run as transformers runs it; a test holds both equal.
+much as they do. For the Llama family (Llama, Mistral, Qwen2, Qwen3, Chameleon-7B), whose layers are the same few
+operations, this file runs those on the layers' own weights. Any other backbone, and one whose layers were changed
+(LoRA, offloading, a library's quantization), is run as transformers runs it; a test holds both equal.
 
 Precision `model` copies nothing, so it is always the model as it is now. The others copy the matrices as they are when
 the decoder is made (`is_current` tells whether they still are). `fp32` copies them in the order in which the processor
@@ -44,12 +44,13 @@ from hybridgen.core.offload import bring, device_of
 from hybridgen.core.values import choice
 from hybridgen.core.versions import version_of
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
+from hybridgen.paths.chameleon_decoder import ChameleonDecoder
 from hybridgen.sampling.prefix import Prefix, PrefixCache, backbone
 
 Precision = Literal["model", "fp32", "bf16", "int8"]
 Kernel = Literal["onednn", "blas", "int8"]
 
-_FAMILY = (LlamaModel, MistralModel, Qwen2Model, Qwen3Model)
+_FAMILY = (LlamaModel, MistralModel, Qwen2Model, Qwen3Model, ChameleonDecoder)
 _MOVING_ROPE = ("dynamic", "longrope")  # frequencies that depend on how long the text is
 _INT8_ROWS = 8  # below which a product waits for weights, so that int8 pays (measured on AVX512: 2 to 6 times fp32)
 _SMALL = 1 << 17  # weights of a matrix up to which BLAS multiplies few tokens sooner than oneDNN (measured on Zen 4)
@@ -61,6 +62,8 @@ def why_not_fused(model: HybridGenForConditionalGeneration) -> str | None:
     backbone, config = model.model.language_model, model.config
     if type(backbone) not in _FAMILY:
         return f"is {type(backbone).__name__}"
+    if getattr(backbone.config, "swin_norm", False):
+        return "has norms behind attention and feed-forward"
     if len(model.model.windows) > 1:
         return "has layers that see differently far back"
     if (scaling := backbone.rotary_emb.rope_type) in _MOVING_ROPE:
@@ -295,8 +298,8 @@ def _attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scal
 
 
 def _norm(norm: nn.Module, states: Tensor) -> Tensor:
-    """RMSNorm, in one call where transformers' rounding between two dtypes plays no part."""
-    if states.dtype != torch.float32 or norm.weight.dtype != torch.float32:
+    """RMSNorm, in one call where transformers' rounding between two dtypes plays no part; any other norm as it is."""
+    if states.dtype != torch.float32 or norm.weight.dtype != torch.float32 or not hasattr(norm, "variance_epsilon"):
         return norm(states)
     return functional.rms_norm(states, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
@@ -323,7 +326,7 @@ class Decoder:
             if precision != "model":
                 raise ValueError(
                     f"precision {precision!r} needs a plain backbone of the Llama family (Llama, Mistral, Qwen2, "
-                    f"Qwen3), but this one {cause}; use precision 'model', or load the model in bfloat16"
+                    f"Qwen3, Chameleon-7B), but this one {cause}; use precision 'model', or load the model in bfloat16"
                 )
             return
         if precision == "int8" and model.device.type != "cpu":

@@ -43,9 +43,10 @@ class ImageBlock:
     bidirectional: bool
     media: dict[str, Tensor]
 
-    def tokens(self, begin: int, end: int) -> "list[Token]":
-        """Its tokens in a document, with the two ids of its frame."""
-        return [begin, *((self, place) for place in range(self.length)), end]
+    def tokens(self, begin: int | None, end: int | None) -> "list[Token]":
+        """Its tokens in a document, with the two ids of its frame, where it has one."""
+        own = [(self, place) for place in range(self.length)]
+        return own if begin is None else [begin, *own, end]
 
 
 Token = int | tuple[ImageBlock, int]
@@ -96,7 +97,7 @@ def read_document(
     """Read a document, from where it differs from what was read earlier.
 
     The token that begins an image is read along: a picture that comes next has then exactly the prefix that the
-    pipeline would draw it against, to the bit.
+    pipeline would draw it against, to the bit. (A pad, where nothing frames images: it is not kept.)
 
     Args:
         earlier: None = nothing was read.
@@ -107,7 +108,8 @@ def read_document(
     """
     decoder = Decoder(model) if decoder is None else decoder
     reused = min(shared_length(earlier, tokens, decoder), len(tokens) - 1)
-    ids, blocks, media = _as_inputs(model, [*tokens[reused:], model.config.begin_image_token_id])
+    begin = model.config.begin_image_token_id
+    ids, blocks, media = _as_inputs(model, [*tokens[reused:], pad_id if begin is None else begin])
     if reused:
         image_start = earlier.until(reused)
         states = extend(model, image_start, ids, blocks, decoder, **media)  # 1, n, H
@@ -116,7 +118,7 @@ def read_document(
         padding = -(-length // PAD_MULTIPLE) * PAD_MULTIPLE - len(tokens)
         image_start, states = _read_padded(model, ids, blocks, media, padding, pad_id, decoder)
     prefix = image_start.until(len(image_start) - 1, states[:, -2])
-    return ReadTokens(list(tokens), prefix, image_start, decoder.precision)
+    return ReadTokens(list(tokens), prefix, None if begin is None else image_start, decoder.precision)
 
 
 def _read_padded(

@@ -8,8 +8,11 @@ from hybridgen import HybridGenForConditionalGeneration
 from hybridgen.bridges.backbones import check_config, check_text
 from hybridgen.configuration_hybridgen import HybridGenConfig
 from hybridgen.paths.chameleon_decoder import ChameleonDecoder, ChameleonDecoderConfig, ChameleonDecoderForCausalLM
+from hybridgen.sampling.decoder import Decoder
+from hybridgen.sampling.prefix import prefill
 from tests.chameleons import tiny_chameleon
 from tests.models import text_config
+from tests.sampling.prompts import worst
 
 SETTINGS = {"model_type": "chameleon_decoder", "num_key_value_heads": 2, "initializer_range": 0.2}
 
@@ -60,6 +63,24 @@ def test_norms_stand_where_swin_norm_says(config):
         added = backbone(inputs_embeds=states, output_hidden_states=True).hidden_states[1] - states
     size = added.square().mean().sqrt()
     assert (size > 1) if config.text_config.swin_norm else (size < 0.3)  # measured 1.4 and 0.1
+
+
+def test_sampling_runs_it_as_transformers_does(config):
+    """The 7B's layers by our own operations (`sampling.decoder`), the 34B's by transformers'."""
+    model = HybridGenForConditionalGeneration(config).eval()
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    decoder = Decoder(model)
+    assert (decoder.layers is None) == config.text_config.swin_norm
+    ids = torch.tensor([[3, 4, 5, 6, 7, 8]])
+    vectors = {"input_ids": ids, "document_ids": torch.zeros_like(ids), "block_ids": torch.arange(6)[None]}
+    prefix = prefill(model, **vectors, position_ids=torch.arange(6)[None], decoder=decoder)
+    with torch.no_grad():
+        expected = model.model(ids).last_hidden_state[:, -1]
+    assert worst(prefix.last_state, expected) < 1e-5  # measured 1e-6
+    if not config.text_config.swin_norm:
+        assert Decoder(model, "int8").layers is not None
 
 
 def test_every_head_has_norms_of_its_own(config):

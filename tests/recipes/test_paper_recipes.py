@@ -57,7 +57,7 @@ RECIPES: dict[str, tuple[str | None, list[str]]] = {
     ),
     "janusflow_stage2": ("janusflow_stage1", []),
     "janusflow_stage3": ("janusflow_stage2", []),
-    "chameleon": (None, [*WORDS, *BACKBONE, *CODES]),
+    "chameleon": (None, [*WORDS, *BACKBONE[:-1], *CODES]),  # whose heads are as wide as the backbone over their number
     "lmfusion": (None, ["model.language_model={llm}", "codec.vae={vae8}", f"{DIFFUSION}.sample_size=4"]),
     "llava_stage1": (None, PARTS),
     "llava_stage2": ("llava_stage1", []),

@@ -11,13 +11,16 @@ import torch
 from transformers import ChameleonConfig, GenerationConfig, PreTrainedTokenizerFast
 
 from hybridgen.bridges.chameleon.configs import chameleon_config, check_config
-from hybridgen.bridges.chameleon.prompts import OURS, framing_of, open_tokenizer, picture_settings, side_of, token_names
+from hybridgen.bridges.chameleon.prompts import OURS, framing_of, side_of, token_names
 from hybridgen.bridges.chameleon.tensor_names import DECODER, EMBEDDINGS, HEAD, VQ_PREFIX, is_dropped, joined
 from hybridgen.bridges.folders import (
+    VERSION_KEYS,
     config_of,
     friendly_config_errors,
     generation_of,
     kind_of,
+    open_tokenizer,
+    picture_settings,
     read_if_there,
     said_dtype,
     settle_tied_head,
@@ -33,7 +36,6 @@ from hybridgen.core.files import read_json
 from hybridgen.core.recognition import require_file, user_path
 
 UNREAD, NO_PATH = "not read by any computation", "of a path that no Chameleon has"  # why a tensor is left out
-_VERSION = ("transformers_version",)  # of generation_config.json, which each library writes anew
 _CODEBOOK = "quantize.embedding.weight"
 
 
@@ -127,7 +129,7 @@ def _open_transformers(folder: Path, settings: dict) -> ChameleonCheckpoint:
             f"the processor in {folder} gives a picture {length} tokens, but one of {side} pixels has "
             f"{(side // factor) ** 2} codes"
         )
-    parts = open_tokenizer(folder), template_of(folder), side, framing_of(folder), generation_of(folder, _VERSION)
+    parts = _tokenizer(folder), template_of(folder), side, framing_of(folder), generation_of(folder, VERSION_KEYS)
     return ChameleonCheckpoint(folder, "chameleon-hf", config, tensors, dropped, *parts)
 
 
@@ -148,9 +150,16 @@ def _open_hybridgen(folder: Path) -> ChameleonCheckpoint:
     processor = folder / "processor"
     side = hybrid.vq_config.sample_size * vq_downsample_factor(vq.to_dict())
     framing = picture_settings(processor).get("framing", OURS)
-    generation = generation_of(folder / "model", _VERSION)
-    parts = open_tokenizer(processor), template_of(processor), side, framing, generation
+    generation = generation_of(folder / "model", VERSION_KEYS)
+    parts = _tokenizer(processor), template_of(processor), side, framing, generation
     return ChameleonCheckpoint(folder, "hybridgen", config, tensors, dropped, *parts)
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    tokenizer = open_tokenizer(folder, lambda one: [*token_names(one).values()], "Chameleon")
+    if tokenizer.pad_token is None:
+        raise ValueError(f"the tokenizer in {folder} names no pad_token; say it in tokenizer_config.json")
+    return tokenizer
 
 
 def _add_decoder(opened: ChameleonCheckpoint, file: Path) -> None:

@@ -8,13 +8,9 @@ as in Meta's code.
 from collections.abc import Iterator
 from pathlib import Path
 
-from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from hybridgen.bridges.folders import read_if_there
-from hybridgen.checkpoints.loading import quiet
-from hybridgen.core.recognition import check_json
-from hybridgen.core.values import one_line
+from hybridgen.bridges.folders import begins_texts, picture_settings
 from hybridgen.image_processing_hybridgen import FRAMINGS
 
 IMAGE, BEGIN, END = "<image>", "<racm3:break>", "<eoss>"  # where the tokenizer names no others
@@ -41,9 +37,8 @@ _TEMPLATE = """\
 
 def chat_template(tokenizer: PreTrainedTokenizerFast) -> str:
     """A template for our processor that writes what transformers' processor makes of a prompt."""
-    begins = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     words = {
-        "BEGIN_OF_TEXT": "bos_token" if begins else "''",
+        "BEGIN_OF_TEXT": "bos_token" if begins_texts(tokenizer) else "''",
         "IMAGE_TOKEN": token_names(tokenizer)["image"],
         "SEPARATOR": "''" if tokenizer.sep_token is None else repr(tokenizer.sep_token),
     }
@@ -53,46 +48,10 @@ def chat_template(tokenizer: PreTrainedTokenizerFast) -> str:
     return template
 
 
-def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a checkpoint of either layout, without a chat template, which the checkpoint keeps apart.
-
-    Raises:
-        ValueError: it is missing, cannot be read, or lacks a token that stands for pictures, or the end of a text.
-    """
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        raise ValueError(f"{folder} has no tokenizer.json, so the tokens that stand for images are unknown")
-    check_json(file)
-    try:
-        Tokenizer.from_file(str(file))
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # the libraries raise ten kinds of error; the folder's tokenizer is the cause of all
-        raise ValueError(f"the tokenizer in {folder} cannot be loaded ({one_line(error)}); copy its files") from error
-    tokenizer.chat_template = None
-    for name in ("chat_template", "is_local", "local_files_only"):  # which loading adds, and saving would write
-        tokenizer.init_kwargs.pop(name, None)
-    known = tokenizer.get_vocab()
-    if missing := [name for name in token_names(tokenizer).values() if name not in known]:
-        raise ValueError(
-            f"the tokenizer in {folder} has no {', '.join(missing)}, which every Chameleon needs; take the one that "
-            "belongs to the checkpoint"
-        )
-    if unnamed := [name for name in ("eos_token", "pad_token") if getattr(tokenizer, name) is None]:
-        raise ValueError(f"the tokenizer in {folder} names no {unnamed[0]}; say it in tokenizer_config.json")
-    return tokenizer
-
-
 def token_names(tokenizer: PreTrainedTokenizerFast) -> dict[str, str]:
     """The tokens that stand for a picture and frame it, as transformers' processor finds them."""
     kinds = {"image": ("image_token", IMAGE), "begin": ("boi_token", BEGIN), "end": ("eoi_token", END)}
     return {kind: getattr(tokenizer, name, None) or otherwise for kind, (name, otherwise) in kinds.items()}
-
-
-def picture_settings(folder: Path) -> dict:
-    """The settings of a checkpoint's image processor, in transformers' layout; empty where there are none."""
-    settings = read_if_there(folder / "preprocessor_config.json")
-    return settings or read_if_there(folder / "processor_config.json").get("image_processor", {})
 
 
 def side_of(folder: Path, resolution: int) -> int:

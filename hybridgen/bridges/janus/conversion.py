@@ -13,10 +13,10 @@ import torch
 from transformers import JanusProcessor, JanusVQVAE
 from transformers.models.janus.image_processing_pil_janus import JanusImageProcessorPil
 
-from hybridgen.bridges.folders import write_hybridgen
+from hybridgen.bridges.folders import begins_texts, write_hybridgen
 from hybridgen.bridges.janus.checkpoint import GUIDANCE, NO_PATH, SAMPLING, JanusCheckpoint, open_janus
 from hybridgen.bridges.janus.configs import config_to_official, expected_shapes, hybrid_config
-from hybridgen.bridges.janus.prompts import begins_texts, chat_template, official_settings, transformers_template
+from hybridgen.bridges.janus.prompts import chat_template, official_settings, transformers_template
 from hybridgen.bridges.janus.report import check_weights
 from hybridgen.bridges.janus.tensor_names import VQ_PREFIX, to_official
 from hybridgen.bridges.layouts import SHARD_SIZE

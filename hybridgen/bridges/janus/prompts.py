@@ -10,7 +10,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from hybridgen.bridges.folders import read_if_there
+from hybridgen.bridges.folders import begins_texts, read_if_there
 from hybridgen.core.files import read_json
 from hybridgen.image_processing_hybridgen import HybridGenImageProcessor
 from hybridgen.tokenization_hybridgen import BEGIN_IMAGE, END_IMAGE, PLACEHOLDERS
@@ -178,11 +178,6 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, padding_side="left", model_specific_special_tokens=model_tokens, **named, **kept
     )
-
-
-def begins_texts(tokenizer: PreTrainedTokenizerFast) -> bool:
-    """Whether the tokenizer by default begins a text with the begin-of-text token."""
-    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
 def _content(token: str | dict) -> str:

@@ -12,10 +12,10 @@ from hybridgen.bridges.comparison import (
     listed,
     short,
 )
-from hybridgen.bridges.folders import generation_settings, only_in_hybridgen, template_of
+from hybridgen.bridges.folders import begins_texts, generation_settings, only_in_hybridgen, template_of
 from hybridgen.bridges.janus.checkpoint import GUIDANCE, LAYOUT_GENERATION_KEYS, SAMPLING, JanusCheckpoint
 from hybridgen.bridges.janus.configs import expected_shapes, lost_settings, unsupported_by_deepseek
-from hybridgen.bridges.janus.prompts import begins_texts, chat_template, transformers_template
+from hybridgen.bridges.janus.prompts import chat_template, transformers_template
 
 
 def compare(janus: JanusCheckpoint) -> Comparison:
