@@ -16,6 +16,9 @@ from hybridgen.bridges.janus import checkpoint as janus_checkpoint
 from hybridgen.bridges.janus import conversion as janus_conversion
 from hybridgen.bridges.janus import report as janus_report
 from hybridgen.bridges.layouts import LAYOUTS, SHARD_SIZE
+from hybridgen.bridges.llava import checkpoint as llava_checkpoint
+from hybridgen.bridges.llava import conversion as llava_conversion
+from hybridgen.bridges.llava import report as llava_report
 from hybridgen.checkpoints.loading import new_folder
 from hybridgen.core.files import read_json
 from hybridgen.core.recognition import user_path
@@ -58,6 +61,10 @@ FAMILIES = (
         chameleon_conversion.check_conversion, chameleon_report.report_lines, chameleon_report.lost,
         chameleon_conversion.WRITERS,
     ),
+    Family(
+        "LLaVA", llava_checkpoint.is_llava, (), llava_checkpoint.open_llava, llava_conversion.check_conversion,
+        llava_report.report_lines, llava_report.lost, llava_conversion.WRITERS,
+    ),
 )  # fmt: skip
 
 
@@ -89,8 +96,7 @@ def find_family(folder: Path, to: str) -> Family:
     if (config := config_of(folder)) is None:
         if to != "hybridgen":
             return next(family for family in FAMILIES if to in family.writers)
-        decoder = (read_json(folder / "model" / "config.json").get("text_config") or {}).get("model_type")
-        return FAMILIES[1] if decoder == ChameleonDecoderConfig.model_type else FAMILIES[0]
+        return _family_of_ours(read_json(folder / "model" / "config.json"))
     if (family := next((family for family in FAMILIES if family.knows(config)), None)) is None:
         names = ", a ".join(family.name for family in FAMILIES)
         raise ValueError(
@@ -103,6 +109,15 @@ def find_family(folder: Path, to: str) -> Family:
             f"{' or '.join(family.writers)}"
         )
     return family
+
+
+def _family_of_ours(config: dict) -> Family:
+    """The bridge by which a checkpoint of ours is written anew."""
+    by_name = {family.name: family for family in FAMILIES}
+    if (config.get("text_config") or {}).get("model_type") == ChameleonDecoderConfig.model_type:
+        return by_name["Chameleon"]
+    reads_only = not (config.get("vq_config") or config.get("diffusion_config"))
+    return by_name["LLaVA" if reads_only else "Janus"]
 
 
 def open_conversion(folder: str | Path, to: str = "hybridgen", **options) -> Conversion:

@@ -7,13 +7,15 @@ from hybridgen.cli.arguments.types import file_size, new_command, path_to
 from hybridgen.core.recognition import check_absent, require_file, require_folder
 
 ABOUT = """\
-Write a checkpoint in another layout: ours, that of transformers (Janus, Chameleon) or that of DeepSeek (Janus). What
-the source is is detected, in one file or in shards, as safetensors or .bin. The new folder appears when all is written.
+Write a checkpoint in another layout: ours, that of transformers (Janus, Chameleon, LLaVA 1.5) or that of DeepSeek
+(Janus). What the source is is detected, in one file or in shards, as safetensors or .bin. The new folder appears when
+all is written.
 
 examples:
   hybridgen convert Janus-Pro-1B --dry-run
   hybridgen convert Janus-Pro-1B janus --to hybridgen
   hybridgen convert janus Janus-Pro-1B-tuned --to janus-hf
+  hybridgen convert llava-1.5-7b-hf llava
   hybridgen convert chameleon-7b chameleon --vq-decoder data/tokenizer/vqgan.ckpt
 """
 

@@ -201,7 +201,7 @@ def test_codes_are_found_by_their_names():
 
 def _another_model(folder: Path) -> str:
     change(folder / "config.json", model_type="qwen3", architectures=["Qwen3ForCausalLM"])
-    return "holds a Qwen3ForCausalLM, not a Janus, a Chameleon or a checkpoint of hybridgen"
+    return "holds a Qwen3ForCausalLM, not a Janus, a Chameleon, a LLaVA or a checkpoint"
 
 
 def _shard_missing(folder: Path) -> str:
