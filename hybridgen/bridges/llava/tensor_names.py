@@ -19,6 +19,7 @@ _READ = [
     ("vision_tower.vision_model.*", "model.vision_model.*"),
     ("model.vision_tower.vision_model.*", "model.vision_model.*"),
     *_ON_DISK,
+    ("language_model.*", "model.language_model.*"),
     ("model.vision_tower.*", "model.vision_model.*"),
     *((f"model.multi_modal_projector.{theirs}.*", f"model.aligner.{ours}.*") for theirs, ours in _PROJECTOR),
 ]

@@ -191,7 +191,7 @@ def _another_tokenizer(folder: Path) -> str:
 def _no_image_token(folder: Path) -> str:
     file = folder / "tokenizer.json"
     file.write_text(file.read_text(encoding="utf-8").replace("<image>", "<music>"), encoding="utf-8")
-    return "has no <image>, which every LLaVA needs"
+    return "config.json says 3 for the token of images, but the tokenizer says"  # which adds the one it names
 
 
 def _size_of_pictures(folder: Path) -> str:
