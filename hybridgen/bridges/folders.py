@@ -86,11 +86,18 @@ def begins_texts(tokenizer: PreTrainedTokenizerBase) -> bool:
     return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
-def splits_alike(tokenizer: PreTrainedTokenizerBase, token: str) -> bool:
-    """Whether words behind a token are the same tokens as a text of their own, as which they are read here."""
-    whole = tokenizer(f"a{token}\nb c", add_special_tokens=False)["input_ids"]
-    parts = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in ("a", token, "\nb c")]
-    return whole == sum(parts, [])
+def other_tokens(tokenizer: PreTrainedTokenizerBase, image_token: str) -> Iterator[str]:
+    """Where transformers, which tokenises a whole prompt at once, makes other tokens of it than we do, one per line: a
+    text is cut here at pictures and where the assistant's turns begin and end (`processing_hybridgen`)."""
+
+    def apart(*parts: str) -> list[int]:
+        return sum((tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts), [])
+
+    begin = tokenizer.bos_token if begins_texts(tokenizer) else ""
+    if tokenizer(f"a b{image_token}\nb c")["input_ids"] != apart(f"{begin}a b", image_token, "\nb c"):
+        yield "words that open a text or stand behind a picture: of this tokenizer, transformers gets other tokens"
+    if apart("a:b c") != apart("a:", "b c"):
+        yield "words behind an answer: before each turn, this tokenizer puts a space more here than in transformers"
 
 
 def config_of(folder: Path) -> dict | None:

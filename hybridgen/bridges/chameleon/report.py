@@ -8,7 +8,7 @@ from hybridgen.bridges.chameleon.checkpoint import ChameleonCheckpoint
 from hybridgen.bridges.chameleon.configs import code_tokens, expected_shapes
 from hybridgen.bridges.chameleon.prompts import differences
 from hybridgen.bridges.comparison import Comparison, check_compared, compare_tensors, comparison_lines, listed
-from hybridgen.bridges.folders import LIBRARY_KEYS, generation_settings, only_in_hybridgen
+from hybridgen.bridges.folders import LIBRARY_KEYS, generation_settings, only_in_hybridgen, other_tokens
 
 # as Meta's code draws (facebookresearch/chameleon, chameleon/inference/chameleon.py, Options.Image and Options)
 SAMPLING = {"vq": {"guidance_scale": 3.0, "temperature": 0.7, "top_p": 0.9}}
@@ -47,6 +47,7 @@ def lost(opened: ChameleonCheckpoint, to: str) -> Iterator[str]:
     is_ours = opened.layout == "hybridgen"
     if to == "hybridgen" and not is_ours:
         yield from differences(opened.folder)
+        yield from other_tokens(opened.tokenizer, opened.token_ids["image"][0])
     if to == "hybridgen" and not opened.has_decoder:
         yield "pictures cannot be drawn: the checkpoint has no decoder of its VQ tokenizer; give it as --vq-decoder"
     if to == "chameleon-hf" and opened.has_decoder:

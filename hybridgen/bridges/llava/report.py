@@ -5,7 +5,7 @@
 from collections.abc import Iterator
 
 from hybridgen.bridges.comparison import Comparison, check_compared, compare_tensors, comparison_lines, listed
-from hybridgen.bridges.folders import LIBRARY_KEYS, generation_settings, only_in_hybridgen, splits_alike
+from hybridgen.bridges.folders import LIBRARY_KEYS, generation_settings, only_in_hybridgen, other_tokens
 from hybridgen.bridges.llava.checkpoint import LlavaCheckpoint
 from hybridgen.bridges.llava.configs import expected_shapes
 from hybridgen.bridges.llava.prompts import differences, image_token
@@ -43,8 +43,7 @@ def lost(opened: LlavaCheckpoint, to: str) -> Iterator[str]:
     is_ours = opened.layout == "hybridgen"
     if to == "hybridgen" and not is_ours:
         yield from differences(opened.folder)
-        if not splits_alike(opened.tokenizer, image_token(opened.tokenizer)):
-            yield "words behind a picture: the tokenizer makes other tokens of them than here, where they begin a text"
+        yield from other_tokens(opened.tokenizer, image_token(opened.tokenizer))
     for name, value in generation_settings(opened.folder / "model" if is_ours else opened.folder).items():
         if name not in LIBRARY_KEYS and getattr(opened.generation_config, name, None) != value:
             yield f"generation_config.json: {name} {value}"

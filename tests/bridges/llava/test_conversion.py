@@ -8,14 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers.processors import TemplateProcessing
 from transformers import LlavaForConditionalGeneration
 
 from hybridgen.bridges.families import convert
+from hybridgen.bridges.folders import other_tokens
 from hybridgen.bridges.llava.checkpoint import open_llava
 from hybridgen.bridges.llava.report import lost
 from hybridgen.cli import main as cli
 from hybridgen.pipeline_hybridgen import load_pipeline
 from tests.bridges.janus.test_conversion import assert_same, change, tensors_of
+from tests.foreign_tokenizers import llama2
 from tests.llavas import VARIANTS, save_transformers, tiny_llava, tiny_tokenizer
 from tests.pipelines import tiny_pipeline
 
@@ -135,6 +138,20 @@ def test_settings_that_are_done_otherwise_are_said(plain):
     assert set_images(resample=2)[0].startswith("resample 2: pictures of another size")
     assert "do_pad: pictures are padded to a square after they are resized here" in "\n".join(set_images(do_pad=True))
     assert open_llava(plain).images.understanding_fit == "pad"
+
+
+def test_tokenizers_that_look_at_what_stands_before_are_said():
+    """SentencePiece's put a space before a text: before each stretch of it (LLaVA 1.5's), or before its first word."""
+    said = {"before each": llama2(legacy=True), "before the first": llama2(legacy=False), "nowhere": tiny_tokenizer()}
+    for kind, tokenizer in said.items():
+        tokenizer.add_special_tokens({"extra_special_tokens": ["<image>"]})
+        frame = [(tokenizer.bos_token, tokenizer.bos_token_id)]
+        single = f"{tokenizer.bos_token} $A"
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=frame)
+        found = [line.split(":")[0] for line in other_tokens(tokenizer, "<image>")]
+        behind_answers, at_begins = ["words behind an answer"], ["words that open a text or stand behind a picture"]
+        expected = {"before each": behind_answers, "before the first": [*at_begins, *behind_answers], "nowhere": []}
+        assert found == expected[kind]
 
 
 def test_a_template_of_ones_own_comes_along(plain, tmp_path):
