@@ -18,6 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hybridgen.configuration_understanding import (
     MLPSettings,
+    NativeSizes,
     all_settings,
     check_square,
     connector_settings,
@@ -290,6 +291,8 @@ class HybridGenConfig(PreTrainedConfig):
             None = the tower's output.
         aligner: the connector from features to the backbone, `{type: ..., ...}`, one of those of
             `configuration_understanding.CONNECTORS` with its settings; None = `mlp`.
+        native_aspect: the tower reads pictures in their own shape, of at most `vision_config.num_patches` patches, not
+            squares with gray beside them (SigLIP 2 NaFlex alone). A picture then takes `native_sizes.count` tokens.
         aligner_depth, aligner_hidden_act: the connector's linear layers and activation (Janus: 2, gelu), where
             `aligner` does not say them.
         tie_word_embeddings: one matrix for text embeddings and head; None = as `text_config` says.
@@ -315,6 +318,7 @@ class HybridGenConfig(PreTrainedConfig):
     understanding_bidirectional: bool = False
     vision_feature_layer: int | list[int] | None = None
     aligner: dict | None = None
+    native_aspect: bool = False
     aligner_depth: int = 2
     aligner_hidden_act: str = "gelu"
     initializer_range: float = 0.02
@@ -342,13 +346,27 @@ class HybridGenConfig(PreTrainedConfig):
 
     @property
     def tower_size(self) -> int:
-        """Side in pixels of the pictures that the vision tower reads."""
-        return tower_side(self.vision_config)
+        """Side in pixels of the pictures that the vision tower reads; of a square one, where they keep their shape."""
+        return (
+            self.feature_grid[0] * self.vision_config.patch_size
+            if self.native_aspect
+            else tower_side(self.vision_config)
+        )
 
     @property
     def feature_grid(self) -> tuple[int, int]:
-        """Rows and columns of the tower's features of a picture."""
-        return feature_grid(self.vision_config)
+        """Rows and columns of the tower's features of a picture; of a square one, where they keep their shape."""
+        if (native := self.native_sizes) is None:
+            return feature_grid(self.vision_config)
+        return (math.isqrt(native.most) * self.connector.square,) * 2
+
+    @property
+    def native_sizes(self) -> NativeSizes | None:
+        """The sizes of pictures that keep their shape; None where they are squares."""
+        if not self.native_aspect:
+            return None
+        square, vision = self.connector.square, self.vision_config
+        return NativeSizes(square * vision.patch_size, vision.num_patches // square**2, self.connector.always)
 
     @property
     def feature_layers(self) -> tuple[int, ...] | None:
@@ -369,8 +387,13 @@ class HybridGenConfig(PreTrainedConfig):
 
     @property
     def image_tokens(self) -> int | None:
-        """How many tokens a picture takes on the understanding path; None where there is no such path."""
-        return None if self.vision_config is None else self.connector.tokens(self.feature_grid)
+        """How many tokens a picture takes on the understanding path (at most, where pictures keep their shape); None
+        where there is no such path."""
+        if self.vision_config is None:
+            return None
+        if (native := self.native_sizes) is not None and native.tokens is None:
+            return native.most
+        return self.connector.tokens(self.feature_grid)
 
     @property
     def vocab_size(self) -> int:
@@ -454,14 +477,33 @@ class HybridGenConfig(PreTrainedConfig):
     def _check_features(self) -> None:
         """That the tower has the layers that are asked for, and that the connector fits its features."""
         if self.vision_config is None:
+            if self.native_aspect:
+                raise ValueError("native_aspect is true, but there is no vision_config; leave it out")
             if self.vision_feature_layer is not None:
                 given = self.vision_feature_layer
                 raise ValueError(f"vision_feature_layer is {given!r}, but there is no vision_config; leave it out")
+            return
+        _switches(self, "native_aspect")
+        if self.native_aspect:
+            self._check_native()
             return
         check_square(self.vision_config)
         feature_layers(self.vision_feature_layer, self.vision_config)
         if (grid := feature_grid(self.vision_config)) is not None:  # else the tower is none (`check_tower`)
             self.connector.check(grid)
+
+    def _check_native(self) -> None:
+        if (kind := self.vision_config.model_type) != "siglip2_vision_model":
+            raise ValueError(
+                f"native_aspect is true, but the vision tower is a {kind!r}, which reads squares; give a "
+                "'siglip2_vision_model', or say false"
+            )
+        feature_layers(self.vision_feature_layer, self.vision_config)
+        if self.native_sizes.most < 1:
+            raise ValueError(
+                f"aligner.factor is {self.connector.square}, but the tower has "
+                f"{self.vision_config.num_patches} patches, fewer than one token needs; make it smaller"
+            )
 
     def _check_heads(self) -> None:
         """Attention heads must divide: transformers would fail in the first forward, with a less helpful message."""

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
+from fractions import Fraction
 
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
@@ -75,6 +76,39 @@ def feature_grid(vision: PreTrainedConfig) -> Grid | None:
     """Rows and columns of a picture's patches; None where the config does not say."""
     side, patch = tower_side(vision), one_side(getattr(vision, "patch_size", None))
     return None if side is None or patch is None else (side // patch, side // patch)
+
+
+@dataclass(frozen=True)
+class NativeSizes:
+    """The sizes of pictures that keep their shape, for a tower that reads any (SigLIP 2 NaFlex, arXiv 2502.14786).
+
+    Args:
+        side: pixels along one side of a square, of which a picture has whole ones alone.
+        most: at most so many squares.
+        tokens: of a picture of any size, where the connector makes always as many; None = one a square.
+    """
+
+    side: int
+    most: int
+    tokens: int | None = None
+
+    def size_of(self, width: int, height: int) -> tuple[int, int]:
+        """Height and width in pixels that a picture of this size gets: the largest of its shape, each side rounded up
+        to whole squares, that has not too many of them.
+
+        The scale can only grow up to where one side fills its squares, so these are all that have to be tried.
+        """
+        fills = [Fraction(rows * self.side, height) for rows in range(1, self.most + 1)]
+        fills += [Fraction(columns * self.side, width) for columns in range(1, self.most + 1)]
+        return max(size for scale in fills if (size := self._at(scale, width, height)) is not None)[1:]
+
+    def _at(self, scale: Fraction, width: int, height: int) -> tuple[Fraction, int, int] | None:
+        rows, columns = (math.ceil(scale * length / self.side) for length in (height, width))
+        return (scale, rows * self.side, columns * self.side) if rows * columns <= self.most else None
+
+    def count(self, height: int, width: int) -> int:
+        """How many tokens a picture of this size in pixels takes."""
+        return (height // self.side) * (width // self.side) if self.tokens is None else self.tokens
 
 
 def check_square(vision: PreTrainedConfig) -> None:
@@ -145,9 +179,19 @@ class MLPSettings:
                 f"aligner.hidden_act is {self.hidden_act!r}; it must be one that transformers has, such as 'gelu'"
             )
 
+    @property
+    def square(self) -> int:
+        """How many features along one side become one token, or are looked at one by one (1)."""
+        return 1
+
+    @property
+    def always(self) -> int | None:
+        """How many tokens a picture takes whatever its size; None where that depends on it."""
+        return None
+
     def tokens(self, grid: Grid) -> int:
         """How many tokens a picture with features on this grid takes."""
-        return grid[0] * grid[1]
+        return (grid[0] // self.square) * (grid[1] // self.square) if self.always is None else self.always
 
     def check(self, grid: Grid) -> None:
         """Raises ValueError where the connector does not fit a tower with features on this grid."""
@@ -177,8 +221,9 @@ class AveragePoolSettings(MLPSettings):
     factor: int = 2
     norm: bool = False
 
-    def tokens(self, grid: Grid) -> int:
-        return (grid[0] // self.factor) * (grid[1] // self.factor)
+    @property
+    def square(self) -> int:
+        return self.factor
 
     def check(self, grid: Grid) -> None:
         if grid[0] % self.factor or grid[1] % self.factor:
@@ -212,7 +257,8 @@ class PerceiverResamplerSettings(MLPSettings):
     num_attention_heads: int = 16
     head_dim: int = 96
 
-    def tokens(self, grid: Grid) -> int:
+    @property
+    def always(self) -> int:
         return self.num_latents
 
 
@@ -243,7 +289,8 @@ class QFormerSettings(MLPSettings):
                 f"{self.num_attention_heads}; make it a multiple"
             )
 
-    def tokens(self, grid: Grid) -> int:
+    @property
+    def always(self) -> int:
         return self.num_query_tokens
 
 

@@ -129,6 +129,13 @@ class HybridGenImageProcessor(BaseImageProcessor):
         """Pictures -> (I, 3, S, S): the whole picture, long side S, centred on gray, or its middle square."""
         return self.normalize(torch.stack([self.understanding_levels(image) for image in images]))
 
+    def native_levels(self, image: Source, height: int, width: int) -> Tensor:
+        """As `understanding_levels`, for a tower that reads any shape: (3, H, W), resized as SigLIP 2's are."""
+        picture = read_picture(image)
+        if picture.size != (width, height):
+            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+        return _channels_first(np.array(picture))
+
     def understanding_levels(self, image: Source) -> Tensor:
         """The levels (3, S, S) of 8 bits that `normalize` makes the values of: a quarter of their bytes."""
         picture, side = read_picture(image), self.image_size

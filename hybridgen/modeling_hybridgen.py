@@ -72,7 +72,7 @@ class HybridGenModelOutput(BaseModelOutputWithPast):
         conditioning: (I, H) timestep embedding of each image of the diffusion path, in reading order.
         skips: of each group of images of one size, what goes around the backbone (`paths.unet`).
         diffusion_mask: (B, N) true on diffusion tokens.
-        image_hidden_states: (I, tokens, H) aligned features of the understanding path.
+        image_hidden_states: (I, tokens, H) aligned features of the understanding path, or I of (tokens, H).
         router_logits: (n, E) of each layer with a mixture of experts, as transformers returns them.
         router_loss: what balances them, a mean over tokens (`paths.moe`).
     """
@@ -250,7 +250,7 @@ class HybridGenModel(HybridGenPreTrainedModel):
             input_ids: (B, N) token ids; a path's placeholder where a token of an image stands.
             attention_mask: (B, K) 0 on padding, when no `document_ids` are given; or a ready 4-D mask.
             position_ids: (B, N); default counts real tokens.
-            pixel_values: (I, 3, h, w) images of the understanding path.
+            pixel_values: (I, 3, h, w) images of the understanding path, or I of (3, h, w) where sizes differ.
             latents, timesteps: images of the diffusion path, noised or clean, and their timesteps (I,); 0 is clean.
             codes: (T,) codes of the vq path.
             document_ids, block_ids, noised_mask: (B, K) layout; inferred from ids and `attention_mask` when absent, and
@@ -366,9 +366,10 @@ class HybridGenModel(HybridGenPreTrainedModel):
             if pixel_values is None:  # towers take no empty batch: one blank image, whose features are dropped
                 features = self.get_image_features(self.blank_image(embeds), return_dict=True).pooler_output[:0]
             else:
-                features = self.get_image_features(pixel_values, return_dict=True).pooler_output  # I, tokens, H
+                features = self._align_images(pixel_values)  # I, tokens, H
             outputs["image_hidden_states"] = features
-            embeds = scatter(embeds, masks["understanding"], features.flatten(0, 1), "understanding")
+            features = features.flatten(0, 1) if isinstance(features, Tensor) else torch.cat(features)  # T, H
+            embeds = scatter(embeds, masks["understanding"], features, "understanding")
         if "vq" in masks and (codes is not None or run_absent):
             codes = input_ids.new_zeros(0) if codes is None else codes
             embeds = scatter(embeds, masks["vq"], self.embed_codes(codes), "vq")
@@ -412,8 +413,20 @@ class HybridGenModel(HybridGenPreTrainedModel):
             aligned = self.aligner(pixel_values)
             return BaseModelOutputWithPooling(last_hidden_state=pixel_values, pooler_output=aligned)
         features, outputs = encode_features(self.vision_model, pixel_values, self.config.feature_layers, **kwargs)
-        outputs.pooler_output = self.aligner(features)
+        patch = self.vision_model.config.patch_size
+        grid = tuple(side // (patch if isinstance(patch, int) else patch[0]) for side in pixel_values.shape[-2:])
+        outputs.pooler_output = self.aligner(features, grid)
         return outputs
+
+    def _align_images(self, pixel_values: Latents) -> Tensor | list[Tensor]:
+        """Pixels or features -> (I, tokens, H), or I of (tokens, H) where pictures are of several sizes."""
+        if isinstance(pixel_values, Tensor):
+            return self.get_image_features(pixel_values, return_dict=True).pooler_output
+        aligned: dict[int, Tensor] = {}
+        for indices, pixels in by_size(pixel_values):
+            of_a_size = self.get_image_features(pixels, return_dict=True).pooler_output
+            aligned |= dict(zip(indices, of_a_size, strict=True))
+        return [aligned[i] for i in range(len(pixel_values))]
 
     def blank_image(self, like: Tensor) -> Tensor:
         """(1, C, h, w) zeros of the tower's size, of the dtype and on the device of `like`."""
@@ -882,7 +895,10 @@ class HybridGenForConditionalGeneration(HybridGenPreTrainedModel, GenerationMixi
     def _token_counts(self, name: str, images: dict) -> tuple[str, list[int]]:
         """The path of an image input, and how many tokens each of its entries has in the text."""
         if name == "pixel_values":
-            return "understanding", [self.config.image_tokens] * len(images[name])
+            native = self.config.native_sizes
+            sizes = [image.shape[-2:] for image in images[name]]
+            fixed = [self.config.image_tokens] * len(sizes)
+            return "understanding", fixed if native is None else [native.count(*size) for size in sizes]
         if name == "codes":
             return "vq", [1] * len(images[name])
         return "diffusion", [self.config.diffusion_config.tokens(*image.shape[-2:]) for image in images["latents"]]

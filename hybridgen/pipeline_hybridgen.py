@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 from weakref import WeakKeyDictionary
 
 import torch
+from accelerate.utils import send_to_device
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from torch import Generator, Tensor
 
@@ -821,7 +822,7 @@ class HybridGenPipeline(DiffusionPipeline):
         """
         media, device = {}, self._execution_device if device is None else device
         if batch["pixel_values"] is not None:
-            media["pixel_values"] = batch["pixel_values"].to(device)
+            media["pixel_values"] = send_to_device(batch["pixel_values"], device)
         if batch["diffusion_images"]:
             media["latents"] = self.latent_codec.encode(torch.stack(batch["diffusion_images"]).to(device))
             media["timesteps"] = torch.zeros(len(media["latents"]), device=device)  # clean

@@ -11,7 +11,7 @@ vision tower's features).
 """
 
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import asdict, replace
 from threading import Lock
 
 from PIL import Image
@@ -23,6 +23,7 @@ from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils import PaddingStrategy, TensorType
 
 from hybridgen.configuration_hybridgen import HybridGenConfig, require_path
+from hybridgen.configuration_understanding import NativeSizes
 from hybridgen.core.control_tokens import ControlTokens, RenderedText, Spans
 from hybridgen.core.documents import Document, DocumentImage, left_pad
 from hybridgen.core.hub import part_of
@@ -91,7 +92,9 @@ class HybridGenProcessor(ProcessorMixin):
         chat_template: None = the tokenizer's own, else hybridgen's default where the tokenizer has its tokens of roles,
             else none: texts without a template can then be trained on, conversations are refused. Of several by name,
             the one called `default` is used; the others are kept, for `apply_chat_template(..., chat_template="name")`.
-        num_image_tokens: tokens of an image on the understanding path; None = no such path.
+        num_image_tokens: tokens of an image on the understanding path (at most, with `native_sizes`); None = no such
+            path.
+        native_sizes: of pictures that this path reads in their own shape, as `NativeSizes`; None = squares.
         diffusion_token_size: pixels along one side of a token on the diffusion path (patch size times the VAE's
             factor); None = no such path.
         diffusion_time_token: an image on that path begins with a token of its timestep.
@@ -129,7 +132,9 @@ class HybridGenProcessor(ProcessorMixin):
         unconditional: str = "empty",
         diffusion_time_token: bool = False,
         fit: str = "crop",
+        native_sizes: dict | None = None,
     ):
+        self.native_sizes = native_sizes
         self.fit = choice("fit", fit, FITS)
         self.unconditional = check_unconditional(unconditional)
         self.num_image_tokens = num_image_tokens
@@ -204,6 +209,7 @@ class HybridGenProcessor(ProcessorMixin):
             diffusion_time_token=diffusion is not None and diffusion.time_token,
             fit=fit,
             unconditional=unconditional,
+            native_sizes=None if config.native_sizes is None else asdict(config.native_sizes),
         )
         check_token_ids(config, processor.special_tokens)
         return processor
@@ -400,11 +406,11 @@ class HybridGenProcessor(ProcessorMixin):
             path_written = write if has_loss else None
             passes: list[tuple[ImageSegment, tuple[int | None, int | None]]] = []
             for path in _passes(read, path_written, clean_copy):
-                size = (height, width)
+                size = self._native_size(picture) if path == "understanding" else (height, width)
                 if image_tokens is not None and path in self._pixels_per_token:
                     size = fit_size(picture, image_tokens, self._pixels_per_token[path])
                 writes, bidirectional = path == path_written, path in self.bidirectional_paths
-                length, with_copy = self.count_tokens(path, *size), clean_copy and writes
+                length, with_copy = self._tokens_at(path, *size), clean_copy and writes
                 framed = self.begin_image_token is not None
                 passes.append((ImageSegment(path, length, bidirectional, writes, with_copy, framed), size))
             span = tokens, tokens + sum(segment.size for segment, _ in passes)
@@ -481,9 +487,31 @@ class HybridGenProcessor(ProcessorMixin):
     def _levels(
         self, picture: Image.Image, path: str, height: int | None, width: int | None, fit: str | None
     ) -> Tensor:
+        if path == "understanding" and self._native is not None:
+            picture = read_picture(picture)
+            return self.image_processor.native_levels(picture, *self._native_size(picture))
         if path == "understanding":
             return self.image_processor.understanding_levels(picture)
         return self.image_processor.generation_levels(picture, *self.size_of(height, width), fit=fit or self.fit)
+
+    def _tokens_at(self, path: str, height: int | None, width: int | None) -> int:
+        """Tokens of an image whose pixels on this path have this size."""
+        if path == "understanding" and self._native is not None:
+            return self._native.count(height, width)
+        return self.count_tokens(path, height, width)
+
+    def read(self, picture, path: str, height: int | None = None, width: int | None = None) -> tuple[Tensor, int]:
+        """A picture as a path reads it, (3, H, W), and how many tokens that takes."""
+        pixels = self.pixels(picture, path, height, width)
+        return pixels, self._tokens_at(path, *pixels.shape[-2:])
+
+    @property
+    def _native(self) -> NativeSizes | None:
+        return None if self.native_sizes is None else NativeSizes(**self.native_sizes)
+
+    def _native_size(self, picture) -> tuple[int | None, int | None]:
+        """Height and width that the understanding path reads a picture in; None where it reads squares."""
+        return (None, None) if self._native is None else self._native.size_of(*picture.size)
 
     # --------------------------------------------------------------------------------------------- settings and sizes
 
@@ -515,14 +543,16 @@ class HybridGenProcessor(ProcessorMixin):
             raise ValueError(f"clean_copy belongs to images written by 'diffusion', not by {write!r}; set it to false")
 
     def count_tokens(self, path: str, height: int | None = None, width: int | None = None) -> int:
-        """How many tokens an image takes on a path, without the two that frame it.
+        """How many tokens an image takes on a path, without the two that frame it. On the understanding path that is
+        their number for a picture of this size, where pictures keep their shape, and at most where none is given.
 
         Raises:
             ValueError: the processor lacks the path, or the size is not a whole number of tokens.
         """
         require_path(self.paths, path)
         if path == "understanding":
-            return self.num_image_tokens
+            known = self._native is not None and height is not None and width is not None
+            return self._native.count(*self._native.size_of(width, height)) if known else self.num_image_tokens
         side = self._pixels_per_token[path]
         height, width = self.size_of(height, width)
         check_size(height, width, side)
@@ -586,6 +616,11 @@ class HybridGenProcessor(ProcessorMixin):
             )
         if pictures:
             require_path(self.paths, "understanding")
+        if pictures and self.native_sizes is not None:
+            raise ValueError(
+                "pictures keep their shape here (native_sizes), which makes unlike numbers of tokens of them; use the "
+                "pipeline (answer, reply, chat) or the processor's prompt and document"
+            )
         text_kwargs = kwargs.get("text_kwargs", {})
         if "padding" not in text_kwargs and "padding" not in self.tokenizer.init_kwargs:
             kwargs.setdefault("padding", True)

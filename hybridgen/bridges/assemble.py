@@ -258,7 +258,7 @@ def _processor(config: HybridGenConfig, parts: PretrainedParts, options: Assembl
         return processor
     # these come from the processor made for the new config; every other setting is taken over from the Janus
     built = {"num_image_tokens", "diffusion_token_size", "vq_token_size", "bidirectional_paths", "default_size"}
-    built |= {"diffusion_time_token"}
+    built |= {"diffusion_time_token", "native_sizes"}
     built |= {"image_processor", "tokenizer"} | ({"chat_template"} if options.chat_template else set())
     names = inspect.signature(HybridGenProcessor).parameters
     return HybridGenProcessor(

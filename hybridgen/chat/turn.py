@@ -120,11 +120,11 @@ class Turn:
     def _encoded(self, image, path: str) -> ImageBlock:
         processor, size = self.pipe.processor, (self.request.height, self.request.width)
         batch = {"pixel_values": None, "diffusion_images": [], "vq_images": []}
-        length = processor.count_tokens(path, *size)
+        pixels, length = processor.read(image, path, *size)
         if path == "understanding":
-            batch["pixel_values"] = processor.image_processor.understanding([image])
+            batch["pixel_values"] = pixels[None]
         else:
-            batch[f"{path}_images"] = [processor.pixels(image, path, *size)]
+            batch[f"{path}_images"] = [pixels]
         return self._block(path, length, self.pipe.encode_images(batch))
 
     def _block(self, path: str, length: int, media: dict[str, Tensor]) -> ImageBlock:

@@ -101,7 +101,8 @@ def left_pad(documents: list[Document], pad_id: int, multiple: int = 1) -> dict[
 
     Returns:
         input_ids, attention_mask, document_ids, block_ids, position_ids: (B, N). Padding is a document of its own.
-        pixel_values: (I, 3, h, w) images of the understanding path, None when there are none.
+        pixel_values: (I, 3, h, w) images of the understanding path, or a list where sizes differ; None when there are
+            none.
         diffusion_images, vq_images: lists of (3, H, W). All images in reading order, row after row.
 
     Raises:
@@ -124,7 +125,8 @@ def left_pad(documents: list[Document], pad_id: int, multiple: int = 1) -> dict[
             columns.setdefault(name, []).append(values)
     batch: dict = {name: torch.tensor(rows) for name, rows in columns.items()}
     understanding = [image for document in documents for image in document.pixels("understanding")]
-    batch["pixel_values"] = torch.stack(understanding) if understanding else None
+    alike = len({image.shape for image in understanding}) == 1
+    batch["pixel_values"] = (torch.stack(understanding) if alike else understanding) if understanding else None
     for path in ("diffusion", "vq"):
         batch[f"{path}_images"] = [image for document in documents for image in document.pixels(path)]
     return batch

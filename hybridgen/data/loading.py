@@ -40,8 +40,9 @@ def collate(rows: list[list[Document]], length: int, pad_id: int, row_numbers: l
     Returns:
         input_ids, document_ids, block_ids, noised_mask, position_ids, labels, code_labels: (B, N), see `core.layout`.
         row_numbers: (B,) the run's number of each row, which seeds its noise.
-        pixel_values: (I, 3, h, w) images of the understanding path, in reading order, as all images; their levels of 8
-            bits where they are those of training rows (`HybridGenProcessor.pixel_values` makes values of them).
+        pixel_values: (I, 3, h, w) images of the understanding path, or a list where sizes differ, in reading order, as
+            all images; their levels of 8 bits where they are those of training rows
+            (`HybridGenProcessor.pixel_values` makes values of them).
         diffusion_images: (I, 3, H, W), or a list where sizes differ; levels likewise.
         diffusion_noised, diffusion_image_first: (I,) whether each is drawn, and whether it stands before its text.
         diffusion_rows: (I,) the row of the batch that each stands in.

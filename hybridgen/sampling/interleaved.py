@@ -155,8 +155,10 @@ def _as_inputs(model: HybridGenForConditionalGeneration, tokens: list[Token]) ->
         if image is not None and place == 0:
             for name, value in image.media.items():
                 media.setdefault(name, []).append(value)
-    media = {  # latents stay a list: those of pictures of other sizes cannot be one tensor
-        name: [value[0] for value in values] if name == "latents" else torch.cat(values)
+    media = {  # pictures of other sizes cannot be one tensor
+        name: [value[0] for value in values]
+        if name == "latents" or len({v.shape[1:] for v in values}) > 1
+        else torch.cat(values)
         for name, values in media.items()
     }
     device = device_of(model)

@@ -6,6 +6,7 @@ Shapes: I images, T features of one, E their width, H the backbone's width.
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from hybridgen.configuration_understanding import Grid
 from hybridgen.paths.flop_sites import FlopSite
 from hybridgen.paths.initial import XavierLinear
 
@@ -22,7 +23,8 @@ class Aligner(nn.Module):
         self.hidden_layers = nn.ModuleList(XavierLinear(out_features, out_features) for _ in range(1, depth))
         self.activation_fn = ACT2FN[hidden_act]
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, grid: Grid | None = None) -> Tensor:
+        """Features (..., E) -> (..., H). `grid`: theirs, for connectors to which it matters; None = the config's."""
         features = self.fc1(features)  # ..., H
         for layer in self.hidden_layers:
             features = layer(self.activation_fn(features))  # ..., H

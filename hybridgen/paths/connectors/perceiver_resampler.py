@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
 from hybridgen.configuration_hybridgen import HybridGenConfig
-from hybridgen.configuration_understanding import PerceiverResamplerSettings
+from hybridgen.configuration_understanding import Grid, PerceiverResamplerSettings
 from hybridgen.paths.connectors.mlp import Aligner
 from hybridgen.paths.flop_sites import FlopSite
 
@@ -30,7 +30,7 @@ class PerceiverResampler(Aligner):
         rows, columns = config.feature_grid
         self.features = rows * columns
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, grid: Grid | None = None) -> Tensor:
         latents = self.latents.expand(len(features), -1, -1)  # I, L, E
         for layer in self.layers:
             latents = layer(latents, features)  # I, L, E

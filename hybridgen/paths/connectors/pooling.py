@@ -7,6 +7,7 @@ backbone's width.
 from torch import Tensor, nn
 
 from hybridgen.configuration_hybridgen import HybridGenConfig
+from hybridgen.configuration_understanding import Grid
 from hybridgen.paths.connectors.mlp import Aligner
 
 
@@ -26,13 +27,13 @@ class PixelShuffleAligner(Aligner):
         """Of what the linear layers read."""
         return of_features * factor**2
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, grid: Grid | None = None) -> Tensor:
         """(I, T, E) -> (I, t, H)."""
-        return super().forward(self.norm(self.reduce(self.squares(features))))
+        return super().forward(self.norm(self.reduce(self.squares(features, grid or self.grid))))
 
-    def squares(self, features: Tensor) -> Tensor:
+    def squares(self, features: Tensor, grid: Grid) -> Tensor:
         """(I, T, E) -> (I, t, f * f, E): squares in reading order, and in each its features."""
-        (rows, columns), f = self.grid, self.factor
+        (rows, columns), f = grid, self.factor
         squares = features.unflatten(1, (rows // f, f, columns // f, f)).transpose(2, 3)  # I, h / f, w / f, f, f, E
         return squares.flatten(3, 4).flatten(1, 2)
 

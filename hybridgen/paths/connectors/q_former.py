@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, Blip2QFormerConfig
 
 from hybridgen.configuration_hybridgen import HybridGenConfig
+from hybridgen.configuration_understanding import Grid
 from hybridgen.paths.connectors.mlp import Aligner
 from hybridgen.paths.flop_sites import FlopSite
 
@@ -37,7 +38,7 @@ class QFormer(Aligner):
         rows, columns = config.feature_grid
         self.features = rows * columns
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, grid: Grid | None = None) -> Tensor:
         queries = self.query_tokens.expand(len(features), -1, -1)  # I, Q, W
         queries = self.q_former(query_embeds=queries, encoder_hidden_states=features).last_hidden_state
         return super().forward(queries)

@@ -78,8 +78,8 @@ def hybrid_config(model: ModelConfig, vocab_size: int | None = None, **token_ids
         vq.first_token_id = parts["text_config"].vocab_size
         parts["text_config"].vocab_size += vq.num_embeddings
     names = (
-        "understanding_bidirectional", "vision_feature_layer", "aligner", "aligner_depth", "aligner_hidden_act",
-        "initializer_range", "tie_word_embeddings",
+        "understanding_bidirectional", "vision_feature_layer", "aligner", "native_aspect", "aligner_depth",
+        "aligner_hidden_act", "initializer_range", "tie_word_embeddings",
     )  # fmt: skip
     settings = {name: getattr(model, name) for name in names}
     config = HybridGenConfig(**parts, **settings, **token_ids)

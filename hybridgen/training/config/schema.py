@@ -69,6 +69,7 @@ class ModelConfig:
     understanding_bidirectional: bool = False
     vision_feature_layer: int | list | None = None
     aligner: dict | None = None
+    native_aspect: bool = False
     aligner_depth: int = 2
     aligner_hidden_act: str = "gelu"
     initializer_range: float = 0.02

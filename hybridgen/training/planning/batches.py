@@ -293,7 +293,7 @@ def _assumed_image(
 ) -> tuple[ImageSegment, torch.Tensor]:
     write = path == source.write
     if path == "understanding":
-        segment = ImageSegment(path, hybrid.image_tokens, hybrid.is_bidirectional(path))
+        segment = ImageSegment(path, hybrid.connector.tokens(hybrid.feature_grid), hybrid.is_bidirectional(path))
         return segment, torch.zeros(3, hybrid.tower_size, hybrid.tower_size)
     part = hybrid.diffusion_config if path == "diffusion" else hybrid.vq_config
     side = factors[path] * (part.patch_size if path == "diffusion" else 1)  # pixels along one side of a token

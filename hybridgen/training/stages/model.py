@@ -141,7 +141,10 @@ class ModelStage:
         batch = batch | self.pixels(batch)
         inputs = {name: batch[name] for name in FORWARD if name in batch}
         targets = DiffusionTargets([], torch.zeros(0, device=batch["input_ids"].device), torch.zeros(0))
-        if "pixel_values" in batch and not self.model.model.run_absent_modalities:  # a sharded tower runs on all ranks
+        kept = not self.model.config.native_aspect and not self.model.model.run_absent_modalities
+        if (
+            "pixel_values" in batch and kept
+        ):  # features of a grid of their own are not; a sharded tower runs on all ranks
             with self._autocast(batch["pixel_values"].device):  # as the forward, of which a tower is a part
                 inputs["pixel_values"] = self.inputs.features(batch, self._tower_features)
         if "diffusion_images" in batch:
