@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
-from fractions import Fraction
 
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
@@ -94,17 +93,19 @@ class NativeSizes:
 
     def size_of(self, width: int, height: int) -> tuple[int, int]:
         """Height and width in pixels that a picture of this size gets: the largest of its shape, each side rounded up
-        to whole squares, that has not too many of them.
-
-        The scale can only grow up to where one side fills its squares, so these are all that have to be tried.
+        to whole squares, that has not too many of them. Its scale is searched to 1e-5, as transformers does, whose
+        towers have learnt from such sizes.
         """
-        fills = [Fraction(rows * self.side, height) for rows in range(1, self.most + 1)]
-        fills += [Fraction(columns * self.side, width) for columns in range(1, self.most + 1)]
-        return max(size for scale in fills if (size := self._at(scale, width, height)) is not None)[1:]
+        low, high = 1e-6, 100.0
+        while high - low >= 1e-5:
+            scale = (low + high) / 2
+            rows, columns = self._squares(scale, width, height)
+            low, high = (scale, high) if rows * columns <= self.most else (low, scale)
+        rows, columns = self._squares(low, width, height)
+        return rows * self.side, columns * self.side
 
-    def _at(self, scale: Fraction, width: int, height: int) -> tuple[Fraction, int, int] | None:
-        rows, columns = (math.ceil(scale * length / self.side) for length in (height, width))
-        return (scale, rows * self.side, columns * self.side) if rows * columns <= self.most else None
+    def _squares(self, scale: float, width: int, height: int) -> tuple[int, int]:
+        return tuple(max(1, math.ceil(length * scale / self.side)) for length in (height, width))
 
     def count(self, height: int, width: int) -> int:
         """How many tokens a picture of this size in pixels takes."""

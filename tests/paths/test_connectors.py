@@ -15,9 +15,11 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3MultiModalProjector
 from transformers.models.idefics.perceiver import IdeficsPerceiverResampler
 from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector
 from transformers.models.internvl.modeling_internvl import InternVLModel, InternVLMultiModalProjector
+from transformers.models.janus.configuration_janus import JanusVisionConfig, JanusVQVAEConfig
 from transformers.models.janus.modeling_janus import JanusVisionAlignerMLP
 
 from hybridgen import HybridGenConfig
+from hybridgen.bridges.janus.configs import janus_config
 from hybridgen.configuration_understanding import CONNECTORS
 from hybridgen.paths.connectors.building import build_connector
 from hybridgen.paths.connectors.mlp import Aligner
@@ -236,3 +238,17 @@ def test_contradictions_are_refused():
         tiny_config(vision_config=TOWER, aligner={"type": "linear"}, aligner_depth=4)
     with pytest.raises(ValueError, match="aligner is given, but there is no vision_config"):
         HybridGenConfig(text_config=text_config(), aligner={"type": "mlp"})
+
+
+def test_what_no_janus_has_is_not_converted_to_one():
+    janus = {"model_type": "janus_vision_model", "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
+    janus |= {"image_size": 32, "patch_size": 8, "projection_dim": 32, "hidden_act": "gelu"}
+    janus_vision = JanusVisionConfig(**{name: value for name, value in janus.items() if name != "model_type"})
+    for changes, sentence in (
+        ({"aligner": {"type": "average_pool"}}, "but this model's aligner is a average_pool"),
+        ({"vision_feature_layer": -2}, "a Janus reads its tower's output, but this model's vision_feature_layer is -2"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            janus_config(tiny_config(vision_config=janus_vision, **changes), JanusVQVAEConfig())
+    linear = tiny_config("llama", vision_config=janus_vision, aligner={"type": "linear"})
+    assert janus_config(linear, JanusVQVAEConfig()).vision_config.depth == 1

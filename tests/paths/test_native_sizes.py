@@ -47,10 +47,10 @@ def shown(image: Image.Image) -> dict:
 
 
 def test_sizes_are_transformers_own():
-    """Of 300 random shapes; transformers searches the scale to 1e-5."""
+    """Of 1,000 random shapes, and of one (1616 x 3967) where the search ends below the best scale."""
     draw = random.Random(0)
-    for _ in range(300):
-        width, height, side, most = (draw.randint(*of) for of in ((20, 900), (20, 900), (4, 32), (1, 300)))
+    shapes = [[draw.randint(*of) for of in ((1, 4000), (1, 4000), (4, 32), (1, 400))] for _ in range(1000)]
+    for width, height, side, most in [*shapes, (1616, 3967, 4, 313)]:
         expected = get_image_size_for_max_num_patches(height, width, side, most)
         assert NativeSizes(side, most).size_of(width, height) == expected
 
@@ -106,7 +106,7 @@ def test_answers_to_pictures_of_unlike_shapes(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_packing_and_the_way_of_gradients(kind):
-    """Packed states are those of documents alone (worst seen: 1e-6), and no gradient crosses."""
+    """Packed states are those of documents alone (worst seen: 5e-7), and no gradient crosses."""
     pipe = pipeline_of(kind)
     one, two, three, _ = pictures()
     messages = [[user(shown(one), shown(two), "what?"), assistant("blue")], [user(shown(three)), assistant("red")]]
@@ -125,7 +125,7 @@ def test_packing_and_the_way_of_gradients(kind):
     assert [float(each.grad.abs().max()) > 0 for each in pixels] == [False, False, True]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["pixel_shuffle"])
 def test_training_on_unlike_shapes(kind, tmp_path):
     """With a cache or without, here and on another device, the loss is the same; no features are kept."""
     asked = [[*map(shown, pictures()[i % 4 : i % 4 + 2]), "what?"] for i in range(8)]

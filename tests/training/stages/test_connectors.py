@@ -66,7 +66,7 @@ def backward(stage, batch: dict) -> dict[str, float]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_gradient_crosses_from_a_picture_into_another_document(kind):
-    """And packed states are those of the documents alone. Worst difference seen: 1e-6."""
+    """And packed states are those of the documents alone. Worst difference seen: 5e-7."""
     pipe = pipeline_of(kind)
     messages = [[user(image(1), image(2), "what colour is it?"), assistant("blue")], [user(image(3)), assistant("red")]]
     first, second = (pipe.processor.document(each).layout for each in messages)
