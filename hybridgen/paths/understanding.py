@@ -13,6 +13,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 from transformers import AutoModel, PreTrainedConfig
 from transformers.models.janus.modeling_janus import JanusVisionModel
 from transformers.utils import ModelOutput
@@ -69,7 +70,7 @@ def freeze_unused(tower: nn.Module, layers: Layers) -> None:
 
 def unused_weights(config: PreTrainedConfig, layers: Layers = None) -> set[str]:
     """Names of the parameters that no feature comes from: those that a backward pass of shapes alone does not reach."""
-    with torch.enable_grad():
+    with torch.enable_grad(), _disable_current_modes():
         tower, outputs = _tried(config, **({} if layers is None else {"output_hidden_states": True}))
         patch_features(outputs, config, layers).sum().backward()
     return {name for name, weight in tower.named_parameters() if weight.grad is None}
@@ -117,6 +118,6 @@ def _tower(config: PreTrainedConfig, **kwargs) -> nn.Module:
 def _tried(config: PreTrainedConfig, **kwargs) -> tuple[nn.Module, ModelOutput]:
     """A tower of shapes alone, and what it makes of a picture."""
     side = tower_side(config)
-    with torch.device("meta"):
+    with _disable_current_modes(), torch.device("meta"):  # a plan's tensors of shapes alone meet none of these
         tower = _tower(copy.deepcopy(config), attn_implementation="eager").eval()
         return tower, encode_pixels(tower, torch.empty(1, config.num_channels, side, side), **kwargs)

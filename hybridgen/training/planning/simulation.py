@@ -32,7 +32,7 @@ from hybridgen.training.monitor.flops import FlopCount
 from hybridgen.training.optim.ema import WeightAverage
 from hybridgen.training.optim.optimization import build_optimizer, freeze
 from hybridgen.training.planning.batches import PlannedData
-from hybridgen.training.planning.sizes import ByteCount
+from hybridgen.training.planning.sizes import ByteCount, nothing_remembered
 from hybridgen.training.stages.model import ModelStage, prepare_model
 
 KEPT = ("weights", "gradients", "optimizer", "average", "codecs")
@@ -81,7 +81,7 @@ def simulate(config: TrainConfig, data: PlannedData, device: str, sharded: bool 
     Raises:
         ValueError: a part of the model cannot be trained as the config says.
     """
-    with ByteCount() as count, _as_on(device), torch.random.fork_rng():
+    with nothing_remembered(), ByteCount() as count, _as_on(device), torch.random.fork_rng():
         with count.purpose("weights"), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")  # where a layer is copied
             model = HybridGenForConditionalGeneration(data.model_config)
@@ -253,9 +253,10 @@ def _cached_bytes(stage: ModelStage, batch: dict) -> dict[str, float]:
         sizes["latents"] = sum(each.numel() for each in latents) * 4 / len(latents)
     if "vq_images" in batch:
         sizes["codes"] = len(stage.vq.encode(pixels["vq_images"])) * 8 / len(batch["vq_images"])
-    if "pixel_values" in batch and stage.model.config.vision_config is not None:
-        rows, columns = stage.model.config.feature_grid
-        sizes["features"] = float(rows * columns * stage.model.config.feature_width * 4)
+    config = stage.model.config
+    if "pixel_values" in batch and config.vision_config is not None and not config.native_aspect:
+        rows, columns = config.feature_grid
+        sizes["features"] = float(rows * columns * config.feature_width * 4)
     return sizes
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
+from transformers.models.dinov3_vit import modeling_dinov3_vit
 
 ACTIVATIONS = "activations"
 # indexing by a mask asks how many are true, which is known of real masks only
@@ -23,6 +24,19 @@ _BY_MASK = (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch
             torch.ops.aten._index_put_impl_.default)  # fmt: skip
 _GROUPED = torch.ops.aten._grouped_mm.default  # products of experts, whose shapes torch knows in bf16 alone
 _READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default)
+
+
+@contextlib.contextmanager
+def nothing_remembered() -> Iterator[None]:
+    """Inside, what transformers' DINOv3 remembers from call to call (coordinates of patches) is made anew: it would
+    remember a tensor without values, and compute with that ever after."""
+    name = "get_patches_center_coordinates"
+    remembering = getattr(modeling_dinov3_vit, name)
+    setattr(modeling_dinov3_vit, name, getattr(remembering, "__wrapped__", remembering))
+    try:
+        yield
+    finally:
+        setattr(modeling_dinov3_vit, name, remembering)
 
 
 class ByteCount(TorchDispatchMode):

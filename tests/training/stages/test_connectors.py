@@ -12,9 +12,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CLIPVisionConfig, CLIPVisionModel
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from hybridgen.cli.main import main
 from hybridgen.core.objectives import total
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 from hybridgen.training import load_config, train
+from hybridgen.training.config.parts import hybrid_config
 from tests.data.in_memory import Listed, drawings, numbered, source_of
 from tests.models import MODEL_CONTENT, batch_of, inputs_of
 from tests.paths.test_connectors import SMALL
@@ -187,3 +189,31 @@ def test_a_config_that_does_not_fit_is_refused_in_one_sentence(config_file):
     ):
         with pytest.raises(ValueError, match=sentence):
             load_config(config_file, [change])
+
+
+DINO = {"model_type": "dinov3_vit", **{name: CLIP[name] for name in CLIP if name != "model_type"}}
+PLANNED = {
+    "dinov3_vit": {"vision_config": DINO | {"num_register_tokens": 4}, "vision_feature_layer": -2},
+    "native": {
+        "vision_config": {
+            **{name: CLIP[name] for name in CLIP if name not in ("model_type", "image_size")},
+            "model_type": "siglip2_vision_model", "num_patches": 36, "vision_use_head": False,
+        },
+        "native_aspect": True, "aligner": {"type": "average_pool"}, "vision_feature_layer": -1,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PLANNED)
+def test_a_plan_goes_through_towers_and_leaves_nothing_behind(config_file, kind, capsys):
+    """DINOv3 remembers coordinates from call to call: those of a plan have no values."""
+    settings = {"vision_model": None, **PLANNED[kind]}
+    overrides = [f"model.{name}={json.dumps(value)}" for name, value in settings.items()]
+    assert main(["plan", str(config_file), *overrides]) == 0
+    assert "FLOPs" in capsys.readouterr().out
+    config = load_config(config_file, overrides)
+    hybrid = hybrid_config(config.model)
+    model = tiny_pipeline(vision_config=hybrid.vision_config, vision_feature_layer=hybrid.vision_feature_layer).model
+    features = model.model.get_image_features(torch.randn(1, 3, hybrid.tower_size, hybrid.tower_size)).pooler_output
+    assert type(features) is torch.Tensor
+    assert features.isfinite().all()
