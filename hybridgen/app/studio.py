@@ -206,7 +206,7 @@ class Studio:
                 "the weights of this model have changed since they were loaded, so nothing can be replayed"
             )
         check_weights(manifest, origin, f"the model {self.name}")
-        if manifest.get("image") is not None:
+        if manifest.get("image") is not None or manifest.get("edit") is not None:
             raise ValueError(
                 "the picture was drawn from another, which its file does not hold; `hybridgen replay` looks for that"
             )
