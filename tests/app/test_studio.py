@@ -186,6 +186,8 @@ def test_what_cannot_be_drawn_again_is_said(studio):
     assert re.fullmatch("image_tokens is 16000; this server allows at most 4096", refused(changed(*size)))
     before = changed('"image": null', '"image": {"file": "/etc/passwd", "sha256": "0", "read": "vq"}')
     assert "drawn from another, which its file does not hold" in refused(before)
+    edited = '"edit": {"file": "a.png", "sha256": "0", "mask": null, "strength": 0.5}, "image": null'
+    assert "drawn from another, which its file does not hold" in refused(changed('"image": null', edited))
     assert "float16" in refused(changed('"dtype": "float32"', '"dtype": "float16"'))
     assert studio.engine.counts().finished == 1
 
