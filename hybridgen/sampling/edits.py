@@ -24,7 +24,7 @@ from torch import Tensor
 from hybridgen.core.pictures import read_picture
 from hybridgen.core.values import each, number
 
-_HALF = 128  # the darkest level of a mask that is redrawn
+HALF = 128  # the darkest level of a mask that is redrawn
 _COLOURED = 48  # levels that the channels of a mask may lie apart; a JPEG's black and white do by some
 
 
@@ -161,7 +161,7 @@ def _region(picture: Image.Image, mask: Image.Image | None) -> Image.Image:
         raise ValueError(
             "mask_image has colours, which say nothing; make it white where the picture is redrawn, black elsewhere"
         )
-    redrawn = levels.mean(-1) >= _HALF
+    redrawn = levels.mean(-1) >= HALF
     if not redrawn.any():
         warnings.warn("mask_image is black all over, so nothing of edit_image is redrawn", stacklevel=2)
     return Image.fromarray(redrawn)
