@@ -9,8 +9,10 @@ import hybridgen  # noqa: F401
 from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 from tests.core.disk_calls import skip_flushing
 from tests.dolls import tiny_dolls_pipeline
+from tests.drawn_charts import draw_each_kind_once
 
 skip_flushing()
+draw_each_kind_once()
 
 
 def pytest_collection_finish() -> None:
