@@ -56,8 +56,8 @@ def test_what_is_served_loads_nothing_from_elsewhere(page):
 @pytest.mark.parametrize(
     ("lacks", "tabs"),
     [
-        ({}, ["Draw", "Ask", "Chat", "Replay"]),
-        ({"vq_config": None}, ["Draw", "Ask", "Chat", "Replay"]),
+        ({}, ["Draw", "Edit", "Ask", "Chat", "Replay"]),
+        ({"vq_config": None}, ["Draw", "Edit", "Ask", "Chat", "Replay"]),
         ({"diffusion_config": None, "vq_config": None}, ["Ask", "Chat"]),
     ],
 )
@@ -66,7 +66,7 @@ def test_a_tab_is_there_where_the_checkpoint_can_do_it(lacks, tabs):
     pipe = tiny_pipeline(**lacks)
     config = create_page(Studio(pipe, "tiny", None, Limits())).get_config_file()
     labels = [one["props"].get("label") for one in config["components"]]
-    assert [label for label in labels if label in ("Draw", "Ask", "Chat", "Replay")] == tabs
+    assert [label for label in labels if label in ("Draw", "Edit", "Ask", "Chat", "Replay")] == tabs
     drawn = [label for label in labels if label in ("diffusion", "vq") and f"How {label} draws" in labels]
     assert set(drawn) == set(pipe.model.config.paths) & {"diffusion", "vq"}
 
@@ -157,6 +157,42 @@ def test_type_draw_see_ask_chat_and_replay(page, browser, tmp_path):
         assert shown.bounding_box()["width"] > 200
     assert tab.locator(".notice").first.inner_text().strip() == ""
 
+    tab.get_by_role("tab", name="Edit").click()
+    tab.fill("#edit-prompt textarea", PROMPT)
+    tab.fill("#edit-seed textarea, #edit-seed input", "4")
+    tab.set_input_files("#edit-picture input[type=file]", drawn["vq"])
+    tab.wait_for_selector("#edit-picture img")
+    tab.click("button#edit")
+    says(tab, ".notice", "nothing is painted")
+    canvas = tab.locator("#edit-paint canvas").first.bounding_box()
+    middle = canvas["x"] + canvas["width"] / 2, canvas["y"] + canvas["height"] / 2
+    tab.mouse.move(*middle)
+    tab.mouse.down()
+    tab.mouse.move(middle[0] + 20, middle[1] + 20, steps=5)
+    tab.mouse.up()
+    tab.click("button#edit")
+    with tab.expect_download() as download:
+        tab.click("#edit-used [aria-label=Download]")
+    download.value.save_as(tmp_path / "painted.png")
+    half = Image.new("1", (32, 32))
+    half.paste(1, (16, 0, 32, 32))
+    half.save(tmp_path / "half.png")
+    for mask in (tmp_path / "painted.png", tmp_path / "half.png"):  # the second is chosen: nothing needs a mouse
+        if mask.name == "half.png":
+            tab.set_input_files("#edit-mask input[type=file]", mask)
+            tab.wait_for_selector("#edit-mask img")
+            tab.fill("#edit-seed textarea, #edit-seed input", "5")
+            tab.press("#edit-prompt textarea", "Enter")
+        seed = 4 if mask.name == "painted.png" else 5
+        edit = {"edit_image": Image.open(drawn["vq"]), "mask_image": Image.open(mask)}
+        for path in ("diffusion", "vq"):
+            says(tab, f"#edited-words-{path}", f"seed {seed} ·")
+            with tab.expect_download() as download:
+                tab.click(f"#edited-{path} [aria-label=Download]")
+            download.value.save_as(tmp_path / "edited.png")
+            expected = pipe(PROMPT, path=path, seed=seed, **edit).images[0]
+            assert np.array_equal(np.asarray(Image.open(tmp_path / "edited.png").convert("RGB")), np.asarray(expected))
+
     tab.get_by_role("tab", name="Ask").click()
     tab.fill("#question textarea", QUESTION)
     tab.click("#ask")
@@ -209,7 +245,7 @@ def test_on_a_phone_by_keyboard_and_gone_in_between(page, browser):
     """Nothing is wider than the screen; each tab is reached without a mouse; who leaves is not drawn for."""
     address, engine, _ = page
     tab, wrong = opened(browser, address, PHONE)
-    tabs = ["Draw", "Ask", "Chat", "Replay"]
+    tabs = ["Draw", "Edit", "Ask", "Chat", "Replay"]
     tab.get_by_role("tab", name="Draw").focus()
     for name, following in zip(tabs, [*tabs[1:], None], strict=True):
         chosen = tab.get_by_role("tab", name=name)
