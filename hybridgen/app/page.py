@@ -165,10 +165,10 @@ def _edit_tab(gr, studio: Studio) -> None:
         with gr.Column(min_width=280):
             painted = gr.ImageEditor(
                 label="or paint what is redrawn", sources=(), transforms=(), layers=False, buttons=[], format="png",
-                brush=gr.Brush(default_size="auto", colors=["#ff00ff"], color_mode="fixed"), elem_id="edit-paint",
-                height=360,
+                brush=gr.Brush(default_size=_brush(studio), colors=["#ff00ff"], color_mode="fixed"), height=360,
+                elem_id="edit-paint",
             )  # fmt: skip
-            painted.blob_storage = Painted(studio.limits.image_bytes)
+            painted.blob_storage = _KeepsNothing()
             used = _picture(gr, "mask that was used", "edit-used")
     prompt = gr.Textbox(label="The whole picture, as it is to be", lines=1, max_lines=6, elem_id="edit-prompt")
     with gr.Row():
@@ -190,31 +190,22 @@ def _edit_tab(gr, studio: Studio) -> None:
                     given += _fields(gr, path, studio.settings(path), f"edit-{path}")
     _on(gr, [picture.upload, picture.clear], _canvas, [picture], [notice, painted])
     inputs = [picture, mask, painted, prompt, negative, seed, strength, *ticks, *given]
-    handler = functools.partial(_edit, studio, painted.blob_storage)
-    event = _on(gr, [edit.click, prompt.submit], handler, inputs, [notice, used, *shown])
+    event = _on(gr, [edit.click, prompt.submit], functools.partial(_edit, studio), inputs, [notice, used, *shown])
     stop.click(None, cancels=[event])
 
 
-class Painted(dict):
-    """What browsers have painted and nothing has used yet. Gradio itself would keep it for good, whatever its size.
-
-    Args:
-        most_bytes: of one of them.
-    """
-
-    MOST = 64
-
-    def __init__(self, most_bytes: int):
-        super().__init__()
-        self.most_bytes = most_bytes
+class _KeepsNothing(dict):
+    """In place of what gradio's editor keeps for good, whatever its size, of those who send to it by hand; the page
+    sends what was painted as files."""
 
     def __setitem__(self, name: str, blobs: Any) -> None:
-        if sum(len(part or b"") for part in (blobs.background, blobs.composite, *blobs.layers)) > 4 * self.most_bytes:
-            self.pop(name, None)
-            raise bad("what was painted is too large", "mask")
-        super().__setitem__(name, blobs)
-        while len(self) > self.MOST:
-            del self[next(iter(self))]
+        pass
+
+
+def _brush(studio: Studio) -> int:
+    """The width of the brush at first, in pixels of the picture."""
+    size = studio.pipe.processor.default_size
+    return 32 if size is None else max(2, studio.pipe.processor.size_of(None, None)[1] // 10)
 
 
 async def _canvas(picture) -> AsyncIterator[list]:
@@ -223,15 +214,17 @@ async def _canvas(picture) -> AsyncIterator[list]:
 
 
 async def _edit(
-    studio: Studio, blobs: Painted, picture, mask, painted, prompt: str, negative: str, seed: str, strength, *values
+    studio: Studio, picture, mask, painted, prompt: str, negative: str, seed: str, strength, *values
 ) -> AsyncIterator[list]:
     prompt, negative, seed = map(_text, (prompt, negative, seed))
-    layers = blobs.pop((painted or {}).get("id"), None)
     before = File(_name_of(picture, "picture.png"), _uploaded(studio, picture))
-    if mask is None:
-        mask = File("mask.png", painted_mask(layers.layers if layers is not None else [], studio.limits))
-    else:
-        mask = File(_name_of(mask, "mask.png"), _uploaded(studio, mask))
+    layers = (painted.get("layers") if isinstance(painted, dict) else None) or ()
+    strokes = painted_mask([_uploaded(studio, layer) for layer in layers], studio.limits)
+    if (mask is None) == (strokes is None):
+        if mask is None:
+            raise bad("nothing is painted; paint over what is to be redrawn, or choose a mask", "mask")
+        raise bad("a mask is chosen, and something is painted too; clear one of them", "mask")
+    mask = File("mask.png", strokes) if mask is None else File(_name_of(mask, "mask.png"), _uploaded(studio, mask))
     chosen = _chosen(studio, values)
     if "diffusion" in chosen:
         chosen["diffusion"]["strength"] = strength
@@ -490,21 +483,19 @@ def _name_of(value: Any, otherwise: str) -> str:
     return Path(name).name[:200] if isinstance(name, str) and Path(name).name else otherwise
 
 
-def painted_mask(layers: list[bytes | None], limits: Limits) -> bytes:
-    """A mask of what was painted on a picture: white where any layer is not transparent.
+def painted_mask(layers: list[bytes], limits: Limits) -> bytes | None:
+    """A mask of what was painted on a picture: white where any layer is not transparent; None = nothing was painted.
+    Raises ApiError for what cannot be read.
 
     Args:
         layers: pictures of the picture's size.
-
-    Raises:
-        ApiError: nothing was painted, or it cannot be read.
     """
     mask = None
-    for layer in filter(None, layers):
+    for layer in layers:
         clear = take_picture("what was painted", layer, limits, transparent_pixels)
         mask = clear if mask is None or mask.size != clear.size else ImageChops.logical_and(mask, clear)
     if mask is None or mask.getextrema() == (255, 255):
-        raise bad("nothing is painted; paint over what is to be redrawn, or choose a mask", "mask")
+        return None
     file = io.BytesIO()
     ImageChops.invert(mask.convert("L")).save(file, "png")
     return file.getvalue()

@@ -164,13 +164,10 @@ def test_type_draw_see_ask_chat_and_replay(page, browser, tmp_path):
     tab.wait_for_selector("#edit-picture img")
     tab.click("button#edit")
     says(tab, ".notice", "nothing is painted")
-    canvas = tab.locator("#edit-paint canvas").first.bounding_box()
-    middle = canvas["x"] + canvas["width"] / 2, canvas["y"] + canvas["height"] / 2
-    tab.mouse.move(*middle)
-    tab.mouse.down()
-    tab.mouse.move(middle[0] + 20, middle[1] + 20, steps=5)
-    tab.mouse.up()
-    tab.click("button#edit")
+    while not tab.locator("#edit-used [aria-label=Download]").count():  # the canvas takes its time to be there
+        paint(tab, "#edit-paint canvas")
+        tab.click("button#edit")
+        tab.wait_for_timeout(1000)
     with tab.expect_download() as download:
         tab.click("#edit-used [aria-label=Download]")
     download.value.save_as(tmp_path / "painted.png")
@@ -182,6 +179,9 @@ def test_type_draw_see_ask_chat_and_replay(page, browser, tmp_path):
             tab.set_input_files("#edit-mask input[type=file]", mask)
             tab.wait_for_selector("#edit-mask img")
             tab.fill("#edit-seed textarea, #edit-seed input", "5")
+            tab.press("#edit-prompt textarea", "Enter")
+            says(tab, ".notice", "a mask is chosen, and something is painted too")
+            tab.click("#edit-paint [aria-label='Clear canvas']")
             tab.press("#edit-prompt textarea", "Enter")
         seed = 4 if mask.name == "painted.png" else 5
         edit = {"edit_image": Image.open(drawn["vq"]), "mask_image": Image.open(mask)}
@@ -268,6 +268,16 @@ def test_on_a_phone_by_keyboard_and_gone_in_between(page, browser):
     while engine.counts().running:  # the test's own time limit ends it
         pass
     assert engine.counts().cancelled > before
+
+
+def paint(tab, canvas: str) -> None:
+    """A stroke from the middle, to the right and down."""
+    box = tab.locator(canvas).first.bounding_box()
+    across, down = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    tab.mouse.move(across, down)
+    tab.mouse.down()
+    tab.mouse.move(across + 20, down + 20, steps=5)
+    tab.mouse.up()
 
 
 def reach(tab, name: str) -> None:
