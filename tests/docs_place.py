@@ -21,7 +21,7 @@ from transformers import Siglip2VisionConfig, Siglip2VisionModel
 from hybridgen.cli.demo import save_untrained_pipeline
 from tests.bridges.test_assemble import TOWER, save_backbone
 from tests.januses import save_transformers
-from tests.pipelines import tiny_vae
+from tests.pipelines import tiny_pipeline, tiny_vae
 from tests.processors import picture
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +32,7 @@ def make(folder: Path) -> Path:
     """Everything that the pages name. About fifteen seconds on a core."""
     _repository(folder)
     save_untrained_pipeline(folder / "runs" / "demo")
+    tiny_pipeline(diffusion_config=None, vq_config=None).save_pretrained(folder / "runs" / "reader" / "checkpoint")
     save_transformers(folder / "Janus-Pro-1B")
     save_backbone(folder / "Qwen3-0.6B", "qwen3")
     save_backbone(folder / "Llama-3.2-1B", "llama")

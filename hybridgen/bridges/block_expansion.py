@@ -23,7 +23,7 @@ from hybridgen.checkpoints.loading import quiet
 from hybridgen.paths.modality_experts import EXPERT
 
 # what attention, feed-forward and experts end with, as transformers names it; a modality expert's stands inside of it
-_OUTPUTS = "o_proj|down_proj|dense|dense_4h_to_h|c_proj|fc2|output_linear|w2"
+_OUTPUTS = "o_proj|out_proj|down_proj|dense|dense_4h_to_h|c_proj|fc2|output_linear|w2"
 _OUTPUT = re.compile(rf"\.({_OUTPUTS})(_bias|(\.{EXPERT})?\.(weight|bias))?$")
 _LAYER = re.compile(r"layers\.(\d+)\.")
 _FIRST = ("first_k_dense_replace", "max_window_layers", "num_dense_layers", "moe_layer_start_index")  # so many before
@@ -74,8 +74,8 @@ def check_expansion(config: PreTrainedConfig, expanded: PreTrainedConfig) -> Non
     if number is not None:
         source = number * config.num_hidden_layers // expanded.num_hidden_layers
         raise ValueError(
-            f"the backbone is a {config.model_type!r}, whose layer {number} of {expanded.num_hidden_layers} would be "
-            f"of another kind than layer {source}, which it copies: its number decides; keep "
+            f"the backbone is a {config.model_type!r}, whose layer {number} of {expanded.num_hidden_layers} would not be "
+            f"made as layer {source} of {config.num_hidden_layers}, which it copies: numbers decide how; keep "
             f"{config.num_hidden_layers} layers"
         )
     if not _can_be_silent(json.dumps(tiny_settings(config), default=str, sort_keys=True)):
