@@ -74,8 +74,8 @@ def check_expansion(config: PreTrainedConfig, expanded: PreTrainedConfig) -> Non
     if number is not None:
         source = number * config.num_hidden_layers // expanded.num_hidden_layers
         raise ValueError(
-            f"the backbone is a {config.model_type!r}, whose layer {number} of {expanded.num_hidden_layers} would not be "
-            f"made as layer {source} of {config.num_hidden_layers}, which it copies: numbers decide how; keep "
+            f"the backbone is a {config.model_type!r}, whose layer {number} of {expanded.num_hidden_layers} would not "
+            f"be made as layer {source} of {config.num_hidden_layers}, which it copies: numbers decide how; keep "
             f"{config.num_hidden_layers} layers"
         )
     if not _can_be_silent(json.dumps(tiny_settings(config), default=str, sort_keys=True)):
