@@ -255,9 +255,8 @@ def test_a_plan_is_of_the_grown_model(reader, tmp_path):
     content = run_of(tmp_path, model)
     content["data"]["sources"][0] = {"source": str(tmp_path / "no.jsonl"), "write": "diffusion"}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    config, notes = plan_config(tmp_path / "config.yaml", [])
-    assert "no.jsonl" in notes[0]
-    assumed = planned_data(config, 1)
+    assumed = planned_data(plan_config(tmp_path / "config.yaml", [])[0], 1)
+    assert "no.jsonl" in assumed.notes[0]
     assert assumed.model_config.to_dict() == expected.config.to_dict()
     assert assumed.codecs["vq"] == reader / "ck/vq_model"
     assert not (tmp_path / "run").exists()
