@@ -1,6 +1,8 @@
 """Fixtures that every test may use. hybridgen is imported first: it mends torchvision beside a CPU build of torch."""
 
 import gc
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,3 +36,26 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
 def pipeline(tiny_checkpoint) -> HybridGenPipeline:
     """A tiny pipeline for the dolls dataset, as loaded from disk."""
     return load_pipeline(tiny_checkpoint)
+
+
+@pytest.fixture
+def unhurried(monkeypatch) -> Callable[[float], None]:
+    """`unhurried(0.01)`: pictures of the engine take so many seconds a step, and more, on any machine."""
+    from hybridgen.serving import drawing
+
+    task = drawing.PictureCall.task
+
+    def slow_down(seconds: float) -> None:
+        def slowly(call):
+            made, answer = task(call), None
+            while True:
+                try:
+                    asked = made.send(answer)
+                except StopIteration as end:
+                    return end.value
+                time.sleep(seconds)
+                answer = yield asked
+
+        monkeypatch.setattr(drawing.PictureCall, "task", slowly)
+
+    return slow_down

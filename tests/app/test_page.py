@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 import urllib.request
 from html.parser import HTMLParser
 
@@ -226,7 +227,7 @@ def test_type_draw_see_ask_chat_and_replay(page, browser, tmp_path):
     tab.close()
 
 
-def test_on_a_phone_by_keyboard_and_gone_in_between(page, browser):
+def test_on_a_phone_by_keyboard_and_gone_in_between(page, browser, unhurried):
     """Nothing is wider than the screen; each tab is reached without a mouse; who leaves is not drawn for."""
     address, engine, _ = page
     tab, wrong = opened(browser, address, PHONE)
@@ -245,13 +246,14 @@ def test_on_a_phone_by_keyboard_and_gone_in_between(page, browser):
     tab.get_by_role("button", name="How diffusion draws").click()
     tab.fill("#diffusion-num_inference_steps input", "200")
     tab.fill("#prompt textarea", PROMPT)
+    unhurried(0.1)
     tab.press("#prompt textarea", "Enter")
     says(tab, "#words-diffusion", "step")
     before = engine.counts().cancelled
     assert wrong == []
     tab.close()
     while engine.counts().running:  # the test's own time limit ends it
-        pass
+        time.sleep(0.05)
     assert engine.counts().cancelled > before
 
 

@@ -204,7 +204,7 @@ def options_of(name: str) -> list[argparse.Action]:
 
 
 SEVERAL = {  # options that may be given again
-    "sample": {"prompt", "negative_prompt", "height", "width", "image"},
+    "sample": {"prompt", "negative_prompt", "height", "width", "image", "edit", "mask"},
     "ask": {"image", "question"},
     "evaluate": {"option"},
     "compare": {"option"},

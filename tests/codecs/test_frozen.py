@@ -271,7 +271,7 @@ def test_a_picture_of_a_single_code_is_decoded_and_encoded():
     """torch refuses groups of one value, of which this tokenizer's norms then have some: alone as beside another."""
     codec = VQCodec(tiny_vq_model())
     codes = torch.tensor([[[3]], [[7]]])
-    for both, code in zip(codec.decode(codes), codes, strict=True):
-        assert torch.equal(codec.decode(code[None])[0], both)
+    alone = torch.cat([codec.decode(code[None]) for code in codes])
+    torch.testing.assert_close(alone, codec.decode(codes), atol=1e-6, rtol=0)  # rounding of a convolution: 1e-7
     pictures = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert torch.equal(codec.encode(pictures), torch.cat([codec.encode(one[None]) for one in pictures]))

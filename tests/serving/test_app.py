@@ -500,28 +500,9 @@ def wait_for(condition, seconds: float = 60) -> bool:
     return met
 
 
-@pytest.fixture
-def unhurried(monkeypatch):
-    """Pictures take a while on any machine: 200 steps 2 seconds and more, 40 of them 0.4."""
-    from hybridgen.serving import drawing
-
-    task = drawing.PictureCall.task
-
-    def slowly(call):
-        made, answer = task(call), None
-        while True:
-            try:
-                asked = made.send(answer)
-            except StopIteration as end:
-                return end.value
-            time.sleep(0.01)
-            answer = yield asked
-
-    monkeypatch.setattr(drawing.PictureCall, "task", slowly)
-
-
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_hangs_up_frees_its_place(http, address, unhurried, stream):
+    unhurried(0.01)
     body = {"prompt": PROMPT, "path": "diffusion", "num_inference_steps": 200, "n": 8, "stream": stream}
     cancelled = engine_figure(http, "cancelled_total")
     with pytest.raises(httpx.TimeoutException):
@@ -533,6 +514,7 @@ def test_a_client_that_hangs_up_frees_its_place(http, address, unhurried, stream
 
 
 def test_a_full_queue_says_when_to_come_again(pipe, unhurried):
+    unhurried(0.003)
     with served(pipe, key=None, max_rows=2, max_waiting=1) as address:
         body = {"prompt": PROMPT, "path": "diffusion", "num_inference_steps": 200, "size": "64x64"}
 
@@ -550,6 +532,7 @@ def test_a_full_queue_says_when_to_come_again(pipe, unhurried):
 
 
 def test_a_deadline(pipe, unhurried):
+    unhurried(0.01)
     with served(pipe, key=None, limits=Limits(seconds=0.3)) as address:
         body = {"prompt": PROMPT, "path": "diffusion", "num_inference_steps": 200, "size": "64x64"}
         answer = httpx.post(f"{address}/v1/images/generations", json=body, timeout=60)
@@ -558,6 +541,7 @@ def test_a_deadline(pipe, unhurried):
 
 def test_the_end_waits_for_what_runs(pipe, unhurried):
     """A request that is being made when the server is told to end is answered; threads are gone behind."""
+    unhurried(0.01)
     before, answers = threading.active_count(), []
     with served(pipe, key=None, grace=30) as address:
         body = {"prompt": PROMPT, "path": "diffusion", "num_inference_steps": 40}
