@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary
 import torch
 from accelerate.utils import send_to_device
 from diffusers import DiffusionPipeline, ImagePipelineOutput
+from PIL import Image
 from torch import Generator, Tensor
 
 from hybridgen.chat.events import Event
@@ -52,11 +53,13 @@ from hybridgen.core.pictures import read_picture, read_pictures, with_pictures
 from hybridgen.core.recognition import checkpoint_path, looks_like_folder, require_checkpoint, user_path
 from hybridgen.core.values import choice, each, flag, listed, shorten, shown, texts, whole_number
 from hybridgen.core.values import number as checked_number
+from hybridgen.image_processing_hybridgen import to_range
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.processing_hybridgen import HybridGenProcessor
 from hybridgen.sampling.codes import CodeDrawing, CodeSampling
 from hybridgen.sampling.decoder import Decoder
 from hybridgen.sampling.denoise import LatentDrawing, OnStep, check_schedule_draws, prepare
+from hybridgen.sampling.edits import Edit, Known, read_edits, sides_of
 from hybridgen.sampling.guidance import Guidance
 from hybridgen.sampling.likelihood import Likelihood, log_likelihoods, rolling_windows
 from hybridgen.sampling.prefix import Prefix, read_prompts
@@ -311,6 +314,9 @@ class HybridGenPipeline(DiffusionPipeline):
         precision: str | None = None,
         window: int | None = None,
         forecast: int | None = None,
+        edit_image=None,
+        mask_image=None,
+        strength: float | None = None,
     ) -> ImagePipelineOutput | tuple:
         """Draw.
 
@@ -350,7 +356,8 @@ class HybridGenPipeline(DiffusionPipeline):
             guidance_interval: shares of the steps (of the codes) from which and to which guidance is on; elsewhere an
                 image costs one row. (0, 0.5) guides in the noise alone, which keeps grain out of what is nearly done.
             shift: of flow matching's noise levels; above 1 = more steps in the noise. None = as the scheduler has it.
-            image: one, or one per prompt, that stands before the prompt: whatever `core.pictures` reads.
+            image: one, or one per prompt, that stands before the prompt and is read: whatever `core.pictures` reads.
+                Not a picture that is redrawn, as in diffusers' inpainting: that is `edit_image`.
             image_guidance_scale: one, or one per prompt: how closely to follow `image`; other than 1 costs a third row.
             read: path by which `image` is read; None = the first that the model has.
             precision: of the weights in the inner loop: `model` (as loaded), `fp32` (packed once for the processor:
@@ -360,6 +367,12 @@ class HybridGenPipeline(DiffusionPipeline):
                 guesses are right, and fewer at once where few are. None = 8 on a CPU, 1 elsewhere.
             forecast: compute every so manieth denoising step, and forecast those between (diffusion): 2 is nearly twice
                 as fast, 3 three times; another picture, as of fewer steps. 1 = all are computed.
+            edit_image: one, or one per prompt: a picture of which a region is redrawn, in its own size; all pixels
+                outside of the region stay what they are (`sampling.edits`). It is not read; for a model that was
+                trained to edit what stands before the prompt, give it as `image` too.
+            mask_image: of the size of `edit_image`; white where that is redrawn, black where it stays.
+            strength: with `edit_image`, the share of the denoising steps that are taken, so that less than 1 begins in
+                the noised picture and stays nearer to it (diffusion); below 1 there may be no mask. None = 1.
 
         Raises:
             ValueError: in one sentence, what is wrong.
@@ -371,14 +384,15 @@ class HybridGenPipeline(DiffusionPipeline):
         choice("output_type", output_type, OUTPUT_TYPES)
         return_dict = flag("return_dict", return_dict)
         self.check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        edits, strength = read_edits(edit_image, mask_image, strength, path, len(prompts))
         setup = self.drawing_setup(
-            path, guider, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, shift=shift,
+            path, guider, strength, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, shift=shift,
             guidance_rescale=guidance_rescale, guidance_interval=guidance_interval,
             image_guidance_scale=image_guidance_scale, temperature=temperature, top_k=top_k, top_p=top_p,
             precision=precision, window=window, forecast=forecast, decoded=output_type != "latent",
         )  # fmt: skip
-        sizes = self.check_sizes(each("height", height, len(prompts)), each("width", width, len(prompts)), path)
-        requests = self.image_requests(setup, prompts, negative_prompt, sizes, image, read)
+        sizes = self.check_sizes(each("height", height, len(prompts)), each("width", width, len(prompts)), path, edits)
+        requests = self.image_requests(setup, prompts, negative_prompt, sizes, image, read, edits)
         requests = [request for request in requests for _ in range(num_images_per_prompt)]
         generators = image_generators(len(requests), seed, generator)
         latents = self.check_noise(latents, path, [request.size for request in requests])
@@ -407,6 +421,7 @@ class HybridGenPipeline(DiffusionPipeline):
                     guidance,
                     self._make_on_step(batch_timesteps, callback_on_step_end, progress),
                     None if latents is None else torch.stack([latents[number] for number in group]),
+                    self.known_of(batch, path),
                 )
                 while not (drawing.done or call.interrupt):
                     run(drawing.step())
@@ -415,24 +430,29 @@ class HybridGenPipeline(DiffusionPipeline):
                     drawn_batch = self.decode_images(drawn_batch, path)
                 for number, image in zip(group, drawn_batch, strict=True):
                     drawn[number] = image
-        images = self._as_output([image for image in drawn if image is not None], output_type)
+        done = [number for number, image in enumerate(drawn) if image is not None]
+        images = self._as_output([drawn[number] for number in done], output_type, [requests[n].edit for n in done])
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def check_call(
         self, prompt: list[str], path: str, height, width, negative_prompt=None, guider=None, image=None, read=None,
-        **settings,
+        edit_image=None, mask_image=None, strength=None, **settings,
     ) -> None:  # fmt: skip
         """Raises ValueError for what a call with these arguments refuses before its first forward."""
         path, prompts = self.writing_path(path), prompt
-        setup = self.drawing_setup(path, guider, **settings)
-        sizes = self.check_sizes(each("height", height, len(prompts)), each("width", width, len(prompts)), path)
-        self.image_requests(setup, prompts, negative_prompt, sizes, image, read)
+        edits, strength = read_edits(edit_image, mask_image, strength, path, len(prompts))
+        setup = self.drawing_setup(path, guider, strength, **settings)
+        sizes = self.check_sizes(each("height", height, len(prompts)), each("width", width, len(prompts)), path, edits)
+        self.image_requests(setup, prompts, negative_prompt, sizes, image, read, edits)
 
-    def drawing_setup(self, path: str, guider=None, decoded: bool = True, **overrides) -> DrawingSetup:
+    def drawing_setup(
+        self, path: str, guider=None, strength: float = 1.0, decoded: bool = True, **overrides
+    ) -> DrawingSetup:
         """How images are drawn by a path, everything filled in and checked that does not depend on prompt and size.
 
         Args:
             guider: as in a call; the scales in `overrides` that are None are its own.
+            strength: the share of the denoising steps that are taken.
             decoded: what is drawn is made pixels; false = latents or codes are all that is wanted.
             overrides: settings by name; None = as by default.
 
@@ -448,13 +468,13 @@ class HybridGenPipeline(DiffusionPipeline):
         decoder = self.decoder(settings["precision"])
         if path == "vq":
             settings["window"] = window_of(settings, decoder)
-        setup = DrawingSetup(path, settings, guidance, code_sampling(settings), decoder)
-        self.check_drawing(path, setup.num_inference_steps, guidance, setup.shift, decoded)
+        setup = DrawingSetup(path, settings, guidance, code_sampling(settings), decoder, strength)
+        self.check_drawing(path, setup.num_inference_steps, guidance, setup.shift, strength, decoded)
         return setup
 
     def image_requests(
         self, setup: DrawingSetup, prompts: list[str], negative_prompt, sizes: list[tuple[int, int]], image,
-        read: str | None,
+        read: str | None, edits: list[Edit | None] | None = None,
     ) -> list[ImageRequest]:  # fmt: skip
         """What the backbone reads for each prompt. Raises ValueError for what cannot be read, or guided so."""
         count = len(prompts)
@@ -476,7 +496,8 @@ class HybridGenPipeline(DiffusionPipeline):
             self.check_length(text, len(document), needed, "the picture", "draw a smaller picture")
             return document
 
-        requests = expand_requests(prompts, negatives, images, sizes, scales, image_scales, prompt_document)
+        edits = [None] * count if edits is None else edits
+        requests = expand_requests(prompts, negatives, images, sizes, scales, image_scales, edits, prompt_document)
         setup.guidance.check_rows(max(len(request.rows) for request in requests))
         return requests
 
@@ -496,8 +517,10 @@ class HybridGenPipeline(DiffusionPipeline):
         if setup.path == "vq":
             return list(range(self.processor.count_tokens("vq", *size)))
         diffusion = self.model.config.diffusion_config
-        schedule = prepare(self.scheduler, setup.num_inference_steps, diffusion, shift=setup.shift)
-        return list(schedule.scheduler.timesteps)
+        schedule = prepare(
+            self.scheduler, setup.num_inference_steps, diffusion, shift=setup.shift, strength=setup.strength
+        )
+        return list(schedule.scheduler.timesteps[schedule.first :])
 
     def _make_on_step(self, timesteps: list, callback: Callable | None, progress) -> OnStep:
         """What the loop calls after each step of a batch."""
@@ -524,6 +547,7 @@ class HybridGenPipeline(DiffusionPipeline):
         guidance: Guidance | None = None,
         on_step: OnStep | None = None,
         noise: Tensor | None = None,
+        known: Known | None = None,
     ) -> LatentDrawing | CodeDrawing:
         """The pictures that come next in a prefix, to be drawn step by step; in the end `drawn()` are latents
         (I, C, h, w), or codes (I, h, w).
@@ -534,16 +558,35 @@ class HybridGenPipeline(DiffusionPipeline):
             generators: one per image; their number is I.
             guidance: None = as in `setup`.
             noise: to start from (diffusion); None = drawn from the generators.
+            known: what the drawing keeps, where pictures are edited.
         """
         guidance = setup.guidance if guidance is None else guidance
         if setup.path == "vq":
             codes = tuple(side // self.processor.vq_token_size for side in size)
-            options = {"decoder": setup.decoder, "window": setup.window}
+            options = {"decoder": setup.decoder, "window": setup.window, "known": known}
             return CodeDrawing(self.model, prefix, codes, generators, setup.sampling, guidance, on_step, **options)
         return LatentDrawing(
             self.model, prefix, self.scheduler, setup.num_inference_steps, self.latent_size(size), generators, guidance,
-            on_step, noise, setup.shift, setup.decoder, setup.forecast,
+            on_step, noise, setup.shift, setup.decoder, setup.forecast, known, setup.strength,
         )  # fmt: skip
+
+    def known_of(self, requests: list[ImageRequest], path: str) -> Known | None:
+        """What the drawing of a batch keeps of the pictures that it edits; None = it edits none. Each is encoded alone,
+        as a codec's sums differ in their last bits where several are together."""
+        edits = [request.edit for request in requests]
+        if edits[0] is None:
+            return None
+        size = requests[0].size
+        if path == "vq":
+            codec, cells = self.vq_codec, tuple(side // self.processor.vq_token_size for side in size)
+        else:
+            codec, cells = self.latent_codec, self.latent_size(size)
+        device, known = self._execution_device, {}
+        for edit in set(edits):
+            redrawn = edit.redrawn_cells(cells).to(device)
+            clean = codec.encode(to_range(edit.pixels[None].to(device)))  # 1, C, h, w, or T
+            known[edit] = (clean, redrawn.flatten()) if path == "vq" else (clean[0].float(), redrawn[None])
+        return Known(*(torch.stack([known[edit][number] for edit in edits]) for number in (0, 1)))
 
     def decode_images(self, latents: Tensor, path: str) -> Tensor:
         """Latents (I, C, h, w) or codes (I, h, w) -> pixels (I, 3, H, W) in [-1, 1], on the CPU.
@@ -557,12 +600,18 @@ class HybridGenPipeline(DiffusionPipeline):
             raise ValueError(f"a picture of the {path} path has pixels that are not finite; load its codec in float32")
         return pixels
 
-    def _as_output(self, drawn: list[Tensor], output_type: str):
+    def as_pictures(self, drawn: list[Tensor], edits: list[Edit | None]) -> list[Image.Image]:
+        """Pixels (3, H, W) in [-1, 1] -> pictures, what is not redrawn of those that are edited as it was."""
+        pictures = self.processor.postprocess(drawn)
+        return [edit.paste(one) if edit else one for edit, one in zip(edits, pictures, strict=True)]
+
+    def _as_output(self, drawn: list[Tensor], output_type: str, edits: list[Edit | None]):
         """One tensor, or a list of them where sizes differ."""
         if output_type == "pil":
-            return self.processor.postprocess(drawn)
+            return self.as_pictures(drawn, edits)
         if output_type != "latent":
             drawn = [((picture + 1) / 2).clamp(0, 1) for picture in drawn]
+            drawn = [edit.paste_values(one) if edit else one for edit, one in zip(edits, drawn, strict=True)]
         if output_type == "np":
             drawn = [picture.permute(1, 2, 0) for picture in drawn]
         if len({picture.shape for picture in drawn}) == 1:
@@ -1129,12 +1178,17 @@ class HybridGenPipeline(DiffusionPipeline):
                 f"callback_on_step_end_tensor_inputs is {shown(tensor_inputs)}; only 'latents' can be handed over"
             )
 
-    def check_sizes(self, heights: list, widths: list, path: str) -> list[tuple[int, int]]:
-        """Heights and widths in pixels, one per prompt -> sizes; None = that side of the processor's default size.
+    def check_sizes(
+        self, heights: list, widths: list, path: str, edits: list[Edit | None] | None = None
+    ) -> list[tuple[int, int]]:
+        """Heights and widths in pixels, one per prompt -> sizes; None = that side of the processor's default size, or
+        of the picture that is edited.
 
         Raises:
-            ValueError: a path cannot draw one of them.
+            ValueError: a path cannot draw one of them, or an edited picture has another.
         """
+        if edits is not None:
+            heights, widths = sides_of(edits, heights, widths)
         sizes = []
         for height, width in zip(heights, widths, strict=True):
             height = None if height is None else whole_number("height", height)
@@ -1145,7 +1199,7 @@ class HybridGenPipeline(DiffusionPipeline):
 
     def check_drawing(
         self, path: str, num_inference_steps: int, guidance: Guidance | float, shift: float | None = None,
-        decoded: bool = True,
+        strength: float = 1.0, decoded: bool = True,
     ) -> None:  # fmt: skip
         """Raises ValueError if no picture could be drawn so, whatever the prompt and the size.
 
@@ -1160,10 +1214,10 @@ class HybridGenPipeline(DiffusionPipeline):
             self.vq_codec.check_decodes()
         if path == "diffusion":
             process = NoiseProcess.of(diffusion), diffusion.prediction_type
-            tried = state_of(self.scheduler), num_inference_steps, shift, process
+            tried = state_of(self.scheduler), num_inference_steps, shift, strength, process
             if tried == self._drawn_in_trial:
                 return
-            schedule = prepare(self.scheduler, num_inference_steps, diffusion, shift=shift)
+            schedule = prepare(self.scheduler, num_inference_steps, diffusion, shift=shift, strength=strength)
             check_schedule_draws(schedule, diffusion.prediction_type)
             self._drawn_in_trial = tried
 

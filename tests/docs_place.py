@@ -21,7 +21,7 @@ from transformers import Siglip2VisionConfig, Siglip2VisionModel
 from hybridgen.cli.demo import save_untrained_pipeline
 from tests import chameleons, januses, llavas
 from tests.bridges.test_assemble import TOWER, save_backbone
-from tests.pipelines import tiny_vae
+from tests.pipelines import tiny_pipeline, tiny_vae
 from tests.processors import picture
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +36,7 @@ def make(folder: Path) -> Path:
     chameleons.save_transformers(folder / "chameleon-7b")
     torch.save({"state_dict": chameleons.tiny_decoder()}, folder / "vqgan.ckpt")
     llavas.save_transformers(folder / "llava-1.5-7b-hf")
+    tiny_pipeline(diffusion_config=None, vq_config=None).save_pretrained(folder / "runs" / "reader" / "checkpoint")
     save_backbone(folder / "Qwen3-0.6B", "qwen3")
     save_backbone(folder / "Llama-3.2-1B", "llama")
     torch.manual_seed(6)

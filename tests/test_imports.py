@@ -6,6 +6,7 @@ same. To add a module, put it into a room; to add a room, put it into the list a
 """
 
 import ast
+import os
 import subprocess
 import sys
 from fnmatch import fnmatchcase
@@ -193,8 +194,9 @@ def test_every_module_says_what_it_is_for():
         assert ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))), f"hybridgen.{module} has no docstring"
 
 
-def test_import_does_no_work_and_leaves_slow_optional_things_alone():
-    """No default device, dtype, seed or thread count changed; wandb, datasets and matplotlib not imported."""
+def test_import_does_no_work_and_leaves_slow_optional_things_alone(tmp_path):
+    """No default device, dtype, seed or thread count changed, no file made; wandb, datasets and matplotlib not
+    imported."""
     code = """
 import sys, torch
 before = torch.get_default_dtype(), torch.get_default_device(), torch.get_num_threads(), torch.get_rng_state()
@@ -205,4 +207,6 @@ assert torch.equal(before[3], after[3]), "the import drew random numbers"
 slow = {"wandb", "datasets", "matplotlib"} & set(sys.modules)
 assert not slow, slow
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment)
+    assert not list(tmp_path.iterdir())

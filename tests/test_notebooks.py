@@ -11,11 +11,14 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+import diffusers
 import nbformat
 import pytest
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -43,35 +46,34 @@ def takes_a_checkpoint(file: Path) -> bool:
     return "HYBRIDGEN_CHECKPOINT" in file.read_text(encoding="utf-8")
 
 
-def execute(notebook: nbformat.NotebookNode, folder: Path, checkpoint: Path | None, monkeypatch) -> None:
-    """Run it in a folder, on a checkpoint, for seconds; an error in a cell is raised."""
-    monkeypatch.setenv("HYBRIDGEN_NOTEBOOK_MINUTES", "0.05")
-    if checkpoint is None:
-        monkeypatch.delenv("HYBRIDGEN_CHECKPOINT", raising=False)
-    else:
-        monkeypatch.setenv("HYBRIDGEN_CHECKPOINT", str(checkpoint))
-    RUNNER["execute"](notebook, folder, timeout=240)
-
-
 @each
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_it_runs_from_top_to_bottom(file, tiny_checkpoint, tmp_path, monkeypatch):
     notebook = read(file)
     committed = pictures(notebook)
-    execute(notebook, tmp_path, DEMO if DEMO.is_dir() else tiny_checkpoint, monkeypatch)
+    monkeypatch.setenv("HYBRIDGEN_NOTEBOOK_MINUTES", "0.05")
+    monkeypatch.setenv("HYBRIDGEN_CHECKPOINT", str(DEMO if DEMO.is_dir() else tiny_checkpoint))
+    RUNNER["execute"](notebook, tmp_path, timeout=240)
     assert pictures(notebook) == committed
     assert not [output for output in outputs(notebook) if output.get("name") == "stderr"]
 
 
-@pytest.mark.parametrize("file", filter(takes_a_checkpoint, NOTEBOOKS), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [*filter(takes_a_checkpoint, NOTEBOOKS)], ids=lambda file: file.stem)
 @pytest.mark.slow
-def test_its_first_cells_make_do_without_a_checkpoint(file, tmp_path, monkeypatch):
+def test_its_first_cells_make_do_without_a_checkpoint(file, tmp_path, monkeypatch, capsys):
     """Where no demo was run, it says how to run one and goes on untrained."""
-    notebook = read(file)
-    notebook.cells = RUNNER["code_cells"](notebook)[:2]
-    execute(notebook, tmp_path, None, monkeypatch)
-    printed = "".join(output.get("text", "") for output in outputs(notebook))
+    monkeypatch.delenv("HYBRIDGEN_CHECKPOINT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    names = {"__name__": "__main__"}
+    try:
+        for cell in RUNNER["code_cells"](read(file))[:2]:
+            exec(cell.source, names)
+    finally:
+        for library in (diffusers, transformers):
+            library.utils.logging.enable_progress_bar()
+    printed = capsys.readouterr().out
     assert "`hybridgen demo` makes one" in printed
     assert "paths: understanding, diffusion, vq" in printed
 

@@ -8,16 +8,21 @@ system's, and nothing is loaded from elsewhere.
 import base64
 import functools
 import html
+import io
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hybridgen.app.studio import Shown, Studio, seed_in
+from PIL import ImageChops
+
+from hybridgen.app.studio import File, Shown, Studio, seed_in
 from hybridgen.chat.turn import Conversation
 from hybridgen.core.names import OF_PATH
+from hybridgen.core.pictures import transparent_pixels
 from hybridgen.serving.errors import as_api_error, bad
+from hybridgen.serving.limits import Limits, take_picture
 
 if TYPE_CHECKING:  # the extra, which is imported where it is needed
     from fastapi import FastAPI
@@ -86,6 +91,8 @@ def create_page(studio: Studio) -> "Blocks":
             if draws:
                 with gr.Tab("Draw", id="draw"):
                     fields = _draw_tab(gr, studio)
+                with gr.Tab("Edit", id="edit"):
+                    _edit_tab(gr, studio)
             if reads:
                 with gr.Tab("Ask", id="ask"):
                     _ask_tab(gr, studio)
@@ -122,7 +129,7 @@ def _draw_tab(gr, studio: Studio) -> list:
                 shown.append(gr.HTML(elem_classes="words", elem_id=f"words-{path}"))
                 with gr.Accordion(f"How {path} draws", open=False):
                     ticks.append(gr.Checkbox(label=f"draw by {path}", value=True))
-                    given += _fields(gr, path, studio.settings(path))
+                    given += _fields(gr, path, studio.settings(path), path)
     inputs = [prompt, negative, seed, size, *ticks, *given]
     event = _on(gr, [draw.click, prompt.submit], functools.partial(_draw, studio), inputs, [notice, *shown])
     stop.click(None, cancels=[event])
@@ -131,15 +138,102 @@ def _draw_tab(gr, studio: Studio) -> list:
 
 async def _draw(studio: Studio, prompt: str, negative: str, seed: str, size: str, *values) -> AsyncIterator[list]:
     prompt, negative, seed, size = map(_text, (prompt, negative, seed, size))
-    paths = studio.writing_paths
-    ticks, values = values[: len(paths)], list(values[len(paths) :])
-    settings = {path: {name: values.pop(0) for name in _names_of(path)} for path in paths}
-    chosen = {path: settings[path] for path, tick in zip(paths, ticks, strict=True) if tick}
-    columns = {path: [None, ""] for path in paths}
-    async with aclosing(studio.draw(prompt, negative, seed, size, chosen)) as shown:
+    columns = {path: [None, ""] for path in studio.writing_paths}
+    async with aclosing(studio.draw(prompt, negative, seed, size, _chosen(studio, values))) as shown:
         async for path, picture in shown:
             columns[path] = _column(picture)
             yield [value for column in columns.values() for value in column]
+
+
+def _chosen(studio: Studio, values) -> dict[str, dict]:
+    """The settings of the paths that are ticked.
+
+    Args:
+        values: a tick for each path, and then the fields of each.
+    """
+    paths, fields = studio.writing_paths, list(values[len(studio.writing_paths) :])
+    settings = {path: {name: fields.pop(0) for name in _names_of(path)} for path in paths}
+    return {path: settings[path] for path, tick in zip(paths, values, strict=False) if tick}
+
+
+def _edit_tab(gr, studio: Studio) -> None:
+    """A region of a picture is redrawn: painted, or as a mask that is uploaded says."""
+    with gr.Row(equal_height=False):
+        with gr.Column(min_width=280):
+            picture = _upload(gr, "Picture", "edit-picture")
+            mask = _upload(gr, "Mask, white where it is redrawn", "edit-mask")
+        with gr.Column(min_width=280):
+            painted = gr.ImageEditor(
+                label="or paint what is redrawn", sources=(), transforms=(), layers=False, buttons=[], format="png",
+                brush=gr.Brush(default_size=_brush(studio), colors=["#ff00ff"], color_mode="fixed"), height=360,
+                elem_id="edit-paint",
+            )  # fmt: skip
+            painted.blob_storage = _KeepsNothing()
+            used = _picture(gr, "mask that was used", "edit-used")
+    prompt = gr.Textbox(label="The whole picture, as it is to be", lines=1, max_lines=6, elem_id="edit-prompt")
+    with gr.Row():
+        seed = gr.Textbox(label="Seed", placeholder="another each time", elem_id="edit-seed", min_width=120)
+        strength = gr.Number(1, label="Strength (diffusion)", minimum=0, maximum=1, step=0.05, elem_id="edit-strength")
+        negative = gr.Textbox(label="Not in the picture", min_width=240, scale=2)
+    with gr.Row():
+        edit = gr.Button("Redraw", variant="primary", elem_id="edit")
+        stop = gr.Button("Stop", scale=0, min_width=120)
+    notice = gr.HTML(elem_classes="notice")
+    ticks, given, shown = [], [], []
+    with gr.Row(equal_height=False):
+        for path in studio.writing_paths:
+            with gr.Column(min_width=280):
+                shown.append(_picture(gr, path, f"edited-{path}"))
+                shown.append(gr.HTML(elem_classes="words", elem_id=f"edited-words-{path}"))
+                with gr.Accordion(f"How {path} redraws", open=False):
+                    ticks.append(gr.Checkbox(label=f"redraw by {path}", value=True))
+                    given += _fields(gr, path, studio.settings(path), f"edit-{path}")
+    _on(gr, [picture.upload, picture.clear], _canvas, [picture], [notice, painted])
+    inputs = [picture, mask, painted, prompt, negative, seed, strength, *ticks, *given]
+    event = _on(gr, [edit.click, prompt.submit], functools.partial(_edit, studio), inputs, [notice, used, *shown])
+    stop.click(None, cancels=[event])
+
+
+class _KeepsNothing(dict):
+    """In place of what gradio's editor keeps for good, whatever its size, of those who send to it by hand; the page
+    sends what was painted as files."""
+
+    def __setitem__(self, name: str, blobs: Any) -> None:
+        pass
+
+
+def _brush(studio: Studio) -> int:
+    """The width of the brush at first, in pixels of the picture."""
+    size = studio.pipe.processor.default_size
+    return 32 if size is None else max(2, studio.pipe.processor.size_of(None, None)[1] // 10)
+
+
+async def _canvas(picture) -> AsyncIterator[list]:
+    """The picture that was chosen, to be painted on."""
+    yield [None if picture is None else {"background": picture, "layers": [], "composite": None, "id": None}]
+
+
+async def _edit(
+    studio: Studio, picture, mask, painted, prompt: str, negative: str, seed: str, strength, *values
+) -> AsyncIterator[list]:
+    prompt, negative, seed = map(_text, (prompt, negative, seed))
+    before = File(_name_of(picture, "picture.png"), _uploaded(studio, picture))
+    layers = (painted.get("layers") if isinstance(painted, dict) else None) or ()
+    strokes = painted_mask([_uploaded(studio, layer) for layer in layers], studio.limits)
+    if (mask is None) == (strokes is None):
+        if mask is None:
+            raise bad("nothing is painted; paint over what is to be redrawn, or choose a mask", "mask")
+        raise bad("a mask is chosen, and something is painted too; clear one of them", "mask")
+    mask = File("mask.png", strokes) if mask is None else File(_name_of(mask, "mask.png"), _uploaded(studio, mask))
+    chosen = _chosen(studio, values)
+    if "diffusion" in chosen:
+        chosen["diffusion"]["strength"] = strength
+    columns = {path: [None, ""] for path in studio.writing_paths}
+    used = _file(Shown("mask", mask.content), mask.name)
+    async with aclosing(studio.draw(prompt, negative, seed, "", chosen, (before, mask))) as shown:
+        async for path, drawn in shown:
+            columns[path] = _column(drawn)
+            yield [used, *(value for column in columns.values() for value in column)]
 
 
 def _ask_tab(gr, studio: Studio) -> None:
@@ -316,10 +410,10 @@ def _names_of(path: str) -> list[str]:
     return [name for name in FIELDS if name in OF_PATH[path]]
 
 
-def _fields(gr, path: str, settings: dict) -> list:
-    """A field for each of the settings of a path that the page has."""
+def _fields(gr, path: str, settings: dict, prefix: str) -> list:
+    """A field for each of the settings of a path that the page has; `prefix`: of their ids."""
     return [
-        gr.Number(settings[name], label=FIELDS[name][0], step=FIELDS[name][1], elem_id=f"{path}-{name}")
+        gr.Number(settings[name], label=FIELDS[name][0], step=FIELDS[name][1], elem_id=f"{prefix}-{name}")
         for name in _names_of(path)
     ]
 
@@ -351,12 +445,13 @@ def _column(shown: Shown) -> list:
     return [_file(shown), f'<p role="status">{html.escape(shown.words)}</p>']
 
 
-def _file(shown: Shown) -> dict | None:
-    """A picture as the browser gets it."""
+def _file(shown: Shown, name: str | None = None) -> dict | None:
+    """A picture as the browser gets it; under its own name where it has no other."""
     if shown.png is None:
         return None
+    name = shown.name if name is None else name
     url = f"data:image/png;base64,{base64.b64encode(shown.png).decode()}"
-    return {"path": shown.name, "url": url, "orig_name": shown.name, "mime_type": "image/png"}
+    return {"path": name, "url": url, "orig_name": name, "mime_type": "image/png"}
 
 
 def _message(role: str, content: list[dict]) -> dict:
@@ -380,6 +475,30 @@ def _part_of_upload(file: dict) -> dict:
 def _part_of_picture(shown: Shown) -> dict:
     file = _file(shown)
     return _part_of_text(shown.words) if file is None else {"type": "file", "file": file, "alt_text": shown.words}
+
+
+def _name_of(value: Any, otherwise: str) -> str:
+    """That an uploaded file had on the user's machine."""
+    name = value.get("orig_name") if isinstance(value, dict) else None
+    return Path(name).name[:200] if isinstance(name, str) and Path(name).name else otherwise
+
+
+def painted_mask(layers: list[bytes], limits: Limits) -> bytes | None:
+    """A mask of what was painted on a picture: white where any layer is not transparent; None = nothing was painted.
+    Raises ApiError for what cannot be read.
+
+    Args:
+        layers: pictures of the picture's size.
+    """
+    mask = None
+    for layer in layers:
+        clear = take_picture("what was painted", layer, limits, transparent_pixels)
+        mask = clear if mask is None or mask.size != clear.size else ImageChops.logical_and(mask, clear)
+    if mask is None or mask.getextrema() == (255, 255):
+        return None
+    file = io.BytesIO()
+    ImageChops.invert(mask.convert("L")).save(file, "png")
+    return file.getvalue()
 
 
 def _uploaded(studio: Studio, value: Any) -> bytes:

@@ -8,6 +8,7 @@ the server's engine and within the server's bounds.
 import asyncio
 import copy
 import functools
+import hashlib
 import io
 import time
 from collections.abc import AsyncIterator, Callable
@@ -31,8 +32,10 @@ from hybridgen.checkpoints.replaying import (
     scheduler_of,
 )
 from hybridgen.core.names import OF_PATH, SHORT_NAMES, WRITING_PATHS
+from hybridgen.core.pictures import pixels_hash
 from hybridgen.core.utf8 import check_text
 from hybridgen.core.values import shown
+from hybridgen.sampling.edits import HALF
 from hybridgen.sampling.seeds import new_seed
 from hybridgen.sampling.tasks import Task
 from hybridgen.serving.chat import turn_of, turn_settings
@@ -46,6 +49,18 @@ PREVIEWS = 8  # of a picture while it is drawn, about
 CUT = " […] (cut off where its tokens ran out)"
 _THREADS = 2  # that read requests and write pictures
 _GRAY = (128, 128, 128)  # where nothing is drawn yet
+
+
+@dataclass(frozen=True)
+class File:
+    """A picture that was uploaded, or painted.
+
+    Args:
+        name: of the file; a picture that is drawn from it says so.
+    """
+
+    name: str
+    content: bytes
 
 
 @dataclass(frozen=True)
@@ -109,14 +124,21 @@ class Studio:
     # ---------------------------------------------------------------------------------------------------- pictures
 
     async def draw(
-        self, prompt: str, negative_prompt: str, seed: str, size: str, settings: dict[str, dict]
+        self,
+        prompt: str,
+        negative_prompt: str,
+        seed: str,
+        size: str,
+        settings: dict[str, dict],
+        edit: tuple[File, File] | None = None,
     ) -> AsyncIterator[tuple[str, Shown]]:
         """A prompt by several paths at once, from one seed; (path, what there is to see of it).
 
         Args:
             seed: digits; empty = another each time.
             size: WIDTHxHEIGHT; empty = as trained.
-            settings: of each path that is to draw, None = as the checkpoint says.
+            settings: of each path that is to draw, None = as the checkpoint says; `strength` where a picture is edited.
+            edit: a picture that is redrawn, and its mask, white where it is.
 
         Raises:
             ApiError, ValueError: what no path can draw. What one of them cannot is said in its place.
@@ -127,13 +149,15 @@ class Studio:
             "prompt": prompt, "negative_prompt": negative_prompt or None, "size": size.strip() or "auto",
             "seed": new_seed() if seed_in(seed) is None else seed_in(seed),
         }  # fmt: skip
+        pictures = () if edit is None else await self._in_thread(self._edited, *edit)
         asked = {
-            path: ImagesRequest.of({**body, "path": path, **given}, self.limits) for path, given in settings.items()
+            path: ImagesRequest.of({**body, "path": path, **given}, self.limits, *pictures)
+            for path, given in settings.items()
         }
         calls, refused = {}, {}
         for path, request in asked.items():
             try:
-                calls[path] = await self._in_thread(self._asked_for, request)
+                calls[path] = await self._in_thread(self._asked_for, request, edit)
             except Exception as error:
                 refused[path] = error
         if not calls:
@@ -144,13 +168,27 @@ class Studio:
             async for path, picture in pictures:
                 yield path, picture
 
-    def _asked_for(self, request: ImagesRequest) -> tuple[PictureCall, dict]:
+    def _edited(self, picture: File, mask: File) -> tuple[Image.Image, Image.Image]:
+        """A picture and its mask, read. Raises ApiError where the mask leaves nothing to be drawn."""
+        image, region = (
+            take_picture(name, file.content, self.limits) for name, file in (("the picture", picture), ("mask", mask))
+        )
+        if max(high for _, high in region.getextrema()) < HALF:
+            raise bad("the mask is black all over; paint white what is to be redrawn", "mask")
+        return image, region
+
+    def _asked_for(self, request: ImagesRequest, edit: tuple[File, File] | None) -> tuple[PictureCall, dict]:
         """The picture that a request asks for, and its manifest."""
         call = request.call(self.pipe, self.limits)
         setup, given = call.setup, request.arguments
+        origin = None
+        if edit is not None:
+            images = given["edit_image"], given["mask_image"]
+            of_picture, of_mask = (_origin_of(file, image) for file, image in zip(edit, images, strict=True))
+            origin = {**of_picture, "mask": of_mask, "strength": setup.strength}
         return call, make_manifest(
             self.pipe, self.pipe.origin, setup.path, given["prompt"], call.seed, call.request.size, setup.settings,
-            negative_prompt=given.get("negative_prompt"),
+            negative_prompt=given.get("negative_prompt"), edit=origin,
         )  # fmt: skip
 
     async def _drawn(self, calls: dict[str, tuple[PictureCall, dict]]) -> AsyncIterator[tuple[str, Shown]]:
@@ -206,7 +244,7 @@ class Studio:
                 "the weights of this model have changed since they were loaded, so nothing can be replayed"
             )
         check_weights(manifest, origin, f"the model {self.name}")
-        if manifest.get("image") is not None:
+        if manifest.get("image") is not None or manifest.get("edit") is not None:
             raise ValueError(
                 "the picture was drawn from another, which its file does not hold; `hybridgen replay` looks for that"
             )
@@ -332,6 +370,12 @@ def _with_event(parts: list[str | Shown], event: Any, turn: Turn) -> list[str | 
     if isinstance(event, Usage) and event.truncated:
         return [*before, last + CUT] if isinstance(last, str) else [*parts, CUT]
     return parts
+
+
+def _origin_of(file: File, image: Image.Image) -> dict:
+    """As `checkpoints.manifest` says it of files; this one is in none that stays."""
+    digest = hashlib.sha256(file.content).hexdigest()
+    return {"file": file.name, "sha256": digest, "pixels": pixels_hash(image).hex()}
 
 
 def seed_in(text: str) -> int | None:

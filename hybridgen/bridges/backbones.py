@@ -29,7 +29,7 @@ _LENGTH = 8  # tokens of a document that is tried
 _TOLERANCE = 1e-4  # of the largest logit, in float32
 _FORM = "; give a decoder of Llama's or Qwen's form"
 
-_TINY = {  # settings of a tiny decoder, where a config has them; of its heads see `_tiny_config`
+_TINY = {  # settings of a tiny decoder, where a config has them; of its heads see `tiny_settings`
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "intermediate_size_mlp": 48,
     "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24, "shared_intermediate_size": 24,
     "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2,
@@ -50,7 +50,7 @@ def check_config(config: PreTrainedConfig, what: str) -> None:
     """
     check_kind(config, f"{what} is a {config.model_type!r}")
     _check_experts(config, what)
-    if (cause := _try_out(json.dumps(_tiny_settings(config), default=str, sort_keys=True))) is not None:
+    if (cause := _try_out(json.dumps(tiny_settings(config), default=str, sort_keys=True))) is not None:
         raise ValueError(f"{what} is a {config.model_type!r}, {cause}")
 
 
@@ -68,7 +68,7 @@ def _check_experts(config: PreTrainedConfig, what: str) -> None:
 # ------------------------------------------------------------------------------------------------ the tiny decoder
 
 
-def _tiny_settings(config: PreTrainedConfig) -> dict:
+def tiny_settings(config: PreTrainedConfig) -> dict:
     """The settings of a decoder like this one, but of a few layers and heads: as many layers as show all their kinds,
     windows of 8 tokens."""
     settings = config.to_dict()
@@ -209,7 +209,7 @@ def _other_attention(model: HybridGenForConditionalGeneration) -> str | None:
     blocks = blocks.masked_fill(image, 2 * _LENGTH)
     ids = torch.randint(3, model.config.vocab_size, blocks.shape)
     seen = {}
-    with _recorded(model.model.language_model.layers) as records:
+    with recorded(model.model.language_model.layers) as records:
         model(ids, document_ids=documents, block_ids=blocks, position_ids=places, image_mask=image)
     kinds = getattr(model.config.text_config, "layer_types", None) or [next(iter(model.model.windows))] * len(records)
     for number, (kind, (given, made)) in enumerate(zip(kinds, records, strict=True)):
@@ -230,7 +230,7 @@ def _other_attention(model: HybridGenForConditionalGeneration) -> str | None:
 
 
 @contextmanager
-def _recorded(layers: torch.nn.ModuleList) -> Iterator[list[tuple[Tensor, Tensor]]]:
+def recorded(layers: torch.nn.ModuleList) -> Iterator[list[tuple[Tensor, Tensor]]]:
     """Inside, the list fills with the input and the output (B, N, H) of each layer, in order."""
     records, handles = [], []
 

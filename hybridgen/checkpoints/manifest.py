@@ -22,7 +22,8 @@ from hybridgen.sampling.guidance import Guidance
 from hybridgen.version import __version__
 
 KEY = "manifest"
-FORMAT = 2  # 1: of a seed, the low 32 bits alone counted
+FORMAT = 3  # the latest that is read; a picture that is no edit is written as 2, which earlier versions read too
+_WITHOUT_EDIT = 2  # 1: of a seed, the low 32 bits alone counted
 
 
 def versions() -> dict[str, str]:
@@ -42,6 +43,7 @@ def make_manifest(
     guidance: Guidance | None = None,
     image: dict | None = None,
     prior_messages: int = 0,
+    edit: dict | None = None,
 ) -> dict:
     """What made one picture.
 
@@ -54,10 +56,11 @@ def make_manifest(
         image: the picture before the prompt, see `image_origin`.
         prior_messages: messages of a conversation, and parts of the last, before the picture and beside the prompt; 0 =
             the prompt alone draws it again.
+        edit: the picture that was redrawn, see `edit_origin`.
     """
     scheduler = pipe.scheduler if path == "diffusion" else None
     return {
-        "format": FORMAT,
+        "format": _WITHOUT_EDIT if edit is None else FORMAT,
         "prompt": prompt,
         "negative_prompt": negative_prompt,
         "prior_messages": prior_messages,
@@ -68,6 +71,7 @@ def make_manifest(
         "settings": settings,
         "guider": None if guidance is None else _method_of(guidance),
         "image": image,
+        **({} if edit is None else {"edit": edit}),
         "scheduler": scheduler and {"class": type(scheduler).__name__, "config": _in_order(scheduler.config)},
         **drawn_by,
         "dtype": str(pipe.model.dtype).removeprefix("torch."),
@@ -79,8 +83,25 @@ def make_manifest(
 def image_origin(file: str | Path, picture: Image.Image, read: str) -> dict:
     """What a manifest says of a picture that stands before the prompt: its file, named from anywhere, what was seen of
     it, and the path by which it was read."""
+    return {**_file_origin(file, picture), "read": read}
+
+
+def edit_origin(
+    file: str | Path,
+    picture: Image.Image,
+    mask_file: str | Path | None,
+    mask: Image.Image | None,
+    strength: float | None,
+) -> dict:
+    """What a manifest says of a picture that is redrawn: its file and its mask's, as `image_origin` does, and the share
+    of the steps that were taken."""
+    masked = None if mask is None else _file_origin(mask_file, mask)
+    return {**_file_origin(file, picture), "mask": masked, "strength": 1.0 if strength is None else strength}
+
+
+def _file_origin(file: str | Path, picture: Image.Image) -> dict:
     file = picture_file(file).absolute()
-    return {"file": str(file), "sha256": file_hash(file), "pixels": pixels_hash(picture).hex(), "read": read}
+    return {"file": str(file), "sha256": file_hash(file), "pixels": pixels_hash(picture).hex()}
 
 
 def is_image_of(origin: dict, file: Path, picture: Image.Image) -> bool:

@@ -73,7 +73,18 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_image(value: Any) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("file", "sha256", "read"))
+    return _is_file(value) and _is_text(value.get("read"))
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, dict) and all(_is_text(value.get(key)) for key in ("file", "sha256"))
+
+
+def _is_edit(value: Any) -> bool:
+    if not _is_file(value) or not (value.get("mask") is None or _is_file(value["mask"])):
+        return False
+    strength = value.get("strength")
+    return isinstance(strength, int | float) and not isinstance(strength, bool) and 0 < strength <= 1
 
 
 def _is_scheduler(value: Any) -> bool:
@@ -93,6 +104,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {  # what must hold of a field of a 
     "settings": lambda value: isinstance(value, dict),
     "guider": lambda value: isinstance(value, dict),
     "image": _is_image,
+    "edit": _is_edit,
     "scheduler": _is_scheduler,
     "checkpoint": lambda value: _is_text(value) and value != "",
     "weights": _is_text,
@@ -105,7 +117,7 @@ _DECIDING = {  # settings that every manifest of a path holds; the checkpoint's 
     "diffusion": ("num_inference_steps", "guidance_scale"),
     "vq": ("guidance_scale", "temperature"),
 }
-_MAY_BE_NULL = ("negative_prompt", "guider", "image", "scheduler")
+_MAY_BE_NULL = ("negative_prompt", "guider", "image", "edit", "scheduler")
 
 
 def _wrong_values(manifest: dict) -> Iterator[str]:
@@ -138,7 +150,8 @@ def check_weights(manifest: dict, hashes: dict[str, str], checkpoint: object) ->
 
 
 def call_arguments(manifest: dict) -> dict:
-    """What the pipeline is called with to draw the picture again, but for the image before its prompt.
+    """What the pipeline is called with to draw the picture again, but for other pictures: one before its prompt, or one
+    that it is an edit of.
 
     What older manifests leave out is filled in as it was then: the checkpoint's own may be another by now.
     """

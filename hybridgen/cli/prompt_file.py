@@ -21,6 +21,7 @@ from hybridgen.core.names import MOST_IMAGES, OF_PATH, PATHS, check_belongs, che
 from hybridgen.core.recognition import refuse_impostor, user_path
 from hybridgen.core.utf8 import check_text
 from hybridgen.core.values import choice, one_line, shown, whole_number
+from hybridgen.core.values import number as checked_number
 from hybridgen.data.formats.text_files import decode, parse_json, read_lines
 from hybridgen.sampling.guidance import METHODS
 
@@ -29,8 +30,8 @@ SETTINGS = {  # keys of a row -> settings as the pipeline calls them
     option.removeprefix("--").replace("-", "_"): name for name, option in DRAWING_OPTIONS.items()
 }
 SIDES = ("size", "height", "width")
-OTHERS = ("prompt", "negative_prompt", "image", "read", "path", "seed", "num_images", "size", "height", "width",
-          "guider")  # fmt: skip
+OTHERS = ("prompt", "negative_prompt", "image", "read", "edit", "mask", "strength", "path", "seed", "num_images",
+          "size", "height", "width", "guider")  # fmt: skip
 KEYS = (*OTHERS, *SETTINGS)
 
 
@@ -40,7 +41,8 @@ class PromptRow:
 
     Args:
         where: the file and the row, for errors.
-        height, width: in pixels; None = as trained.
+        edit, mask: the picture that is redrawn, and where.
+        height, width: in pixels; None = as trained, or as `edit` is.
         path: by which it is drawn; None = the first that the checkpoint has.
         seed: of its first picture; None = that of the picture before, plus 1.
         settings: of drawing that the row itself gives, as the pipeline calls them.
@@ -51,6 +53,9 @@ class PromptRow:
     negative_prompt: str | None
     image: Path | None
     read: str | None
+    edit: Path | None
+    mask: Path | None
+    strength: float | None
     height: int | None
     width: int | None
     path: str | None
@@ -117,7 +122,7 @@ def _row(where: str, content: Any, file: Path, options: argparse.Namespace) -> P
 
 
 def _checked(where: str, given: dict, file: Path, options: argparse.Namespace) -> PromptRow:
-    for key in ("prompt", "negative_prompt", "image"):
+    for key in ("prompt", "negative_prompt", "image", "edit", "mask"):
         if key in given and not isinstance(given[key], str):
             raise ValueError(f"{key} is {shown(given[key])}; give a text")
     if not given["prompt"].strip():  # the folder is a data set of captioned pictures
@@ -132,7 +137,10 @@ def _checked(where: str, given: dict, file: Path, options: argparse.Namespace) -
     sides = {
         key: whole_number(key, given[key], most=LARGEST_SIDE) for key in ("size", "height", "width") if key in given
     }
-    image = given.get("image")
+    files = {
+        key: file.parent / user_path(given[key]) if key in given else _only(getattr(options, key))
+        for key in ("image", "edit", "mask")
+    }
     path = given.get("path", options.path)
     names = {name: key for key, name in SETTINGS.items()}
     if lists := [key for key in given if isinstance(given[key], list) and key != "guidance_interval"]:
@@ -144,8 +152,11 @@ def _checked(where: str, given: dict, file: Path, options: argparse.Namespace) -
         where,
         prompt=given["prompt"],
         negative_prompt=given.get("negative_prompt", _only(options.negative_prompt)),
-        image=_only(options.image) if image is None else file.parent / user_path(image),
+        image=files["image"],
         read=given.get("read", options.read),
+        edit=files["edit"],
+        mask=files["mask"],
+        strength=_strength(given.get("strength")) or options.strength,
         height=sides.get("height", sides.get("size", _only(options.height))),
         width=sides.get("width", sides.get("size", _only(options.width))),
         path=path,
@@ -154,12 +165,22 @@ def _checked(where: str, given: dict, file: Path, options: argparse.Namespace) -
         guider=given.get("guider", options.guider),
         settings=settings,
     )
+    for key, named in files.items():
+        if named is not None:
+            check_image(key, named)
+    if row.edit is None and not (row.mask is None and row.strength is None):
+        what = "strength" if row.mask is None else "mask"
+        raise ValueError(f"{what} is about the picture that is redrawn, but there is no edit; give both")
     if row.image is not None:
-        check_image("image", row.image)
-    elif "read" in given or settings.get("image_guidance_scale", 1) != 1:
+        return row
+    if "read" in given or settings.get("image_guidance_scale", 1) != 1:
         what = "read" if "read" in given else "image_guidance"
         raise ValueError(f"{what} is about the picture before the prompt, but no image is given; leave it out")
     return row
+
+
+def _strength(given: Any) -> float | None:
+    return None if given is None else checked_number("strength", given, most=1, above=True)
 
 
 def _only(given: list | None) -> Any:

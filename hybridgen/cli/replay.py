@@ -79,11 +79,10 @@ def replay(file: Path, picture: Image.Image, checkpoint: Path | None = None) -> 
         pipeline.to(getattr(torch, manifest["dtype"]))
     if (scheduler := scheduler_of(manifest, file)) is not None:
         pipeline.scheduler = scheduler
-    condition = manifest.get("image")
-    before = {} if condition is None else {"image": _open_condition(condition, file), "read": condition["read"]}
+    pictures = _pictures_of(manifest, file)
     with task_line() as tell:
         tell_steps(pipeline, partial(tell, "drawing, step"))
-        image = pipeline(**call_arguments(manifest), **before).images[0]
+        image = pipeline(**call_arguments(manifest), **pictures).images[0]
     new_manifest = drawn_here(manifest, pipeline.model.device.type) | {"checkpoint": str(folder)}
     return Replay(image, new_manifest, *compare(picture, image, manifest, new_manifest))
 
@@ -95,9 +94,21 @@ def _find_checkpoint(named: str, drawn: Path) -> Path:
     return next((place for place in places if place.is_dir()), folder)
 
 
-def _open_condition(saved: dict, drawn: Path) -> Image.Image:
-    """The picture that stood before the prompt: where it was or, moved, beside the picture that was `drawn`; old
-    manifests name it as seen from a folder around that. Raises ValueError if it is gone or has changed."""
+def _pictures_of(manifest: dict, drawn: Path) -> dict:
+    """What the pipeline is called with of other pictures than the one that was `drawn`."""
+    pictures = {}
+    if (before := manifest.get("image")) is not None:
+        pictures |= {"image": _open_saved(before, "image", drawn), "read": before["read"]}
+    if (edit := manifest.get("edit")) is not None:
+        pictures |= {"edit_image": _open_saved(edit, "image", drawn), "strength": edit["strength"]}
+        if edit["mask"] is not None:
+            pictures["mask_image"] = _open_saved(edit["mask"], "mask", drawn)
+    return pictures
+
+
+def _open_saved(saved: dict, what: str, drawn: Path) -> Image.Image:
+    """A picture that a manifest names: where it was or, moved, beside the picture that was `drawn`; old manifests name
+    it as seen from a folder around that. Raises ValueError if it is gone or has changed."""
     named, folder = Path(saved["file"]), drawn.absolute().parent
     for file in (named, folder / named.name, *(parent / named for parent in (folder, *folder.parents))):
         if file.is_file():
@@ -105,6 +116,6 @@ def _open_condition(saved: dict, drawn: Path) -> Image.Image:
             if is_image_of(saved, file, picture):
                 return picture
     raise ValueError(
-        f"the picture was drawn from the image {named}, which is no longer there or has changed; put it back, or "
+        f"the picture was drawn from the {what} {named}, which is no longer there or has changed; put it back, or "
         f"beside {drawn}"
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hybridgen.bridges.adapters import open_pipeline
-from hybridgen.checkpoints.manifest import image_origin, make_manifest
+from hybridgen.checkpoints.manifest import edit_origin, image_origin, make_manifest
 from hybridgen.checkpoints.png import png_text, slug
 from hybridgen.cli import sample_file
 from hybridgen.cli.arguments.types import DRAWING_OPTIONS, drawing_settings
@@ -40,15 +40,17 @@ def _draw(options: argparse.Namespace, tell: TaskLine) -> Iterator[str]:
     """
     settings = drawing_settings(options)
     files, negatives = (_for_each(options, given) for given in (options.image, options.negative_prompt))
-    opened = {file: open_picture(file) for file in options.image or ()}
+    edits, masks = (_for_each(options, given) for given in (options.edit, options.mask))
+    given = [*(options.image or ()), *(options.edit or ()), *(options.mask or ())]
+    opened = {None: None, **{file: open_picture(file) for file in given}}
     pipeline = best_device(open_pipeline(options.checkpoint))
     path = pipeline.writing_path(options.path)
     guidance = guidance_named(options.guider, path)
     check_belongs(settings, [path], DRAWING_OPTIONS)
     settings = pipeline.sampling_settings(path, **settings)
     read = None if options.image is None else options.read or pipeline.model.config.paths[0]
-    origins = {file: image_origin(file, picture, read) for file, picture in opened.items()}
-    of_all = {"path": path, "guider": guidance, "read": read, **settings}
+    origins = {file: image_origin(file, opened[file], read) for file in options.image or ()}
+    of_all = {"path": path, "guider": guidance, "read": read, "strength": options.strength, **settings}
     of_each = {
         "prompt": options.prompt,
         "negative_prompt": negatives,
@@ -57,7 +59,15 @@ def _draw(options: argparse.Namespace, tell: TaskLine) -> Iterator[str]:
     }
     if options.image is not None:
         of_each["image"] = [opened[file] for file in files]
+    if options.edit is not None:
+        of_each["edit_image"] = [opened[file] for file in edits]
+    if options.mask is not None:
+        of_each["mask_image"] = [opened[file] for file in masks]
     pipeline.check_call(**of_each, **of_all)
+    edited = [
+        None if edit is None else edit_origin(edit, opened[edit], mask, opened[mask], options.strength)
+        for edit, mask in zip(edits, masks, strict=True)
+    ]
 
     total, first = len(options.prompt) * options.num_images, 0
     calls, what = -(-total // BATCH), f"drawing {total:,} {'picture' if total == 1 else 'pictures'}, step"
@@ -74,6 +84,7 @@ def _draw(options: argparse.Namespace, tell: TaskLine) -> Iterator[str]:
             made_by = make_manifest(
                 pipeline, pipeline.origin, path, prompt, seed, size, settings,
                 negative_prompt=negatives[place], guidance=guidance, image=origins.get(files[place]),
+                edit=edited[place],
             )  # fmt: skip
             with _saying_what_is_written(number, total):
                 file = save_png(image, options.out, f"{slug(prompt)}-{path}-seed{seed}", png_text(made_by))

@@ -19,7 +19,7 @@ from typing import Any
 
 from hybridgen.bridges.adapters import open_pipeline
 from hybridgen.checkpoints.hashes import file_hash
-from hybridgen.checkpoints.manifest import image_origin, make_manifest, versions
+from hybridgen.checkpoints.manifest import edit_origin, image_origin, make_manifest, versions
 from hybridgen.checkpoints.png import png_bytes, png_text
 from hybridgen.cli.arguments.types import DRAWING_OPTIONS, drawing_settings
 from hybridgen.cli.pictures import open_picture
@@ -64,7 +64,8 @@ class Picture:
     def kind(self) -> str:
         """What pictures of one call have in common."""
         row = self.row
-        return json.dumps([self.path, row.guider, row.read, row.image is None, self.settings], sort_keys=True)
+        edited = row.edit is None, row.mask is None, row.strength
+        return json.dumps([self.path, row.guider, row.read, row.image is None, edited, self.settings], sort_keys=True)
 
 
 def run(options: argparse.Namespace, batch: int) -> Iterator[str]:
@@ -142,6 +143,13 @@ def _arguments(batch: list[Picture], guidance: Guidance | None) -> dict:
     }
     if first.row.image is not None:
         arguments |= {"image": [open_picture(picture.row.image) for picture in batch], "read": first.row.read}
+    if first.row.edit is not None:
+        arguments |= {
+            "edit_image": [open_picture(picture.row.edit) for picture in batch],
+            "strength": first.row.strength,
+        }
+    if first.row.mask is not None:
+        arguments["mask_image"] = [open_picture(picture.row.mask) for picture in batch]
     return arguments
 
 
@@ -183,12 +191,16 @@ def _draw(batch: list[Picture], pipeline: HybridGenPipeline, out: Path) -> None:
     images = pipeline(seed=[picture.seed for picture in batch], **arguments).images
     read = None if batch[0].row.image is None else batch[0].row.read or pipeline.model.config.paths[0]
     for number, (picture, image) in enumerate(zip(batch, images, strict=True)):
-        row, origin = picture.row, None
+        row, origin, edited = picture.row, None, None
         if row.image is not None:
             origin = image_origin(row.image, arguments["image"][number], read)
+        if row.edit is not None:
+            mask = None if row.mask is None else arguments["mask_image"][number]
+            edited = edit_origin(row.edit, arguments["edit_image"][number], row.mask, mask, row.strength)
         made_by = make_manifest(
             pipeline, pipeline.origin, picture.path, row.prompt, picture.seed, (image.height, image.width),
             picture.settings, negative_prompt=row.negative_prompt, guidance=guidance, image=origin,
+            edit=edited,
         )  # fmt: skip
         write_whole(out / picture.name, png_bytes(image, png_text(made_by)))
 
@@ -196,6 +208,9 @@ def _draw(batch: list[Picture], pipeline: HybridGenPipeline, out: Path) -> None:
 def _line(picture: Picture) -> str:
     """A picture in the metadata: a captioned picture to whoever reads the folder, and how it was drawn."""
     drawn = {"path": picture.path, "seed": picture.seed, "from": picture.row.where, **picture.settings}
+    if picture.row.edit is not None:
+        files = {"edit": str(picture.row.edit), "mask": picture.row.mask and str(picture.row.mask)}
+        drawn |= {**files, "strength": picture.row.strength or 1.0}
     line = {"file_name": picture.name, "text": picture.row.prompt, "drawn": drawn}
     return json.dumps(line, ensure_ascii=False) + "\n"
 
@@ -207,12 +222,15 @@ def _identity(options: argparse.Namespace, pipeline: HybridGenPipeline, count: i
     """What the pictures depend on."""
     given = {name: getattr(options, name) for name in ("path", "seed", "num_images", "negative_prompt", "height",
              "width", "read", "guider")}  # fmt: skip
-    images = [file_hash(file) for file in options.image or ()]
+    files = {name: getattr(options, name) for name in ("image", "edit", "mask")}
+    hashes = {name: [file_hash(file) for file in named or ()] for name, named in files.items()}
+    edited = {name: hashes[name] for name in ("edit", "mask") if hashes[name]}  # nothing new where nothing is edited
+    edited |= {} if options.strength is None else {"strength": options.strength}
     return {
         "pictures": count,
         "prompts": {"file": options.prompts.name, "sha256": file_hash(options.prompts)},
         "checkpoint": checkpoint_identity(pipeline),
-        "options": {**given, "image": images, **drawing_settings(options)},
+        "options": {**given, "image": hashes["image"], **edited, **drawing_settings(options)},
         "versions": versions(),
     }
 

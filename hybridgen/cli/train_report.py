@@ -66,8 +66,9 @@ def samples(folder: Path) -> list[tuple[int, Image.Image]]:
 def _summary(config: TrainConfig, curves: dict) -> str:
     names = " and ".join(dict.fromkeys(source.source for source in config.data.sources))
     took = f" in {duration(curves['seconds'][1][-1])}" if "seconds" in curves else ""
-    start = config.model.from_pretrained if config.model is not None else None
-    origin = f"from {start}" if start else "from random weights"
+    start = config.model.start if config.model is not None else None
+    grown = "grown " if start and config.model.grow_from else ""
+    origin = f"{grown}from {start}" if start else "from random weights"
     return f"{config.steps:,} steps{took}, {origin}, on {shorten(names, 200)}."
 
 

@@ -33,6 +33,11 @@ def save(figure: Any, path: str | Path) -> None:
     with whole_file(path) as aside:
         if isinstance(figure, Image.Image):
             figure.save(aside)
+        elif Path(path).suffix == ".png":
+            from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+            figure.set_dpi(_DPI)
+            FigureCanvasAgg(figure).print_png(aside)  # `savefig` draws twice, first to lay out what is drawn
         else:
             figure.savefig(aside, dpi=_DPI)
 

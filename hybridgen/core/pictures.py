@@ -3,6 +3,7 @@
     read_picture      one: a file, its bytes, a data: URL or base64, a PIL picture, an array or a tensor
     read_pictures     one, several, or a batch
     UnreadPicture     one that is read later, its size known before
+    transparent_pixels where one is transparent
     with_pictures     chat messages, their image parts read
     pixels_hash       what was seen, whatever file it came from
 
@@ -68,6 +69,12 @@ def read_picture(source: Source, root: str | Path | None = None, where: str = ""
     if isinstance(source, UnreadPicture):
         return source.read()
     return _read(source, root, where, _rgb)
+
+
+def transparent_pixels(source: Source) -> Image.Image:
+    """Where a picture is transparent: one in mode 1, upright, true where it is more so than not. Raises ValueError, see
+    `read_picture`."""
+    return _read(source, None, "", _transparent)
 
 
 def _read(source: Source, root: str | Path | None, where: str, take: Callable[[Image.Image, str], T]) -> T:
@@ -314,6 +321,16 @@ def _rgb(image: Image.Image, what: str) -> Image.Image:
     if image.mode not in _OPAQUE:
         raise _Refused(f"{what} has mode {image.mode!r}, whose colours are not known; convert it to RGB first")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _transparent(image: Image.Image, what: str) -> Image.Image:
+    _rgb(image, what)  # refuses what is none
+    image = _upright(image)
+    if image.mode not in _ALPHA and not (image.mode in _KEYED and image.has_transparency_data):
+        return Image.new("1", image.size)
+    while image.mode != "RGBA":
+        image = image.convert(_ALPHA.get(image.mode, "RGBA"))
+    return image.getchannel("A").point(lambda level: 255 * (level < 128), "1")
 
 
 def _load(image: Image.Image) -> None:

@@ -21,6 +21,7 @@ from hybridgen.core.offload import bring
 from hybridgen.core.values import number, whole_number
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.sampling.decoder import Decoder
+from hybridgen.sampling.edits import Known
 from hybridgen.sampling.finite import FiniteSteps
 from hybridgen.sampling.guidance import Guidance, Guide, Scale
 from hybridgen.sampling.prefix import Prefix, extend
@@ -86,6 +87,7 @@ def write_codes(
     decoder: Decoder | None = None,
     window: int = 1,
     stop: Callable[[], bool] | None = None,
+    known: Known | None = None,
 ) -> Tensor:
     """The codes (I, count) that follow a prefix whose rows end with the begin-of-image token; the prefix grows by them.
 
@@ -101,11 +103,13 @@ def write_codes(
         decoder: the model's, in another precision; None = in its own.
         window: codes read at once, at most; pays for few images, whose guesses must all be right.
         stop: asked after each forward, whether to end there: the codes are then fewer, and the prefix is of no use.
+        known: codes that stay where they are not redrawn. They are read in their turn, so that a code is drawn after
+            those that stand before it, whether known or drawn; of what stands after it, a causal path sees nothing.
 
     Raises:
         ValueError: a window of several codes with a guidance that averages over steps.
     """
-    options = guidance, on_step, on_logits, decoder, window
+    options = guidance, on_step, on_logits, decoder, window, known
     writing = CodeWriting(model, prefix, count, generators, sampling, *options)
     while not writing.done:
         run(writing.step())
@@ -138,6 +142,7 @@ class CodeWriting:
         on_logits: Callable[[int, Tensor], None] | None = None,
         decoder: Decoder | None = None,
         window: int = 1,
+        known: Known | None = None,
     ):
         images, device = len(generators), prefix.last_state.device
         self.model, self.prefix, self.count = model, prefix, count
@@ -151,6 +156,9 @@ class CodeWriting:
         self._width = _Width(window, self.forward.cost_of_a_guess)
         self._noise = _PositionNoise(draw_gumbel(generators, count, model.config.vq_config.num_embeddings, device))
         self._codes = torch.zeros(images, count, dtype=torch.long, device=device)
+        self._known = known
+        if known is not None:
+            self._codes = known.keep(self._codes, known.clean)
         self._guesses = self._codes.new_zeros(images, 0)
         self._finite = FiniteSteps(device)
         self.written = 0  # codes that are final
@@ -186,7 +194,7 @@ class CodeWriting:
         """Steps 2 to 4. Returns the backbone's output (R, n, H) at the n codes that were committed."""
         last = self.written - 1
         inputs_at_once = min(self._width.best(), self.count - self.written)
-        guesses = _guess_codes(self._codes, last, self._guesses, max(inputs_at_once, self._width.watched) - 1)
+        guesses = self._guess(last, max(inputs_at_once, self._width.watched) - 1)
         inputs = torch.cat([self._codes[:, last : last + 1], guesses[:, : inputs_at_once - 1]], dim=1)  # I, n
         embeds = self.model.model.embed_codes(inputs).repeat(self.rows_per_image, 1, 1)  # R, n, H
         states = yield Read(self.forward, embeds, last, commit=False)  # R, n, H
@@ -196,12 +204,22 @@ class CodeWriting:
             if accepted == inputs_at_once or not torch.equal(inputs[:, accepted], self._codes[:, last + accepted]):
                 break
         if self._width.watched > inputs_at_once == 1:
-            self._width.note(int(torch.equal(guesses[:, 0], drawn[0])), 1)
+            self._width.note(int(torch.equal(guesses[:, 0], self._codes[:, last + 1])), 1)
         self._width.note(accepted - 1, min(accepted, inputs_at_once - 1))
         self.prefix.cache.advance(accepted)
         self._guesses = drawn[accepted:].T
         self._noise.drop_until(last + accepted)
         return states[:, :accepted]
+
+    def _guess(self, last: int, count: int) -> Tensor:
+        """Guesses (I, count) of the codes after position `last`, the last that is final; what is known is no guess."""
+        guesses = _guess_codes(self._codes, last, self._guesses, count)
+        if self._known is None:
+            return guesses
+        of_picture = self._codes[:, last + 1 : last + 1 + count]
+        drawn = self._known.redrawn[:, last + 1 : last + 1 + count]
+        within = of_picture.shape[1]  # the end of the picture may be nearer
+        return torch.cat([torch.where(drawn, guesses[:, :within], of_picture), guesses[:, within:]], dim=1)
 
     def _draw(self, states: Tensor, first: int) -> Task[tuple[Tensor, Tensor]]:
         """Output (R, n, H) -> guided logits (n, I, V) and codes (n, I) of position `first` and those after it."""
@@ -218,6 +236,8 @@ class CodeWriting:
         self._finite.add(logits)
         if self.on_logits is not None:
             self.on_logits(step, logits)
+        if self._known is not None:
+            drawn = torch.where(self._known.redrawn[:, step], drawn, self._codes[:, step])
         self._codes[:, step] = drawn
         if self.on_step is not None:
             self._codes[:, : step + 1] = self.on_step(step, self._codes[:, : step + 1])
@@ -239,8 +259,8 @@ class CodeDrawing(CodeWriting):
         self.size = size
 
     def drawn(self) -> Tensor:
-        """The codes (I, h, w) that there are, and 0 where none is yet."""
-        return torch.nn.functional.pad(self.codes, (0, self.count - self.written)).view(-1, *self.size)
+        """The codes (I, h, w) that there are, known ones among them, and 0 where none is yet."""
+        return self._codes.clone().view(-1, *self.size)
 
     def preview(self) -> Tensor | None:
         """The rows of codes (I, h', w) that are whole; None = not one."""

@@ -20,10 +20,11 @@ from dataclasses import replace
 import torch
 from torch import Generator, Tensor
 
-from hybridgen.core.noise import NoiseProcess, convert
+from hybridgen.core.noise import NoiseProcess, add_noise, convert
 from hybridgen.core.offload import bring
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.sampling.decoder import Decoder
+from hybridgen.sampling.edits import Known
 from hybridgen.sampling.finite import FiniteSteps
 from hybridgen.sampling.forecast import Forecast
 from hybridgen.sampling.guidance import Guidance, Guide, Scale
@@ -51,6 +52,7 @@ def denoise(
     generators: list[Generator] | None = None,
     on_step: OnStep | None = None,
     stop: Stop | None = None,
+    known: Known | None = None,
 ) -> Tensor:
     """Standard normal noise (I, C, h, w) -> clean latents of the same shape.
 
@@ -60,8 +62,9 @@ def denoise(
         generators: one per image, for schedulers that draw noise at a step.
         on_step: called with the latents after each step; the loop goes on with those that it returns.
         stop: ends the loop early, with the latents as they are then.
+        known: latents that stay where they are not redrawn; needed by a schedule that does not begin in noise.
     """
-    denoising = Denoising(noise, schedule, prediction_type, generators, on_step)
+    denoising = Denoising(noise, schedule, prediction_type, generators, on_step, known)
     while not denoising.done:
         denoising.take(predict(denoising.noisy(), denoising.step))
         if stop is not None and stop():
@@ -71,6 +74,9 @@ def denoise(
 
 class Denoising:
     """Latents on their way from noise to clean, a step for each prediction; the arguments are those of `denoise`.
+
+    What is known is held at each step's level of the one noise that is there from the beginning: on the path that a
+    model without error would take, so that solvers and forecasts that look back see no jump. No number more is drawn.
 
     Args:
         latents: (I, C, h, w) as they are now.
@@ -84,15 +90,41 @@ class Denoising:
         prediction_type: str,
         generators: list[Generator] | None = None,
         on_step: OnStep | None = None,
+        known: Known | None = None,
     ):
         self.schedule, self.prediction_type, self.on_step = schedule, prediction_type, on_step
-        self.latents, self.step = noise * getattr(schedule.scheduler, "init_noise_sigma", 1.0), 0
+        self.latents, self.step = noise * getattr(schedule.scheduler, "init_noise_sigma", 1.0), schedule.first
+        self._noise, self._known = noise, known
         self._options = {"generator": generators} if schedule.takes_generator else {}
         self._last: tuple = ()  # the last prediction, and the other arguments of `convert` that belong to it
+        if schedule.first:
+            self.latents = self._noised()
+        self._keep()
 
     @property
     def done(self) -> bool:
         return self.step == len(self.schedule.scheduler.timesteps)
+
+    @property
+    def steps_done(self) -> int:
+        return self.step - self.schedule.first
+
+    def _noised(self) -> Tensor:
+        """The known latents as the next step takes them, in the scheduler's own scale; clean in the end."""
+        if self.done:
+            return self._known.clean
+        schedule, step = self.schedule, self.step
+        noised = add_noise(self._known.clean, self._noise, schedule.alpha[step], schedule.sigma[step])
+        if not hasattr(schedule.scheduler, "scale_model_input"):
+            return noised
+        return noised / schedule.scheduler.scale_model_input(
+            torch.ones_like(noised), schedule.scheduler.timesteps[step]
+        )
+
+    def _keep(self) -> None:
+        """What is known stays."""
+        if self._known is not None:
+            self.latents = self._known.keep(self.latents, self._noised())
 
     def noisy(self) -> Tensor:
         """x_t (I, C, h, w), which the next step needs a prediction of."""
@@ -109,9 +141,10 @@ class Denoising:
         converted = convert(self.prediction_type, schedule.prediction_type, *self._last)
         scheduler, timestep = schedule.scheduler, schedule.scheduler.timesteps[step]
         self.latents = scheduler.step(converted, timestep, self.latents, **self._options, return_dict=False)[0]
-        if self.on_step is not None:
-            self.latents = self.on_step(step, self.latents)
         self.step += 1
+        self._keep()
+        if self.on_step is not None:
+            self.latents = self.on_step(self.steps_done - 1, self.latents)
 
     @torch.no_grad()
     def expected(self) -> Tensor:
@@ -136,8 +169,10 @@ def check_schedule_draws(schedule: Schedule, prediction_type: str) -> None:
         return convert("sample", prediction_type, known + errors[step], noisy, *mix)
 
     trial = replace(schedule, scheduler=copy.deepcopy(schedule.scheduler))
+    begun = None if not schedule.first else Known(known, torch.ones_like(known, dtype=torch.bool))
     try:
-        off = (denoise(predict, draw(1, 1, 8, 8), trial, prediction_type, [Generator()]) - known).pow(2).mean().sqrt()
+        drawn = denoise(predict, draw(1, 1, 8, 8), trial, prediction_type, [Generator()], known=begun)
+        off = (drawn - known).pow(2).mean().sqrt()
     except LIBRARY_ERRORS as error:
         raise ValueError(
             f"{name} cannot draw in {steps} evaluations ({in_a_line(error)}); take another scheduler"
@@ -248,15 +283,17 @@ class LatentDrawing:
         shift: float | None = None,
         decoder: Decoder | None = None,
         forecast: int = 1,
+        known: Known | None = None,
+        strength: float = 1.0,
     ):
         config, device = model.config.diffusion_config, prefix.positions.device
-        schedule = prepare(scheduler, num_inference_steps, config, device, shift)
+        schedule = prepare(scheduler, num_inference_steps, config, device, shift, strength)
         if noise is None:
             noise = draw_noise(generators, (config.in_channels, *size), device)
         images, timesteps = len(generators), schedule.timesteps
         self._predictor = ImagePredictor(model, prefix, images, size, timesteps, guidance, decoder, forecast)
         noise = noise.to(device, torch.float32)
-        self._denoising = Denoising(noise, schedule, config.prediction_type, generators, on_step)
+        self._denoising = Denoising(noise, schedule, config.prediction_type, generators, on_step, known)
 
     @property
     def done(self) -> bool:
@@ -264,7 +301,7 @@ class LatentDrawing:
 
     @property
     def steps_done(self) -> int:
-        return self._denoising.step
+        return self._denoising.steps_done
 
     def step(self) -> Task[None]:
         """One step of the scheduler on."""
@@ -294,6 +331,8 @@ def draw_latents(
     decoder: Decoder | None = None,
     stop: Stop | None = None,
     forecast: int = 1,
+    known: Known | None = None,
+    strength: float = 1.0,
 ) -> Tensor:
     """Clean latents (I, C, h, w) of the images that come next in the rows of a prefix.
 
@@ -305,8 +344,10 @@ def draw_latents(
         decoder: the model's, in another precision; None = in its own.
         stop: see `denoise`.
         forecast: see `ImagePredictor`.
+        known: see `denoise`.
+        strength: see `prepare`.
     """
-    options = guidance, on_step, noise, shift, decoder, forecast
+    options = guidance, on_step, noise, shift, decoder, forecast, known, strength
     drawing = LatentDrawing(model, prefix, scheduler, num_inference_steps, size, generators, *options)
     while not drawing.done:
         run(drawing.step())

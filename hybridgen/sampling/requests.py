@@ -17,6 +17,7 @@ from torch import Tensor
 from hybridgen.core.documents import Document
 from hybridgen.core.pictures import read_pictures
 from hybridgen.core.values import listed, shown
+from hybridgen.sampling.edits import Edit
 from hybridgen.sampling.prefix import PAD_MULTIPLE
 
 
@@ -28,17 +29,19 @@ class ImageRequest:
         rows: what the backbone reads: the prompt and, guided, the unconditional prompts (`sampling.guidance`).
         size: height and width in pixels.
         scale, image_scale: of guidance.
+        edit: the picture of which it redraws a region; None = it is drawn as a whole.
     """
 
     rows: tuple[Document, ...]
     size: tuple[int, int]
     scale: float
     image_scale: float
+    edit: Edit | None = None
 
     @property
     def shape(self) -> tuple:
         """What must be equal in a batch."""
-        return self.size, len(self.rows), math.ceil(max(map(len, self.rows)) / PAD_MULTIPLE)
+        return self.size, len(self.rows), math.ceil(max(map(len, self.rows)) / PAD_MULTIPLE), self.edit is None
 
 
 def batches(requests: Sequence[ImageRequest], max_batch: int) -> list[list[int]]:
@@ -47,7 +50,7 @@ def batches(requests: Sequence[ImageRequest], max_batch: int) -> list[list[int]]
     for number, request in enumerate(requests):
         alike.setdefault(request.shape, []).append(number)
     cut = []
-    for (_, rows, _), numbers in alike.items():
+    for (_, rows, *_), numbers in alike.items():
         at_once = max(1, max_batch // rows)
         cut += [numbers[start : start + at_once] for start in range(0, len(numbers), at_once)]
     return cut
@@ -60,6 +63,7 @@ def expand_requests(
     sizes: list[tuple[int, int]],
     scales: list[float],
     image_scales: list[float],
+    edits: list[Edit | None],
     prompt_document: Callable[..., Document],
 ) -> list[ImageRequest]:
     """What the backbone reads for each prompt. All lists hold one value per prompt.
@@ -78,15 +82,15 @@ def expand_requests(
         return documents.setdefault((source, *document.layout.input_ids), document)
 
     requests = []
-    values = prompts, negative_prompts, images, sizes, scales, image_scales
-    for text, negative, image, size, scale, image_scale in zip(*values, strict=True):
+    values = prompts, negative_prompts, images, sizes, scales, image_scales, edits
+    for text, negative, image, size, scale, image_scale, edit in zip(*values, strict=True):
         rows = [read(text, image, size)]
         uncond, unconditional = (text, True) if negative is None else (negative, False)
         if scale != 1 or image_scale != 1:
             rows.append(read(uncond, image, size, unconditional))
         if image_scale != 1:
             rows.append(read(uncond, None, size, unconditional))
-        requests.append(ImageRequest(tuple(rows), size, scale, image_scale))
+        requests.append(ImageRequest(tuple(rows), size, scale, image_scale, edit))
     return requests
 
 

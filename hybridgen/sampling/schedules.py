@@ -43,6 +43,7 @@ class Schedule:
         alpha, sigma: (S,) how x_t mixes clean image and noise.
         prediction_type: the kind of prediction that the scheduler takes.
         takes_generator: whether its step draws noise from generators.
+        first: the number of the step to begin with; above 0, from a known image with the noise of that step.
     """
 
     scheduler: object
@@ -51,6 +52,7 @@ class Schedule:
     sigma: Tensor
     prediction_type: str
     takes_generator: bool
+    first: int = 0
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -150,6 +152,7 @@ def prepare(
     diffusion_config,
     device: torch.device | str = "cpu",
     shift: float | None = None,
+    strength: float = 1.0,
 ) -> Schedule:
     """A scheduler, copied and set to its steps.
 
@@ -159,6 +162,7 @@ def prepare(
 
     Args:
         shift: of the noise levels (`with_shift`); None = the scheduler's own.
+        strength: the share of the steps that are taken, the last of them (SDEdit, arXiv 2108.01073).
 
     Raises:
         ValueError: see `check_scheduler`; or it has not that many steps, or does not take the prediction it asks for.
@@ -172,8 +176,10 @@ def prepare(
             f"num_inference_steps is {num_inference_steps}; the process has {max_timesteps} timesteps, take fewer"
         )
     _set_steps(scheduler, num_inference_steps, diffusion_config, device)
+    first = (num_inference_steps - steps_taken(num_inference_steps, strength)) * getattr(scheduler, "order", 1)
+    first = min(first, len(scheduler.timesteps) - 1)
     if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(0)
+        scheduler.set_begin_index(first)
     timesteps = scheduler.timesteps.float()
     if is_flow:
         sigma = scheduler.sigmas[: len(timesteps)].float().to(device)
@@ -186,8 +192,13 @@ def prepare(
         abar = scheduler.alphas_cumprod.to(device)[scheduler.timesteps]
         alpha, sigma = abar.sqrt(), (1 - abar).sqrt()
     takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-    _try_a_step(scheduler, takes_generator)
-    return Schedule(scheduler, timesteps, alpha, sigma, _prediction_type(scheduler), takes_generator)
+    _try_a_step(scheduler, takes_generator, first)
+    return Schedule(scheduler, timesteps, alpha, sigma, _prediction_type(scheduler), takes_generator, first)
+
+
+def steps_taken(num_inference_steps: int, strength: float) -> int:
+    """How many of the steps a strength takes, at least one."""
+    return max(1, round(num_inference_steps * strength))
 
 
 def _set_steps(scheduler, steps: int, diffusion_config, device: torch.device | str) -> None:
@@ -229,9 +240,9 @@ def in_a_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:120]
 
 
-def _try_a_step(scheduler, takes_generator: bool) -> None:
+def _try_a_step(scheduler, takes_generator: bool, first: int) -> None:
     """Schedulers refuse a prediction_type only when they step; so one number takes a step, before any long work."""
-    trial, timestep = copy.deepcopy(scheduler), scheduler.timesteps[0]
+    trial, timestep = copy.deepcopy(scheduler), scheduler.timesteps[first]
     pixel = torch.zeros(1, 1, 1, 1, device=timestep.device)
     options = {"generator": Generator()} if takes_generator else {}
     try:

@@ -14,6 +14,7 @@ from hybridgen.core.values import choice, each, flag, shown
 from hybridgen.sampling.codes import GREEDY, CodeSampling, check_window
 from hybridgen.sampling.decoder import Decoder
 from hybridgen.sampling.guidance import Guidance
+from hybridgen.sampling.schedules import steps_taken
 
 _WINDOW = 8  # codes read at once, at most, where nobody says
 
@@ -28,6 +29,7 @@ class DrawingSetup:
         guidance: the method; the scales of an image are its request's, those of a batch are set when it is drawn.
         sampling: of codes.
         decoder: the model's, in the settings' precision.
+        strength: the share of the denoising steps that are taken where a picture is edited (`sampling.edits`).
     """
 
     path: str
@@ -35,11 +37,17 @@ class DrawingSetup:
     guidance: Guidance
     sampling: CodeSampling
     decoder: Decoder
+    strength: float = 1.0
 
     @property
     def num_inference_steps(self) -> int:
         """Denoising steps; 1 on the vq path, which counts codes."""
         return self.settings.get("num_inference_steps", 1)
+
+    @property
+    def steps_taken(self) -> int:
+        """Those of them that are taken."""
+        return steps_taken(self.num_inference_steps, self.strength)
 
     @property
     def shift(self) -> float | None:

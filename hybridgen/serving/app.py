@@ -28,7 +28,7 @@ from hybridgen.serving.engine import Engine, Failed, Finished
 from hybridgen.serving.errors import ApiError, as_api_error, bad
 from hybridgen.serving.gate import HUNG_UP, Gate, error_response, json_response
 from hybridgen.serving.images import ImagesRequest, fields_of_form, usage_of
-from hybridgen.serving.limits import Limits, parse_json, take_picture
+from hybridgen.serving.limits import Limits, parse_json, take_mask, take_picture
 from hybridgen.serving.metrics import CONTENT_TYPE, Metrics
 
 if TYPE_CHECKING:  # the extra, which is imported where it is needed: the command line knows of this file without it
@@ -94,19 +94,21 @@ class Server:
         return await self._draw(request, asked, "image_generation")
 
     async def edit(self, request: "Request") -> "Response":
-        """The picture that is edited stands before the prompt, as `image` does in a call of the pipeline."""
+        """The picture that is edited stands before the prompt, as `image` does in a call of the pipeline; with a mask
+        it is redrawn there, as its `edit_image` is."""
         fields, files = await self._form(request)
         self._check_model(fields.get("model"))
         pictures = [content for name, content in files if name in ("image", "image[]")]
         if unknown := [name for name, _ in files if name not in ("image", "image[]", "mask")]:
             raise bad(f"there is no file {unknown[0][:80]!r} in an edit; there are image and mask", unknown[0][:80])
-        if any(name == "mask" for name, _ in files):
-            sentence = "this model edits whole pictures, not what a mask leaves open; leave the mask out"
-            raise bad(sentence, "mask", "mask_not_supported")
+        masks = [content for name, content in files if name == "mask"]
+        if len(masks) > 1:
+            raise bad(f"an edit has one mask, but {len(masks)} were sent", "mask")
         if len(pictures) != 1:
             raise bad(f"an edit is of one image, but {len(pictures)} were sent", "image")
         image = await self._in_thread(take_picture, "image", pictures[0], self.limits)
-        asked = await self._in_thread(ImagesRequest.of, fields_of_form(fields), self.limits, image)
+        mask = await self._in_thread(take_mask, "mask", masks[0], self.limits, image.size) if masks else None
+        asked = await self._in_thread(ImagesRequest.of, fields_of_form(fields), self.limits, image, mask)
         return await self._draw(request, asked, "image_edit")
 
     async def _draw(self, request: "Request", asked: ImagesRequest, kind: str) -> "Response":

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from hybridgen.sampling.edits import read_edits
 from hybridgen.sampling.requests import ImageRequest
 from hybridgen.sampling.seeds import image_generators, new_seed, nth_seed
 from hybridgen.sampling.settings import DrawingSetup
@@ -57,6 +58,9 @@ class PictureCall:
         image=None,
         read: str | None = None,
         preview_every: int | None = None,
+        edit_image=None,
+        mask_image=None,
+        strength: float | None = None,
         **settings,
     ) -> "PictureCall":
         """Everything as in a call of the pipeline.
@@ -67,9 +71,10 @@ class PictureCall:
         path = pipe.writing_path(path)
         if path == "vq" and pipe.sampling_settings(path, window=settings.get("window"))["window"] is None:
             settings["window"] = 1  # guesses that are read cost the others' time
-        setup = pipe.drawing_setup(path, **settings)
-        sizes = pipe.check_sizes([height], [width], path)
-        request = pipe.image_requests(setup, [prompt], negative_prompt, sizes, image, read)[0]
+        edits, strength = read_edits(edit_image, mask_image, strength, path, 1)
+        setup = pipe.drawing_setup(path, strength=strength, **settings)
+        sizes = pipe.check_sizes([height], [width], path, edits)
+        request = pipe.image_requests(setup, [prompt], negative_prompt, sizes, image, read, edits)[0]
         seed = new_seed() if seed is None else seed
         image_generators(count, seed)  # refuses what is no seed
         return cls(pipe, setup, request, count, seed, preview_every)
@@ -87,7 +92,7 @@ class PictureCall:
     @property
     def steps(self) -> int:
         """How many forwards it takes: denoising steps, or codes."""
-        return self.tokens if self.setup.path == "vq" else self.setup.num_inference_steps
+        return self.tokens if self.setup.path == "vq" else self.setup.steps_taken
 
     def seed_of(self, number: int) -> int:
         """Of the picture with this number."""
@@ -96,11 +101,12 @@ class PictureCall:
     def task(self) -> Task[list[Image.Image]]:
         """Draws them; yields a `Preview` now and then, where that was asked for."""
         pipe, request = self.pipe, self.request
-        prefix = pipe.read_requests([request] * self.count, self.setup.decoder)
+        requests = [request] * self.count
+        prefix, known = pipe.read_requests(requests, self.setup.decoder), pipe.known_of(requests, self.setup.path)
         image_scale = torch.tensor([request.image_scale] * self.count)
         guidance = replace(self.setup.guidance, scale=request.scale, image_scale=image_scale)
         generators = image_generators(self.count, self.seed)
-        drawing, before = pipe.drawing(prefix, self.setup, request.size, generators, guidance), 0
+        drawing, before = pipe.drawing(prefix, self.setup, request.size, generators, guidance, known=known), 0
         while not drawing.done:
             yield from drawing.step()
             step, every = drawing.steps_done, self.preview_every
@@ -111,4 +117,5 @@ class PictureCall:
         return self._pictures(drawing.drawn())
 
     def _pictures(self, drawn) -> list[Image.Image]:
-        return self.pipe.processor.postprocess(list(self.pipe.decode_images(drawn, self.setup.path)))
+        pixels = self.pipe.decode_images(drawn, self.setup.path)
+        return self.pipe.as_pictures(list(pixels), [self.request.edit] * self.count)

@@ -17,6 +17,7 @@ from PIL import Image
 
 from hybridgen.core.names import OF_PATH, check_values
 from hybridgen.core.values import choice, flag, number, shown, whole_number
+from hybridgen.sampling.schedules import steps_taken
 from hybridgen.sampling.seeds import check_seed
 from hybridgen.serving.drawing import PictureCall
 from hybridgen.serving.errors import bad
@@ -30,8 +31,8 @@ _NO_EFFECT = ("user", "safety_identifier", "metadata", "prompt_cache_key", "stor
 _ONLY = {"quality": ("auto",), "background": ("auto", "opaque"), "moderation": ("auto", "low")}  # nothing else is known
 _TEXTS = ("prompt", "negative_prompt", "model", "path", "read", "size", "user")
 _KNOWN = (
-    *_TEXTS, *SETTINGS, *_NO_EFFECT, *_ONLY, "n", "seed", "response_format", "output_format", "output_compression",
-    "stream", "partial_images", "precision",
+    *_TEXTS, *SETTINGS, *_NO_EFFECT, *_ONLY, "n", "seed", "strength", "response_format", "output_format",
+    "output_compression", "stream", "partial_images", "precision",
 )  # fmt: skip
 
 
@@ -52,11 +53,15 @@ class ImagesRequest:
     partial_images: int
 
     @classmethod
-    def of(cls, body: dict, limits: Limits, image: Image.Image | None = None) -> "ImagesRequest":
+    def of(
+        cls, body: dict, limits: Limits, image: Image.Image | None = None, mask: Image.Image | None = None
+    ) -> "ImagesRequest":
         """
         Args:
             body: the request's fields.
-            image: that is to be edited.
+            image: that is to be edited. It stands before the prompt, unless a mask or a strength says that it is
+                redrawn; where `read` is said, it does both.
+            mask: white where it is redrawn.
 
         Raises:
             ApiError: what a client can mend.
@@ -76,7 +81,9 @@ class ImagesRequest:
         texts = {name: body[name] for name in ("prompt", "negative_prompt", "path", "read") if name in body}
         arguments = {**texts, **settings, "count": count, "seed": _seed(body), "height": height, "width": width}
         if image is not None:
-            arguments["image"] = image
+            arguments |= _edit(body, image, mask)
+        elif "strength" in body:
+            raise bad("strength is about the picture of an edit; leave it out", "strength")
         stream, previews = checked("stream", flag, body.get("stream", False)), body.get("partial_images", 0)
         previews = checked("partial_images", whole_number, previews, 0, 3)
         if previews and not stream:
@@ -91,6 +98,8 @@ class ImagesRequest:
         tokens = pipe.processor.count_tokens(path, self.arguments["height"], self.arguments["width"])
         limits.check("image_tokens", tokens, "size in tokens")
         steps = tokens if path == "vq" else pipe.sampling_settings(path, **self._settings())["num_inference_steps"]
+        if path != "vq":
+            steps = steps_taken(steps, self.arguments.get("strength") or 1.0)
         every = max(1, steps // (self.partial_images + 1)) if self.partial_images else None
         return PictureCall.of(pipe, **self.arguments, preview_every=every)
 
@@ -118,6 +127,19 @@ class ImagesRequest:
         height, width = call.request.size
         about = {"size": f"{width}x{height}", "output_format": self.file_format}
         return {**about, "quality": "auto", "background": "opaque"}
+
+
+def _edit(body: dict, image: Image.Image, mask: Image.Image | None) -> dict:
+    """The arguments that say what is made of a picture. Raises ApiError for a strength that is none."""
+    strength = body.get("strength")
+    if mask is None and strength is None:
+        return {"image": image}
+    if strength is not None:
+        strength = checked("strength", number, strength, 0, 1, "1 = drawn from noise alone", True)
+    arguments = {"edit_image": image, "mask_image": mask, "strength": strength}
+    if body.get("size", "auto") == "auto":
+        arguments |= {"height": image.height, "width": image.width}
+    return arguments | ({"image": image} if "read" in body else {})
 
 
 def usage_of(call: PictureCall) -> dict:

@@ -8,12 +8,13 @@ import base64
 import binascii
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
-from hybridgen.core.pictures import read_picture
+from hybridgen.core.pictures import read_picture, transparent_pixels
 from hybridgen.core.utf8 import check_text
 from hybridgen.core.values import shown
 from hybridgen.serving.errors import bad
@@ -116,11 +117,32 @@ def take_data_url(name: str, url: Any, limits: Limits) -> Image.Image:
     return take_picture(name, content, limits)
 
 
-def take_picture(name: str, content: bytes, limits: Limits, keep_alpha: bool = False) -> Image.Image:
+def take_mask(name: str, content: bytes, limits: Limits, size: tuple[int, int]) -> Image.Image:
+    """An uploaded mask in the form of the API, whose transparent pixels say what is redrawn: white there, black
+    elsewhere.
+
+    Args:
+        size: width and height of the picture that it is of.
+
+    Raises:
+        ApiError: it has another size, or nothing transparent.
+    """
+    mask = take_picture(name, content, limits, transparent_pixels)
+    if mask.size != size:
+        sizes = f"{mask.width}x{mask.height} pixels, but the image is {size[0]}x{size[1]}"
+        raise bad(f"{name} is {sizes}; send a mask of the image's size", name, "invalid_mask")
+    if not mask.getbbox():
+        raise bad(f"{name} has no transparent pixel, so that nothing would be redrawn", name, "invalid_mask")
+    return mask
+
+
+def take_picture(
+    name: str, content: bytes, limits: Limits, read: Callable[[bytes], Image.Image] = read_picture
+) -> Image.Image:
     """An uploaded picture, upright and in RGB. Its size is read from its head, before any pixel is.
 
     Args:
-        keep_alpha: as it is, where it is transparent, for a mask.
+        read: what is made of its bytes.
     """
     limits.check("image_bytes", len(content), name)
     try:
@@ -135,10 +157,7 @@ def take_picture(name: str, content: bytes, limits: Limits, keep_alpha: bool = F
             f"{name} has {size} pixels; this server reads at most {most}, make it smaller", name, "image_too_large"
         )
     try:
-        if keep_alpha:
-            with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-                return opened.convert("RGBA")
-        return read_picture(content)
+        return read(content)
     except Exception as error:
         said = str(error) if isinstance(error, ValueError) else "it is damaged"
         raise bad(f"{name} cannot be read ({said[:300]})", name, "invalid_image") from None

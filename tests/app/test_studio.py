@@ -11,8 +11,10 @@ from diffusers import FlowMatchHeunDiscreteScheduler
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from hybridgen.app.studio import CUT, Shown, Studio
+from hybridgen.app.page import painted_mask
+from hybridgen.app.studio import CUT, File, Shown, Studio
 from hybridgen.chat.turn import Conversation
+from hybridgen.checkpoints.manifest import edit_origin
 from hybridgen.checkpoints.png import png_texts
 from hybridgen.checkpoints.replaying import read_manifest
 from hybridgen.core.messages import strip_reasoning
@@ -84,6 +86,37 @@ def test_both_paths_draw_the_pipelines_pictures_from_one_seed(studio):
         assert last.words.startswith("seed 3 · ")
 
 
+def test_a_region_is_redrawn_by_both_paths_and_said_in_the_file(studio, tmp_path):
+    """Previews are whole pictures; the file names picture and mask by what is in them, for `hybridgen replay`."""
+    picture, mask = Image.open(io.BytesIO(png())), Image.new("1", (32, 32))
+    mask.paste(1, (8, 8, 24, 32))
+    mask.save(tmp_path / "mask.png")
+    files = File("photo.png", png()), File("mask.png", (tmp_path / "mask.png").read_bytes())
+    settings = {"diffusion": STEPS["diffusion"] | {"strength": 0.75}, "vq": STEPS["vq"]}
+    shown: dict[str, list[Shown]] = {}
+    for path, one in all_of(studio.draw(PROMPT, "", "3", "", settings, files)):
+        shown.setdefault(path, []).append(one)
+    for path, given in settings.items():
+        *previews, last = shown[path]
+        expected = studio.pipe(PROMPT, path=path, seed=3, edit_image=picture, mask_image=mask, **given).images[0]
+        assert np.array_equal(pixels(last.png), np.asarray(expected))
+        assert all(np.array_equal(pixels(one.png)[:, :8], np.asarray(picture)[:, :8]) for one in previews[1:])
+        edit = read_manifest(png_texts(io.BytesIO(last.png)), "it")["edit"]
+        assert (edit["file"], edit["strength"]) == ("photo.png", given.get("strength", 1.0))
+        named = edit_origin(tmp_path / "mask.png", picture, tmp_path / "mask.png", mask, 1)["mask"]
+        assert edit["mask"] == named | {"file": "mask.png"}
+    black = File("mask.png", flat((32, 32)))
+    assert "black all over" in sentence_of(studio.draw(PROMPT, "", "3", "", settings, (files[0], black)))
+    small = studio.draw(PROMPT, "", "3", "", settings, (files[0], File("mask.png", white((8, 32)))))
+    assert "mask_image is 8x32 pixels, but edit_image is 32x32" in sentence_of(small)
+
+
+def white(size: tuple[int, int]) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", size, 255).save(file, "png")
+    return file.getvalue()
+
+
 def test_without_a_seed_there_is_another_each_time_the_same_for_both(studio):
     seeds = [{path: shown[-1].manifest["seed"] for path, shown in drawn(studio, "").items()} for _ in range(2)]
     assert all(one["diffusion"] == one["vq"] for one in seeds)
@@ -126,6 +159,24 @@ def test_who_goes_away_is_not_drawn_for(studio):
     asyncio.run(first_preview())
     assert studio.engine.counts().cancelled == 2
     assert studio.engine.counts().finished == 0
+
+
+def test_what_is_painted_is_a_mask():
+    layers = [Image.new("RGBA", (16, 8)) for _ in range(2)]
+    layers[0].paste((255, 0, 255, 255), (2, 2, 6, 6))
+    layers[1].paste((255, 0, 255, 200), (8, 0, 16, 4))
+    files = []
+    for layer in layers:
+        layer.save(file := io.BytesIO(), "png")
+        files.append(file.getvalue())
+    mask = pixels(painted_mask(files, Limits()))
+    expected = np.zeros((8, 16), bool)
+    expected[2:6, 2:6] = expected[:4, 8:] = True
+    assert np.array_equal(mask[..., 0], 255 * expected)
+    layers[0].paste((0, 0, 0, 0), (0, 0, 16, 8))
+    layers[0].save(file := io.BytesIO(), "png")
+    for nothing in ([], [file.getvalue()]):
+        assert painted_mask(nothing, Limits()) is None
 
 
 # ----------------------------------------------------------------------------------------------------------- replays
@@ -186,6 +237,8 @@ def test_what_cannot_be_drawn_again_is_said(studio):
     assert re.fullmatch("image_tokens is 16000; this server allows at most 4096", refused(changed(*size)))
     before = changed('"image": null', '"image": {"file": "/etc/passwd", "sha256": "0", "read": "vq"}')
     assert "drawn from another, which its file does not hold" in refused(before)
+    edited = '"edit": {"file": "a.png", "sha256": "0", "mask": null, "strength": 0.5}, "image": null'
+    assert "drawn from another, which its file does not hold" in refused(changed('"image": null', edited))
     assert "float16" in refused(changed('"dtype": "float32"', '"dtype": "float16"'))
     assert studio.engine.counts().finished == 1
 

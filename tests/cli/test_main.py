@@ -6,7 +6,9 @@ Commands run in this process through `main`; a few start Python anew, for what o
 import argparse
 import contextlib
 import inspect
+import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +25,7 @@ from hybridgen.cli.main import COMMANDS, main
 from hybridgen.data.synthetic import DATASETS
 from hybridgen.evaluation.suites import SUITES, open_suite
 from hybridgen.version import __version__
+from tests.training.processes import ProcessGroup
 
 # ------------------------------------------------------------------------------------------- how it ends otherwise
 
@@ -103,18 +106,18 @@ def test_a_reader_that_goes_away_is_no_error(tiny_checkpoint, tmp_path):
     assert "BrokenPipe" not in error
 
 
-def test_an_interrupted_process_is_quiet(doll, tiny_checkpoint):
-    code = (
-        "import os, signal, sys; from hybridgen.cli import main as cli\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # jobs in the background start with it ignored
-        "cli.ask.run = lambda options: iter(lambda: os.kill(os.getpid(), signal.SIGINT), 0)\n"
-        f"sys.exit(cli.main(['ask', {str(tiny_checkpoint)!r}, '--image', {str(doll)!r}, '--question', '?']))"
-    )
-    stopped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (stopped.returncode, stopped.stdout) == (130, "")
-    assert stopped.stderr.splitlines()[-1] == "hybridgen: stopped; nothing was written"
-    for word in ("Traceback", "KeyboardInterrupt"):  # other libraries may print when they are imported
-        assert word not in stopped.stderr
+def interrupted(words: list[str]) -> None:
+    """A command that Ctrl-C stops, in a process of its own."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background start with it ignored
+    ask.run = lambda options: iter(lambda: os.kill(os.getpid(), signal.SIGINT), 0)
+    sys.exit(main(words))
+
+
+def test_an_interrupted_process_is_quiet(doll, tiny_checkpoint, tmp_path):
+    words = ["ask", str(tiny_checkpoint), "--image", str(doll), "--question", "?"]
+    stopped = ProcessGroup(tmp_path / "logs", interrupted, words=words)
+    assert stopped.wait() == [130]
+    assert stopped.output() == "hybridgen: stopped; nothing was written\n"
 
 
 # ------------------------------------------------------------------------------------------- the form of a command
@@ -201,7 +204,7 @@ def options_of(name: str) -> list[argparse.Action]:
 
 
 SEVERAL = {  # options that may be given again
-    "sample": {"prompt", "negative_prompt", "height", "width", "image"},
+    "sample": {"prompt", "negative_prompt", "height", "width", "image", "edit", "mask"},
     "ask": {"image", "question"},
     "evaluate": {"option"},
     "compare": {"option"},

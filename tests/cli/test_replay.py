@@ -38,6 +38,8 @@ WAYS = {
     "guided in the noise alone": ("--steps", 4, "--guidance-interval", 0, 0.5),
     "codes": ("--path", "vq", "--temperature", 0.7, "--top-k", 20, "--top-p", 0.9, "--guidance", 2, "--num-images", 3),
     "codes, projected": ("--path", "vq", "--guider", "apg", "--guidance", 2),
+    "edited, half noised": ("--steps", 4, "--edit", "{edit}", "--mask", "{mask}", "--strength", 0.5),
+    "edited codes": ("--path", "vq", "--edit", "{edit}", "--mask", "{mask}", "--image", "{image}"),
     "from an image": ("--steps", 2, "--image", "{image}", "--image-guidance", 2, "--read", "vq"),
 }  # fmt: skip
 
@@ -45,7 +47,8 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_a_picture_is_drawn_again_to_the_bit(run, tiny_checkpoint, tmp_path, way):
     Image.new("RGB", (40, 30), "teal").save(tmp_path / "teal.png")
-    arguments = [str(word).format(image=tmp_path / "teal.png") for word in WAYS[way]]
+    edit, mask = edited(tmp_path)
+    arguments = [str(word).format(image=tmp_path / "teal.png", edit=edit, mask=mask) for word in WAYS[way]]
     prompts = ("--prompt", "an orc wearing a purple robe", "--prompt", "an elf")
     _, files, _ = run("sample", tiny_checkpoint, *prompts, *arguments, "--seed", 5, "--out", tmp_path / "a")
     code, lines, error = run("replay", files[1], "--out", tmp_path / "again")
@@ -83,6 +86,40 @@ def test_the_picture_before_the_prompt_is_found_and_seen_as_it_was(run, tiny_che
     code, _, error = run("replay", drawn, tiny_checkpoint)
     assert code == 2
     assert f"drawn from the image {tmp_path}/a/photo.png, which is no longer there or has changed; put it back" in error
+
+
+def edited(folder: Path) -> tuple[Path, Path]:
+    """A picture, and a mask of its right half."""
+    edit, mask = folder / "edit.png", folder / "mask.png"
+    Image.linear_gradient("L").resize((32, 32)).convert("RGB").save(edit)
+    half = Image.new("1", (32, 32))
+    half.paste(1, (16, 0, 32, 32))
+    half.save(mask)
+    return edit, mask
+
+
+def test_the_picture_and_the_mask_of_an_edit_are_those_that_were(run, tiny_checkpoint, tmp_path):
+    """Moved beside the picture they are found; others are refused in a sentence; earlier versions refuse the format."""
+    (tmp_path / "a").mkdir()
+    edit, mask = edited(tmp_path / "a")
+    arguments = ("--prompt", "an elf", "--edit", edit, "--mask", mask, "--steps", 2)
+    _, (file,), _ = run("sample", tiny_checkpoint, *arguments, "--out", tmp_path / "drawn")
+    before, after = Image.open(edit), Image.open(file).convert("RGB")
+    assert after.crop((0, 0, 16, 32)).tobytes() == before.crop((0, 0, 16, 32)).tobytes()
+    assert after.crop((16, 0, 32, 32)).tobytes() != before.crop((16, 0, 32, 32)).tobytes()
+    manifest = json.loads(Image.open(file).text["manifest"])
+    assert (manifest["format"], manifest["edit"]["strength"], manifest["image"]) == (3, 1.0, None)
+    shutil.move(edit, tmp_path / "drawn" / "edit.png")
+    Image.open(mask).convert("RGB").save(tmp_path / "drawn" / "mask.png")  # other bytes, the same pixels
+    mask.unlink()
+    assert run("replay", file)[0] == 0
+    for name in ("mask", "edit"):
+        other = tmp_path / "drawn" / f"{name}.png"
+        Image.open(other).transpose(Image.Transpose.ROTATE_90).save(other)
+        code, _, error = run("replay", file)
+        assert code == 2
+        assert "which is no longer there or has changed; put it back" in error
+        assert f"drawn from the {'image' if name == 'edit' else name} {tmp_path}/a/{name}.png" in error
 
 
 def test_an_older_manifest_is_guided_all_along(run, tiny_checkpoint, tmp_path):
@@ -175,6 +212,8 @@ def test_a_manifest_that_was_changed_is_refused(run, tmp_path, text, message):
             "drawn by AutoencoderKL, which this diffusers does not",
         ),
         ({"format": 99}, "a manifest of a later hybridgen"),
+        ({"edit": {"file": "a.png"}}, "whose edit"),
+        ({"edit": {"file": "a", "sha256": "0", "mask": None, "strength": 2}}, "whose edit"),
         ({"seed": "x"}, "whose seed 'x' is none"),
     ],
 )

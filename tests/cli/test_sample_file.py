@@ -82,6 +82,35 @@ def test_each_row_is_drawn_with_its_own_settings(whole, run, tiny_checkpoint, tm
     assert run("replay", whole / "000002.png")[0] == 0
 
 
+def test_rows_may_edit_pictures(run, tiny_checkpoint, tmp_path):
+    """As without a file; one half of each stays; it is drawn again from its manifest."""
+    Image.linear_gradient("L").resize((32, 32)).convert("RGB").save(tmp_path / "edit.png")
+    half = Image.new("1", (32, 32))
+    half.paste(1, (16, 0, 32, 32))
+    half.save(tmp_path / "mask.png")
+    edit = {"edit": "edit.png", "mask": "mask.png", "steps": 3}
+    rows = [
+        {"prompt": "an elf", **edit, "seed": 5, "strength": 0.7},
+        {"prompt": "an orc", **edit, "seed": 6},
+        {"prompt": "an elf", "path": "vq", "edit": "edit.png", "mask": "mask.png", "seed": 7},
+        {"prompt": "an elf", "steps": 3, "seed": 8},
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    words = ("--prompts", tmp_path / "rows.jsonl", "--out", tmp_path / "out")
+    code, _, error = run("sample", tiny_checkpoint, *words)
+    assert code == 0, error
+    before = pixels(tmp_path / "edit.png")
+    made = [pixels(tmp_path / "out" / f"{number:06d}.png") for number in range(4)]
+    assert [bool((one[:, :16] == before[:, :16]).all()) for one in made] == [True, True, True, False]
+    given = ("--edit", tmp_path / "edit.png", "--mask", tmp_path / "mask.png")
+    _, (alone,), _ = run("sample", tiny_checkpoint, "--prompt", "an orc", *given, "--steps", 3, "--seed", 6, "--out",
+                         tmp_path / "alone")  # fmt: skip
+    assert np.array_equal(pixels(alone), made[1])
+    assert run("replay", tmp_path / "out" / "000000.png")[0] == 0
+    drawn = json.loads((tmp_path / "out" / "metadata.jsonl").read_text().splitlines()[0])["drawn"]
+    assert (drawn["edit"], drawn["strength"]) == (str(tmp_path / "edit.png"), 0.7)
+
+
 def test_the_folder_is_a_data_set(whole, run, tmp_path):
     source = open_source(SourceConfig(str(whole), write="diffusion"))
     messages = [source[index]["messages"] for index in range(len(source))]
@@ -172,6 +201,11 @@ def test_all_three_formats_say_the_same(tiny_checkpoint, tmp_path):
         ('{"prompt": "a", "size": 32, "width": 32}', "size is given, and so are height or width"),
         ('{"prompt": "a", "image": "none.png"}', "there is no image"),
         ('{"prompt": "a", "read": "vq"}', "read is about the picture before the prompt"),
+        ('{"prompt": "a", "mask": "prompts.jsonl"}', "mask is about the picture that is redrawn, but there is no edit"),
+        ('{"prompt": "a", "strength": 2}', "strength is 2; it must be a number above 0"),
+        ('{"prompt": "a", "strength": 0.5}', "strength is about the picture that is redrawn"),
+        ('{"prompt": "a", "edit": 3}', "edit is 3; give a text"),
+        ('{"prompt": "a", "edit": "none.png"}', "there is no image"),
         ('{"prompt": "a", "guider": "cake"}', "guider is 'cake'"),
         ('{"prompt": "\\ud83d"}', "prompt is not UTF-8 text"),
         ('{"prompt": "' + "word " * 3000 + '"}', "the model's context is 512"),

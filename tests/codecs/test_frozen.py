@@ -10,6 +10,7 @@ from transformers.models.janus import JanusVQVAE, JanusVQVAEConfig
 
 from hybridgen.codecs import frozen
 from hybridgen.codecs.frozen import PixelCodec, VAECodec, VQCodec, measure_latents, quantize
+from tests.pipelines import tiny_vq_model
 
 
 @pytest.fixture
@@ -264,3 +265,13 @@ def test_quantize_passes_the_gradient_straight_through(directions):
     assert only_z[0].abs().sum() > 0
     assert only_z[1] is None
     assert torch.equal(made.codebook_error, made.commitment_error)
+
+
+def test_a_picture_of_a_single_code_is_decoded_and_encoded():
+    """torch refuses groups of one value, of which this tokenizer's norms then have some: alone as beside another."""
+    codec = VQCodec(tiny_vq_model())
+    codes = torch.tensor([[[3]], [[7]]])
+    alone = torch.cat([codec.decode(code[None]) for code in codes])
+    torch.testing.assert_close(alone, codec.decode(codes), atol=1e-6, rtol=0)  # rounding of a convolution: 1e-7
+    pictures = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert torch.equal(codec.encode(pictures), torch.cat([codec.encode(one[None]) for one in pictures]))

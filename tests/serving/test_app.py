@@ -101,11 +101,79 @@ def test_edits_put_the_picture_before_the_prompt(pipe, client):
     made = client.images.edit(image=("a.png", content), prompt=PROMPT, size="16x16", extra_body=body)
     expected = pipe(PROMPT, image=Image.open(io.BytesIO(content)), **body).images[0]
     assert pixels(made.data[0].b64_json) == expected.tobytes()
-    with pytest.raises(openai.BadRequestError, match="leave the mask out") as refused:
-        client.images.edit(image=("a.png", content), mask=("m.png", content), prompt=PROMPT)
-    assert refused.value.code == "mask_not_supported"
     with pytest.raises(openai.BadRequestError, match="an edit is of one image, but 2 were sent"):
         client.images.edit(image=[("a.png", content), ("b.png", content)], prompt=PROMPT)
+
+
+def hole(size=(16, 16), mode="RGBA", box=(4, 4, 12, 16)) -> tuple[bytes, Image.Image]:
+    """A mask as the API has it, and as the pipeline does."""
+    mask, white = Image.new("RGBA", size, (200, 30, 60, 255)), Image.new("1", size)
+    if box is not None:
+        mask.paste((9, 9, 9, 0), box)
+        white.paste(1, box)
+    file = io.BytesIO()
+    mask.convert(mode).save(file, "png")
+    return file.getvalue(), white
+
+
+@pytest.mark.parametrize("path", ["diffusion", "vq"])
+def test_edits_with_a_mask_redraw_what_is_transparent(pipe, client, path):
+    content, (mask, white) = png(), hole()
+    body = {
+        "seed": 4,
+        "path": path,
+        "guidance_scale": 1.5,
+        **({"num_inference_steps": 4} if path == "diffusion" else {}),
+    }
+    before = Image.open(io.BytesIO(content))
+    files = {"image": ("a.png", content), "mask": ("m.png", mask), "prompt": PROMPT}
+    made = client.images.edit(**files, n=2, extra_body=body)
+    expected = pipe(PROMPT, edit_image=before, mask_image=white, num_images_per_prompt=2, **body).images
+    assert [pixels(one.b64_json) for one in made.data] == [one.tobytes() for one in expected]
+    made = client.images.edit(
+        **files, size="16x16", extra_body=body | {"read": "vq"}
+    )  # it stands before the prompt too
+    both = pipe(PROMPT, edit_image=before, mask_image=white, image=before, read="vq", **body).images[0]
+    assert pixels(made.data[0].b64_json) == both.tobytes()
+    events = list(client.images.edit(**files, stream=True, partial_images=2, extra_body=body))
+    assert pixels(events[-1].b64_json) == expected[0].tobytes()
+    for event in events:  # previews too
+        left = Image.open(io.BytesIO(base64.b64decode(event.b64_json))).crop((0, 0, 4, 16))
+        assert left.tobytes() == before.crop((0, 0, 4, 16)).tobytes()
+    if path == "diffusion":
+        made = client.images.edit(image=("a.png", content), prompt=PROMPT, extra_body=body | {"strength": 0.5})
+        assert (
+            pixels(made.data[0].b64_json) == pipe(PROMPT, edit_image=before, strength=0.5, **body).images[0].tobytes()
+        )
+
+
+def test_a_mask_that_is_none_is_told_in_one_sentence(http):
+    for files, fields, words in (
+        (
+            {"mask": hole((8, 16))[0]},
+            {},
+            "mask is 8x16 pixels, but the image is 16x16; send a mask of the image's size",
+        ),
+        ({"mask": hole(box=None)[0]}, {}, "mask has no transparent pixel"),
+        ({"mask": hole(mode="RGB")[0]}, {}, "mask has no transparent pixel"),
+        ({"mask": b"x"}, {}, "mask is no picture that can be read"),
+        ({"mask": png()[:-30]}, {}, "mask cannot be read"),
+        ({"mask": hole()[0]}, {"size": "32x32"}, "height is 32, but edit_image is 16x16 pixels and stays so"),
+        ({"mask": hole()[0]}, {"strength": "2"}, "strength is 2; it must be a number above 0 and at most 1"),
+        ({"mask": hole()[0]}, {"strength": "0.5", "path": "vq"}, "the vq path has no noise to begin in"),
+        ({}, {"strength": "1"}, "edit_image has no mask_image"),
+    ):
+        files = {name: (f"{name}.png", content) for name, content in {"image": png(), **files}.items()}
+        answer = http.post("/v1/images/edits", files=files, data={"prompt": "a", **fields})
+        assert answer.status_code == 400, answer.text
+        assert words in answer.json()["error"]["message"]
+    twice = [("image", png()), ("mask", hole()[0]), ("mask", hole()[0])]
+    answer = http.post(
+        "/v1/images/edits", files=[(name, (name, content)) for name, content in twice], data={"prompt": "a"}
+    )
+    assert "an edit has one mask, but 2 were sent" in answer.json()["error"]["message"]
+    answer = http.post("/v1/images/generations", json={"prompt": "a", "strength": 0.5})
+    assert "strength is about the picture of an edit" in answer.json()["error"]["message"]
 
 
 # ------------------------------------------------------------------------------------------------------ conversations
@@ -432,28 +500,9 @@ def wait_for(condition, seconds: float = 60) -> bool:
     return met
 
 
-@pytest.fixture
-def unhurried(monkeypatch):
-    """Pictures take a while on any machine: 200 steps 2 seconds and more, 40 of them 0.4."""
-    from hybridgen.serving import drawing
-
-    task = drawing.PictureCall.task
-
-    def slowly(call):
-        made, answer = task(call), None
-        while True:
-            try:
-                asked = made.send(answer)
-            except StopIteration as end:
-                return end.value
-            time.sleep(0.01)
-            answer = yield asked
-
-    monkeypatch.setattr(drawing.PictureCall, "task", slowly)
-
-
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_hangs_up_frees_its_place(http, address, unhurried, stream):
+    unhurried(0.01)
     body = {"prompt": PROMPT, "path": "diffusion", "num_inference_steps": 200, "n": 8, "stream": stream}
     cancelled = engine_figure(http, "cancelled_total")
     with pytest.raises(httpx.TimeoutException):
@@ -465,6 +514,7 @@ def test_a_client_that_hangs_up_frees_its_place(http, address, unhurried, stream
 
 
 def test_a_full_queue_says_when_to_come_again(pipe, unhurried):
+    unhurried(0.003)
     with served(pipe, key=None, max_rows=2, max_waiting=1) as address:
         body = {"prompt": PROMPT, "path": "diffusion", "num_inference_steps": 200, "size": "64x64"}
 
@@ -482,6 +532,7 @@ def test_a_full_queue_says_when_to_come_again(pipe, unhurried):
 
 
 def test_a_deadline(pipe, unhurried):
+    unhurried(0.01)
     with served(pipe, key=None, limits=Limits(seconds=0.3)) as address:
         body = {"prompt": PROMPT, "path": "diffusion", "num_inference_steps": 200, "size": "64x64"}
         answer = httpx.post(f"{address}/v1/images/generations", json=body, timeout=60)
@@ -490,6 +541,7 @@ def test_a_deadline(pipe, unhurried):
 
 def test_the_end_waits_for_what_runs(pipe, unhurried):
     """A request that is being made when the server is told to end is answered; threads are gone behind."""
+    unhurried(0.01)
     before, answers = threading.active_count(), []
     with served(pipe, key=None, grace=30) as address:
         body = {"prompt": PROMPT, "path": "diffusion", "num_inference_steps": 40}

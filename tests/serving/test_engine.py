@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from PIL import Image
 
 from hybridgen.chat.events import ImageDone, TextDelta
 from hybridgen.chat.settings import TurnSettings
@@ -35,6 +36,13 @@ def picture_settings(draws: random.Random) -> dict:
         "guidance_scale": draws.choice([1.0, 1.5, 4.0]), "guidance_interval": draws.choice([(0, 1), (0.2, 0.7)]),
         "guidance_rescale": draws.choice([0.0, 0.5]), "negative_prompt": draws.choice([None, "square"]),
     }  # fmt: skip
+    if draws.random() < 0.4:  # a region of another picture
+        size, seed = (settings["width"], settings["height"]), draws.randrange(100)
+        levels = random.Random(seed).randbytes(3 * size[0] * size[1])
+        mask = Image.linear_gradient("L").rotate(draws.choice([0, 90, 180])).resize(size)
+        settings |= {"edit_image": Image.frombytes("RGB", size, levels), "mask_image": mask}
+        if path == "diffusion":
+            settings["strength"] = draws.choice([None, 0.5])
     if path == "diffusion":
         return settings | {"num_inference_steps": draws.randint(1, 6), "shift": draws.choice([None, 3.0])}
     of_codes = {"temperature": draws.choice([0.0, 0.7, 1.0]), "top_k": draws.choice([0, 9]), "top_p": 0.9}
@@ -134,7 +142,8 @@ def test_other_models_too(kind, arrivals):
     }}}.get(kind, {})  # fmt: skip
     backbone = kind if kind in ("llama4_text", "mistral") else "qwen3"
     pipe, draws = tiny_pipeline(tiny_vae() if kind == "vae" else None, backbone, **changes), random.Random(0)
-    wanted = [("picture", picture_settings(draws) | {"height": 16, "width": 16}) for _ in range(4)]
+    drawn = [picture_settings(draws) for _ in range(4)]
+    wanted = [("picture", one if "edit_image" in one else one | {"height": 16, "width": 16}) for one in drawn]
     wanted.append(("turn", turn_settings(draws)))
     for one in wanted:
         arrivals.submit(*job(pipe, *one))

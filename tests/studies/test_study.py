@@ -5,11 +5,11 @@ Measured: FLOPs of a run lie within 2 % of its plan at two rows a step, of which
 
 import json
 import multiprocessing
+import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from functools import partial
 from operator import gt
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from hybridgen.studies import runs
 from hybridgen.studies.measuring import measure
 from hybridgen.studies.study_config import read_study
 from hybridgen.training import load_config
+from tests.training.processes import start_command
 
 ROOT = Path(__file__).parents[2]
 DRAW = {"source": "dolls", "name": "draw", "task": "draw", "write": "diffusion", "weight": 0.5}
@@ -162,19 +163,6 @@ def test_what_is_finished_is_not_made_again(again, capsys):
     assert main(["study", str(study), "--out", str(out)]) == 0
     assert {file: file.stat().st_mtime_ns for file in out.rglob("metrics.jsonl")} == before
     assert "6 of 6 runs are finished already" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_a_run_that_is_missing_is_made_and_is_the_same(again):
-    """In a process of its own, too: what comes out depends neither on the runs before it nor on --jobs."""
-    study, out = again
-    folders = [out / "causal" / "seed_0", out / "joint" / "seed_1"]
-    before = [read(folder / "result.json") for folder in folders]
-    for folder in folders:
-        shutil.rmtree(folder)
-    assert main(["study", str(study), "--out", str(out), "--jobs", "2"]) == 0
-    for folder, result in zip(folders, before, strict=True):
-        assert read(folder / "result.json")["numbers"] == result["numbers"]
 
 
 @pytest.mark.slow
@@ -327,6 +315,7 @@ def test_the_study_in_the_box_can_be_made(tmp_path, capsys, monkeypatch):
     """Its plan: every config checked in full, tokenizers and codecs of the right shape, budgets within 1 %; what is
     compared at equal parameters has them."""
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("hybridgen.studies.study.measure", partial(measure, batches=4))
     assert main(["study", "configs/study", "--out", str(tmp_path / "out"), "--plan"]) == 0
     budgets = read(tmp_path / "out" / "budgets.json")
     study = read_study(Path("configs/study"))
@@ -374,19 +363,23 @@ def test_a_run_that_fails_is_told_of(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_beside_others_is_told_of(again, capsys):
-    """In the words of its own process; the others are made, and the report is written."""
+def test_of_runs_side_by_side_one_fails_and_those_that_are_missing_are_made_and_are_the_same(again, capsys):
+    """Each in a process of its own: what comes out depends neither on the runs before it nor on --jobs. The one that
+    fails is told of in the words of its own process, and the report is written all the same."""
     study, out = again
-    for folder in (out / "causal" / "seed_0", out / "joint" / "seed_1"):
-        (folder / "result.json").unlink()
-    shutil.rmtree(out / "causal" / "seed_0" / "checkpoint")
-    (out / "causal" / "seed_0" / "checkpoint").mkdir()
+    broken, missing = out / "causal" / "seed_0", [out / "joint" / "seed_1", out / "alone" / "seed_0"]
+    before = [read(folder / "result.json") for folder in missing]
+    (broken / "result.json").unlink()
+    for folder in (broken / "checkpoint", *missing):
+        shutil.rmtree(folder)
+    (broken / "checkpoint").mkdir()
     capsys.readouterr()
     assert main(["study", str(study), "--out", str(out), "--jobs", "2"]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "1 of 6 runs failed (causal, seed 0: " in said
     assert "it is an empty folder" in said
-    assert (out / "joint" / "seed_1" / "result.json").is_file()
+    for folder, result in zip(missing, before, strict=True):
+        assert read(folder / "result.json")["numbers"] == result["numbers"]
     assert read(out / "study.json")["missing"] == ["causal, seed 0"]
 
 
@@ -427,24 +420,24 @@ def uninterrupted(tmp_path_factory) -> tuple[Path, dict]:
 @pytest.mark.timeout(900)
 def test_a_study_that_is_stopped_leaves_nothing_running_and_goes_on(uninterrupted, tmp_path):
     """Two of three runs side by side, stopped twice, politely and not: both save their states, the third
-    is not begun, and no process is left; then the same command comes to the same numbers."""
+    is not begun, and no process is left; then the same runs, one after the other, come to the same numbers."""
     study, whole = uninterrupted
     out = tmp_path / "out"
-    words = ["study", str(study), "--out", str(out), "--jobs", "2"]
+    words = ["study", str(study), "--out", str(out)]
     begun = [out / name / "seed_0" for name in ("joint", "causal")]
     logs = [folder / "metrics.jsonl" for folder in begun]
     for number, code in ((signal.SIGTERM, 0), (signal.SIGKILL, -signal.SIGKILL)):
         logged = [*map(lines_of, logs)]
-        command = [sys.executable, "-m", "hybridgen", *words]
-        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        said = tmp_path / f"{number.name}.txt"
+        process = start_command([*words, "--jobs", "2"], said)
         wait_until(lambda logged=logged: all(map(gt, map(lines_of, logs), logged)))
         children = children_of(process.pid)
         assert len(children) >= 2
-        process.send_signal(number)
-        said = process.communicate(timeout=300)[1]
-        assert process.returncode == code
+        os.kill(process.pid, number)
+        process.join(300)
+        assert process.exitcode == code
         wait_until(lambda children=children: not any(map(is_alive, children)))
-        assert "Traceback" not in said
+        assert "Traceback" not in said.read_text()
         assert not any((folder / "result.json").is_file() for folder in begun)
         assert all((folder / "state").is_dir() for folder in begun)
         assert not (out / "alone").exists()

@@ -14,6 +14,7 @@ import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
 
+from hybridgen.cli.main import main
 from tests.core.disk_calls import skip_flushing
 from tests.training import toy
 
@@ -77,6 +78,17 @@ class ProcessGroup:
     def output(self, rank: int | None = None) -> str:
         logs = self.logs if rank is None else [self.logs[rank]]
         return "\n".join(log.read_text() for log in logs if log.exists())
+
+
+def start_command(words: list[str], log: Path) -> multiprocessing.Process:
+    """`hybridgen WORDS`, which may start processes itself; `log` gets what it says."""
+    process = SERVER.Process(target=_run, args=(_command, {"words": words}, {}, log), daemon=False)
+    process.start()
+    return process
+
+
+def _command(words: list[str]) -> None:
+    sys.exit(main(words))
 
 
 def launched_with(form: str, processes: int) -> dict[str, str]:

@@ -72,7 +72,7 @@ def there(form: str = "all paths", rows: int = 4, **changes):
 def step(stage, batch: dict) -> dict:
     losses = stage.losses(stage.model, batch)
     total(losses, {kind: count for kind, (_, count) in losses.items()}, stage.weights).backward()
-    return losses
+    return {kind: (loss.detach(), count) for kind, (loss, count) in losses.items()}
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -19,11 +19,13 @@ from hybridgen.cli.arguments.types import (
     picture_side,
     seed_number,
     share,
+    share_above_0,
 )
 from hybridgen.core.names import OF_PATH
 from hybridgen.core.recognition import SMALL, require_checkpoint, require_file
 
 FILES = (".txt", ".jsonl", ".parquet")
+_OF_EACH = ("--height", "--width", "--negative-prompt", "--image", "--edit", "--mask")  # once, or for each prompt
 ABOUT = """\
 Draw pictures and print the paths of the PNG files. Each carries its prompt, path, seed and settings as text,
 and no file is ever written over. Picture i is drawn with seed + i, whatever is drawn beside it.
@@ -32,9 +34,10 @@ examples:
   hybridgen sample runs/demo/checkpoint --prompt "an orc wearing a purple robe, blue background" --out pictures
   hybridgen sample runs/demo/checkpoint --prompt "an elf, sand background" --path vq --num-images 8 --out elves
   hybridgen sample runs/demo/checkpoint --prompts prompts.jsonl --out drawn
+  hybridgen sample runs/demo/checkpoint --prompt "an elf, sand background" --edit elf.png --mask mask.png --out edited
 
 A file of --prompts has one a row: a line of .txt, or a row of .jsonl or .parquet with its own settings (prompt,
-negative_prompt, image, path, seed, num_images, size, height, width, steps, guidance, temperature, ...). --out is then a
+negative_prompt, image, edit, mask, path, seed, num_images, size, height, width, steps, guidance, ...). --out is then a
 data set when all is drawn (metadata.jsonl), and the same command goes on after a stop, also on another number of
 processes (accelerate launch -m hybridgen sample ...).
 """
@@ -65,6 +68,26 @@ def add_arguments(commands) -> None:
     )
     what.add_argument(
         "--read", type=path_name, metavar="PATH", help="path by which --image is read (default: the checkpoint's first)"
+    )
+    what.add_argument(
+        "--edit",
+        type=path_to,
+        action="append",
+        metavar="FILE",
+        help="a picture of which a region is redrawn, in its own size, once or for each prompt",
+    )
+    what.add_argument(
+        "--mask",
+        type=path_to,
+        action="append",
+        metavar="FILE",
+        help="of the size of --edit: white where that is redrawn, black where it stays",
+    )
+    what.add_argument(
+        "--strength",
+        type=share_above_0,
+        metavar="X",
+        help="diffusion path: below 1, --edit is noised so far only and stays nearer to what it was (default: 1)",
     )
     how = command.add_argument_group("how to draw")
     how.add_argument("--path", type=path_name, help="diffusion or vq (default: the first that the checkpoint has)")
@@ -114,12 +137,24 @@ def _check_prompts(options: argparse.Namespace) -> None:
     require_file("file of prompts", options.prompts, f"give one that ends with {', '.join(FILES)}")
     if options.prompts.suffix.lower() not in FILES:
         raise ValueError(f"--prompts {options.prompts} does not end with {', '.join(FILES)}; rename it, or write it so")
-    for name in ("--height", "--width", "--negative-prompt", "--image"):
+    for name in _OF_EACH:
         given = getattr(options, name.removeprefix("--").replace("-", "_"))
         if given is not None and len(given) > 1:
             raise ValueError(
                 f"{name} is given {len(given)} times, but --prompts has rows; give it once, or in the rows"
             )
+
+
+def _check_edits(options: argparse.Namespace) -> None:
+    for name, given in (("--mask", options.mask), ("--strength", options.strength)):
+        if given is not None and options.edit is None and options.prompts is None:  # whose rows may have their own
+            raise ValueError(f"{name} is about the picture that is redrawn, but none is given; give --edit FILE")
+    lacks_mask = options.mask is None and options.strength in (None, 1) and options.prompts is None
+    if options.edit is not None and lacks_mask:
+        raise ValueError(
+            "--edit has no --mask, so that nothing of it would stay; give --mask FILE, white where it is redrawn, or a "
+            "--strength below 1 (diffusion)"
+        )
 
 
 def check(options: argparse.Namespace) -> None:
@@ -135,13 +170,15 @@ def check(options: argparse.Namespace) -> None:
         raise ValueError("--read says how to read --image, but none is given; leave it out")
     if options.image_guidance not in (None, 1) and options.image is None:
         raise ValueError("--image-guidance says how closely to follow --image, but none is given; leave it out")
-    for name in ("--height", "--width", "--negative-prompt", "--image"):
+    for name in _OF_EACH:
         given = getattr(options, name.removeprefix("--").replace("-", "_"))
         if given is not None and len(given) not in (1, len(options.prompt or ())):
             raise ValueError(
                 f"{name} is given {len(given)} times for {len(options.prompt)} prompts; give it once, or for each"
             )
-    for image in options.image or ():
-        check_image("--image", image)
+    _check_edits(options)
+    for name, files in (("--image", options.image), ("--edit", options.edit), ("--mask", options.mask)):
+        for file in files or ():
+            check_image(name, file)
     check_out(options.out)
     require_checkpoint(options.checkpoint)

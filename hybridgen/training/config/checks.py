@@ -27,8 +27,10 @@ from hybridgen.processing_hybridgen import check_unconditional
 from hybridgen.sampling.schedules import scheduler_named, with_shift
 from hybridgen.training.config import strict
 from hybridgen.training.config.codec import AdversarialConfig, CodecTrainingConfig, PerceptualConfig
-from hybridgen.training.config.parts import NO_FOLDER, codec_factors, hybrid_config, said_of, vae_config, vq_config
+from hybridgen.training.config.growth import check_growth
+from hybridgen.training.config.parts import NO_FOLDER, codec_factors, hybrid_config, vae_config, vq_config
 from hybridgen.training.config.schema import DataConfig, SamplingConfig, TrainConfig
+from hybridgen.training.config.sections import said_of
 from hybridgen.training.config.strict import unknown_key
 
 WRITING = ("diffusion", "vq")
@@ -220,7 +222,14 @@ def _check_model_stage(config: TrainConfig) -> None:
     for key in ("vq_model", "vae"):
         if getattr(config, key) is not None:
             raise ValueError(f"stage is 'model', but {key} is given; remove it, or set stage=codec")
+    if config.model.grow_from is not None:
+        check_growth(config.model)
     if config.lora is not None:
+        if config.model.grow_from is not None:
+            raise ValueError(
+                f"lora trains beside weights that stay as they are, but model.grow_from is {config.model.grow_from!r}, "
+                "which adds weights that have to learn; leave one out"
+            )
         if config.model.from_pretrained is None:
             raise ValueError("lora adapts a pretrained pipeline, but model.from_pretrained is missing; give it")
         require_peft()
@@ -238,7 +247,7 @@ def _check_model_stage(config: TrainConfig) -> None:
             check_unconditional(config.model.unconditional)
     hybrid = hybrid_config(config.model)
     _check_starting_weights(config, hybrid)
-    factors = codec_factors(hybrid, config.codec, config.model.from_pretrained)
+    factors = codec_factors(hybrid, config.codec, config.model.start)
     sides = {path: getattr(hybrid, f"{path}_config").sample_size * factors[path] for path in factors}
     if len(set(sides.values())) > 1:
         shown = ", ".join(f"{path} {side}" for path, side in sides.items())
@@ -326,6 +335,11 @@ def _check_starting_weights(config: TrainConfig, hybrid: HybridGenConfig) -> Non
         raise ValueError(
             "model.codes_from_codebook is true, but codes are tokens of the vocabulary here and have no table of their "
             "own; say false"
+        )
+    if config.model.codes_from_codebook and config.model.grow_from is not None and config.model.vq_config is None:
+        raise ValueError(
+            "model.codes_from_codebook is true, but codes come trained with the checkpoint that model.grow_from names; "
+            "say false"
         )
 
 

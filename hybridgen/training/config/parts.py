@@ -5,15 +5,12 @@ can work is checked by `HybridGenConfig` itself, which is made here.
 """
 
 import inspect
-from collections.abc import Iterator, Set
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
 import diffusers
 import torch
 from diffusers import AutoencoderKL
-from huggingface_hub.errors import StrictDataclassError
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.janus.configuration_janus import JanusVQVAEConfig
@@ -24,19 +21,16 @@ from hybridgen.codecs.frozen import vq_downsample_factor
 from hybridgen.codecs.patch_vq import PatchVQ
 from hybridgen.configuration_hybridgen import (
     HybridGenConfig,
-    HybridGenDiffusionConfig,
-    HybridGenVQConfig,
-    check_sizes,
 )
 from hybridgen.core.files import read_json
 from hybridgen.core.recognition import INDEX, check_files, checkpoint_path, require_folder, user_path
 from hybridgen.paths.understanding import check_tower
 from hybridgen.training.config.codec import VAETrainingConfig, VQTrainingConfig
-from hybridgen.training.config.renamed import new_name
+from hybridgen.training.config.growth import grown_config
 from hybridgen.training.config.schema import CodecPaths, ModelConfig
+from hybridgen.training.config.sections import PATH_CONFIGS, said_of, sub_config
 from hybridgen.training.config.strict import suggest, unknown_key
 
-EXTRA_KEYS = {"model_type", "vision_use_head"}  # SigLIP reads the second; not every version declares it
 NO_FOLDER = "; give a folder that save_pretrained wrote"  # ends errors about JSON that is missing
 BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 MEASURED = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
@@ -48,6 +42,8 @@ def hybrid_config(model: ModelConfig, vocab_size: int | None = None, **token_ids
     Raises:
         ValueError: contradictions, unknown keys and wrong types, named.
     """
+    if model.grow_from is not None:
+        return grown_config(model, vocab_size or 0, token_ids)
     if model.from_pretrained is not None:
         return _pretrained_config(model)
     parts = {name: getattr(model, name) for name in ("text_config", "vision_config", "diffusion_config", "vq_config")}
@@ -66,8 +62,7 @@ def hybrid_config(model: ModelConfig, vocab_size: int | None = None, **token_ids
             parts[part] = _typed_config(parts[part], default, f"model.{part}")
     if parts["vision_config"] is not None:
         check_tower(parts["vision_config"])
-    own = (("diffusion_config", HybridGenDiffusionConfig), ("vq_config", HybridGenVQConfig))
-    for part, kind in own:
+    for part, kind in PATH_CONFIGS.items():
         if parts[part] is not None:
             parts[part] = sub_config(parts[part], kind, f"model.{part}")
     if vocab_size is not None:
@@ -81,7 +76,7 @@ def hybrid_config(model: ModelConfig, vocab_size: int | None = None, **token_ids
         "understanding_bidirectional", "vision_feature_layer", "aligner", "native_aspect", "aligner_depth",
         "aligner_hidden_act", "initializer_range", "tie_word_embeddings",
     )  # fmt: skip
-    settings = {name: getattr(model, name) for name in names}
+    settings = {name: value for name in names if (value := getattr(model, name)) is not None}
     config = HybridGenConfig(**parts, **settings, **token_ids)
     name = "text_config" if model.language_model is None else f"language_model {model.language_model}"
     check_config(config.text_config, f"model.{name}")
@@ -173,25 +168,6 @@ def _with_defaults(content: dict, where: str, defaults: dict) -> dict:
     return arguments
 
 
-def sub_config(
-    content: dict, kind: type[PreTrainedConfig], where: str, more: Set[str] = frozenset()
-) -> PreTrainedConfig:
-    """A config of a known class, its keys and types checked (transformers takes unknown keys without a word).
-
-    Args:
-        more: keys that are read, and that the class does not declare.
-    """
-    known = {field.name for field in fields(kind)} | set(getattr(kind, "attribute_map", {})) | EXTRA_KEYS | more
-    for key, value in content.items():
-        if key not in known or new_name(f"{where}.{key}") is not None:  # an old name that checkpoints may still have
-            raise unknown_key(f"{where}.{key}", value, sorted(known))
-    check_sizes(content, where)
-    try:
-        return kind(**{key: value for key, value in content.items() if key != "model_type"})
-    except (StrictDataclassError, TypeError) as error:
-        raise ValueError(f"{where}: {' '.join(str(error.__cause__ or error).split())}") from None
-
-
 def _reads_head_dim(kind: type[PreTrainedConfig]) -> bool:
     """Whether the decoder of a config class takes the width of its heads from a setting that the class does not
     declare, as Qwen3-MoE's and Granite's do: a layer without values is asked."""
@@ -261,15 +237,6 @@ def _part_config(folder: str | Path, part: str) -> PreTrainedConfig:
     return config
 
 
-@contextmanager
-def said_of(key: str) -> Iterator[None]:
-    """Inside, errors of ours begin with the key of the config that they are about."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{key}: {error}") from error
-
-
 def open_folder(folder: str | Path) -> dict:
     """The config.json of a folder that a config names, once every file in it is known to be what its name says.
 
@@ -286,13 +253,13 @@ def open_folder(folder: str | Path) -> dict:
 # -------------------------------------------------------------------------------------------------------- codecs
 
 
-def codec_factors(hybrid: HybridGenConfig, codec: CodecPaths, from_pretrained: str | None = None) -> dict[str, int]:
+def codec_factors(hybrid: HybridGenConfig, codec: CodecPaths, start: str | None = None) -> dict[str, int]:
     """Pixels along one side of a latent or code, for each path that writes, from the codecs' JSON alone.
 
     Raises:
         ValueError: a codec is missing, of another kind, or does not fit the model.
     """
-    folders = codec_folders(codec, from_pretrained)
+    folders = codec_folders(codec, start)
     factors = {}
     if hybrid.diffusion_config is not None:
         factors["diffusion"], channels = 1, 3
@@ -333,9 +300,9 @@ def _check_autoencoder(folder: Path, kind: str | None) -> None:
         raise ValueError(f"{folder} is a {kind!r}, not an autoencoder; name the folder vae/ of a diffusers model")
 
 
-def codec_folders(codec: CodecPaths, from_pretrained: str | None) -> dict[str, Path | None]:
-    """Where the codecs are: as the config says, or in the pipeline folder that training goes on from."""
-    start = None if from_pretrained is None else checkpoint_path(from_pretrained)
+def codec_folders(codec: CodecPaths, start: str | None) -> dict[str, Path | None]:
+    """Where the codecs are: as the config says, or in the pipeline folder `start` that training goes on from."""
+    start = None if start is None else checkpoint_path(start)
     folders = {}
     for name, component in (("vq", "vq_model"), ("vae", "vae")):
         folder = getattr(codec, name)

@@ -38,11 +38,15 @@ class ModelConfig:
 
     Args:
         from_pretrained: a pipeline folder of hybridgen; nothing else may be given then.
+        grow_from: a pipeline folder of hybridgen that the model outgrows: `diffusion_config` and `vq_config` add paths
+            that it lacks, `text_config: {num_hidden_layers: N}` more layers, N a multiple of its own
+            (`bridges.block_expansion`). All else is the checkpoint's. `alignment_layer` counts those of the new model.
         language_model: a folder of a transformers decoder with its tokenizer: config, weights and tokens come from it.
         vision_model: a folder of a transformers vision tower, or a checkpoint of hybridgen for that in it: config and
             weights come from it.
         text_config, vision_config, diffusion_config, vq_config, ...: as in `HybridGenConfig`. Token ids and the
-            vocabulary's size come from the tokenizer, `vq_config.num_embeddings` has to be the codec's.
+            vocabulary's size come from the tokenizer, `vq_config.num_embeddings` has to be the codec's. None = its
+            default or, with `grow_from`, the checkpoint's.
         embedding_std: standard deviation that text embeddings start with; None = the backbone's own (0.02 in most).
             Training from 0.02 soon makes words of one kind indistinguishable, from 1 it does not.
         codes_from_codebook: start code embeddings and the rows of the generation head from the codec's codebook.
@@ -53,26 +57,27 @@ class ModelConfig:
             none, texts without a template can be trained on, and conversations are refused.
         fit: how pictures of other shapes are read by the paths diffusion and vq: `crop` = they fill the frame, and what
             stands out is cut off, `pad` = they are whole, on gray; saved with the checkpoint. None = that of
-            `from_pretrained`, else `crop`. Pictures that are drawn fill their frame; `image_tokens` of a source keeps
+            the checkpoint, else `crop`. Pictures that are drawn fill their frame; `image_tokens` of a source keeps
             the shape of either.
         unconditional: what stands in place of a prompt that is dropped, and of the one that guidance leads away from:
             see `HybridGenProcessor`; None = as the checkpoint has it, from scratch `empty`.
     """
 
     from_pretrained: FilePath | None = None
+    grow_from: FilePath | None = None
     language_model: FilePath | None = None
     vision_model: FilePath | None = None
     text_config: dict | None = None
     vision_config: dict | None = None
     diffusion_config: dict | None = None
     vq_config: dict | None = None
-    understanding_bidirectional: bool = False
+    understanding_bidirectional: bool | None = None
     vision_feature_layer: int | list | None = None
     aligner: dict | None = None
-    native_aspect: bool = False
-    aligner_depth: int = 2
-    aligner_hidden_act: str = "gelu"
-    initializer_range: float = 0.02
+    native_aspect: bool | None = None
+    aligner_depth: int | None = None
+    aligner_hidden_act: str | None = None
+    initializer_range: float | None = None
     tie_word_embeddings: bool | None = None
     embedding_std: float | None = None
     codes_from_codebook: bool = False
@@ -81,6 +86,11 @@ class ModelConfig:
     fit: str | None = None
     unconditional: str | None = None
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+
+    @property
+    def start(self) -> str | None:
+        """The checkpoint of hybridgen that the model is, or grows from."""
+        return self.from_pretrained or self.grow_from
 
 
 @dataclass

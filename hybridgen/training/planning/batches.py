@@ -31,7 +31,7 @@ from hybridgen.training.config import strict
 from hybridgen.training.config.checks import check
 from hybridgen.training.config.parts import codec_folders, hybrid_config
 from hybridgen.training.config.schema import TrainConfig
-from hybridgen.training.stages.building import build_processor
+from hybridgen.training.stages.building import build_or_load_tokenizer, build_processor
 from hybridgen.training.stages.model import draw_batch_noise
 
 CAPTION = 32  # tokens of a caption, where no data say
@@ -114,7 +114,7 @@ def plan_config(path: str | Path, overrides: list[str]) -> tuple[TrainConfig, li
     config = strict.build(TrainConfig, content)
     if config.stage != "model":
         raise ValueError(f"stage is {config.stage!r}; only runs of the stage 'model' can be planned")
-    for key in ("from_pretrained", "language_model", "vision_model"):
+    for key in ("from_pretrained", "grow_from", "language_model", "vision_model"):
         folder = getattr(config.model, key)
         if folder is not None and not is_there(folder):
             raise ValueError(
@@ -138,7 +138,7 @@ def planned_data(config: TrainConfig, processes: int) -> PlannedData:
     if missing := _missing(config):
         return _assumed(config, missing)
     loader, hybrid, processor = planned_loader(config, processes)
-    codecs = codec_folders(config.codec, config.model.from_pretrained)
+    codecs = codec_folders(config.codec, config.model.start)
     batch = _with_noise(next(loader), config, hybrid, codecs)
     loader.close()
     return PlannedData(hybrid, batch, codecs, list(loader.shares()), processor.image_processor)
@@ -173,10 +173,11 @@ def _missing(config: TrainConfig) -> list[str]:
             named[f"data.sources.{number}.source"] = source.source
     missing = [f"{key} {str(value)!r}" for key, value in named.items() if value is not None and not is_there(value)]
     if config.model.from_pretrained is None:
+        folders = codec_folders(config.codec, config.model.start)
         needs_vae = (config.model.diffusion_config or {}).get("in_channels", 3) != 3
         for key, folder, needed in (
-            ("codec.vae", config.codec.vae, needs_vae),
-            ("codec.vq", config.codec.vq, config.model.vq_config is not None),
+            ("codec.vae", folders["vae"], needs_vae),
+            ("codec.vq", folders["vq"], config.model.vq_config is not None),
         ):
             missing += [f"{key} (names none)"] if needed and folder is None else []
     return missing
@@ -193,11 +194,15 @@ def is_there(named: str | Path) -> bool:
 
 
 def _assumed(config: TrainConfig, missing: list[str]) -> PlannedData:
-    folders = codec_folders(config.codec, config.model.from_pretrained)
+    folders = codec_folders(config.codec, config.model.start)
     codecs = {name: folder if folder is not None and is_there(folder) else None for name, folder in folders.items()}
-    vocabulary = config.model.tokenizer.vocab_size
-    first = vocabulary - len(CONTROL_TOKENS)
-    ids = {f"{name}_token_id": first + number for number, name in enumerate(CONTROL_TOKENS)}
+    if config.model.grow_from is not None:
+        tokenizer = build_or_load_tokenizer(config, [])  # the checkpoint's, which is there
+        vocabulary, ids = len(tokenizer), image_token_ids(tokenizer)
+    else:
+        vocabulary = config.model.tokenizer.vocab_size
+        first = vocabulary - len(CONTROL_TOKENS)
+        ids = {f"{name}_token_id": first + number for number, name in enumerate(CONTROL_TOKENS)}
     hybrid = _model_config(config, vocabulary, ids)
     tokens = SpecialTokens(
         hybrid.begin_image_token_id, hybrid.end_image_token_id, 0,

@@ -14,14 +14,13 @@ from pathlib import Path
 import diffusers
 import psutil
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from hybridgen.bridges.backbones import check_text, decoder_of
 from hybridgen.bridges.chat_templates import add_role_tokens, load_template
 from hybridgen.bridges.pretrained_parts import image_settings
-from hybridgen.checkpoints.loading import model_settings, require_weights
+from hybridgen.checkpoints.loading import require_weights
 from hybridgen.codecs.frozen import VAECodec, VQCodec, load_vq
 from hybridgen.configuration_hybridgen import HybridGenConfig, check_memory
 from hybridgen.core.messages import DEFAULT_CHAT_TEMPLATE, parts
@@ -36,9 +35,16 @@ from hybridgen.pipeline_hybridgen import HybridGenPipeline, load_pipeline
 from hybridgen.processing_hybridgen import HybridGenProcessor, add_image_tokens, build_tokenizer, image_token_ids
 from hybridgen.sampling.schedules import scheduler_named
 from hybridgen.tokenization_hybridgen import has_role_tokens
-from hybridgen.training.config.parts import codec_factors, hybrid_config, said_of, tower_folder
+from hybridgen.training.config.parts import codec_factors, hybrid_config, tower_folder
 from hybridgen.training.config.schema import FROM_SCRATCH, ModelConfig, SamplingConfig, TrainConfig
+from hybridgen.training.config.sections import said_of
 from hybridgen.training.distributed.fsdp import drop_weights
+from hybridgen.training.stages.growing import (
+    empty_model,
+    grown_tokenizer,
+    saved_config,
+    take_checkpoint,
+)
 from hybridgen.training.state.checkpointing import saved_steps
 
 LOOK = 100  # records of a source that are looked at for a conversation, where there is no chat template
@@ -65,7 +71,7 @@ def build_parts(config: TrainConfig, weights: bool = True) -> Parts:
     """
     1. Open the sources.
     2. Load or train the tokenizer, find the chat template, load the codecs.
-    3. Make the model and the processor that fits it.
+    3. Make the model, from scratch or out of a checkpoint, and the processor that fits it.
 
     Args:
         weights: of the model; without them it is on the meta device, to be filled by another process.
@@ -79,34 +85,65 @@ def build_parts(config: TrainConfig, weights: bool = True) -> Parts:
     require_template(template, config, [*sources, *validation])
     vq = None if config.codec.vq is None else load_vq(config.codec.vq)
     vae = None if config.codec.vae is None else load_vae(config.codec.vae)
-    if config.model.from_pretrained is not None:
-        folder = config.model.from_pretrained
-        start = load_pipeline(folder) if weights else load_pipeline(folder, empty_model(saved_config(folder)))
-        start.model.float()  # half precision loses the small steps of an optimizer; autocast makes training fast
+    start = _start(config.model, weights)
+    if start is not None:
         vq, vae = start.vq_model if vq is None else vq, start.vae if vae is None else vae
-        defaults = _sampling_defaults(config.sampling, start.model.config, start.sampling_defaults or {})
-        scheduler = _scheduler(config.sampling, start.model.config, start.scheduler)
-        start.processor.chat_template = template
-        start.processor.fit = config.model.fit or start.processor.fit
-        start.processor.unconditional = config.model.unconditional or start.processor.unconditional
-        pipeline = HybridGenPipeline(start.model, start.processor, scheduler, vae, vq, defaults)
-        return Parts(pipeline, sources, validation)
-    model = build_model(config.model, tokenizer, config.seed, weights)
-    if config.model.codes_from_codebook and weights:
-        start_from_codebook(model, VQCodec(vq).codebook, config.seed)
-    processor = HybridGenProcessor.for_config(
-        model.config,
+    if config.model.from_pretrained is not None:
+        model, processor = start.model.float(), start.processor  # half precision loses an optimizer's small steps
+        processor.chat_template = template
+        processor.fit = config.model.fit or processor.fit
+        processor.unconditional = config.model.unconditional or processor.unconditional
+    else:
+        model = build_model(config.model, tokenizer, config.seed, weights)
+        if config.model.codes_from_codebook and weights:
+            start_from_codebook(model, VQCodec(vq).codebook, config.seed)
+        vae_factor = 1 if vae is None else VAECodec(vae).downsample_factor
+        vq_factor = None if vq is None else VQCodec(vq).downsample_factor
+        processor = _processor(config.model, model.config, tokenizer, template, vae_factor, vq_factor)
+    defaults = _sampling_defaults(config.sampling, model.config, _drawn_before(start, model.config))
+    scheduler = _scheduler(config.sampling, model.config, None if start is None else start.scheduler)
+    return Parts(HybridGenPipeline(model, processor, scheduler, vae, vq, defaults), sources, validation)
+
+
+def _start(model: ModelConfig, weights: bool) -> HybridGenPipeline | None:
+    """The checkpoint that training begins with; empty where its weights are another process', or a larger model's."""
+    if model.start is None:
+        return None
+    is_whole = weights and model.grow_from is None
+    return load_pipeline(model.start, None if is_whole else empty_model(saved_config(model.start)))
+
+
+def _drawn_before(start: HybridGenPipeline | None, model: HybridGenConfig) -> dict[str, dict]:
+    """How each path draws unless the config says otherwise: as in the checkpoint, and one that it lacks as from
+    scratch."""
+    if start is None:
+        return FROM_SCRATCH
+    known = start.model.config.paths
+    new = {path: FROM_SCRATCH[path] for path in WRITING_PATHS if path in model.paths and path not in known}
+    return new | (start.sampling_defaults or {})
+
+
+def _processor(
+    model: ModelConfig,
+    hybrid: HybridGenConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    template: str | dict | None,
+    vae_factor: int,
+    vq_factor: int | None,
+) -> HybridGenProcessor:
+    """A processor for a model from scratch, or for one that grew: then with the settings that the checkpoint's had."""
+    start = None if model.grow_from is None else HybridGenProcessor.from_pretrained(model.grow_from)
+    return HybridGenProcessor.for_config(
+        hybrid,
         tokenizer,
-        _tower_images(config.model, model.config),
-        vae_factor=1 if vae is None else VAECodec(vae).downsample_factor,
-        vq_factor=None if vq is None else VQCodec(vq).downsample_factor,
+        _tower_images(model, hybrid) if start is None else start.image_processor,
+        vae_factor,
+        vq_factor,
+        None if start is None else start.default_size,
         chat_template=template,
-        fit=config.model.fit or "crop",
-        unconditional=config.model.unconditional or "empty",
+        fit=model.fit or ("crop" if start is None else start.fit),
+        unconditional=model.unconditional or ("empty" if start is None else start.unconditional),
     )
-    defaults = _sampling_defaults(config.sampling, model.config, FROM_SCRATCH)
-    pipeline = HybridGenPipeline(model, processor, _scheduler(config.sampling, model.config), vae, vq, defaults)
-    return Parts(pipeline, sources, validation)
 
 
 def _sampling_defaults(sampling: SamplingConfig, model: HybridGenConfig, before: dict[str, dict]) -> dict | None:
@@ -164,17 +201,9 @@ def build_processor(config: TrainConfig, sources: list[DocumentSource]) -> Hybri
         return processor
     tokenizer = build_or_load_tokenizer(config, sources, save=False)
     hybrid = hybrid_config(config.model, vocab_size=len(tokenizer), **image_token_ids(tokenizer))
-    factors = codec_factors(hybrid, config.codec)
-    return HybridGenProcessor.for_config(
-        hybrid,
-        tokenizer,
-        _tower_images(config.model, hybrid),
-        vae_factor=factors.get("diffusion", 1),
-        vq_factor=factors.get("vq"),
-        chat_template=find_template(config, tokenizer),
-        fit=config.model.fit or "crop",
-        unconditional=config.model.unconditional or "empty",
-    )
+    factors = codec_factors(hybrid, config.codec, config.model.start)
+    template = find_template(config, tokenizer)
+    return _processor(config.model, hybrid, tokenizer, template, factors.get("diffusion", 1), factors.get("vq"))
 
 
 def _tower_images(config: ModelConfig, hybrid: HybridGenConfig) -> HybridGenImageProcessor | None:
@@ -186,11 +215,12 @@ def _tower_images(config: ModelConfig, hybrid: HybridGenConfig) -> HybridGenImag
 
 
 def find_template(config: TrainConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> str | dict | None:
-    """The chat template that the config names, else that of the tokenizer (None = of `model.from_pretrained`)."""
+    """The chat template that the config names, else that of the checkpoint it starts from, else the tokenizer's (None =
+    that of the checkpoint)."""
     named, own = config.model.chat_template, None
-    if tokenizer is None:
-        processor = HybridGenProcessor.from_pretrained(config.model.from_pretrained)
-        own, tokenizer = processor.chat_template, processor.tokenizer
+    if config.model.start is not None:
+        processor = HybridGenProcessor.from_pretrained(config.model.start)
+        own, tokenizer = processor.chat_template, processor.tokenizer if tokenizer is None else tokenizer
     if named is not None:
         with said_of("model.chat_template"):
             return load_template(named, tokenizer)
@@ -201,7 +231,7 @@ def require_template(template: str | dict | None, config: TrainConfig, sources: 
     """Raises ValueError if there is no chat template, and conversations are to be trained on, or sampled."""
     if template is not None:
         return
-    folder = config.model.from_pretrained or config.model.tokenizer.path or config.model.language_model
+    folder = config.model.start or config.model.tokenizer.path or config.model.language_model
     needing = next((where for source in sources if (where := first_conversation(source)) is not None), None)
     if needing is None and not config.sampling.every:
         return
@@ -226,11 +256,12 @@ def first_conversation(source: DocumentSource) -> str | None:
 def build_model(
     config: ModelConfig, tokenizer: PreTrainedTokenizerBase, seed: int, weights: bool = True
 ) -> HybridGenForConditionalGeneration:
-    """Random weights of this seed, and pretrained ones of the parts that the config names; or no `weights`, only their
-    shapes."""
+    """Random weights of this seed, and pretrained ones of the parts or the checkpoint that the config names; or no
+    `weights`, only their shapes."""
     hybrid = hybrid_config(config, vocab_size=len(tokenizer), **image_token_ids(tokenizer))
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        setattr(hybrid.text_config, name, getattr(tokenizer, name))
+    if config.grow_from is None:  # a checkpoint has them, and may have several that end a text
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(hybrid.text_config, name, getattr(tokenizer, name))
     if not weights:
         return empty_model(hybrid)
     with torch.random.fork_rng():
@@ -243,20 +274,9 @@ def build_model(
             take_language_model(model, config.language_model)
     if config.vision_model is not None:
         take_vision_model(model, config.vision_model)
+    if config.grow_from is not None:
+        take_checkpoint(model, config.grow_from, tokenizer)
     return model
-
-
-def empty_model(config: HybridGenConfig) -> HybridGenForConditionalGeneration:
-    """A model whose parameters are on the meta device: shapes without memory. Its buffers are real."""
-    with init_empty_weights(include_buffers=False):
-        model = HybridGenForConditionalGeneration(config)
-    model.tie_weights()
-    return model
-
-
-def saved_config(checkpoint: str) -> HybridGenConfig:
-    """The config of the model in a pipeline's folder."""
-    return HybridGenConfig.from_dict(model_settings(Path(checkpoint) / "model"))
 
 
 def take_language_model(model: HybridGenForConditionalGeneration, folder: str) -> None:
@@ -297,8 +317,11 @@ def start_from_codebook(model: HybridGenForConditionalGeneration, codebook: Tens
 def build_or_load_tokenizer(
     config: TrainConfig, sources: list[DocumentSource], save: bool = True
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a pretrained part, of a folder, of this run when it goes on, or one trained now."""
+    """The tokenizer of a checkpoint that grows, of a pretrained part, of a folder, of this run when it goes on, or one
+    trained now."""
     settings, saved = config.model.tokenizer, Path(config.output_dir) / "tokenizer"
+    if config.model.grow_from is not None:
+        return grown_tokenizer(config.model.grow_from, roles=config.model.chat_template == "hybridgen")
     folder = settings.path or config.model.language_model
     if folder is None and config.resume != "never" and saved_steps(saved.parent / "state") and saved.is_dir():
         folder = str(saved)

@@ -216,13 +216,14 @@ def start(folder: Path, configs: dict[str, str]) -> None:
 
 
 def test_a_sharded_model_starts_whole_in_one_process_only(tmp_path):
-    """From scratch, with a pretrained backbone, from a pipeline, and an adapter on that: the others hold their rows and
-    one tensor more, or two (gloo's thread may let go of one only after the next has begun), and the weights are those
-    of one process, to the bit."""
+    """From scratch, with a pretrained backbone, from a pipeline, an adapter on that, and twice its layers: the others
+    hold their rows and one tensor more, or two (gloo's thread may let go of one only after the next has begun), and the
+    weights are those of one process, to the bit."""
     data = tmp_path / "lines.jsonl"
     data.write_text("".join(f'{{"text": "line {k}"}}\n' for k in range(20)))
     models = {"scratch": SCRATCH, "backbone": f"language_model: {decoder_in(tmp_path / 'decoder', tied=False)}"}
     models |= dict.fromkeys(("pipeline", "adapter"), f"from_pretrained: {tmp_path / 'alone/checkpoint'}")
+    models["grown"] = f"grow_from: {tmp_path / 'alone/checkpoint'}, text_config: {{num_hidden_layers: 12}}"
     configs = {}
     for kind, model in models.items():
         folder = tmp_path / kind

@@ -51,6 +51,8 @@ def test_two_processes_speak_with_one_voice_and_end_with_the_path(tmp_path):
     assert out.splitlines() == [str(tmp_path / "run" / name) for name in ("checkpoint", "report.html")]
     lines = [line for line in err.splitlines() if line.strip()]
     assert [line.split()[1] for line in lines] == ["1/4", "2/4", "3/4", "4/4"], err
+    states = tmp_path / "run" / "state" / "step_000004"
+    assert {file.name for file in states.glob("random_states_*")} == {"random_states_0.pkl", "random_states_1.pkl"}
 
 
 def test_a_mistake_ends_in_its_sentence(tmp_path):

@@ -121,11 +121,10 @@ def test_bf16_is_autocast_where_weights_are_sharded(tmp_path):
     assert losses["two"] != pytest.approx(losses["fp32"], abs=1e-3)
 
 
-def test_accelerate_starts_two(tmp_path, alone):
-    """The command of configs/accelerate/ddp.yaml, on a machine without a GPU."""
-    config, toy = ROOT / "configs/accelerate/ddp.yaml", ROOT / "tests/training/toy.py"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
-    command += ["--num_processes", "2", "--main_process_port", "0", str(toy), str(tmp_path / "two"), "dropout=0"]
+def test_torchrun_starts_two(tmp_path, alone):
+    """As test_launched.py has `accelerate launch` do."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(ROOT / "tests/training/toy.py"), str(tmp_path / "two"), "dropout=0"]
     command += [f"{key}={json.dumps(value)}" for key, value in SHARED.items()]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)

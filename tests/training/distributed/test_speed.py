@@ -14,6 +14,7 @@ from torch._subclasses import FakeTensor
 from hybridgen.core.objectives import total
 from hybridgen.training.distributed.precision import choose_attention, set_attention
 from hybridgen.training.distributed.speed import compile_layers, compiler_found, eagerly
+from tests.training.processes import ProcessGroup
 from tests.training.stages.test_model import all_tasks, stage_of
 
 CPU = torch.device("cpu")
@@ -85,13 +86,12 @@ def check_flex_attention_stays_compiled() -> None:
 
 
 @pytest.mark.skipif(not compiler_found(CPU), reason="no C++ compiler")
-def test_flex_attention_stays_compiled_where_layers_run_as_written():
+def test_flex_attention_stays_compiled_where_layers_run_as_written(tmp_path):
     """As written it makes all scores (B, heads, N, N), in float32: 25 GB of a row of 8,192 tokens and 32 heads.
 
     In a process of its own: after other shapes torch compiles for any, which flex attention on a CPU cannot (2.13).
     """
-    program = f"from {__name__} import *; check_flex_attention_stays_compiled()"
-    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT)
+    ProcessGroup(tmp_path, check_flex_attention_stays_compiled).finish()
 
 
 @pytest.mark.skipif(not compiler_found(CPU), reason="no C++ compiler")

@@ -3,8 +3,6 @@
 import json
 import math
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +23,7 @@ from hybridgen.training.distributed.processes import make_accelerator
 from hybridgen.training.stages.pictures import PictureLoader
 from hybridgen.training.stages.vae import VAEStage, VAETrainingModel, build_vae
 from tests.data.in_memory import drawings, source_of
+from tests.training.processes import ProcessGroup
 from tests.training.stages.test_perceptual import resnet
 from tests.training.stages.test_vq import metrics_of
 
@@ -160,6 +159,10 @@ def test_two_batches_a_step_are_one_of_twice_the_rows(tmp_path):
     assert metrics_of(whole.parent)[-1]["adversarial_weight"] > 0
 
 
+def train_given(file: Path, words: list[str]) -> None:
+    train(load_config(file, words))
+
+
 def test_two_processes_are_one(tmp_path):
     """The second optimizer and the scores included; each process sees half of the pictures."""
     terms = {"adversarial": {"start": 1, "channels": 8, "layers": 2}}
@@ -168,10 +171,8 @@ def test_two_processes_are_one(tmp_path):
     two = tmp_path / "two"
     two.mkdir()
     (two / "given.yaml").write_text(yaml.safe_dump(content_of(two, **terms)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += [str(ROOT / "scripts" / "train.py"), str(two / "given.yaml"), *words, "data.per_device_batch_size=2"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=280, check=False)
-    assert done.returncode == 0, done.stderr
+    words += ["data.per_device_batch_size=2"]
+    ProcessGroup(tmp_path / "logs", train_given, 2, "ddp", file=two / "given.yaml", words=words).finish()
     names = ["loss", "loss/kl", "loss/adversarial", "loss/discriminator", "adversarial_weight", "psnr"]
     for ours, theirs in zip(metrics_of(two), metrics_of(alone), strict=True):
         more = [name for name in theirs if name.startswith("validation/")]

@@ -1,8 +1,7 @@
 """States on disk: whole or not there, checked before they are trusted, and a full disk costs nothing that was saved."""
 
 import os
-import subprocess
-import sys
+import resource
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 from hybridgen.core.files import read_json, write_json
 from hybridgen.training.state import checkpointing as states
 from tests.core.disk_calls import assert_flushed_first, recorded
+from tests.training.processes import ProcessGroup
 
 ROOT = Path(__file__).parents[3]
 
@@ -108,36 +108,29 @@ def test_damage_is_found_and_passed_over(tmp_path, accelerator):
     assert states.choose_state("auto", tmp_path / "empty", said.append) is None
 
 
-FULL_DISK = """
-import resource, sys
-from pathlib import Path
-import torch
-from accelerate import Accelerator
-from safetensors.torch import save_file
-from hybridgen.training.state import checkpointing as states
-
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # no file may grow beyond: writing fails half way
-big = {"big": torch.zeros(100_000)}
-for write in (
-    lambda aside: torch.save(big, aside / "optimizer.bin"),
-    lambda aside: save_file(big, aside / "model.safetensors"),
-    lambda aside: (aside / "trainer.json").write_bytes(bytes(200_000)),
-):
-    try:
-        with states.whole_folder(Path(sys.argv[1]) / "step_000002", Accelerator(cpu=True)) as aside:
-            write(aside)
-    except OSError as error:
-        print(error)
-"""
+def save_on_a_full_disk(folder: Path) -> None:
+    """Says how each library fails."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # no file may grow beyond: writing fails half way
+    big = {"big": torch.zeros(100_000)}
+    for write in (
+        lambda aside: torch.save(big, aside / "optimizer.bin"),
+        lambda aside: save_file(big, aside / "model.safetensors"),
+        lambda aside: (aside / "trainer.json").write_bytes(bytes(200_000)),
+    ):
+        try:
+            with states.whole_folder(folder / "step_000002", Accelerator(cpu=True)) as aside:
+                write(aside)
+        except OSError as error:
+            print(error)
 
 
-def test_a_full_disk_costs_nothing_that_was_saved(tmp_path, accelerator):
+def test_a_full_disk_costs_nothing_that_was_saved(tmp_path, tmp_path_factory, accelerator):
     """Each library fails in its own way (RuntimeError, SafetensorError, OSError); the file size limit makes it real."""
     before = saved(tmp_path, 1, accelerator)
-    command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
-    sentences = result.stdout.splitlines()
-    assert len(sentences) == 3, result.stderr
+    sentences = (
+        ProcessGroup(tmp_path_factory.mktemp("logs"), save_on_a_full_disk, folder=tmp_path).finish().splitlines()
+    )
+    assert len(sentences) == 3, sentences
     for sentence in sentences:
         assert sentence.startswith(f"could not save {tmp_path / 'step_000002'} (")
         assert sentence.endswith("intact: free some space and start the same command again")
