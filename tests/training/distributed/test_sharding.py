@@ -56,8 +56,21 @@ class TwoBatches:
         pass
 
 
+CLIP = {
+    "model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "image_size": 16, "patch_size": 8,
+}  # fmt: skip
+RESAMPLER = {"num_latents": 3, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}
+RESAMPLED = {"vision_config": CLIP, "vision_feature_layer": -2, "aligner": {"type": "perceiver_resampler", **RESAMPLER}}
+
+
 def model_stage(
-    tasks, tied: bool = False, aligned: bool = False, cache: str | None = None, experts: bool = False
+    tasks,
+    tied: bool = False,
+    aligned: bool = False,
+    cache: str | None = None,
+    experts: bool = False,
+    resampled: bool = False,
 ) -> ModelStage:
     data = {"sources": [], "cache": cache}
     config = strict.build(TrainConfig, {"output_dir": "none", "steps": 1, "data": data, "precision": "fp32"})
@@ -65,7 +78,8 @@ def model_stage(
     diffusion |= {"alignment_layer": 1} if aligned else {}
     diffusion |= {"modality_experts": experts}
     backbone = "qwen3_moe" if experts else "qwen3"
-    pipeline = tiny_pipeline(backbone=backbone, tie_word_embeddings=tied, diffusion_config=diffusion)
+    reading = RESAMPLED if resampled else {}
+    pipeline = tiny_pipeline(backbone=backbone, tie_word_embeddings=tied, diffusion_config=diffusion, **reading)
     return ModelStage(config, pipeline, RowLoader(Mixture(tasks), pipeline.processor, 2, 80, prefetch=0))
 
 
@@ -100,13 +114,16 @@ def train_hybrid(folder: Path, of: int, gradient_checkpointing: bool = False, ti
         ("fsdp2", {"aligned": True, "cache": True}),
         ("ddp", {"experts": True}),
         ("fsdp2", {"experts": True}),
+        ("ddp", {"resampled": True}),
+        ("fsdp2", {"resampled": True}),
     ],
 )
 def test_one_with_text_and_one_with_pictures(tmp_path, form, kind):
     """No process waits for the other, in training or validation, and the weights are those of one process that saw
     both. Worst difference of a weight seen after 3 steps of Muon (bf16 inside): DDP 0, FSDP2 3e-6, with alignment 2e-5;
     of a loss: 2e-7. With mixtures of experts, to whose experts for images no token of one of the two comes, and a loss
-    that balances them. In the two, activations are recomputed, and logits may be made in tiles, which adds no more."""
+    that balances them. With a tower whose last layer no feature comes from, and a resampler behind it. In the two,
+    activations are recomputed, and logits may be made in tiles, which adds no more."""
     kind = kind | ({"cache": str(tmp_path / "cache")} if "cache" in kind else {})
     train_hybrid(tmp_path / "one", of=1, **{name: value for name, value in kind.items() if name != "tiled"})
     arguments = {"folder": tmp_path / "two", "of": 2, "gradient_checkpointing": True, **kind}
