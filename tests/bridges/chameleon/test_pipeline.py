@@ -53,7 +53,7 @@ def test_logits_of_texts(both):
     words = [token for token in range(400) if token not in both.image_tokens]
     assert (
         worst(ours[:, words], masked[:, words]) < 1e-5
-    )  # measured 5e-6: positions of padded rows are counted otherwise
+    )  # measured 2.6e-6: positions of padded rows are counted otherwise
     assert (masked[:, both.image_tokens] == torch.finfo(torch.float32).min).all()
     assert worst(ours, raw_logits(both, input_ids=ids, attention_mask=mask)[mask.bool()]) < 1e-5
 
@@ -161,7 +161,7 @@ def test_the_decoder_is_that_of_taming_transformers(both):
     vectors = both.theirs.model.vqmodel.quantize.embedding(codes).permute(0, 3, 1, 2)
     with torch.no_grad():
         expected = oracle(both.theirs.model.vqmodel.post_quant_conv(vectors))
-    assert worst(codec.decode(codes), expected) < 1e-5  # measured 2e-6
+    assert worst(codec.decode(codes), expected) < 1e-5  # measured 6e-6
 
 
 def diffusers_name(name: str, levels: int) -> str:
