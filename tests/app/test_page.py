@@ -201,6 +201,7 @@ def test_type_draw_see_ask_chat_and_replay(page, browser, tmp_path):
     tab.click("#take")
     tab.wait_for_selector("#prompt textarea:visible")
 
+    tab.wait_for_timeout(1000)  # the page chooses the tab twice: gradio repeats the last of a handler's outputs
     tab.get_by_role("tab", name="Chat").click()
     tab.get_by_role("button", name="How it answers").click()
     tab.get_by_label("Answer with").click()
