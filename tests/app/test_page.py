@@ -120,7 +120,7 @@ def opened(browser, address: str, viewport: dict):
     tab.on("pageerror", lambda error: wrong.append(str(error)))
     ours = (address, "data:", "blob:")
     tab.on("request", lambda asked: None if asked.url.startswith(ours) else wrong.append(asked.url))
-    tab.set_default_timeout(30_000)
+    tab.set_default_timeout(60_000)
     tab.goto(address)
     tab.wait_for_selector("#prompt textarea")
     return tab, wrong
@@ -201,9 +201,11 @@ def test_type_draw_see_ask_chat_and_replay(page, browser, tmp_path):
     tab.click("#take")
     tab.wait_for_selector("#prompt textarea:visible")
 
-    tab.wait_for_timeout(1000)  # the page chooses the tab twice: gradio repeats the last of a handler's outputs
-    tab.get_by_role("tab", name="Chat").click()
-    tab.get_by_role("button", name="How it answers").click()
+    settings = tab.get_by_role("button", name="How it answers")
+    while not settings.is_visible():  # gradio repeats a handler's last outputs, so Draw may be chosen once more
+        tab.get_by_role("tab", name="Chat").click()
+        tab.wait_for_timeout(1000)
+    settings.click()
     tab.get_by_label("Answer with").click()
     tab.get_by_role("option", name="a picture").click()
     tab.fill("#message textarea", PROMPT)
