@@ -15,7 +15,6 @@ from hybridgen.bridges.chameleon.configs import code_tokens
 from hybridgen.bridges.chameleon.conversion import load_chameleon
 from hybridgen.bridges.chameleon.report import lost
 from hybridgen.bridges.families import convert
-from hybridgen.cli import main as cli
 from hybridgen.pipeline_hybridgen import load_pipeline
 from tests.bridges.janus.test_conversion import assert_same, change, tensors_of
 from tests.chameleons import CODES, VARIANTS, code_name, save_transformers, tiny_chameleon, tiny_decoder
@@ -32,18 +31,6 @@ def folder(request, tmp_path_factory) -> Path:
 @pytest.fixture
 def plain(tmp_path) -> Path:
     return save_transformers(tmp_path / "plain")
-
-
-@pytest.fixture
-def run(capsys):
-    """`hybridgen convert ...`: exit code, lines of stdout, stderr."""
-
-    def call(*arguments) -> tuple[int, list[str], str]:
-        code = cli.main(["convert", *map(str, arguments)])
-        printed = capsys.readouterr()
-        return code, printed.out.splitlines(), printed.err
-
-    return call
 
 
 def with_decoder(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:

@@ -17,7 +17,6 @@ from transformers import AutoModelForImageTextToText, JanusForConditionalGenerat
 from hybridgen.bridges.janus.conversion import convert, load_janus
 from hybridgen.bridges.janus.prompts import open_tokenizer
 from hybridgen.bridges.janus.report import lost
-from hybridgen.cli import main as cli
 from hybridgen.modeling_hybridgen import HybridGenForConditionalGeneration
 from hybridgen.pipeline_hybridgen import load_pipeline
 from tests.januses import VARIANTS, save_transformers, tiny_janus
@@ -35,18 +34,6 @@ def folder(request, tmp_path_factory) -> Path:
 @pytest.fixture
 def plain(tmp_path) -> Path:
     return save_transformers(tmp_path / "plain")
-
-
-@pytest.fixture
-def run(capsys):
-    """`hybridgen convert ...`: exit code, lines of stdout, stderr."""
-
-    def call(*arguments) -> tuple[int, list[str], str]:
-        code = cli.main(["convert", *map(str, arguments)])
-        printed = capsys.readouterr()
-        return code, printed.out.splitlines(), printed.err
-
-    return call
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:

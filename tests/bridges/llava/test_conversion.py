@@ -15,7 +15,6 @@ from hybridgen.bridges.families import convert
 from hybridgen.bridges.folders import other_tokens
 from hybridgen.bridges.llava.checkpoint import open_llava
 from hybridgen.bridges.llava.report import lost
-from hybridgen.cli import main as cli
 from hybridgen.pipeline_hybridgen import load_pipeline
 from tests.bridges.janus.test_conversion import assert_same, change, tensors_of
 from tests.foreign_tokenizers import llama2
@@ -32,18 +31,6 @@ def folder(request, tmp_path_factory) -> Path:
 @pytest.fixture
 def plain(tmp_path) -> Path:
     return save_transformers(tmp_path / "plain")
-
-
-@pytest.fixture
-def run(capsys):
-    """`hybridgen convert ...`: exit code, lines of stdout, stderr."""
-
-    def call(*arguments) -> tuple[int, list[str], str]:
-        code = cli.main(["convert", *map(str, arguments)])
-        printed = capsys.readouterr()
-        return code, printed.out.splitlines(), printed.err
-
-    return call
 
 
 def test_transformers_layout_comes_back_byte_for_byte(folder, tmp_path):
